@@ -1,0 +1,100 @@
+"""Tab completion after ``%snakepit`` and ``%%snakepit``."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING
+
+from .parsing import COMMANDS, cell_parser, command_parsers, line_parser
+
+if TYPE_CHECKING:
+    from .magics import SnakepitMagics
+
+
+class Completer:
+    """Knows what may follow in a line.
+
+    Parameters
+    ----------
+    magics
+        Knows the pools, sessions, tools and variables.
+    """
+
+    def __init__(self, magics: SnakepitMagics) -> None:
+        self._magics = magics
+        self._options = {
+            name: _options_of(parser) for name, parser in command_parsers(line_parser()).items()
+        }
+        self._cell_options = _options_of(cell_parser())
+        self._words: dict[str, Callable[[], Iterable[str]]] = {
+            "call": self._tools,
+            "tools": self._tools,
+            "push": self._variables,
+            "stop": self._pools,
+            "restart": self._pools,
+            "status": self._pools,
+            "sessions": self._pools,
+            "logs": self._pools,
+            "use": self._sessions,
+            "cancel": lambda: map(str, magics.jobs),
+            "help": lambda: COMMANDS,
+        }
+        self._values: dict[str, Callable[[], Iterable[str]]] = {
+            "--session": self._sessions,
+            "--pool": self._pools,
+            "--push": self._variables,
+            "--adapter": self._classes,
+            "-a": self._classes,
+        }
+
+    def complete(self, line: str, symbol: str) -> list[str]:
+        """Return what may stand in the place of the last word.
+
+        Parameters
+        ----------
+        line
+            The line up to the cursor.
+        symbol
+            The word that the cursor stands at the end of.
+        """
+        before = line[: len(line) - len(symbol)].split()
+        if not before:
+            return []
+        magic, *words = before
+        if magic.startswith("%%"):
+            candidates = self._after(words, self._cell_options, lambda: ())
+        elif not words:
+            candidates = list(COMMANDS)
+        else:
+            command = words[0]
+            usual = self._words.get(command, lambda: ())
+            candidates = self._after(words, self._options.get(command, []), usual)
+        return sorted(word for word in candidates if word.startswith(symbol))
+
+    def _after(
+        self, words: list[str], options: list[str], usual: Callable[[], Iterable[str]]
+    ) -> list[str]:
+        value = self._values.get(words[-1]) if words else None
+        return list(value()) if value is not None else [*usual(), *options]
+
+    def _pools(self) -> Iterable[str]:
+        return self._magics.pools
+
+    def _sessions(self) -> Iterable[str]:
+        return [name for pool in self._magics.pools.values() for name in pool.status().sessions]
+
+    def _tools(self) -> Iterable[str]:
+        pool = self._magics.pools.get(self._magics.chosen_pool)
+        return pool.tool_names() if pool is not None else ()
+
+    def _variables(self) -> Iterable[str]:
+        return [name for name in self._magics.shell.user_ns if not name.startswith("_")]
+
+    def _classes(self) -> Iterable[str]:
+        namespace = self._magics.shell.user_ns.items()
+        return [name for name, value in namespace if isinstance(value, type) and name[0] != "_"]
+
+
+def _options_of(parser: object) -> list[str]:
+    actions = getattr(parser, "_actions", [])
+    return [option for action in actions for option in action.option_strings]

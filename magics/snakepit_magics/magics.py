@@ -1,0 +1,352 @@
+"""The magics themselves."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import subprocess
+import sys
+from argparse import Namespace
+from collections.abc import Sequence
+from typing import Any
+
+from IPython.core.error import TryNext, UsageError
+from IPython.core.interactiveshell import InteractiveShell
+from IPython.core.magic import Magics, line_cell_magic, magics_class, no_var_expand
+
+from snakepit_kernel import (
+    CellError,
+    CellResult,
+    InvalidArguments,
+    Pool,
+    PoolClosed,
+    PoolStatus,
+    Session,
+    SnakepitError,
+    ToolError,
+    ToolNotFound,
+)
+from snakepit_kernel.errors import suggest
+
+from .completion import Completer
+from .jobs import Job
+from .notebook import notebook_session
+from .parsing import (
+    arguments_of,
+    cell_parser,
+    environment_of,
+    help_text,
+    line_parser,
+    names_of,
+)
+from .showing import as_cell_error, raise_here, shower, shown_in_one_line
+
+
+@magics_class
+class SnakepitMagics(Magics):
+    """``%snakepit`` and ``%%snakepit``, and the pools that they opened.
+
+    Parameters
+    ----------
+    shell
+        The shell that they belong to.
+    """
+
+    shell: InteractiveShell
+
+    def __init__(self, shell: InteractiveShell) -> None:
+        super().__init__(shell)
+        self.pools: dict[str, Pool] = {}
+        self.chosen_pool = "default"
+        self.chosen_session: str | None = None
+        self.jobs: dict[int, Job] = {}
+        self._start_options: dict[str, dict[str, Any]] = {}
+        self._parser = line_parser()
+        self._cell_parser = cell_parser()
+
+    @classmethod
+    def of(cls, shell: InteractiveShell) -> SnakepitMagics | None:
+        """Return the magics of a shell, or None when it has none."""
+        found = shell.magics_manager.registry.get(cls.__name__)
+        return found if isinstance(found, cls) else None
+
+    @no_var_expand  # braces and dollars belong to the cell and to the arguments
+    @line_cell_magic
+    def snakepit(self, line: str, cell: str | None = None) -> Any:  # noqa: D102 - see below
+        try:
+            if cell is not None:
+                return self._run_cell(self._cell_parser.parse(line), cell)
+            options = self._parser.parse(line)
+            if options.command is None:
+                return self._overview()
+            return getattr(self, f"_{options.command}")(options)
+        except CellError:
+            raise
+        except (ToolNotFound, InvalidArguments, PoolClosed) as mistake:
+            raise UsageError(str(mistake)) from mistake
+        except SnakepitError as failure:
+            raise shown_in_one_line(failure) from None
+        except (ValueError, TypeError, OSError) as mistake:
+            raise UsageError(str(mistake)) from mistake
+
+    snakepit.__doc__ = help_text()  # what %snakepit? shows
+
+    # -- pools ---------------------------------------------------------------------------------
+
+    def _start(self, options: Namespace) -> Pool:
+        given = {
+            "workers": options.workers,
+            "timeout": options.timeout,
+            "queue_timeout": options.queue_timeout,
+            "max_queue": options.max_queue,
+            "grace": options.grace,
+            "cwd": options.cwd,
+            "kernel_name": options.kernel_name,
+        }
+        chosen = {name: value for name, value in given.items() if value is not None}
+        chosen |= {
+            "name": options.name,
+            "adapter": self._adapter(options.adapter),
+            "preload": names_of(options.preload),
+            "env": environment_of(options.env),
+        }
+        if options.name in self._running():
+            msg = (
+                f"pool {options.name!r} is running already; "
+                f"%snakepit restart {options.name} opens it anew, --name NAME opens another one"
+            )
+            raise UsageError(msg)
+        return self._open(chosen)
+
+    def _open(self, options: dict[str, Any]) -> Pool:
+        pool = Pool(**options)
+        self.pools[pool.name] = pool
+        self._start_options[pool.name] = options
+        self.chosen_pool = pool.name
+        return pool
+
+    def _adapter(self, text: str | None) -> object:
+        """Return a class of the notebook of that name; else it names a module."""
+        found = self.shell.user_ns.get(text) if text else None
+        return found if isinstance(found, type) else text
+
+    def _stop(self, options: Namespace) -> None:
+        names = list(self._running()) if options.all else [self._pool(options.name).name]
+        for name in names:
+            self.pools.pop(name).terminate()
+            print(f"pool {name} has ended")  # noqa: T201 - what a magic says to its user
+
+    def _restart(self, options: Namespace) -> Pool:
+        pool = self._pool(options.name)
+        pool.terminate()
+        return self._open(self._start_options[pool.name])
+
+    def _status(self, options: Namespace) -> PoolStatus:
+        return self._pool(options.name).status()
+
+    def _logs(self, options: Namespace) -> None:
+        for worker, text in self._pool(options.name).logs().items():
+            print(f"--- {worker}\n{text or '(nothing)'}")  # noqa: T201
+
+    def _running(self) -> dict[str, Pool]:
+        self.pools = {name: pool for name, pool in self.pools.items() if pool.is_open}
+        return self.pools
+
+    def _pool(self, name: str | None = None) -> Pool:
+        wanted = name or self.chosen_pool
+        running = self._running()
+        if wanted in running:
+            return running[wanted]
+        if not running:
+            msg = "no pool is running; %snakepit start opens one"
+            raise UsageError(msg)
+        msg = f"there is no pool {wanted!r}{suggest(wanted, running)}"
+        raise UsageError(msg)
+
+    # -- sessions ------------------------------------------------------------------------------
+
+    def _use(self, options: Namespace) -> None:
+        if options.pool is None and options.session is None:
+            msg = "%snakepit use: name a session, or a pool by --pool NAME"
+            raise UsageError(msg)
+        if options.pool is not None:
+            self.chosen_pool = self._pool(options.pool).name
+        if options.session is not None:
+            self._pool().session(options.session)  # checks the name
+            self.chosen_session = options.session
+
+    def _sessions(self, options: Namespace) -> None:
+        chosen = self._session_name(None)
+        names = dict.fromkeys([*self._pool(options.name).status().sessions, chosen])
+        for name in names:
+            print(f"{'*' if name == chosen else ' '} {name}")  # noqa: T201
+
+    def _session_name(self, name: str | None) -> str:
+        return name or self.chosen_session or notebook_session(self.shell)
+
+    def _session(self, name: str | None, pool: str | None = None) -> Session:
+        return self._pool(pool).session(self._session_name(name))
+
+    # -- tools ---------------------------------------------------------------------------------
+
+    def _tools(self, options: Namespace) -> None:
+        tools = self._pool().tools
+        if options.tool is None:
+            print(tools)  # noqa: T201
+            return
+        info = tools[options.tool]
+        print(f"{info.name}{info.signature}\n\n{info.description}".rstrip())  # noqa: T201
+
+    def _call(self, options: Namespace) -> Any:
+        arguments = arguments_of(options.arguments, self.shell.user_ns)
+        session = self._session(options.session)
+        limit = {} if options.timeout is None else {"timeout": options.timeout}
+        try:
+            return session.call(options.tool, arguments, **limit)
+        except ToolError as error:
+            return raise_here(as_cell_error(error))
+
+    def _push(self, options: Namespace) -> None:
+        variables = self._variables(names_of(options.names))
+        self._session(options.session).push(variables, worker=options.worker)
+
+    def _pull(self, options: Namespace) -> None:
+        names = names_of(options.names)
+        try:
+            pulled = self._session(options.session).pull(names, worker=options.worker)
+        except NameError as error:
+            raise UsageError(str(error)) from error
+        self.shell.push(pulled)
+
+    def _variables(self, names: list[str]) -> dict[str, Any]:
+        namespace = self.shell.user_ns
+        for name in names:
+            if name not in namespace:
+                known = [key for key in namespace if not key.startswith("_")]
+                msg = f"name {name!r} is not defined in this notebook{suggest(name, known)}"
+                raise UsageError(msg)
+        return {name: namespace[name] for name in names}
+
+    # -- cells ---------------------------------------------------------------------------------
+
+    def _run_cell(self, options: Namespace, code: str) -> None:
+        session = self._session(options.session, options.pool)
+        pull = names_of(options.pull)
+        arguments: dict[str, Any] = {
+            "push": self._variables(names_of(options.push)),
+            "pull": pull,
+            "on_message": shower(self.shell),
+        }
+        if options.timeout is not None:
+            arguments["timeout"] = options.timeout
+        if options.background:
+            workers = self._pool(options.pool).slots() if options.all else [options.worker]
+            self._run_in_background(session, code, workers, arguments)
+        elif options.all:
+            self._take(session.run_all(code, **arguments))
+        else:
+            self._take([session.run(code, worker=options.worker, **arguments)])
+
+    def _take(self, results: list[CellResult]) -> None:
+        """Take over the variables that were asked for; raise the first error."""
+        for result in results:
+            if result.error is not None:
+                raise_here(result.error)
+        if len(results) == 1:
+            self.shell.push(results[0].pulled)
+        else:  # of each worker its own value
+            names = results[0].pulled
+            self.shell.push({name: [result.pulled[name] for result in results] for name in names})
+
+    def _run_in_background(
+        self,
+        session: Session,
+        code: str,
+        workers: Sequence[int | None],
+        arguments: dict[str, Any],
+    ) -> None:
+        number = max(self.jobs, default=0) + 1
+        title = next((line for line in code.splitlines() if line.strip()), "")
+
+        async def work() -> list[CellResult]:
+            return await asyncio.gather(
+                *(session.arun(code, worker=worker, **arguments) for worker in workers)
+            )
+
+        job = self.jobs[number] = Job(number, title, work, self._end_job)
+        job.start()
+        print(f"job {number} started; %snakepit jobs shows it")  # noqa: T201
+
+    def _end_job(self, job: Job) -> None:
+        if job.state == "done":
+            self._take(job.results)
+            return
+        for result in job.results:
+            if result.error is not None:
+                print("\n".join(result.error.traceback), file=sys.stderr)  # noqa: T201
+        print(f"{job}: {job.error or ''}".rstrip(": "), file=sys.stderr)  # noqa: T201
+
+    def _jobs(self, _: Namespace) -> None:
+        for job in self.jobs.values():
+            print(job)  # noqa: T201
+        if not self.jobs:
+            print("no jobs")  # noqa: T201
+
+    def _cancel(self, options: Namespace) -> None:
+        job = self.jobs.get(options.job)
+        if job is None:
+            msg = f"there is no job {options.job}{suggest(str(options.job), map(str, self.jobs))}"
+            raise UsageError(msg)
+        if not job.cancel():
+            print(job)  # noqa: T201
+
+    # -- help ----------------------------------------------------------------------------------
+
+    def _overview(self) -> None:
+        running = self._running()
+        if running:
+            for name, pool in running.items():
+                print(f"{'*' if name == self.chosen_pool else ' '} {pool!r}")  # noqa: T201
+        else:
+            print("no pool is running; %snakepit start opens one")  # noqa: T201
+        print(f"session {self._session_name(None)}; %snakepit help shows the commands")  # noqa: T201
+
+    def _help(self, options: Namespace) -> None:
+        print(help_text(options.about))  # noqa: T201
+
+    def _doctor(self, _: Namespace) -> None:
+        # In a process of its own: it looks at the installation as a shell sees it.
+        done = subprocess.run(
+            [sys.executable, "-m", "snakepit_kernel", "doctor"],
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        print(done.stdout + done.stderr, end="")  # noqa: T201
+
+    # -- the shell -----------------------------------------------------------------------------
+
+    def complete_with_tab(self) -> None:
+        """Complete commands, options and names after ``%snakepit``."""
+        completer = Completer(self)
+
+        def complete(_: object, event: Any) -> list[str]:
+            found = completer.complete(event.line, event.symbol)
+            if not found:
+                raise TryNext
+            return found
+
+        for prefix in ("%snakepit", "%%snakepit"):
+            self.shell.set_hook("complete_command", complete, str_key=prefix)
+
+    def withdraw(self) -> None:
+        """End the pools, and take the magics out of the shell."""
+        for job in self.jobs.values():
+            job.cancel()
+        for pool in self._running().values():
+            pool.terminate()
+        manager = self.shell.magics_manager
+        manager.registry.pop(type(self).__name__, None)
+        for kind in ("line", "cell"):
+            with contextlib.suppress(KeyError):
+                del manager.magics[kind]["snakepit"]

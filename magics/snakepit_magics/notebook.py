@@ -1,0 +1,27 @@
+"""Which notebook this is: its path names its session."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+from pathlib import PurePath
+
+from IPython.core.interactiveshell import InteractiveShell
+
+_PATH_VARIABLE = "JPY_SESSION_NAME"  # jupyter_server puts the notebook's path there
+_VSCODE_NAME = "__vsc_ipynb_file__"  # VS Code puts it among the notebook's variables
+
+
+def notebook_session(shell: InteractiveShell) -> str:
+    """Return the name of the notebook's session: from its path where Jupyter tells, else ``main``.
+
+    The name is made of the file's own, for people, and of a digest of the whole path, so that two
+    notebooks of one name are two sessions.
+    """
+    path = os.environ.get(_PATH_VARIABLE) or shell.user_ns.get(_VSCODE_NAME)
+    if not path:
+        return "main"
+    stem = re.sub(r"[^A-Za-z0-9_.-]+", "-", PurePath(str(path)).stem).strip("-._") or "notebook"
+    digest = hashlib.sha256(str(path).encode()).hexdigest()[:8]
+    return f"{stem[:50]}-{digest}"

@@ -1,0 +1,212 @@
+"""The command line of ``%snakepit``, built in plain functions."""
+
+from __future__ import annotations
+
+import argparse
+import ast
+import shlex
+from collections.abc import Mapping
+from typing import Any, NoReturn
+
+from IPython.core.error import UsageError
+
+from snakepit_kernel.errors import suggest
+
+DESCRIPTION = "A pool of worker kernels, and what to do with it."
+
+COMMANDS = {
+    "start": "open a pool, and give it: pool = %%snakepit start --workers 2",
+    "stop": "end a pool and everything its workers started",
+    "restart": "end a pool and open it again with the same options",
+    "status": "show the workers, their state, calls and memory",
+    "tools": "list the tools, or describe one",
+    "call": "call a tool: %%snakepit call price item=tea amount=2",
+    "use": "choose the session, or the pool, that cells and calls go to",
+    "sessions": "list the sessions",
+    "push": "copy variables of this notebook to a worker",
+    "pull": "copy variables of a worker to this notebook",
+    "jobs": "list what runs in the background",
+    "cancel": "cancel a background job",
+    "logs": "show the last output of the workers' processes",
+    "doctor": "check the installation, and say what to do",
+    "help": "show this, or the options of a command",
+}
+
+
+class Parser(argparse.ArgumentParser):
+    """A parser whose errors are one line, and that never leaves the interpreter."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        kwargs |= {"add_help": False, "allow_abbrev": False}
+        super().__init__(*args, **kwargs)
+
+    def error(self, message: str) -> NoReturn:
+        """Raise the one line that IPython shows for a mistake."""
+        raise UsageError(f"%{self.prog}: {message}")
+
+    def parse(self, line: str) -> argparse.Namespace:
+        """Parse a line; say what is wrong with a bad one, and what would be right."""
+        try:
+            words = shlex.split(line)
+        except ValueError as error:
+            self.error(f"{str(error).lower()}; close the quotation")
+        commands = command_parsers(self)
+        if commands and words and words[0] not in commands:
+            self.error(f"there is no command {words[0]!r}{suggest(words[0], commands)}")
+        options, unknown = self.parse_known_args(words)
+        if unknown:
+            known = [o for action in self.all_actions(options) for o in action.option_strings]
+            self.error(f"unknown option or word {unknown[0]!r}{suggest(unknown[0], known)}")
+        return options
+
+    def all_actions(self, options: argparse.Namespace) -> list[argparse.Action]:
+        """Return the options that were possible."""
+        command = getattr(options, "command", None)
+        parser = command_parsers(self).get(command, self) if command else self
+        return parser._actions  # noqa: SLF001 - argparse has no other way to list them
+
+
+def line_parser() -> Parser:
+    """Build the parser of the line magic."""
+    parser = Parser(prog="snakepit", description=DESCRIPTION)
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND")
+    parsers = {name: commands.add_parser(name, help=text) for name, text in COMMANDS.items()}
+    _add_start_options(parsers["start"])
+    parsers["stop"].add_argument(
+        "name", nargs="?", help="name of the pool; default: the chosen one"
+    )
+    parsers["stop"].add_argument("--all", action="store_true", help="end all pools")
+    for command in ("restart", "status", "sessions", "logs"):
+        parsers[command].add_argument("name", nargs="?", help="name of the pool")
+    parsers["tools"].add_argument("tool", nargs="?", help="name of a tool")
+    _add_call_options(parsers["call"])
+    parsers["use"].add_argument("session", nargs="?", help="name of the session")
+    parsers["use"].add_argument("--pool", help="name of the pool")
+    for command in ("push", "pull"):
+        parsers[command].add_argument("names", nargs="+", help="names of variables")
+        parsers[command].add_argument("--worker", type=_whole, help="number of the worker")
+        parsers[command].add_argument("--session", help="name of the session")
+    parsers["cancel"].add_argument("job", type=_whole, help="number of the job")
+    parsers["help"].add_argument("about", nargs="?", choices=COMMANDS, help="a command")
+    for name, child in parsers.items():
+        child.prog = f"snakepit {name}"
+    return parser
+
+
+def _add_start_options(parser: Parser) -> None:
+    add = parser.add_argument
+    add("-w", "--workers", type=_whole, help="number of workers; default: the usable cores")
+    add("-a", "--adapter", help="the tools: module:Class, module, or a class of this notebook")
+    add("-n", "--name", default="default", help="name of the pool")
+    add("--preload", nargs="+", default=[], metavar="MODULE", help="modules to import in workers")
+    add("--timeout", type=_seconds, help="seconds for each call or cell")
+    add("--queue-timeout", type=_seconds, help="seconds to wait for a worker")
+    add("--max-queue", type=_whole, help="calls and cells that may wait")
+    add("--grace", type=_seconds, help="seconds to heed an interrupt or the end")
+    add("--cwd", help="working directory of the workers")
+    add("--env", nargs="+", default=[], metavar="NAME=VALUE", help="environment of the workers")
+    add("--kernel-name", help="kernelspec of the workers")
+
+
+def _add_call_options(parser: Parser) -> None:
+    parser.add_argument("tool", help="name of a tool")
+    parser.add_argument(
+        "arguments",
+        nargs="*",
+        metavar="NAME=VALUE",
+        help="arguments: Python literals, plain text, or @VARIABLE of this notebook",
+    )
+    parser.add_argument("--timeout", type=_seconds, help="seconds for the call")
+    parser.add_argument("--session", help="name of the session")
+
+
+def cell_parser() -> Parser:
+    """Build the parser of the cell magic."""
+    parser = Parser(prog="%snakepit", description="Run the cell in the session's worker.")
+    add = parser.add_argument
+    add("--session", help="name of the session; default: this notebook's")
+    add("--pool", help="name of the pool")
+    where = parser.add_mutually_exclusive_group()
+    where.add_argument("--worker", type=_whole, help="number of the worker")
+    where.add_argument("--all", action="store_true", help="run in every worker")
+    add("--background", action="store_true", help="do not wait; see %%snakepit jobs")
+    add("--timeout", type=_seconds, help="seconds for the cell")
+    add("--push", nargs="+", default=[], metavar="NAME", help="variables to copy there first")
+    add("--pull", nargs="+", default=[], metavar="NAME", help="variables to copy here afterwards")
+    return parser
+
+
+def command_parsers(parser: Parser) -> Mapping[str, Parser]:
+    """Return the parsers of the commands, by name."""
+    for action in parser._actions:  # noqa: SLF001 - argparse has no other way to ask
+        if isinstance(action, argparse._SubParsersAction):  # noqa: SLF001
+            return action.choices
+    return {}
+
+
+def help_text(about: str | None = None) -> str:
+    """Return the help of the magics, or of one command."""
+    parser = line_parser()
+    if about is not None:
+        return command_parsers(parser)[about].format_help()
+    cell = cell_parser().format_help()
+    return f"{parser.format_help()}\n{cell}\n%snakepit help COMMAND shows the options of a command."
+
+
+def names_of(words: list[str]) -> list[str]:
+    """Return names that were given with commas, blanks or both."""
+    return [name for word in words for name in word.split(",") if name]
+
+
+def environment_of(pairs: list[str]) -> dict[str, str]:
+    """Return environment variables of ``NAME=VALUE`` words."""
+    environment = {}
+    for pair in pairs:
+        name, separator, value = pair.partition("=")
+        if not separator or not name:
+            msg = f"%snakepit start: --env takes NAME=VALUE, not {pair!r}"
+            raise UsageError(msg)
+        environment[name] = value
+    return environment
+
+
+def arguments_of(words: list[str], variables: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a tool's arguments of ``NAME=VALUE`` words.
+
+    A value is a Python literal where it reads as one, ``@NAME`` for a variable of the notebook, and
+    text otherwise. Nothing is evaluated.
+    """
+    arguments = {}
+    for word in words:
+        name, separator, text = word.partition("=")
+        if not separator or not name:
+            msg = f"%snakepit call: an argument is NAME=VALUE, not {word!r}"
+            raise UsageError(msg)
+        if text.startswith("@"):
+            if text[1:] not in variables:
+                known = [key for key in variables if not key.startswith("_")]
+                msg = f"%snakepit call: there is no variable {text[1:]!r}{suggest(text[1:], known)}"
+                raise UsageError(msg)
+            arguments[name] = variables[text[1:]]
+            continue
+        try:
+            arguments[name] = ast.literal_eval(text)
+        except (ValueError, SyntaxError):
+            arguments[name] = text
+    return arguments
+
+
+def _whole(text: str) -> int:
+    try:
+        return int(text)
+    except ValueError:
+        msg = f"{text!r} is not a whole number"
+        raise argparse.ArgumentTypeError(msg) from None
+
+
+def _seconds(text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        msg = f"{text!r} is not a number of seconds"
+        raise argparse.ArgumentTypeError(msg) from None

@@ -1,0 +1,119 @@
+"""The commands and their options, and how misuse is told.
+
+Everything here is light: a command imports its module when it runs.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import click
+
+from .._version import __version__
+from ..errors import SnakepitError, suggest
+
+INTERRUPTED = 130
+"""Exit status after Ctrl-C, as shells have it: 128 and the number of SIGINT."""
+
+
+class Commands(click.Group):
+    """A group that names the nearest command when there is none of that name."""
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """Find the command that the first argument names."""
+        name = args[0]
+        if self.get_command(ctx, name) is None and not name.startswith("-"):
+            known = self.list_commands(ctx)
+            raise click.UsageError(f"there is no command {name!r}{suggest(name, known)}", ctx)
+        return super().resolve_command(ctx, args)
+
+
+@click.group(cls=Commands, invoke_without_command=True)
+@click.version_option(__version__, prog_name="snakepit", message="%(prog)s %(version)s")
+@click.pass_context
+def snakepit(context: click.Context) -> None:
+    """Supervised worker kernels for Jupyter."""
+    if context.invoked_subcommand is None:
+        click.echo(context.get_help())
+
+
+@snakepit.command()
+@click.option("--start", is_flag=True, help="Also start a kernel, run a cell and shut it down.")
+@click.option("--json", "as_json", is_flag=True, help="Print the findings as JSON.")
+@click.pass_context
+def doctor(context: click.Context, start: bool, as_json: bool) -> None:
+    """Check this installation, and say what to do about each problem.
+
+    The exit status is 1 when something is broken, else 0.
+    """
+    from .doctor import examine, show
+
+    findings = examine(start=start)
+    context.exit(show(findings, as_json=as_json))
+
+
+@snakepit.command()
+@click.option("--json", "as_json", is_flag=True, help="Print pools and runs as JSON.")
+def status(as_json: bool) -> None:
+    """Show your live pools and kernels, from any shell."""
+    from .status import show
+
+    show(as_json=as_json)
+
+
+@snakepit.command("new-adapter")
+@click.argument("name")
+@click.option(
+    "--directory",
+    type=click.Path(path_type=Path),
+    help="Where to write it; a new or an empty directory.  [default: ./NAME]",
+)
+def new_adapter(name: str, directory: Path | None) -> None:
+    """Write a small package with an adapter of two tools, and tests that pass."""
+    from .new_adapter import create
+
+    try:
+        folder = create(name, directory)
+    except ValueError as error:
+        raise click.UsageError(str(error)) from error
+    click.echo(f"wrote {folder}; try it: cd {folder} && pytest")
+
+
+def run(arguments: Sequence[str], *, program: str = "snakepit") -> int:
+    """Run one command line.
+
+    Parameters
+    ----------
+    arguments
+        What stands behind the program's name.
+    program
+        The program's name, for help and errors.
+
+    Returns
+    -------
+    int
+        The exit status: 0, 1 for a failure or a problem found, 2 for misuse. Misuse and failures
+        of the world are one line on standard error.
+    """
+    try:
+        outcome = snakepit.main(list(arguments), prog_name=program, standalone_mode=False)
+        if sys.stdout is not None:  # as it is when the shell closed it, `>&-`
+            sys.stdout.flush()
+    except click.ClickException as error:
+        return _complain(program, error.format_message(), error.exit_code)
+    except click.Abort:
+        return _complain(program, "interrupted", INTERRUPTED)
+    except BrokenPipeError:  # who read our output has gone, and wants no word about it
+        return 1
+    except (SnakepitError, OSError) as error:
+        return _complain(program, str(error), 1)
+    return outcome if isinstance(outcome, int) else 0
+
+
+def _complain(program: str, text: str, status: int) -> int:
+    click.echo(f"{program}: {' '.join(text.split())}", err=True)
+    return status

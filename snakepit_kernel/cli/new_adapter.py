@@ -1,0 +1,118 @@
+"""``snakepit new-adapter``: a small package to start from."""
+
+from __future__ import annotations
+
+import importlib.util
+import keyword
+import re
+import sys
+from importlib.resources import files
+from pathlib import Path
+from string import Template
+
+from .._version import __version__
+
+_NAME = re.compile(r"[A-Za-z]([A-Za-z0-9_]*[A-Za-z0-9])?")
+
+_FILES = {
+    "pyproject.toml.template": "pyproject.toml",
+    "README.md.template": "README.md",
+    "package.py.template": "{name}/__init__.py",
+    "tests.py.template": "tests/test_{name}.py",
+}
+"""Each template, and where it goes."""
+
+
+def create(name: str, directory: Path | None = None) -> Path:
+    """Write a package with an adapter, its tests and its README.
+
+    Parameters
+    ----------
+    name
+        Name of the package.
+    directory
+        Where to write it; ``./NAME`` by default. It is made when it is missing.
+
+    Returns
+    -------
+    pathlib.Path
+        The directory.
+
+    Raises
+    ------
+    ValueError
+        The name or the directory will not do; the text says why. Nothing was written.
+    OSError
+        A file could not be written.
+    """
+    check_package_name(name)
+    folder = Path(name) if directory is None else directory
+    check_folder(folder)
+    check_not_taken(name, folder)
+    contents = {folder / path: text for path, text in render(name).items()}
+    for path, text in contents.items():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text, encoding="utf-8")
+    return folder
+
+
+def render(name: str) -> dict[str, str]:
+    """Return the files of a package: the text of each by its path."""
+    values = {
+        "package": name,
+        "project": name.replace("_", "-"),
+        "adapter": class_name(name),
+        "version": __version__,
+    }
+    templates = files(__package__) / "templates"
+    return {
+        target.format(name=name): Template(
+            (templates / template).read_text(encoding="utf-8")
+        ).substitute(values)
+        for template, target in _FILES.items()
+    }
+
+
+def class_name(name: str) -> str:
+    """Return the adapter's name: ``ShopTools`` for ``shop``."""
+    camel = "".join(part[:1].upper() + part[1:] for part in name.split("_"))
+    return camel.removesuffix("Tools") + "Tools"
+
+
+def check_package_name(name: str) -> None:
+    """Raise `ValueError` when no package can have a name."""
+    if not _NAME.fullmatch(name) or keyword.iskeyword(name):
+        msg = (
+            f"{name!r} cannot be the name of a package: "
+            "it takes ASCII letters, digits and _ between them, no keyword, and a letter first"
+        )
+        raise ValueError(msg)
+    if name == "tests":
+        msg = "'tests' is the folder of the package's tests; choose another name"
+        raise ValueError(msg)
+
+
+def check_folder(folder: Path) -> None:
+    """Raise `ValueError` when a package cannot be written to a folder."""
+    if folder.exists() and not folder.is_dir():
+        msg = f"{folder} is not a directory; choose another one with --directory"
+        raise ValueError(msg)
+    if folder.exists() and any(folder.iterdir()):
+        msg = f"directory {folder} is not empty; choose another one with --directory"
+        raise ValueError(msg)
+
+
+def check_not_taken(name: str, folder: Path) -> None:
+    """Raise `ValueError` when a module has that name already: one would hide the other."""
+    if name in sys.stdlib_module_names:
+        msg = f"{name!r} is a module of Python's standard library; choose another name"
+        raise ValueError(msg)
+    spec = importlib.util.find_spec(name)
+    if spec is None:
+        return
+    places = {Path(place).absolute() for place in spec.submodule_search_locations or ()}
+    if spec.origin is None and places <= {folder.absolute()}:
+        return  # the empty folder itself, seen from the current directory as a namespace package
+    where = spec.origin or ", ".join(map(str, sorted(places)))
+    msg = f"{name!r} is the name of an installed module ({where}); choose another name"
+    raise ValueError(msg)

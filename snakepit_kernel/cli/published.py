@@ -1,0 +1,81 @@
+"""Pools as other processes see them: the files that their owners publish."""
+
+from __future__ import annotations
+
+import json
+import time
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from ..pool.status import PoolStatus, memory_of, status_path
+from ..processes.folders import is_leftover
+
+
+class UnreadablePool(ValueError):
+    """A pool's file is damaged, or was written by another version of this package."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(path)
+        self.path = path
+
+    def __str__(self) -> str:
+        return f"{self.path} cannot be read; was it written by another version of Snakepit?"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PublishedPool:
+    """What a pool's owner last wrote of it.
+
+    Attributes
+    ----------
+    folder
+        The pool's private directory.
+    status
+        The pool as it was.
+    written
+        When, in seconds since the epoch.
+    """
+
+    folder: Path
+    status: PoolStatus
+    written: float
+
+    @property
+    def is_live(self) -> bool:
+        """Whether the very process that opened the pool lives."""
+        return not is_leftover(self.folder)
+
+    def refreshed(self) -> PoolStatus:
+        """Return the status with the memory and the ages of this moment."""
+        age = max(0.0, time.time() - self.written)
+        workers = [
+            replace(worker, seconds=worker.seconds + age, memory_bytes=memory_of(worker.pid))
+            for worker in self.status.workers
+        ]
+        return replace(self.status, workers=workers)
+
+
+def pool_folders(directory: Path) -> list[Path]:
+    """Return the folders of a runtime directory in which a pool has published its status."""
+    # Below the folder of each run there is one for each of its pools.
+    return sorted(folder for folder in directory.glob("*/*") if status_path(folder).is_file())
+
+
+def read_pool(folder: Path) -> PublishedPool | None:
+    """Read what a pool published, or None when it has just gone.
+
+    Raises
+    ------
+    UnreadablePool
+        The file has not the form that this version writes.
+    """
+    path = status_path(folder)
+    try:
+        with path.open(encoding="utf-8") as file:
+            written = path.stat().st_mtime
+            status = PoolStatus.from_json(json.load(file))
+    except FileNotFoundError:
+        return None
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise UnreadablePool(path) from error
+    return PublishedPool(folder=folder, status=status, written=written)

@@ -1,0 +1,103 @@
+"""The doctor's live check: start a kernel, run a cell, shut it down, look what is left."""
+
+from __future__ import annotations
+
+import queue
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO, Any
+
+from ..errors import SnakepitError
+from ..processes.registry import Registry
+from ..processes.sweep import tagged_processes
+from .findings import Finding, ok, problem
+from .installation import KERNEL
+
+START_PATIENCE = 60.0
+"""Seconds that the kernel may take to become ready."""
+
+CELL_PATIENCE = 20.0
+"""Seconds that the cell may take."""
+
+
+def check_start() -> Iterator[Finding]:
+    """Start a kernel as Jupyter does, run ``1 + 1``, shut it down, and look what is left."""
+    from jupyter_client.kernelspec import NoSuchKernel
+    from jupyter_client.manager import KernelManager
+
+    name = "start"
+    began = time.monotonic()
+    manager = KernelManager(kernel_name=KERNEL)
+    with tempfile.TemporaryFile() as output:
+        try:
+            run_id = _start(manager, output)
+            answer = _one_plus_one(manager)
+        except NoSuchKernel:
+            yield problem(name, "there is no kernelspec to start", "see the finding on kernelspec")
+            return
+        # What jupyter_client raises for a kernel that dies, and for one that does not answer.
+        except (RuntimeError, TimeoutError, queue.Empty, OSError, SnakepitError) as error:
+            text = f"a kernel could not be used: {str(error) or type(error).__name__}"
+            said = f"its last output: {_last_line(output)}"
+            yield problem(name, f"{text}; {said}", "mend what it says, or see the other findings")
+            return
+        finally:
+            if manager.has_kernel:
+                manager.shutdown_kernel()
+    took = time.monotonic() - began
+    wrong = list(_judge(run_id, answer, _left_behind(run_id, manager.connection_file)))
+    yield from wrong
+    if not wrong:
+        yield ok(name, f"a kernel started, ran 1 + 1 and left nothing, in {took:.2f} s")
+
+
+def _start(manager: Any, output: IO[bytes]) -> str:
+    """Start the kernel; return its run id, which is empty without our provisioner."""
+    manager.start_kernel(stdout=output, stderr=output)
+    return getattr(manager.provisioner, "run_id", "")
+
+
+def _one_plus_one(manager: Any) -> str:
+    """Run a cell; return its value as text, or what went wrong."""
+    client = manager.client()
+    client.start_channels()
+    try:
+        client.wait_for_ready(timeout=START_PATIENCE)
+        reply = client.execute(
+            "", user_expressions={"sum": "1 + 1"}, reply=True, timeout=CELL_PATIENCE
+        )
+    finally:
+        client.stop_channels()
+    value = reply["content"].get("user_expressions", {}).get("sum", {})
+    return str(value.get("data", {}).get("text/plain", value.get("evalue", "not known to it")))
+
+
+def _judge(run_id: str, answer: str, left: list[str]) -> Iterator[Finding]:
+    name = "start"
+    if not run_id:
+        text = f"kernel {KERNEL!r} started without our provisioner: nobody ends what it starts"
+        yield problem(name, text, "see the finding on kernelspec")
+    if answer != "2":
+        text = f"the kernel says that 1 + 1 is {answer}"
+        yield problem(name, text, "look what its startup files do: ipython locate profile")
+    if left:
+        text = f"the kernel left behind: {'; '.join(left)}"
+        yield problem(name, text, "end it by hand, and report this as a bug of snakepit", left)
+
+
+def _left_behind(run_id: str, connection_file: str) -> list[str]:
+    """Name what is left of a kernel that was shut down."""
+    processes = [item for item in tagged_processes() if item.run_id == run_id]
+    return [
+        *(f"process {item.identity.pid} {item.command}" for item in processes),
+        *(f"run {run.run_id} in the registry" for run in Registry().runs() if run.run_id == run_id),
+        *([connection_file] if Path(connection_file).exists() else []),
+    ]
+
+
+def _last_line(output: IO[bytes]) -> str:
+    output.seek(0)
+    lines = output.read().decode("utf-8", "replace").strip().splitlines()
+    return lines[-1] if lines else "none"

@@ -1,0 +1,284 @@
+"""Every exception of the package, and the tree they form.
+
+::
+
+    SnakepitError                 the world failed
+    ├── PoolSaturated             the queue was full
+    ├── QueueTimeout              no worker became free in time        (also TimeoutError)
+    ├── CallTimeout               a deadline passed                    (also TimeoutError)
+    ├── WorkerDied                a worker's process ended
+    ├── PoolClosed                the pool has ended                   (also RuntimeError)
+    ├── ToolNotFound              no tool of that name                 (also LookupError)
+    ├── InvalidArguments          arguments do not fit the tool        (also ValueError)
+    ├── ToolError                 an exception raised in a worker
+    │   └── CellError             … while it ran a cell
+    ├── StartFailed               a process could not be started
+    └── SurvivorsError            processes of a run could not be ended
+
+A mistake of the caller that has nothing to do with a pool is a plain ``ValueError`` or
+``TypeError``. Errors carry fields and can be pickled.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Sequence
+
+__all__ = [
+    "CallTimeout",
+    "CellError",
+    "InvalidArguments",
+    "PoolClosed",
+    "PoolSaturated",
+    "QueueTimeout",
+    "SnakepitError",
+    "StartFailed",
+    "SurvivorsError",
+    "ToolError",
+    "ToolNotFound",
+    "WorkerDied",
+]
+
+
+class SnakepitError(Exception):
+    """Base of all errors that this package raises for a failure of the world."""
+
+
+class PoolSaturated(SnakepitError):
+    """The queue of a pool was full; the work was not accepted."""
+
+    def __init__(self, pool: str, max_queue: int) -> None:
+        super().__init__(pool, max_queue)
+        self.pool = pool
+        self.max_queue = max_queue
+
+    def __str__(self) -> str:
+        return (
+            f"pool {self.pool!r} has {self.max_queue} calls waiting already (max_queue); "
+            "wait for some to end, or give the pool more workers or a longer queue"
+        )
+
+
+class QueueTimeout(SnakepitError, TimeoutError):
+    """No worker became free within ``queue_timeout``; the work never ran."""
+
+    def __init__(self, pool: str, waited: float) -> None:
+        super().__init__(pool, waited)
+        self.pool = pool
+        self.waited = waited
+
+    def __str__(self) -> str:
+        return (
+            f"no worker of pool {self.pool!r} became free within {self.waited:.3g} s "
+            "(queue_timeout); the call did not run"
+        )
+
+
+class CallTimeout(SnakepitError, TimeoutError):
+    """A call's deadline passed; its work was interrupted."""
+
+    def __init__(self, what: str, timeout: float, worker: str | None = None) -> None:
+        super().__init__(what, timeout, worker)
+        self.what = what
+        self.timeout = timeout
+        self.worker = worker
+
+    def __str__(self) -> str:
+        if self.worker is None:
+            return f"{self.what} did not start within its timeout of {self.timeout:.3g} s"
+        return (
+            f"{self.what} passed its timeout of {self.timeout:.3g} s "
+            f"on worker {self.worker} and was interrupted"
+        )
+
+
+class WorkerDied(SnakepitError):
+    """A worker's process ended while it was still wanted.
+
+    Attributes
+    ----------
+    worker
+        Name of the worker.
+    status
+        Its exit status; negative for a signal, as in :mod:`subprocess`. ``None`` when unknown.
+    output
+        The last of what the process wrote, at most 4 KiB.
+    """
+
+    def __init__(self, worker: str, status: int | None, output: str = "") -> None:
+        super().__init__(worker, status, output)
+        self.worker = worker
+        self.status = status
+        self.output = output
+
+    def __str__(self) -> str:
+        text = f"worker {self.worker} {describe_exit(self.status)}"
+        if self.output:
+            text += f"; its last output:\n{self.output}"
+        return text
+
+
+class PoolClosed(SnakepitError, RuntimeError):
+    """The pool was shut down, or belongs to another process."""
+
+    def __init__(self, pool: str, reason: str = "it was shut down") -> None:
+        super().__init__(pool, reason)
+        self.pool = pool
+        self.reason = reason
+
+    def __str__(self) -> str:
+        return f"pool {self.pool!r} is closed: {self.reason}"
+
+
+class ToolNotFound(SnakepitError, LookupError):
+    """A pool has no tool of that name."""
+
+    def __init__(self, tool: str, known: Sequence[str]) -> None:
+        super().__init__(tool, tuple(known))
+        self.tool = tool
+        self.known = tuple(known)
+
+    def __str__(self) -> str:
+        return f"there is no tool {self.tool!r}{suggest(self.tool, self.known)}"
+
+
+class InvalidArguments(SnakepitError, ValueError):
+    """The arguments do not fit the tool; the tool did not run.
+
+    Attributes
+    ----------
+    tool
+        Name of the tool.
+    problems
+        One sentence for each wrong, missing or unknown argument.
+    """
+
+    def __init__(self, tool: str, problems: Sequence[str]) -> None:
+        super().__init__(tool, tuple(problems))
+        self.tool = tool
+        self.problems = tuple(problems)
+
+    def __str__(self) -> str:
+        return f"{self.tool}: {'; '.join(self.problems)}"
+
+
+class ToolError(SnakepitError):
+    """An exception raised by code that ran in a worker.
+
+    Attributes
+    ----------
+    type_name
+        Name of the remote exception's class.
+    message
+        Its text.
+    remote_traceback
+        The full traceback of the worker, with causes, contexts and notes.
+
+    ``__cause__`` is the original exception when it could travel.
+    """
+
+    def __init__(self, type_name: str, message: str, remote_traceback: str = "") -> None:
+        super().__init__(type_name, message, remote_traceback)
+        self.type_name = type_name
+        self.message = message
+        self.remote_traceback = remote_traceback
+
+    def __str__(self) -> str:
+        text = f"{self.type_name}: {self.message}" if self.message else self.type_name
+        if self.remote_traceback:
+            text += f"\n\nin the worker:\n{self.remote_traceback.rstrip()}"
+        return text
+
+
+class CellError(ToolError):
+    """A cell raised in a worker; shows the worker's own traceback in a notebook.
+
+    Attributes
+    ----------
+    traceback
+        The worker's traceback as IPython formatted it, with colours, one entry a frame.
+    """
+
+    def __init__(self, type_name: str, message: str, traceback: Sequence[str] = ()) -> None:
+        super().__init__(type_name, message)
+        self.args = (type_name, message, tuple(traceback))
+        self.traceback = tuple(traceback)
+
+    def _render_traceback_(self) -> list[str]:
+        """Give IPython the worker's traceback in the place of our own frames."""
+        return list(self.traceback)
+
+
+class StartFailed(SnakepitError):
+    """A process could not be started, or never became ready.
+
+    Attributes
+    ----------
+    what
+        What was started.
+    cause
+        Why it failed.
+    output
+        The last of what the process wrote, at most 4 KiB.
+    """
+
+    def __init__(self, what: str, cause: str, output: str = "") -> None:
+        super().__init__(what, cause, output)
+        self.what = what
+        self.cause = cause
+        self.output = output
+
+    def __str__(self) -> str:
+        text = f"{self.what} could not start: {self.cause}"
+        if self.output:
+            text += f"\nits last output:\n{self.output}"
+        return text
+
+
+class SurvivorsError(SnakepitError):
+    """Processes of a run are still alive although everything was done to end them.
+
+    Attributes
+    ----------
+    run_id
+        The run they belong to.
+    survivors
+        One line for each: pid, state, command.
+    """
+
+    def __init__(self, run_id: str, survivors: Sequence[str]) -> None:
+        super().__init__(run_id, tuple(survivors))
+        self.run_id = run_id
+        self.survivors = tuple(survivors)
+
+    def __str__(self) -> str:
+        listed = "\n".join(f"  {line}" for line in self.survivors)
+        return f"processes of run {self.run_id} could not be ended:\n{listed}"
+
+
+def describe_exit(status: int | None) -> str:
+    """Say in words how a process ended, from its exit status as :mod:`subprocess` gives it."""
+    if status is None:
+        return "died"
+    if status >= 0:
+        return f"exited with status {status}"
+    import signal
+
+    try:
+        return f"was killed by {signal.Signals(-status).name}"
+    except ValueError:
+        return f"was killed by signal {-status}"
+
+
+def suggest(name: str, known: Iterable[str]) -> str:
+    """Return the end of a sentence that names what the user may have meant."""
+    names = sorted(known)
+    if not names:
+        return "; there are none"
+    begun = [known_name for known_name in names if len(name) > 1 and known_name.startswith(name)]
+    near = difflib.get_close_matches(name, names, n=1)
+    if begun or near:
+        near = [min(begun, key=len)] if begun else near
+        return f"; did you mean {near[0]!r}?"
+    listed = ", ".join(names[:12]) + (", …" if len(names) > 12 else "")
+    return f"; there are: {listed}"

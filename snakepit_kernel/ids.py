@@ -1,0 +1,70 @@
+"""Identifiers, and how each is minted."""
+
+from __future__ import annotations
+
+import base64
+import os
+import re
+import secrets
+
+RUN_ID_VARIABLE = "SNAKEPIT_RUN_ID"
+"""Environment variable that tags every process of a run."""
+
+RUN_ID_OPTION = "--snakepit-run-id="
+"""Command line option that does the same."""
+
+_RUN_ID = re.compile(r"[a-z2-7]{13}")
+_MARK = 1 << 62
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
+
+
+def new_run_id() -> str:
+    """Mint a run id: 13 lower-case characters that carry 60 random bits."""
+    return _spell(secrets.randbits(60))
+
+
+def run_mark(run_id: str) -> int:
+    """Return the number that marks a process of a run as a resource limit, see `guardian`."""
+    return _MARK | (int.from_bytes(base64.b32decode(run_id.upper() + "===")) >> 4)
+
+
+def run_id_of_mark(number: int) -> str | None:
+    """Return the run id in a resource limit, or None when the number is not a mark."""
+    return _spell(number ^ _MARK) if number >> 60 == _MARK >> 60 else None
+
+
+def _spell(number: int) -> str:
+    return base64.b32encode((number << 4).to_bytes(8)).decode("ascii").rstrip("=").lower()
+
+
+def is_run_id(text: str) -> bool:
+    """Whether a text has the form of a run id."""
+    return _RUN_ID.fullmatch(text) is not None
+
+
+def own_run_id() -> str | None:
+    """Return the run that this process belongs to, or None outside of any run."""
+    run_id = os.environ.get(RUN_ID_VARIABLE, "")
+    return run_id if is_run_id(run_id) else None
+
+
+def check_name(kind: str, name: object) -> str:
+    """Return a pool's, session's or tool's name, or say what a good one looks like.
+
+    Raises
+    ------
+    TypeError
+        It is not a string.
+    ValueError
+        It is not 1 to 64 characters of ``[A-Za-z0-9_.-]`` that start with a letter or a digit.
+    """
+    if not isinstance(name, str):
+        msg = f"{kind} name must be a string, not {type(name).__name__}"
+        raise TypeError(msg)
+    if not _NAME.fullmatch(name):
+        msg = (
+            f"{kind} name {name!r} must be 1 to 64 characters of A-Z a-z 0-9 _ . - "
+            "and start with a letter or a digit"
+        )
+        raise ValueError(msg)
+    return name

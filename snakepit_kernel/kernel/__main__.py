@@ -1,0 +1,14 @@
+"""Run the kernel: ``python -m snakepit_kernel.kernel -f CONNECTION_FILE``."""
+
+import sys
+from pathlib import Path
+
+if __name__ == "__main__":
+    # Imports must not find a user's random.py beside the notebook. IPython puts the working
+    # directory back once the kernel is up.
+    if sys.path and (sys.path[0] == "" or Path(sys.path[0]) == Path.cwd()):
+        del sys.path[0]
+
+    from snakepit_kernel.kernel.app import SnakepitKernelApp
+
+    SnakepitKernelApp.launch_instance()

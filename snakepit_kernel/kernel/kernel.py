@@ -1,0 +1,178 @@
+"""The kernel's class."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import importlib.util
+import os
+import signal
+import sys
+import threading
+import types
+from collections.abc import Iterator
+from typing import Any
+
+from ipykernel.ipkernel import IPythonKernel
+
+from ..ids import RUN_ID_OPTION, own_run_id
+from ..processes.identity import read_command
+
+_DEBUGGER_MODULE = "ipykernel.debugger"
+
+
+class SnakepitKernel(IPythonKernel):
+    """An IPython kernel whose interrupts spare its children, and whose debugger is lazy."""
+
+    # In ipykernel a trait that imports the debugger to check the class.
+    debugger_class: Any = None
+
+    def __init__(self, **kwargs: Any) -> None:
+        with _debugger_not_imported():
+            super().__init__(**kwargs)
+        self._interrupted_early = False
+        self._debugger_wanted = asyncio.Event()
+
+    # -- the debugger, imported when a client first asks for it --------------------------------
+
+    @property
+    def kernel_info(self) -> dict[str, Any]:
+        """Describe the kernel, the debugger included, without importing that."""
+        with _debugger_not_imported():
+            info: dict[str, Any] = super().kernel_info
+        features: list[str] = info["supported_features"]
+        if "debugger" not in features and importlib.util.find_spec("debugpy") is not None:
+            features.append("debugger")
+        return info
+
+    async def do_debug_request(self, msg: dict[str, Any]) -> dict[str, Any] | None:
+        """Handle a debug request; the first one creates the debugger."""
+        if not hasattr(self, "debugger"):
+            from ipykernel.debugger import Debugger
+
+            self.debugger = Debugger(
+                self.log,
+                self.debugpy_stream,
+                self._publish_debug_event,
+                self.debug_shell_socket,
+                self.session,
+                self._kernel_modules,
+                self.debug_just_my_code,
+                self.filter_internal_frames,
+            )
+            self._debugger_wanted.set()
+        reply: dict[str, Any] | None = await super().do_debug_request(msg)
+        return reply
+
+    async def poll_stopped_queue(self) -> None:
+        """Handle the debugger's stops, once there is one."""
+        await self._debugger_wanted.wait()
+        await super().poll_stopped_queue()
+
+    # -- interrupts ----------------------------------------------------------------------------
+
+    # ipykernel lets SIGINT raise wherever it is while it handles a request: before the cell runs,
+    # and the client never gets a reply; between two steps of the loop, and the kernel ends. Here it
+    # raises in the cell alone. One that comes before the cell begins is kept for it.
+
+    def pre_handler_hook(self) -> None:
+        """Keep an interrupt, from now on, for the cell that is about to run."""
+        self._interrupted_early = False
+        self.saved_sigint_handler = signal.signal(signal.SIGINT, self._keep_interrupt)
+
+    def _keep_interrupt(self, *_: object) -> None:
+        self._interrupted_early = True
+
+    async def do_execute(
+        self, code: str, silent: bool, *args: Any, **kwargs: Any
+    ) -> dict[str, Any]:
+        """Run a cell, which alone an interrupt may stop."""
+        if threading.current_thread() is not threading.main_thread():  # a subshell has no signals
+            return await self._execute(code, silent, *args, **kwargs)
+        previous = signal.signal(signal.SIGINT, signal.default_int_handler)
+        try:
+            if self._interrupted_early:
+                raise KeyboardInterrupt
+            return await self._execute(code, silent, *args, **kwargs)
+        except KeyboardInterrupt:
+            return self._interrupted_reply()
+        finally:
+            signal.signal(signal.SIGINT, previous)
+
+    async def _execute(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        reply: dict[str, Any] = await super().do_execute(*args, **kwargs)
+        return reply
+
+    def _interrupted_reply(self) -> dict[str, Any]:
+        """Tell the client that a cell was interrupted outside its own code."""
+        error = {"ename": "KeyboardInterrupt", "evalue": "", "traceback": ["KeyboardInterrupt"]}
+        self.send_response(self.iopub_socket, "error", error, ident=self._topic("error"))
+        return {
+            "status": "error",
+            **error,
+            "execution_count": self.execution_count,
+            "user_expressions": {},
+            "payload": [],
+        }
+
+    def _send_interrupt_children(self) -> None:
+        """Interrupt this process alone; ipykernel would interrupt its process group."""
+        os.kill(os.getpid(), signal.SIGINT)
+
+    @contextlib.contextmanager
+    def _cancel_on_sigint(self, future: asyncio.Future[Any]) -> Iterator[None]:
+        """Cancel a cell's coroutine on SIGINT, at once.
+
+        ipykernel schedules the cancellation in a way that does not wake a sleeping loop, so an
+        interrupted ``await`` ends only when something else happens.
+        """
+        loop = asyncio.get_running_loop()
+
+        def interrupt(*_: object) -> None:
+            loop.call_soon_threadsafe(future.cancel)
+
+        previous = signal.signal(signal.SIGINT, interrupt)
+        try:
+            yield
+        finally:
+            signal.signal(signal.SIGINT, previous)
+
+    # -- shutdown ------------------------------------------------------------------------------
+
+    async def _progressively_terminate_all_children(self) -> None:
+        """Ask the guardian to end the children, and do not wait for that.
+
+        ipykernel waits for them, its own zombies included, for up to 14 seconds.
+        """
+        if _parent_is_guardian():
+            os.kill(os.getppid(), signal.SIGUSR2)
+        else:
+            await super()._progressively_terminate_all_children()
+
+
+def _parent_is_guardian() -> bool:
+    """Whether a guardian runs this kernel.
+
+    The run id alone does not say so: a client that runs the kernel's command line itself may be
+    part of a run, and would die of the signal that is meant for a guardian.
+    """
+    guardian = f" {RUN_ID_OPTION}{own_run_id()} --mark="
+    return own_run_id() is not None and guardian in read_command(os.getppid())
+
+
+@contextlib.contextmanager
+def _debugger_not_imported() -> Iterator[None]:
+    """Let ipykernel believe that there is no debugger.
+
+    It imports debugpy, 110 ms and 7 MiB, to find out whether it can be imported.
+    """
+    if _DEBUGGER_MODULE in sys.modules:
+        yield
+        return
+    stand_in = types.ModuleType(_DEBUGGER_MODULE)
+    vars(stand_in)["_is_debugpy_available"] = False
+    sys.modules[_DEBUGGER_MODULE] = stand_in
+    try:
+        yield
+    finally:
+        del sys.modules[_DEBUGGER_MODULE]

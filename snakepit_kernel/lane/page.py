@@ -1,0 +1,55 @@
+"""The page that owner and worker share: it names the call that is to be interrupted.
+
+An interrupt is a signal, and a signal names no call. It may arrive when the call it was meant for
+has ended and the next one runs. So the owner writes the id of the call into the page first, and
+the worker compares.
+"""
+
+from __future__ import annotations
+
+import mmap
+import os
+import struct
+import tempfile
+
+_WORD = struct.Struct("<Q")
+
+
+class Page:
+    """One shared page of memory.
+
+    Parameters
+    ----------
+    descriptor
+        File descriptor of the page; the page takes it over.
+    """
+
+    def __init__(self, descriptor: int) -> None:
+        self.descriptor = descriptor
+        self._memory = mmap.mmap(descriptor, mmap.PAGESIZE)
+
+    @classmethod
+    def create(cls) -> Page:
+        """Make a new page that has no name in any file system."""
+        if hasattr(os, "memfd_create"):
+            descriptor = os.memfd_create("snakepit-page")
+        else:
+            with tempfile.TemporaryFile() as file:
+                descriptor = os.dup(file.fileno())
+        os.ftruncate(descriptor, mmap.PAGESIZE)
+        return cls(descriptor)
+
+    @property
+    def interrupted_call(self) -> int:
+        """The id of the call that is to be interrupted, or 0."""
+        word: int = _WORD.unpack_from(self._memory)[0]
+        return word
+
+    @interrupted_call.setter
+    def interrupted_call(self, call_id: int) -> None:
+        _WORD.pack_into(self._memory, 0, call_id)  # 8 aligned bytes: seen whole or not at all
+
+    def close(self) -> None:
+        """Unmap the page."""
+        self._memory.close()
+        os.close(self.descriptor)

@@ -1,0 +1,83 @@
+"""Where runtime and durable files live.
+
+Runtime files (sockets, connection files, logs of workers) go into a short private directory
+under Jupyter's runtime directory; durable ones under Jupyter's data directory. Both can be set,
+by ``SNAKEPIT_RUNTIME_DIR`` and ``SNAKEPIT_DATA_DIR``.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+import tempfile
+from pathlib import Path
+
+RUNTIME_VARIABLE = "SNAKEPIT_RUNTIME_DIR"
+DATA_VARIABLE = "SNAKEPIT_DATA_DIR"
+
+MAX_SOCKET_PATH = 107
+"""Bytes that a socket's path may have on Linux, less the final NUL."""
+
+_ROOM_FOR_NAMES = 44  # "/<run id>/<purpose>-<6>/<slot>.<incarnation>-5" and some to spare
+
+
+def runtime_dir() -> Path:
+    """Return the private directory for runtime files; make it when it is missing.
+
+    Raises
+    ------
+    PermissionError
+        It cannot be made or written, or others could write into it.
+    """
+    chosen = os.environ.get(RUNTIME_VARIABLE)
+    if chosen:
+        path = Path(chosen).absolute()
+    else:
+        from jupyter_core.paths import jupyter_runtime_dir
+
+        path = Path(jupyter_runtime_dir()).absolute() / "snakepit"
+        if not fits_sockets(path):
+            path = Path(tempfile.gettempdir()) / f"snakepit-{os.getuid()}"
+            if path.is_symlink():  # its name can be guessed, and anyone can write beside it
+                msg = f"directory {path} is a link; remove it, or set {RUNTIME_VARIABLE}"
+                raise PermissionError(msg)
+    return _private(path, RUNTIME_VARIABLE)
+
+
+def data_dir() -> Path:
+    """Return the private directory for durable files; make it when it is missing.
+
+    Raises
+    ------
+    PermissionError
+        It cannot be made or written, or others could write into it.
+    """
+    chosen = os.environ.get(DATA_VARIABLE)
+    if chosen:
+        return _private(Path(chosen).absolute(), DATA_VARIABLE)
+    from jupyter_core.paths import jupyter_data_dir
+
+    return _private(Path(jupyter_data_dir()).absolute() / "snakepit", DATA_VARIABLE)
+
+
+def fits_sockets(path: Path) -> bool:
+    """Whether a directory's path leaves room for the names of sockets in it."""
+    return len(os.fsencode(path)) + _ROOM_FOR_NAMES <= MAX_SOCKET_PATH
+
+
+def _private(path: Path, variable: str) -> Path:
+    try:
+        path.mkdir(mode=0o700, parents=True, exist_ok=True)
+        status = path.stat()
+        if status.st_uid == os.getuid() and stat.S_IMODE(status.st_mode) & 0o077:
+            path.chmod(0o700)
+    except OSError as error:
+        msg = f"cannot use directory {path}: {error.strerror}; set {variable} to another one"
+        raise PermissionError(msg) from error
+    if status.st_uid != os.getuid() or not os.access(path, os.W_OK | os.X_OK):
+        msg = (
+            f"directory {path} must belong to you and be writable; "
+            f"mend that, or set {variable} to another one"
+        )
+        raise PermissionError(msg)
+    return path

@@ -1,0 +1,241 @@
+"""Cells: executed over a worker's Jupyter shell channel, their output taken from iopub."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import zmq
+from jupyter_client.blocking.client import BlockingKernelClient
+from jupyter_client.connect import KernelConnectionInfo
+
+from ..errors import CellError
+from .results import CellResult
+
+OnMessage = Callable[[dict[str, Any]], None]
+
+WELCOME_PATIENCE = 5.0
+"""Seconds to wait until the subscription to a worker's output is in force."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Cell:
+    """A cell to be run.
+
+    Attributes
+    ----------
+    code
+        Its text.
+    on_message
+        Gets each of its iopub messages as it arrives.
+    with_value
+        Whether the value of its last expression is wanted.
+    push
+        Variables to set in the worker before it.
+    pull
+        Names of variables to fetch from the worker after it, if it did not raise.
+    """
+
+    code: str
+    on_message: OnMessage | None = None
+    with_value: bool = True
+    push: Mapping[str, Any] = field(default_factory=dict)
+    pull: Sequence[str] = ()
+
+
+class CellClient:
+    """A worker's Jupyter channels, used by whoever holds the worker.
+
+    Parameters
+    ----------
+    worker
+        Name of the worker.
+    connection
+        What its connection file holds.
+    context
+        ZeroMQ context, the synchronous one.
+    """
+
+    def __init__(
+        self, worker: str, connection: KernelConnectionInfo, context: zmq.Context[Any]
+    ) -> None:
+        self._worker = worker
+        self._client = BlockingKernelClient(context=context)
+        self._client.load_connection_info(connection)
+        self._client.start_channels(stdin=False, hb=False, control=False)
+        self._shell = self._client.shell_channel
+        self._iopub = self._client.iopub_channel
+        self._poller = zmq.Poller()
+        for channel in (self._shell, self._iopub):
+            self._poller.register(channel.socket, zmq.POLLIN)
+
+    def await_welcome(self, deadline: float | None, is_alive: Callable[[], bool]) -> None:
+        """Wait for the kernel's word that it has our subscription; output before it is lost.
+
+        Parameters and errors are those of `follow`.
+        """
+        patience = time.monotonic() + WELCOME_PATIENCE
+        until = patience if deadline is None else min(patience, deadline)
+        try:
+            while True:
+                for channel in self._ready(until, is_alive):
+                    if channel.get_msg(timeout=0)["msg_type"] == "iopub_welcome":
+                        return
+        except TimeoutError:
+            if until == deadline:
+                raise
+
+    def close(self) -> None:
+        """Close the channels."""
+        # Not stop_channels(): it would open the other channels to close them.
+        self._iopub.stop()
+        self._shell.stop()
+
+    def begin(self, cell: Cell) -> CellRun:
+        """Send a cell to the worker."""
+        result = CellResult(worker=self._worker)
+        request_id = self._client.execute(cell.code, allow_stdin=False, stop_on_error=False)
+        return CellRun(request_id, result, cell.on_message)
+
+    def follow(self, run: CellRun, deadline: float | None, is_alive: Callable[[], bool]) -> None:
+        """Collect what a cell gives until it has ended. Can be called again after an exception.
+
+        Parameters
+        ----------
+        run
+            The cell.
+        deadline
+            `time.monotonic` at which to give up; the cell goes on.
+        is_alive
+            Says whether the worker still lives; asked whenever nothing arrives.
+
+        Raises
+        ------
+        TimeoutError
+            The deadline passed.
+        ConnectionError
+            The worker is gone.
+        """
+        while not run.has_ended:
+            for channel in self._ready(deadline, is_alive):
+                message = channel.get_msg(timeout=0)
+                if message["parent_header"].get("msg_id") == run.request_id:
+                    run.take(message)
+
+    def _ready(self, deadline: float | None, is_alive: Callable[[], bool]) -> list[Any]:
+        """Wait until a channel has a message; return those that have."""
+        while True:
+            step = 0.1 if deadline is None else min(0.1, deadline - time.monotonic())
+            if step <= 0:
+                raise TimeoutError
+            # The step is not for output, which wakes us; it is for the death of the worker, of
+            # which a ZeroMQ socket says nothing.
+            events = dict(self._poller.poll(max(1, int(step * 1000))))
+            if events:
+                return [c for c in (self._iopub, self._shell) if c.socket in events]
+            if not is_alive():
+                raise ConnectionError
+
+
+class CellRun:
+    """A cell on its way: makes notebook outputs of messages until the last one is here.
+
+    Parameters
+    ----------
+    request_id
+        Id of the execute request.
+    result
+        Gets the outputs.
+    on_message
+        Gets each iopub message as it arrives.
+
+    Attributes
+    ----------
+    started_at
+        `time.monotonic` when the worker said that it had begun, or None.
+    """
+
+    def __init__(self, request_id: str, result: CellResult, on_message: OnMessage | None) -> None:
+        self.request_id = request_id
+        self.result = result
+        self.started_at: float | None = None
+        self._on_message = on_message
+        self._replied = False
+        self._idle = False
+        self._displays: dict[str, list[dict[str, Any]]] = {}
+        self._clear_next = False
+
+    @property
+    def has_ended(self) -> bool:
+        """Whether the reply and the last output are here."""
+        return self._replied and self._idle
+
+    def take(self, message: dict[str, Any]) -> None:
+        """Take in a message of this cell."""
+        content = message["content"]
+        if message["msg_type"] == "execute_reply":
+            self._replied = True
+            _take_reply(content, self.result)
+            return
+        if self._on_message is not None:
+            self._on_message(message)
+        self._take_output(message["msg_type"], content)
+
+    def _take_output(self, kind: str, content: dict[str, Any]) -> None:
+        match kind:
+            case "status":
+                self._idle = content["execution_state"] == "idle"
+                if self.started_at is None:
+                    self.started_at = time.monotonic()
+            case "stream":
+                self._add_stream(content)
+            case "display_data":
+                self._add(_rich("display_data", content), content)
+            case "execute_result":
+                output = _rich("execute_result", content)
+                output["execution_count"] = content["execution_count"]
+                self._add(output, content)
+            case "update_display_data":
+                self._update(content)
+            case "error":
+                self._add({"output_type": "error", **content}, {})
+            case "clear_output":
+                self._clear_next = content.get("wait", False)
+                if not self._clear_next:
+                    self.result.outputs.clear()
+
+    def _add(self, output: dict[str, Any], content: dict[str, Any]) -> None:
+        if self._clear_next:
+            self.result.outputs.clear()
+            self._clear_next = False
+        self.result.outputs.append(output)
+        display_id = content.get("transient", {}).get("display_id")
+        if display_id:
+            self._displays.setdefault(display_id, []).append(output)
+
+    def _add_stream(self, content: dict[str, Any]) -> None:
+        outputs = self.result.outputs
+        last = outputs[-1] if outputs and not self._clear_next else {}
+        if last.get("output_type") == "stream" and last["name"] == content["name"]:
+            last["text"] += content["text"]
+        else:
+            self._add({"output_type": "stream", **content}, {})
+
+    def _update(self, content: dict[str, Any]) -> None:
+        for output in self._displays.get(content["transient"]["display_id"], ()):
+            output["data"] = content["data"]
+            output["metadata"] = content["metadata"]
+
+
+def _rich(kind: str, content: dict[str, Any]) -> dict[str, Any]:
+    return {"output_type": kind, "data": content["data"], "metadata": content["metadata"]}
+
+
+def _take_reply(content: dict[str, Any], result: CellResult) -> None:
+    result.execution_count = content.get("execution_count")
+    if content["status"] == "error":
+        result.error = CellError(content["ename"], content["evalue"], content.get("traceback", ()))
+    elif content["status"] != "ok":
+        result.error = CellError("Aborted", "the worker did not run the cell")

@@ -1,0 +1,173 @@
+"""What a pool was asked to be: every option, checked before anything starts."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+from ..errors import suggest
+from ..ids import check_name
+from ..tools.registry import name_of
+
+Affinity = Literal["hint"]
+
+MAX_WORKERS = 150
+
+DEFAULT_QUEUE_TIMEOUT = 10.0
+"""Seconds that a caller who waits may stay in the queue when the pool was not told otherwise."""
+
+_THREAD_CAPS = (
+    "OMP_NUM_THREADS",
+    "OPENBLAS_NUM_THREADS",
+    "MKL_NUM_THREADS",
+    "NUMEXPR_NUM_THREADS",
+    "VECLIB_MAXIMUM_THREADS",
+)
+
+
+def usable_cores() -> int:
+    """Return the number of cores that this process may use."""
+    return len(os.sched_getaffinity(0))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PoolConfig:
+    """The checked options of a pool. See `Pool` for what each means."""
+
+    workers: int
+    adapter: object
+    name: str
+    affinity: Affinity
+    max_queue: int
+    queue_timeout: float | None
+    timeout: float | None
+    grace: float
+    preload: tuple[str, ...]
+    env: Mapping[str, str]
+    cwd: Path
+    kernel_name: str
+    start_timeout: float
+    futures_queue_timeout: float | None = field(default=None)
+
+    @classmethod
+    def checked(
+        cls,
+        *,
+        workers: int | None,
+        adapter: object,
+        name: str,
+        affinity: str,
+        max_queue: int,
+        queue_timeout: float | Literal["default"] | None,
+        timeout: float | None,
+        grace: float,
+        preload: Sequence[str],
+        env: Mapping[str, str] | None,
+        cwd: str | os.PathLike[str] | None,
+        kernel_name: str,
+        start_timeout: float,
+    ) -> PoolConfig:
+        """Check options as a user gave them.
+
+        Raises
+        ------
+        TypeError, ValueError, NotADirectoryError
+            An option is wrong; the text names it and says what would be right.
+        """
+        count = usable_cores() if workers is None else _count("workers", workers, 1, MAX_WORKERS)
+        if affinity not in get_args(Affinity):
+            msg = f"affinity {affinity!r} is not known{suggest(affinity, get_args(Affinity))}"
+            raise ValueError(msg)
+        if adapter is not None and not isinstance(adapter, str | type):
+            import types
+
+            if not isinstance(adapter, types.ModuleType):
+                msg = (
+                    "adapter must be 'module:Class', 'module', a class, a module or None, "
+                    f"not {type(adapter).__name__} {adapter!r}"
+                )
+                raise TypeError(msg)
+        if isinstance(preload, str):
+            msg = f"preload must be a list of module names, such as [{preload!r}]"
+            raise TypeError(msg)
+        folder = Path.cwd() if cwd is None else Path(cwd).expanduser().absolute()
+        if not folder.is_dir():
+            msg = f"cwd {str(folder)!r} is not a directory"
+            raise NotADirectoryError(msg)
+        chosen = queue_timeout
+        return cls(
+            workers=count,
+            adapter=adapter,
+            name=check_name("pool", name),
+            affinity="hint",
+            max_queue=_count("max_queue", max_queue, 0, None),
+            queue_timeout=(
+                DEFAULT_QUEUE_TIMEOUT
+                if chosen == "default"
+                else check_seconds("queue_timeout", chosen, allow_zero=True)
+            ),
+            futures_queue_timeout=(
+                None
+                if chosen == "default"
+                else check_seconds("queue_timeout", chosen, allow_zero=True)
+            ),
+            timeout=check_seconds("timeout", timeout),
+            grace=check_seconds("grace", grace, allow_zero=True) or 0.0,
+            preload=tuple(preload),
+            env=_environment(env),
+            cwd=folder,
+            kernel_name=kernel_name,
+            start_timeout=check_seconds("start_timeout", start_timeout) or math.inf,
+        )
+
+    @property
+    def adapter_name(self) -> str:
+        """The adapter, for people."""
+        return "none" if self.adapter is None else name_of(self.adapter)
+
+    def worker_environment(self) -> dict[str, str]:
+        """Return the whole environment of a worker.
+
+        Numeric libraries get one thread a worker unless the user set another number: several
+        workers with a thread for each core each would get in each other's way.
+        """
+        environment = {**dict.fromkeys(_THREAD_CAPS, "1"), **os.environ, **self.env}
+        environment.pop("JPY_SESSION_NAME", None)  # the notebook's own
+        return environment
+
+
+def _count(name: str, value: Any, least: int, most: int | None) -> int:
+    if isinstance(value, bool) or not isinstance(value, int):
+        msg = f"{name} must be a whole number, not {value!r}"
+        raise TypeError(msg)
+    if value < least or (most is not None and value > most):
+        bounds = f"at least {least}" if most is None else f"between {least} and {most}"
+        msg = f"{name} must be {bounds}, not {value}"
+        raise ValueError(msg)
+    return value
+
+
+def check_seconds(name: str, value: Any, *, allow_zero: bool = False) -> float | None:
+    """Return a duration as a float, or None for no limit; say what is wrong with a bad one."""
+    if value is None:
+        return None
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        msg = f"{name} must be a number of seconds or None, not {value!r}"
+        raise TypeError(msg)
+    if math.isnan(value) or value < 0 or (value == 0 and not allow_zero):
+        msg = f"{name} must be {'zero or ' if allow_zero else ''}positive seconds, not {value}"
+        raise ValueError(msg)
+    return None if math.isinf(value) else float(value)
+
+
+def _environment(env: Mapping[str, str] | None) -> dict[str, str]:
+    checked = dict(env or {})
+    for key, value in checked.items():
+        if not isinstance(key, str) or not isinstance(value, str):
+            msg = f"env must map strings to strings, not {key!r} to {value!r}"
+            raise TypeError(msg)
+    return checked

@@ -1,0 +1,296 @@
+"""The pool, as users hold it."""
+
+from __future__ import annotations
+
+import concurrent.futures
+import contextlib
+import itertools
+import os
+import threading
+import time
+import weakref
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any, Literal, TypeVar
+
+from ..ids import check_name
+from ..tools.registry import AdapterError, describe
+from .caller import DEFAULT, Caller, Definitions, Timeout
+from .config import PoolConfig
+from .engine import Engine
+from .futures import CallFuture
+from .session import Session
+from .status import PoolStats, PoolStatus
+
+F = TypeVar("F", bound=Callable[..., Any])
+T = TypeVar("T")
+
+
+class Pool(Caller, concurrent.futures.Executor):
+    """Worker kernels behind one queue.
+
+    Each worker is a Jupyter kernel in a process of its own, under a guardian: when the pool ends,
+    on whatever path, everything its workers ever started is gone. A pool is a
+    :class:`concurrent.futures.Executor`, and also calls tools and runs cells.
+
+    Parameters
+    ----------
+    workers
+        Number of workers, 1 to 150. Default: the number of usable cores.
+    adapter
+        The tools: ``"module:Class"``, ``"module"``, a class or a module. None for no tools.
+    name
+        Name of the pool, for people and errors.
+    affinity
+        ``"hint"``: a session's work prefers the worker that served it last.
+    max_queue
+        Calls, cells and futures that may wait; one more raises `PoolSaturated`.
+    queue_timeout
+        Seconds that one may wait before `QueueTimeout`; None for ever. Default: 10 for those who
+        wait themselves (`call`, `run`), for ever for futures (`submit`), as executors do. Neither
+        this nor ``max_queue`` limits `map`: its items are in memory already.
+    timeout
+        Seconds for the wait, the run and the reply together; None for no limit.
+    grace
+        Seconds that a worker may take to heed an interrupt, and what it started to end by itself.
+    preload
+        Modules that each worker imports before its first call.
+    env
+        Environment variables beside those of this process. Numeric libraries get one thread a
+        worker unless ``OMP_NUM_THREADS`` and its like say otherwise.
+    cwd
+        Working directory of the workers. Default: that of this process.
+    kernel_name
+        Kernelspec of the workers.
+    start_timeout
+        Seconds that a worker may take to become ready.
+
+    Raises
+    ------
+    TypeError, ValueError
+        An option is wrong; the text names it.
+    StartFailed
+        A worker could not start; with the cause and its last output. Nothing is left running.
+
+    Examples
+    --------
+    >>> with Pool(workers=2) as pool:  # doctest: +SKIP
+    ...     pool.submit(pow, 2, 10).result()
+    1024
+    """
+
+    def __init__(
+        self,
+        workers: int | None = None,
+        *,
+        adapter: object = None,
+        name: str = "default",
+        affinity: str = "hint",
+        max_queue: int = 1000,
+        queue_timeout: Timeout = DEFAULT,
+        timeout: float | None = None,
+        grace: float = 2.0,
+        preload: Sequence[str] = (),
+        env: Mapping[str, str] | None = None,
+        cwd: str | os.PathLike[str] | None = None,
+        kernel_name: str = "snakepit",
+        start_timeout: float = 60.0,
+    ) -> None:
+        config = PoolConfig.checked(
+            workers=workers,
+            adapter=adapter,
+            name=name,
+            affinity=affinity,
+            max_queue=max_queue,
+            queue_timeout=queue_timeout,
+            timeout=timeout,
+            grace=grace,
+            preload=preload,
+            env=env,
+            cwd=cwd,
+            kernel_name=kernel_name,
+            start_timeout=start_timeout,
+        )
+        self._definitions = Definitions()
+        self._engine = Engine(config)
+        self._engine.open()
+        # The engine does not know this object, so that can be collected; then the engine ends,
+        # when its work is done. At the exit of the interpreter the engine ends by itself.
+        weakref.finalize(self, _close_apart, self._engine).atexit = False
+
+    # -- looking -------------------------------------------------------------------------------
+
+    @property
+    def name(self) -> str:
+        """The pool's name."""
+        return self._engine.config.name
+
+    @property
+    def is_open(self) -> bool:
+        """Whether the pool takes work."""
+        return self._engine.is_open
+
+    def status(self) -> PoolStatus:
+        """Return what the pool looks like now; shows itself as a table."""
+        return self._engine.status()
+
+    def stats(self) -> PoolStats:
+        """Return the pool's counters."""
+        return self._engine.stats()
+
+    def slots(self) -> list[int]:
+        """Return the numbers of the workers."""
+        return self._engine.slots()
+
+    def logs(self) -> dict[str, str]:
+        """Return the last output of each worker's process, at most 4 KiB, by its name."""
+        return self._engine.logs()
+
+    def __repr__(self) -> str:
+        config = self._engine.config
+        state = "open" if self.is_open else "closed"
+        return f"<Pool {config.name!r}: {config.workers} workers, {state}>"
+
+    # -- sessions and tools --------------------------------------------------------------------
+
+    def session(self, session_id: str, *, affinity: Literal["hint"] = "hint") -> Session:
+        """Return the session of that id; it is made when it is first used.
+
+        Parameters
+        ----------
+        session_id
+            1 to 64 characters of ``[A-Za-z0-9_.-]`` that start with a letter or a digit.
+        affinity
+            ``"hint"``: the worker that served it last is preferred.
+        """
+        if affinity != "hint":
+            msg = f"affinity {affinity!r} is not known; there is: hint"
+            raise ValueError(msg)
+        return Session(check_name("session", session_id), self, self._engine, self._definitions)
+
+    def tool(self, function: F) -> F:
+        """Make a function of the notebook a tool of this pool; a decorator.
+
+        The function travels by value. Decorating a function of the same name again replaces it.
+
+        Raises
+        ------
+        TypeError
+            It cannot be a tool, or cannot travel.
+        """
+        if not callable(function):
+            msg = f"@pool.tool decorates functions, not {type(function).__name__} {function!r}"
+            raise TypeError(msg)
+        try:
+            info = describe(function)
+        except AdapterError as error:
+            raise TypeError(str(error)) from error
+        try:
+            self._definitions.add(info, function)
+        except Exception as error:
+            msg = f"tool {info.name!r} cannot travel to a worker: {error}"
+            raise TypeError(msg) from error
+        return function
+
+    # -- an executor ---------------------------------------------------------------------------
+
+    def map(
+        self,
+        fn: Callable[..., T],
+        *iterables: Iterable[Any],
+        timeout: float | None = None,
+        chunksize: int = 1,
+    ) -> Iterator[T]:
+        """Run a function over iterables in the workers; yield its values in order.
+
+        Parameters
+        ----------
+        fn
+            Takes as many arguments as there are iterables.
+        iterables
+            They are read at once.
+        timeout
+            Seconds from this call until the last value; then `TimeoutError`.
+        chunksize
+            Items that travel together; more is faster for short functions.
+
+        Raises
+        ------
+        ValueError
+            ``chunksize`` is less than 1.
+        """
+        if chunksize < 1:
+            msg = f"chunksize must be at least 1, not {chunksize}"
+            raise ValueError(msg)
+        end = None if timeout is None else time.monotonic() + timeout
+        items = zip(*iterables, strict=False)
+        chunks = iter(lambda: list(itertools.islice(items, chunksize)), [])
+        futures = [self._submit_chunk(fn, chunk) for chunk in chunks]
+        return _in_order(futures, end)
+
+    def _submit_chunk(
+        self, fn: Callable[..., T], chunk: list[tuple[Any, ...]]
+    ) -> CallFuture[list[T]]:
+        work, make_frames = self._function_work(_apply_to_all, (fn, chunk), {}, patient=True)
+        return self._engine.submit(work, make_frames)
+
+    # -- ending --------------------------------------------------------------------------------
+
+    def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
+        """End the pool when its work is done.
+
+        Parameters
+        ----------
+        wait
+            Return when all is done and every process is verified gone. Else that goes on in the
+            background.
+        cancel_futures
+            Cancel what still waits in the queue.
+        """
+        self._engine.stop_accepting(cancel_queued=cancel_futures)
+        if wait and not self._engine.is_own_thread:  # a future's callback would wait for itself
+            self._engine.wait_until_quiet()
+            self._engine.close()
+        else:
+            threading.Thread(target=_close_when_quiet, args=(self._engine,), daemon=True).start()
+
+    def terminate(self) -> None:
+        """End the pool now: what runs is interrupted, what waits is lost, nothing is left."""
+        self._engine.close()
+
+
+def _apply_to_all(fn: Callable[..., T], chunk: list[tuple[Any, ...]]) -> list[T]:
+    return [fn(*arguments) for arguments in chunk]
+
+
+def _in_order(futures: list[CallFuture[list[T]]], end: float | None) -> Iterator[T]:
+    """Yield the values of futures in their order; cancel the rest when the consumer leaves."""
+    try:
+        futures.reverse()
+        while futures:
+            remaining = None if end is None else max(0.0, end - time.monotonic())
+            values = futures[-1].result(remaining)
+            futures.pop()
+            yield from values
+    finally:
+        for future in futures:
+            future.cancel()
+
+
+def _close_when_quiet(engine: Engine) -> None:
+    engine.wait_until_quiet()
+    engine.close()
+
+
+def _close_when_unused(engine: Engine) -> None:
+    engine.stop_accepting(cancel_queued=False)
+    _close_when_quiet(engine)
+
+
+def _close_apart(engine: Engine) -> None:
+    """End an engine whose pool was collected, when its futures are done, as executors do.
+
+    The garbage collector may run in any thread at any moment, even in the engine's own thread, or
+    with its lock held; so the end happens in a thread of its own.
+    """
+    with contextlib.suppress(RuntimeError):  # the interpreter exits: then the engine ends itself
+        threading.Thread(target=_close_when_unused, args=(engine,), daemon=True).start()

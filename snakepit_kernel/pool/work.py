@@ -1,0 +1,90 @@
+"""One piece of work on its way through the pool."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+
+from ..errors import CallTimeout, QueueTimeout, SnakepitError
+from .scheduler import Ticket
+from .worker import Worker
+
+OUTCOMES = ("ok", "error", "cancelled", "timeout", "saturated", "lost")
+"""What may become of a piece of work: the names of its counters."""
+
+
+class Work(Ticket[Worker]):
+    """One call or cell on its way through the pool.
+
+    Parameters
+    ----------
+    name
+        What it is, for errors and for people.
+    session
+        The session that it belongs to.
+    timeout
+        Seconds for the wait, the run and the reply together.
+    queue_timeout
+        Seconds that it may wait for a worker.
+    bounded
+        Whether it counts against ``max_queue``.
+    slot
+        The slot whose worker is to do it; None for any.
+
+    Attributes
+    ----------
+    settled
+        Whether its outcome is counted and its worker given back.
+    is_given_up
+        Whether its caller has left while it runs.
+    """
+
+    __slots__ = (
+        "asked",
+        "bounded",
+        "deadline",
+        "is_given_up",
+        "name",
+        "queue_deadline",
+        "settled",
+        "slot",
+        "timeout",
+    )
+
+    def __init__(
+        self,
+        name: str,
+        *,
+        session: str | None,
+        timeout: float | None,
+        queue_timeout: float | None,
+        bounded: bool = True,
+        slot: int | None = None,
+    ) -> None:
+        super().__init__(_nothing, session)
+        self.name = name
+        self.timeout = timeout
+        self.bounded = bounded
+        self.slot = slot
+        self.settled = True  # until it is admitted there is nothing to count or to give back
+        self.is_given_up = False
+        self.asked = time.monotonic()
+        self.deadline = None if timeout is None else self.asked + timeout
+        wait_until = None if queue_timeout is None else self.asked + queue_timeout
+        limits = [limit for limit in (self.deadline, wait_until) if limit is not None]
+        self.queue_deadline = min(limits, default=None)
+
+
+def outcome_of(error: BaseException) -> str:
+    """Return the counter of work that ended with an error of the pool itself."""
+    if isinstance(error, CallTimeout | QueueTimeout):
+        return "timeout"
+    if isinstance(error, Exception) and not isinstance(error, SnakepitError):
+        return "error"
+    if isinstance(error, KeyboardInterrupt | asyncio.CancelledError | GeneratorExit):
+        return "cancelled"
+    return "lost"
+
+
+def _nothing() -> None:
+    pass

@@ -1,0 +1,353 @@
+"""One worker as its pool holds it: a kernel under jupyter_client, and the lane to it."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import signal
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from jupyter_client.kernelspec import NoSuchKernel
+from jupyter_client.manager import AsyncKernelManager
+from traitlets.config import Config
+
+from ..errors import StartFailed, ToolError, WorkerDied, describe_exit, suggest
+from ..lane.exchange import Exchange, request
+from ..lane.host import Lane, LaneClosed
+from ..protocol.messages import Configure, Configured, WorkerSetup
+from ..provisioner import SnakepitProvisioner
+from .cells import CellClient
+from .states import WorkerEvent, WorkerState, next_state
+
+if TYPE_CHECKING:
+    import zmq.asyncio
+
+    from ..processes.guarded import GuardedProcess
+    from .config import PoolConfig
+
+logger = logging.getLogger(__name__)
+
+OUTPUT_BYTES = 4096
+"""How much of a worker's last output goes into an error."""
+
+DEATH_PATIENCE = 2.0
+"""Seconds to wait for the exit status of a worker whose lane closed."""
+
+
+class Worker:
+    """One incarnation of a slot: one kernel, from its start to its verified end.
+
+    Parameters
+    ----------
+    config
+        The pool's options.
+    slot
+        Number of the slot, from 1.
+    incarnation
+        Number of the process in that slot, from 1.
+    folder
+        Private directory for its sockets, connection file and log.
+    context
+        ZeroMQ context for the Jupyter channels.
+    """
+
+    def __init__(
+        self,
+        config: PoolConfig,
+        slot: int,
+        incarnation: int,
+        folder: Path,
+        context: zmq.asyncio.Context,
+    ) -> None:
+        self.name = f"{config.name}-{slot}.{incarnation}"
+        self.slot = slot
+        self.incarnation = incarnation
+        self.state = WorkerState.RESERVED
+        self.calls = 0
+        self.current: str | None = None
+        self.since = time.monotonic()
+        self.defined: dict[str, int] = {}  # functions of the notebook that it has, by version
+        self.session: str | None = None  # of the last cell
+        self.cells: CellClient | None = None
+        self.configured: Configured | None = None
+        self.died = asyncio.Event()
+        self.holder: object = None  # the call or cell that reads and writes the lane, if any
+        self.process: GuardedProcess | None = None
+        self._config = config
+        base = folder / f"{slot}.{incarnation}"
+        self.log_path = base.with_name(f"{base.name}.log")
+        self.lane, self._theirs = Lane.create()
+        self._exit_fd: int | None = None
+        # With the owner dead the first guardian to end removes all that its run had.
+        provisioner_options = {
+            "grace": config.grace,
+            "label": self.name,
+            "leftovers": [str(folder.parent)],
+        }
+        self.manager = AsyncKernelManager(
+            kernel_name=config.kernel_name,
+            transport="ipc",
+            ip=str(base),
+            connection_file=str(base.with_name(f"{base.name}.json")),
+            context=context,
+            config=Config({"SnakepitProvisioner": provisioner_options}),
+        )
+
+    # -- state ---------------------------------------------------------------------------------
+
+    def apply(self, event: WorkerEvent) -> None:
+        """Go to the state that follows an event."""
+        self.state = next_state(self.state, event)
+        self.since = time.monotonic()
+
+    @property
+    def pid(self) -> int | None:
+        """The worker's process id."""
+        return self.process.identity.pid if self.process and self.process.identity else None
+
+    @property
+    def run_id(self) -> str:
+        """The worker's run."""
+        return self.process.run_id if self.process else ""
+
+    # -- starting ------------------------------------------------------------------------------
+
+    async def start(self, setup: WorkerSetup) -> None:
+        """Start the kernel, and wait until it has loaded the pool's tools and answers.
+
+        Raises
+        ------
+        StartFailed
+            With the cause and the worker's last output. Nothing is left running.
+        """
+        self.apply(WorkerEvent.SPAWN)
+        try:
+            async with asyncio.timeout(self._config.start_timeout):
+                await self._launch()
+                self.configured = await self._configure(setup)
+        except StartFailed:
+            await self.end(0.0)
+            raise
+        except TimeoutError:
+            cause = f"it was not ready within {self._config.start_timeout:g} s (start_timeout)"
+            failure = StartFailed(self._title, cause, self.last_output())
+            await self.end(0.0)
+            raise failure from None
+        except BaseException:
+            await self.end(0.0)
+            raise
+
+    @property
+    def _title(self) -> str:
+        return f"worker {self.name}"
+
+    async def _launch(self) -> None:
+        theirs = self._theirs.fileno()
+        page = self.lane.page.descriptor
+        try:
+            if self.manager.kernel_spec is None:
+                raise NoSuchKernel(self._config.kernel_name)
+            provisioner = self.manager.kernel_spec.metadata.get("kernel_provisioner", {})
+            if provisioner.get("provisioner_name") != "snakepit-provisioner":
+                cause = (
+                    f"kernelspec {self._config.kernel_name!r} does not use the"
+                    " snakepit-provisioner; without it nobody would end what the worker starts"
+                )
+                raise StartFailed(self._title, cause)
+            with self.log_path.open("ab") as log:
+                await self.manager.start_kernel(
+                    extra_arguments=[f"--lane={theirs}:{page}"],
+                    env=self._config.worker_environment(),
+                    cwd=str(self._config.cwd),
+                    stdout=log,
+                    stderr=log,
+                    pass_fds=(theirs, page),
+                )
+        except NoSuchKernel as error:
+            known = self.manager.kernel_spec_manager.find_kernel_specs()
+            cause = f"there is no kernelspec {error.name!r}{suggest(error.name, known)}"
+            raise StartFailed(self._title, cause) from None
+        except OSError as error:
+            raise StartFailed(self._title, str(error)) from error
+        finally:
+            self._theirs.close()
+        assert isinstance(self.manager.provisioner, SnakepitProvisioner)
+        self.process = self.manager.provisioner.guarded
+        self._watch()
+
+    def _watch(self) -> None:
+        """Notice the end of the process the moment it happens."""
+        assert self.process is not None
+        loop = asyncio.get_running_loop()
+        try:
+            descriptor = self.process.exit_descriptor()
+        except ProcessLookupError:
+            self.died.set()
+            return
+        self._exit_fd = descriptor
+
+        def note() -> None:
+            loop.remove_reader(descriptor)
+            os.close(descriptor)
+            self._exit_fd = None
+            self.died.set()
+
+        loop.add_reader(descriptor, note)
+
+    async def _configure(self, setup: WorkerSetup) -> Configured:
+        exchange = Exchange(self.lane.new_call_id(), "configuring the worker")
+        try:
+            self.lane.put(request(Configure(exchange.call_id), setup))
+            await converse(self.lane, exchange)
+            configured: Configured = exchange.outcome()
+        except LaneClosed:
+            await self._wait_for_status()
+            status = self.process.status if self.process else None
+            cause = f"it {describe_exit(status)} before it was ready"
+            raise StartFailed(self._title, cause, self.last_output()) from None
+        except ToolError as error:
+            cause = f"adapter {self._config.adapter!r} cannot be used: {error}"
+            raise StartFailed(self._title, cause, self.last_output()) from error.__cause__
+        for module, problem in configured.failed_preloads.items():
+            logger.warning("%s could not preload %s: %s", self.name, module, problem)
+        return configured
+
+    # -- ending --------------------------------------------------------------------------------
+
+    async def end(self, grace: float) -> None:
+        """End the worker and all it started; return when that is verified.
+
+        What it does is interrupted, and its lane closes: the worker sees that and exits by itself,
+        with its exit hooks. What is left after ``grace`` seconds is killed.
+        """
+        self.apply(WorkerEvent.STOP)
+        self._theirs.close()
+        if self.holder is not None:
+            self.interrupt(0)
+        self.lane.hang_up()
+        provisioner = self.manager.provisioner
+        if isinstance(provisioner, SnakepitProvisioner):
+            if self.process is not None and grace > 0:
+                with contextlib.suppress(TimeoutError):
+                    await asyncio.wait_for(self.died.wait(), grace)
+            # Not manager.shutdown_kernel(): it interrupts, and looks every 100 ms.
+            await provisioner.end_run(grace if self.died.is_set() else 0.0)
+            await self.manager.cleanup_resources()
+        if self._exit_fd is not None:
+            asyncio.get_running_loop().remove_reader(self._exit_fd)
+            os.close(self._exit_fd)
+            self._exit_fd = None
+        self.died.set()
+        self.apply(WorkerEvent.EXIT)
+        if self.holder is None:  # else whoever holds it closes them when it gives the worker back
+            self.close_channels()
+        self.log_path.unlink(missing_ok=True)
+
+    def close_channels(self) -> None:
+        """Close the lane and the Jupyter channels. Only when nobody holds the worker."""
+        self.lane.close()
+        if self.cells is not None:
+            self.cells.close()
+            self.cells = None
+
+    def condemn(self) -> None:
+        """Have the worker ended at once, from any thread; its pool notices and refills the slot."""
+        if self.process is not None:
+            self.process.request_end(0.0)
+
+    async def _wait_for_status(self) -> None:
+        if self.process is not None:
+            await self.process.wait(DEATH_PATIENCE)
+
+    # -- interrupting --------------------------------------------------------------------------
+
+    def interrupt(self, call_id: int) -> None:
+        """Interrupt a call if it still is the running one, from any thread."""
+        if self.process is not None and self.lane.fileno() >= 0:
+            self.lane.page.interrupted_call = call_id
+            self.process.send_signal(signal.SIGINT)
+
+    def interrupt_cell(self) -> None:
+        """Interrupt the running cell, from any thread."""
+        if self.process is not None:
+            self.process.send_signal(signal.SIGINT)
+
+    # -- looking -------------------------------------------------------------------------------
+
+    def last_output(self) -> str:
+        """Return the last that the worker wrote on its real stdout and stderr."""
+        try:
+            with self.log_path.open("rb") as log:
+                log.seek(0, os.SEEK_END)
+                log.seek(max(0, log.tell() - 16 * OUTPUT_BYTES))
+                output = log.read()
+        except OSError:
+            return ""
+        crash = output.rfind(b"Fatal Python error")  # faulthandler: what matters comes first
+        shown = output[crash:][:OUTPUT_BYTES] if crash >= 0 else output[-OUTPUT_BYTES:]
+        return shown.decode("utf-8", "replace").strip()
+
+    def death(self) -> WorkerDied:
+        """Describe how the worker died, after its lane closed, from a thread without a loop."""
+        if self.process is not None:
+            end = time.monotonic() + DEATH_PATIENCE
+            while self.process.poll() is None and time.monotonic() < end:
+                # The guardian tells how the process ended a moment after the lane has closed.
+                time.sleep(0.005)
+        return self._describe_death()
+
+    async def adeath(self) -> WorkerDied:
+        """Describe how the worker died, after its lane closed, from an event loop."""
+        await self._wait_for_status()
+        return self._describe_death()
+
+    def _describe_death(self) -> WorkerDied:
+        status = self.process.status if self.process is not None else None
+        return WorkerDied(self.name, status, self.last_output())
+
+
+async def converse(lane: Lane, exchange: Exchange) -> None:
+    """Send what is to be sent, and wait, in the running loop, until an exchange has its answer.
+
+    Raises
+    ------
+    LaneClosed
+        The worker is gone.
+    """
+    loop = asyncio.get_running_loop()
+    answered: asyncio.Future[None] = loop.create_future()
+    if exchange.is_answered:
+        return
+
+    def look() -> None:
+        try:
+            if not answered.done() and lane.receive_ready(exchange.take) == "done":
+                answered.set_result(None)
+        except BaseException as error:  # noqa: BLE001 - handed over to the task that waits
+            if not answered.done():
+                answered.set_exception(error)
+
+    def send() -> None:
+        try:
+            if lane.send_ready():
+                loop.remove_writer(descriptor)
+        except LaneClosed as error:
+            loop.remove_writer(descriptor)
+            if not answered.done():
+                answered.set_exception(error)
+
+    descriptor = lane.fileno()
+    if descriptor < 0:
+        raise LaneClosed
+    if not lane.send_ready():  # a large frame: the loop goes on while the worker reads it
+        loop.add_writer(descriptor, send)
+    loop.add_reader(descriptor, look)
+    try:
+        await answered
+    finally:
+        loop.remove_reader(descriptor)
+        loop.remove_writer(descriptor)

@@ -1,0 +1,93 @@
+"""Run folders: the private directory of each run, which goes with the run.
+
+A folder is named by its run and says in a file who made it, so that the next start can remove what
+a power cut left.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import time
+from pathlib import Path
+
+from ..ids import is_run_id, new_run_id, own_run_id
+from ..paths import runtime_dir
+from .identity import ProcessIdentity, boot_id
+
+OWNER_FILE = "owner"
+
+UNCLAIMED_SECONDS = 60.0
+"""Age at which a folder that names no owner is a leftover: its maker died before it could."""
+
+
+def run_folder(run_id: str) -> Path:
+    """Return where the files of a run are; it need not exist."""
+    return runtime_dir() / run_id
+
+
+def make_folder(purpose: str) -> Path:
+    """Make a new private folder for this process, in the folder of its run.
+
+    A process outside of any run makes up a run of its own for it.
+
+    Parameters
+    ----------
+    purpose
+        A short name, for people.
+    """
+    run = run_folder(own_run_id() or new_run_id())
+    folder = run / f"{purpose[:8]}-{new_run_id()[:6]}"
+    for _ in range(10):
+        run.mkdir(mode=0o700, exist_ok=True)
+        try:
+            folder.mkdir(mode=0o700)
+        except FileNotFoundError:
+            continue  # another pool of this process ended in between, and took the run's folder
+        break
+    # Whole or not at all: a sweep may look at any moment.
+    unclaimed = folder / f"{OWNER_FILE}.new"
+    unclaimed.write_text(f"{ProcessIdentity.of(os.getpid())} {boot_id()}")
+    unclaimed.replace(folder / OWNER_FILE)
+    return folder
+
+
+def remove_folder(folder: Path) -> None:
+    """Remove a folder that `make_folder` gave, and that of its run when nothing else is in it."""
+    shutil.rmtree(folder, ignore_errors=True)
+    with contextlib.suppress(OSError):  # another pool of the same process, or gone already
+        folder.parent.rmdir()
+
+
+def sweep_folders() -> list[Path]:
+    """Remove the folders of dead processes; return what was removed."""
+    removed = []
+    for run in runtime_dir().iterdir():
+        if not is_run_id(run.name):
+            continue
+        for folder in run.glob("*"):
+            if is_leftover(folder):
+                shutil.rmtree(folder, ignore_errors=True)
+                removed.append(folder)
+        if _age(run) > UNCLAIMED_SECONDS:
+            with contextlib.suppress(OSError):  # it is in use, or another sweep was faster
+                run.rmdir()
+    return removed
+
+
+def is_leftover(folder: Path) -> bool:
+    """Whether the process that made a folder is dead."""
+    try:
+        owner, _, boot = (folder / OWNER_FILE).read_text().partition(" ")
+        identity = ProcessIdentity.parse(owner)
+    except (OSError, ValueError):
+        return _age(folder) > UNCLAIMED_SECONDS
+    return boot != boot_id() or not identity.is_alive()
+
+
+def _age(path: Path) -> float:
+    try:
+        return time.time() - path.stat().st_mtime
+    except OSError:
+        return 0.0

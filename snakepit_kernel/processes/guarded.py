@@ -1,0 +1,420 @@
+"""A process under guard, as its owner holds it."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import logging
+import os
+import select
+import signal
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+from weakref import WeakSet
+
+from ..errors import StartFailed
+from ..ids import RUN_ID_OPTION, run_mark
+from . import guardian
+from .identity import ProcessIdentity
+from .waiting import readable, to_its_end
+
+logger = logging.getLogger(__name__)
+
+START_PATIENCE = 30.0
+"""Seconds that a guardian may take to report that the kernel runs."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EndedProcess:
+    """A process that had to be ended because it outlived its kernel."""
+
+    pid: int
+    signal: str
+    command: str
+
+
+@dataclass(slots=True, kw_only=True)
+class EndReport:
+    """What ending a run took.
+
+    Attributes
+    ----------
+    verified
+        The guardian saw that nothing is left. False when the guardian itself was killed.
+    count
+        Processes that had to be ended, the kernel not counted.
+    ended
+        The first of them by name.
+    survivors
+        One line for each process that does not die.
+    """
+
+    verified: bool = False
+    count: int = 0
+    ended: list[EndedProcess] = field(default_factory=list)
+    survivors: list[str] = field(default_factory=list)
+
+
+class GuardedProcess:
+    """A command that runs under a guardian of its own.
+
+    The owner holds one end of a channel. When the owner closes it or dies, the guardian ends
+    everything that the command ever started. Nothing here is bound to an event loop.
+
+    Attributes
+    ----------
+    run_id
+        The run that the process and all its descendants belong to.
+    identity
+        The process itself, once it has started; not the guardian.
+    status
+        Its exit status as in :mod:`subprocess`, or None while it runs.
+    report
+        What ending the run took, filled in as it ends.
+    """
+
+    def __init__(self, run_id: str, popen: subprocess.Popen[bytes], channel: socket.socket) -> None:
+        self.run_id = run_id
+        self.identity: ProcessIdentity | None = None
+        self.status: int | None = None
+        self.report = EndReport()
+        self._popen = popen
+        self._channel = channel
+        self._inbox = b""
+        self._start_errno: int | None = None
+        self._pidfd: int | None = None
+        self._lock = threading.Lock()
+        guardian_identity = ProcessIdentity.of(popen.pid)
+        self.guardian = guardian_identity or ProcessIdentity(popen.pid, 0)
+        self._guardian_pidfd = self.guardian.open()
+        _alive.add(self)
+
+    # -- starting ----------------------------------------------------------------------------
+
+    @classmethod
+    async def start(
+        cls,
+        command: Sequence[str],
+        *,
+        run_id: str,
+        grace: float,
+        env: Mapping[str, str],
+        leftovers: Sequence[str | Path] = (),
+        pass_fds: Sequence[int] = (),
+        independent: bool = False,
+        **popen_arguments: Any,
+    ) -> GuardedProcess:
+        """Start a command under a new guardian.
+
+        Parameters
+        ----------
+        command
+            Program and arguments.
+        run_id
+            Run id of the new process; the caller put it into ``env``.
+        grace
+            Seconds between SIGTERM and SIGKILL when the guardian ends the run by itself.
+        env
+            The whole environment.
+        leftovers
+            Files and directories that go with the run; the guardian removes them when the owner
+            is dead.
+        pass_fds
+            File descriptors that the command inherits under the same numbers.
+        independent
+            The run outlives its owner.
+        popen_arguments
+            Anything else that :class:`subprocess.Popen` knows: ``cwd``, ``stdout``, ``umask`` …
+
+        Raises
+        ------
+        StartFailed
+            The command could not be executed. Nothing is left running.
+        """
+        process = cls._spawn(
+            command,
+            run_id=run_id,
+            grace=grace,
+            env=env,
+            leftovers=leftovers,
+            pass_fds=pass_fds,
+            independent=independent,
+            popen_arguments=popen_arguments,
+        )
+        try:
+            await process._confirm_start(command[0])  # noqa: SLF001 - of this very class
+        except BaseException:
+            await to_its_end(process.end(0.0))
+            raise
+        return process
+
+    @classmethod
+    def _spawn(
+        cls,
+        command: Sequence[str],
+        *,
+        run_id: str,
+        grace: float,
+        env: Mapping[str, str],
+        leftovers: Sequence[str | Path],
+        pass_fds: Sequence[int],
+        independent: bool,
+        popen_arguments: dict[str, Any],
+    ) -> GuardedProcess:
+        if sys.platform != "linux":
+            cause = "process clean-up by a guardian needs Linux so far"
+            raise StartFailed(command[0], cause)
+        _abandoned[:] = [guardian for guardian in _abandoned if guardian.poll() is None]
+        ours, theirs = socket.socketpair()
+        if theirs.fileno() <= 2:  # an owner without standard streams; Popen fills these numbers
+            low = theirs
+            theirs = socket.socket(fileno=fcntl.fcntl(low, fcntl.F_DUPFD_CLOEXEC, 3))
+            low.close()
+        owner = ProcessIdentity.of(os.getpid())
+        arguments = [
+            *guardian_command(),
+            f"{RUN_ID_OPTION}{run_id}",
+            f"--mark={run_mark(run_id)}",
+            f"--owner={owner}",
+            f"--channel={theirs.fileno()}",
+            f"--grace={grace}",
+            *(f"--pass-fd={descriptor}" for descriptor in pass_fds),
+            *(f"--leftover={path}" for path in leftovers),
+            *(["--independent"] if independent else []),
+            "--",
+            *command,
+        ]
+        if popen_arguments.get("stdin") is None:  # the owner's own is never meant
+            popen_arguments["stdin"] = subprocess.DEVNULL
+        try:
+            popen = subprocess.Popen(
+                arguments,
+                env=dict(env),
+                pass_fds=(*pass_fds, theirs.fileno()),
+                start_new_session=True,
+                **popen_arguments,
+            )
+        except OSError as error:
+            ours.close()
+            raise StartFailed(command[0], _explain(error)) from error
+        except BaseException:
+            ours.close()
+            raise
+        finally:
+            theirs.close()
+        ours.setblocking(False)
+        return cls(run_id, popen, ours)
+
+    async def _confirm_start(self, program: str) -> None:
+        while self.identity is None and self._start_errno is None:
+            if self._channel.fileno() < 0:
+                raise StartFailed(program, "its guardian died while it started")
+            if not await readable(self._channel.fileno(), START_PATIENCE):
+                cause = f"its guardian did not answer within {START_PATIENCE:.0f} s"
+                raise StartFailed(program, cause)
+            self._listen()
+        if self._start_errno is not None:
+            cause = os.strerror(self._start_errno)
+            if self._start_errno == errno.ENOENT:
+                cause += "; is the interpreter of this kernelspec still installed?"
+            raise StartFailed(program, cause)
+        assert self.identity is not None
+        self._pidfd = self.identity.open()
+
+    # -- looking -----------------------------------------------------------------------------
+
+    def poll(self) -> int | None:
+        """Return the exit status, or None while the process runs."""
+        self._listen()
+        return self.status
+
+    @property
+    def is_gone(self) -> bool:
+        """Whether the guardian has ended, and with it the run."""
+        return self._popen.poll() is not None
+
+    async def wait(self, timeout: float | None = None) -> int | None:
+        """Wait for the process to end; return its exit status, or None after the timeout."""
+        if (
+            self.poll() is None
+            and self._pidfd is not None
+            and not await readable(self._pidfd, timeout)
+        ):
+            return None
+        # The guardian reaps the process and says how it ended; that is a moment later.
+        while self.poll() is None and self._channel.fileno() >= 0:
+            if not await readable(self._channel.fileno(), 1.0):
+                break
+        return self.status
+
+    def exit_descriptor(self) -> int:
+        """Return a new pidfd that is readable when the process has ended. The caller closes it.
+
+        Raises
+        ------
+        ProcessLookupError
+            The process has ended already.
+        """
+        if self._pidfd is None or self.poll() is not None:
+            msg = "the process has ended"
+            raise ProcessLookupError(msg)
+        return os.dup(self._pidfd)
+
+    # -- ending ------------------------------------------------------------------------------
+
+    def send_signal(self, signum: int) -> None:
+        """Send a signal to the process alone; nothing happens when it has ended."""
+        if self._pidfd is not None and self.poll() is None:
+            with contextlib.suppress(ProcessLookupError):
+                signal.pidfd_send_signal(self._pidfd, signum)
+
+    def request_end(self, grace: float) -> None:
+        """Ask the guardian to end the run; return at once."""
+        self._send(f"end\t{grace}\n")
+        if self._popen.poll() is None:
+            self._popen.send_signal(signal.SIGCONT)  # should somebody have stopped it
+
+    async def end(self, grace: float, patience: float = 10.0) -> EndReport:
+        """End everything the process ever started; return when that is verified.
+
+        Parameters
+        ----------
+        grace
+            Seconds between SIGTERM and SIGKILL.
+        patience
+            Seconds to wait after SIGKILL for processes that do not die.
+
+        Returns
+        -------
+        EndReport
+            With ``verified`` false when the guardian was killed, and ``survivors`` named when some
+            process does not die.
+        """
+        self.request_end(grace)
+        if self._guardian_pidfd is not None:
+            await readable(self._guardian_pidfd, grace + patience)
+        return self._conclude()
+
+    def end_blocking(self, grace: float, patience: float = 10.0) -> EndReport:
+        """Do what `end` does, where there is no event loop: at the exit of the interpreter."""
+        self.request_end(grace)
+        if self._guardian_pidfd is not None:
+            poll = select.poll()
+            poll.register(self._guardian_pidfd, select.POLLIN)
+            poll.poll((grace + patience) * 1000)
+        return self._conclude()
+
+    def abandon(self) -> None:
+        """Let go: the guardian sees the channel close, ends the run and removes its files."""
+        with self._lock:
+            self._close()
+        _abandoned.append(self._popen)
+
+    def _conclude(self) -> EndReport:
+        self._listen()
+        if self.is_gone:
+            with self._lock:
+                self._close()
+        return self.report
+
+    def _close(self) -> None:
+        self._channel.close()
+        for descriptor in (self._pidfd, self._guardian_pidfd):
+            if descriptor is not None:
+                os.close(descriptor)
+        self._pidfd = self._guardian_pidfd = None
+
+    # -- the channel -------------------------------------------------------------------------
+
+    def _send(self, line: str) -> None:
+        try:
+            self._channel.send(line.encode())
+        except OSError:
+            logger.debug("the guardian of run %s has gone", self.run_id)
+
+    def _listen(self) -> None:
+        """Take in what the guardian has said so far."""
+        with self._lock:
+            while self._channel.fileno() >= 0:
+                try:
+                    received = self._channel.recv(65536)
+                except BlockingIOError:
+                    return
+                except OSError:
+                    received = b""
+                if not received:
+                    self._lose_guardian()
+                    return
+                *lines, self._inbox = (self._inbox + received).split(b"\n")
+                for line in lines:
+                    self._take(line.decode("utf-8", "replace").split("\t"))
+
+    def _take(self, words: list[str]) -> None:
+        match words:
+            case ["started", pid, start_time]:
+                self.identity = ProcessIdentity(int(pid), int(start_time))
+            case ["failed", number]:
+                self._start_errno = int(number)
+            case ["exited", status]:
+                self.status = int(status)
+            case ["ended", pid, name, command]:
+                item = EndedProcess(pid=int(pid), signal=name, command=command)
+                self.report.ended.append(item)
+            case ["survivor", pid, state, command]:
+                self.report.survivors.append(f"{pid} {state} {command}")
+            case ["gone", count]:
+                self.report.verified = True
+                self.report.count = int(count)
+                self.report.survivors.clear()
+            case _:
+                logger.warning("unknown word from the guardian of run %s", self.run_id)
+
+    def _lose_guardian(self) -> None:
+        """Note that the channel closed: the run is over, or its guardian was killed."""
+        self._channel.close()
+        if self.status is None and self.identity is not None:
+            self.status = -int(signal.SIGKILL)  # the kernel's parent-death signal
+
+
+def guardian_command() -> list[str]:
+    """Return the command that starts a guardian, but for its options.
+
+    It is imported, and not executed as a script, because only a module is kept compiled: to
+    compile it each time costs 10 ms and 1 MiB. A stand-in takes the place of the package, whose
+    facade imports `typing`: another MiB.
+    """
+    package = __name__.partition(".")[0]
+    code = (
+        "import sys; "
+        f"package = sys.modules[{package!r}] = type(sys)({package!r}); "
+        f"package.__path__ = [{str(Path(guardian.__file__).parents[1])!r}]; "
+        f"from {guardian.__name__} import main; sys.exit(main(sys.argv[2:]))"
+    )
+    return [sys.executable, "-I", "-S", "-c", code, guardian.__file__]  # the last for its reader
+
+
+def _explain(error: OSError) -> str:
+    text = error.strerror or str(error)
+    return f"{text}: {error.filename}" if error.filename else text
+
+
+_alive: WeakSet[GuardedProcess] = WeakSet()
+
+_abandoned: list[subprocess.Popen[bytes]] = []
+"""Guardians that nobody waits for any more; they are reaped when the next one is started."""
+
+
+def _release_in_child() -> None:
+    """Drop every channel in a forked child: only the owner's end may keep a guardian waiting."""
+    for process in list(_alive):
+        process._channel.close()  # noqa: SLF001 - of this module
+
+
+os.register_at_fork(after_in_child=_release_in_child)

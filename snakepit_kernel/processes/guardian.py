@@ -1,0 +1,448 @@
+"""The guardian: the small process above each kernel that ends everything the kernel started.
+
+It runs apart from the owner, in an interpreter without site-packages::
+
+    python -I -S -c CODE guardian.py --snakepit-run-id=ID --mark=NUMBER --owner=PID:START \
+        --channel=FD --grace=S [--pass-fd=FD]... [--leftover=PATH]... [--independent] -- COMMAND...
+
+It makes itself subreaper, forks the kernel, and waits: on the kernel, on orphans that fall to it,
+on the owner (an open channel, and a pidfd), on requests. Because it is a subreaper, whatever
+the kernel starts stays below it: a double fork, ``setsid`` or an empty environment change nothing.
+When the kernel ends, the owner dies or asks, it ends the tree: SIGTERM, up to ``grace`` seconds,
+then freeze and SIGKILL, scanning anew until ``waitpid`` itself says that no child is left. That
+answer of the operating system is the proof. If the guardian is killed, the kernel dies by its
+parent-death signal and the rest is found by its tag (see `sweep`): the run id in the environment
+and on the command line, and for a child with an environment of its own the mark: the run id as a
+number of the order of 2**62, as soft limit RLIMIT_RSS, which every child inherits and which Linux
+ignores.
+
+The channel carries lines of tab-separated words.
+
+=========================  ==================================================================
+from the owner
+=========================  ==================================================================
+``signal N``               send signal N to the kernel, and to nothing else
+``end GRACE``              end the run; a shorter grace replaces a longer one
+=========================  ==================================================================
+
+=========================  ==================================================================
+to the owner
+=========================  ==================================================================
+``started PID START``      the kernel runs
+``failed ERRNO``           the command could not be executed
+``exited STATUS``          the kernel has ended (negative: by a signal)
+``ended PID SIGNAL CMD``   a process of the run was ended by SIGTERM or SIGKILL
+``survivor PID STATE CMD``  a process does not die (it sleeps in the kernel of the machine)
+``gone COUNT``             verified: nothing is left; COUNT processes had to be ended
+=========================  ==================================================================
+
+Signals do the same without a channel: SIGTERM ends the run with its grace, SIGUSR1 at once.
+SIGUSR2, sent by a kernel that shuts down politely, ends the others and spares the kernel: it may be
+waiting for its own children at that moment, as ``multiprocessing`` does at exit.
+It is written for a small footprint: few imports, no threads, no allocation worth the name.
+"""
+
+from __future__ import annotations
+
+import os
+import select
+from time import monotonic
+
+from .identity import (
+    ProcessIdentity,
+    descendants,
+    living_descendants,
+    read_command,
+    read_status,
+    read_tracer,
+)
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    import signal
+    from collections.abc import Sequence
+else:
+    import _signal as signal  # see identity.py
+
+RESCAN_INTERVAL = 0.02
+"""Seconds between scans of a tree that is being ended: the end of a grandchild is no event."""
+
+SURVIVOR_PATIENCE = 5.0
+"""Seconds after SIGKILL before a process that does not die is reported as a survivor."""
+
+ZOMBIE_ROUNDS = 3
+"""Rounds of SIGKILL before we look whether zombies are left that we cannot reap."""
+
+ZOMBIE_SCANS = 20
+"""Scans without a living process that stand in for the answer of ``waitpid``."""
+
+MAX_LISTED = 64
+"""Ended processes that are named to the owner; all are counted."""
+
+MAX_COMMAND = 200
+"""Characters of a command line that are told: the report must fit into the channel unread."""
+
+PR_SET_PDEATHSIG = 1
+PR_SET_CHILD_SUBREAPER = 36
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Run a command under guard; return when everything it started is gone."""
+    options = Options(arguments)
+    if os.getppid() != options.owner.pid:
+        # The owner died while we started: nothing was launched.
+        for path in options.leftovers:
+            remove(path)
+        return 1
+    while os.open(os.devnull, os.O_RDWR) <= 2:
+        pass  # an owner without standard streams: our pipes must not take their numbers
+    guardian = Guardian(options)
+    guardian.launch(options.command)
+    guardian.watch()
+    return 0
+
+
+class Options:
+    """The guardian's command line."""
+
+    def __init__(self, arguments: Sequence[str]) -> None:
+        split = arguments.index("--")
+        self.command = list(arguments[split + 1 :])
+        self.pass_fds: list[int] = []
+        self.leftovers: list[str] = []
+        self.independent = False
+        self.mark = 0
+        for argument in arguments[:split]:
+            name, _, value = argument.partition("=")
+            if name == "--owner":
+                self.owner = ProcessIdentity.parse(value)
+            elif name == "--mark":
+                self.mark = int(value)
+            elif name == "--channel":
+                self.channel = int(value)
+            elif name == "--grace":
+                self.grace = float(value)
+            elif name == "--pass-fd":
+                self.pass_fds.append(int(value))
+            elif name == "--leftover":
+                self.leftovers.append(value)
+            elif name == "--independent":
+                self.independent = True
+
+
+class Guardian:
+    """One kernel, its tree, and the loop that watches both."""
+
+    def __init__(self, options: Options) -> None:
+        self.options = options
+        self.channel = options.channel
+        self.inbox = b""
+        self.kernel_pid = 0
+        self.kernel_alive = True
+        self.owner_lost = False
+        self.ending_since: float | None = None
+        self.kill_at = 0.0
+        self.spare_kernel = False
+        self.kill_rounds = 0
+        self.reported_survivors = False
+        self.ended: dict[ProcessIdentity, str] = {}  # what was signalled, and its command
+        self.killed: set[ProcessIdentity] = set()
+        self.poll = select.poll()
+        os.set_inheritable(self.channel, False)
+        os.set_blocking(self.channel, False)
+
+    # -- launching ---------------------------------------------------------------------------
+
+    def launch(self, command: list[str]) -> None:
+        """Fork, and execute the kernel's command in the child."""
+        prctl(PR_SET_CHILD_SUBREAPER, 1)
+        self.wakeup = self.catch_signals()
+        error_read, error_write = os.pipe()
+        self.kernel_pid = os.fork()
+        if self.kernel_pid == 0:
+            self.become_kernel(command, error_write)
+        os.close(error_write)
+        for descriptor in self.options.pass_fds:
+            os.close(descriptor)
+        null = os.open(os.devnull, os.O_RDWR)
+        for standard in (0, 1, 2):
+            os.dup2(null, standard)  # or whoever reads the kernel's output would wait for us too
+        os.chdir("/")
+        failure = os.read(error_read, 16)
+        os.close(error_read)
+        if failure:
+            self.tell("failed", failure.decode())
+            return
+        status = read_status(self.kernel_pid)
+        self.tell("started", str(self.kernel_pid), str(status.start_time if status else 0))
+
+    def become_kernel(self, command: list[str], error_write: int) -> None:
+        """In the child: die with the guardian, lead an own session, execute."""
+        try:
+            guardian = os.getppid()
+            prctl(PR_SET_PDEATHSIG, 9)
+            if os.getppid() != guardian:
+                os._exit(1)
+            os.setsid()
+            mark_process(self.options.mark)
+            signal.set_wakeup_fd(-1)
+            for signum in range(1, signal.NSIG):
+                if signal.getsignal(signum) not in (signal.SIG_DFL, None) and signum not in (9, 19):
+                    signal.signal(signum, signal.SIG_DFL)
+            # ipykernel would watch its parent by a thread that wakes every second; 1 means that
+            # somebody else does.
+            os.environ["JPY_PARENT_PID"] = "1"
+            os.execvpe(command[0], command, os.environ)
+        except OSError as error:
+            os.write(error_write, str(error.errno).encode())
+        finally:
+            os._exit(127)
+
+    def catch_signals(self) -> int:
+        """Turn signals into bytes on a pipe; return its reading end."""
+        read, write = os.pipe()
+        os.set_blocking(read, False)
+        os.set_blocking(write, False)
+        signal.set_wakeup_fd(write, warn_on_full_buffer=False)
+        for signum in (signal.SIGCHLD, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2):
+            signal.signal(signum, lambda *_: None)
+        for signum in (signal.SIGINT, signal.SIGHUP, signal.SIGQUIT, signal.SIGTSTP):
+            signal.signal(signum, signal.SIG_IGN)
+        # The thread that started us may have blocked signals, and neither we nor the kernel want
+        # to inherit that.
+        signal.pthread_sigmask(signal.SIG_SETMASK, ())
+        return read
+
+    # -- watching ----------------------------------------------------------------------------
+
+    def watch(self) -> None:
+        """Wait for events until the run is gone."""
+        self.poll.register(self.wakeup, select.POLLIN)
+        self.poll.register(self.channel, select.POLLIN)
+        owner = None if self.options.independent else self.options.owner.open()
+        if owner is not None:
+            self.poll.register(owner, select.POLLIN)
+        elif not self.options.independent:
+            self.lose_owner()
+        while not self.is_over():
+            timeout = None if self.ending_since is None else RESCAN_INTERVAL * 1000
+            for descriptor, _ in self.poll.poll(timeout):
+                if descriptor == self.wakeup:
+                    self.read_signals()
+                elif descriptor == self.channel:
+                    self.read_requests()
+                elif descriptor == owner:
+                    self.poll.unregister(owner)
+                    self.lose_owner()
+        self.finish()
+
+    def is_over(self) -> bool:
+        """Reap, press on with the end if it has begun, and say whether nothing is left."""
+        nothing_left = self.reap_all()
+        if self.ending_since is None:
+            return False
+        try:
+            return nothing_left or (self.press() == 0 and self.only_zombies_are_left())
+        except OSError:
+            return False  # no memory, or no file descriptor, on the whole machine: try again
+
+    def read_signals(self) -> None:
+        """Act on what the signal handlers left in the pipe."""
+        received = os.read(self.wakeup, 4096)
+        if signal.SIGUSR1 in received:
+            self.end(0.0)
+        elif signal.SIGTERM in received:
+            self.end(self.options.grace)
+        elif signal.SIGUSR2 in received and self.ending_since is None:
+            self.end(self.options.grace)
+            self.spare_kernel = True
+
+    def read_requests(self) -> None:
+        """Act on the owner's requests; an end of file says that the owner is gone."""
+        try:
+            received = os.read(self.channel, 4096)
+        except BlockingIOError:
+            return
+        except OSError:
+            received = b""
+        if not received:
+            self.poll.unregister(self.channel)
+            self.lose_owner()
+            return
+        *lines, self.inbox = (self.inbox + received).split(b"\n")
+        for line in lines:
+            word, _, value = line.partition(b"\t")
+            if word == b"signal" and self.kernel_alive:
+                os.kill(
+                    self.kernel_pid, int(value)
+                )  # our own child, not reaped: no other can be hit
+            elif word == b"end":
+                self.end(float(value))
+
+    def lose_owner(self) -> None:
+        """End the run because nobody is left to answer for it."""
+        self.owner_lost = True
+        if not self.options.independent:
+            self.end(self.options.grace)
+
+    # -- ending ------------------------------------------------------------------------------
+
+    def end(self, grace: float) -> None:
+        """Begin to end the run, or end it sooner than it would."""
+        now = monotonic()
+        self.spare_kernel = False
+        if self.ending_since is None:
+            self.ending_since = now
+            self.kill_at = now + grace
+        else:
+            self.kill_at = min(self.kill_at, now + grace)
+
+    def press(self) -> int:
+        """Signal what is still alive below us; return how many that were.
+
+        It is SIGTERM before the grace has passed, and SIGKILL after.
+        """
+        now = monotonic()
+        if now < self.kill_at:
+            targets = self.targets()
+            for identity in targets:
+                if identity not in self.ended:
+                    self.strike(identity, signal.SIGTERM)
+                    # A stopped process acts on a signal only when it continues.
+                    self.strike(identity, signal.SIGCONT)
+            return len(targets)
+        self.kill_rounds += 1
+        self.freeze()
+        targets = self.targets()
+        for identity in targets:
+            self.strike(identity, signal.SIGKILL)
+            self.killed.add(identity)
+        if now > self.kill_at + SURVIVOR_PATIENCE and not self.reported_survivors:
+            self.report_survivors()
+        return len(targets)
+
+    def only_zombies_are_left(self) -> bool:
+        """Whether every process below us is dead though ``waitpid`` does not give it to us.
+
+        The zombie of a process that is traced belongs to its tracer, which may be a stranger. One
+        look at ``/proc`` is no proof, because a process can fork past it; hence so many, and each
+        must show the same traced zombies and nothing else.
+        """
+        if self.kill_rounds < ZOMBIE_ROUNDS:
+            return False
+        zombies = traced_zombies(os.getpid())
+        return bool(zombies) and all(
+            not self.reap_all() and traced_zombies(os.getpid()) == zombies
+            for _ in range(ZOMBIE_SCANS)
+        )
+
+    def targets(self) -> list[ProcessIdentity]:
+        """Return what is alive below us and is to be ended."""
+        return [
+            ProcessIdentity(status.pid, status.start_time)
+            for status in living_descendants(os.getpid())
+            if not (self.spare_kernel and status.pid == self.kernel_pid)
+        ]
+
+    def freeze(self) -> None:
+        """Stop every process of the tree, so that none can fork while the others are killed."""
+        stopped: set[ProcessIdentity] = set()
+        for _ in range(10):  # a bound, should they be faster; we come again
+            running = [identity for identity in self.targets() if identity not in stopped]
+            if not running:
+                return
+            for identity in running:
+                self.strike(identity, signal.SIGSTOP)
+                stopped.add(identity)
+
+    def strike(self, identity: ProcessIdentity, signum: int) -> None:
+        """Send one signal to one process, and remember what it was."""
+        if identity not in self.ended:
+            self.ended[identity] = read_command(identity.pid)[:MAX_COMMAND]
+        try:  # noqa: SIM105 - contextlib is too large for the guardian
+            identity.signal(signum)
+        except PermissionError:
+            pass  # a set-uid program of another user; it is reported if it survives
+
+    def reap_all(self) -> bool:
+        """Collect every child that has ended; say whether none is left at all."""
+        while True:
+            try:
+                pid, status = os.waitpid(-1, os.WNOHANG)
+            except ChildProcessError:
+                return True
+            if pid == 0:
+                return False
+            if pid == self.kernel_pid:
+                self.kernel_alive = False
+                self.tell("exited", str(os.waitstatus_to_exitcode(status)))
+                self.end(self.options.grace)
+
+    def report_survivors(self) -> None:
+        """Name what SIGKILL did not end; go on waiting for it."""
+        self.reported_survivors = True
+        for status in living_descendants(os.getpid()):
+            command = read_command(status.pid)[:MAX_COMMAND]
+            self.tell("survivor", str(status.pid), status.state, command)
+
+    def finish(self) -> None:
+        """Tell the owner what was ended; with no owner left, remove the run's files."""
+        strays = [item for item in self.ended.items() if item[0].pid != self.kernel_pid]
+        for identity, command in strays[:MAX_LISTED]:
+            name = "SIGKILL" if identity in self.killed else "SIGTERM"
+            self.tell("ended", str(identity.pid), name, command)
+        # A stray child of a dead owner may hold its end of the channel: both must be asked.
+        if not self.tell("gone", str(len(strays))) or self.owner_lost:
+            for path in self.options.leftovers:
+                remove(path)
+
+    def tell(self, *words: str) -> bool:
+        """Send a line to the owner; say whether there is one to hear it."""
+        line = "\t".join(words).encode("utf-8", "replace") + b"\n"
+        try:
+            os.write(self.channel, line)
+        except OSError:
+            return False
+        return True
+
+
+def traced_zombies(root: int) -> set[int]:
+    """Return the pids below a process if all are zombies that are traced; else nothing."""
+    found = set()
+    for status in descendants(root):
+        if not status.is_dead or not read_tracer(status.pid):
+            return set()
+        found.add(status.pid)
+    return found
+
+
+def mark_process(mark: int) -> None:
+    """Set the mark that this process and its descendants carry, where limits allow it."""
+    try:
+        import resource
+
+        _, hard = resource.getrlimit(resource.RLIMIT_RSS)
+        resource.setrlimit(resource.RLIMIT_RSS, (mark, hard))
+    except (ImportError, OSError, ValueError):
+        pass
+
+
+def prctl(option: int, value: int) -> None:
+    """Set an attribute of this process."""
+    import ctypes
+
+    if ctypes.CDLL(None, use_errno=True).prctl(option, value, 0, 0, 0) != 0:
+        raise OSError(ctypes.get_errno(), f"prctl({option})")
+
+
+def remove(path: str) -> None:
+    """Remove a file, or a directory with all that is in it; a missing one is as good."""
+    try:
+        if os.path.isdir(path) and not os.path.islink(path):  # noqa: PTH112, PTH114
+            for name in os.listdir(path):  # noqa: PTH208
+                remove(f"{path}/{name}")
+            os.rmdir(path)  # noqa: PTH106
+        else:
+            os.unlink(path)  # noqa: PTH108
+    except OSError:
+        pass

@@ -1,0 +1,1 @@
+"""What travels over a lane: messages, frames, values. No I/O, no clock."""

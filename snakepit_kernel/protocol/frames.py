@@ -1,0 +1,272 @@
+"""Frames: how a message and its values lie on a stream of bytes.
+
+A frame is a prefix of 16 bytes (length of the header, number of buffers, length of the body, all
+little endian), the length of each buffer, the header (a message), the body (a pickle) and the
+buffers (what the pickle holds out of band).
+
+Reader and writer survive an exception between any two of their steps. Ctrl-C may raise
+KeyboardInterrupt after a system call has moved bytes and before Python has stored how many; a
+stream that loses count is lost. So a count goes straight from the system call into a list
+(``list.extend(map(...))`` runs in C, where no signal handler does), and states are replaced by
+assignments without a call between them, where CPython runs no handler either.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Callable, Sequence
+from itertools import accumulate, pairwise
+from typing import NamedTuple
+
+_PREFIX = struct.Struct("<IIQ")
+_LENGTH = struct.Struct("<Q")
+
+STAGING_BYTES = 1 << 16
+"""Frames up to this size are read through one buffer that is reused."""
+
+MAX_HEADER_BYTES = 1 << 24
+MAX_BUFFERS = 4096
+MAX_SEGMENTS = 512
+"""Segments a system call; Linux takes 1024."""
+
+Segment = bytes | bytearray | memoryview
+
+
+class FrameError(ValueError):
+    """Bytes that are no frame: the peer is not one of ours, or the stream is damaged."""
+
+
+class Frame(NamedTuple):
+    """A received frame.
+
+    Attributes
+    ----------
+    header
+        An encoded message.
+    body
+        A pickle, or nothing.
+    buffers
+        What the pickle holds out of band; writable.
+    """
+
+    header: bytes | memoryview
+    body: bytes | memoryview
+    buffers: list[bytearray]
+
+
+def pack(header: bytes, body: bytes = b"", buffers: Sequence[memoryview] = ()) -> list[Segment]:
+    """Lay out a frame as segments for one scattered write. Large parts are not copied."""
+    prefix = _PREFIX.pack(len(header), len(buffers), len(body))
+    lengths = b"".join(_LENGTH.pack(buffer.nbytes) for buffer in buffers)
+    if len(body) < STAGING_BYTES:
+        return [prefix + lengths + header + body, *buffers]
+    return [prefix + lengths + header, body, *buffers]
+
+
+class FrameReader:
+    """Takes bytes in, gives frames out."""
+
+    def __init__(self) -> None:
+        self._staging = bytearray(STAGING_BYTES)
+        self._view = memoryview(self._staging)
+        self._start = 0  # of the bytes in the staging buffer that are not consumed
+        self._end = 0
+        self._large: _LargeFrame | None = None
+        self._counts: list[int] = []
+        self.at_end = False
+
+    def receive(self, recv_into: Callable[[memoryview], int]) -> None:
+        """Make one system call that receives, and take in what it got.
+
+        Parameters
+        ----------
+        recv_into
+            Receives into a buffer, and returns the number of bytes, 0 at the end of the stream.
+            It must be implemented in C (see the module's docstring).
+        """
+        if self._counts:
+            self._settle()
+        self._counts.extend(map(recv_into, (self._room(),)))
+        self._settle()
+
+    def next_frame(self) -> Frame | None:
+        """Return the next whole frame, or None.
+
+        Raises
+        ------
+        FrameError
+            The bytes are no frame.
+        """
+        if self._counts:
+            self._settle()
+        if self._large is not None:
+            return self._next_large_frame(self._large)
+        start = self._start
+        available = self._end - start
+        if available < _PREFIX.size:
+            return None
+        header_length, buffer_count, body_length = _PREFIX.unpack_from(self._staging, start)
+        if header_length > MAX_HEADER_BYTES or buffer_count > MAX_BUFFERS:
+            msg = f"a header of {header_length} bytes and {buffer_count} buffers is no frame"
+            raise FrameError(msg)
+        if buffer_count:
+            return self._next_frame_with_buffers(header_length, buffer_count, body_length)
+        start += _PREFIX.size
+        middle = start + header_length
+        end = middle + body_length
+        if end <= self._end:
+            frame = Frame(bytes(self._view[start:middle]), bytes(self._view[middle:end]), [])
+            self._start = end
+            return frame
+        self._expect([header_length, body_length], start)
+        return None
+
+    def _next_frame_with_buffers(
+        self, header_length: int, buffer_count: int, body_length: int
+    ) -> Frame | None:
+        lengths_at = self._start + _PREFIX.size
+        start = lengths_at + _LENGTH.size * buffer_count
+        if start > self._end:
+            return None
+        sizes = struct.unpack_from(f"<{buffer_count}Q", self._staging, lengths_at)
+        lengths = [header_length, body_length, *sizes]
+        ends = list(accumulate(lengths, initial=start))
+        if ends[-1] > self._end:
+            self._expect(lengths, start)
+            return None
+        pieces = [self._view[a:b] for a, b in pairwise(ends)]
+        buffers = [bytearray(piece) for piece in pieces[2:]]
+        frame = Frame(bytes(pieces[0]), bytes(pieces[1]), buffers)
+        self._start = ends[-1]
+        return frame
+
+    def _next_large_frame(self, large: _LargeFrame) -> Frame | None:
+        if not large.is_complete:
+            return None
+        frame = large.frame()
+        self._large = None
+        return frame
+
+    def _expect(self, lengths: list[int], start: int) -> None:
+        """Read the rest of a frame to where it stays, if the staging buffer is too small for it."""
+        if start - self._start + sum(lengths) > STAGING_BYTES:
+            large = _LargeFrame(lengths, self._view[start : self._end])
+            self._large = large
+            self._start = self._end = 0
+
+    def _room(self) -> memoryview:
+        if self._large is not None:
+            return self._large.room()
+        if self._start == self._end:
+            self._start = self._end = 0
+        elif self._end > STAGING_BYTES // 2:
+            rest = bytes(self._view[self._start : self._end])
+            staging = bytearray(STAGING_BYTES)
+            staging[: len(rest)] = rest
+            view = memoryview(staging)
+            end = len(rest)
+            self._staging = staging
+            self._view = view
+            self._start = 0
+            self._end = end
+        return self._view[self._end :]
+
+    def _settle(self) -> None:
+        """Take in the counts of finished system calls."""
+        counts = self._counts
+        if not counts:
+            return
+        fresh: list[int] = []
+        count = counts[0]
+        large = self._large
+        if count == 0:
+            self._counts = fresh
+            self.at_end = True
+        elif large is None:
+            self._counts = fresh
+            self._end += count
+        else:
+            self._counts = fresh
+            large.filled += count
+
+
+class _LargeFrame:
+    """A frame that is read straight to where it stays."""
+
+    def __init__(self, lengths: list[int], begin: memoryview) -> None:
+        self.parts = [bytearray(length) for length in lengths]
+        self.total = sum(lengths)
+        self.starts = list(accumulate(lengths, initial=0))
+        self.filled = 0
+        offset = 0
+        for part in self.parts:
+            piece = begin[offset : offset + len(part)]
+            part[: len(piece)] = piece
+            offset += len(piece)
+        self.filled = offset
+
+    @property
+    def is_complete(self) -> bool:
+        return self.filled == self.total
+
+    def room(self) -> memoryview:
+        for part, start in zip(self.parts, self.starts, strict=False):
+            if self.filled < start + len(part):
+                return memoryview(part)[self.filled - start :]
+        msg = "a complete frame has no room"
+        raise AssertionError(msg)
+
+    def frame(self) -> Frame:
+        header, body, *buffers = self.parts
+        return Frame(memoryview(header), memoryview(body), buffers)
+
+
+class FrameWriter:
+    """Takes frames in, and hands them to a socket piece by piece."""
+
+    def __init__(self) -> None:
+        self._outbox: Sequence[Segment] = ()
+        self._counts: list[int] = []
+
+    def put(self, segments: Sequence[Segment]) -> None:
+        """Add a frame behind what is still unsent."""
+        if self._counts:
+            self._settle()
+        self._outbox = [*self._outbox, *segments] if self._outbox else segments
+
+    def send(self, sendmsg: Callable[[Sequence[Segment]], int]) -> bool:
+        """Make one system call that sends; say whether all has been sent.
+
+        Parameters
+        ----------
+        sendmsg
+            Sends segments, and returns the number of bytes it took. It must be implemented in C.
+        """
+        if self._counts:
+            self._settle()
+        if not self._outbox:
+            return True
+        self._counts.extend(map(sendmsg, (self._outbox[:MAX_SEGMENTS],)))
+        self._settle()
+        return not self._outbox
+
+    def _settle(self) -> None:
+        """Take in the count of a finished system call."""
+        counts = self._counts
+        if not counts:  # whoever interrupted us has sent, and taken our count in
+            return
+        fresh: list[int] = []
+        rest = _without(self._outbox, counts[0])
+        self._counts = fresh
+        self._outbox = rest
+
+
+def _without(segments: Sequence[Segment], count: int) -> Sequence[Segment]:
+    """Return segments less their first bytes."""
+    for index, segment in enumerate(segments):
+        size = segment.nbytes if isinstance(segment, memoryview) else len(segment)
+        if count < size:
+            rest = memoryview(segment).cast("B")[count:] if count else segment
+            return [rest, *segments[index + 1 :]]
+        count -= size
+    return ()

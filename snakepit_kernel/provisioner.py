@@ -1,0 +1,277 @@
+"""The kernel provisioner: jupyter_client's hooks, and a guardian under each kernel.
+
+Each launch is a run with an id of its own, on the command line and in the environment. The run is
+ended, verified, on every path on which jupyter_client says anything at all; on the others (the
+manager dies) the guardian notices by itself.
+"""
+
+from __future__ import annotations
+
+import os
+import pathlib
+import shutil
+import signal
+from typing import Any
+
+from jupyter_client.connect import KernelConnectionInfo
+from jupyter_client.provisioning.local_provisioner import LocalProvisioner
+from traitlets import Bool, Float, List, Unicode
+
+from .ids import RUN_ID_OPTION, RUN_ID_VARIABLE, new_run_id, own_run_id
+from .paths import MAX_SOCKET_PATH, runtime_dir
+from .processes.folders import run_folder, sweep_folders
+from .processes.guarded import EndReport, GuardedProcess
+from .processes.identity import ProcessIdentity
+from .processes.registry import Registry
+from .processes.sweep import end_tagged, sweep_dead_runs
+from .processes.waiting import ended
+
+SHUTDOWN_PATIENCE = 1.0
+"""Seconds that `SnakepitProvisioner.poll` waits for a kernel that was asked to shut down, so that
+jupyter_client learns of its end at once and not at its next look, 100 ms later."""
+
+
+class SnakepitProvisioner(LocalProvisioner):
+    """Provisions local kernels that leave nothing behind.
+
+    Traits are set in the kernelspec, under ``metadata.kernel_provisioner.config``.
+    """
+
+    grace = Float(
+        2.0,
+        min=0.0,
+        help="Seconds between SIGTERM and SIGKILL for what a kernel leaves behind.",
+    ).tag(config=True)
+    tag_command = Bool(
+        False,
+        help="Whether the run id is added to the kernel's command line; only for kernels that "
+        f"know the option {RUN_ID_OPTION}ID.",
+    ).tag(config=True)
+    label = Unicode(help="What the registry of runs calls this kernel.").tag(config=True)
+
+    leftovers = List(
+        Unicode(),
+        help="Files and directories that go with the kernel when its manager is dead.",
+    ).tag(config=True)
+
+    registry = Registry()
+    run_id = ""
+    last_report: EndReport | None = None
+
+    _run: GuardedProcess | None = None
+    _concluded = ""  # the last run that is verified gone
+    _waited = False
+    _shutdown_requested = False
+    _adopted: dict[str, ProcessIdentity] | None = None
+
+    @property
+    def has_process(self) -> bool:
+        """Whether a kernel is managed whose end has not been waited for."""
+        return (self._run is not None or self._adopted is not None) and not self._waited
+
+    @property
+    def guarded(self) -> GuardedProcess | None:
+        """The kernel's process under guard, from its launch until `cleanup`."""
+        return self._run
+
+    # -- launching ---------------------------------------------------------------------------
+
+    async def pre_launch(self, **kwargs: Any) -> dict[str, Any]:
+        """Mint a run id, and put it into the environment and on the command line."""
+        km = self.parent
+        if km is not None and km.transport == "ipc":
+            self._place_ipc_sockets(km)
+        kwargs = await super().pre_launch(**kwargs)
+        self.run_id = new_run_id()
+        # Ours alone, made anew for each launch: the server may itself belong to a run, and
+        # jupyter_client replays the arguments of the first launch at each restart.
+        kwargs["env"][RUN_ID_VARIABLE] = self.run_id
+        if self.tag_command:
+            kwargs["cmd"] = [*kwargs["cmd"], RUN_ID_OPTION + self.run_id]
+        return kwargs
+
+    async def launch_kernel(self, cmd: list[str], **kwargs: Any) -> KernelConnectionInfo:
+        """Start the kernel under a guardian, after the last run is verified gone.
+
+        Raises
+        ------
+        StartFailed
+            The command could not be executed. Nothing is left running.
+        """
+        await self.end_run(self.grace)
+        await sweep_dead_runs(self.registry, self.grace)
+        sweep_folders()
+        arguments = self._scrub_kwargs(kwargs)
+        self.registry.reserve(self.run_id, label=self._label(), parent=own_run_id())
+        try:
+            run = await GuardedProcess.start(
+                [os.path.expanduser(cmd[0]), *cmd[1:]],  # noqa: ASYNC240, PTH111 - touches no file
+                run_id=self.run_id,
+                grace=self.grace,
+                leftovers=self._leftovers(),
+                **arguments,
+            )
+        except BaseException:
+            self.registry.retire(self.run_id)
+            raise
+        self.registry.activate(self.run_id, run.guardian, run.identity)
+        self._run = run
+        self._adopted = None
+        self._waited = self._shutdown_requested = False
+        self.pid = run.identity.pid if run.identity else None
+        self.pgid = self.pid  # the kernel leads a group of its own; we never signal the group
+        self.cwd = kwargs.get("cwd", pathlib.Path.cwd())
+        return self.connection_info
+
+    # -- looking -----------------------------------------------------------------------------
+
+    async def poll(self) -> int | None:
+        """Return None while the kernel runs, else its exit status."""
+        if self._adopted is not None:
+            return None if self._adopted["process"].is_alive() else 0
+        if self._run is None or self._waited:
+            return 0
+        if self._shutdown_requested:
+            return await self._run.wait(SHUTDOWN_PATIENCE)
+        return self._run.poll()
+
+    async def wait(self) -> int | None:
+        """Wait for the kernel to end; return its exit status."""
+        status: int | None = 0
+        if self._adopted is not None:
+            await ended(self._adopted["process"])
+        elif self._run is not None and not self._waited:
+            status = await self._run.wait()
+        self._waited = True
+        return status
+
+    # -- ending ------------------------------------------------------------------------------
+
+    async def send_signal(self, signum: int) -> None:
+        """Send a signal to the kernel alone: an interrupt spares its children."""
+        if self._adopted is not None:
+            self._adopted["process"].signal(signum)
+        elif self._run is not None:
+            self._run.send_signal(signum)
+
+    async def kill(self, restart: bool = False) -> None:  # noqa: ARG002 - the interface
+        """End the kernel and everything it started now; return when that is verified."""
+        if self._adopted is not None:
+            await self._conclude_adopted(self._adopted["guardian"], signal.SIGUSR1)
+        elif self._run is not None:
+            await self._conclude(self._run, 0.0)
+
+    async def terminate(self, restart: bool = False) -> None:  # noqa: ARG002
+        """Ask the kernel to end, by SIGTERM."""
+        await self.send_signal(signal.SIGTERM)
+
+    async def shutdown_requested(self, restart: bool = False) -> None:  # noqa: ARG002
+        """Note that the kernel was asked to shut down: from now on its end is waited for."""
+        self._shutdown_requested = True
+
+    async def cleanup(self, restart: bool = False) -> None:
+        """End what is left of the run; return when that is verified.
+
+        The one hook that jupyter_client calls on every shutdown and restart. It may come twice,
+        or without a kill before.
+        """
+        await self.end_run(self.grace)
+        await super().cleanup(restart=restart)
+        if not restart:
+            self.ports_cached = False  # they were given back; a second call must not do it again
+
+    async def end_run(self, grace: float) -> None:
+        """End the kernel, if it still runs, and all it started; return when that is verified."""
+        if self._adopted is not None:
+            await self._conclude_adopted(self._adopted["guardian"], signal.SIGTERM)
+            self._adopted = None
+        if self._run is not None:
+            await self._conclude(self._run, grace)  # may be cancelled: then it is still ours to end
+            self._run = None
+
+    async def _conclude(self, run: GuardedProcess, grace: float) -> None:
+        """End a run, by its tag where the guardian was killed; forget it when that is verified."""
+        if run.run_id == self._concluded:
+            return
+        self.last_report = report = await run.end(grace)
+        if not report.verified and run.is_gone:
+            await end_tagged(run.run_id, grace)
+            report.verified = True
+        if report.verified:
+            self.registry.retire(run.run_id)
+            shutil.rmtree(run_folder(run.run_id), ignore_errors=True)
+            self._concluded = run.run_id
+        if report.survivors:
+            self.log.warning(
+                "processes of run %s do not die: %s", run.run_id, "; ".join(report.survivors)
+            )
+
+    async def _conclude_adopted(self, guardian: ProcessIdentity, signum: int) -> None:
+        """End a run that another manager started, by its guardian or else by its tag."""
+        guardian.signal(signum)
+        guardian.signal(signal.SIGCONT)  # should somebody have stopped it
+        if not await ended(guardian, self.grace + 10.0):
+            self.log.warning("processes of run %s do not die", self.run_id)
+            return
+        await end_tagged(self.run_id, self.grace)
+        self.registry.retire(self.run_id)
+
+    # -- persistence -------------------------------------------------------------------------
+
+    async def get_provisioner_info(self) -> dict[str, Any]:
+        """Return what another manager needs to see and to end this kernel, ready for JSON."""
+        info: dict[str, Any] = await super().get_provisioner_info()
+        info["connection_info"] = {
+            name: value.decode("ascii") if isinstance(value, bytes) else value
+            for name, value in self.connection_info.items()
+        }
+        identities = self._adopted
+        if self._run is not None and self._run.identity is not None:
+            identities = {"guardian": self._run.guardian, "process": self._run.identity}
+        info["run_id"] = self.run_id
+        info["identities"] = {name: str(item) for name, item in (identities or {}).items()}
+        return info
+
+    async def load_provisioner_info(self, provisioner_info: dict[str, Any]) -> None:
+        """Take over a kernel of another manager, as `get_provisioner_info` described it."""
+        await super().load_provisioner_info(provisioner_info)
+        connection_info: Any = {
+            name: value.encode("ascii")
+            if name in {"key", "curve_publickey", "curve_secretkey"} and isinstance(value, str)
+            else value
+            for name, value in provisioner_info["connection_info"].items()
+        }
+        self.connection_info = connection_info
+        self.run_id = provisioner_info["run_id"]
+        self._adopted = {
+            name: ProcessIdentity.parse(text)
+            for name, text in provisioner_info["identities"].items()
+        } or None
+        self._waited = False
+
+    # -- details -----------------------------------------------------------------------------
+
+    def _label(self) -> str:
+        return self.label or getattr(self.kernel_spec, "display_name", "") or "kernel"
+
+    def _leftovers(self) -> list[str]:
+        """Return the files that go with the run when there is no manager left to remove them."""
+        km = self.parent
+        files = [*self.leftovers, str(run_folder(self.run_id))]
+        if km is None:
+            return files
+        files += [str(pathlib.Path(km.connection_file).absolute())]
+        if km.transport == "ipc":
+            files += [f"{km.ip}-{port}" for port in km.ports]
+        return files
+
+    def _place_ipc_sockets(self, km: Any) -> None:
+        """Give the manager a place for its ipc sockets that works for every kernel.
+
+        jupyter_client's own choice may be relative, and then depends on the kernel's working
+        directory, or longer than the path of a socket may be.
+        """
+        base = pathlib.Path(str(km.ip))
+        length = len(os.fsencode(base)) + len("-65535")
+        if not base.is_absolute() or length > MAX_SOCKET_PATH:
+            km.ip = str(runtime_dir() / new_run_id())

@@ -1,0 +1,136 @@
+"""How users write tools: the `tool` decorator and the `Adapter` class."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, TypeVar, overload
+
+from ..ids import check_name
+from .context import SessionContext
+
+_ATTRIBUTE = "__snakepit_tool__"
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ToolOptions:
+    """What `tool` was told about a function.
+
+    Attributes
+    ----------
+    name
+        Name of the tool; the function's by default.
+    description
+        One or two sentences; the function's docstring by default.
+    idempotent
+        Whether calling it twice does no harm.
+    timeout
+        Seconds that a call may take when the caller gives no timeout.
+    """
+
+    name: str | None = None
+    description: str | None = None
+    idempotent: bool = False
+    timeout: float | None = None
+
+
+@overload
+def tool(function: F, /) -> F: ...
+
+
+@overload
+def tool(
+    *,
+    name: str | None = None,
+    description: str | None = None,
+    idempotent: bool = False,
+    timeout: float | None = None,
+) -> Callable[[F], F]: ...
+
+
+def tool(
+    function: Callable[..., Any] | None = None,
+    /,
+    *,
+    name: str | None = None,
+    description: str | None = None,
+    idempotent: bool = False,
+    timeout: float | None = None,
+) -> Any:
+    """Mark a method of an adapter, or a function of a module, as a tool.
+
+    Use it bare, or with options.
+
+    Parameters
+    ----------
+    name
+        1 to 64 characters of ``[A-Za-z0-9_.-]``, first a letter or a digit. Default: the
+        function's name.
+    description
+        One or two sentences for people and models. Default: the docstring.
+    idempotent
+        Whether calling it twice does no harm.
+    timeout
+        Seconds that a call may take when the caller gives no timeout.
+
+    Raises
+    ------
+    TypeError
+        What is decorated is not a function.
+    ValueError
+        The name or the timeout is not a good one.
+
+    Examples
+    --------
+    >>> @tool(description="Multiply by two.", idempotent=True)
+    ... def double(x: int) -> int:
+    ...     return 2 * x
+    """
+    if name is not None:
+        check_name("tool", name)
+    if timeout is not None and timeout <= 0:
+        msg = f"a tool's timeout must be positive seconds, not {timeout!r}"
+        raise ValueError(msg)
+    options = ToolOptions(
+        name=name, description=description, idempotent=idempotent, timeout=timeout
+    )
+
+    def mark(target: F) -> F:
+        if not inspect.isroutine(target):
+            msg = f"@tool decorates functions, not {type(target).__name__} {target!r}"
+            raise TypeError(msg)
+        check_name("tool", name or target.__name__)
+        setattr(target, _ATTRIBUTE, options)
+        return target
+
+    return mark if function is None else mark(function)
+
+
+def options_of(function: object) -> ToolOptions | None:
+    """Return the options of a function that `tool` marked, else None."""
+    options = getattr(function, _ATTRIBUTE, None)
+    return options if isinstance(options, ToolOptions) else None
+
+
+class Adapter:
+    """Base of a class whose ``@tool`` methods are a pool's tools.
+
+    Each call gets a new instance: ``initialize()``, the tool, then ``cleanup()``, exactly once,
+    also after an error or an interrupt. Each of the three may be a coroutine function.
+
+    Attributes
+    ----------
+    context
+        The session that the call belongs to.
+    """
+
+    context: SessionContext
+
+    def initialize(self) -> Any:
+        """Prepare for one call."""
+
+    def cleanup(self) -> Any:
+        """Put away what `initialize` prepared."""

@@ -1,0 +1,41 @@
+"""The namespace of a worker's cells, as its pool reaches it: functions that travel by name."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ..errors import suggest
+
+
+def push(variables: dict[str, Any]) -> None:
+    """Set variables in the worker's namespace."""
+    _shell().push(variables)
+
+
+def pull(names: list[str]) -> dict[str, Any]:
+    """Return variables of the worker's namespace.
+
+    Raises
+    ------
+    NameError
+        One of them does not exist.
+    """
+    namespace = _shell().user_ns
+    for name in names:
+        if name not in namespace:
+            known = [key for key in namespace if not key.startswith("_")]
+            msg = f"name {name!r} is not defined in the worker{suggest(name, known)}"
+            raise NameError(msg)
+    return {name: namespace[name] for name in names}
+
+
+def last_value() -> Any:
+    """Return the value of the last expression of the last cell, or None."""
+    result = _shell().last_execution_result
+    return None if result is None else result.result
+
+
+def _shell() -> Any:
+    from IPython.core.getipython import get_ipython
+
+    return get_ipython()

@@ -1,0 +1,251 @@
+"""The tools of a worker: found in an adapter, or defined by the notebook, and run by name."""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import inspect
+import types
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from ..errors import InvalidArguments, ToolNotFound, suggest
+from ..protocol.messages import ToolInfo
+from .adapter import Adapter, ToolOptions, options_of
+from .arguments import Arguments
+from .context import SessionContext
+
+
+class AdapterError(ValueError):
+    """An adapter cannot be used; the text says why and what a good one is."""
+
+
+class Tool:
+    """One tool: a function with its options, or a method of an adapter's class.
+
+    Parameters
+    ----------
+    function
+        The function.
+    options
+        What ``@tool`` was told.
+    owner
+        The adapter's class when the function is a method.
+    """
+
+    def __init__(
+        self, function: Callable[..., Any], options: ToolOptions, owner: type | None = None
+    ) -> None:
+        self.name = options.name or function.__name__
+        self._function = function
+        self._owner = owner
+        self._options = options
+        self._arguments = Arguments(function, skip_first=owner is not None)
+        self._initialize = _own_hook(owner, "initialize")
+        self._cleanup = _own_hook(owner, "cleanup")
+        if inspect.isgeneratorfunction(function) or inspect.isasyncgenfunction(function):
+            msg = f"tool {self.name!r} is a generator; tools that stream are not supported yet"
+            raise AdapterError(msg)
+        parts = (function, self._initialize, self._cleanup)
+        self.is_async = any(inspect.iscoroutinefunction(part) for part in parts)
+
+    def info(self) -> ToolInfo:
+        """Describe the tool to callers."""
+        return ToolInfo(
+            name=self.name,
+            description=self._options.description or inspect.getdoc(self._function) or "",
+            signature=str(self._arguments.signature),
+            schema=self._arguments.schema(),
+            idempotent=self._options.idempotent,
+            timeout=self._options.timeout,
+        )
+
+    def bind(
+        self, context: SessionContext, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Callable[[], Any]:
+        """Check the arguments; return the call, ready to run, an awaitable when ``is_async``.
+
+        Raises
+        ------
+        InvalidArguments
+            They do not fit; nothing has run.
+        """
+        args, kwargs, problems = self._arguments.bind(args, kwargs)
+        if problems:
+            raise InvalidArguments(self.name, problems)
+        if self._owner is None:
+            return functools.partial(self._function, *args, **kwargs)
+        live = self._live_async if self.is_async else self._live
+        return functools.partial(live, context, args, kwargs)
+
+    def _new_instance(self, context: SessionContext) -> Any:
+        assert self._owner is not None
+        instance = self._owner()
+        instance.context = context
+        return instance
+
+    def _live(self, context: SessionContext, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Run one life of an adapter: initialize, the tool, cleanup."""
+        instance = self._new_instance(context)
+        try:
+            if self._initialize is not None:
+                self._initialize(instance)
+            value = self._function(instance, *args, **kwargs)
+        except BaseException as error:
+            if self._cleanup is not None:
+                try:
+                    self._cleanup(instance)
+                except Exception as second:  # noqa: BLE001 - the first error is the one to report
+                    error.add_note(f"cleanup() failed as well: {second!r}")
+            raise
+        if self._cleanup is not None:
+            self._cleanup(instance)
+        return value
+
+    async def _live_async(
+        self, context: SessionContext, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Any:
+        """Do the same where a part of it is a coroutine function."""
+        instance = self._new_instance(context)
+        try:
+            if self._initialize is not None:
+                await _settled(self._initialize(instance))
+            value = await _settled(self._function(instance, *args, **kwargs))
+        except BaseException as error:
+            if self._cleanup is not None:
+                try:
+                    await _settled(self._cleanup(instance))
+                except Exception as second:  # noqa: BLE001 - the first error is the one to report
+                    error.add_note(f"cleanup() failed as well: {second!r}")
+            raise
+        if self._cleanup is not None:
+            await _settled(self._cleanup(instance))
+        return value
+
+
+class ToolRegistry:
+    """The tools of one worker, by name."""
+
+    def __init__(self) -> None:
+        self._tools: dict[str, Tool] = {}
+
+    def load(self, adapter: object) -> None:
+        """Add the tools of an adapter.
+
+        Parameters
+        ----------
+        adapter
+            ``"module:Class"``, ``"module"``, a class or a module; None adds nothing.
+
+        Raises
+        ------
+        AdapterError
+            It is none of these, or has no tools.
+        Exception
+            Whatever importing it raises.
+        """
+        if adapter is None:
+            return
+        target = import_adapter(adapter) if isinstance(adapter, str) else adapter
+        found = list(_tools_of(target))
+        if not found:
+            msg = (
+                f"adapter {name_of(target)!r} has no tools; mark its "
+                f"{'methods' if isinstance(target, type) else 'functions'} with @tool"
+            )
+            raise AdapterError(msg)
+        for tool in found:
+            self._tools[tool.name] = tool
+
+    def define(self, name: str, function: Callable[..., Any]) -> None:
+        """Add a function of the notebook, or replace it."""
+        self._tools[name] = Tool(function, options_of(function) or ToolOptions(name=name))
+
+    def get(self, name: str) -> Tool:
+        """Return a tool.
+
+        Raises
+        ------
+        ToolNotFound
+            There is none of that name.
+        """
+        tool = self._tools.get(name)
+        if tool is None:
+            raise ToolNotFound(name, sorted(self._tools))
+        return tool
+
+    def infos(self) -> list[ToolInfo]:
+        """Describe all tools, in the order of their definition."""
+        return [tool.info() for tool in self._tools.values()]
+
+
+def describe(function: Callable[..., Any]) -> ToolInfo:
+    """Describe a function of the notebook as a tool.
+
+    Raises
+    ------
+    AdapterError
+        It cannot be a tool.
+    """
+    return Tool(function, options_of(function) or ToolOptions()).info()
+
+
+def import_adapter(path: str) -> object:
+    """Import ``"module:Class"`` or ``"module"``.
+
+    Raises
+    ------
+    AdapterError
+        The text has another form, or the module has no such class.
+    ImportError
+        There is no such module.
+    """
+    module_name, separator, attribute = path.partition(":")
+    if not module_name or (separator and not attribute):
+        msg = f"adapter {path!r} must be 'module:Class' or 'module'"
+        raise AdapterError(msg)
+    module = importlib.import_module(module_name)
+    if not separator:
+        return module
+    try:
+        return functools.reduce(getattr, attribute.split("."), module)
+    except AttributeError:
+        classes = [name for name, item in vars(module).items() if isinstance(item, type)]
+        msg = f"module {module_name!r} has no {attribute!r}{suggest(attribute, classes)}"
+        raise AdapterError(msg) from None
+
+
+def _tools_of(target: object) -> Iterator[Tool]:
+    if isinstance(target, type):
+        for name in dir(target):
+            function = inspect.getattr_static(target, name)
+            options = options_of(function)
+            if options is not None:
+                yield Tool(function, options, owner=target)
+    elif isinstance(target, types.ModuleType):
+        for function in vars(target).values():
+            options = options_of(function)
+            if options is not None and callable(function):
+                yield Tool(function, options)
+    else:
+        msg = f"an adapter is a class or a module, not {type(target).__name__} {target!r}"
+        raise AdapterError(msg)
+
+
+def _own_hook(owner: type | None, name: str) -> Callable[..., Any] | None:
+    """Return a class's own ``initialize`` or ``cleanup``; the base's do nothing and cost a call."""
+    hook = getattr(owner, name, None)
+    return None if hook is getattr(Adapter, name) else hook
+
+
+def name_of(adapter: object) -> str:
+    """Return an adapter's name as it would be given in text: ``module:Class`` or ``module``."""
+    if isinstance(adapter, str):
+        return adapter
+    module = getattr(adapter, "__module__", None)
+    name = str(getattr(adapter, "__qualname__", getattr(adapter, "__name__", repr(adapter))))
+    return f"{module}:{name}" if module else name
+
+
+async def _settled(value: Any) -> Any:
+    return await value if inspect.isawaitable(value) else value

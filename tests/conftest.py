@@ -1,0 +1,352 @@
+"""What every test gets: private directories, and a fixture that fails a test that leaves something.
+
+The process of pytest makes itself a subreaper, so that whatever the processes of a test start stays
+below it, orphans included. It looks with code of its own, not with that under test.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import ctypes
+import gc
+import os
+import select
+import shutil
+import signal
+import tempfile
+import time
+from collections.abc import AsyncIterator, Callable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+
+PATIENCE = 3.0
+"""Seconds that what is ending at the end of a test may still take."""
+
+PR_SET_CHILD_SUBREAPER = 36
+
+PRIVATE = Path(tempfile.mkdtemp(prefix="spt-", dir="/tmp"))  # short: sockets lie below it
+RUNTIME_DIRS = [PRIVATE / "run", PRIVATE / "s"]
+
+os.environ["JUPYTER_RUNTIME_DIR"] = str(RUNTIME_DIRS[0])
+os.environ["SNAKEPIT_RUNTIME_DIR"] = str(RUNTIME_DIRS[1])
+os.environ["JUPYTER_DATA_DIR"] = str(PRIVATE / "data")  # kernelspecs are found in sys.prefix too
+os.environ["JUPYTER_CONFIG_DIR"] = str(PRIVATE / "config")
+os.environ["SNAKEPIT_DATA_DIR"] = str(PRIVATE / "snakepit")
+os.environ["IPYTHONDIR"] = str(PRIVATE / "ipython")
+os.environ["JUPYTER_PLATFORM_DIRS"] = "1"  # or jupyter_core warns that this will change
+os.environ.pop("SNAKEPIT_RUN_ID", None)  # these tests may themselves run in a tagged kernel
+
+# What the process of pytest opens once and keeps. The key is what /proc/self/fd/N links to.
+KEPT_DESCRIPTORS = {
+    "/dev/urandom": "libraries keep the source of random numbers open",
+    "/dev/null": "subprocess and ipykernel keep a sink open",
+}
+# multiprocessing starts one for the life of the interpreter; the descriptor is its pipe.
+KEPT_COMMANDS = (b"multiprocessing.resource_tracker", b"multiprocessing.forkserver")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Become the subreaper of everything that the tests start."""
+    if ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0) != 0:
+        pytest.exit("prctl(PR_SET_CHILD_SUBREAPER) failed")
+    for directory in (*RUNTIME_DIRS, PRIVATE / "ipython"):
+        directory.mkdir(mode=0o700, exist_ok=True)
+
+
+def pytest_sessionstart(session: pytest.Session) -> None:
+    """Let jupyter_core open the event loops that it keeps for the life of the process."""
+    from jupyter_core.utils import run_sync
+
+    async def nothing() -> None:
+        pass
+
+    async def nothing_inside_a_loop() -> None:
+        run_sync(nothing)()
+
+    run_sync(nothing)()
+    asyncio.run(nothing_inside_a_loop())
+
+
+def pytest_unconfigure(config: pytest.Config) -> None:
+    shutil.rmtree(PRIVATE, ignore_errors=True)
+
+
+class Process(NamedTuple):
+    """A process that can be told from the next one with its pid."""
+
+    pid: int
+    start_time: int
+
+    @property
+    def state(self) -> str:
+        """The letter in ``/proc/PID/stat``, or an empty string when the process is gone."""
+        fields = _stat(self.pid)
+        return fields[0] if fields and int(fields[19]) == self.start_time else ""
+
+    @property
+    def is_alive(self) -> bool:
+        return self.state not in {"", "Z", "X"}
+
+    def __str__(self) -> str:
+        command = _read(f"/proc/{self.pid}/cmdline").replace(b"\0", b" ").decode(errors="replace")
+        return f"{self.pid} [{self.state}] {command.strip()[:200]}"
+
+    def wait_gone(self, timeout: float = 5.0) -> bool:
+        """Wait until it has ended; say whether it has."""
+        try:
+            pidfd = os.pidfd_open(self.pid)
+        except ProcessLookupError:
+            return True
+        try:
+            if self.is_alive:
+                poll = select.poll()
+                poll.register(pidfd, select.POLLIN)
+                poll.poll(max(timeout, 0.0) * 1000)
+            return not self.is_alive
+        finally:
+            os.close(pidfd)
+
+    def kill(self) -> None:
+        try:
+            pidfd = os.pidfd_open(self.pid)
+        except ProcessLookupError:
+            return
+        try:
+            if self.is_alive:
+                signal.pidfd_send_signal(pidfd, signal.SIGKILL)
+        except ProcessLookupError:
+            pass
+        finally:
+            os.close(pidfd)
+
+
+def _read(path: str) -> bytes:
+    try:
+        with open(path, "rb") as file:
+            return file.read()
+    except OSError:
+        return b""
+
+
+def _stat(pid: int) -> list[str]:
+    return _read(f"/proc/{pid}/stat").rpartition(b")")[2].decode().split()
+
+
+def _process(pid: int) -> Process | None:
+    fields = _stat(pid)
+    return Process(pid, int(fields[19])) if fields else None
+
+
+def _descendants(root: int) -> list[Process]:
+    """Everything below a process, zombies included."""
+    children: dict[int, list[int]] = {}
+    for name in os.listdir("/proc"):
+        if name.isdigit() and (fields := _stat(int(name))):
+            children.setdefault(int(fields[1]), []).append(int(name))
+    found, level = [], children.get(root, [])
+    while level:
+        found += level
+        level = [child for pid in level for child in children.get(pid, [])]
+    return [process for process in map(_process, found) if process is not None]
+
+
+def _is_kept(process: Process) -> bool:
+    command = _read(f"/proc/{process.pid}/cmdline")
+    return any(name in command for name in KEPT_COMMANDS)
+
+
+class Surroundings:
+    """What is there at one moment, and what of it came later than another moment."""
+
+    def __init__(self) -> None:
+        self.processes = set(_descendants(os.getpid()))
+        self.files = {path for directory in RUNTIME_DIRS for path in directory.rglob("*")}
+        self.shared_memory = {
+            entry.name for entry in os.scandir("/dev/shm") if _owner(entry) == os.getuid()
+        }
+        self.descriptors = _descriptors()
+
+    def new_processes(self) -> list[Process]:
+        """Living processes; ours that are zombies are reaped on the way."""
+        found = []
+        for process in _descendants(os.getpid()):
+            if process in self.processes:
+                continue
+            if process.is_alive:
+                if not _is_kept(process):
+                    found.append(process)
+            elif (fields := _stat(process.pid)) and int(fields[1]) == os.getpid():
+                try:
+                    os.waitpid(process.pid, os.WNOHANG)
+                except ChildProcessError:
+                    pass
+        return found
+
+    def new_files(self) -> list[str]:
+        now = {path for directory in RUNTIME_DIRS for path in directory.rglob("*")}
+        return [str(path) for path in sorted(now - self.files)]
+
+    def new_shared_memory(self) -> list[str]:
+        now = {entry.name for entry in os.scandir("/dev/shm") if _owner(entry) == os.getuid()}
+        new = sorted(now - self.shared_memory)
+        return [f"/dev/shm/{name}" for name in new if not _belongs_to_a_stranger(name)]
+
+    def new_descriptors(self) -> list[str]:
+        now = _descriptors()
+        new = {
+            number: link
+            for number, link in now.items()
+            if self.descriptors.get(number) != link and link not in KEPT_DESCRIPTORS
+        }
+        if new and any(_is_kept(process) for process in _descendants(os.getpid())):
+            # The pipe to a resource tracker that was started in this test.
+            pipes = [number for number, link in new.items() if link.startswith("pipe:")]
+            for number in pipes[:1]:
+                del new[number]
+        return [f"{number} -> {link}" for number, link in sorted(new.items())]
+
+
+def _owner(entry: os.DirEntry[str]) -> int:
+    try:
+        return entry.stat(follow_symlinks=False).st_uid
+    except FileNotFoundError:
+        return -1
+
+
+def _descriptors() -> dict[int, str]:
+    found = {}
+    for name in os.listdir("/proc/self/fd"):
+        try:
+            found[int(name)] = os.readlink(f"/proc/self/fd/{name}")
+        except FileNotFoundError:
+            pass  # the descriptor that listdir itself used
+    return found
+
+
+def _belongs_to_a_stranger(name: str) -> bool:
+    """Whether a process that these tests did not start uses a file in /dev/shm."""
+    ours = {os.getpid(), *(process.pid for process in _descendants(os.getpid()))}
+    needle = f"/dev/shm/{name}\n".encode()
+    return any(
+        needle in _read(f"/proc/{pid}/maps")
+        for pid in map(int, filter(str.isdigit, os.listdir("/proc")))
+        if pid not in ours
+    )
+
+
+def _settle(look: Callable[[], list[str]], deadline: float) -> list[str]:
+    """Look until nothing is left or time is up; return what is left."""
+    while (left := look()) and time.monotonic() < deadline:
+        time.sleep(0.02)  # a file that goes away is no event for a test's bystander
+    return left
+
+
+@pytest.fixture(autouse=True)
+def nothing_is_left_behind() -> Iterator[Surroundings]:
+    """Fail a test that leaves a process, a runtime file, shared memory or a file descriptor."""
+    before = Surroundings()
+    yield before
+    deadline = time.monotonic() + PATIENCE
+    complaints = []
+    while left := before.new_processes():
+        if time.monotonic() > deadline:
+            complaints += [f"process {process}" for process in left]
+            for process in left:
+                process.kill()
+            for process in left:
+                process.wait_gone()
+            deadline = time.monotonic() + PATIENCE  # what their death sets free is looked at anew
+            continue
+        left[0].wait_gone(deadline - time.monotonic())
+    if before.new_descriptors():
+        gc.collect()
+    complaints += [f"file {path}" for path in _settle(before.new_files, deadline)]
+    complaints += [f"shared memory {path}" for path in _settle(before.new_shared_memory, deadline)]
+    complaints += [f"descriptor {item}" for item in _settle(before.new_descriptors, deadline)]
+    for path in map(Path, reversed(before.new_files())):
+        path.rmdir() if path.is_dir() else path.unlink()
+    if complaints:
+        pytest.fail("left behind:\n  " + "\n  ".join(complaints), pytrace=False)
+
+
+@pytest.fixture
+def living(nothing_is_left_behind: Surroundings) -> Callable[[], list[Process]]:
+    """List the living processes that were started since the test began, orphans included."""
+    return nothing_is_left_behind.new_processes
+
+
+@pytest.fixture
+def process_of() -> Callable[[int], Process]:
+    """Give the process of a pid: ``.is_alive``, ``.wait_gone(timeout)``, ``.kill()``."""
+
+    def find(pid: int) -> Process:
+        process = _process(pid)
+        assert process is not None, f"there is no process {pid}"
+        return process
+
+    return find
+
+
+class Kernel:
+    """A kernel, its manager and a client, in the event loop of a test."""
+
+    def __init__(self, km: Any, kc: Any) -> None:
+        self.km = km
+        self.kc = kc
+
+    @property
+    def pid(self) -> int:
+        return int(self.km.provisioner.pid)
+
+    async def run(self, code: str, timeout: float = 20.0) -> str:
+        """Run a cell; return what it printed and displayed; raise RuntimeError if it failed."""
+        output: list[str] = []
+
+        def collect(message: dict[str, Any]) -> None:
+            content = message["content"]
+            if message["msg_type"] == "stream":
+                output.append(content["text"])
+            elif message["msg_type"] in {"execute_result", "display_data"}:
+                output.append(content["data"]["text/plain"])
+
+        reply = await self.kc.execute_interactive(code, output_hook=collect, timeout=timeout)
+        while reply["content"]["status"] == "aborted":  # the queue of a failed cell is dropped
+            reply = await self.kc.execute_interactive(code, output_hook=collect, timeout=timeout)
+        if reply["content"]["status"] != "ok":
+            raise RuntimeError(f"{reply['content']['ename']}: {reply['content']['evalue']}")
+        return "".join(output).strip()
+
+    async def ready(self, timeout: float = 30.0) -> None:
+        await self.kc.wait_for_ready(timeout=timeout)
+
+
+@pytest.fixture
+def start_kernel() -> Callable[..., contextlib.AbstractAsyncContextManager[Kernel]]:
+    """Start a kernel in an ``async with``; keyword arguments of its manager may be given."""
+
+    @contextlib.asynccontextmanager
+    async def start(
+        kernel_name: str = "snakepit",
+        manager_class: Any = None,
+        launch: dict[str, Any] | None = None,
+        **traits: Any,
+    ) -> AsyncIterator[Kernel]:
+        from jupyter_client.manager import AsyncKernelManager
+
+        km = (manager_class or AsyncKernelManager)(kernel_name=kernel_name, **traits)
+        await km.start_kernel(**(launch or {}))
+        kc = km.client()
+        kc.start_channels()
+        kernel = Kernel(km, kc)
+        try:
+            await kernel.ready()
+            yield kernel
+        finally:
+            kc.stop_channels()
+            await km.shutdown_kernel(now=True)
+            km.context.destroy(linger=0)  # jupyter_client forgets a socket after an autorestart
+
+    return start

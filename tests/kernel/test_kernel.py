@@ -1,0 +1,274 @@
+"""The kernel: interrupts, the lazy debugger, its start and its end."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from jupyter_client.kernelspec import KernelSpecManager
+
+from snakepit_kernel.ids import RUN_ID_VARIABLE, new_run_id
+
+SOURCE = Path(__file__).parents[2] / "kernelspec" / "kernel.json"
+
+
+async def start_cell(kernel: Any, code: str) -> str:
+    """Execute a cell and return when it has printed something."""
+    message = kernel.kc.execute(code)
+    while (await kernel.kc.get_iopub_msg(timeout=10))["msg_type"] != "stream":
+        pass
+    return str(message)
+
+
+async def reply_to(kernel: Any, message: str, timeout: float = 10.0) -> dict[str, Any]:
+    while True:
+        reply = await kernel.kc.get_shell_msg(timeout=timeout)
+        if reply["parent_header"]["msg_id"] == message:
+            return dict(reply["content"])
+
+
+# -- the start -----------------------------------------------------------------------------------
+
+
+def test_the_installed_kernelspec_is_that_of_the_source():
+    """In an editable install it is a copy, which may grow old."""
+    installed = Path(KernelSpecManager().get_kernel_spec("snakepit").resource_dir) / "kernel.json"
+    assert json.loads(installed.read_text()) == json.loads(SOURCE.read_text())
+
+
+def test_the_extension_is_loaded_in_a_notebook(start_kernel):
+    async def scenario() -> None:
+        async with start_kernel() as kernel:
+            loaded = "print('snakepit_kernel' in get_ipython().extension_manager.loaded)"
+            assert await kernel.run(loaded) == "True"
+            magics = "print('snakepit' in get_ipython().magics_manager.magics['line'])"
+            assert await kernel.run(magics) == "True"
+
+    asyncio.run(scenario())
+
+
+def test_a_users_module_beside_the_notebook_breaks_no_start_and_can_be_imported(
+    start_kernel, tmp_path
+):
+    for name in ("random", "tempfile", "logging", "snakepit", "magics"):
+        (tmp_path / f"{name}.py").write_text("mine = True\n")
+
+    async def scenario() -> None:
+        async with start_kernel(launch={"cwd": str(tmp_path)}) as kernel:
+            assert await kernel.run("import magics; print(magics.mine)") == "True"
+            assert await kernel.run("import random; print(hasattr(random, 'mine'))") == "False"
+
+    asyncio.run(scenario())
+
+
+# -- interrupts ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "wait",
+    [
+        "import time; time.sleep(60)",
+        "import asyncio; await asyncio.sleep(60)",
+        "while True: pass",
+        "import threading; threading.Event().wait(60)",
+        "import subprocess; subprocess.run(['sleep', '60'])",
+    ],
+    ids=["sleep", "await", "loop", "lock", "subprocess"],
+)
+def test_an_interrupted_cell_ends_within_a_second_and_state_survives(start_kernel, wait):
+    async def scenario() -> None:
+        async with start_kernel() as kernel:
+            await kernel.run("kept = 42")
+            message = await start_cell(kernel, f"print('in', flush=True)\n{wait}")
+            started = time.monotonic()
+
+            await kernel.km.interrupt_kernel()
+
+            reply = await reply_to(kernel, message)
+            assert time.monotonic() - started < 1.0
+            assert reply["status"] == "error"
+            assert reply["ename"] in {"KeyboardInterrupt", "CancelledError"}
+            assert await kernel.run("print(kept)") == "42"
+
+    asyncio.run(scenario())
+
+
+def test_an_interrupt_by_message_spares_the_children_too(start_kernel):
+    async def scenario() -> None:
+        async with start_kernel() as kernel:
+            await kernel.run("import subprocess; child = subprocess.Popen(['sleep', '600'])")
+            message = await start_cell(
+                kernel, "import time; print('in', flush=True); time.sleep(60)"
+            )
+            request = kernel.kc.session.msg("interrupt_request", {})
+            kernel.kc.control_channel.send(request)
+            assert (await reply_to(kernel, message))["ename"] == "KeyboardInterrupt"
+            assert await kernel.run("print(child.poll())") == "None"
+
+    asyncio.run(scenario())
+
+
+def test_an_interrupt_between_cells_harms_nothing(start_kernel):
+    async def scenario() -> None:
+        async with start_kernel() as kernel:
+            await kernel.run("kept = 42")
+            for _ in range(3):
+                await kernel.km.interrupt_kernel()
+            assert await kernel.run("print(kept)") == "42"
+
+    asyncio.run(scenario())
+
+
+# -- the debugger --------------------------------------------------------------------------------
+
+
+class Debugger:
+    """Speaks the debug adapter protocol over the control channel."""
+
+    def __init__(self, kernel: Any) -> None:
+        self.kernel = kernel
+        self.sequence = 0
+
+    async def ask(self, command: str, **arguments: Any) -> dict[str, Any]:
+        self.sequence += 1
+        content = {
+            "type": "request",
+            "seq": self.sequence,
+            "command": command,
+            "arguments": arguments,
+        }
+        message = self.kernel.kc.session.msg("debug_request", content)
+        self.kernel.kc.control_channel.send(message)
+        while True:
+            reply = await self.kernel.kc.get_control_msg(timeout=20)
+            if reply["parent_header"]["msg_id"] == message["header"]["msg_id"]:
+                return dict(reply["content"])
+
+    async def event(self, name: str) -> dict[str, Any]:
+        while True:
+            message = await self.kernel.kc.get_iopub_msg(timeout=20)
+            if message["msg_type"] == "debug_event" and message["content"]["event"] == name:
+                return dict(message["content"])
+
+
+def test_debugging_is_offered_and_debugpy_not_imported_before_it_is_asked_for(start_kernel):
+    async def scenario() -> None:
+        async with start_kernel() as kernel:
+            kernel.kc.kernel_info()
+            info = await kernel.kc.get_shell_msg(timeout=10)
+            assert "debugger" in info["content"]["supported_features"]
+            names = "print([name for name in sys.modules if 'debug' in name or 'pydevd' in name])"
+            loaded = await kernel.run(f"import sys; {names}")
+            assert "debugpy" not in loaded
+            assert "pydevd" not in loaded
+            assert "ipykernel.debugger" not in loaded
+
+    asyncio.run(scenario())
+
+
+def test_a_breakpoint_in_a_cell_is_hit_and_the_cell_continues(start_kernel):
+    code = "total = 1\ntotal += 41\nprint(total)"
+
+    async def scenario() -> None:
+        async with start_kernel() as kernel:
+            debugger = Debugger(kernel)
+            hello = await debugger.ask(
+                "initialize",
+                clientID="test",
+                adapterID="",
+                linesStartAt1=True,
+                columnsStartAt1=True,
+                pathFormat="path",
+            )
+            assert hello["success"], hello
+            assert (await debugger.ask("attach"))["success"]
+            cell = (await debugger.ask("dumpCell", code=code))["body"]["sourcePath"]
+            answer = await debugger.ask(
+                "setBreakpoints", source={"path": cell}, breakpoints=[{"line": 2}]
+            )
+            assert answer["body"]["breakpoints"][0]["verified"]
+            assert (await debugger.ask("configurationDone"))["success"]
+
+            message = kernel.kc.execute(code)
+            stopped = await debugger.event("stopped")
+            assert stopped["body"]["reason"] == "breakpoint"
+            thread = stopped["body"]["threadId"]
+            frames = (await debugger.ask("stackTrace", threadId=thread))["body"]["stackFrames"]
+            assert frames[0]["line"] == 2
+            assert (await debugger.ask("continue", threadId=thread))["success"]
+
+            assert (await reply_to(kernel, message))["status"] == "ok"
+            assert (await debugger.ask("disconnect"))["success"]
+
+    asyncio.run(scenario())
+
+
+def test_a_debug_request_before_anything_else_is_answered(start_kernel):
+    async def scenario() -> None:
+        async with start_kernel() as kernel:
+            answer = await Debugger(kernel).ask("debugInfo")
+            assert answer["success"]
+            assert answer["body"]["isStarted"] is False
+            assert await kernel.run("print(6 * 7)") == "42"
+
+    asyncio.run(scenario())
+
+
+# -- the end -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("end", ["import sys; sys.exit()", "exit()", "quit(keep_kernel=False)"])
+def test_a_cell_that_ends_the_kernel_takes_its_children_with_it(start_kernel, living, end):
+    async def scenario() -> None:
+        async with start_kernel() as kernel:
+            code = "import subprocess; subprocess.Popen(['sleep', '600'], start_new_session=True)"
+            await kernel.run(code)
+            children = living()
+            kernel.kc.execute(end)
+            if "sys.exit" in end:  # which in a notebook ends nothing
+                kernel.kc.shutdown()
+            waits = [asyncio.to_thread(item.wait_gone, 5.0) for item in children]
+            assert all(await asyncio.gather(*waits))
+
+    asyncio.run(scenario())
+
+
+def test_a_kernel_that_a_tagged_client_runs_itself_does_not_signal_its_parent_when_it_ends(
+    tmp_path,
+):
+    """Without a provisioner the parent is no guardian, though it is part of a run."""
+    connection_file = tmp_path / "kernel.json"
+    code = f"""
+import subprocess, sys
+from jupyter_client import BlockingKernelClient, write_connection_file
+write_connection_file({str(connection_file)!r})
+command = [sys.executable, "-m", "snakepit_kernel.kernel", "-f", {str(connection_file)!r}]
+with subprocess.Popen(command, stderr=subprocess.DEVNULL) as kernel:
+    client = BlockingKernelClient(connection_file={str(connection_file)!r})
+    client.load_connection_file()
+    client.start_channels()
+    client.wait_for_ready(timeout=30)
+    client.shutdown()
+    kernel.wait(20)
+    client.stop_channels()
+print("alive", kernel.returncode)
+"""
+    env = {**os.environ, RUN_ID_VARIABLE: new_run_id()}
+    owner = subprocess.run(
+        [sys.executable, "-c", code],
+        env=env,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert owner.returncode != -signal.SIGUSR2
+    assert owner.stdout.splitlines()[-1] == "alive 0", owner.stderr

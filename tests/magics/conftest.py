@@ -1,0 +1,118 @@
+"""A notebook: a real kernel, and a client that runs cells in it."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import pytest
+from jupyter_client.manager import KernelManager
+
+COLOUR = re.compile(r"\x1b\[[0-9;]*m")
+
+
+@dataclass
+class Shown:
+    """What a cell showed."""
+
+    status: str = ""
+    stdout: str = ""
+    stderr: str = ""
+    data: list[dict[str, Any]] = field(default_factory=list)
+    error: tuple[str, str] | None = None
+    traceback: str = ""
+    order: list[str] = field(default_factory=list)
+    messages: list[str] = field(default_factory=list)
+
+    @property
+    def text(self) -> str:
+        return "\n".join(item.get("text/plain", "") for item in self.data)
+
+
+class Notebook:
+    """One kernel and its client."""
+
+    def __init__(self, env: dict[str, str]) -> None:
+        self.manager = KernelManager(kernel_name="snakepit")
+        self.manager.start_kernel(env={**os.environ, **env}, stderr=-3)
+        self.client = self.manager.client()
+        self.client.start_channels()
+        self.client.wait_for_ready(60)
+
+    def run(self, code: str) -> Shown:
+        shown = Shown()
+        reply = self.client.execute_interactive(
+            code, output_hook=lambda message: self._take(shown, message), timeout=60
+        )
+        shown.status = reply["content"]["status"]
+        return shown
+
+    def _take(self, shown: Shown, message: dict[str, Any]) -> None:
+        content, kind = message["content"], message["msg_type"]
+        shown.messages.append(kind)
+        if kind == "stream":
+            setattr(shown, content["name"], getattr(shown, content["name"]) + content["text"])
+            shown.order.append(content["text"].strip())
+        elif kind in {"display_data", "execute_result", "update_display_data"}:
+            shown.data.append(content["data"])
+            shown.order.append(content["data"].get("text/plain", ""))
+        elif kind == "error":
+            shown.error = (content["ename"], content["evalue"])
+            shown.traceback = COLOUR.sub("", "\n".join(content["traceback"]))
+
+    def interrupt_after(self, seconds: float, code: str) -> tuple[dict[str, Any], float]:
+        """Run a cell, interrupt it; return the reply, and how long that took."""
+        request = self.client.execute(code)
+        time.sleep(seconds)  # the cell has to be running; its own output cannot tell
+        began = time.monotonic()
+        self.manager.signal_kernel(signal.SIGINT)
+        while True:
+            reply = self.client.get_shell_msg(timeout=30)
+            if reply["parent_header"]["msg_id"] == request:
+                return reply["content"], time.monotonic() - began
+
+    def completions(self, line: str) -> list[str]:
+        request = self.client.complete(line, len(line))
+        while True:
+            reply = self.client.get_shell_msg(timeout=30)
+            if reply["parent_header"]["msg_id"] == request:
+                return list(reply["content"]["matches"])
+
+    def help(self, name: str) -> str:
+        request = self.client.inspect(name, len(name))
+        while True:
+            reply = self.client.get_shell_msg(timeout=30)
+            if reply["parent_header"]["msg_id"] == request:
+                return COLOUR.sub("", reply["content"]["data"]["text/plain"])
+
+    def close(self) -> None:
+        self.client.stop_channels()
+        self.manager.shutdown_kernel(now=True)
+
+
+@pytest.fixture
+def open_notebook() -> Iterator[Callable[..., Notebook]]:
+    """Open notebooks that are closed with the test."""
+    notebooks: list[Notebook] = []
+
+    def open_one(**env: str) -> Notebook:
+        notebooks.append(Notebook(env))
+        return notebooks[-1]
+
+    yield open_one
+    for notebook in notebooks:
+        notebook.close()
+
+
+@pytest.fixture
+def notebook(open_notebook: Callable[..., Notebook]) -> Notebook:
+    """A notebook with a pool of two workers, named ``pool`` there."""
+    notebook = open_notebook()
+    shown = notebook.run("pool = %snakepit start --workers 2")
+    assert shown.status == "ok", shown
+    return notebook

@@ -1,0 +1,153 @@
+"""``%%snakepit``: a cell in a worker looks as if it had run here."""
+
+from __future__ import annotations
+
+
+def test_output_value_and_errors_of_a_worker_stand_where_the_cell_stands(notebook):
+    shown = notebook.run(
+        "%%snakepit\nimport sys\nprint('out')\nprint('err', file=sys.stderr)\n6 * 7"
+    )
+
+    assert shown.status == "ok"
+    assert (shown.stdout, shown.stderr, shown.text) == ("out\n", "err\n", "42")
+
+
+def test_plots_and_frames_are_rich(notebook):
+    shown = notebook.run(
+        "%%snakepit\nimport matplotlib.pyplot as plt, pandas as pd\n"
+        "plt.plot([1, 2])\nplt.show()\npd.DataFrame({'a': [1]})"
+    )
+
+    assert [set(data) for data in shown.data] == [
+        {"text/plain", "image/png"},
+        {"text/plain", "text/html"},
+    ]
+
+
+def test_output_arrives_while_the_cell_runs_and_in_order(notebook):
+    shown = notebook.run(
+        "%%snakepit\nfrom IPython.display import display\n"
+        "print('one'); display('two'); print('three')"
+    )
+
+    assert shown.order == ["one", "'two'", "three"]
+
+
+def test_a_progress_bar_of_a_worker_is_shown(notebook):
+    shown = notebook.run("%%snakepit\nfrom tqdm import tqdm\nfor _ in tqdm(range(3)): pass")
+
+    assert "3/3" in shown.stderr
+
+
+def test_a_widget_of_a_worker_reaches_the_front_end(notebook):
+    shown = notebook.run("%%snakepit\nimport ipywidgets\nipywidgets.IntSlider(value=3)")
+
+    assert "comm_open" in shown.messages
+    assert "application/vnd.jupyter.widget-view+json" in shown.data[0]
+
+
+def test_an_exception_has_the_workers_name_and_traceback(notebook):
+    shown = notebook.run("%%snakepit\ndef broken():\n    return 1 / 0\nbroken()")
+
+    assert shown.status == "error"
+    assert shown.error == ("ZeroDivisionError", "division by zero")
+    assert "return 1 / 0" in shown.traceback
+    assert "engine.py" not in shown.traceback, "none of our own frames"
+
+
+def test_an_interrupt_stops_the_cell_and_the_workers_state_stays(notebook):
+    """Acceptance case 51."""
+    reply, seconds = notebook.interrupt_after(
+        0.7, "%%snakepit\nkept = 123\nimport time\ntime.sleep(60)"
+    )
+
+    assert reply["ename"] == "KeyboardInterrupt"
+    assert seconds < 1.0
+    assert notebook.run("%%snakepit\nkept").text == "123"
+
+
+def test_variables_go_there_before_the_cell_and_come_back_after_it(notebook):
+    notebook.run("x, y = 20, 1")
+
+    shown = notebook.run("%%snakepit --push x,y --pull z\nz = 2 * x + 2 * y")
+
+    assert shown.status == "ok"
+    assert notebook.run("z").text == "42"
+
+
+def test_a_cell_runs_in_every_worker_or_in_a_certain_one(notebook):
+    everywhere = notebook.run(
+        "%%snakepit --all --pull pid\nimport os\npid = os.getpid()\nprint(pid)"
+    )
+    pids = notebook.run("pid").text.strip("[]").split(", ")
+
+    assert sorted(everywhere.stdout.split()) == sorted(pids)  # printed as it comes
+    one = notebook.run("%%snakepit --worker 2\nprint(pid)").stdout.strip()
+    assert pids[1] == one
+
+
+def test_the_cells_of_a_notebook_share_a_session_and_its_worker(notebook):
+    notebook.run("%%snakepit\nmine = 1")
+
+    assert notebook.run("%%snakepit\nmine").text == "1"
+    assert notebook.run("%%snakepit --session other\n1").status == "ok"
+
+
+def test_a_deadline_interrupts_the_cell_and_is_told_in_one_line(notebook):
+    shown = notebook.run("%%snakepit --timeout 0.3\nimport time\ntime.sleep(60)")
+
+    assert shown.error is not None
+    assert shown.error[0] == "CallTimeout"
+    assert shown.traceback.count("\n") == 0
+
+
+def test_a_worker_that_dies_is_told_in_a_few_lines(notebook):
+    shown = notebook.run("%%snakepit\nimport os\nos._exit(9)")
+
+    assert shown.error is not None
+    assert shown.error[0] == "WorkerDied"
+    assert "exited with status 9" in shown.traceback
+    assert "engine.py" not in shown.traceback
+
+
+def test_a_cell_in_the_background_shows_its_output_and_can_be_listed_and_cancelled(notebook):
+    started = notebook.run("%%snakepit --background\nimport time\ntime.sleep(60)")
+    assert "job 1 started" in started.stdout
+
+    assert "job 1 running" in notebook.run("%snakepit jobs").stdout
+    assert notebook.run("%snakepit cancel 1").status == "ok"
+    notebook.run(_WAIT.format(1))
+    assert "job 1 cancelled" in notebook.run("%snakepit jobs").stdout
+
+
+def test_a_background_cell_gives_its_variables_back(notebook):
+    notebook.run("%%snakepit --background --pull found\nfound = 6 * 7")
+    notebook.run(_WAIT.format(1))
+
+    assert "job 1 done" in notebook.run("%snakepit jobs").stdout
+    assert notebook.run("found").text == "42"
+
+
+_WAIT = "get_ipython().magics_manager.registry['SnakepitMagics'].jobs[{}].wait(20)"
+
+
+MISTAKES = [
+    ("--bogus", "unknown option or word '--bogus'"),
+    ("--worker two", "'two' is not a whole number"),
+    ("--worker 9", "there is no worker 9; there are [1, 2]"),
+    ("--worker 1 --all", "not allowed with argument --worker"),
+    ("--push nope", "name 'nope' is not defined in this notebook"),
+    ("--session 'a b'", "session name 'a b' must be"),
+    ("--pool other", "there is no pool 'other'; there are: default"),
+    ("--timeout 'x", "no closing quotation"),
+]
+
+
+def test_a_mistake_is_one_line_that_says_what_would_be_right(notebook):
+    for line, said in MISTAKES:
+        shown = notebook.run(f"%%snakepit {line}\n1")
+
+        assert shown.status == "error", line
+        assert said in shown.stderr
+        assert shown.stderr.startswith("UsageError: ")
+        assert shown.stderr.strip().count("\n") == 0

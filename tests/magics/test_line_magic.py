@@ -1,0 +1,225 @@
+"""``%snakepit``: pools, sessions, tools and help."""
+
+from __future__ import annotations
+
+
+def test_without_a_pool_it_says_how_to_open_one(open_notebook):
+    notebook = open_notebook()
+
+    assert "no pool is running; %snakepit start opens one" in notebook.run("%snakepit").stdout
+    assert "no pool is running" in notebook.run("%%snakepit\n1").stderr
+    assert "no pool is running" in notebook.run("%snakepit call f").stderr
+
+
+def test_a_pool_is_started_used_restarted_and_stopped(notebook):
+    assert notebook.run("pool").text == "<Pool 'default': 2 workers, open>"
+    assert "running already" in notebook.run("%snakepit start").stderr
+
+    restarted = notebook.run("pool = %snakepit restart")
+    assert restarted.status == "ok"
+    assert notebook.run("%%snakepit\n1 + 1").text == "2"
+    assert notebook.run("%snakepit stop").stdout == "pool default has ended\n"
+    assert "no pool is running" in notebook.run("%snakepit status").stderr
+    assert notebook.run("pool.call('f')").error == (
+        "PoolClosed",
+        "pool 'default' is closed: it was shut down",
+    )
+
+
+def test_several_pools_are_told_apart_by_name(notebook):
+    notebook.run("%snakepit start --name other --workers 1")
+
+    assert "* <Pool 'other'" in notebook.run("%snakepit").stdout
+    notebook.run("%snakepit use --pool default")
+    assert "pool default of" in notebook.run("%snakepit status").text
+    assert "pool other of" in notebook.run("%snakepit status other").text
+    assert sorted(notebook.run("%snakepit stop --all").stdout.splitlines()) == [
+        "pool default has ended",
+        "pool other has ended",
+    ]
+
+
+def test_the_status_is_a_table_in_html_and_in_text(notebook):
+    shown = notebook.run("%snakepit status")
+
+    assert "<table>" in shown.data[0]["text/html"]
+    assert "default-1.1" in shown.text
+
+
+def test_tools_are_listed_described_and_called(notebook):
+    notebook.run(
+        "@pool.tool\ndef price(item: str, amount: int = 1) -> float:\n"
+        "    'What it costs.'\n    print('counting')\n    return 2.5 * amount"
+    )
+    notebook.run("many = 4")
+
+    assert notebook.run("%snakepit tools").stdout == (
+        "price(item: str, amount: int = 1) -> float\n"
+    )
+    assert "What it costs." in notebook.run("%snakepit tools price").stdout
+    called = notebook.run("%snakepit call price item=tea amount=@many")
+    assert (called.text, called.stdout) == ("10.0", "counting\n")
+    assert notebook.run("x = %snakepit call price item='green tea'").status == "ok"
+    assert notebook.run("x").text == "2.5"
+
+
+MISTAKES = [
+    ("stat", "there is no command 'stat'; did you mean 'status'"),
+    ("call", "the following arguments are required: tool"),
+    ("call nope", "there is no tool 'nope'; there are: double"),
+    ("call double x=three", "argument 'x': Expected `int`, got `str`"),
+    ("call double", "missing argument 'x'"),
+    ("call double three", "an argument is NAME=VALUE, not 'three'"),
+    ("call double x=@nope", "there is no variable 'nope'"),
+    ("start --workers many", "'many' is not a whole number"),
+    ("start --name a/b", "pool name 'a/b' must be"),
+    ("start --name b --workers 0", "workers must be between 1 and 150, not 0"),
+    ("start --name b --env COLOUR", "--env takes NAME=VALUE, not 'COLOUR'"),
+    ("start --name b --cwd /no/such/place", "is not a directory"),
+    ("use", "name a session, or a pool by --pool NAME"),
+    ("use 'a b'", "session name 'a b' must be"),
+    ("stop other", "there is no pool 'other'"),
+    ("push nope", "name 'nope' is not defined in this notebook"),
+    ("pull nope", "name 'nope' is not defined in the worker"),
+    ("cancel 7", "there is no job 7; there are none"),
+    ("tools nope", "there is no tool 'nope'"),
+    ("help nope", "invalid choice: 'nope'"),
+]
+
+
+def test_a_mistake_is_one_line_that_says_what_would_be_right(notebook):
+    notebook.run("@pool.tool\ndef double(x: int) -> int:\n    return 2 * x")
+
+    for line, said in MISTAKES:
+        shown = notebook.run(f"%snakepit {line}")
+
+        assert shown.status == "error", line
+        assert said in shown.stderr
+        assert shown.stderr.strip().count("\n") == 0
+
+
+def test_a_start_that_fails_names_its_cause_and_leaves_nothing(open_notebook):
+    shown = open_notebook().run("%snakepit start --adapter no_such_module:Shop")
+
+    assert shown.error is not None
+    assert shown.error[0] == "StartFailed"
+    assert "No module named 'no_such_module'" in shown.traceback
+    assert "engine.py" not in shown.traceback
+
+
+def test_a_class_of_the_notebook_can_be_the_adapter(open_notebook):
+    notebook = open_notebook()
+    notebook.run(
+        "from snakepit_kernel import Adapter, tool\nclass Shop(Adapter):\n    @tool\n"
+        "    def double(self, x: int) -> int:\n        return 2 * x"
+    )
+
+    assert notebook.run("%snakepit start --adapter Shop --workers 1").status == "ok"
+    assert notebook.run("%snakepit call double x=4").text == "8"
+
+
+def test_an_error_in_a_tool_shows_the_workers_traceback(notebook):
+    notebook.run("@pool.tool\ndef fail():\n    raise KeyError('no')")
+
+    shown = notebook.run("%snakepit call fail")
+
+    assert shown.error == ("KeyError", "'no'")
+    assert "raise KeyError('no')" in shown.traceback
+    assert "engine.py" not in shown.traceback
+
+
+def test_a_notebooks_path_names_its_session(open_notebook):
+    one = open_notebook(JPY_SESSION_NAME="/home/me/My analysis.ipynb")
+    other = open_notebook(JPY_SESSION_NAME="/home/you/My analysis.ipynb")
+
+    sessions = [n.run("%snakepit").stdout.split("session ")[1].split(";")[0] for n in (one, other)]
+
+    assert all(session.startswith("My-analysis-") for session in sessions)
+    assert sessions[0] != sessions[1]
+
+
+def test_a_session_can_be_chosen_and_is_listed(notebook):
+    notebook.run("%%snakepit\n1")
+    notebook.run("%snakepit use experiment-1")
+
+    seen = notebook.run(
+        "%%snakepit\nimport snakepit_kernel\nsnakepit_kernel.context().session_id"
+    ).text
+
+    assert seen == "'experiment-1'"
+    assert notebook.run("%snakepit sessions").stdout == "  main\n* experiment-1\n"
+
+
+def test_push_and_pull_copy_variables(notebook):
+    notebook.run("x = [1, 2]")
+    notebook.run("%snakepit push x --worker 1")
+    notebook.run("%%snakepit --worker 1\nx.append(3)")
+
+    notebook.run("%snakepit pull x --worker 1")
+
+    assert notebook.run("x").text == "[1, 2, 3]"
+
+
+def test_the_logs_are_shown_by_worker(notebook):
+    assert "--- default-1.1" in notebook.run("%snakepit logs").stdout
+
+
+COMPLETIONS = [
+    ("%snakepit sta", {"start", "status"}),
+    ("%snakepit start --wor", {"--workers"}),
+    ("%snakepit call dou", {"double"}),
+    ("%snakepit push some_v", {"some_variable"}),
+    ("%snakepit use --pool def", {"default"}),
+    ("%snakepit help st", {"start", "stop", "status"}),
+    ("%%snakepit --back", {"--background"}),
+    ("%%snakepit --push some_v", {"some_variable"}),
+]
+
+
+def test_tab_completes_commands_options_and_names(notebook):
+    notebook.run("some_variable = 1\n@pool.tool\ndef double(x): return 2 * x")
+
+    for line, expected in COMPLETIONS:
+        assert expected <= set(notebook.completions(line)), line
+
+
+def test_the_question_mark_and_help_show_how_to_use_it(notebook):
+    asked = notebook.help("%snakepit")
+
+    assert "start" in asked
+    assert "--background" in asked
+    assert "--queue-timeout" in notebook.run("%snakepit help start").stdout
+
+
+def test_loading_the_extension_again_changes_nothing(notebook):
+    assert "already loaded" in notebook.run("%load_ext snakepit_kernel").stdout
+    assert notebook.run("%load_ext snakepit_magics").status == "ok"
+    assert notebook.run("%%snakepit\n1 + 1").text == "2"
+
+
+def test_unloading_the_extension_ends_its_pools(notebook):
+    assert notebook.run("%unload_ext snakepit_kernel").status == "ok"
+
+    assert notebook.run("pool.is_open").text == "False"
+    assert "not found" in notebook.run("%snakepit").stderr
+    assert notebook.run("%load_ext snakepit_kernel").status == "ok"
+    assert "no pool is running" in notebook.run("%snakepit").stdout
+
+
+def test_the_extension_works_in_another_kernel_too():
+    from jupyter_client.manager import start_new_kernel
+
+    manager, client = start_new_kernel(kernel_name="python3", stderr=-3)
+    try:
+        shown: list[str] = []
+        reply = client.execute_interactive(
+            "%load_ext snakepit_kernel\npool = %snakepit start --workers 1\n"
+            "print(pool.submit(pow, 2, 10).result())\npool.shutdown()",
+            output_hook=lambda m: shown.append(m["content"].get("text", "")),
+            timeout=60,
+        )
+        assert reply["content"]["status"] == "ok"
+        assert "".join(shown) == "1024\n"
+    finally:
+        client.stop_channels()
+        manager.shutdown_kernel(now=True)

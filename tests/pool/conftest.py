@@ -1,0 +1,89 @@
+"""What tests of the pool share."""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from snakepit_kernel import Pool
+
+SHOP = '''
+    import os, signal, sys, time
+    from snakepit_kernel import Adapter, tool
+
+    class Shop(Adapter):
+        @tool
+        def price(self, item: str, amount: int = 1) -> float:
+            """What it costs."""
+            return 2.5 * amount
+
+        @tool
+        def fail(self, text: str = "sold out"):
+            error = KeyError(text)
+            error.add_note("try tomorrow")
+            raise error
+
+        @tool
+        def whoami(self) -> dict:
+            context = self.context
+            return {"session": context.session_id, "worker": context.worker, "pid": os.getpid()}
+
+        @tool
+        def nap(self, seconds: float) -> str:
+            time.sleep(seconds)
+            return "rested"
+
+        @tool
+        async def anap(self, seconds: float) -> str:
+            import asyncio
+            await asyncio.sleep(seconds)
+            return "rested"
+
+        @tool
+        def say(self, text: str):
+            print(text)
+            print("oops", file=sys.stderr)
+
+        @tool
+        def die(self, how: str = "KILL"):
+            os.kill(os.getpid(), getattr(signal, f"SIG{how}"))
+
+        @tool(timeout=0.2)
+        def hurried(self):
+            time.sleep(30)
+
+        @tool
+        def echo(self, value):
+            return value
+'''
+
+
+@pytest.fixture
+def shop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """A module beside the test, with an adapter of many tools."""
+    (tmp_path / "shop.py").write_text(textwrap.dedent(SHOP))
+    monkeypatch.chdir(tmp_path)
+    return "shop:Shop"
+
+
+@pytest.fixture
+def open_pool() -> Iterator[Callable[..., Pool]]:
+    """Open pools that are ended with the test."""
+    pools: list[Pool] = []
+
+    def open_one(workers: int = 1, **options: object) -> Pool:
+        pools.append(Pool(workers, **options))  # type: ignore[arg-type]
+        return pools[-1]
+
+    yield open_one
+    for pool in pools:
+        pool.terminate()
+
+
+@pytest.fixture
+def pool(shop: str, open_pool: Callable[..., Pool]) -> Pool:
+    """A pool of one worker with the shop's tools."""
+    return open_pool(adapter=shop)

@@ -1,0 +1,294 @@
+"""The pool as an executor: what the standard library's executors do, and in the same way."""
+
+from __future__ import annotations
+
+import asyncio
+import concurrent.futures
+import gc
+import os
+import signal
+import threading
+import time
+
+import pytest
+
+from snakepit_kernel import Pool, PoolClosed, PoolSaturated, QueueTimeout, WorkerDied
+
+
+def square(x: int) -> int:
+    return x * x
+
+
+def fail(text: str) -> None:
+    raise ValueError(text)
+
+
+async def answer(x: int) -> int:
+    await asyncio.sleep(0)
+    return x + 1
+
+
+def test_a_submitted_function_gives_its_value(open_pool):
+    pool = open_pool()
+
+    assert pool.submit(pow, 2, 10).result() == 1024
+    assert pool.submit(int, "ff", base=16).result() == 255
+    assert pool.submit(lambda x: x + 1, 1).result() == 2
+    assert pool.submit(answer, 1).result() == 2
+
+
+def test_an_exception_is_the_original_with_the_workers_traceback_as_its_cause(open_pool):
+    future = open_pool().submit(fail, "no")
+
+    with pytest.raises(ValueError, match="no") as caught:
+        future.result()
+
+    assert "in fail" in str(caught.value.__cause__)
+    assert isinstance(future.exception(), ValueError)
+
+
+def test_map_gives_values_in_order_and_takes_several_iterables(open_pool):
+    pool = open_pool(2)
+
+    assert list(pool.map(square, range(20))) == [x * x for x in range(20)]
+    assert list(pool.map(pow, [2, 3], [3, 2])) == [8, 9]
+    assert list(pool.map(square, range(10), chunksize=4)) == [x * x for x in range(10)]
+    assert list(pool.map(square, [])) == []
+
+
+def test_map_of_more_items_than_the_queue_holds_works(open_pool):
+    pool = open_pool(max_queue=3, queue_timeout=0.1)
+
+    assert len(list(pool.map(square, range(200)))) == 200
+
+
+def test_map_raises_the_first_error_and_cancels_the_rest(open_pool):
+    pool = open_pool()
+
+    with pytest.raises(ZeroDivisionError):
+        list(pool.map(lambda x: 1 / x, [1, 0, *range(1, 200)]))
+
+    stats = pool.stats()
+    assert stats.cancelled > 0
+    assert stats.ok < 100
+
+
+def test_map_keeps_its_deadline(open_pool):
+    with pytest.raises(TimeoutError):
+        list(open_pool().map(time.sleep, [5], timeout=0.2))
+
+
+def test_map_refuses_a_chunksize_below_one(open_pool):
+    with pytest.raises(ValueError, match="chunksize must be at least 1"):
+        open_pool().map(square, [1], chunksize=0)
+
+
+def test_two_workers_share_the_work(open_pool):
+    """Acceptance case 18: at most 1.5 times the ideal."""
+    pool = open_pool(2)
+    began = time.monotonic()
+
+    list(pool.map(time.sleep, [0.5] * 8))
+
+    assert time.monotonic() - began < 3.0
+
+
+def test_a_queued_future_that_is_cancelled_never_runs(open_pool, tmp_path):
+    """Acceptance case 17."""
+    pool = open_pool()
+    blocker = pool.submit(time.sleep, 0.5)
+    queued = pool.submit((tmp_path / "ran").touch)
+
+    assert queued.cancel() is True
+    assert queued.cancelled()
+    blocker.result()
+    assert pool.submit(square, 3).result() == 9
+    assert not (tmp_path / "ran").exists()
+    assert pool.stats().cancelled == 1
+
+
+def test_a_running_future_that_is_cancelled_is_interrupted_and_the_worker_stays(open_pool):
+    pool = open_pool()
+    pid = pool.submit(os.getpid).result()
+    future = pool.submit(time.sleep, 30)
+    while not future.running():
+        time.sleep(0.005)
+
+    assert future.cancel() is True
+    assert future.cancelled()
+    assert pool.submit(os.getpid).result(timeout=2) == pid
+
+
+def test_a_future_that_has_ended_cannot_be_cancelled(open_pool):
+    future = open_pool().submit(square, 2)
+    future.result()
+
+    assert future.cancel() is False
+    assert not future.running()
+
+
+def test_wait_as_completed_and_callbacks_work(open_pool):
+    pool = open_pool(2)
+    futures = [pool.submit(square, n) for n in range(5)]
+    blocker = pool.submit(time.sleep, 30)
+    seen: list[concurrent.futures.Future] = []
+    blocker.add_done_callback(seen.append)
+
+    done, _ = concurrent.futures.wait(futures, timeout=10)
+    assert {future.result() for future in done} == {0, 1, 4, 9, 16}
+    blocker.cancel()
+    assert list(concurrent.futures.as_completed([blocker], timeout=2)) == [blocker]
+    assert seen == [blocker]
+
+
+def test_an_event_loop_runs_functions_in_it(open_pool):
+    pool = open_pool(2)
+
+    async def main() -> list[int]:
+        loop = asyncio.get_running_loop()
+        values = [loop.run_in_executor(pool, square, n) for n in range(10)]
+        with pytest.raises(ValueError, match="no"):
+            await loop.run_in_executor(pool, fail, "no")
+        slow = loop.run_in_executor(pool, time.sleep, 30)
+        await asyncio.sleep(0.2)
+        slow.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await slow
+        return await asyncio.gather(*values)
+
+    assert asyncio.run(main()) == [n * n for n in range(10)]
+
+
+def test_with_waits_for_what_was_submitted(tmp_path):
+    with Pool(1) as pool:
+        futures = [pool.submit(square, n) for n in range(5)]
+
+    assert [future.result(timeout=0) for future in futures] == [0, 1, 4, 9, 16]
+    with pytest.raises(PoolClosed):
+        pool.submit(square, 1)
+
+
+def test_shutdown_can_cancel_what_waits(open_pool):
+    pool = open_pool()
+    running = pool.submit(time.sleep, 0.5)
+    queued = [pool.submit(square, n) for n in range(5)]
+    while not running.running():
+        time.sleep(0.005)
+
+    pool.shutdown(cancel_futures=True)
+
+    assert running.done()
+    assert running.exception() is None
+    assert all(future.cancelled() for future in queued)
+
+
+def test_shutdown_without_waiting_returns_and_the_work_still_ends(open_pool):
+    pool = open_pool()
+    future = pool.submit(time.sleep, 0.5)
+    began = time.monotonic()
+
+    pool.shutdown(wait=False)
+
+    assert time.monotonic() - began < 0.3
+    assert future.result(timeout=5) is None
+
+
+def test_futures_wait_for_ever_unless_the_pool_was_told_otherwise(open_pool):
+    patient, hasty = open_pool(name="patient"), open_pool(name="hasty", queue_timeout=0.1)
+    blockers = [pool.submit(time.sleep, 0.6) for pool in (patient, hasty)]
+    futures = [pool.submit(square, 2) for pool in (patient, hasty)]
+
+    assert futures[0].result() == 4
+    with pytest.raises(QueueTimeout, match="the call did not run"):
+        futures[1].result()
+    for blocker in blockers:
+        blocker.result()
+
+
+def test_a_full_queue_refuses_a_future_at_once(open_pool):
+    pool = open_pool(max_queue=1)
+    blocker = pool.submit(time.sleep, 0.3)
+    queued = pool.submit(square, 2)
+
+    with pytest.raises(PoolSaturated, match=r"1 calls waiting already \(max_queue\)"):
+        pool.submit(square, 3)
+    assert (blocker.result(), queued.result()) == (None, 4)
+
+
+def test_a_future_whose_worker_dies_says_so(open_pool):
+    pool = open_pool()
+
+    with pytest.raises(WorkerDied, match="exited with status 3"):
+        pool.submit(os._exit, 3).result(timeout=10)
+    assert pool.submit(square, 2).result(timeout=20) == 4
+
+
+@pytest.mark.parametrize("work", [(3,), (square, open)], ids=["no function", "a file's opener"])
+def test_what_cannot_travel_is_refused_at_once(open_pool, work, tmp_path):
+    pool = open_pool()
+    if work[0] is square:
+        with (tmp_path / "f").open("w") as file, pytest.raises(TypeError, match="cannot travel"):
+            pool.submit(square, file)
+    else:
+        with pytest.raises(TypeError, match="takes a function first, not int"):
+            pool.submit(*work)
+
+
+def test_a_forked_child_cannot_use_the_pool_and_does_it_no_harm(open_pool):
+    pool = open_pool()
+    read, write = os.pipe()
+    child = os.fork()
+    if child == 0:
+        try:
+            pool.submit(square, 2)
+        except PoolClosed as error:
+            os.write(write, str(error).encode())
+        finally:
+            os._exit(0)
+    os.close(write)
+    with os.fdopen(read) as said:
+        assert "a forked child cannot use it" in said.read()
+    os.waitpid(child, 0)
+
+    assert pool.submit(square, 3).result() == 9
+
+
+@pytest.mark.parametrize("method", ["terminate", "shutdown"])
+def test_a_pool_can_be_ended_from_the_callback_of_a_future(open_pool, method):
+    pool = open_pool()
+    called = threading.Event()
+
+    def end(_: object) -> None:
+        getattr(pool, method)()
+        called.set()
+
+    future = pool.submit(time.sleep, 0.1)
+    future.add_done_callback(end)
+
+    assert called.wait(5)
+    assert not pool.is_open
+    assert future.result() is None
+
+
+def test_a_pool_that_nobody_holds_finishes_what_it_was_given():
+    assert list(Pool(1).map(square, range(5))) == [0, 1, 4, 9, 16]
+
+
+def test_a_session_holds_its_pool():
+    session = Pool(1).session("abc")
+    gc.collect()
+
+    assert session.submit(square, 3).result() == 9
+
+
+def test_a_forked_child_does_not_wait_for_the_work_of_its_parent(open_pool):
+    pool = open_pool()
+    future = pool.submit(time.sleep, 1.0)
+    child = os.fork()
+    if child == 0:
+        signal.alarm(5)
+        pool.shutdown()
+        os._exit(0)
+
+    assert os.waitpid(child, 0)[1] == 0
+    assert future.result() is None

@@ -1,0 +1,347 @@
+"""The life of a pool and its workers: every beginning that fails, every way to end."""
+
+from __future__ import annotations
+
+import gc
+import json
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+from pathlib import Path
+
+import pytest
+
+from snakepit_kernel import Pool, StartFailed, WorkerDied
+
+# -- beginnings that fail -------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("adapter", "said"),
+    [
+        ("no_such_module_anywhere:Shop", "No module named 'no_such_module_anywhere'"),
+        ("shop:Shpo", "module 'shop' has no 'Shpo'; did you mean 'Shop'"),
+        ("json", "has no tools; mark its functions with @tool"),
+        ("broken", "ZeroDivisionError"),
+    ],
+)
+def test_an_adapter_that_cannot_be_used_stops_the_start_and_says_why(shop, adapter, said):
+    Path("broken.py").write_text("1 / 0\n")
+
+    with pytest.raises(StartFailed, match=said) as caught:
+        Pool(2, adapter=adapter)
+
+    assert repr(adapter) in str(caught.value)
+
+
+def write_kernelspec(name: str, **changes: object) -> None:
+    folder = Path(os.environ["JUPYTER_DATA_DIR"]) / "kernels" / name
+    folder.mkdir(parents=True, exist_ok=True)
+    source = Path(__file__).parents[2] / "kernelspec" / "kernel.json"
+    (folder / "kernel.json").write_text(json.dumps({**json.loads(source.read_text()), **changes}))
+
+
+@pytest.mark.parametrize(
+    ("name", "changes", "said"),
+    [
+        ("missing-interpreter", {"argv": ["/no/such/python", "-m", "x"]}, "No such file"),
+        (
+            "dies-at-start",
+            {"argv": [sys.executable, "-c", "print('last words'); raise SystemExit(7)"]},
+            "exited with status 7 before it was ready\nits last output:\nlast words",
+        ),
+        (
+            "never-ready",
+            {
+                "argv": [
+                    sys.executable,
+                    "-c",
+                    "import time; print('waiting', flush=True); time.sleep(60)",
+                ]
+            },
+            r"not ready within 1 s \(start_timeout\)\nits last output:\nwaiting",
+        ),
+        ("unguarded", {"metadata": {}}, "does not use the snakepit-provisioner"),
+    ],
+)
+def test_a_worker_that_cannot_start_is_told_with_its_last_output(name, changes, said):
+    write_kernelspec(name, **changes)
+
+    with pytest.raises(StartFailed, match=said):
+        Pool(2, kernel_name=name, start_timeout=1.0 if name == "never-ready" else 30.0)
+
+
+def test_an_unknown_kernelspec_is_named_with_the_nearest():
+    with pytest.raises(StartFailed, match="no kernelspec 'snakpit'; did you mean 'snakepit'"):
+        Pool(1, kernel_name="snakpit")
+
+
+def test_a_broken_pool_does_not_disturb_a_good_one(shop, open_pool):
+    """Acceptance case 19."""
+    good = open_pool(adapter=shop, name="good")
+
+    with pytest.raises(StartFailed):
+        open_pool(kernel_name="no-such-kernel", name="bad")
+
+    assert good.call("price", {"item": "tea"}) == 2.5
+
+
+def test_a_runtime_directory_that_cannot_be_written_is_named(monkeypatch, tmp_path):
+    blocked = tmp_path / "file"
+    blocked.touch()
+    monkeypatch.setenv("SNAKEPIT_RUNTIME_DIR", str(blocked / "run"))
+
+    with pytest.raises(PermissionError, match=r"cannot use directory .*SNAKEPIT_RUNTIME_DIR"):
+        Pool(1)
+
+
+# -- workers that die -----------------------------------------------------------------------------
+
+
+def test_an_idle_worker_that_dies_is_replaced_at_once(open_pool):
+    pool = open_pool()
+    pid = pool.submit(os.getpid).result()
+    began = time.monotonic()
+    os.kill(pid, signal.SIGKILL)
+
+    while True:
+        try:
+            new = pool.submit(os.getpid).result(timeout=20)
+        except WorkerDied:
+            continue  # it was lent in the moment of its death
+        if new != pid:
+            break
+
+    assert time.monotonic() - began < 5
+    assert pool.stats().died == 1
+    assert [worker.name for worker in pool.status().workers] == ["default-1.2"]
+
+
+def test_what_a_dead_worker_had_started_is_gone(open_pool, process_of):
+    pool = open_pool()
+    pid = pool.run(
+        "import subprocess; p = subprocess.Popen(['sleep', '600'], start_new_session=True); p.pid"
+    ).value
+    child = process_of(pid)
+
+    with pytest.raises(WorkerDied):
+        pool.submit(os._exit, 1).result()
+
+    assert child.wait_gone(4)
+
+
+def test_a_pool_whose_workers_cannot_be_replaced_says_so_and_hangs_nobody(shop, open_pool):
+    pool = open_pool(adapter=shop)
+    Path("shop.py").write_text("raise RuntimeError('the shop burnt down')")
+
+    with pytest.raises(WorkerDied):
+        pool.call("die")
+    with pytest.raises(StartFailed, match="the shop burnt down"):
+        pool.call("price", {"item": "tea"}, timeout=30)
+
+    assert "the shop burnt down" in pool.status().problem
+    assert pool.stats().started == 4
+
+
+def test_killing_workers_under_load_hangs_nobody_and_all_come_back(shop, open_pool):
+    """Acceptance case 23, smaller."""
+    import threading
+
+    pool = open_pool(3, adapter=shop)
+    outcomes: list[str] = []
+
+    def client() -> None:
+        for number in range(60):
+            try:
+                assert pool.call("echo", {"value": number}, timeout=30) == number
+                outcomes.append("ok")
+            except WorkerDied:
+                outcomes.append("lost")
+
+    clients = [threading.Thread(target=client) for _ in range(4)]
+    for thread in clients:
+        thread.start()
+    for _ in range(6):
+        for worker in pool.status().workers[:2]:
+            if worker.pid is not None and worker.state in {"ready", "busy"}:
+                os.kill(worker.pid, signal.SIGKILL)
+        time.sleep(0.1)
+    for thread in clients:
+        thread.join(60)
+
+    assert len(outcomes) == 240
+    end = time.monotonic() + 10
+    while [w.state for w in pool.status().workers] != ["ready"] * 3 and time.monotonic() < end:
+        time.sleep(0.05)
+    stats = pool.stats()
+    assert [worker.state for worker in pool.status().workers] == ["ready"] * 3
+    assert (stats.ok, stats.lost) == (outcomes.count("ok"), outcomes.count("lost"))
+    assert stats.submitted == 240
+
+
+# -- endings --------------------------------------------------------------------------------------
+
+
+def test_terminate_interrupts_what_runs_and_ends_within_its_grace(shop, open_pool):
+    pool = open_pool(adapter=shop, grace=1.0)
+    future = pool.submit(time.sleep, 60)
+    while not future.running():
+        time.sleep(0.005)
+    began = time.monotonic()
+
+    pool.terminate()
+
+    assert time.monotonic() - began < 2.5
+    assert future.done()
+    pool.terminate()  # a second time changes nothing
+
+
+def test_a_worker_that_ignores_sigterm_is_gone_when_shutdown_returns(open_pool, process_of):
+    """Acceptance case 3."""
+    pool = open_pool(grace=0.5)
+    pid = pool.run(
+        "import os, signal, atexit, time\n"
+        "signal.signal(signal.SIGTERM, signal.SIG_IGN)\n"
+        "atexit.register(time.sleep, 60)\nos.getpid()"
+    ).value
+    worker = process_of(pid)
+    began = time.monotonic()
+
+    pool.shutdown()
+
+    assert time.monotonic() - began < 2.5
+    assert not worker.is_alive
+
+
+def test_an_idle_worker_runs_its_exit_hooks(open_pool, tmp_path):
+    pool = open_pool()
+    pool.run(
+        f"import atexit, pathlib; atexit.register(pathlib.Path({str(tmp_path / 'bye')!r}).touch)"
+    )
+
+    pool.shutdown()
+
+    assert (tmp_path / "bye").exists()
+
+
+def test_a_pool_that_is_collected_ends(process_of):
+    pool = Pool(1)
+    worker = process_of(pool.submit(os.getpid).result())
+    del pool
+    gc.collect()
+
+    assert worker.wait_gone(10)
+
+
+def test_two_pools_do_not_disturb_each_other(open_pool):
+    one, two = open_pool(name="one"), open_pool(name="two")
+    pid = two.submit(os.getpid).result()
+
+    one.terminate()
+
+    assert two.submit(os.getpid).result() == pid
+
+
+SCRIPT = """
+    import os, signal, subprocess, sys, threading, time
+    from snakepit_kernel import Pool
+
+    pool = Pool(2)
+    def start_child():
+        import subprocess
+        return subprocess.Popen(["sleep", "600"], start_new_session=True).pid
+    pids = [w.pid for w in pool.status().workers] + [pool.submit(start_child).result()]
+    print(*pids, flush=True)
+    {end}
+"""
+
+ENDINGS = {
+    "the end of the script": "",
+    "sys.exit": "sys.exit(3)",
+    "an exception": "raise ValueError",
+    "os._exit": "os._exit(0)",
+    "SIGKILL": "os.kill(os.getpid(), signal.SIGKILL)",
+    "SIGTERM": "os.kill(os.getpid(), signal.SIGTERM)",
+    "SIGKILL while a worker holds the GIL": (
+        "pool.submit(sum, range(10**11)); time.sleep(0.3); os.kill(os.getpid(), signal.SIGKILL)"
+    ),
+    "double Ctrl-C in a call": (
+        "threading.Timer(0.3, os.kill, (os.getpid(), signal.SIGINT)).start();"
+        "threading.Timer(0.4, os.kill, (os.getpid(), signal.SIGINT)).start();"
+        "pool.run('import time\\\\nwhile 1:\\\\n  try: time.sleep(9)\\\\n  except: pass')"
+    ),
+}
+
+
+@pytest.mark.parametrize("end", ENDINGS.values(), ids=ENDINGS.keys())
+def test_however_the_owner_ends_everything_is_gone_within_two_seconds(end, process_of):
+    script = subprocess.Popen(
+        [sys.executable, "-c", textwrap.dedent(SCRIPT).format(end=end)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+    )
+    assert script.stdout is not None
+    with script.stdout:
+        processes = [process_of(int(pid)) for pid in script.stdout.readline().split()]
+        script.wait(20)
+    ended = time.monotonic()
+
+    assert len(processes) == 3
+    assert all(process.wait_gone(ended + 3.0 - time.monotonic()) for process in processes)
+    assert time.monotonic() - ended < 3.0
+
+
+def test_a_notebook_kernel_takes_its_pool_with_it(process_of):
+    from jupyter_client.manager import KernelManager
+
+    manager = KernelManager(kernel_name="snakepit")
+    manager.start_kernel()
+    client = manager.client()
+    client.start_channels()
+    try:
+        client.wait_for_ready(60)
+        printed: list[str] = []
+        client.execute_interactive(
+            "from snakepit_kernel import Pool; pool = Pool(1); print(pool.status().workers[0].pid)",
+            output_hook=lambda m: printed.append(m["content"].get("text", "")),
+            timeout=60,
+        )
+        worker = process_of(int("".join(printed)))
+
+        manager.restart_kernel(now=True)
+
+        assert not worker.is_alive, "before the new kernel starts"
+    finally:
+        client.stop_channels()
+        manager.shutdown_kernel(now=True)
+
+
+# -- looking --------------------------------------------------------------------------------------
+
+
+def test_the_status_shows_workers_counters_and_sessions_as_text_and_html(shop, open_pool):
+    pool = open_pool(2, adapter=shop, name="shop")
+    pool.session("abc").call("price", {"item": "<tea>"})
+
+    status = pool.status()
+
+    assert [worker.state for worker in status.workers] == ["ready", "ready"]
+    assert status.sessions == ["abc"]
+    assert "pool shop of process" in str(status)
+    assert "shop:Shop" in str(status)
+    assert "1 calls: 1 ok; sessions: abc" in str(status)
+    assert status._repr_html_().count("<tr>") == 3
+    assert all(worker.memory_bytes > 1 << 20 for worker in status.workers)
+
+
+def test_the_logs_hold_what_a_worker_wrote_on_its_real_streams(open_pool):
+    pool = open_pool()
+    pool.submit(os.system, "echo from below >&2").result()
+
+    log = pool.logs()["default-1.1"]
+
+    assert isinstance(log, str)

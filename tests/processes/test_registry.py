@@ -1,0 +1,217 @@
+"""The registry of runs."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sqlite3
+import subprocess
+import sys
+import time
+
+import pytest
+
+from snakepit_kernel.ids import new_run_id
+from snakepit_kernel.processes.identity import ProcessIdentity, boot_id
+from snakepit_kernel.processes.registry import Registry
+
+
+@pytest.fixture
+def registry(tmp_path) -> Registry:
+    return Registry(tmp_path / "runs.sqlite")
+
+
+def own_identity() -> ProcessIdentity:
+    identity = ProcessIdentity.of(os.getpid())
+    assert identity is not None
+    return identity
+
+
+def warnings_in(caplog: pytest.LogCaptureFixture) -> list[str]:
+    return [item.getMessage() for item in caplog.records if item.levelno >= logging.WARNING]
+
+
+def test_a_reserved_run_is_known_with_its_owner_before_it_has_processes(registry):
+    before = time.time()
+    registry.reserve("a" * 13, label="R", parent="b" * 13)
+
+    (run,) = registry.runs()
+
+    assert (run.run_id, run.label, run.parent) == ("a" * 13, "R", "b" * 13)
+    assert run.owner == own_identity()
+    assert (run.guardian, run.process) == (None, None)
+    assert run.boot_id == boot_id()
+    assert before <= run.started <= time.time()
+    assert not run.is_dead
+
+
+def test_an_activated_run_knows_its_processes(registry):
+    registry.reserve("a" * 13, label="R")
+    registry.activate("a" * 13, ProcessIdentity(1, 2), ProcessIdentity(3, 4))
+    (run,) = registry.runs()
+    assert run.guardian == ProcessIdentity(1, 2)
+    assert run.process == ProcessIdentity(3, 4)
+
+
+def test_a_retired_run_is_forgotten_and_others_are_not(registry):
+    registry.reserve("a" * 13, label="R")
+    registry.reserve("b" * 13, label="R")
+    registry.retire("a" * 13)
+    registry.retire("c" * 13)
+    assert [run.run_id for run in registry.runs()] == ["b" * 13]
+
+
+def test_runs_survive_the_registry_that_wrote_them(registry):
+    registry.reserve("a" * 13, label="R")
+    assert [run.run_id for run in Registry(registry.path).runs()] == ["a" * 13]
+
+
+def test_the_registry_lies_in_the_data_directory_unless_told_otherwise(monkeypatch, tmp_path):
+    monkeypatch.setenv("SNAKEPIT_DATA_DIR", str(tmp_path))
+    Registry().reserve("a" * 13, label="R")
+    assert (tmp_path / "runs.sqlite").is_file()
+
+
+@pytest.mark.parametrize("alive", ["owner", "guardian", "none"])
+def test_a_run_is_dead_when_neither_owner_nor_guardian_lives(registry, alive):
+    living, dead = own_identity(), ProcessIdentity(os.getpid(), 1)
+    registry.reserve("a" * 13, label="R")
+    registry.activate("a" * 13, living if alive == "guardian" else dead, None)
+    with sqlite3.connect(registry.path) as connection:
+        owner = living if alive == "owner" else dead
+        connection.execute("UPDATE runs SET owner = ?", (str(owner),))
+    connection.close()
+    assert registry.runs()[0].is_dead == (alive == "none")
+
+
+def test_a_run_of_another_boot_is_dead_though_its_pids_are_in_use(registry):
+    registry.reserve("a" * 13, label="R")
+    with sqlite3.connect(registry.path) as connection:
+        connection.execute("UPDATE runs SET boot_id = 'another'")
+    connection.close()
+    assert registry.runs()[0].is_dead
+
+
+def test_many_processes_that_write_at_once_lose_nothing(registry):
+    code = """
+import logging, sys
+logging.basicConfig(level=logging.WARNING)
+from pathlib import Path
+from snakepit_kernel.ids import new_run_id
+from snakepit_kernel.processes.identity import ProcessIdentity
+from snakepit_kernel.processes.registry import Registry
+registry = Registry(Path(sys.argv[1]))
+print("ready", flush=True)
+sys.stdin.readline()
+for number in range(8):
+    kept, retired = new_run_id(), new_run_id()
+    registry.reserve(kept, label="kept")
+    registry.reserve(retired, label="retired")
+    registry.activate(kept, ProcessIdentity(1, 1), None)
+    registry.retire(retired)
+"""
+    command = [sys.executable, "-c", code, str(registry.path)]
+    pipe = subprocess.PIPE
+    writers = [
+        subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=pipe, text=True) for _ in range(6)
+    ]
+    for writer in writers:
+        assert writer.stdout is not None
+        assert writer.stdout.readline() == "ready\n"
+
+    errors = [writer.communicate("go\n")[1] for writer in writers]
+
+    assert errors == [""] * 6
+    runs = registry.runs()
+    assert [run.label for run in runs] == ["kept"] * 48
+    assert all(run.guardian == ProcessIdentity(1, 1) for run in runs)
+
+
+@pytest.mark.parametrize("damage", ["not a database", "torn page"])
+def test_a_corrupt_registry_is_kept_as_backup_with_one_warning_and_works_on(
+    registry, caplog, damage
+):
+    for _ in range(200):  # several pages
+        registry.reserve(new_run_id(), label="old")
+    content = registry.path.read_bytes()
+    if damage == "not a database":
+        broken = b"garbage" * 1000
+    else:
+        broken = content[:4096] + b"\xff" * (len(content) - 4096)
+    registry.path.write_bytes(broken)
+
+    registry.reserve("a" * 13, label="new")
+    registry.activate("a" * 13, ProcessIdentity(1, 1), None)
+
+    assert [run.run_id for run in registry.runs()] == ["a" * 13]
+    assert registry.runs()[0].guardian is not None
+    (backup,) = registry.path.parent.glob("runs.sqlite.corrupt-*")
+    assert backup.read_bytes() == broken
+    (warning,) = warnings_in(caplog)
+    assert str(backup) in warning
+
+
+def test_a_corrupt_registry_that_many_find_at_once_is_set_aside_once_and_loses_no_new_run(
+    registry,
+):
+    registry.path.write_bytes(b"garbage" * 1000)
+    code = """
+import logging, sys
+logging.basicConfig(level=logging.WARNING)
+from pathlib import Path
+from snakepit_kernel.ids import new_run_id
+from snakepit_kernel.processes.registry import Registry
+print("ready", flush=True)
+sys.stdin.readline()
+Registry(Path(sys.argv[1])).reserve(new_run_id(), label="new")
+"""
+    command = [sys.executable, "-c", code, str(registry.path)]
+    pipe = subprocess.PIPE
+    finders = [
+        subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=pipe, text=True) for _ in range(6)
+    ]
+    for finder in finders:
+        assert finder.stdout is not None
+        assert finder.stdout.readline() == "ready\n"
+    for finder in finders:
+        assert finder.stdin is not None
+        finder.stdin.write("go\n")
+        finder.stdin.flush()
+
+    errors = "".join(finder.communicate()[1] for finder in finders)
+
+    assert len(registry.runs()) == 6
+    assert errors.count("was corrupt") == 1
+    assert len(errors.splitlines()) == 1
+    assert len(list(registry.path.parent.glob("runs.sqlite.corrupt-*"))) == 1
+
+
+@pytest.mark.parametrize("obstacle", ["a file in place of the directory", "a directory as file"])
+def test_a_registry_that_cannot_be_written_costs_one_warning_only(tmp_path, caplog, obstacle):
+    if obstacle == "a directory as file":
+        path = tmp_path / "runs.sqlite"
+        path.mkdir()
+    else:
+        (tmp_path / "file").touch()
+        path = tmp_path / "file" / "runs.sqlite"
+    registry = Registry(path)
+
+    registry.reserve("a" * 13, label="R")
+    registry.activate("a" * 13, ProcessIdentity(1, 1), None)
+    registry.retire("a" * 13)
+
+    assert registry.runs() == []
+    (warning,) = warnings_in(caplog)
+    assert "cannot be used" in warning
+
+
+def test_a_data_directory_that_cannot_be_made_costs_one_warning_only(monkeypatch, tmp_path, caplog):
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("SNAKEPIT_DATA_DIR", str(tmp_path / "file" / "data"))
+    registry = Registry()
+
+    registry.reserve("a" * 13, label="R")
+
+    assert registry.runs() == []
+    (warning,) = warnings_in(caplog)
+    assert str(tmp_path / "file" / "data") in warning

@@ -1,0 +1,180 @@
+"""Frames: what goes in comes out, however it is chopped and whatever interrupts it."""
+
+from __future__ import annotations
+
+import signal
+import socket
+import threading
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from snakepit_kernel.protocol.frames import (
+    STAGING_BYTES,
+    Frame,
+    FrameError,
+    FrameReader,
+    FrameWriter,
+    pack,
+)
+
+small = st.binary(max_size=200)
+any_size = st.one_of(small, st.integers(1, 3 * STAGING_BYTES).map(lambda n: b"\xa5" * n))
+frames = st.tuples(small, any_size, st.lists(any_size, max_size=4))
+
+
+class Source:
+    """Gives bytes in the pieces that a test wants."""
+
+    def __init__(self, data: bytes, pieces: list[int]) -> None:
+        self.data = data
+        self.pieces = pieces
+
+    def recv_into(self, room: memoryview) -> int:
+        count = min(len(room), len(self.data), self.pieces.pop(0) if self.pieces else len(room))
+        room[:count] = self.data[:count]
+        self.data = self.data[count:]
+        return count
+
+
+def as_bytes(header: bytes, body: bytes, buffers: list[bytes]) -> bytes:
+    return b"".join(bytes(part) for part in pack(header, body, [memoryview(b) for b in buffers]))
+
+
+def plain(frame: Frame) -> tuple[bytes, bytes, list[bytes]]:
+    return bytes(frame.header), bytes(frame.body), [bytes(buffer) for buffer in frame.buffers]
+
+
+def read_all(reader: FrameReader, source: Source) -> list[tuple[bytes, bytes, list[bytes]]]:
+    found = []
+    while not reader.at_end:
+        while (frame := reader.next_frame()) is not None:
+            found.append(plain(frame))
+        reader.receive(source.recv_into)
+    return found
+
+
+@given(st.lists(frames, max_size=6), st.lists(st.integers(1, 100_000), max_size=60))
+def test_frames_come_out_as_they_went_in_however_they_are_chopped(sent, pieces):
+    data = b"".join(as_bytes(*frame) for frame in sent)
+
+    received = read_all(FrameReader(), Source(data, pieces))
+
+    assert received == [(header, body, list(buffers)) for header, body, buffers in sent]
+
+
+@given(st.lists(frames, min_size=1, max_size=4), st.lists(st.integers(1, 70_000), max_size=40))
+def test_a_writer_sends_every_byte_once_however_little_the_socket_takes(sent, taken):
+    writer, written = FrameWriter(), bytearray()
+
+    def sendmsg(segments):
+        data = b"".join(bytes(memoryview(segment).cast("B")) for segment in segments)
+        count = min(len(data), taken.pop() if taken else len(data))
+        written.extend(data[:count])
+        return count
+
+    for header, body, buffers in sent:
+        writer.put(pack(header, body, [memoryview(b) for b in buffers]))
+    while not writer.send(sendmsg):
+        pass
+
+    assert bytes(written) == b"".join(as_bytes(*frame) for frame in sent)
+
+
+def test_buffers_are_writable_where_they_arrive():
+    reader = FrameReader()
+    source = Source(as_bytes(b"h", b"", [b"abc", bytes(STAGING_BYTES)]), [])
+    while (frame := reader.next_frame()) is None:
+        reader.receive(source.recv_into)
+
+    frame.buffers[0][0] = 0
+    frame.buffers[1][0] = 1
+
+    assert (frame.buffers[0][0], frame.buffers[1][0]) == (0, 1)
+
+
+def test_bytes_that_are_no_frame_are_refused_before_anything_is_allocated():
+    reader = FrameReader()
+    reader.receive(Source(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n", []).recv_into)
+
+    with pytest.raises(FrameError, match="is no frame"):
+        reader.next_frame()
+
+
+class Interrupt(Exception):
+    """Raised by a signal handler at any moment, as Ctrl-C is."""
+
+
+@pytest.mark.timeout(30)  # a stream that lost count hangs
+def test_exceptions_at_any_moment_leave_the_stream_whole():
+    """The main thread echoes frames while an alarm raises in it hundreds of times."""
+    ours, theirs = socket.socketpair()
+    rounds, sizes = 60, (10, 5_000, 200_000)
+    payloads = [bytes([n % 251]) * sizes[n % 3] for n in range(rounds)]
+    interrupts = 0
+    armed = False
+
+    def echo() -> None:
+        reader = FrameReader()
+        while not reader.at_end:
+            while (frame := reader.next_frame()) is not None:
+                for part in pack(bytes(frame.header), bytes(frame.body)):
+                    theirs.sendall(part)
+            reader.receive(theirs.recv_into)
+
+    def ring(*_: object) -> None:
+        if armed:
+            raise Interrupt
+
+    echoing = threading.Thread(target=echo)
+    echoing.start()
+    reader, writer, received = FrameReader(), FrameWriter(), []
+    previous = signal.signal(signal.SIGALRM, ring)
+    try:
+        signal.setitimer(signal.ITIMER_REAL, 0.00005, 0.00005)
+        for number, payload in enumerate(payloads):
+            writer.put(pack(str(number).encode(), payload))
+            frame = None
+            while frame is None:
+                try:
+                    armed = True
+                    if writer.send(ours.sendmsg):  # what was interrupted is simply taken up again
+                        reader.receive(ours.recv_into)
+                    armed = False
+                except Interrupt:
+                    armed = False
+                    interrupts += 1
+                frame = reader.next_frame()
+            received.append(plain(frame)[:2])
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, previous)
+        ours.close()
+        echoing.join()
+        theirs.close()
+
+    assert received == [(str(n).encode(), payload) for n, payload in enumerate(payloads)]
+    assert interrupts > 10, "the alarm must have rung, or nothing was tested"
+
+
+def test_a_send_may_be_interrupted_by_another_one():
+    """A signal handler or a finalizer prints in the middle of a send."""
+    writer = FrameWriter()
+    sent: list[bytes] = []
+
+    def sendmsg(segments):
+        sent.append(b"".join(segments))
+        return len(sent[-1])
+
+    class Interrupted(list):
+        def extend(self, counts):
+            super().extend(counts)
+            writer.put([b" inner"])
+            assert writer.send(sendmsg)
+
+    writer.put([b"outer"])
+    writer._counts = Interrupted()
+
+    assert writer.send(sendmsg)
+    assert sent == [b"outer", b" inner"]

@@ -1,0 +1,86 @@
+"""Every code block of the README and of docs/ is run, each file in a fresh kernel."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from jupyter_client.manager import start_new_kernel
+
+ROOT = Path(__file__).parents[1]
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+BLOCK = re.compile(r"^```(\w*)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
+
+
+def blocks(page: Path, *languages: str) -> list[str]:
+    found = BLOCK.findall(page.read_text())
+    assert all(language for language, _ in found), f"{page.name} has a block without a language"
+    return [code for language, code in found if language in languages]
+
+
+@pytest.fixture
+def run_cell(tmp_path: Path) -> Iterator[object]:
+    manager, client = start_new_kernel(kernel_name="snakepit", cwd=str(tmp_path), stderr=-3)
+
+    def run(code: str) -> None:
+        shown: list[str] = []
+
+        def keep(message: dict) -> None:
+            content = message["content"]
+            shown.extend([content.get("text", ""), *content.get("traceback", [])])
+
+        reply = client.execute_interactive(code, output_hook=keep, timeout=60)
+        assert reply["content"]["status"] == "ok", f"{code}\n{''.join(shown)}"
+
+    yield run
+    client.stop_channels()
+    manager.shutdown_kernel(now=True)
+
+
+@pytest.mark.parametrize("page", [p for p in PAGES if blocks(p, "python")], ids=lambda p: p.name)
+def test_the_python_of_a_page_runs_from_top_to_bottom(page, run_cell):
+    for code in blocks(page, "python"):
+        run_cell(code)
+
+
+def test_a_block_is_python_or_shell_or_plain_text():
+    languages = {name for page in PAGES for name, _ in BLOCK.findall(page.read_text())}
+
+    assert languages <= {"python", "bash", "text"}
+
+
+def test_ci_runs_the_shell_commands_of_the_pages():
+    """They install things, so they are for a fresh environment: that of .ci/run."""
+    script = " ".join((ROOT / ".ci" / "run").read_text().replace("\\\n", " ").split())
+
+    for page in PAGES:
+        for block in blocks(page, "bash"):
+            for part in re.split(r"&&|\n", block.strip()):
+                command = " ".join(part.split())
+                assert command in script, f"{page.name}: {command!r} is not run by .ci/run"
+
+
+@pytest.mark.parametrize(
+    ("command", "said"),
+    [
+        ("snakepit --version", "0."),
+        ("snakepit --help", "doctor"),
+        ("jupyter snakepit --help", "status"),
+    ],
+)
+def test_the_commands_that_the_pages_name_exist(command, said):
+    program, *arguments = shlex.split(command)
+
+    done = subprocess.run(
+        [str(Path(sys.executable).with_name(program)), *arguments],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+
+    assert said in done.stdout

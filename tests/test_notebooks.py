@@ -1,0 +1,77 @@
+"""The notebooks run unchanged in every headless runner."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import nbformat
+import pytest
+
+NOTEBOOKS = sorted((Path(__file__).parents[1] / "notebooks").glob("*.ipynb"))
+
+RUNNERS = {
+    "jupyter execute": ["jupyter", "execute", "--output={out}", "{notebook}"],
+    "nbconvert": [
+        "jupyter",
+        "nbconvert",
+        "--execute",
+        "--to",
+        "notebook",
+        "--output={out}",
+        "{notebook}",
+    ],
+    "papermill": ["papermill", "--no-progress-bar", "{notebook}", "{out}"],
+}
+
+
+@pytest.mark.parametrize("runner", RUNNERS)
+def test_the_tour_runs_headless(runner, tmp_path):
+    tour = next(path for path in NOTEBOOKS if path.stem == "tour")
+    out = tmp_path / "tour.ipynb"
+    program, *arguments = [part.format(notebook=tour, out=out) for part in RUNNERS[runner]]
+
+    done = subprocess.run(
+        [str(Path(sys.executable).with_name(program)), *arguments],
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=tmp_path,
+    )
+
+    assert done.returncode == 0, done.stderr
+    outputs = [
+        output
+        for cell in nbformat.read(out, 4).cells
+        if cell.cell_type == "code"
+        for output in cell.outputs
+    ]
+    assert not [output for output in outputs if output.output_type == "error"]
+    assert any(output.get("text") == "died of signal 9\n" for output in outputs)
+
+
+@pytest.mark.parametrize("notebook", NOTEBOOKS, ids=lambda path: path.stem)
+def test_a_notebook_passes_nbval(notebook, tmp_path):
+    done = subprocess.run(
+        [
+            *(str(Path(sys.executable).with_name("pytest")), "--nbval", str(notebook)),
+            *("-q", "-p", "no:cacheprovider", f"--rootdir={tmp_path}", "--override-ini=addopts="),
+        ],
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=tmp_path,
+    )
+
+    assert done.returncode == 0, done.stdout
+
+
+@pytest.mark.parametrize("notebook", NOTEBOOKS, ids=lambda path: path.stem)
+def test_a_notebook_is_for_our_kernel_and_holds_its_outputs(notebook):
+    content = nbformat.read(notebook, 4)
+
+    assert content.metadata.kernelspec.name == "snakepit"
+    code = [cell for cell in content.cells if cell.cell_type == "code"]
+    assert sum(bool(cell.outputs) for cell in code) > len(code) / 2
+    assert all(len(cell.outputs) <= 2 for cell in code), "short enough to read"
