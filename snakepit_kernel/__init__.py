@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from .pool.results import CellResult
     from .pool.session import Session
     from .pool.status import PoolStats, PoolStatus
+    from .processes.keeping import keep
     from .tools.adapter import Adapter, tool
     from .tools.context import SessionContext, context
 
@@ -58,6 +59,7 @@ __all__ = [
     "WorkerDied",
     "__version__",
     "context",
+    "keep",
     "load_ipython_extension",
     "tool",
     "unload_ipython_extension",
@@ -73,6 +75,7 @@ _HOMES = {
     "Session": "pool.session",
     "SessionContext": "tools.context",
     "context": "tools.context",
+    "keep": "processes.keeping",
     "tool": "tools.adapter",
 }
 

@@ -14,26 +14,21 @@ RUN_ID_OPTION = "--snakepit-run-id="
 """Command line option that does the same."""
 
 _RUN_ID = re.compile(r"[a-z2-7]{13}")
-_MARK = 1 << 62
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
 
 
 def new_run_id() -> str:
     """Mint a run id: 13 lower-case characters that carry 60 random bits."""
-    return _spell(secrets.randbits(60))
+    return run_id_of_number(secrets.randbits(60))
 
 
-def run_mark(run_id: str) -> int:
-    """Return the number that marks a process of a run as a resource limit, see `guardian`."""
-    return _MARK | (int.from_bytes(base64.b32decode(run_id.upper() + "===")) >> 4)
+def run_number(run_id: str) -> int:
+    """Return the 60 random bits of a run id."""
+    return int.from_bytes(base64.b32decode(run_id.upper() + "===")) >> 4
 
 
-def run_id_of_mark(number: int) -> str | None:
-    """Return the run id in a resource limit, or None when the number is not a mark."""
-    return _spell(number ^ _MARK) if number >> 60 == _MARK >> 60 else None
-
-
-def _spell(number: int) -> str:
+def run_id_of_number(number: int) -> str:
+    """Return the run id that carries 60 random bits."""
     return base64.b32encode((number << 4).to_bytes(8)).decode("ascii").rstrip("=").lower()
 
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import os
 import pathlib
-import shutil
 import signal
 from typing import Any
 
@@ -17,13 +16,15 @@ from jupyter_client.connect import KernelConnectionInfo
 from jupyter_client.provisioning.local_provisioner import LocalProvisioner
 from traitlets import Bool, Float, List, Unicode
 
-from .ids import RUN_ID_OPTION, RUN_ID_VARIABLE, new_run_id, own_run_id
+from .errors import SurvivorsError
+from .ids import RUN_ID_OPTION, RUN_ID_VARIABLE, new_run_id
 from .paths import MAX_SOCKET_PATH, runtime_dir
-from .processes.folders import run_folder, sweep_folders
-from .processes.guarded import EndReport, GuardedProcess
+from .processes.guarded import GuardedProcess
 from .processes.identity import ProcessIdentity
 from .processes.registry import Registry
-from .processes.sweep import end_tagged, sweep_dead_runs
+from .processes.report import EndReport
+from .processes.run import GuardedRun
+from .processes.sweep import end_tagged
 from .processes.waiting import ended
 
 SHUTDOWN_PATIENCE = 1.0
@@ -58,8 +59,8 @@ class SnakepitProvisioner(LocalProvisioner):
     run_id = ""
     last_report: EndReport | None = None
 
-    _run: GuardedProcess | None = None
-    _concluded = ""  # the last run that is verified gone
+    _run: GuardedRun | None = None
+    _previous: str | None = None
     _waited = False
     _shutdown_requested = False
     _adopted: dict[str, ProcessIdentity] | None = None
@@ -72,7 +73,7 @@ class SnakepitProvisioner(LocalProvisioner):
     @property
     def guarded(self) -> GuardedProcess | None:
         """The kernel's process under guard, from its launch until `cleanup`."""
-        return self._run
+        return self._run.process if self._run is not None else None
 
     # -- launching ---------------------------------------------------------------------------
 
@@ -99,26 +100,21 @@ class SnakepitProvisioner(LocalProvisioner):
             The command could not be executed. Nothing is left running.
         """
         await self.end_run(self.grace)
-        await sweep_dead_runs(self.registry, self.grace)
-        sweep_folders()
-        arguments = self._scrub_kwargs(kwargs)
-        self.registry.reserve(self.run_id, label=self._label(), parent=own_run_id())
-        try:
-            run = await GuardedProcess.start(
-                [os.path.expanduser(cmd[0]), *cmd[1:]],  # noqa: ASYNC240, PTH111 - touches no file
-                run_id=self.run_id,
-                grace=self.grace,
-                leftovers=self._leftovers(),
-                **arguments,
-            )
-        except BaseException:
-            self.registry.retire(self.run_id)
-            raise
-        self.registry.activate(self.run_id, run.guardian, run.identity)
+        run = await GuardedRun.start(
+            [os.path.expanduser(cmd[0]), *cmd[1:]],  # noqa: ASYNC240, PTH111 - touches no file
+            run_id=self.run_id,
+            registry=self.registry,
+            label=self._label(),
+            grace=self.grace,
+            previous=self._previous,
+            leftovers=self._leftovers(),
+            **self._scrub_kwargs(kwargs),
+        )
         self._run = run
+        self._previous = self.run_id
         self._adopted = None
         self._waited = self._shutdown_requested = False
-        self.pid = run.identity.pid if run.identity else None
+        self.pid = run.process.identity.pid if run.process.identity else None
         self.pgid = self.pid  # the kernel leads a group of its own; we never signal the group
         self.cwd = kwargs.get("cwd", pathlib.Path.cwd())
         return self.connection_info
@@ -132,8 +128,8 @@ class SnakepitProvisioner(LocalProvisioner):
         if self._run is None or self._waited:
             return 0
         if self._shutdown_requested:
-            return await self._run.wait(SHUTDOWN_PATIENCE)
-        return self._run.poll()
+            return await self._run.process.wait(SHUTDOWN_PATIENCE)
+        return self._run.process.poll()
 
     async def wait(self) -> int | None:
         """Wait for the kernel to end; return its exit status."""
@@ -141,7 +137,7 @@ class SnakepitProvisioner(LocalProvisioner):
         if self._adopted is not None:
             await ended(self._adopted["process"])
         elif self._run is not None and not self._waited:
-            status = await self._run.wait()
+            status = await self._run.process.wait()
         self._waited = True
         return status
 
@@ -152,7 +148,7 @@ class SnakepitProvisioner(LocalProvisioner):
         if self._adopted is not None:
             self._adopted["process"].signal(signum)
         elif self._run is not None:
-            self._run.send_signal(signum)
+            self._run.process.send_signal(signum)
 
     async def kill(self, restart: bool = False) -> None:  # noqa: ARG002 - the interface
         """End the kernel and everything it started now; return when that is verified."""
@@ -189,22 +185,11 @@ class SnakepitProvisioner(LocalProvisioner):
             await self._conclude(self._run, grace)  # may be cancelled: then it is still ours to end
             self._run = None
 
-    async def _conclude(self, run: GuardedProcess, grace: float) -> None:
-        """End a run, by its tag where the guardian was killed; forget it when that is verified."""
-        if run.run_id == self._concluded:
-            return
-        self.last_report = report = await run.end(grace)
-        if not report.verified and run.is_gone:
-            await end_tagged(run.run_id, grace)
-            report.verified = True
-        if report.verified:
-            self.registry.retire(run.run_id)
-            shutil.rmtree(run_folder(run.run_id), ignore_errors=True)
-            self._concluded = run.run_id
-        if report.survivors:
-            self.log.warning(
-                "processes of run %s do not die: %s", run.run_id, "; ".join(report.survivors)
-            )
+    async def _conclude(self, run: GuardedRun, grace: float) -> None:
+        """End a run, and say what does not die."""
+        self.last_report = await run.end(grace)
+        if self.last_report.survivors:
+            self.log.warning("%s", SurvivorsError(run.run_id, self.last_report.survivors))
 
     async def _conclude_adopted(self, guardian: ProcessIdentity, signum: int) -> None:
         """End a run that another manager started, by its guardian or else by its tag."""
@@ -213,8 +198,8 @@ class SnakepitProvisioner(LocalProvisioner):
         if not await ended(guardian, self.grace + 10.0):
             self.log.warning("processes of run %s do not die", self.run_id)
             return
-        await end_tagged(self.run_id, self.grace)
-        self.registry.retire(self.run_id)
+        ending = await end_tagged([self.run_id], self.grace)
+        self.registry.retire(self.run_id, ending.report(self.run_id))
 
     # -- persistence -------------------------------------------------------------------------
 
@@ -226,8 +211,8 @@ class SnakepitProvisioner(LocalProvisioner):
             for name, value in self.connection_info.items()
         }
         identities = self._adopted
-        if self._run is not None and self._run.identity is not None:
-            identities = {"guardian": self._run.guardian, "process": self._run.identity}
+        if self.guarded is not None and self.guarded.identity is not None:
+            identities = {"guardian": self.guarded.guardian, "process": self.guarded.identity}
         info["run_id"] = self.run_id
         info["identities"] = {name: str(item) for name, item in (identities or {}).items()}
         return info
@@ -257,7 +242,7 @@ class SnakepitProvisioner(LocalProvisioner):
     def _leftovers(self) -> list[str]:
         """Return the files that go with the run when there is no manager left to remove them."""
         km = self.parent
-        files = [*self.leftovers, str(run_folder(self.run_id))]
+        files = [*self.leftovers]
         if km is None:
             return files
         files += [str(pathlib.Path(km.connection_file).absolute())]

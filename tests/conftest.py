@@ -14,6 +14,8 @@ import os
 import select
 import shutil
 import signal
+import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
@@ -350,3 +352,75 @@ def start_kernel() -> Callable[..., contextlib.AbstractAsyncContextManager[Kerne
             km.context.destroy(linger=0)  # jupyter_client forgets a socket after an autorestart
 
     return start
+
+
+class KernelOwner(subprocess.Popen[str]):
+    """A process that starts a kernel, runs a cell in it and waits for the end of its input.
+
+    Attributes
+    ----------
+    said
+        What the cell printed, in words.
+    """
+
+    said: list[str]
+
+    def __init__(
+        self,
+        code: str,
+        *,
+        traits: dict[str, Any] | None = None,
+        launch: dict[str, Any] | None = None,
+        **arguments: Any,
+    ) -> None:
+        program = f"""
+import asyncio, subprocess, sys
+from jupyter_client.manager import AsyncKernelManager
+async def main():
+    km = AsyncKernelManager(kernel_name="snakepit", **{traits or {}!r})
+    sink = {{"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}}
+    await km.start_kernel(**sink, **{launch or {}!r})
+    kc = km.client()
+    kc.start_channels()
+    await kc.wait_for_ready(timeout=30)
+    said = []
+    await kc.execute_interactive({code!r}, timeout=30, output_hook=lambda message: said.append(
+        message["content"].get("text", "")))
+    print(km.provisioner.pid, km.provisioner.guarded.guardian.pid, *"".join(said).split())
+    print("ready", flush=True)
+    sys.stdin.readline()
+asyncio.run(main())
+"""
+        pipe = subprocess.PIPE
+        command = [sys.executable, "-c", program]
+        super().__init__(command, stdin=pipe, stdout=pipe, text=True, **arguments)
+
+    def wait_ready(self) -> tuple[int, int]:
+        """Wait until the cell has run; return the pids of the kernel and of its guardian."""
+        assert self.stdout is not None
+        kernel, guardian, *self.said = self.stdout.readline().split()
+        assert self.stdout.readline() == "ready\n"
+        return int(kernel), int(guardian)
+
+
+@pytest.fixture
+def kernel_owner() -> type[KernelOwner]:
+    """Start a process that owns a kernel; used in a ``with``."""
+    return KernelOwner
+
+
+@pytest.fixture
+def start_and_shut_down() -> Callable[[], None]:
+    """Start a kernel and shut it down, which sweeps what dead runs left."""
+
+    def run() -> None:
+        from jupyter_client.manager import AsyncKernelManager
+
+        async def scenario() -> None:
+            km = AsyncKernelManager(kernel_name="snakepit")
+            await km.start_kernel()
+            await km.shutdown_kernel(now=True)
+
+        asyncio.run(scenario())
+
+    return run

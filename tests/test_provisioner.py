@@ -387,48 +387,22 @@ def test_the_arguments_of_start_kernel_reach_the_kernel(start_kernel, tmp_path):
     assert b"to err" in err.read_bytes()
 
 
-def owner_of_a_kernel(code: str, **arguments: Any) -> subprocess.Popen[bytes]:
-    """A process that starts a kernel and runs a cell in it; it says ``ready`` and waits."""
-    program = f"""
-import asyncio, subprocess, sys
-from jupyter_client.manager import AsyncKernelManager
-async def main():
-    km = AsyncKernelManager(kernel_name="snakepit", **{arguments.pop("traits", {})!r})
-    sink = {{"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}}
-    await km.start_kernel(**sink, **{arguments.pop("launch", {})!r})
-    kc = km.client()
-    kc.start_channels()
-    await kc.wait_for_ready(timeout=30)
-    await kc.execute_interactive({code!r}, timeout=30, output_hook=lambda message: None)
-    print("ready", km.provisioner.pid, km.provisioner._run.guardian.pid, flush=True)
-    sys.stdin.readline()
-asyncio.run(main())
-"""
-    pipe = subprocess.PIPE
-    return subprocess.Popen([sys.executable, "-c", program], stdin=pipe, stdout=pipe, **arguments)
-
-
-def pids_when_ready(owner: subprocess.Popen[bytes]) -> tuple[int, int]:
-    assert owner.stdout is not None
-    word, kernel, guardian = owner.stdout.readline().split()
-    assert word == b"ready"
-    return int(kernel), int(guardian)
-
-
 @pytest.mark.parametrize("transport", ["tcp", "ipc"])
-def test_a_killed_manager_leaves_no_process_and_no_file(living, transport):
-    with owner_of_a_kernel(CHILDREN, traits={"transport": transport}) as owner:
-        pids_when_ready(owner)
+def test_a_killed_manager_leaves_no_process_and_no_file(living, transport, kernel_owner):
+    with kernel_owner(CHILDREN, traits={"transport": transport}) as owner:
+        owner.wait_ready()
         owner.kill()
     assert [str(item) for item in living() if not item.wait_gone(SOON)] == []
     runtime = Path(os.environ["JUPYTER_RUNTIME_DIR"])
     assert [path for path in runtime.rglob("*") if path.is_file()] == []
 
 
-def test_a_manager_and_a_guardian_that_are_stopped_and_killed_leave_nothing(living):
+def test_a_manager_and_a_guardian_that_are_stopped_and_killed_leave_nothing(
+    living, kernel_owner, start_and_shut_down
+):
     """A stopped guardian does not see that its owner died, until somebody continues it."""
-    with owner_of_a_kernel(CHILDREN) as owner:
-        _, guardian = pids_when_ready(owner)
+    with kernel_owner(CHILDREN) as owner:
+        _, guardian = owner.wait_ready()
         os.kill(guardian, signal.SIGSTOP)
         owner.kill()
     assert len(living()) >= 7
@@ -440,16 +414,9 @@ def test_a_manager_and_a_guardian_that_are_stopped_and_killed_leave_nothing(livi
     assert Registry().runs() == []
 
 
-def start_and_shut_down() -> None:
-    async def scenario() -> None:
-        km = AsyncKernelManager(kernel_name="snakepit")
-        await km.start_kernel()
-        await km.shutdown_kernel(now=True)
-
-    asyncio.run(scenario())
-
-
-def test_the_next_start_sweeps_what_a_killed_guardian_and_owner_left(living):
+def test_the_next_start_sweeps_what_a_killed_guardian_and_owner_left(
+    living, kernel_owner, start_and_shut_down
+):
     code = """
 import subprocess
 subprocess.Popen(['sleep', '600'])
@@ -461,8 +428,8 @@ subprocess.Popen(['sh', '-c', unmarked], start_new_session=True)
 subprocess.Popen(['/bin/sleep', '600'], env={}, start_new_session=True)
 import time; time.sleep(0.2)
 """
-    with owner_of_a_kernel(code) as owner:
-        kernel, guardian = pids_when_ready(owner)
+    with kernel_owner(code) as owner:
+        kernel, guardian = owner.wait_ready()
         os.kill(owner.pid, signal.SIGSTOP)  # it must not see the guardian die
         os.kill(guardian, signal.SIGKILL)
         owner.kill()
@@ -473,8 +440,7 @@ import time; time.sleep(0.2)
 
     assert [str(item) for item in left if item.is_alive] == []
     assert Registry().runs() == []
-    for path in Path(os.environ["JUPYTER_RUNTIME_DIR"]).glob("kernel-*.json"):
-        path.unlink()  # nobody knows of this file any more
+    assert list(Path(os.environ["JUPYTER_RUNTIME_DIR"]).glob("kernel-*.json")) == []
 
 
 def test_a_killed_guardian_costs_the_kernel_and_its_children_are_swept(start_kernel, living):
@@ -493,7 +459,9 @@ def test_a_killed_guardian_costs_the_kernel_and_its_children_are_swept(start_ker
     asyncio.run(scenario())
 
 
-def test_a_row_whose_pids_belong_to_others_now_is_pruned_and_they_are_untouched():
+def test_a_row_whose_pids_belong_to_others_now_is_pruned_and_they_are_untouched(
+    start_and_shut_down,
+):
     with subprocess.Popen(["cat"], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as innocent:
         registry = Registry()
         registry.reserve("c" * 13, label="old")
@@ -509,9 +477,11 @@ def test_a_row_whose_pids_belong_to_others_now_is_pruned_and_they_are_untouched(
         assert innocent.returncode == 0
 
 
-def test_an_independent_kernel_survives_its_manager_and_is_ended_by_its_successor(living):
-    with owner_of_a_kernel("", launch={"independent": True}) as owner:
-        kernel, guardian = pids_when_ready(owner)
+def test_an_independent_kernel_survives_its_manager_and_is_ended_by_its_successor(
+    living, kernel_owner, start_and_shut_down
+):
+    with kernel_owner("", launch={"independent": True}) as owner:
+        kernel, guardian = owner.wait_ready()
         owner.kill()
     assert {item.pid for item in living()} >= {kernel, guardian}
     start_and_shut_down()  # which must not sweep it
@@ -597,11 +567,10 @@ def test_two_managers_do_not_touch_each_others_kernels(start_kernel):
     asyncio.run(scenario())
 
 
-def test_two_owners_do_not_touch_each_others_kernels(start_kernel, process_of):
-    with owner_of_a_kernel(
-        "import os; child = os.spawnlp(os.P_NOWAIT, 'sleep', 'sleep', '600')"
-    ) as (owner):
-        kernel, guardian = pids_when_ready(owner)
+def test_two_owners_do_not_touch_each_others_kernels(process_of, kernel_owner, start_and_shut_down):
+    code = "import os; child = os.spawnlp(os.P_NOWAIT, 'sleep', 'sleep', '600')"
+    with kernel_owner(code) as owner:
+        kernel, guardian = owner.wait_ready()
         start_and_shut_down()
         assert process_of(kernel).is_alive
         assert process_of(guardian).is_alive

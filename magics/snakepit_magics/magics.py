@@ -30,7 +30,7 @@ from snakepit_kernel.errors import suggest
 
 from .completion import Completer
 from .jobs import Job
-from .notebook import notebook_session
+from .notebook import notebook_session, told_of_last_run
 from .parsing import (
     arguments_of,
     cell_parser,
@@ -61,6 +61,7 @@ class SnakepitMagics(Magics):
         self.chosen_session: str | None = None
         self.jobs: dict[int, Job] = {}
         self._start_options: dict[str, dict[str, Any]] = {}
+        self._last_run_is_told = False
         self._parser = line_parser()
         self._cell_parser = cell_parser()
 
@@ -74,6 +75,7 @@ class SnakepitMagics(Magics):
     @line_cell_magic
     def snakepit(self, line: str, cell: str | None = None) -> Any:  # noqa: D102 - see below
         try:
+            self._tell_of_the_last_run()
             if cell is not None:
                 return self._run_cell(self._cell_parser.parse(line), cell)
             options = self._parser.parse(line)
@@ -90,6 +92,15 @@ class SnakepitMagics(Magics):
             raise UsageError(str(mistake)) from mistake
 
     snakepit.__doc__ = help_text()  # what %snakepit? shows
+
+    def _tell_of_the_last_run(self) -> None:
+        """Say once, in one line, what the restart of this kernel had to end."""
+        if self._last_run_is_told:
+            return
+        self._last_run_is_told = True
+        line = told_of_last_run()
+        if line:
+            print(line)  # noqa: T201 - the output of the cell
 
     # -- pools ---------------------------------------------------------------------------------
 

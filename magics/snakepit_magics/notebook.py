@@ -1,4 +1,4 @@
-"""Which notebook this is: its path names its session."""
+"""Which notebook this is: its path names its session, its kernel's run knows the one before."""
 
 from __future__ import annotations
 
@@ -8,6 +8,9 @@ import re
 from pathlib import PurePath
 
 from IPython.core.interactiveshell import InteractiveShell
+
+from snakepit_kernel.ids import own_run_id
+from snakepit_kernel.processes.registry import Registry
 
 _PATH_VARIABLE = "JPY_SESSION_NAME"  # jupyter_server puts the notebook's path there
 _VSCODE_NAME = "__vsc_ipynb_file__"  # VS Code puts it among the notebook's variables
@@ -25,3 +28,10 @@ def notebook_session(shell: InteractiveShell) -> str:
     stem = re.sub(r"[^A-Za-z0-9_.-]+", "-", PurePath(str(path)).stem).strip("-._") or "notebook"
     digest = hashlib.sha256(str(path).encode()).hexdigest()[:8]
     return f"{stem[:50]}-{digest}"
+
+
+def told_of_last_run() -> str | None:
+    """Say in one line what was ended when this kernel was restarted; None when nothing was."""
+    run_id = own_run_id()
+    last = Registry().ended_before(run_id) if run_id is not None else None
+    return last.report.told(" of the last run") if last is not None and last.report.count else None

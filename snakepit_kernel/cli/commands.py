@@ -57,12 +57,35 @@ def doctor(context: click.Context, start: bool, as_json: bool) -> None:
 
 
 @snakepit.command()
-@click.option("--json", "as_json", is_flag=True, help="Print pools and runs as JSON.")
-def status(as_json: bool) -> None:
-    """Show your live pools and kernels, from any shell."""
+@click.option("--runs", is_flag=True, help="Also list runs that ended, and what their end took.")
+@click.option("--json", "as_json", is_flag=True, help="Print it as JSON.")
+def status(runs: bool, as_json: bool) -> None:
+    """Show your live pools and kernels, and what was kept, from any shell."""
     from .status import show
 
-    show(as_json=as_json)
+    show(ended=runs, as_json=as_json)
+
+
+@snakepit.command()
+@click.option("--dry-run", is_flag=True, help="Only say what would be ended.")
+@click.option("--kept", is_flag=True, help="End also what was kept on purpose (SNAKEPIT_KEEP=1).")
+@click.option(
+    "--grace",
+    type=click.FloatRange(min=0.0),
+    default=2.0,
+    show_default=True,
+    help="Seconds between SIGTERM and SIGKILL.",
+)
+@click.option("--json", "as_json", is_flag=True, help="Print it as JSON.")
+@click.pass_context
+def reap(context: click.Context, dry_run: bool, kept: bool, grace: float, as_json: bool) -> None:
+    """End what kernels left behind whose owners are dead, and nothing else.
+
+    The exit status is 1 when something does not die, else 0.
+    """
+    from .reaping import reap as reap_all
+
+    context.exit(reap_all(grace=grace, kept=kept, dry_run=dry_run, as_json=as_json))
 
 
 @snakepit.command("new-adapter")

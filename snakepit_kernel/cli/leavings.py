@@ -7,19 +7,21 @@ import logging
 import shlex
 import stat
 import time
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TypeVar
 
-from ..ids import RUN_ID_OPTION, is_run_id
+from ..ids import is_run_id
 from ..paths import DATA_VARIABLE, RUNTIME_VARIABLE, data_dir, fits_sockets, runtime_dir
 from ..processes import registry as registry_module
 from ..processes.folders import is_leftover
 from ..processes.identity import all_statuses, read_command
 from ..processes.registry import Registry, Run
-from ..processes.sweep import TaggedProcess, tagged_processes
+from ..processes.sweep import TaggedProcess, survey
 from .findings import Finding, hint, listing, ok, problem
 from .installation import KERNEL
+
+T = TypeVar("T")
 
 YOUNG = 60.0
 """Seconds before a file without a process may be a leftover: its process may be starting."""
@@ -84,14 +86,19 @@ def check_registry() -> Iterator[Finding]:
 
 
 def read_runs() -> tuple[list[Run], list[str]]:
-    """Return the registry's runs, and what it says is wrong with it.
+    """Return the registry's runs, and what it says is wrong with it."""
+    return _quietly(lambda: Registry().runs())
 
-    The registry never raises, because it must not stand in the way of a kernel's start; it logs.
+
+def _quietly(look: Callable[[], T]) -> tuple[T, list[str]]:
+    """Look at the registry; return what was found, and what the registry said meanwhile.
+
+    It never raises, because it must not stand in the way of a kernel's start; it logs.
     """
     warnings = _Warnings()
     registry_module.logger.addHandler(warnings)
     try:
-        return Registry().runs(), warnings.texts
+        return look(), warnings.texts
     finally:
         registry_module.logger.removeHandler(warnings)
 
@@ -99,101 +106,42 @@ def read_runs() -> tuple[list[Run], list[str]]:
 # -- processes -------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class OrphanRun:
-    """Living processes of a run for which nobody answers any more.
-
-    Attributes
-    ----------
-    run
-        Its row in the registry, or None when the registry does not know it.
-    """
-
-    run_id: str
-    run: Run | None
-    processes: list[TaggedProcess]
-
-
 def check_processes() -> Iterator[Finding]:
     """Look for processes of runs whose owner and guardian are dead."""
     name = "processes"
-    tagged = tagged_processes()  # before the registry: a run is written down before it is started
-    runs, _ = read_runs()
-    orphans = find_orphans(tagged, runs)
-    for orphan in orphans:
-        yield _describe_orphan(orphan)
-    alive = {process.run_id for process in tagged if process.identity.is_alive()}
-    stale = [run for run in runs if run.is_dead and run.run_id not in alive]
+    found, _ = _quietly(lambda: survey(Registry()))
+    orphans = [(run.run_id, run.label, processes) for run, processes in found.dead if processes]
+    for run_id, label, processes in orphans:
+        text = f"orphan run {run_id} ({label}): its owner and its guardian are dead, and "
+        advice = "end them: snakepit reap; the next start of a kernel does it too"
+        yield _describe(text, advice, processes)
+    for run_id, processes in found.unknown.items():
+        pids = " ".join(str(item.identity.pid) for item in processes)
+        text = f"orphan run {run_id}: it is not written down, it has no guardian, and "
+        yield _describe(text, f"if nobody misses them, end them: kill {pids}", processes)
+    stale = [run.run_id for run, processes in found.dead if not processes]
     if stale:
         yield hint(
             name,
             f"{len(stale)} runs of dead owners are still written down; nothing of them is alive",
-            "the next start of a kernel forgets them",
-            [run.run_id for run in stale],
+            "forget them: snakepit reap; the next start of a kernel does it too",
+            stale,
         )
-    if not orphans:
-        yield ok(name, f"no orphans; living processes belong to {len(alive)} runs")
+    if found.elsewhere:
+        places = listing(sorted({str(run.place) for run in found.elsewhere}))
+        text = f"{len(found.elsewhere)} runs are elsewhere ({places}) and share this data directory"
+        advice = f"nothing to do: they are left alone; or set {DATA_VARIABLE} there"
+        yield hint(name, text, advice, [run.run_id for run in found.elsewhere])
+    if found.kept:
+        yield ok(name, f"{len(found.kept)} are kept on purpose; end them: snakepit reap --kept")
+    if not found.unknown and not orphans:
+        yield ok(name, f"no orphans; {len(found.live)} live runs")
 
 
-def find_orphans(tagged: Iterable[TaggedProcess], runs: Iterable[Run]) -> list[OrphanRun]:
-    """Return the runs that have living processes and nobody who answers for them.
-
-    A process is in order when its run is written down and not dead. Runs of another registry
-    (``SNAKEPIT_DATA_DIR``) are not written down in this one: theirs are in order below a living
-    guardian of their run.
-
-    Parameters
-    ----------
-    tagged
-        Processes with the tag of a run, read before ``runs``.
-    runs
-        The registry's rows.
-    """
-    known = {run.run_id: run for run in runs}
-    tagged = list(tagged)
-    parents = {status.pid: status.parent for status in all_statuses()}
-    guardians = {item.identity.pid: item.run_id for item in tagged if _is_guardian(item)}
-    orphans: dict[str, OrphanRun] = {}
-    for process in tagged:
-        run = known.get(process.run_id)
-        if run is not None and not run.is_dead:
-            continue
-        if run is None and process.run_id in _ancestry(process.identity.pid, parents, guardians):
-            continue
-        if process.identity.is_alive():
-            orphan = OrphanRun(run_id=process.run_id, run=run, processes=[])
-            orphans.setdefault(process.run_id, orphan).processes.append(process)
-    return list(orphans.values())
-
-
-def _is_guardian(process: TaggedProcess) -> bool:
-    words = process.command.split(" ")
-    is_told_its_owner = any(word.startswith("--owner=") for word in words)
-    return is_told_its_owner and RUN_ID_OPTION + process.run_id in words
-
-
-def _ancestry(pid: int, parents: dict[int, int], guardians: dict[int, str]) -> set[str]:
-    """Return the runs whose guardians stand above a process, or are it."""
-    found = set()
-    while pid in parents:
-        if pid in guardians:
-            found.add(guardians[pid])
-        pid = parents[pid]
-    return found
-
-
-def _describe_orphan(orphan: OrphanRun) -> Finding:
-    processes = [f"{item.identity.pid} {item.command}" for item in orphan.processes]
-    pids = " ".join(str(item.identity.pid) for item in orphan.processes)
-    label = f" ({orphan.run.label})" if orphan.run is not None else ""
-    text = (
-        f"orphan run {orphan.run_id}{label}: its owner and its guardian are dead, and "
-        f"{len(processes)} of its processes live: {listing([item[:80] for item in processes])}"
-    )
-    advice = f"end them: kill {pids}"
-    if orphan.run is not None:
-        advice += "; the next start of a kernel does it too"
-    return problem("processes", text, advice, processes)
+def _describe(text: str, advice: str, processes: list[TaggedProcess]) -> Finding:
+    names = [str(item) for item in processes]
+    text += f"{len(names)} of its processes live: {listing([name[:80] for name in names])}"
+    return problem("processes", text, advice, names)
 
 
 # -- leftovers -------------------------------------------------------------------------------------

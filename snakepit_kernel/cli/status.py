@@ -14,10 +14,16 @@ from rich.table import Table
 
 from ..paths import runtime_dir
 from ..pool.status import HEADINGS, PoolStatus, duration
-from ..processes.registry import Registry, Run
+from ..processes.registry import EndedRun, Registry, Run
+from ..processes.sweep import TaggedProcess, tagged_processes
 from .published import PublishedPool, UnreadablePool, pool_folders, read_pool
 
 _RUN_HEADINGS = ("kernel", "run", "pid", "guardian", "state", "age")
+_ENDED_HEADINGS = ("kernel", "run", "lived", "ended", "what its end took")
+_KEPT_HEADINGS = ("pid", "run", "command")
+
+SHOWN_ENDED = 20
+"""Ended runs in the table; JSON has all."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,8 +56,15 @@ class Listing:
         return table
 
 
-def show(*, as_json: bool) -> None:
-    """Print the live pools, and below them the live runs.
+def show(*, ended: bool = False, as_json: bool) -> None:
+    """Print the live pools, below them the live runs, and what was kept of earlier ones.
+
+    Parameters
+    ----------
+    ended
+        Also list the runs that ended.
+    as_json
+        Print it as JSON.
 
     Raises
     ------
@@ -59,14 +72,27 @@ def show(*, as_json: bool) -> None:
         The runtime directory cannot be used.
     """
     pools = live_pools()
-    runs = [run for run in Registry().runs() if not run.is_dead]
+    registry = Registry()
+    runs = [run for run in registry.runs() if not run.is_dead]
+    kept = [process for process in tagged_processes() if process.kept]
+    past = registry.ended_runs() if ended else []
     if as_json:
-        data = {"pools": [_pool_data(pool) for pool in pools], "runs": [_run_data(r) for r in runs]}
+        data = {
+            "pools": [_pool_data(pool) for pool in pools],
+            "runs": [_run_data(run) for run in runs],
+            "kept": [_kept_data(process) for process in kept],
+        }
+        if ended:
+            data["ended"] = [_ended_data(run) for run in past]
         click.echo(json.dumps(data, indent=2))
         return
     listings = [pool_listing(pool.refreshed()) for pool in pools]
     if runs:
         listings.append(run_listing(runs))
+    if kept:
+        listings.append(kept_listing(kept))
+    if past:
+        listings.append(ended_listing(past[:SHOWN_ENDED]))
     if not pools:
         click.echo("no live pools")
     console = Console(markup=False, highlight=False, emoji=False)
@@ -112,6 +138,30 @@ def _run_data(run: Run) -> dict[str, Any]:
     }
 
 
+def _kept_data(process: TaggedProcess) -> dict[str, Any]:
+    return {
+        "pid": process.identity.pid,
+        "run_id": process.run_id,
+        "command": process.command,
+    }
+
+
+def _ended_data(run: EndedRun) -> dict[str, Any]:
+    return {
+        "run_id": run.run_id,
+        "label": run.label,
+        "started": run.started,
+        "ended": run.ended,
+        "count": run.report.count,
+        "verified": run.report.verified,
+        "processes": [
+            {"pid": item.pid, "signal": item.signal, "command": item.command}
+            for item in run.report.ended
+        ],
+        "kept": [{"pid": item.pid, "command": item.command} for item in run.report.kept],
+    }
+
+
 # -- as tables -------------------------------------------------------------------------------------
 
 
@@ -137,8 +187,32 @@ def run_listing(runs: Sequence[Run]) -> Listing:
     return Listing(title="live runs", headings=_RUN_HEADINGS, rows=rows)
 
 
+def kept_listing(processes: Sequence[TaggedProcess]) -> Listing:
+    """Lay out processes that are marked to outlive their runs."""
+    rows = [(str(item.identity.pid), item.run_id, item.command[:80]) for item in processes]
+    footer = "snakepit reap --kept ends those whose run is over"
+    return Listing(title="kept on purpose", headings=_KEPT_HEADINGS, rows=rows, footer=footer)
+
+
+def ended_listing(runs: Sequence[EndedRun]) -> Listing:
+    """Lay out runs that are over, and what their end took."""
+    rows = [
+        (
+            run.label,
+            run.run_id,
+            duration(run.ended - run.started),
+            f"{duration(max(0.0, time.time() - run.ended))} ago",
+            run.report.told() + (f", kept {len(run.report.kept)}" if run.report.kept else ""),
+        )
+        for run in runs
+    ]
+    return Listing(title="ended runs", headings=_ENDED_HEADINGS, rows=rows)
+
+
 def _state_of(run: Run) -> str:
     """Say whether a run's kernel starts, runs, or has ended while its owner still holds it."""
+    if run.is_elsewhere:
+        return f"on {run.place}"
     if run.process is None:
         return "starting"
     return "running" if run.process.is_alive() else "ended"

@@ -9,6 +9,13 @@ if __name__ == "__main__":
     if sys.path and (sys.path[0] == "" or Path(sys.path[0]) == Path.cwd()):
         del sys.path[0]
 
+    from snakepit_kernel.processes.tags import is_guarded
+
+    if sys.platform == "linux" and not is_guarded(sys.argv):
+        from snakepit_kernel.kernel.attendant import attend
+
+        sys.exit(attend())
+
     from snakepit_kernel.kernel.app import SnakepitKernelApp
 
     SnakepitKernelApp.launch_instance()

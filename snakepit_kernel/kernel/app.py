@@ -12,6 +12,9 @@ from traitlets import Dict, List, Type, Unicode
 
 from ..ids import RUN_ID_OPTION
 from .kernel import SnakepitKernel
+from .sockets import release_in_children
+
+CHANNELS = ("shell", "iopub", "stdin", "control", "hb")
 
 
 class SnakepitKernelApp(IPKernelApp):
@@ -46,6 +49,8 @@ class SnakepitKernelApp(IPKernelApp):
             self.config.HistoryManager.enabled = False
             self.default_extensions = []
         super().initialize(argv)
+        if sys.platform == "linux" and self.kernel is not None:  # which it is not after --help
+            release_in_children(self._addresses())
 
     def start(self) -> None:
         """Run the kernel until it is shut down."""
@@ -54,6 +59,11 @@ class SnakepitKernelApp(IPKernelApp):
             importlib.import_module("snakepit_kernel.tools.worker").serve(self.kernel, self.lane)
         super().start()
         self._join_control_thread()
+
+    def _addresses(self) -> set[int | str]:
+        """Return where this kernel listens."""
+        ports = {getattr(self, f"{name}_port") for name in CHANNELS}
+        return {f"{self.ip}-{port}" for port in ports} if self.transport == "ipc" else ports
 
     def _join_control_thread(self) -> None:
         """End the control thread before the exit hooks run.

@@ -15,8 +15,7 @@ from typing import Any
 
 from ipykernel.ipkernel import IPythonKernel
 
-from ..ids import RUN_ID_OPTION, own_run_id
-from ..processes.identity import read_command
+from ..processes.tags import parent_is_guardian
 
 _DEBUGGER_MODULE = "ipykernel.debugger"
 
@@ -144,20 +143,10 @@ class SnakepitKernel(IPythonKernel):
 
         ipykernel waits for them, its own zombies included, for up to 14 seconds.
         """
-        if _parent_is_guardian():
+        if parent_is_guardian():
             os.kill(os.getppid(), signal.SIGUSR2)
         else:
             await super()._progressively_terminate_all_children()
-
-
-def _parent_is_guardian() -> bool:
-    """Whether a guardian runs this kernel.
-
-    The run id alone does not say so: a client that runs the kernel's command line itself may be
-    part of a run, and would die of the signal that is meant for a guardian.
-    """
-    guardian = f" {RUN_ID_OPTION}{own_run_id()} --mark="
-    return own_run_id() is not None and guardian in read_command(os.getppid())
 
 
 @contextlib.contextmanager

@@ -14,52 +14,22 @@ import subprocess
 import sys
 import threading
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 from weakref import WeakSet
 
 from ..errors import StartFailed
-from ..ids import RUN_ID_OPTION, run_mark
+from ..ids import RUN_ID_OPTION, run_number
 from . import guardian
 from .identity import ProcessIdentity
+from .report import EndReport
+from .tags import KEEP_VARIABLE, mark_of
 from .waiting import readable, to_its_end
 
 logger = logging.getLogger(__name__)
 
 START_PATIENCE = 30.0
 """Seconds that a guardian may take to report that the kernel runs."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class EndedProcess:
-    """A process that had to be ended because it outlived its kernel."""
-
-    pid: int
-    signal: str
-    command: str
-
-
-@dataclass(slots=True, kw_only=True)
-class EndReport:
-    """What ending a run took.
-
-    Attributes
-    ----------
-    verified
-        The guardian saw that nothing is left. False when the guardian itself was killed.
-    count
-        Processes that had to be ended, the kernel not counted.
-    ended
-        The first of them by name.
-    survivors
-        One line for each process that does not die.
-    """
-
-    verified: bool = False
-    count: int = 0
-    ended: list[EndedProcess] = field(default_factory=list)
-    survivors: list[str] = field(default_factory=list)
 
 
 class GuardedProcess:
@@ -107,6 +77,7 @@ class GuardedProcess:
         grace: float,
         env: Mapping[str, str],
         leftovers: Sequence[str | Path] = (),
+        report_file: str | Path | None = None,
         pass_fds: Sequence[int] = (),
         independent: bool = False,
         **popen_arguments: Any,
@@ -122,10 +93,12 @@ class GuardedProcess:
         grace
             Seconds between SIGTERM and SIGKILL when the guardian ends the run by itself.
         env
-            The whole environment.
+            The whole environment. ``SNAKEPIT_KEEP`` is left out: a run itself is never kept.
         leftovers
             Files and directories that go with the run; the guardian removes them when the owner
             is dead.
+        report_file
+            Where the guardian writes what it had to end, when the owner is dead.
         pass_fds
             File descriptors that the command inherits under the same numbers.
         independent
@@ -144,6 +117,7 @@ class GuardedProcess:
             grace=grace,
             env=env,
             leftovers=leftovers,
+            report_file=report_file,
             pass_fds=pass_fds,
             independent=independent,
             popen_arguments=popen_arguments,
@@ -164,6 +138,7 @@ class GuardedProcess:
         grace: float,
         env: Mapping[str, str],
         leftovers: Sequence[str | Path],
+        report_file: str | Path | None,
         pass_fds: Sequence[int],
         independent: bool,
         popen_arguments: dict[str, Any],
@@ -181,12 +156,13 @@ class GuardedProcess:
         arguments = [
             *guardian_command(),
             f"{RUN_ID_OPTION}{run_id}",
-            f"--mark={run_mark(run_id)}",
+            f"--mark={mark_of(run_number(run_id))}",
             f"--owner={owner}",
             f"--channel={theirs.fileno()}",
             f"--grace={grace}",
             *(f"--pass-fd={descriptor}" for descriptor in pass_fds),
             *(f"--leftover={path}" for path in leftovers),
+            *([f"--report={report_file}"] if report_file else []),
             *(["--independent"] if independent else []),
             "--",
             *command,
@@ -196,7 +172,7 @@ class GuardedProcess:
         try:
             popen = subprocess.Popen(
                 arguments,
-                env=dict(env),
+                env={name: value for name, value in env.items() if name != KEEP_VARIABLE},
                 pass_fds=(*pass_fds, theirs.fileno()),
                 start_new_session=True,
                 **popen_arguments,
@@ -364,16 +340,7 @@ class GuardedProcess:
                 self._start_errno = int(number)
             case ["exited", status]:
                 self.status = int(status)
-            case ["ended", pid, name, command]:
-                item = EndedProcess(pid=int(pid), signal=name, command=command)
-                self.report.ended.append(item)
-            case ["survivor", pid, state, command]:
-                self.report.survivors.append(f"{pid} {state} {command}")
-            case ["gone", count]:
-                self.report.verified = True
-                self.report.count = int(count)
-                self.report.survivors.clear()
-            case _:
+            case _ if not self.report.take(words):
                 logger.warning("unknown word from the guardian of run %s", self.run_id)
 
     def _lose_guardian(self) -> None:

@@ -3,7 +3,8 @@
 It runs apart from the owner, in an interpreter without site-packages::
 
     python -I -S -c CODE guardian.py --snakepit-run-id=ID --mark=NUMBER --owner=PID:START \
-        --channel=FD --grace=S [--pass-fd=FD]... [--leftover=PATH]... [--independent] -- COMMAND...
+        --channel=FD --grace=S [--pass-fd=FD]... [--leftover=PATH]... [--report=PATH]
+        [--independent] -- COMMAND...
 
 It makes itself subreaper, forks the kernel, and waits: on the kernel, on orphans that fall to it,
 on the owner (an open channel, and a pidfd), on requests. Because it is a subreaper, whatever
@@ -11,10 +12,10 @@ the kernel starts stays below it: a double fork, ``setsid`` or an empty environm
 When the kernel ends, the owner dies or asks, it ends the tree: SIGTERM, up to ``grace`` seconds,
 then freeze and SIGKILL, scanning anew until ``waitpid`` itself says that no child is left. That
 answer of the operating system is the proof. If the guardian is killed, the kernel dies by its
-parent-death signal and the rest is found by its tag (see `sweep`): the run id in the environment
-and on the command line, and for a child with an environment of its own the mark: the run id as a
-number of the order of 2**62, as soft limit RLIMIT_RSS, which every child inherits and which Linux
-ignores.
+parent-death signal and the rest is found by its tag (see `tags` and `sweep`).
+
+A process that is marked to be kept (`SNAKEPIT_KEEP=1`), and what is below it, is left alone; when
+there is one, ``waitpid`` cannot be the proof that the others are gone, and many scans stand in.
 
 The channel carries lines of tab-separated words.
 
@@ -32,13 +33,16 @@ to the owner
 ``failed ERRNO``           the command could not be executed
 ``exited STATUS``          the kernel has ended (negative: by a signal)
 ``ended PID SIGNAL CMD``   a process of the run was ended by SIGTERM or SIGKILL
+``kept PID CMD``           a process is left alive, because it is marked so
 ``survivor PID STATE CMD``  a process does not die (it sleeps in the kernel of the machine)
 ``gone COUNT``             verified: nothing is left; COUNT processes had to be ended
 =========================  ==================================================================
 
-Signals do the same without a channel: SIGTERM ends the run with its grace, SIGUSR1 at once.
-SIGUSR2, sent by a kernel that shuts down politely, ends the others and spares the kernel: it may be
-waiting for its own children at that moment, as ``multiprocessing`` does at exit.
+When the owner is dead, the last ones are written to the file of ``--report``, if there is anything
+to say. Signals do the same as requests, without a channel: SIGTERM ends the run with its grace,
+SIGUSR1 at once. SIGUSR2, sent by a kernel that shuts down politely, ends the others and spares the
+kernel: it may be waiting for its own children at that moment, as ``multiprocessing`` does at exit.
+
 It is written for a small footprint: few imports, no threads, no allocation worth the name.
 """
 
@@ -46,16 +50,18 @@ from __future__ import annotations
 
 import os
 import select
-from time import monotonic
+from time import monotonic, time
 
 from .identity import (
     ProcessIdentity,
+    ProcessStatus,
     descendants,
     living_descendants,
     read_command,
     read_status,
     read_tracer,
 )
+from .tags import is_kept, set_mark
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -73,8 +79,11 @@ SURVIVOR_PATIENCE = 5.0
 ZOMBIE_ROUNDS = 3
 """Rounds of SIGKILL before we look whether zombies are left that we cannot reap."""
 
-ZOMBIE_SCANS = 20
-"""Scans without a living process that stand in for the answer of ``waitpid``."""
+TRACKER_PATIENCE = 0.5
+"""Seconds that a tracker of shared memory may take to remove it when nothing else is left."""
+
+PROVING_SCANS = 20
+"""Scans without a process to end that stand in for the answer of ``waitpid``."""
 
 MAX_LISTED = 64
 """Ended processes that are named to the owner; all are counted."""
@@ -94,6 +103,7 @@ def main(arguments: Sequence[str]) -> int:
         for path in options.leftovers:
             remove(path)
         return 1
+    set_mark(options.mark)  # before the owner's own, or that it keeps what it starts, is inherited
     while os.open(os.devnull, os.O_RDWR) <= 2:
         pass  # an owner without standard streams: our pipes must not take their numbers
     guardian = Guardian(options)
@@ -112,6 +122,7 @@ class Options:
         self.leftovers: list[str] = []
         self.independent = False
         self.mark = 0
+        self.report = ""
         for argument in arguments[:split]:
             name, _, value = argument.partition("=")
             if name == "--owner":
@@ -126,6 +137,8 @@ class Options:
                 self.pass_fds.append(int(value))
             elif name == "--leftover":
                 self.leftovers.append(value)
+            elif name == "--report":
+                self.report = value
             elif name == "--independent":
                 self.independent = True
 
@@ -139,11 +152,13 @@ class Guardian:
         self.inbox = b""
         self.kernel_pid = 0
         self.kernel_alive = True
-        self.owner_lost = False
+        self.owner_lost_at: float | None = None  # seconds since the epoch
         self.ending_since: float | None = None
         self.kill_at = 0.0
         self.spare_kernel = False
+        self.trackers_since: float | None = None  # when nothing else was alive
         self.kill_rounds = 0
+        self.reaped = 0
         self.reported_survivors = False
         self.ended: dict[ProcessIdentity, str] = {}  # what was signalled, and its command
         self.killed: set[ProcessIdentity] = set()
@@ -184,7 +199,6 @@ class Guardian:
             if os.getppid() != guardian:
                 os._exit(1)
             os.setsid()
-            mark_process(self.options.mark)
             signal.set_wakeup_fd(-1)
             for signum in range(1, signal.NSIG):
                 if signal.getsignal(signum) not in (signal.SIG_DFL, None) and signum not in (9, 19):
@@ -242,7 +256,7 @@ class Guardian:
         if self.ending_since is None:
             return False
         try:
-            return nothing_left or (self.press() == 0 and self.only_zombies_are_left())
+            return nothing_left or (self.press() == 0 and self.only_exempt_are_left())
         except OSError:
             return False  # no memory, or no file descriptor, on the whole machine: try again
 
@@ -281,7 +295,7 @@ class Guardian:
 
     def lose_owner(self) -> None:
         """End the run because nobody is left to answer for it."""
-        self.owner_lost = True
+        self.owner_lost_at = time()
         if not self.options.independent:
             self.end(self.options.grace)
 
@@ -303,52 +317,107 @@ class Guardian:
         It is SIGTERM before the grace has passed, and SIGKILL after.
         """
         now = monotonic()
-        if now < self.kill_at:
-            targets = self.targets()
-            for identity in targets:
-                if identity not in self.ended:
-                    self.strike(identity, signal.SIGTERM)
-                    # A stopped process acts on a signal only when it continues.
-                    self.strike(identity, signal.SIGCONT)
-            return len(targets)
-        self.kill_rounds += 1
-        self.freeze()
+        if now >= self.kill_at:
+            self.kill_rounds += 1
+            self.freeze()
         targets = self.targets()
+        trackers = {identity for identity in targets if self.is_tracker(identity)}
+        if len(trackers) == len(targets) and self.trackers_since is None:
+            self.trackers_since = max(now, self.kill_at)
+        if now > min(self.trackers_since or now, self.kill_at + 1.0) + TRACKER_PATIENCE:
+            trackers.clear()
         for identity in targets:
-            self.strike(identity, signal.SIGKILL)
-            self.killed.add(identity)
+            if identity in trackers:
+                continue
+            if now >= self.kill_at:
+                self.strike(identity, signal.SIGKILL)
+                self.killed.add(identity)
+            elif identity not in self.ended:
+                self.strike(identity, signal.SIGTERM)
+                # A stopped process acts on a signal only when it continues.
+                self.strike(identity, signal.SIGCONT)
         if now > self.kill_at + SURVIVOR_PATIENCE and not self.reported_survivors:
             self.report_survivors()
         return len(targets)
 
-    def only_zombies_are_left(self) -> bool:
-        """Whether every process below us is dead though ``waitpid`` does not give it to us.
+    def is_tracker(self, identity: ProcessIdentity) -> bool:
+        """Whether a process only waits for the end of others, to remove their shared memory.
 
-        The zombie of a process that is traced belongs to its tracer, which may be a stranger. One
-        look at ``/proc`` is no proof, because a process can fork past it; hence so many, and each
-        must show the same traced zombies and nothing else.
+        That of ``multiprocessing`` does, and ignores SIGTERM. Killed, it would leave the memory.
         """
-        if self.kill_rounds < ZOMBIE_ROUNDS:
-            return False
-        zombies = traced_zombies(os.getpid())
-        return bool(zombies) and all(
-            not self.reap_all() and traced_zombies(os.getpid()) == zombies
-            for _ in range(ZOMBIE_SCANS)
+        command = self.ended.get(identity) or read_command(identity.pid)
+        return "resource_tracker import main" in command
+
+    def only_exempt_are_left(self) -> bool:
+        """Whether nothing below us is to be ended, though ``waitpid`` says that there are children.
+
+        Those are processes that are to be kept, and zombies that are traced: such a one belongs
+        to its tracer, which may be a stranger. One look at ``/proc`` is no proof, because a
+        process can fork past it; hence so many, and each must show nothing else, with no child of
+        ours ending meanwhile: who flees by forking leaves dead parents.
+        """
+        reaped = self.reaped
+        return all(
+            not self.reap_all()
+            and self.exempt()
+            # What is kept may have children that come and go all the time; that is not waited for.
+            and (self.reaped == reaped or monotonic() > self.kill_at + SURVIVOR_PATIENCE)
+            for _ in range(PROVING_SCANS)
         )
+
+    def exempt(self) -> set[int]:
+        """Return the pids below us if all are kept, or zombies that we cannot reap; else nothing.
+
+        A debugger reaps what it traces, so zombies count after a few rounds of SIGKILL only.
+        """
+        keeping, targets = self.sort_out()
+        exempt = {status.pid for status in keeping}
+        for status in targets:
+            if not status.is_dead:
+                return set()
+            if self.kill_rounds < ZOMBIE_ROUNDS or not read_tracer(status.pid):
+                return set()
+            exempt.add(status.pid)
+        return exempt
+
+    def sort_out(self) -> tuple[list[ProcessStatus], list[ProcessStatus]]:
+        """Return what is below us: the kept, and the others. Zombies are there as well.
+
+        What has been signalled once is not asked again whether it is to be kept.
+        """
+        keeping: list[ProcessStatus] = []
+        others: list[ProcessStatus] = []
+        pids = set()
+        for status in descendants(os.getpid()):
+            if status.parent in pids or (
+                status.pid != self.kernel_pid
+                and not status.is_dead
+                and ProcessIdentity(status.pid, status.start_time) not in self.ended
+                and is_kept(status.pid)
+            ):
+                pids.add(status.pid)
+                keeping.append(status)
+            else:
+                others.append(status)
+        return keeping, others
 
     def targets(self) -> list[ProcessIdentity]:
         """Return what is alive below us and is to be ended."""
         return [
             ProcessIdentity(status.pid, status.start_time)
-            for status in living_descendants(os.getpid())
-            if not (self.spare_kernel and status.pid == self.kernel_pid)
+            for status in self.sort_out()[1]
+            if not status.is_dead and not (self.spare_kernel and status.pid == self.kernel_pid)
         ]
 
     def freeze(self) -> None:
         """Stop every process of the tree, so that none can fork while the others are killed."""
         stopped: set[ProcessIdentity] = set()
         for _ in range(10):  # a bound, should they be faster; we come again
-            running = [identity for identity in self.targets() if identity not in stopped]
+            running = [
+                identity
+                for identity in self.targets()
+                if identity not in stopped and not self.is_tracker(identity)
+            ]
             if not running:
                 return
             for identity in running:
@@ -373,6 +442,7 @@ class Guardian:
                 return True
             if pid == 0:
                 return False
+            self.reaped += 1
             if pid == self.kernel_pid:
                 self.kernel_alive = False
                 self.tell("exited", str(os.waitstatus_to_exitcode(status)))
@@ -386,15 +456,35 @@ class Guardian:
             self.tell("survivor", str(status.pid), status.state, command)
 
     def finish(self) -> None:
-        """Tell the owner what was ended; with no owner left, remove the run's files."""
+        """Tell the owner what was ended; with no owner left, write it down and remove the files."""
         strays = [item for item in self.ended.items() if item[0].pid != self.kernel_pid]
-        for identity, command in strays[:MAX_LISTED]:
-            name = "SIGKILL" if identity in self.killed else "SIGTERM"
-            self.tell("ended", str(identity.pid), name, command)
+        report: list[tuple[str, ...]] = [
+            ("ended", str(identity.pid), "SIGKILL" if identity in self.killed else "SIGTERM", text)
+            for identity, text in strays[:MAX_LISTED]
+        ]
+        report += [
+            ("kept", str(status.pid), read_command(status.pid)[:MAX_COMMAND])
+            for status in self.sort_out()[0][:MAX_LISTED]
+            if not status.is_dead
+        ]
+        report.append(("gone", str(len(strays))))
         # A stray child of a dead owner may hold its end of the channel: both must be asked.
-        if not self.tell("gone", str(len(strays))) or self.owner_lost:
+        told = [self.tell(*words) for words in report]
+        if not told[-1] or self.owner_lost_at is not None:
+            if len(report) > 1 and self.options.report:
+                write(self.options.report, "".join(["\t".join(words) + "\n" for words in report]))
             for path in self.options.leftovers:
-                remove(path)
+                if not self.is_anothers(path):
+                    remove(path)
+
+    def is_anothers(self, path: str) -> bool:
+        """Whether a file is newer than the owner's death: a later run uses the same name."""
+        try:
+            status = os.lstat(path)
+        except OSError:
+            return False
+        is_folder = status.st_mode & 0o170000 == 0o040000  # its name is ours alone
+        return not is_folder and status.st_mtime > (self.owner_lost_at or time())
 
     def tell(self, *words: str) -> bool:
         """Send a line to the owner; say whether there is one to hear it."""
@@ -406,33 +496,22 @@ class Guardian:
         return True
 
 
-def traced_zombies(root: int) -> set[int]:
-    """Return the pids below a process if all are zombies that are traced; else nothing."""
-    found = set()
-    for status in descendants(root):
-        if not status.is_dead or not read_tracer(status.pid):
-            return set()
-        found.add(status.pid)
-    return found
-
-
-def mark_process(mark: int) -> None:
-    """Set the mark that this process and its descendants carry, where limits allow it."""
-    try:
-        import resource
-
-        _, hard = resource.getrlimit(resource.RLIMIT_RSS)
-        resource.setrlimit(resource.RLIMIT_RSS, (mark, hard))
-    except (ImportError, OSError, ValueError):
-        pass
-
-
 def prctl(option: int, value: int) -> None:
     """Set an attribute of this process."""
     import ctypes
 
     if ctypes.CDLL(None, use_errno=True).prctl(option, value, 0, 0, 0) != 0:
         raise OSError(ctypes.get_errno(), f"prctl({option})")
+
+
+def write(path: str, text: str) -> None:
+    """Write a private file, where that is possible."""
+    try:
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+        os.write(descriptor, text.encode("utf-8", "replace"))
+        os.close(descriptor)
+    except OSError:
+        pass
 
 
 def remove(path: str) -> None:

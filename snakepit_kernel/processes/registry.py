@@ -8,35 +8,62 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import json
 import logging
 import os
 import sqlite3
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from ..paths import data_dir
-from .identity import ProcessIdentity, boot_id
+from .identity import ProcessIdentity
+from .place import Place, Reach, here
+from .report import EndReport
 
 logger = logging.getLogger(__name__)
 
-_SCHEMA = """
-CREATE TABLE IF NOT EXISTS runs (
-    run_id   TEXT PRIMARY KEY,
-    parent   TEXT,
-    label    TEXT NOT NULL,
-    boot_id  TEXT NOT NULL,
-    owner    TEXT NOT NULL,
-    guardian TEXT,
-    process  TEXT,
-    started  REAL NOT NULL
-) STRICT
-"""
+Statement = tuple[str, tuple[object, ...]]
+
+_SCHEMA = (
+    """
+    CREATE TABLE IF NOT EXISTS runs (
+        run_id        TEXT PRIMARY KEY,
+        parent        TEXT,
+        previous      TEXT,
+        label         TEXT NOT NULL,
+        host          TEXT NOT NULL,
+        boot_id       TEXT NOT NULL,
+        pid_namespace INTEGER NOT NULL,
+        owner         TEXT NOT NULL,
+        guardian      TEXT,
+        process       TEXT,
+        started       REAL NOT NULL,
+        leftovers     TEXT NOT NULL
+    ) STRICT
+    """,
+    """
+    CREATE TABLE IF NOT EXISTS ended_runs (
+        run_id   TEXT PRIMARY KEY,
+        previous TEXT,
+        label    TEXT NOT NULL,
+        started  REAL NOT NULL,
+        ended    REAL NOT NULL,
+        report   TEXT NOT NULL
+    ) STRICT
+    """,
+)
 
 BUSY_PATIENCE = 10.0
 """Seconds to wait for another process that writes to the registry."""
+
+REMEMBERED_RUNS = 200
+"""Ended runs that stay written down, for people."""
+
+ELSEWHERE_SECONDS = 30 * 86400.0
+"""Age at which a run of another host or container is forgotten: nobody here can see its end."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,31 +74,65 @@ class Run:
     ----------
     run_id, parent
         The run, and the run that started it, if any.
+    previous
+        The run that this one replaced when a kernel was restarted, if any.
     label
         What it is, for people: the name of a kernelspec or of a worker.
-    boot_id
-        The boot of the machine in which its processes were started.
+    place
+        Where its processes are.
     owner, guardian, process
         Identities; the last two are None while the run is only reserved.
     started
         Seconds since the epoch.
+    leftovers
+        Files and directories that go with the run.
     """
 
     run_id: str
     parent: str | None
+    previous: str | None
     label: str
-    boot_id: str
+    place: Place
     owner: ProcessIdentity
     guardian: ProcessIdentity | None
     process: ProcessIdentity | None
     started: float
+    leftovers: tuple[str, ...]
 
     @property
     def is_dead(self) -> bool:
-        """Whether neither its owner nor its guardian lives any more."""
-        if self.boot_id != boot_id():
-            return True
-        return not self.owner.is_alive() and not (self.guardian and self.guardian.is_alive())
+        """Whether it is certain that neither its owner nor its guardian lives any more."""
+        reach = self.place.reach
+        if reach is Reach.HERE:
+            return not self.owner.is_alive() and not (self.guardian and self.guardian.is_alive())
+        return reach is Reach.PAST
+
+    @property
+    def is_elsewhere(self) -> bool:
+        """Whether its processes are on another host or in another container."""
+        return self.place.reach is Reach.ELSEWHERE
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EndedRun:
+    """A run that is over.
+
+    Attributes
+    ----------
+    run_id, previous, label, started
+        As in `Run`.
+    ended
+        Seconds since the epoch.
+    report
+        What ending it took.
+    """
+
+    run_id: str
+    previous: str | None
+    label: str
+    started: float
+    ended: float
+    report: EndReport
 
 
 class Registry:
@@ -92,59 +153,128 @@ class Registry:
         """Return the file that holds the registry."""
         return self._path if self._path is not None else data_dir() / "runs.sqlite"
 
-    def reserve(self, run_id: str, *, label: str, parent: str | None = None) -> None:
+    def reserve(
+        self,
+        run_id: str,
+        *,
+        label: str,
+        parent: str | None = None,
+        previous: str | None = None,
+        leftovers: Sequence[str] = (),
+    ) -> None:
         """Write down a run that this process is about to start."""
-        owner = ProcessIdentity.of(os.getpid())
-        self._execute(
-            "INSERT INTO runs (run_id, parent, label, boot_id, owner, started)"
-            " VALUES (?, ?, ?, ?, ?, ?)",
-            (run_id, parent, label, boot_id(), str(owner), time.time()),
+        owner, place = ProcessIdentity.of(os.getpid()), here()
+        insert = (
+            "INSERT INTO runs (run_id, parent, previous, label, host, boot_id, pid_namespace,"
+            " owner, started, leftovers) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
         )
+        row = (
+            *(run_id, parent, previous, label),
+            *(place.host, place.boot, place.pid_namespace),
+            *(str(owner), time.time(), json.dumps(list(leftovers))),
+        )
+        self._execute((insert, row))
 
     def activate(
         self, run_id: str, guardian: ProcessIdentity, process: ProcessIdentity | None
     ) -> None:
         """Write down the processes of a reserved run."""
-        self._execute(
-            "UPDATE runs SET guardian = ?, process = ? WHERE run_id = ?",
-            (str(guardian), str(process) if process else None, run_id),
-        )
+        update = "UPDATE runs SET guardian = ?, process = ? WHERE run_id = ?"
+        self._execute((update, (str(guardian), str(process) if process else None, run_id)))
 
-    def retire(self, run_id: str) -> None:
-        """Forget a run that is verified gone."""
-        self._execute("DELETE FROM runs WHERE run_id = ?", (run_id,))
+    def retire(self, run_id: str, report: EndReport | None = None) -> None:
+        """Cross out a run that is verified gone; remember what its end took, if that is given."""
+        statements: list[Statement] = [("DELETE FROM runs WHERE run_id = ?", (run_id,))]
+        if report is not None:
+            remember = (
+                "INSERT OR REPLACE INTO ended_runs"
+                " (run_id, previous, label, started, ended, report)"
+                " SELECT run_id, previous, label, started, ?, ? FROM runs WHERE run_id = ?"
+            )
+            forget = (
+                "DELETE FROM ended_runs WHERE run_id NOT IN"
+                " (SELECT run_id FROM ended_runs ORDER BY ended DESC LIMIT ?)"
+            )
+            statements.insert(0, (remember, (time.time(), report.as_json(), run_id)))
+            statements.append((forget, (REMEMBERED_RUNS,)))
+        self._execute(*statements)
 
     def runs(self) -> list[Run]:
         """Return every run that is written down, oldest first."""
         rows = self._execute(
-            "SELECT run_id, parent, label, boot_id, owner, guardian, process, started"
-            " FROM runs ORDER BY started"
+            "SELECT run_id, parent, previous, label, host, boot_id, pid_namespace, owner, guardian,"
+            " process, started, leftovers FROM runs ORDER BY started"
         )
         return [
             Run(
                 run_id=run_id,
                 parent=parent,
+                previous=previous,
                 label=label,
-                boot_id=boot,
+                place=Place(host=host, boot=boot, pid_namespace=pid_namespace),
                 owner=ProcessIdentity.parse(owner),
                 guardian=ProcessIdentity.parse(guardian) if guardian else None,
                 process=ProcessIdentity.parse(process) if process else None,
                 started=started,
+                leftovers=tuple(json.loads(leftovers)),
             )
-            for run_id, parent, label, boot, owner, guardian, process, started in rows
+            for (
+                run_id,
+                parent,
+                previous,
+                label,
+                host,
+                boot,
+                pid_namespace,
+                owner,
+                guardian,
+                process,
+                started,
+                leftovers,
+            ) in rows
         ]
 
-    def _execute(self, statement: str, parameters: tuple[object, ...] = ()) -> list[Any]:
-        """Execute one statement; rebuild a corrupt file; warn, once, when there is no way."""
+    def ended_runs(self) -> list[EndedRun]:
+        """Return the runs that ended last, the latest first."""
+        return self._read_ended("SELECT * FROM ended_runs ORDER BY ended DESC")
+
+    def ended_before(self, run_id: str) -> EndedRun | None:
+        """Return the run that a run replaced when its kernel was restarted."""
+        select = (
+            "SELECT * FROM ended_runs WHERE run_id = (SELECT previous FROM runs WHERE run_id = ?)"
+        )
+        return next(iter(self._read_ended(select, run_id)), None)
+
+    def _read_ended(self, select: str, *parameters: str) -> list[EndedRun]:
+        return [
+            EndedRun(
+                run_id=run_id,
+                previous=previous,
+                label=label,
+                started=started,
+                ended=ended,
+                report=EndReport.from_json(report),
+            )
+            for run_id, previous, label, started, ended, report in self._execute(
+                (select, parameters)
+            )
+        ]
+
+    def _execute(self, *statements: Statement | str) -> list[Any]:
+        """Execute statements in one transaction, and return the rows of the last.
+
+        A corrupt file is rebuilt; when there is no way, that is said once.
+        """
+        whole = [item if isinstance(item, tuple) else (item, ()) for item in statements]
         try:
             path = self.path
             with _lock(path, fcntl.LOCK_SH):
                 try:
-                    return _transaction(path, statement, parameters)
+                    return _transaction(path, whole)
                 except sqlite3.DatabaseError as error:
                     if not _is_corrupt(error):
                         raise
-            return _rebuild(path, statement, parameters)
+            return _rebuild(path, whole)
         except (sqlite3.DatabaseError, OSError) as error:
             self._warn(error)
             return []
@@ -159,24 +289,28 @@ class Registry:
             )
 
 
-def _transaction(path: Path, statement: str, parameters: tuple[object, ...]) -> list[Any]:
+def _transaction(path: Path, statements: Sequence[Statement]) -> list[Any]:
     # A connection for each transaction: none is shared with a forked child or a thread.
     connection = sqlite3.connect(path, timeout=BUSY_PATIENCE)
     try:
         connection.execute("PRAGMA journal_mode = WAL")
         connection.execute("PRAGMA synchronous = FULL")
-        connection.execute(_SCHEMA)
+        for table in _SCHEMA:
+            connection.execute(table)
+        rows: list[Any] = []
         with connection:
-            return connection.execute(statement, parameters).fetchall()
+            for statement, parameters in statements:
+                rows = connection.execute(statement, parameters).fetchall()
+        return rows
     finally:
         connection.close()
 
 
-def _rebuild(path: Path, statement: str, parameters: tuple[object, ...]) -> list[Any]:
+def _rebuild(path: Path, statements: Sequence[Statement]) -> list[Any]:
     """Keep a corrupt file as a backup, and execute a statement in a fresh one."""
     with _lock(path, fcntl.LOCK_EX):
         try:
-            return _transaction(path, statement, parameters)  # another process was faster
+            return _transaction(path, statements)  # another process was faster
         except sqlite3.DatabaseError as error:
             if not _is_corrupt(error):
                 raise
@@ -189,7 +323,7 @@ def _rebuild(path: Path, statement: str, parameters: tuple[object, ...]) -> list
                 error,
                 backup,
             )
-            return _transaction(path, statement, parameters)
+            return _transaction(path, statements)
 
 
 @contextlib.contextmanager

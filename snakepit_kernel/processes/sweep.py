@@ -10,20 +10,26 @@ import contextlib
 import logging
 import os
 import time
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
 from ..errors import SurvivorsError
-from ..ids import RUN_ID_OPTION, RUN_ID_VARIABLE, is_run_id, run_id_of_mark
+from ..ids import RUN_ID_OPTION, RUN_ID_VARIABLE, is_run_id, run_id_of_number
+from ..paths import data_dir
+from .folders import run_folder, sweep_folders
+from .guardian import remove
 from .identity import (
     SIGKILL,
     ProcessIdentity,
     all_statuses,
-    boot_id,
     living_descendants,
     read_command,
 )
-from .registry import Registry, Run
+from .place import Reach, here, pid_namespace_of
+from .registry import ELSEWHERE_SECONDS, Registry, Run
+from .report import EndedProcess, EndReport
+from .tags import number_of, read_arguments, read_environment, read_mark, says_kept
 
 logger = logging.getLogger(__name__)
 
@@ -35,119 +41,314 @@ SURVIVOR_PATIENCE = 5.0
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TaggedProcess:
-    """A living process that carries the tag of a run."""
+    """A living process that carries the tag of a run.
+
+    Attributes
+    ----------
+    kept
+        It is marked to outlive its run.
+    contained
+        It is in another PID namespace than we are: in a container.
+    """
 
     identity: ProcessIdentity
     run_id: str
     command: str
+    kept: bool = False
+    contained: bool = False
+
+    def __str__(self) -> str:
+        return f"{self.identity.pid} {self.command}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Survey:
+    """What is left of runs for which nobody answers any more, and what is in order.
+
+    Attributes
+    ----------
+    dead
+        Runs that are written down, whose owner and guardian have died, with their living processes.
+    unknown
+        Processes of runs that are not written down, by run: nobody knows whether their owners live.
+    kept
+        Processes of ended runs that are marked to be kept.
+    elsewhere
+        Runs of other hosts and containers.
+    live
+        Runs whose owner or guardian lives.
+    """
+
+    dead: list[tuple[Run, list[TaggedProcess]]]
+    unknown: dict[str, list[TaggedProcess]]
+    kept: list[TaggedProcess]
+    elsewhere: list[Run]
+    live: list[Run]
+
+
+# -- looking ---------------------------------------------------------------------------------------
 
 
 def tagged_processes() -> list[TaggedProcess]:
     """Return every living process of this user that carries a run id, this process excepted."""
     found = []
     for status in all_statuses():
-        if status.is_dead or status.pid == os.getpid():
+        if status.is_dead or status.pid == os.getpid() or not _is_ours(status.pid):
             continue
-        run_id = _read_tag(status.pid)
+        mark, environment = read_mark(status.pid), read_environment(status.pid)
+        run_id = _read_tag(mark, environment, read_arguments(status.pid))
         if run_id is not None:
-            identity = ProcessIdentity(status.pid, status.start_time)
             found.append(
-                TaggedProcess(identity=identity, run_id=run_id, command=read_command(status.pid))
+                TaggedProcess(
+                    identity=ProcessIdentity(status.pid, status.start_time),
+                    run_id=run_id,
+                    command=read_command(status.pid),
+                    kept=says_kept(mark, environment),
+                    contained=pid_namespace_of(status.pid) not in (here().pid_namespace, 0),
+                )
             )
     return found
 
 
-async def end_tagged(run_id: str, grace: float) -> list[TaggedProcess]:
-    """End every process that carries one run id; return them when they are verified gone.
+def survey(registry: Registry) -> Survey:
+    """Look at all runs and tagged processes; touch nothing.
 
     Raises
     ------
-    SurvivorsError
-        Some are still alive some seconds after SIGKILL.
+    PermissionError
+        The data directory cannot be used.
     """
+    tagged = tagged_processes()  # before the registry: a run is written down before it is started
+    runs = registry.runs()
+    known = {run.run_id: run for run in runs}
+    of_run: dict[str, list[TaggedProcess]] = {}
+    for process in tagged:
+        of_run.setdefault(process.run_id, []).append(process)
+    parents = {status.pid: status.parent for status in all_statuses()}
+    guardians = {item.identity.pid: item.run_id for item in tagged if _is_guardian(item)}
+    unknown: dict[str, list[TaggedProcess]] = {}
+    kept = []
+    for process in tagged:
+        run = known.get(process.run_id)
+        above = _guardians_above(process.identity.pid, parents, guardians)
+        # A run of another registry (`SNAKEPIT_DATA_DIR`) is in order below its guardian.
+        in_order = not run.is_dead if run is not None else process.run_id in above
+        if in_order or not process.identity.is_alive():
+            continue
+        if process.kept:
+            kept.append(process)
+        elif run is None and not process.contained:  # a container's own owners answer for those
+            unknown.setdefault(process.run_id, []).append(process)
+    return Survey(
+        dead=[(run, _wanted(of_run.get(run.run_id, []))) for run in runs if run.is_dead],
+        unknown=unknown,
+        kept=kept,
+        elsewhere=[run for run in runs if run.is_elsewhere],
+        live=[run for run in runs if not run.is_dead and not run.is_elsewhere],
+    )
+
+
+def _wanted(processes: Iterable[TaggedProcess]) -> list[TaggedProcess]:
+    return [item for item in processes if not item.kept and item.identity.is_alive()]
+
+
+def _is_guardian(process: TaggedProcess) -> bool:
+    words = process.command.split(" ")
+    is_told_its_owner = any(word.startswith("--owner=") for word in words)
+    return is_told_its_owner and RUN_ID_OPTION + process.run_id in words
+
+
+def _guardians_above(pid: int, parents: dict[int, int], guardians: dict[int, str]) -> set[str]:
+    """Return the runs whose guardians stand above a process, or are it."""
+    found = set()
+    while pid in parents:
+        if pid in guardians:
+            found.add(guardians[pid])
+        pid = parents[pid]
+    return found
+
+
+# -- ending ----------------------------------------------------------------------------------------
+
+
+@dataclass(slots=True)
+class Ending:
+    """What became of some processes that were to be ended.
+
+    Attributes
+    ----------
+    ended
+        What is verified gone, with the name of the signal that did it.
+    survivors
+        What is still alive: it sleeps in the kernel of the machine, or is another user's.
+    """
+
+    ended: list[tuple[TaggedProcess, str]]
+    survivors: list[TaggedProcess]
+
+    def report(self, run_id: str | None = None) -> EndReport:
+        """Return what it took for one run, or for all."""
+        ended = [
+            EndedProcess(pid=item.identity.pid, command=item.command, signal=name)
+            for item, name in self.ended
+            if run_id in {None, item.run_id}
+        ]
+        survivors = [str(item) for item in self.survivors if run_id in {None, item.run_id}]
+        return EndReport(verified=not survivors, count=len(ended), ended=ended, survivors=survivors)
+
+
+async def end_tagged(run_ids: Collection[str], grace: float) -> Ending:
+    """End every process that carries the id of one of some runs, and all below them, tagged or not.
+
+    What is marked to be kept is left alone.
+    """
+    return await _end(lambda: _processes_of(run_ids), grace)
+
+
+async def end_processes(processes: Collection[TaggedProcess], grace: float) -> Ending:
+    """End certain processes and all below them."""
+    return await _end(lambda: _with_descendants(processes, set()), grace)
+
+
+async def _end(find: Callable[[], list[TaggedProcess]], grace: float) -> Ending:
     started = time.monotonic()
-    seen: dict[ProcessIdentity, TaggedProcess] = {}
-    while True:
-        alive = _processes_of(run_id)
-        if not alive:
-            return list(seen.values())
+    struck: dict[ProcessIdentity, tuple[TaggedProcess, str]] = {}
+    refused: set[ProcessIdentity] = set()
+    while alive := find():
         passed = time.monotonic() - started
-        if passed > grace + SURVIVOR_PATIENCE:
-            raise SurvivorsError(run_id, [f"{p.identity.pid} {p.command}" for p in alive])
+        if passed > grace + SURVIVOR_PATIENCE or all(p.identity in refused for p in alive):
+            break
         for process in alive:
-            with contextlib.suppress(PermissionError):  # a set-uid program: it is named if it stays
+            try:
                 if passed >= grace:
                     process.identity.signal(SIGKILL)
-                elif process.identity not in seen:
+                    struck[process.identity] = (process, "SIGKILL")
+                elif process.identity not in struck:
                     process.identity.signal(SIGTERM)
-                    process.identity.signal(SIGCONT)
-            seen[process.identity] = process
+                    process.identity.signal(
+                        SIGCONT
+                    )  # a stopped one hears nothing before it goes on
+                    struck[process.identity] = (process, "SIGTERM")
+            except PermissionError:  # a program that became another user's
+                refused.add(process.identity)
         await asyncio.sleep(RESCAN_INTERVAL)  # not our children: their end is no event for us
+    survivors = {process.identity for process in alive}
+    ended = [item for identity, item in struck.items() if identity not in survivors]
+    return Ending(ended, alive)
 
 
-async def sweep_dead_runs(registry: Registry, grace: float) -> list[TaggedProcess]:
-    """End what dead runs left behind, and forget those runs. Live owners are never touched."""
-    ended: list[TaggedProcess] = []
-    _wake_guardians(registry)
-    for run in dead_runs(registry):
-        try:
-            ended += await end_tagged(run.run_id, grace)
-        except SurvivorsError as error:
-            logger.warning("%s", error)
-        else:
+async def sweep(registry: Registry, grace: float) -> dict[str, EndReport]:
+    """End what dead runs left behind, processes and files, and forget those runs.
+
+    Live owners, and runs of other hosts and containers, are never touched.
+
+    Returns
+    -------
+    dict
+        What was ended, by run id.
+    """
+    runs = registry.runs()
+    _wake_guardians(runs)
+    dead = [run for run in runs if run.is_dead]
+    reports = {}
+    # Nothing can be alive of an earlier boot.
+    of_this_boot = [run.run_id for run in dead if run.place.reach is Reach.HERE]
+    ending = await end_tagged(of_this_boot, grace) if of_this_boot else Ending([], [])
+    claimed = {path for run in runs if not run.is_dead for path in run.leftovers}
+    for run in dead:
+        report = reports[run.run_id] = _with_last_words(run.run_id, ending.report(run.run_id))
+        if report.survivors:
+            logger.warning("%s", SurvivorsError(run.run_id, report.survivors))
+            continue
+        for path in (str(run_folder(run.run_id)), *run.leftovers):
+            if path not in claimed:
+                remove(path)
+        registry.retire(run.run_id, report)
+        last_words(run.run_id).unlink(missing_ok=True)
+    for run in runs:
+        if run.is_elsewhere and time.time() - run.started > ELSEWHERE_SECONDS:
             registry.retire(run.run_id)
-    return ended
+    sweep_folders()
+    return reports
 
 
-def dead_runs(registry: Registry) -> list[Run]:
-    """Return the runs whose owner and guardian have both died."""
-    return [run for run in registry.runs() if run.is_dead]
+def last_words(run_id: str) -> Path:
+    """Return where a guardian writes what it had to end when nobody is left to be told."""
+    folder = data_dir() / "ended"
+    folder.mkdir(mode=0o700, exist_ok=True)
+    return folder / run_id
 
 
-def _wake_guardians(registry: Registry) -> None:
+def _with_last_words(run_id: str, report: EndReport) -> EndReport:
+    try:
+        said = EndReport.read(last_words(run_id).read_text(encoding="utf-8", errors="replace"))
+    except OSError:
+        return report
+    return EndReport(
+        verified=report.verified,
+        count=said.count + report.count,
+        ended=said.ended + report.ended,
+        survivors=report.survivors,
+        kept=said.kept,
+    )
+
+
+def _wake_guardians(runs: Iterable[Run]) -> None:
     """Continue guardians that somebody stopped: they have not seen that their owner died."""
-    for run in registry.runs():
-        if run.guardian is not None and run.boot_id == boot_id() and not run.owner.is_alive():
+    for run in runs:
+        if run.guardian is not None and run.place.reach is Reach.HERE and not run.owner.is_alive():
             with contextlib.suppress(PermissionError):
                 run.guardian.signal(SIGCONT)
 
 
-def _processes_of(run_id: str) -> list[TaggedProcess]:
-    """Return the living processes that carry a run id, and all below them, tagged or not.
+def _processes_of(run_ids: Collection[str]) -> list[TaggedProcess]:
+    """Return the living processes that carry one of some run ids, and all below them.
 
     What is below and carries another run id is left alone: that run has a guardian of its own.
     """
     tagged = tagged_processes()
-    others = {process.identity.pid for process in tagged if process.run_id != run_id}
-    found = {process.identity: process for process in tagged if process.run_id == run_id}
-    for root in list(found):
-        for status in living_descendants(root.pid):
+    spared = {item.identity.pid for item in tagged if item.run_id not in run_ids or item.kept}
+    return _with_descendants([item for item in tagged if item.run_id in run_ids], spared)
+
+
+def _with_descendants(
+    processes: Iterable[TaggedProcess], spared: Collection[int]
+) -> list[TaggedProcess]:
+    """Return those of some processes that live, and what is below them, but for some pids."""
+    found: dict[ProcessIdentity, TaggedProcess] = {}
+    for process in processes:
+        if process.identity.pid in spared or not process.identity.is_alive():
+            continue
+        found[process.identity] = process
+        skipped = {*spared, os.getpid()}
+        for status in living_descendants(process.identity.pid):
             identity = ProcessIdentity(status.pid, status.start_time)
-            if identity not in found and status.pid not in {*others, os.getpid()}:
+            if status.pid in skipped or status.parent in skipped:
+                skipped.add(status.pid)
+            elif identity not in found:
                 command = read_command(status.pid)
-                found[identity] = TaggedProcess(identity=identity, run_id=run_id, command=command)
+                found[identity] = TaggedProcess(
+                    identity=identity, run_id=process.run_id, command=command
+                )
     return list(found.values())
 
 
-def _read_tag(pid: int) -> str | None:
-    for name, prefix in (("environ", f"{RUN_ID_VARIABLE}="), ("cmdline", RUN_ID_OPTION)):
-        try:
-            content = Path(f"/proc/{pid}/{name}").read_bytes()
-        except OSError:
-            continue  # another user's, or gone
-        start = prefix.encode()
-        for item in content.split(b"\0"):
-            if item.startswith(start):
-                run_id = item[len(start) :].decode("ascii", "replace")
+def _is_ours(pid: int) -> bool:
+    try:
+        return os.stat(f"/proc/{pid}").st_uid == os.geteuid()  # noqa: PTH116
+    except OSError:
+        return False
+
+
+def _read_tag(mark: int, environment: list[bytes], arguments: list[bytes]) -> str | None:
+    for items, prefix in (
+        (environment, f"{RUN_ID_VARIABLE}=".encode()),
+        (arguments, RUN_ID_OPTION.encode()),
+    ):
+        for item in items:
+            if item.startswith(prefix):
+                run_id = item[len(prefix) :].decode("ascii", "replace")
                 if is_run_id(run_id):
                     return run_id
-    return run_id_of_mark(_read_resident_set_limit(pid))
-
-
-def _read_resident_set_limit(pid: int) -> int:
-    try:
-        content = Path(f"/proc/{pid}/limits").read_bytes()
-    except OSError:
-        return 0
-    soft = content.partition(b"Max resident set")[2].split(None, 1)[:1]
-    return int(soft[0]) if soft and soft[0].isdigit() else 0
+    number = number_of(mark)
+    return None if number is None else run_id_of_number(number)

@@ -272,3 +272,37 @@ print("alive", kernel.returncode)
     )
     assert owner.returncode != -signal.SIGUSR2
     assert owner.stdout.splitlines()[-1] == "alive 0", owner.stderr
+
+
+# -- children ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("transport", ["tcp", "ipc"])
+def test_a_forked_child_holds_none_of_the_kernels_sockets_and_can_print(start_kernel, transport):
+    code = """
+import multiprocessing, os, socket
+def look():
+    held = []
+    for number in map(int, os.listdir('/proc/self/fd')):
+        try:
+            held.append(str(socket.socket(fileno=os.dup(number)).getsockname()))
+        except OSError:
+            pass
+    print('held', '|'.join(held), flush=True)
+mine = socket.create_server(('127.0.0.1', 0))
+child = multiprocessing.get_context('fork').Process(target=look)
+child.start(); child.join(); mine.getsockname()[1], child.exitcode
+"""
+
+    async def scenario() -> None:
+        async with start_kernel(transport=transport) as kernel:
+            said = await kernel.run(code)
+            for name in ("shell", "iopub", "stdin", "control", "hb"):
+                port = getattr(kernel.km, f"{name}_port")
+                assert f"', {port})" not in said  # of the network
+                assert f"{kernel.km.ip}-{port}|" not in said  # a file
+            own_port = said.rpartition("(")[2].partition(",")[0]
+            assert f"'127.0.0.1', {own_port}" in said  # a socket of the cell is the cell's business
+            assert await kernel.run("6 * 7") == "42"
+
+    asyncio.run(scenario())

@@ -12,7 +12,8 @@ import time
 import pytest
 
 from snakepit_kernel.ids import new_run_id
-from snakepit_kernel.processes.identity import ProcessIdentity, boot_id
+from snakepit_kernel.processes.identity import ProcessIdentity
+from snakepit_kernel.processes.place import here
 from snakepit_kernel.processes.registry import Registry
 
 
@@ -40,7 +41,7 @@ def test_a_reserved_run_is_known_with_its_owner_before_it_has_processes(registry
     assert (run.run_id, run.label, run.parent) == ("a" * 13, "R", "b" * 13)
     assert run.owner == own_identity()
     assert (run.guardian, run.process) == (None, None)
-    assert run.boot_id == boot_id()
+    assert run.place == here()
     assert before <= run.started <= time.time()
     assert not run.is_dead
 

@@ -1,0 +1,145 @@
+"""``snakepit reap``: end what dead runs left behind, and on request what was kept."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Sequence
+from typing import Any
+
+import click
+
+from ..paths import DATA_VARIABLE
+from ..processes.registry import Registry
+from ..processes.report import EndReport
+from ..processes.sweep import Survey, TaggedProcess, end_processes, survey, sweep
+
+
+def reap(*, grace: float, kept: bool, dry_run: bool, as_json: bool) -> int:
+    """End what nobody answers for any more, and tell what that was.
+
+    Parameters
+    ----------
+    grace
+        Seconds between SIGTERM and SIGKILL.
+    kept
+        End also what was kept on purpose and outlived its run.
+    dry_run
+        Only say what would be ended.
+    as_json
+        Tell it as JSON.
+
+    Returns
+    -------
+    int
+        The exit status: 1 when something does not die, else 0.
+
+    Raises
+    ------
+    PermissionError
+        The data or the runtime directory cannot be used.
+    """
+    registry = Registry()
+    found = survey(registry)
+    reports: dict[str, EndReport] = {}
+    of_kept = EndReport(verified=True)
+    if not dry_run:
+        reports = asyncio.run(sweep(registry, grace))
+        if kept and found.kept:
+            of_kept = asyncio.run(end_processes(found.kept, grace)).report()
+    if as_json:
+        click.echo(json.dumps(_as_data(found, reports, of_kept, dry_run=dry_run), indent=2))
+    else:
+        for line in [*_lines(found, reports, of_kept, dry_run=dry_run, kept=kept)]:
+            click.echo(line)
+    survivors = [
+        *of_kept.survivors,
+        *(line for item in reports.values() for line in item.survivors),
+    ]
+    return 1 if survivors else 0
+
+
+def _as_data(
+    found: Survey, reports: dict[str, EndReport], of_kept: EndReport, *, dry_run: bool
+) -> dict[str, Any]:
+    runs = []
+    for run, processes in found.dead:
+        report = reports.get(run.run_id, EndReport())
+        runs.append(
+            {
+                "run_id": run.run_id,
+                "label": run.label,
+                "owner_pid": run.owner.pid,
+                "processes": [_process(item) for item in processes],
+                "ended": [_ended(item) for item in report.ended],
+                "survivors": report.survivors,
+            }
+        )
+    return {
+        "dry_run": dry_run,
+        "runs": runs,
+        "kept": [_process(item) for item in found.kept],
+        "kept_ended": [_ended(item) for item in of_kept.ended],
+        "left_alone": {
+            "live": [run.run_id for run in found.live],
+            "elsewhere": [
+                {"run_id": run.run_id, "place": str(run.place)} for run in found.elsewhere
+            ],
+            "unknown": [_process(item) for items in found.unknown.values() for item in items],
+        },
+    }
+
+
+def _process(item: TaggedProcess) -> dict[str, Any]:
+    return {"pid": item.identity.pid, "run_id": item.run_id, "command": item.command}
+
+
+def _ended(item: Any) -> dict[str, Any]:
+    return {"pid": item.pid, "signal": item.signal, "command": item.command}
+
+
+def _lines(
+    found: Survey,
+    reports: dict[str, EndReport],
+    of_kept: EndReport,
+    *,
+    dry_run: bool,
+    kept: bool,
+) -> list[str]:
+    lines = []
+    for run, processes in found.dead:
+        if dry_run:
+            text = _listed(f"would end {_count(processes)}", processes)
+        else:
+            report = reports.get(run.run_id, EndReport())
+            text = report.told()
+            text += "".join(f"\n  does not die: {line}" for line in report.survivors)
+        lines.append(f"run {run.run_id} ({run.label}), owner {run.owner.pid} died: {text}")
+    if found.kept and kept:
+        text = _listed(f"would end {_count(found.kept)}", found.kept) if dry_run else of_kept.told()
+        text += "".join(f"\n  does not die: {line}" for line in of_kept.survivors)
+        lines.append(f"kept on purpose: {text}")
+    elif found.kept:
+        text = _listed(f"left {_count(found.kept)} alone", found.kept)
+        lines.append(f"kept on purpose, {text}\n  end them: snakepit reap --kept")
+    lines += [
+        f"run {run.run_id} ({run.label}) is on {run.place}, which shares this data directory: "
+        f"left alone, from here nobody can tell whether it lives"
+        for run in found.elsewhere
+    ]
+    for run_id, processes in found.unknown.items():
+        text = _listed(f"left {_count(processes)} alone", processes)
+        pids = " ".join(str(item.identity.pid) for item in processes)
+        lines.append(
+            f"run {run_id} is not written down here (another {DATA_VARIABLE}?), so nobody knows "
+            f"whether its owner lives: {text}\n  if nobody misses them: kill {pids}"
+        )
+    return lines or ["nothing to end"]
+
+
+def _count(processes: Sequence[TaggedProcess]) -> str:
+    return "1 process" if len(processes) == 1 else f"{len(processes)} processes"
+
+
+def _listed(text: str, processes: Sequence[TaggedProcess]) -> str:
+    return text + "".join(f"\n  {str(item)[:100]}" for item in processes)

@@ -1,0 +1,127 @@
+"""What stands in for the provisioner when a client runs the kernel's command by itself.
+
+VS Code's local kernels do, and whoever copies the command of the kernelspec. The process that the
+client started then does not become the kernel: it becomes the owner of a guardian, which starts the
+kernel. It hands on signals, and ends as the kernel ends; when the client kills it, the guardian
+notices.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import resource
+import signal
+import sys
+from collections.abc import Sequence
+
+from ..errors import StartFailed
+from ..ids import RUN_ID_OPTION, new_run_id
+from ..processes.identity import ProcessIdentity
+from ..processes.registry import Registry
+from ..processes.run import GuardedRun
+from ..processes.waiting import ended
+
+GRACE = 2.0
+"""Seconds between SIGTERM and SIGKILL, as the provisioner's default."""
+
+LABEL = "Python 3 (Snakepit), without provisioner"
+
+PARENT_VARIABLE = "JPY_PARENT_PID"
+"""Where Jupyter's clients name the process whose death ends the kernel."""
+
+HANDED_ON = (signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2)
+ENDING = (signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)
+
+
+def attend() -> int:
+    """Run this very command again, under a guardian; return its exit status when all is gone."""
+    # As for a kernel, an interrupt before the first cell means nothing.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        status = asyncio.run(_Attendant().run([sys.executable, *sys.orig_argv[1:]]))
+    except StartFailed as error:
+        print(error, file=sys.stderr)  # noqa: T201 - where the client looks for it
+        return 1
+    if status < 0:
+        _die_of(-status)
+    return status
+
+
+def _die_of(signum: int) -> None:
+    """End this process by a signal, so that the client sees the kernel's own end."""
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # the kernel has left its own
+    if signum != signal.SIGKILL:
+        signal.signal(signum, signal.SIG_DFL)
+    os.kill(os.getpid(), signum)
+
+
+class _Attendant:
+    """The owner of one run: hands on signals, and waits."""
+
+    def __init__(self) -> None:
+        self._ending = asyncio.Event()
+        self._signal = 0
+        self._started: GuardedRun | None = None
+
+    async def run(self, command: Sequence[str]) -> int:
+        loop = asyncio.get_running_loop()
+        for signum in ENDING:
+            loop.add_signal_handler(signum, self._end, signum)
+        client = _client()
+        run_id = new_run_id()
+        run = await GuardedRun.start(
+            [*command, RUN_ID_OPTION + run_id],
+            run_id=run_id,
+            registry=Registry(),
+            label=LABEL,
+            grace=GRACE,
+            env=os.environ,
+            pass_fds=_inherited(),
+            stdin=sys.stdin,
+        )
+        for signum in HANDED_ON:
+            loop.add_signal_handler(signum, run.process.send_signal, signum)
+        waits = [
+            loop.create_task(run.process.wait()),
+            loop.create_task(self._ending.wait()),
+            *([loop.create_task(ended(client))] if client is not None else []),
+        ]
+        await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+        report = await run.end(GRACE)
+        for line in report.survivors:
+            print(f"does not die: {line}", file=sys.stderr)  # noqa: T201
+        for wait in waits:
+            wait.cancel()
+        await asyncio.wait(waits)
+        if self._signal:
+            return -self._signal
+        status = run.process.poll()
+        return 1 if status is None else status
+
+    def _end(self, signum: int) -> None:
+        self._signal = signum
+        self._ending.set()
+
+
+def _client() -> ProcessIdentity | None:
+    """Return the process whose death ends the kernel, if the client has named one."""
+    named = os.environ.get(PARENT_VARIABLE, "")
+    # 1 and 0 stand for nobody, as in ipykernel.
+    return ProcessIdentity.of(int(named)) if named.isdigit() and int(named) > 1 else None
+
+
+def _inherited() -> list[int]:
+    """Return the file descriptors beyond the standard ones that the client passed on."""
+    return [
+        number
+        for number in map(int, os.listdir("/proc/self/fd"))  # noqa: PTH208
+        if number > 2 and _is_inheritable(number)
+    ]
+
+
+def _is_inheritable(descriptor: int) -> bool:
+    try:
+        return os.get_inheritable(descriptor)
+    except OSError:  # the one that listed the others
+        return False

@@ -1,0 +1,49 @@
+"""The kernel's Jupyter sockets, which its forked children must not hold.
+
+As long as a child that inherited them lives, the port is taken, and a client does not see that the
+kernel has gone, because its connection stays open.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import stat
+from collections.abc import Collection
+
+
+def release_in_children(addresses: Collection[int | str]) -> None:
+    """Take certain sockets from every child that this process forks from now on.
+
+    Parameters
+    ----------
+    addresses
+        Where they are bound: ports of the network, or paths of Unix sockets.
+    """
+    os.register_at_fork(after_in_child=lambda: _release(addresses))
+
+
+def _release(addresses: Collection[int | str]) -> None:
+    # ZeroMQ does not tell which descriptors it has, and opens them as clients come. It still knows
+    # the numbers, so something harmless takes the place.
+    null = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
+    for number in map(int, os.listdir("/proc/self/fd")):  # noqa: PTH208
+        if _is_bound_to(number, addresses):
+            os.dup2(null, number, inheritable=False)
+    os.close(null)
+
+
+def _is_bound_to(descriptor: int, addresses: Collection[int | str]) -> bool:
+    try:
+        if not stat.S_ISSOCK(os.fstat(descriptor).st_mode):
+            return False
+        found = socket.socket(fileno=descriptor)
+    except OSError:  # the one that listed the others; a family that Python does not know
+        return False
+    try:
+        name = found.getsockname()  # of a listener, and of what it accepted
+    except OSError:
+        return False
+    finally:
+        found.detach()
+    return (name[1] if isinstance(name, tuple) else name) in addresses

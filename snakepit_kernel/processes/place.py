@@ -1,0 +1,77 @@
+"""Where processes live: pids and start times mean something within one place only."""
+
+from __future__ import annotations
+
+import functools
+import os
+import socket
+from dataclasses import dataclass
+from enum import Enum
+from pathlib import Path
+
+from .identity import boot_id
+
+
+class Reach(Enum):
+    """What this process can say of the processes of a place."""
+
+    HERE = "here"
+    """It sees them: same boot, same PID namespace."""
+    PAST = "past"
+    """They ended with an earlier boot of this machine."""
+    ELSEWHERE = "elsewhere"
+    """Another machine or another container, which shares a directory with us: it cannot know."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Place:
+    """A boot of a machine, and a PID namespace in it.
+
+    Attributes
+    ----------
+    host
+        Host name and machine id.
+    boot
+        Id of the boot.
+    pid_namespace
+        Number of the PID namespace: containers have one each.
+    """
+
+    host: str
+    boot: str
+    pid_namespace: int
+
+    @property
+    def reach(self) -> Reach:
+        """What can be said, from here, of processes there."""
+        own = here()
+        if self.boot == own.boot:
+            return Reach.HERE if self.pid_namespace == own.pid_namespace else Reach.ELSEWHERE
+        return Reach.PAST if self.host == own.host else Reach.ELSEWHERE
+
+    def __str__(self) -> str:
+        name = self.host.partition("/")[0]
+        return f"another container on {name}" if self.boot == here().boot else f"host {name}"
+
+
+@functools.cache
+def here() -> Place:
+    """Return the place of this process."""
+    return Place(host=_host(), boot=boot_id(), pid_namespace=pid_namespace_of("self"))
+
+
+def pid_namespace_of(pid: int | str) -> int:
+    """Return the number of the PID namespace of a process, or 0 when it cannot be seen."""
+    try:
+        return os.stat(f"/proc/{pid}/ns/pid").st_ino  # noqa: PTH116 - one call, for many processes
+    except OSError:
+        return 0
+
+
+def _host() -> str:
+    # Neither is enough: cloned machines share an id, containers often have none.
+    try:
+        machine = Path("/etc/machine-id").read_text(encoding="ascii").strip()
+    except (OSError, ValueError):
+        machine = ""
+    return f"{socket.gethostname()}/{machine}"

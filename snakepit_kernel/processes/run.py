@@ -1,0 +1,124 @@
+"""A run, from the moment before its process is spawned until all of it is verified gone."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from ..ids import RUN_ID_VARIABLE, own_run_id
+from .folders import run_folder
+from .guarded import GuardedProcess
+from .registry import Registry
+from .report import EndReport
+from .sweep import end_tagged, last_words, sweep
+
+
+class GuardedRun:
+    """One life of a command: written down, started under a guardian, ended, crossed out.
+
+    Attributes
+    ----------
+    run_id
+        The run; it is in the environment of the command and of all that it starts.
+    process
+        The command, and the channel to its guardian.
+    """
+
+    def __init__(self, run_id: str, process: GuardedProcess, registry: Registry) -> None:
+        self.run_id = run_id
+        self.process = process
+        self._registry = registry
+        self._report: EndReport | None = None  # once it is verified gone
+
+    @classmethod
+    async def start(
+        cls,
+        command: Sequence[str],
+        *,
+        run_id: str,
+        registry: Registry,
+        label: str,
+        grace: float,
+        env: Mapping[str, str],
+        previous: str | None = None,
+        leftovers: Sequence[str] = (),
+        **arguments: Any,
+    ) -> GuardedRun:
+        """End what dead runs left behind, then start a command as a new run.
+
+        Parameters
+        ----------
+        command
+            Program and arguments.
+        run_id
+            A new run id.
+        registry
+            Where the run is written down.
+        label
+            What the registry calls it.
+        grace
+            Seconds between SIGTERM and SIGKILL.
+        env
+            The environment, to which the run id is added.
+        previous
+            The run that this one replaces.
+        leftovers
+            Files and directories that go with the run; its own folder is added.
+        arguments
+            Anything else that `GuardedProcess.start` knows.
+
+        Raises
+        ------
+        StartFailed
+            The command could not be executed. Nothing is left running.
+        """
+        # Before the sweep: the files of a dead run that the new one uses again are then claimed.
+        registry.reserve(
+            run_id, label=label, parent=own_run_id(), previous=previous, leftovers=leftovers
+        )
+        try:
+            await sweep(registry, grace)
+            process = await GuardedProcess.start(
+                command,
+                run_id=run_id,
+                grace=grace,
+                env={**env, RUN_ID_VARIABLE: run_id},
+                leftovers=[*leftovers, run_folder(run_id)],
+                report_file=_report_file(run_id),
+                **arguments,
+            )
+        except BaseException:
+            registry.retire(run_id)
+            raise
+        registry.activate(run_id, process.guardian, process.identity)
+        return cls(run_id, process, registry)
+
+    @property
+    def is_over(self) -> bool:
+        """Whether it is verified that nothing of it is left."""
+        return self._report is not None
+
+    async def end(self, grace: float) -> EndReport:
+        """End all of it; return when that is verified, or when survivors can be named.
+
+        It may be called again, also after it was cancelled.
+        """
+        if self._report is not None:
+            return self._report
+        report = await self.process.end(grace)
+        if not report.verified and self.process.is_gone:  # somebody killed the guardian
+            report = (await end_tagged([self.run_id], grace)).report(self.run_id)
+        if report.verified:
+            self._registry.retire(self.run_id, report)
+            shutil.rmtree(run_folder(self.run_id), ignore_errors=True)
+            self._report = report
+        return report
+
+
+def _report_file(run_id: str) -> Path | None:
+    try:
+        return last_words(run_id)
+    except OSError:  # the registry cannot be used either, and has said so
+        return None

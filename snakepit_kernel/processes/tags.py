@@ -1,0 +1,122 @@
+"""The tags that tell whose a process is, as they can be read from outside.
+
+The run id stands in the environment and on the command line. A child with an environment of its own
+still carries the *mark*: the run id as a number, in its soft limit RLIMIT_RSS, which every child
+inherits and which Linux ignores. A mark is 63 bits: a leading 100, or 101 for a process that is
+kept on purpose (see `keeping`), and the 60 bits of the run id.
+
+The guardian loads this module, so it imports next to nothing.
+"""
+
+from __future__ import annotations
+
+import os
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+KEEP_VARIABLE = "SNAKEPIT_KEEP"
+"""Environment variable that exempts a process, and what it starts, from the end of its run."""
+
+_KEEP_ENTRY = f"{KEEP_VARIABLE}=1".encode()
+
+_SHIFT = 60
+_RUN = 0b100
+_KEPT = 0b101
+
+
+def mark_of(number: int) -> int:
+    """Return the mark of a run, from the 60 bits of its id."""
+    return _RUN << _SHIFT | number
+
+
+def number_of(mark: int) -> int | None:
+    """Return the 60 bits of the run id in a resource limit, or None when it is no mark."""
+    return mark & ((1 << _SHIFT) - 1) if mark >> _SHIFT in (_RUN, _KEPT) else None
+
+
+def kept(mark: int) -> int:
+    """Return the mark of the same run for a process that is to be kept."""
+    return mark | (_RUN ^ _KEPT) << _SHIFT
+
+
+def read_mark(pid: int) -> int:
+    """Read the soft limit that carries the mark of a process; 0 when it is infinite or hidden."""
+    soft = _read(f"/proc/{pid}/limits").partition(b"Max resident set")[2].split(None, 1)[:1]
+    return int(soft[0]) if soft and soft[0].isdigit() else 0
+
+
+def read_environment(pid: int) -> list[bytes]:
+    """Read the environment that a process was executed with; nothing when it is hidden."""
+    return _read(f"/proc/{pid}/environ").split(b"\0")
+
+
+def read_arguments(pid: int) -> list[bytes]:
+    """Read the command line of a process; nothing when it is hidden."""
+    return _read(f"/proc/{pid}/cmdline").split(b"\0")
+
+
+def is_kept(pid: int) -> bool:
+    """Whether a process is to outlive its run."""
+    return says_kept(read_mark(pid), read_environment(pid))
+
+
+def says_kept(mark: int, environment: list[bytes]) -> bool:
+    """Whether the tags of a process say that it is to outlive its run."""
+    return mark >> _SHIFT == _KEPT or _KEEP_ENTRY in environment
+
+
+def is_guarded(arguments: Sequence[str]) -> bool:
+    """Whether this process was started in a run of its own: a provisioner put the id there.
+
+    The run id in the environment alone does not say so: a client that runs a kernel's command by
+    itself may be part of a run.
+
+    Parameters
+    ----------
+    arguments
+        The command line of this process.
+    """
+    from ..ids import RUN_ID_OPTION, own_run_id
+
+    run_id = own_run_id()
+    return run_id is not None and (RUN_ID_OPTION + run_id in arguments or parent_is_guardian())
+
+
+def parent_is_guardian() -> bool:
+    """Whether this process is the child of the guardian of its run."""
+    from ..ids import RUN_ID_OPTION, own_run_id
+
+    above = read_arguments(os.getppid())
+    return (
+        b"--" in above and f"{RUN_ID_OPTION}{own_run_id()}".encode() in above[: above.index(b"--")]
+    )
+
+
+def set_mark(mark: int) -> int | None:
+    """Set the mark of this process; return the limit before, or None where limits forbid it."""
+    import resource
+
+    try:
+        before, hard = resource.getrlimit(resource.RLIMIT_RSS)
+        resource.setrlimit(resource.RLIMIT_RSS, (mark, hard))
+    except (OSError, ValueError):
+        return None
+    return before
+
+
+def _read(path: str) -> bytes:
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    except OSError:
+        return b""
+    try:
+        content = b""
+        while part := os.read(descriptor, 65536):
+            content += part
+    except OSError:
+        return b""  # it ended while we read
+    finally:
+        os.close(descriptor)
+    return content
