@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import ctypes
 import gc
+import json
 import os
 import select
 import shutil
@@ -290,6 +291,22 @@ def process_of() -> Callable[[int], Process]:
         return process
 
     return find
+
+
+@pytest.fixture
+def write_kernelspec(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Path]:
+    """Write a kernelspec where Jupyter finds it, from name, argv and fields; give its folder."""
+
+    def write(name: str, argv: list[str], **spec: Any) -> Path:
+        if "JUPYTER_PATH" not in os.environ:
+            monkeypatch.setenv("JUPYTER_PATH", str(tmp_path))
+        folder = Path(os.environ["JUPYTER_PATH"], "kernels", name)
+        folder.mkdir(parents=True)
+        content = {"argv": argv, "display_name": name.title(), "language": "python", **spec}
+        (folder / "kernel.json").write_text(json.dumps(content))
+        return folder
+
+    return write
 
 
 class Kernel:

@@ -227,22 +227,12 @@ def test_an_autorestarted_kernel_works_and_the_dead_one_left_nothing(start_kerne
 
 
 @pytest.fixture
-def other_spec(tmp_path, monkeypatch) -> Any:
+def other_spec(write_kernelspec) -> Any:
     """Write another kernelspec under our provisioner; give its name."""
 
     def write(argv: list[str], **spec: Any) -> str:
-        folder = tmp_path / "kernels" / "other"
-        folder.mkdir(parents=True)
-        content = {
-            "argv": argv,
-            "display_name": "Other",
-            "language": "python",
-            "metadata": {"kernel_provisioner": {"provisioner_name": "snakepit-provisioner"}},
-            **spec,
-        }
-        (folder / "kernel.json").write_text(json.dumps(content))
-        monkeypatch.setenv("JUPYTER_PATH", str(tmp_path))
-        return "other"
+        metadata = {"kernel_provisioner": {"provisioner_name": "snakepit-provisioner"}}
+        return write_kernelspec("other", argv, **{"metadata": metadata, **spec}).name
 
     return write
 

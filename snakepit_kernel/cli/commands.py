@@ -106,6 +106,58 @@ def new_adapter(name: str, directory: Path | None) -> None:
     click.echo(f"wrote {folder}; try it: cd {folder} && pytest")
 
 
+@snakepit.command()
+@click.argument("kernelspec")
+@click.option("--name", "new_name", help="The copy's name.  [default: snakepit-KERNELSPEC]")
+@click.option("--display-name", help="What Jupyter shows.  [default: the old one, and (Snakepit)]")
+@click.option("--grace", type=float, help="Seconds between SIGTERM and SIGKILL.  [default: 2]")
+@click.option("--sys-prefix", is_flag=True, help="Install into this Python's environment.")
+@click.option(
+    "--prefix", type=click.Path(path_type=Path), help="Install below PREFIX/share/jupyter."
+)
+def wrap(
+    kernelspec: str,
+    *,
+    new_name: str | None,
+    display_name: str | None,
+    grace: float | None,
+    sys_prefix: bool,
+    prefix: Path | None,
+) -> None:
+    """Write a copy of any kernelspec whose kernels leave nothing behind.
+
+    Wrapping again updates the copy; snakepit unwrap removes it.
+    """
+    from .wrapping import wrap as write
+
+    if sys_prefix and prefix is not None:
+        raise click.UsageError("--sys-prefix and --prefix exclude each other; give one of them")
+    try:
+        wrapped = write(
+            kernelspec,
+            new_name=new_name,
+            display_name=display_name,
+            grace=grace,
+            prefix=Path(sys.prefix) if sys_prefix else prefix,
+        )
+    except ValueError as error:
+        raise click.UsageError(str(error)) from error
+    click.echo(wrapped.line())
+
+
+@snakepit.command()
+@click.argument("kernelspec")
+def unwrap(kernelspec: str) -> None:
+    """Remove what snakepit wrap wrote, by the original's or the copy's name."""
+    from .wrapping import unwrap as remove
+
+    try:
+        for removed in remove(kernelspec):
+            click.echo(removed.line())
+    except ValueError as error:
+        raise click.UsageError(str(error)) from error
+
+
 def run(arguments: Sequence[str], *, program: str = "snakepit") -> int:
     """Run one command line.
 

@@ -54,7 +54,7 @@ def test_no_arguments_show_the_help_with_every_command(snakepit: Run) -> None:
     done = snakepit()
 
     assert done.returncode == 0
-    assert {"doctor", "status", "new-adapter"} <= set(done.stdout.split())
+    assert {"doctor", "status", "new-adapter", "wrap", "unwrap"} <= set(done.stdout.split())
 
 
 @pytest.mark.parametrize(
@@ -87,7 +87,7 @@ def test_an_unknown_command_near_to_none_lists_them_all(snakepit: Run) -> None:
     done = snakepit("xyz")
 
     assert done.returncode == 2
-    assert "doctor, new-adapter, reap, status" in done.stderr
+    assert "doctor, new-adapter, reap, status, unwrap, wrap" in done.stderr
 
 
 def test_jupyter_runs_the_command_under_its_second_name(place: Any) -> None:

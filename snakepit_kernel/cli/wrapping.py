@@ -1,0 +1,426 @@
+"""``snakepit wrap`` and ``snakepit unwrap``: any kernelspec under our provisioner.
+
+A *copy* is a kernelspec that `wrap` wrote. It says so in its metadata, ``snakepit.wraps``, and
+nothing else is ever overwritten or removed here.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import math
+import os
+import re
+import shutil
+import sys
+import tempfile
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from string import Template
+from typing import TYPE_CHECKING, Any
+
+from ..errors import suggest
+from .installation import PROVISIONER
+
+if TYPE_CHECKING:
+    from jupyter_client.kernelspec import KernelSpecManager
+
+STOCK_PROVISIONER = "local-provisioner"
+"""jupyter_client's own, which runs a kernelspec that names none."""
+
+PREFIX = "snakepit-"
+
+KERNELS = Path("share", "jupyter", "kernels")
+"""Where kernelspecs lie below a prefix."""
+
+# jupyter_client's rule, and no name that is a hidden directory or reads as an option.
+_NAME = re.compile(r"[a-z0-9_][a-z0-9._-]*")
+
+# For these jupyter_client takes the interpreter that it runs in itself.
+_PYTHON = {"python", f"python{sys.version_info[0]}", "python{}.{}".format(*sys.version_info)}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Copy:
+    """A kernelspec that `wrap` wrote.
+
+    Attributes
+    ----------
+    name
+        Its name.
+    wraps
+        The name of its original.
+    folder
+        Where it is.
+    """
+
+    name: str
+    wraps: str
+    folder: Path
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Wrapped:
+    """What `wrap` has done.
+
+    Attributes
+    ----------
+    copy
+        The kernelspec that was written.
+    display_name
+        What Jupyter shows.
+    is_update
+        Whether there was an older copy in its place.
+    found
+        What Jupyter finds under the copy's name; None when it does not look where the copy is.
+    """
+
+    copy: Copy
+    display_name: str
+    is_update: bool
+    found: Path | None
+
+    def line(self) -> str:
+        """Say what was written and how to use it."""
+        done = "updated" if self.is_update else "wrote"
+        name, folder = self.copy.name, self.copy.folder
+        text = f"{done} {folder}; "
+        if self.found is None:
+            place = folder.parent.parent
+            return f"{text}to use it, add {place} to JUPYTER_PATH: Jupyter does not look there"
+        if not self.found.samefile(folder):
+            return f"{text}it is not used: Jupyter finds {self.found} first"
+        return f"{text}choose {self.display_name!r}, or: jupyter console --kernel {name}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Removed:
+    """What `unwrap` has removed; ``target`` is where a link pointed, which stays."""
+
+    copy: Copy
+    target: Path | None
+
+    def line(self) -> str:
+        """Say what was removed."""
+        what = f"{self.copy.name!r}, a copy of {self.copy.wraps!r}"
+        if self.target is not None:
+            return f"removed link {self.copy.folder} ({what}); what it points to stays"
+        return f"removed {self.copy.folder} ({what})"
+
+
+# -- wrapping --------------------------------------------------------------------------------------
+
+
+def wrap(
+    name: str,
+    *,
+    new_name: str | None = None,
+    display_name: str | None = None,
+    grace: float | None = None,
+    prefix: Path | None = None,
+) -> Wrapped:
+    """Write a copy of a kernelspec that runs under our provisioner.
+
+    The copy is written beside its place and then renamed: it is there whole, or not at all.
+
+    Parameters
+    ----------
+    name
+        The installed kernelspec.
+    new_name
+        The copy's name; ``snakepit-NAME`` by default.
+    display_name
+        What Jupyter shows; the original's, and "(Snakepit)", by default.
+    grace
+        Seconds between SIGTERM and SIGKILL, finite; the provisioner's own default by default.
+    prefix
+        Install below ``PREFIX/share/jupyter``; in the user's data directory by default.
+
+    Raises
+    ------
+    ValueError
+        That kernelspec cannot be wrapped, or not so; the text says why. Nothing was written.
+    OSError
+        The copy could not be written. What was there before is there still.
+    """
+    if grace is not None and not (math.isfinite(grace) and grace >= 0.0):
+        raise ValueError(f"--grace must be 0 or more seconds, not {grace:g}")
+    if display_name is not None and not display_name.strip():
+        raise ValueError("--display-name must not be empty: Jupyter shows it")
+    manager = _manager()
+    name = name.lower()
+    source, spec = _read_original(manager, name)
+    check_provisioner_of(name, spec)
+    check_program(name, source, spec)
+    new_name = (PREFIX + name if new_name is None else new_name).lower()
+    check_name(new_name)
+    kernels = Path(manager.user_kernel_dir) if prefix is None else prefix.absolute() / KERNELS
+    target = kernels / new_name
+    check_place(manager, target, name)
+    if kernels.resolve().is_relative_to(source.resolve()):
+        raise ValueError(f"{target} is inside of {source}, which it would copy; choose another one")
+    shown = (
+        f"{spec.get('display_name') or name} (Snakepit)" if display_name is None else display_name
+    )
+    try:
+        is_update = target.exists()
+        kernels.mkdir(parents=True, exist_ok=True)
+        _write(source, target, _content(spec, name, shown, grace))
+    except shutil.Error as error:
+        path, _, cause = error.args[0][0]
+        raise OSError(f"cannot copy {path}: {cause}") from error
+    except OSError as error:
+        raise OSError(
+            f"cannot write {target}: {error.strerror}; mend that, or choose --prefix"
+        ) from error
+    found = _manager().find_kernel_specs().get(new_name)
+    return Wrapped(
+        copy=Copy(name=new_name, wraps=name, folder=target),
+        display_name=shown,
+        is_update=is_update,
+        found=None if found is None else Path(found),
+    )
+
+
+def check_provisioner_of(name: str, spec: dict[str, Any]) -> None:
+    """Raise `ValueError` when a kernelspec runs under a provisioner already."""
+    provisioner = spec.get("metadata", {}).get("kernel_provisioner", {})
+    runs_under = provisioner.get("provisioner_name", STOCK_PROVISIONER)
+    if runs_under == PROVISIONER:
+        raise ValueError(
+            f"kernelspec {name!r} runs under {PROVISIONER} already; use it as it is, "
+            "or wrap the one that it was made from"
+        )
+    if runs_under != STOCK_PROVISIONER:
+        raise ValueError(
+            f"kernelspec {name!r} runs under another provisioner, {runs_under}, and only one can "
+            "start it; wrap one that names none"
+        )
+
+
+def check_program(name: str, source: Path, spec: dict[str, Any]) -> None:
+    """Raise `ValueError` when the program of a kernelspec cannot be executed."""
+    program = str(spec["argv"][0])
+    if program in _PYTHON:
+        return
+    for key, value in (("resource_dir", str(source)), ("prefix", sys.prefix)):
+        program = program.replace(f"{{{key}}}", value)
+    program = os.path.expanduser(program)  # noqa: PTH111 - a name without a slash stays one
+    path = spec.get("env", {}).get("PATH")
+    if path is not None:
+        path = Template(path).safe_substitute(os.environ)  # as jupyter_client does
+    if shutil.which(program, path=path) is not None:
+        return
+    cause = "is not executable" if Path(program).is_file() else "is not found"
+    raise ValueError(
+        f"kernelspec {name!r} starts {program}, which {cause}; install that kernel anew"
+    )
+
+
+def check_name(name: str) -> None:
+    """Raise `ValueError` when no kernelspec can have a name."""
+    if not _NAME.fullmatch(name):
+        raise ValueError(
+            f"{name!r} cannot be the name of a kernelspec: it takes ASCII letters, digits and "
+            ". _ - between them; choose one with --name"
+        )
+
+
+def check_place(manager: KernelSpecManager, target: Path, wraps: str) -> None:
+    """Raise `ValueError` when a copy would overwrite or hide what is no older copy of it."""
+    name = target.name
+    choose = "choose another name with --name"
+    folders = [Path(place) / name for place in manager.kernel_dirs]
+    known = manager.find_kernel_specs()
+    if name in known:
+        folders.append(Path(known[name]))  # in letters of another case, or ipykernel's own
+    for folder in (target, *folders):
+        if not os.path.lexists(folder):
+            continue
+        copy = read_copy(folder)
+        if copy is None:
+            raise ValueError(f"{folder} was not written by snakepit wrap; {choose}")
+        if copy.wraps != wraps:
+            raise ValueError(f"{folder} is a copy of {copy.wraps!r}; {choose}, or unwrap it first")
+
+
+def _read_original(manager: KernelSpecManager, name: str) -> tuple[Path, dict[str, Any]]:
+    """Return a kernelspec's folder, and all that its file says."""
+    known = manager.find_kernel_specs()
+    if name not in known:
+        raise ValueError(f"there is no kernelspec {name!r}{suggest(name, known)}")
+    folder = Path(known[name])
+    if not (folder / "kernel.json").exists():  # ipykernel's own, which lies in no data path
+        return folder, manager.get_kernel_spec(name).to_dict()
+    return folder, read_spec(folder)
+
+
+def read_spec(folder: Path) -> dict[str, Any]:
+    """Read a ``kernel.json``.
+
+    Raises
+    ------
+    ValueError
+        It cannot be used; the text says why.
+    """
+    path = folder / "kernel.json"
+    try:
+        spec = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        cause = error.strerror if isinstance(error, OSError) else str(error)
+        raise ValueError(f"{path} is broken: {cause}; install that kernel anew") from error
+    wrong = _what_is_wrong(spec)
+    if wrong:
+        raise ValueError(f"{path} is broken: {wrong}; install that kernel anew")
+    content: dict[str, Any] = spec
+    return content
+
+
+def _what_is_wrong(spec: object) -> str:
+    """Name the first field of a kernelspec that has not the form that Jupyter needs."""
+    if not isinstance(spec, dict):
+        return "it holds no object"
+    argv, env, metadata = spec.get("argv"), spec.get("env", {}), spec.get("metadata", {})
+    if not (isinstance(argv, list) and argv and all(isinstance(word, str) for word in argv)):
+        return "its argv is no list of words"
+    if not (isinstance(env, dict) and all(isinstance(value, str) for value in env.values())):
+        return "its env does not give texts to names"
+    if not isinstance(metadata, dict):
+        return "its metadata is no object"
+    provisioner = metadata.get("kernel_provisioner", {})
+    if not isinstance(provisioner, dict):
+        return "its metadata.kernel_provisioner is no object"
+    if not isinstance(provisioner.get("provisioner_name", ""), str):
+        return "its metadata.kernel_provisioner.provisioner_name is no text"
+    return ""
+
+
+def _content(spec: dict[str, Any], wraps: str, shown: str, grace: float | None) -> dict[str, Any]:
+    config = {} if grace is None else {"grace": grace}
+    metadata = {
+        **spec.get("metadata", {}),
+        "kernel_provisioner": {"provisioner_name": PROVISIONER, "config": config},
+        "snakepit": {"wraps": wraps},
+    }
+    return {**spec, "display_name": shown, "metadata": metadata}
+
+
+def _write(source: Path, target: Path, content: dict[str, Any]) -> None:
+    """Put a copy into its place, instead of an older one."""
+
+    def left_out(folder: str, names: list[str]) -> set[str]:
+        # copytree's own test for links that dangle takes a relative one from the current directory
+        dangling = {name for name in names if not Path(folder, name).exists()}
+        return dangling | {"kernel.json"} if folder == str(source) else dangling
+
+    # One folder deeper than a kernelspec lies, so that Jupyter does not see it half written.
+    with tempfile.TemporaryDirectory(prefix=".snakepit-", dir=target.parent) as beside:
+        new, old = Path(beside, "new"), Path(beside, "old")
+        # Links are followed: one that is relative would point elsewhere from the copy.
+        shutil.copytree(source, new, ignore=left_out)
+        for folder, _, _ in os.walk(new):
+            Path(folder).chmod(Path(folder).stat().st_mode | 0o700)  # the original's may be sealed
+        text = json.dumps(content, indent=2, ensure_ascii=False)
+        (new / "kernel.json").write_text(text + "\n", encoding="utf-8")
+        with _moved_away(target, old):
+            new.rename(target)
+
+
+@contextlib.contextmanager
+def _moved_away(path: Path, where: Path) -> Iterator[None]:
+    """Move what is there away, and back if what is done meanwhile fails."""
+    is_there = os.path.lexists(path)
+    if is_there:
+        path.rename(where)
+    try:
+        yield
+    except BaseException:
+        if is_there:
+            where.rename(path)
+        raise
+
+
+# -- unwrapping ------------------------------------------------------------------------------------
+
+
+def unwrap(name: str) -> Iterator[Removed]:
+    """Remove the copies that `wrap` wrote, in every data path of Jupyter, one after the other.
+
+    Parameters
+    ----------
+    name
+        A copy's name, or its original's, which need not be installed any more.
+
+    Raises
+    ------
+    ValueError
+        There is no such copy, or copies of several names were made of that original. Nothing was
+        removed.
+    OSError
+        A copy could not be removed.
+    """
+    manager = _manager()
+    for copy in choose_copies(name.lower(), find_copies(manager), manager.find_kernel_specs()):
+        yield _remove(copy)
+
+
+def choose_copies(name: str, copies: Sequence[Copy], installed: Collection[str]) -> list[Copy]:
+    """Return the copies that a name means: those of that name, or else those of that original."""
+    chosen = [copy for copy in copies if copy.name == name]
+    chosen = chosen or [copy for copy in copies if copy.wraps == name]
+    names = sorted({copy.name for copy in chosen})
+    if len(names) > 1:
+        raise ValueError(f"{name!r} has several copies; say which one: {', '.join(names)}")
+    if chosen:
+        return chosen
+    if name in installed:
+        raise ValueError(f"kernelspec {name!r} is not wrapped, and no copy; nothing was removed")
+    known = {copy.name for copy in copies} | {copy.wraps for copy in copies}
+    raise ValueError(f"there is no wrapped kernelspec {name!r}{suggest(name, known)}")
+
+
+def find_copies(manager: KernelSpecManager) -> list[Copy]:
+    """Return every copy in the data paths of Jupyter, in the order in which it looks."""
+    found: dict[Path, Copy] = {}
+    for place in map(Path, manager.kernel_dirs):
+        with contextlib.suppress(OSError):  # most of these directories are not there
+            for folder in sorted(place.iterdir()):
+                copy = read_copy(folder)
+                if copy is not None:  # once, though two paths may lead to it
+                    found.setdefault(place.resolve() / folder.name, copy)
+    return list(found.values())
+
+
+def read_copy(folder: Path) -> Copy | None:
+    """Return the copy in a folder, or None when `wrap` did not write what is there."""
+    try:
+        metadata = read_spec(folder).get("metadata", {})
+    except ValueError:
+        return None
+    provisioner = metadata.get("kernel_provisioner", {}).get("provisioner_name")
+    mark = metadata.get("snakepit")
+    wraps = mark.get("wraps") if isinstance(mark, dict) else None
+    if provisioner != PROVISIONER or not isinstance(wraps, str):
+        return None
+    return Copy(name=folder.name.lower(), wraps=wraps, folder=folder)
+
+
+def _remove(copy: Copy) -> Removed:
+    """Remove a copy's directory; of a link only itself."""
+    folder = copy.folder
+    try:
+        if folder.is_symlink():
+            target = folder.resolve()
+            folder.unlink()
+            return Removed(copy=copy, target=target)
+        shutil.rmtree(folder)
+    except OSError as error:
+        raise OSError(f"cannot remove {folder}: {error.strerror}; mend that") from error
+    return Removed(copy=copy, target=None)
+
+
+def _manager() -> KernelSpecManager:
+    from jupyter_client.kernelspec import KernelSpecManager
+
+    return KernelSpecManager()
