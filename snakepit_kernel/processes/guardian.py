@@ -312,6 +312,7 @@ class Guardian:
                     self.strike(identity, signal.SIGCONT)
             return len(targets)
         self.kill_rounds += 1
+        self.chase()
         self.freeze()
         targets = self.targets()
         for identity in targets:
@@ -343,6 +344,32 @@ class Guardian:
             for status in living_descendants(os.getpid())
             if not (self.spare_kernel and status.pid == self.kernel_pid)
         ]
+
+    def chase(self) -> None:
+        """Kill our own children, and those that fall to us meanwhile, as fast as they come.
+
+        A process that forks and exits every few milliseconds is gone before a scan of all of
+        ``/proc`` has come to it, and its child is not in that scan. But each of them is our child
+        from the moment its parent exits, and the list of those is one short file.
+        """
+        until = monotonic() + RESCAN_INTERVAL
+        while monotonic() < until and not self.reap_all():
+            struck = False
+            for pid in own_children():
+                status = read_status(pid)
+                if (
+                    status is None
+                    or status.is_dead
+                    or (self.spare_kernel and pid == self.kernel_pid)
+                ):
+                    continue
+                identity = ProcessIdentity(pid, status.start_time)
+                if identity not in self.killed:
+                    self.strike(identity, signal.SIGKILL)
+                    self.killed.add(identity)
+                    struck = True
+            if not struck:
+                return
 
     def freeze(self) -> None:
         """Stop every process of the tree, so that none can fork while the others are killed."""
@@ -404,6 +431,16 @@ class Guardian:
         except OSError:
             return False
         return True
+
+
+def own_children() -> list[int]:
+    """Return the pids of this process's children; some may be missing, and all without procfs."""
+    pid = os.getpid()
+    try:
+        with open(f"/proc/{pid}/task/{pid}/children", "rb") as file:  # noqa: PTH123
+            return [int(word) for word in file.read().split()]
+    except OSError:
+        return []  # a kernel without CONFIG_PROC_CHILDREN: the scans must do
 
 
 def traced_zombies(root: int) -> set[int]:

@@ -302,6 +302,36 @@ if os.fork() == 0:
     assert report.verified
 
 
+def test_a_process_that_forks_every_few_milliseconds_is_caught_on_a_machine_with_many_others(
+    guards, lines, living
+):
+    """One scan of ``/proc`` takes longer than it lives, and its child is not in that scan."""
+    others = [subprocess.Popen(["sleep", "600"]) for _ in range(500)]
+    code = """
+if os.fork() == 0:
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    say('child')
+    until = time.monotonic() + 30  # a bound, for the sake of the machine if this test fails
+    while time.monotonic() < until:
+        if os.fork():
+            os._exit(0)
+        time.sleep(0.003)
+    os._exit(0)
+"""
+    process = guards.python(code + READY)
+    read_until_ready(lines)
+    started = time.monotonic()
+    report = guards.end(process, 0.1)
+    took = time.monotonic() - started
+    for other in others:
+        other.kill()
+    for other in others:
+        other.wait()
+    assert report.verified
+    assert took < SOON
+    assert list(map(str, living())) == []
+
+
 def test_a_storm_of_forks_is_ended_while_it_grows(guards, lines, living):
     code = """
 if os.fork() == 0:
