@@ -177,17 +177,25 @@ def below_us(owner: int) -> list[Process]:
     return [process for process in found if process.state not in "ZX"]
 
 
+def children_but(owner: int) -> set[str]:
+    """Children of this process, zombies too: one that forks all the time is not in a scan."""
+    listed = Path(f"/proc/self/task/{os.getpid()}/children").read_text().split()
+    return set(listed) - {str(owner)}
+
+
 def nothing_but(owner: int, patience: float = PATIENCE) -> list[str]:
     """Wait until nothing is below us but the owner; return what is there when time is over."""
     until = time.monotonic() + patience
-    empty = 0
+    empty = looks = 0
     while True:
+        looks += 1
         left = [process for process in below_us(owner) if process.pid != owner]
-        empty = 0 if left else empty + 1
+        empty = 0 if left or children_but(owner) else empty + 1
         if empty == 3:  # a process that forks all the time can be missed once
             return []
-        if time.monotonic() > until:
-            return [f"{p.pid} [{p.state}] {p.command[:150]}" for p in left]
+        if time.monotonic() > until and looks > 5:
+            found = [f"{p.pid} [{p.state}] {p.command[:250]}" for p in left]
+            return found or ["something that forks all the time"]
         time.sleep(0.01)  # the end of a grandchild is no event
 
 
