@@ -16,6 +16,7 @@ import pytest
 
 from snakepit_kernel.errors import StartFailed
 from snakepit_kernel.processes.guarded import GuardedProcess, guardian_command
+from snakepit_kernel.processes.sweep import end_tagged
 
 # Code that starts children, each of which says `child PID` when it runs.
 KINDS = {
@@ -330,6 +331,31 @@ if os.fork() == 0:
     assert report.verified
     assert took < SOON
     assert list(map(str, living())) == []
+
+
+@pytest.mark.parametrize("pause", [0.001, 0.005])
+def test_a_process_that_forks_every_few_milliseconds_is_found_by_its_tag(guards, lines, pause):
+    code = f"""
+if os.fork() == 0:
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    until = time.monotonic() + 20  # a bound, for the sake of the machine if this test fails
+    while time.monotonic() < until:
+        if os.fork():
+            os._exit(0)
+        say('child')
+        time.sleep({pause})
+    os._exit(0)
+"""
+    process = guards.python(code + READY)
+    read_until_ready(lines)
+    process.guardian.signal(signal.SIGKILL)
+
+    asyncio.run(end_tagged(process.run_id, 0.1))
+
+    while lines.pending():
+        lines.read()
+    time.sleep(0.2)  # in which it would say something
+    assert not lines.pending()
 
 
 def test_a_storm_of_forks_is_ended_while_it_grows(guards, lines, living):
