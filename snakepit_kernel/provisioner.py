@@ -24,7 +24,7 @@ from .processes.guarded import EndReport, GuardedProcess
 from .processes.identity import ProcessIdentity
 from .processes.registry import Registry
 from .processes.sweep import end_tagged, sweep_dead_runs
-from .processes.waiting import ended
+from .processes.waiting import ended, to_its_end
 
 SHUTDOWN_PATIENCE = 1.0
 """Seconds that `SnakepitProvisioner.poll` waits for a kernel that was asked to shut down, so that
@@ -112,6 +112,8 @@ class SnakepitProvisioner(LocalProvisioner):
                 **arguments,
             )
         except BaseException:
+            # Its guardian may have been killed while it started: then the kernel is still dying.
+            await to_its_end(end_tagged(self.run_id, 0.0))
             self.registry.retire(self.run_id)
             raise
         self.registry.activate(self.run_id, run.guardian, run.identity)

@@ -158,9 +158,10 @@ class Guardian:
         prctl(PR_SET_CHILD_SUBREAPER, 1)
         self.wakeup = self.catch_signals()
         error_read, error_write = os.pipe()
+        guardian = os.getpid()  # not asked in the child: we may be dead by then
         self.kernel_pid = os.fork()
         if self.kernel_pid == 0:
-            self.become_kernel(command, error_write)
+            self.become_kernel(command, error_write, guardian)
         os.close(error_write)
         for descriptor in self.options.pass_fds:
             os.close(descriptor)
@@ -176,10 +177,9 @@ class Guardian:
         status = read_status(self.kernel_pid)
         self.tell("started", str(self.kernel_pid), str(status.start_time if status else 0))
 
-    def become_kernel(self, command: list[str], error_write: int) -> None:
+    def become_kernel(self, command: list[str], error_write: int, guardian: int) -> None:
         """In the child: die with the guardian, lead an own session, execute."""
         try:
-            guardian = os.getppid()
             prctl(PR_SET_PDEATHSIG, 9)
             if os.getppid() != guardian:
                 os._exit(1)
