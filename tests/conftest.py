@@ -51,6 +51,12 @@ KEPT_DESCRIPTORS = {
 KEPT_COMMANDS = (b"multiprocessing.resource_tracker", b"multiprocessing.forkserver")
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    group = parser.getgroup("chaos")
+    group.addoption("--chaos-kills", type=int, default=12, help="rounds of the chaos test")
+    group.addoption("--chaos-seed", type=int, help="its seed; by default another each time")
+
+
 def pytest_configure(config: pytest.Config) -> None:
     """Become the subreaper of everything that the tests start."""
     if ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0) != 0:

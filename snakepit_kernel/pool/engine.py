@@ -140,7 +140,7 @@ class Engine:
             async with asyncio.TaskGroup() as group:
                 for slot in range(1, self.config.workers + 1):
                     group.create_task(start(slot))
-        except* StartFailed as failures:
+        except ExceptionGroup as failures:
             failure = failures.exceptions[0]
         if failure is not None:
             raise failure  # by itself: a group in its context is all that IPython would show

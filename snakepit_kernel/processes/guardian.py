@@ -173,9 +173,10 @@ class Guardian:
         prctl(PR_SET_CHILD_SUBREAPER, 1)
         self.wakeup = self.catch_signals()
         error_read, error_write = os.pipe()
+        guardian = os.getpid()  # not asked in the child: we may be dead by then
         self.kernel_pid = os.fork()
         if self.kernel_pid == 0:
-            self.become_kernel(command, error_write)
+            self.become_kernel(command, error_write, guardian)
         os.close(error_write)
         for descriptor in self.options.pass_fds:
             os.close(descriptor)
@@ -191,10 +192,9 @@ class Guardian:
         status = read_status(self.kernel_pid)
         self.tell("started", str(self.kernel_pid), str(status.start_time if status else 0))
 
-    def become_kernel(self, command: list[str], error_write: int) -> None:
+    def become_kernel(self, command: list[str], error_write: int, guardian: int) -> None:
         """In the child: die with the guardian, lead an own session, execute."""
         try:
-            guardian = os.getppid()
             prctl(PR_SET_PDEATHSIG, 9)
             if os.getppid() != guardian:
                 os._exit(1)
@@ -319,6 +319,7 @@ class Guardian:
         now = monotonic()
         if now >= self.kill_at:
             self.kill_rounds += 1
+            self.chase()
             self.freeze()
         targets = self.targets()
         trackers = {identity for identity in targets if self.is_tracker(identity)}
@@ -409,6 +410,37 @@ class Guardian:
             if not status.is_dead and not (self.spare_kernel and status.pid == self.kernel_pid)
         ]
 
+    def chase(self) -> None:
+        """Kill our own children, and those that fall to us meanwhile, as fast as they come.
+
+        A process that forks and exits every few milliseconds is gone before a scan of all of
+        ``/proc`` has come to it, and its child is not in that scan. But each of them is our child
+        from the moment its parent exits, and the list of those is one short file.
+        """
+        until = monotonic() + RESCAN_INTERVAL
+        while monotonic() < until and not self.reap_all():
+            struck = False
+            for pid in own_children():
+                status = read_status(pid)
+                if status is None or status.is_dead or not self.is_game(status):
+                    continue
+                identity = ProcessIdentity(pid, status.start_time)
+                if identity not in self.killed:
+                    self.strike(identity, signal.SIGKILL)
+                    self.killed.add(identity)
+                    struck = True
+            if not struck:
+                return
+
+    def is_game(self, status: ProcessStatus) -> bool:
+        """Whether a child of ours is to be killed on sight."""
+        if status.pid == self.kernel_pid:
+            return not self.spare_kernel
+        identity = ProcessIdentity(status.pid, status.start_time)
+        if identity not in self.ended and is_kept(status.pid):
+            return False
+        return not self.is_tracker(identity)
+
     def freeze(self) -> None:
         """Stop every process of the tree, so that none can fork while the others are killed."""
         stopped: set[ProcessIdentity] = set()
@@ -494,6 +526,16 @@ class Guardian:
         except OSError:
             return False
         return True
+
+
+def own_children() -> list[int]:
+    """Return the pids of this process's children; some may be missing, and all without procfs."""
+    pid = os.getpid()
+    try:
+        with open(f"/proc/{pid}/task/{pid}/children", "rb") as file:  # noqa: PTH123
+            return [int(word) for word in file.read().split()]
+    except OSError:
+        return []  # a kernel without CONFIG_PROC_CHILDREN: the scans must do
 
 
 def prctl(option: int, value: int) -> None:

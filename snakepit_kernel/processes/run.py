@@ -13,6 +13,7 @@ from .guarded import GuardedProcess
 from .registry import Registry
 from .report import EndReport
 from .sweep import end_tagged, last_words, sweep
+from .waiting import to_its_end
 
 
 class GuardedRun:
@@ -90,6 +91,8 @@ class GuardedRun:
                 **arguments,
             )
         except BaseException:
+            # Its guardian may have been killed while it started: then the kernel is still dying.
+            await to_its_end(end_tagged([run_id], 0.0))
             registry.retire(run_id)
             raise
         registry.activate(run_id, process.guardian, process.identity)

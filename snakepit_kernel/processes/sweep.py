@@ -25,6 +25,7 @@ from .identity import (
     all_statuses,
     living_descendants,
     read_command,
+    read_status,
 )
 from .place import Reach, here, pid_namespace_of
 from .registry import ELSEWHERE_SECONDS, Registry, Run
@@ -37,6 +38,12 @@ SIGTERM = 15
 SIGCONT = 18
 RESCAN_INTERVAL = 0.02
 SURVIVOR_PATIENCE = 5.0
+
+NEWBORNS = 64
+"""How many of the machine's newest processes are looked at apart from a scan of all."""
+
+CLEAR_LOOKS = 10
+"""Looks at them without a find: between two looks one may have ended that has just forked."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -91,23 +98,26 @@ class Survey:
 
 def tagged_processes() -> list[TaggedProcess]:
     """Return every living process of this user that carries a run id, this process excepted."""
-    found = []
-    for status in all_statuses():
-        if status.is_dead or status.pid == os.getpid() or not _is_ours(status.pid):
-            continue
-        mark, environment = read_mark(status.pid), read_environment(status.pid)
-        run_id = _read_tag(mark, environment, read_arguments(status.pid))
-        if run_id is not None:
-            found.append(
-                TaggedProcess(
-                    identity=ProcessIdentity(status.pid, status.start_time),
-                    run_id=run_id,
-                    command=read_command(status.pid),
-                    kept=says_kept(mark, environment),
-                    contained=pid_namespace_of(status.pid) not in (here().pid_namespace, 0),
-                )
-            )
-    return found
+    pids = [status.pid for status in all_statuses() if not status.is_dead and _is_ours(status.pid)]
+    return [process for pid in pids if (process := _read_process(pid)) is not None]
+
+
+def _read_process(pid: int) -> TaggedProcess | None:
+    """Read a process that carries a run id; None when there is none, or it is this process."""
+    status = read_status(pid)
+    if status is None or status.is_dead or pid == os.getpid():
+        return None
+    mark, environment = read_mark(pid), read_environment(pid)
+    run_id = _read_tag(mark, environment, read_arguments(pid))
+    if run_id is None:
+        return None
+    return TaggedProcess(
+        identity=ProcessIdentity(pid, status.start_time),
+        run_id=run_id,
+        command=read_command(pid),
+        kept=says_kept(mark, environment),
+        contained=pid_namespace_of(pid) not in (here().pid_namespace, 0),
+    )
 
 
 def survey(registry: Registry) -> Survey:
@@ -202,21 +212,31 @@ async def end_tagged(run_ids: Collection[str], grace: float) -> Ending:
 
     What is marked to be kept is left alone.
     """
-    return await _end(lambda: _processes_of(run_ids), grace)
+    return await _end(lambda: _processes_of(run_ids), grace, lambda signum: _chase(run_ids, signum))
 
 
 async def end_processes(processes: Collection[TaggedProcess], grace: float) -> Ending:
     """End certain processes and all below them."""
-    return await _end(lambda: _with_descendants(processes, set()), grace)
+    return await _end(lambda: _with_descendants(processes, set()), grace, lambda _: [])
 
 
-async def _end(find: Callable[[], list[TaggedProcess]], grace: float) -> Ending:
+async def _end(
+    find: Callable[[], list[TaggedProcess]],
+    grace: float,
+    chase: Callable[[int], list[TaggedProcess]],
+) -> Ending:
     started = time.monotonic()
     struck: dict[ProcessIdentity, tuple[TaggedProcess, str]] = {}
     refused: set[ProcessIdentity] = set()
-    while alive := find():
+    while True:
+        alive = find()
         passed = time.monotonic() - started
-        if passed > grace + SURVIVOR_PATIENCE or all(p.identity in refused for p in alive):
+        fleeing = chase(SIGKILL if passed >= grace else 0)
+        if not alive and not fleeing:
+            break
+        hopeless = bool(alive) and all(process.identity in refused for process in alive)
+        if hopeless or passed > grace + SURVIVOR_PATIENCE:
+            alive += fleeing
             break
         for process in alive:
             try:
@@ -225,9 +245,7 @@ async def _end(find: Callable[[], list[TaggedProcess]], grace: float) -> Ending:
                     struck[process.identity] = (process, "SIGKILL")
                 elif process.identity not in struck:
                     process.identity.signal(SIGTERM)
-                    process.identity.signal(
-                        SIGCONT
-                    )  # a stopped one hears nothing before it goes on
+                    process.identity.signal(SIGCONT)  # or a stopped one would hear nothing
                     struck[process.identity] = (process, "SIGTERM")
             except PermissionError:  # a program that became another user's
                 refused.add(process.identity)
@@ -235,6 +253,36 @@ async def _end(find: Callable[[], list[TaggedProcess]], grace: float) -> Ending:
     survivors = {process.identity for process in alive}
     ended = [item for identity, item in struck.items() if identity not in survivors]
     return Ending(ended, alive)
+
+
+def _chase(run_ids: Collection[str], signum: int) -> list[TaggedProcess]:
+    """Signal the newest processes of some runs as fast as they come; return what was found.
+
+    A process that forks and exits every few milliseconds is gone before a scan of all of ``/proc``
+    has come to it, and its child is not in that scan: none would ever see it. But the one that
+    lives is always among the newest.
+    """
+    until = time.monotonic() + RESCAN_INTERVAL
+    found: list[TaggedProcess] = []
+    clear = 0
+    while clear < CLEAR_LOOKS and (not found or time.monotonic() < until):
+        struck = _strike_newborns(run_ids, signum)
+        found += struck
+        clear = 0 if struck else clear + 1
+    return found
+
+
+def _strike_newborns(run_ids: Collection[str], signum: int) -> list[TaggedProcess]:
+    newest = int(Path("/proc/loadavg").read_text("ascii").split()[4])
+    struck = []
+    for pid in range(newest, max(0, newest - NEWBORNS), -1):
+        process = _read_process(pid)
+        if process is None or process.kept or process.run_id not in run_ids:
+            continue
+        with contextlib.suppress(OSError):  # a thread, or a set-uid program
+            if process.identity.signal(signum):
+                struck.append(process)
+    return struck
 
 
 async def sweep(registry: Registry, grace: float) -> dict[str, EndReport]:

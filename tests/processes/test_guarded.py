@@ -16,6 +16,7 @@ import pytest
 
 from snakepit_kernel.errors import StartFailed
 from snakepit_kernel.processes.guarded import GuardedProcess, guardian_command
+from snakepit_kernel.processes.sweep import end_tagged
 
 # Code that starts children, each of which says `child PID` when it runs.
 KINDS = {
@@ -300,6 +301,61 @@ if os.fork() == 0:
     report = guards.end(process, grace)
     assert list(map(str, living())) == []
     assert report.verified
+
+
+def test_a_process_that_forks_every_few_milliseconds_is_caught_on_a_machine_with_many_others(
+    guards, lines, living
+):
+    """One scan of ``/proc`` takes longer than it lives, and its child is not in that scan."""
+    others = [subprocess.Popen(["sleep", "600"]) for _ in range(500)]
+    code = """
+if os.fork() == 0:
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    say('child')
+    until = time.monotonic() + 30  # a bound, for the sake of the machine if this test fails
+    while time.monotonic() < until:
+        if os.fork():
+            os._exit(0)
+        time.sleep(0.003)
+    os._exit(0)
+"""
+    process = guards.python(code + READY)
+    read_until_ready(lines)
+    started = time.monotonic()
+    report = guards.end(process, 0.1)
+    took = time.monotonic() - started
+    for other in others:
+        other.kill()
+    for other in others:
+        other.wait()
+    assert report.verified
+    assert took < SOON
+    assert list(map(str, living())) == []
+
+
+@pytest.mark.parametrize("pause", [0.001, 0.005])
+def test_a_process_that_forks_every_few_milliseconds_is_found_by_its_tag(guards, lines, pause):
+    code = f"""
+if os.fork() == 0:
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    until = time.monotonic() + 20  # a bound, for the sake of the machine if this test fails
+    while time.monotonic() < until:
+        if os.fork():
+            os._exit(0)
+        say('child')
+        time.sleep({pause})
+    os._exit(0)
+"""
+    process = guards.python(code + READY)
+    read_until_ready(lines)
+    process.guardian.signal(signal.SIGKILL)
+
+    asyncio.run(end_tagged(process.run_id, 0.1))
+
+    while lines.pending():
+        lines.read()
+    time.sleep(0.2)  # in which it would say something
+    assert not lines.pending()
 
 
 def test_a_storm_of_forks_is_ended_while_it_grows(guards, lines, living):
