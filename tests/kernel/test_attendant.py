@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import queue
 import signal
 import subprocess
 import sys
@@ -40,10 +42,20 @@ def connect(connection_file: Path) -> BlockingKernelClient:
     return client
 
 
+def disconnect(client: BlockingKernelClient) -> None:
+    client.stop_channels()
+    client.context.destroy(linger=0)
+
+
 def wait_ready(client: BlockingKernelClient) -> None:
     """Wait for answers; `wait_for_ready` would give up when the first heartbeat is late."""
-    client.kernel_info()
-    client.get_shell_msg(timeout=60)
+    for _ in range(30):
+        client.kernel_info()  # again, should the last one have reached a kernel that was dying
+        with contextlib.suppress(queue.Empty):
+            client.get_shell_msg(timeout=2)
+            break
+    else:
+        pytest.fail("no answer within a minute")
     client.get_iopub_msg(timeout=60)
 
 
@@ -68,7 +80,7 @@ class Client:
         return "".join(output)
 
     def close(self) -> None:
-        self.client.stop_channels()
+        disconnect(self.client)
         self.process.kill()
         self.process.wait()
 
@@ -175,8 +187,8 @@ def test_file_descriptors_standard_input_and_options_of_the_interpreter_are_hand
     try:
         connection_file = tmp_path / "kernel.json"
         write_connection_file(str(connection_file))
-        code = "import os, sys; os.write({}, f'{{sys.flags.dev_mode}} {{os.read(0, 9)}}'.encode())"
-        command = [sys.executable, "-X", "dev", "-W", "ignore", "-m", "snakepit_kernel.kernel"]
+        code = "import os, sys; os.write({}, f'{{sys.flags.utf8_mode}} {{os.read(0, 9)}}'.encode())"
+        command = [sys.executable, "-X", "utf8", "-m", "snakepit_kernel.kernel"]
         with subprocess.Popen(
             [*command, "-f", str(connection_file)],
             stdin=subprocess.PIPE,
@@ -189,8 +201,8 @@ def test_file_descriptors_standard_input_and_options_of_the_interpreter_are_hand
             client.execute_interactive(code.format(writing), timeout=20)
             client.shutdown()
             assert process.wait(20) == 0
-        client.stop_channels()
-        assert os.read(reading, 99) == b"True b'typed'"
+        disconnect(client)
+        assert os.read(reading, 99) == b"1 b'typed'"
     finally:
         os.close(reading)
         os.close(writing)
@@ -213,9 +225,9 @@ def test_a_restart_by_such_a_client_works_on_the_same_connection_file(tmp_path, 
     assert [str(item) for item in living() if not item.wait_gone(SOON)] == []
 
 
-def test_a_start_that_fails_says_why(tmp_path):
+def test_a_start_that_fails_says_why():
     done = subprocess.run(
-        [sys.executable, "-m", "snakepit_kernel.kernel", "--nonsense", str(tmp_path / "k.json")],
+        [sys.executable, "-m", "snakepit_kernel.kernel", "--shell=nonsense"],
         capture_output=True,
         text=True,
         timeout=60,
