@@ -172,7 +172,7 @@ class Surroundings:
 
     def __init__(self) -> None:
         self.processes = set(_descendants(os.getpid()))
-        self.files = {path for directory in RUNTIME_DIRS for path in directory.rglob("*")}
+        self.files = _runtime_files()
         self.shared_memory = {
             entry.name for entry in os.scandir("/dev/shm") if _owner(entry) == os.getuid()
         }
@@ -195,8 +195,7 @@ class Surroundings:
         return found
 
     def new_files(self) -> list[str]:
-        now = {path for directory in RUNTIME_DIRS for path in directory.rglob("*")}
-        return [str(path) for path in sorted(now - self.files)]
+        return sorted(_runtime_files() - self.files)
 
     def new_shared_memory(self) -> list[str]:
         now = {entry.name for entry in os.scandir("/dev/shm") if _owner(entry) == os.getuid()}
@@ -216,6 +215,16 @@ class Surroundings:
             for number in pipes[:1]:
                 del new[number]
         return [f"{number} -> {link}" for number, link in sorted(new.items())]
+
+
+def _runtime_files() -> set[str]:
+    """Files and directories below the runtime directories; one that goes meanwhile is no error."""
+    return {
+        os.path.join(parent, name)
+        for directory in RUNTIME_DIRS
+        for parent, directories, files in os.walk(directory)
+        for name in directories + files
+    }
 
 
 def _owner(entry: os.DirEntry[str]) -> int:

@@ -24,6 +24,7 @@ from importlib.metadata import (
 from pathlib import Path
 from typing import Any
 
+from ..processes import pidfd
 from .findings import Finding, hint, ok, problem
 
 DISTRIBUTION = "snakepit-kernel"
@@ -44,7 +45,6 @@ import os
 pid = os.fork()
 if pid == 0:
     os._exit(0)
-os.close(os.pidfd_open(pid))
 os.waitpid(pid, 0)
 """
 
@@ -117,7 +117,7 @@ def _version_of(name: str) -> str | None:
 
 
 def check_forking() -> Iterator[Finding]:
-    """Try what a guardian does: fork, and hold the child by a pidfd."""
+    """Try what a guardian does: fork, and hold a process by a pidfd."""
     name = "forking"
     if sys.platform != "linux":
         yield problem(
@@ -138,8 +138,16 @@ def check_forking() -> Iterator[Finding]:
         cause = _last_line(tried.stderr) or f"exit status {tried.returncode}"
         yield problem(
             name,
-            f"a process cannot be forked and held by a pidfd: {cause}",
-            "Linux 5.3 or newer is needed, and a limit on processes (ulimit -u) that leaves room",
+            f"a process cannot be forked: {cause}",
+            "raise the limit on processes (ulimit -u)",
+        )
+        return
+    if not pidfd.is_possible():
+        yield hint(
+            name,
+            "possible, but there are no pidfds: each process is verified in the moment before it is"
+            " signalled, and one that got its pid in those microseconds would be hit",
+            "use Linux 5.3 or newer, or a container that allows pidfd_open and pidfd_send_signal",
         )
         return
     yield ok(name, "possible; kernels start by exec, because there is no fork template yet")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import fcntl
 import logging
@@ -24,7 +23,7 @@ from . import guardian
 from .identity import ProcessIdentity
 from .report import EndReport
 from .tags import KEEP_VARIABLE, mark_of
-from .waiting import readable, to_its_end
+from .waiting import exit_descriptor, readable, to_its_end
 
 logger = logging.getLogger(__name__)
 
@@ -59,11 +58,11 @@ class GuardedProcess:
         self._channel = channel
         self._inbox = b""
         self._start_errno: int | None = None
-        self._pidfd: int | None = None
+        self._exit_fd: int | None = None
         self._lock = threading.Lock()
         guardian_identity = ProcessIdentity.of(popen.pid)
         self.guardian = guardian_identity or ProcessIdentity(popen.pid, 0)
-        self._guardian_pidfd = self.guardian.open()
+        self._guardian_exit_fd = exit_descriptor(self.guardian)
         _alive.add(self)
 
     # -- starting ----------------------------------------------------------------------------
@@ -202,7 +201,7 @@ class GuardedProcess:
                 cause += "; is the interpreter of this kernelspec still installed?"
             raise StartFailed(program, cause)
         assert self.identity is not None
-        self._pidfd = self.identity.open()
+        self._exit_fd = exit_descriptor(self.identity)
 
     # -- looking -----------------------------------------------------------------------------
 
@@ -220,8 +219,8 @@ class GuardedProcess:
         """Wait for the process to end; return its exit status, or None after the timeout."""
         if (
             self.poll() is None
-            and self._pidfd is not None
-            and not await readable(self._pidfd, timeout)
+            and self._exit_fd is not None
+            and not await readable(self._exit_fd, timeout)
         ):
             return None
         # The guardian reaps the process and says how it ended; that is a moment later.
@@ -231,25 +230,26 @@ class GuardedProcess:
         return self.status
 
     def exit_descriptor(self) -> int:
-        """Return a new pidfd that is readable when the process has ended. The caller closes it.
+        """Return a new file descriptor that is readable when the process has ended.
+
+        The caller closes it.
 
         Raises
         ------
         ProcessLookupError
             The process has ended already.
         """
-        if self._pidfd is None or self.poll() is not None:
+        if self._exit_fd is None or self.poll() is not None:
             msg = "the process has ended"
             raise ProcessLookupError(msg)
-        return os.dup(self._pidfd)
+        return os.dup(self._exit_fd)
 
     # -- ending ------------------------------------------------------------------------------
 
     def send_signal(self, signum: int) -> None:
         """Send a signal to the process alone; nothing happens when it has ended."""
-        if self._pidfd is not None and self.poll() is None:
-            with contextlib.suppress(ProcessLookupError):
-                signal.pidfd_send_signal(self._pidfd, signum)
+        if self.identity is not None and self.poll() is None:
+            self.identity.signal(signum)
 
     def request_end(self, grace: float) -> None:
         """Ask the guardian to end the run; return at once."""
@@ -274,16 +274,16 @@ class GuardedProcess:
             process does not die.
         """
         self.request_end(grace)
-        if self._guardian_pidfd is not None:
-            await readable(self._guardian_pidfd, grace + patience)
+        if self._guardian_exit_fd is not None:
+            await readable(self._guardian_exit_fd, grace + patience)
         return self._conclude()
 
     def end_blocking(self, grace: float, patience: float = 10.0) -> EndReport:
         """Do what `end` does, where there is no event loop: at the exit of the interpreter."""
         self.request_end(grace)
-        if self._guardian_pidfd is not None:
+        if self._guardian_exit_fd is not None:
             poll = select.poll()
-            poll.register(self._guardian_pidfd, select.POLLIN)
+            poll.register(self._guardian_exit_fd, select.POLLIN)
             poll.poll((grace + patience) * 1000)
         return self._conclude()
 
@@ -302,10 +302,10 @@ class GuardedProcess:
 
     def _close(self) -> None:
         self._channel.close()
-        for descriptor in (self._pidfd, self._guardian_pidfd):
+        for descriptor in (self._exit_fd, self._guardian_exit_fd):
             if descriptor is not None:
                 os.close(descriptor)
-        self._pidfd = self._guardian_pidfd = None
+        self._exit_fd = self._guardian_exit_fd = None
 
     # -- the channel -------------------------------------------------------------------------
 

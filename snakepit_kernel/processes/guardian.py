@@ -52,6 +52,7 @@ import os
 import select
 from time import monotonic, time
 
+from . import pidfd
 from .identity import (
     ProcessIdentity,
     ProcessStatus,
@@ -68,10 +69,15 @@ if TYPE_CHECKING:
     import signal
     from collections.abc import Sequence
 else:
-    import _signal as signal  # see identity.py
+    # The C module under `signal`: the latter builds enums, which would be a quarter of the
+    # guardian's private memory.
+    import _signal as signal
 
 RESCAN_INTERVAL = 0.02
 """Seconds between scans of a tree that is being ended: the end of a grandchild is no event."""
+
+OWNER_INTERVAL = 1.0
+"""Seconds between looks at the owner where there are no pidfds."""
 
 SURVIVOR_PATIENCE = 5.0
 """Seconds after SIGKILL before a process that does not die is reported as a survivor."""
@@ -233,14 +239,17 @@ class Guardian:
         """Wait for events until the run is gone."""
         self.poll.register(self.wakeup, select.POLLIN)
         self.poll.register(self.channel, select.POLLIN)
-        owner = None if self.options.independent else self.options.owner.open()
-        if owner is not None:
-            self.poll.register(owner, select.POLLIN)
-        elif not self.options.independent:
-            self.lose_owner()
+        owner = None
+        interval = None if self.options.independent else OWNER_INTERVAL * 1000
+        if interval is not None and pidfd.is_possible():
+            interval, owner = None, self.options.owner.open()
+            if owner is not None:
+                self.poll.register(owner, select.POLLIN)
+            else:
+                self.lose_owner()
         while not self.is_over():
-            timeout = None if self.ending_since is None else RESCAN_INTERVAL * 1000
-            for descriptor, _ in self.poll.poll(timeout):
+            ending = self.ending_since is not None
+            for descriptor, _ in self.poll.poll(RESCAN_INTERVAL * 1000 if ending else interval):
                 if descriptor == self.wakeup:
                     self.read_signals()
                 elif descriptor == self.channel:
@@ -248,6 +257,8 @@ class Guardian:
                 elif descriptor == owner:
                     self.poll.unregister(owner)
                     self.lose_owner()
+            if interval is not None and not ending and not self.options.owner.is_alive():
+                self.lose_owner()
         self.finish()
 
     def is_over(self) -> bool:

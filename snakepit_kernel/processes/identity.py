@@ -2,7 +2,8 @@
 
 A pid alone names a process only until it is recycled. An identity is a pid and the moment
 the process started; a signal goes through a pidfd that was opened first and verified afterwards,
-so it reaches that process or none.
+so it reaches that process or none. Where there are no pidfds, the process is verified in the moment
+before the signal: a pid that is recycled in those microseconds would be hit.
 
 The guardian loads this module, so it imports next to nothing.
 """
@@ -11,14 +12,11 @@ from __future__ import annotations
 
 import os
 
+from . import pidfd
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    import signal
     from collections.abc import Iterator
-else:
-    # The C module under `signal`: the latter builds enums, which would be a quarter of the
-    # guardian's private memory.
-    import _signal as signal
 
 SIGKILL = 9
 
@@ -75,9 +73,14 @@ class ProcessIdentity:
         """Open a pidfd for this very process, or return None when it is gone.
 
         The file descriptor becomes readable when the process ends. The caller closes it.
+
+        Raises
+        ------
+        OSError
+            There are no pidfds here (`pidfd.is_possible`).
         """
         try:
-            descriptor = os.pidfd_open(self.pid)
+            descriptor = pidfd.open_pidfd(self.pid)
         except ProcessLookupError:
             return None
         status = read_status(self.pid)
@@ -94,15 +97,26 @@ class ProcessIdentity:
         PermissionError
             It belongs to another user.
         """
+        if not pidfd.is_possible():
+            return self._signal_by_pid(signum)
         descriptor = self.open()
         if descriptor is None:
             return False
         try:
-            signal.pidfd_send_signal(descriptor, signum)
+            pidfd.send_signal(descriptor, signum)
         except ProcessLookupError:
             return False
         finally:
             os.close(descriptor)
+        return True
+
+    def _signal_by_pid(self, signum: int) -> bool:
+        if not self.is_alive():
+            return False
+        try:
+            os.kill(self.pid, signum)
+        except ProcessLookupError:
+            return False
         return True
 
 

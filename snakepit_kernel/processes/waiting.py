@@ -1,15 +1,23 @@
-"""Waiting for file descriptors from asyncio, without keeping anything of the loop."""
+"""Waiting for file descriptors and for processes, without keeping anything of an event loop."""
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
+import select
+import threading
+import time
 from collections.abc import Coroutine
 from typing import Any, TypeVar
 
+from . import pidfd
 from .identity import ProcessIdentity
 
 T = TypeVar("T")
+
+LOOK_INTERVAL = 0.02
+"""Seconds between looks at a process where there are no pidfds."""
 
 
 async def readable(descriptor: int, timeout: float | None = None) -> bool:
@@ -57,10 +65,65 @@ async def to_its_end(work: Coroutine[Any, Any, T]) -> T:
 
 async def ended(process: ProcessIdentity, timeout: float | None = None) -> bool:
     """Wait until a process, no matter whose child, has ended; say whether it has."""
-    pidfd = process.open()
-    if pidfd is None:
+    descriptor = exit_descriptor(process)
+    if descriptor is None:
         return True
     try:
-        return await readable(pidfd, timeout)
+        return await readable(descriptor, timeout)
     finally:
-        os.close(pidfd)
+        os.close(descriptor)
+
+
+def exit_descriptor(process: ProcessIdentity) -> int | None:
+    """Return a file descriptor that is readable once a process has ended; None if it has already.
+
+    It is a pidfd. Where there are none, it is a pipe, and a thread looks at the process fifty times
+    a second. The caller closes it.
+    """
+    if pidfd.is_possible():
+        return process.open()
+    return _lookout.watch(process) if process.is_alive() else None
+
+
+class _Lookout:
+    """A thread that looks at processes, and writes into a pipe when one has ended."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._watched: dict[int, ProcessIdentity] = {}  # by the end of the pipe that is written
+        os.register_at_fork(after_in_child=self._forget)
+
+    def watch(self, process: ProcessIdentity) -> int:
+        read, write = os.pipe()
+        with self._lock:
+            self._watched[write] = process
+            if len(self._watched) == 1:
+                threading.Thread(target=self._look, name="snakepit-lookout", daemon=True).start()
+        return read
+
+    def _look(self) -> None:
+        poll = select.poll()
+        while True:
+            time.sleep(LOOK_INTERVAL)
+            with self._lock:
+                for write, process in list(self._watched.items()):
+                    poll.register(write, 0)
+                    abandoned = write in dict(poll.poll(0))  # nobody reads: an error condition
+                    poll.unregister(write)
+                    if abandoned or not process.is_alive():
+                        with contextlib.suppress(BrokenPipeError):
+                            os.write(write, b".")
+                        os.close(write)
+                        del self._watched[write]
+                if not self._watched:
+                    return
+
+    def _forget(self) -> None:
+        """In a forked child, which has no such thread: leave the pipes to the parent."""
+        for write in self._watched:
+            os.close(write)
+        self._watched.clear()
+        self._lock = threading.Lock()
+
+
+_lookout = _Lookout()

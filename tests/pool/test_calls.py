@@ -484,8 +484,10 @@ def test_an_awaited_call_whose_deadline_passes_while_it_is_sent_leaves_the_worke
 
 def test_a_worker_that_does_not_read_holds_up_no_other_future(open_pool):
     pool = open_pool(2, grace=0.3)
-    stopped = pool.status().workers[0].pid
-    os.kill(stopped, signal.SIGSTOP)
+    pids = {worker.pid for worker in pool.status().workers}
+    last_used = pool.submit(os.getpid).result(timeout=30)
+    (next_used,) = pids - {last_used}  # the one that has been idle for the longest time
+    os.kill(next_used, signal.SIGSTOP)
 
     stuck = pool.submit(len, b"x" * 20_000_000)
 

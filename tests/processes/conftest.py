@@ -9,7 +9,7 @@ import subprocess
 import sys
 import textwrap
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import pytest
@@ -103,11 +103,14 @@ def guards(lines: Lines) -> Iterator[Guards]:
 def start_owner(lines: Lines) -> Iterator[Callable[..., subprocess.Popen[bytes]]]:
     """Run code in a process of its own that owns a guarded command, ``process``.
 
-    The code may use ``start(child_code, **arguments)``; standard output of all is ``lines``.
+    ``prefix`` is a command that runs it. The code may use ``start(child_code, **arguments)``;
+    standard output of all is ``lines``.
     """
     owners: list[subprocess.Popen[bytes]] = []
 
-    def start(code: str, **arguments: Any) -> subprocess.Popen[bytes]:
+    def start(
+        code: str, *, prefix: Sequence[str] = (), **arguments: Any
+    ) -> subprocess.Popen[bytes]:
         program = (
             PRELUDE
             + textwrap.dedent("""
@@ -124,7 +127,8 @@ def start_owner(lines: Lines) -> Iterator[Callable[..., subprocess.Popen[bytes]]
             """).format(prelude=PRELUDE)
             + textwrap.dedent(code)
         )
-        owner = subprocess.Popen([sys.executable, "-c", program], stdout=lines.writing, **arguments)
+        command = [*prefix, sys.executable, "-c", program]
+        owner = subprocess.Popen(command, stdout=lines.writing, **arguments)
         owners.append(owner)
         return owner
 

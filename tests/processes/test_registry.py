@@ -15,6 +15,7 @@ from snakepit_kernel.ids import new_run_id
 from snakepit_kernel.processes.identity import ProcessIdentity
 from snakepit_kernel.processes.place import here
 from snakepit_kernel.processes.registry import Registry
+from snakepit_kernel.processes.report import EndReport
 
 
 @pytest.fixture
@@ -216,3 +217,57 @@ def test_a_data_directory_that_cannot_be_made_costs_one_warning_only(monkeypatch
     assert registry.runs() == []
     (warning,) = warnings_in(caplog)
     assert str(tmp_path / "file" / "data") in warning
+
+
+def test_what_the_end_of_a_run_took_is_remembered_and_found_by_the_run_that_replaced_it(registry):
+    registry.reserve("a" * 13, label="R")
+    registry.retire("a" * 13, EndReport(verified=True, count=3))
+    registry.reserve("b" * 13, label="R", previous="a" * 13)
+    registry.reserve("c" * 13, label="R")
+
+    found = registry.ended_before("b" * 13)
+
+    assert (found.run_id, found.label, found.report.count) == ("a" * 13, "R", 3)
+    assert found.started <= found.ended
+    assert registry.ended_before("c" * 13) is None
+    assert [run.run_id for run in registry.ended_runs()] == ["a" * 13]
+
+
+def test_only_so_many_ended_runs_are_remembered(registry, monkeypatch):
+    monkeypatch.setattr("snakepit_kernel.processes.registry.REMEMBERED_RUNS", 3)
+    names = [letter * 13 for letter in "abcde"]
+    for name in names:
+        registry.reserve(name, label="R")
+        registry.retire(name, EndReport(verified=True))
+    assert [run.run_id for run in registry.ended_runs()] == names[:1:-1]
+
+
+FULL_DISK = """
+import logging, resource, sys
+logging.basicConfig(level=logging.WARNING)
+from pathlib import Path
+from snakepit_kernel.processes.registry import Registry
+registry = Registry(Path(sys.argv[1]))
+soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, hard))
+for number in range(100):
+    registry.reserve(f"{number:a>13}", label="R" * 2000)
+resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+registry.reserve("b" * 13, label="R")
+runs = registry.runs()
+print(len(runs) > 1, len(runs) < 101, "b" * 13 in [run.run_id for run in runs])
+"""
+
+
+def test_a_registry_whose_disk_is_full_costs_one_warning_and_works_once_there_is_room(tmp_path):
+    """A limit of the file size stands for the full disk: no write beyond it succeeds."""
+    done = subprocess.run(
+        [sys.executable, "-c", FULL_DISK, tmp_path / "runs.sqlite"],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.stdout.split() == ["True", "True", "True"], done.stderr
+    (warning,) = [line for line in done.stderr.splitlines() if "WARNING" in line]
+    assert "cannot be used" in warning
