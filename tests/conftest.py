@@ -9,10 +9,12 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import ctypes
+import errno
 import gc
 import json
 import os
 import select
+import shlex
 import shutil
 import signal
 import subprocess
@@ -322,6 +324,35 @@ def write_kernelspec(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callabl
         return folder
 
     return write
+
+
+@pytest.fixture
+def refusing() -> Callable[..., list[str]]:
+    """Give the beginning of a command to which the operating system refuses some calls.
+
+    They are given by name, with the error: ``refusing(kill=errno.EPERM)``.
+    """
+    numbers = {
+        "pidfd_open": 434,
+        "pidfd_send_signal": 424,
+        "kill": {"x86_64": 62, "aarch64": 129}[os.uname().machine],
+    }
+
+    def prefix(**errors: int) -> list[str]:
+        refusals = [f"{numbers[name]}:{error}" for name, error in errors.items()]
+        return [sys.executable, str(Path(__file__).with_name("refuse_calls.py")), *refusals, "--"]
+
+    return prefix
+
+
+@pytest.fixture
+def powerless_python(refusing: Callable[..., list[str]], tmp_path: Path) -> str:
+    """Give a Python whose signals reach nobody: all others are like another user's processes."""
+    refused = refusing(kill=errno.EPERM, pidfd_send_signal=errno.EPERM)
+    program = tmp_path / "python"
+    program.write_text(f'#!/bin/sh\nexec {shlex.join(refused)} {sys.executable} "$@"')
+    program.chmod(0o700)
+    return str(program)
 
 
 class Kernel:

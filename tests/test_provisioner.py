@@ -387,6 +387,44 @@ def test_a_killed_manager_leaves_no_process_and_no_file(living, transport, kerne
     assert [path for path in runtime.rglob("*") if path.is_file()] == []
 
 
+SHARED_MEMORY = """
+import multiprocessing.shared_memory, subprocess, sys
+memory = multiprocessing.shared_memory.SharedMemory(create=True, size=1000)
+child = subprocess.Popen([sys.executable, '-c', 'from multiprocessing import shared_memory as s;'
+    's.SharedMemory(create=True, size=1000); print(flush=True); import time; time.sleep(600)'],
+    stdout=subprocess.PIPE)
+child.stdout.readline()
+print(memory.name)
+"""
+
+
+def shared_memory() -> set[str]:
+    return {name for name in os.listdir("/dev/shm") if name.startswith("psm_")}
+
+
+@pytest.mark.parametrize("now", [False, True], ids=["graceful", "now"])
+def test_shared_memory_of_a_kernel_and_of_its_children_goes_with_a_restart(start_kernel, now):
+    async def scenario() -> None:
+        before = shared_memory()
+        async with start_kernel() as kernel:
+            await kernel.run(SHARED_MEMORY)
+            assert len(shared_memory() - before) == 2
+            await kernel.km.restart_kernel(now=now)
+            assert shared_memory() == before
+
+    asyncio.run(scenario())
+
+
+def test_shared_memory_goes_when_the_manager_is_killed(living, kernel_owner):
+    before = shared_memory()
+    with kernel_owner(SHARED_MEMORY) as owner:
+        owner.wait_ready()
+        assert len(shared_memory() - before) == 2
+        owner.kill()
+    assert [str(item) for item in living() if not item.wait_gone(SOON)] == []
+    assert shared_memory() == before
+
+
 def test_a_manager_and_a_guardian_that_are_stopped_and_killed_leave_nothing(
     living, kernel_owner, start_and_shut_down
 ):

@@ -15,7 +15,14 @@ from jupyter_client.kernelspec import NoSuchKernel
 from jupyter_client.manager import AsyncKernelManager
 from traitlets.config import Config
 
-from ..errors import StartFailed, ToolError, WorkerDied, describe_exit, suggest
+from ..errors import (
+    StartFailed,
+    SurvivorsError,
+    ToolError,
+    WorkerDied,
+    describe_exit,
+    suggest,
+)
 from ..lane.exchange import Exchange, request
 from ..lane.host import Lane, LaneClosed
 from ..protocol.messages import Configure, Configured, WorkerSetup
@@ -222,7 +229,8 @@ class Worker:
         """End the worker and all it started; return when that is verified.
 
         What it does is interrupted, and its lane closes: the worker sees that and exits by itself,
-        with its exit hooks. What is left after ``grace`` seconds is killed.
+        with its exit hooks. What is left after ``grace`` seconds is killed. A process that does not
+        die is named in a warning.
         """
         self.apply(WorkerEvent.STOP)
         self._theirs.close()
@@ -236,6 +244,8 @@ class Worker:
                     await asyncio.wait_for(self.died.wait(), grace)
             # Not manager.shutdown_kernel(): it interrupts, and looks every 100 ms.
             await provisioner.end_run(grace if self.died.is_set() else 0.0)
+            if (report := provisioner.last_report) is not None and report.survivors:
+                logger.warning("%s: %s", self.name, SurvivorsError(self.run_id, report.survivors))
             await self.manager.cleanup_resources()
         if self._exit_fd is not None:
             asyncio.get_running_loop().remove_reader(self._exit_fd)

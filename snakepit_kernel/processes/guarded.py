@@ -6,12 +6,12 @@ import errno
 import fcntl
 import logging
 import os
-import select
 import signal
 import socket
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -29,6 +29,9 @@ logger = logging.getLogger(__name__)
 
 START_PATIENCE = 30.0
 """Seconds that a guardian may take to report that the kernel runs."""
+
+END_PATIENCE = 10.0
+"""Seconds after the grace in which a guardian says that all are gone, or who does not die."""
 
 
 class GuardedProcess:
@@ -145,7 +148,6 @@ class GuardedProcess:
         if sys.platform != "linux":
             cause = "process clean-up by a guardian needs Linux so far"
             raise StartFailed(command[0], cause)
-        _abandoned[:] = [guardian for guardian in _abandoned if guardian.poll() is None]
         ours, theirs = socket.socketpair()
         if theirs.fileno() <= 2:  # an owner without standard streams; Popen fills these numbers
             low = theirs
@@ -191,7 +193,7 @@ class GuardedProcess:
         while self.identity is None and self._start_errno is None:
             if self._channel.fileno() < 0:
                 raise StartFailed(program, "its guardian died while it started")
-            if not await readable(self._channel.fileno(), START_PATIENCE):
+            if not await readable(self._channel.fileno(), timeout=START_PATIENCE):
                 cause = f"its guardian did not answer within {START_PATIENCE:.0f} s"
                 raise StartFailed(program, cause)
             self._listen()
@@ -220,12 +222,12 @@ class GuardedProcess:
         if (
             self.poll() is None
             and self._exit_fd is not None
-            and not await readable(self._exit_fd, timeout)
+            and not await readable(self._exit_fd, timeout=timeout)
         ):
             return None
         # The guardian reaps the process and says how it ended; that is a moment later.
         while self.poll() is None and self._channel.fileno() >= 0:
-            if not await readable(self._channel.fileno(), 1.0):
+            if not await readable(self._channel.fileno(), timeout=1.0):
                 break
         return self.status
 
@@ -257,41 +259,32 @@ class GuardedProcess:
         if self._popen.poll() is None:
             self._popen.send_signal(signal.SIGCONT)  # should somebody have stopped it
 
-    async def end(self, grace: float, patience: float = 10.0) -> EndReport:
+    async def end(self, grace: float) -> EndReport:
         """End everything the process ever started; return when that is verified.
 
         Parameters
         ----------
         grace
             Seconds between SIGTERM and SIGKILL.
-        patience
-            Seconds to wait after SIGKILL for processes that do not die.
 
         Returns
         -------
         EndReport
-            With ``verified`` false when the guardian was killed, and ``survivors`` named when some
-            process does not die.
+            With ``verified`` false when the guardian was killed, or when ``survivors`` are named:
+            processes that do not die. The guardian goes on trying.
         """
+        self._listen()
+        self.report.survivors.clear()  # of an earlier try
         self.request_end(grace)
-        if self._guardian_exit_fd is not None:
-            await readable(self._guardian_exit_fd, grace + patience)
+        deadline = time.monotonic() + grace + END_PATIENCE
+        while (exit_fd := self._guardian_exit_fd) is not None and not self.is_gone:
+            self._listen()
+            if self.report.survivors:
+                break
+            channel = [self._channel.fileno()] if self._channel.fileno() >= 0 else []
+            if not await readable(exit_fd, *channel, timeout=max(0.0, deadline - time.monotonic())):
+                break
         return self._conclude()
-
-    def end_blocking(self, grace: float, patience: float = 10.0) -> EndReport:
-        """Do what `end` does, where there is no event loop: at the exit of the interpreter."""
-        self.request_end(grace)
-        if self._guardian_exit_fd is not None:
-            poll = select.poll()
-            poll.register(self._guardian_exit_fd, select.POLLIN)
-            poll.poll((grace + patience) * 1000)
-        return self._conclude()
-
-    def abandon(self) -> None:
-        """Let go: the guardian sees the channel close, ends the run and removes its files."""
-        with self._lock:
-            self._close()
-        _abandoned.append(self._popen)
 
     def _conclude(self) -> EndReport:
         self._listen()
@@ -373,9 +366,6 @@ def _explain(error: OSError) -> str:
 
 
 _alive: WeakSet[GuardedProcess] = WeakSet()
-
-_abandoned: list[subprocess.Popen[bytes]] = []
-"""Guardians that nobody waits for any more; they are reaped when the next one is started."""
 
 
 def _release_in_child() -> None:

@@ -316,6 +316,7 @@ class Guardian:
         """Begin to end the run, or end it sooner than it would."""
         now = monotonic()
         self.spare_kernel = False
+        self.reported_survivors = False  # who asks again is told anew
         if self.ending_since is None:
             self.ending_since = now
             self.kill_at = now + grace

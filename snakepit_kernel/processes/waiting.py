@@ -20,32 +20,34 @@ LOOK_INTERVAL = 0.02
 """Seconds between looks at a process where there are no pidfds."""
 
 
-async def readable(descriptor: int, timeout: float | None = None) -> bool:
-    """Wait until a file descriptor is readable; say whether it was before the timeout.
+async def readable(*descriptors: int, timeout: float | None = None) -> bool:
+    """Wait until a file descriptor is readable; say whether one was before the timeout.
 
     Nothing is kept between calls, so each may run in another event loop: jupyter_client runs a
-    provisioner's coroutines in whatever loop is at hand. The descriptor is duplicated for the
+    provisioner's coroutines in whatever loop is at hand. The descriptors are duplicated for the
     wait, so that several tasks can wait for the same one.
 
     Parameters
     ----------
-    descriptor
-        An open file descriptor. It is not read.
+    descriptors
+        Open file descriptors. They are not read.
     timeout
         Seconds to wait at most; None waits for ever.
     """
     loop = asyncio.get_running_loop()
-    own = os.dup(descriptor)
     event = asyncio.Event()
-    loop.add_reader(own, event.set)
+    own = [os.dup(descriptor) for descriptor in descriptors]
+    for descriptor in own:
+        loop.add_reader(descriptor, event.set)
     try:
         async with asyncio.timeout(timeout):
             await event.wait()
     except TimeoutError:
         return False
     finally:
-        loop.remove_reader(own)
-        os.close(own)
+        for descriptor in own:
+            loop.remove_reader(descriptor)
+            os.close(descriptor)
     return True
 
 
@@ -69,7 +71,7 @@ async def ended(process: ProcessIdentity, timeout: float | None = None) -> bool:
     if descriptor is None:
         return True
     try:
-        return await readable(descriptor, timeout)
+        return await readable(descriptor, timeout=timeout)
     finally:
         os.close(descriptor)
 

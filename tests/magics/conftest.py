@@ -76,6 +76,10 @@ class Notebook:
             if reply["parent_header"]["msg_id"] == request:
                 return reply["content"], time.monotonic() - began
 
+    def restart(self) -> None:
+        self.manager.restart_kernel()
+        self.client.wait_for_ready(60)
+
     def completions(self, line: str) -> list[str]:
         request = self.client.complete(line, len(line))
         while True:

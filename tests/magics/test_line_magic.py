@@ -26,6 +26,19 @@ def test_a_pool_is_started_used_restarted_and_stopped(notebook):
     )
 
 
+def test_what_a_restart_had_to_end_is_told_once_in_one_line(open_notebook):
+    notebook = open_notebook()
+    notebook.run("import subprocess as s; many = [s.Popen(['sleep', '600']) for _ in range(2)]")
+    notebook.restart()
+
+    assert notebook.run("%snakepit").stdout.splitlines()[0] == (
+        "ended 2 processes of the last run: 2 x sleep 600"
+    )
+    assert "ended" not in notebook.run("%snakepit").stdout
+    notebook.restart()
+    assert "ended" not in notebook.run("%snakepit").stdout
+
+
 def test_several_pools_are_told_apart_by_name(notebook):
     notebook.run("%snakepit start --name other --workers 1")
 

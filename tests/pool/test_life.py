@@ -345,3 +345,23 @@ def test_the_logs_hold_what_a_worker_wrote_on_its_real_streams(open_pool):
     log = pool.logs()["default-1.1"]
 
     assert isinstance(log, str)
+
+
+def test_a_process_that_does_not_die_is_named_when_the_pool_ends(powerless_python, process_of):
+    code = f"""
+import os, subprocess, sys
+sys.executable = {powerless_python!r}
+from snakepit_kernel import Pool
+with Pool(1, grace=0.2) as pool:
+    child = pool.submit(os.posix_spawn, "/bin/sleep", ["sleep", "600"], {{}}).result()
+    print(child, flush=True)
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False
+    )
+    child = process_of(int(done.stdout))
+    assert child.is_alive
+    child.kill()
+
+    assert "default-1.1: processes of run " in done.stderr
+    assert f"{child.pid} S sleep 600" in done.stderr

@@ -76,8 +76,8 @@ class Guards:
         return self.start([sys.executable, "-c", PRELUDE + textwrap.dedent(code)], **arguments)
 
     @staticmethod
-    def end(process: GuardedProcess, grace: float = 0.0, patience: float = 10.0) -> EndReport:
-        return asyncio.run(process.end(grace, patience))
+    def end(process: GuardedProcess, grace: float = 0.0) -> EndReport:
+        return asyncio.run(process.end(grace))
 
     @staticmethod
     def wait(process: GuardedProcess, timeout: float = 10.0) -> int | None:
@@ -96,7 +96,7 @@ def guards(lines: Lines) -> Iterator[Guards]:
     guards = Guards(lines)
     yield guards
     for process in guards.started:
-        process.end_blocking(0.0)
+        asyncio.run(process.end(0.0))
 
 
 @pytest.fixture

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import os
 import select
 import signal
 import subprocess
 import sys
 import threading
-from pathlib import Path
-from typing import Any
+from collections.abc import Callable
 
 import pytest
 
@@ -19,8 +19,6 @@ from snakepit_kernel.processes.identity import ProcessIdentity
 from snakepit_kernel.processes.waiting import ended, exit_descriptor
 
 from .conftest import PRELUDE
-
-ON_SUCH_A_MACHINE = [sys.executable, str(Path(__file__).parents[1] / "no_pidfd.py")]
 
 
 def run(code: str, *prefix: str) -> str:
@@ -34,6 +32,12 @@ def run(code: str, *prefix: str) -> str:
     )
     assert done.returncode == 0, done.stderr
     return done.stdout
+
+
+@pytest.fixture
+def on_such_a_machine(refusing: Callable[..., list[str]]) -> list[str]:
+    """Give the beginning of a command that runs on Linux as it was before 5.3."""
+    return refusing(pidfd_open=errno.ENOSYS, pidfd_send_signal=errno.ENOSYS)
 
 
 @pytest.fixture
@@ -109,7 +113,7 @@ def test_the_thread_that_looks_ends_when_nobody_waits_any_more(without_pidfds):
         child.kill()
 
 
-def test_a_pool_and_its_end_work_on_a_machine_without_them():
+def test_a_pool_and_its_end_work_on_a_machine_without_them(on_such_a_machine):
     said = run(
         """
 from snakepit_kernel import Pool, WorkerDied
@@ -125,13 +129,13 @@ with Pool(2, grace=0.5) as pool:
     workers = [worker.pid for worker in pool.status().workers]
 say(any(os.path.exists(f"/proc/{pid}") for pid in workers))
 """,
-        *ON_SUCH_A_MACHINE,
+        *on_such_a_machine,
     )
     assert said.split() == ["False", "died", "3", "False"]
 
 
 def test_the_owners_death_is_noticed_there_also_when_a_stray_child_holds_its_channel(
-    start_owner: Any, lines: Any, process_of: Any
+    start_owner, lines, process_of, on_such_a_machine
 ):
     owner = start_owner(
         """
@@ -142,7 +146,7 @@ def test_the_owners_death_is_noticed_there_also_when_a_stray_child_holds_its_cha
         say("stray", stray.pid)
         time.sleep(600)
         """,
-        prefix=ON_SUCH_A_MACHINE,
+        prefix=on_such_a_machine,
     )
     pids = dict(lines.read().split() for _ in range(2))
     child, stray = process_of(int(pids["child"])), process_of(int(pids["stray"]))
@@ -154,11 +158,11 @@ def test_the_owners_death_is_noticed_there_also_when_a_stray_child_holds_its_cha
     stray.kill()
 
 
-def test_the_doctor_says_so():
+def test_the_doctor_says_so(on_such_a_machine):
     said = run(
         "from snakepit_kernel.cli.installation import check_forking\n"
         "(finding,) = check_forking()\n"
         "say(finding.level, finding.text)",
-        *ON_SUCH_A_MACHINE,
+        *on_such_a_machine,
     )
     assert said.startswith("hint possible, but there are no pidfds: ")
