@@ -15,7 +15,7 @@ from rich.table import Table
 from ..paths import runtime_dir
 from ..pool.status import HEADINGS, PoolStatus, duration
 from ..processes.registry import EndedRun, Registry, Run
-from ..processes.sweep import TaggedProcess, tagged_processes
+from ..processes.sweep import TaggedProcess, past_runs, tagged_processes
 from .published import PublishedPool, UnreadablePool, pool_folders, read_pool
 
 _RUN_HEADINGS = ("kernel", "run", "pid", "guardian", "state", "age")
@@ -75,7 +75,7 @@ def show(*, ended: bool = False, as_json: bool) -> None:
     registry = Registry()
     runs = [run for run in registry.runs() if not run.is_dead]
     kept = [process for process in tagged_processes() if process.kept]
-    past = registry.ended_runs() if ended else []
+    past = past_runs(registry) if ended else []
     if as_json:
         data = {
             "pools": [_pool_data(pool) for pool in pools],

@@ -28,7 +28,7 @@ from .identity import (
     read_status,
 )
 from .place import Reach, here, pid_namespace_of
-from .registry import ELSEWHERE_SECONDS, Registry, Run
+from .registry import ELSEWHERE_SECONDS, EndedRun, Registry, Run
 from .report import EndedProcess, EndReport
 from .tags import number_of, read_arguments, read_environment, read_mark, says_kept
 
@@ -318,6 +318,30 @@ async def sweep(registry: Registry, grace: float) -> dict[str, EndReport]:
             registry.retire(run.run_id)
     sweep_folders()
     return reports
+
+
+def past_runs(registry: Registry) -> list[EndedRun]:
+    """Return the runs that ended last, the latest first, also if no sweep has forgotten them yet.
+
+    Raises
+    ------
+    PermissionError
+        The data directory cannot be used.
+    """
+    past = registry.ended_runs()
+    for run in registry.runs():
+        if run.is_dead and (words := last_words(run.run_id)).exists():
+            past.append(
+                EndedRun(
+                    run_id=run.run_id,
+                    previous=run.previous,
+                    label=run.label,
+                    started=run.started,
+                    ended=words.stat().st_mtime,
+                    report=_with_last_words(run.run_id, EndReport(verified=True)),
+                )
+            )
+    return sorted(past, key=lambda run: run.ended, reverse=True)
 
 
 def last_words(run_id: str) -> Path:

@@ -239,3 +239,22 @@ def test_a_kernel_that_has_ended_while_its_owner_lives_says_so(
 )
 def test_a_duration_is_told_in_one_unit(seconds: float, text: str) -> None:
     assert duration(seconds) == text
+
+
+def test_what_a_guardian_ended_after_its_owner_was_killed_is_listed(
+    snakepit: Run, kernel_owner: Any, place: Any, living: Any, start_and_shut_down: Any
+) -> None:
+    code = "import subprocess as s; many = [s.Popen(['sleep', '600']) for _ in range(3)]"
+    with kernel_owner(code, env=place.environment) as owner:
+        owner.wait_ready()
+        owner.kill()
+    assert [str(item) for item in living() if not item.wait_gone(5)] == []
+
+    before = snakepit("status", "--runs").stdout
+    start_and_shut_down()  # sweeps
+    after = snakepit("status", "--runs").stdout
+
+    for text in (before, after):
+        assert "ended 3 processes: 3 x sleep 600" in text
+    ended = json.loads(snakepit("status", "--runs", "--json").stdout)["ended"]
+    assert sorted(run["count"] for run in ended) == [0, 3]
