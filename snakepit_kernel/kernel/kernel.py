@@ -10,7 +10,7 @@ import signal
 import sys
 import threading
 import types
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from ipykernel.ipkernel import IPythonKernel
@@ -21,15 +21,28 @@ _DEBUGGER_MODULE = "ipykernel.debugger"
 
 
 class SnakepitKernel(IPythonKernel):
-    """An IPython kernel whose interrupts spare its children, and whose debugger is lazy."""
+    """An IPython kernel whose interrupts spare its children, and whose debugger is lazy.
+
+    Attributes
+    ----------
+    heeds_interrupt
+        Asked at each SIGINT for a cell: whether it is more than a repetition of the last one.
+    """
 
     # In ipykernel a trait that imports the debugger to check the class.
     debugger_class: Any = None
+
+    heeds_interrupt: Callable[[], bool] = staticmethod(lambda: True)
 
     def __init__(self, **kwargs: Any) -> None:
         with _debugger_not_imported():
             super().__init__(**kwargs)
         self._interrupted_early = False
+        self._code_runs = False
+        # Set on the instance: libraries know Jupyter's shell by the name of its class.
+        assert self.shell is not None
+        self._run_code = self.shell.run_code
+        self.shell.run_code = self._run_code_unless_interrupted
         self._debugger_wanted = asyncio.Event()
 
     # -- the debugger, imported when a client first asks for it --------------------------------
@@ -71,16 +84,31 @@ class SnakepitKernel(IPythonKernel):
     # -- interrupts ----------------------------------------------------------------------------
 
     # ipykernel lets SIGINT raise wherever it is while it handles a request: before the cell runs,
-    # and the client never gets a reply; between two steps of the loop, and the kernel ends. Here it
-    # raises in the cell alone. One that comes before the cell begins is kept for it.
+    # and the client never gets a reply; in a callback of IPython, which swallows it; between two
+    # steps of the loop, and the kernel ends. Here it raises once the cell's own code runs. One that
+    # comes before is kept until then.
 
     def pre_handler_hook(self) -> None:
         """Keep an interrupt, from now on, for the cell that is about to run."""
-        self._interrupted_early = False
+        self._interrupted_early = self._code_runs = False
         self.saved_sigint_handler = signal.signal(signal.SIGINT, self._keep_interrupt)
 
     def _keep_interrupt(self, *_: object) -> None:
-        self._interrupted_early = True
+        self._interrupted_early |= self.heeds_interrupt()
+
+    def _interrupt_cell(self, *_: object) -> None:
+        if not self.heeds_interrupt():
+            return
+        again, self._interrupted_early = self._interrupted_early, True
+        if self._code_runs or again:  # again: what comes before the code may hang, too
+            raise KeyboardInterrupt
+
+    async def _run_code_unless_interrupted(self, *args: Any, **kwargs: Any) -> Any:
+        if threading.current_thread() is threading.main_thread():
+            first, self._code_runs = not self._code_runs, True
+            if first and self._interrupted_early:
+                raise KeyboardInterrupt
+        return await self._run_code(*args, **kwargs)
 
     async def do_execute(
         self, code: str, silent: bool, *args: Any, **kwargs: Any
@@ -88,10 +116,8 @@ class SnakepitKernel(IPythonKernel):
         """Run a cell, which alone an interrupt may stop."""
         if threading.current_thread() is not threading.main_thread():  # a subshell has no signals
             return await self._execute(code, silent, *args, **kwargs)
-        previous = signal.signal(signal.SIGINT, signal.default_int_handler)
+        previous = signal.signal(signal.SIGINT, self._interrupt_cell)
         try:
-            if self._interrupted_early:
-                raise KeyboardInterrupt
             return await self._execute(code, silent, *args, **kwargs)
         except KeyboardInterrupt:
             return self._interrupted_reply()
@@ -128,9 +154,12 @@ class SnakepitKernel(IPythonKernel):
         loop = asyncio.get_running_loop()
 
         def interrupt(*_: object) -> None:
-            loop.call_soon_threadsafe(future.cancel)
+            if self.heeds_interrupt():
+                loop.call_soon_threadsafe(future.cancel)
 
         previous = signal.signal(signal.SIGINT, interrupt)
+        if self._interrupted_early:
+            future.cancel()
         try:
             yield
         finally:

@@ -3,6 +3,10 @@
 An interrupt is a signal, and a signal names no call. It may arrive when the call it was meant for
 has ended and the next one runs. So the owner writes the id of the call into the page first, and
 the worker compares.
+
+A signal can be lost, too: Python acts on it between two steps of the interpreter, and the next step
+may be a system call that waits for an hour. So the worker writes down which interrupt it has heard,
+and the owner repeats the signal until it has.
 """
 
 from __future__ import annotations
@@ -48,6 +52,16 @@ class Page:
     @interrupted_call.setter
     def interrupted_call(self, call_id: int) -> None:
         _WORD.pack_into(self._memory, 0, call_id)  # 8 aligned bytes: seen whole or not at all
+
+    @property
+    def heard_call(self) -> int:
+        """The id of the last call of whose interrupt the worker has heard, or 0."""
+        word: int = _WORD.unpack_from(self._memory, _WORD.size)[0]
+        return word
+
+    @heard_call.setter
+    def heard_call(self, call_id: int) -> None:
+        _WORD.pack_into(self._memory, _WORD.size, call_id)
 
     def close(self) -> None:
         """Unmap the page."""

@@ -171,7 +171,7 @@ class Interrupts:
         """
         try:
             self._call_id = call_id
-            if self._page.interrupted_call == call_id:
+            if self._page.interrupted_call == call_id and self.is_news():
                 raise KeyboardInterrupt
             return function()
         finally:
@@ -185,7 +185,7 @@ class Interrupts:
         self._call_id = call_id
         self._interrupted = False
         try:
-            if self._page.interrupted_call == call_id:
+            if self._page.interrupted_call == call_id and self.is_news():
                 self._interrupted = True
                 task.cancel()
             return await task
@@ -197,8 +197,17 @@ class Interrupts:
             self._call_id = 0
             self._cancel = None
 
+    def is_news(self) -> bool:
+        """Note that an interrupt was heard; say whether it is more than its own repetition."""
+        call_id = self._page.interrupted_call
+        if call_id and self._page.heard_call == call_id:
+            return False
+        self._page.heard_call = call_id
+        return True
+
     def _handle(self, _signum: int, _frame: FrameType | None) -> None:
-        if self._call_id and self._page.interrupted_call in {0, self._call_id}:
+        is_meant = self._call_id and self._page.interrupted_call in {0, self._call_id}
+        if is_meant and self.is_news():
             if self._cancel is None:
                 raise KeyboardInterrupt
             self._interrupted = True

@@ -150,17 +150,11 @@ class CellRun:
         Gets the outputs.
     on_message
         Gets each iopub message as it arrives.
-
-    Attributes
-    ----------
-    started_at
-        `time.monotonic` when the worker said that it had begun, or None.
     """
 
     def __init__(self, request_id: str, result: CellResult, on_message: OnMessage | None) -> None:
         self.request_id = request_id
         self.result = result
-        self.started_at: float | None = None
         self._on_message = on_message
         self._replied = False
         self._idle = False
@@ -187,8 +181,6 @@ class CellRun:
         match kind:
             case "status":
                 self._idle = content["execution_state"] == "idle"
-                if self.started_at is None:
-                    self.started_at = time.monotonic()
             case "stream":
                 self._add_stream(content)
             case "display_data":

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import zmq
@@ -22,8 +22,8 @@ from .results import CellResult
 from .work import Work
 from .worker import Worker, converse
 
-INTERRUPT_AGAIN = 0.05
-"""Seconds a cell must have run for an interrupt to count: one before that may have been lost."""
+INTERRUPT_AGAIN = 0.1
+"""Seconds after which an interrupt that was not heard is repeated."""
 
 
 class Driver:
@@ -159,7 +159,13 @@ class Driver:
             worker.interrupt(exchange.call_id)
             worker.lane.send([], until)
             while not exchange.is_answered:
-                exchange.take(worker.lane.receive(until))
+                try:
+                    again = time.monotonic() + INTERRUPT_AGAIN
+                    exchange.take(worker.lane.receive(min(until, again)))
+                except TimeoutError:
+                    if time.monotonic() >= until:
+                        raise
+                    worker.interrupt(exchange.call_id)
         except LaneClosed:
             pass
         except BaseException as error:
@@ -168,10 +174,10 @@ class Driver:
                 raise  # a second Ctrl-C
 
     async def _stop_call_async(self, worker: Worker, exchange: Exchange) -> None:
-        worker.interrupt(exchange.call_id)
         try:
             async with asyncio.timeout(self._grace):
-                await converse(worker.lane, exchange)
+                with insisting(worker, exchange.call_id):
+                    await converse(worker.lane, exchange)
         except LaneClosed:
             pass
         except BaseException as error:
@@ -183,25 +189,36 @@ class Driver:
         """Interrupt a cell and wait for that; a worker that does not listen is ended."""
         assert worker.cells is not None
         until = time.monotonic() + self._grace
-        heard = False
+        call_id = worker.lane.new_call_id()
         try:
             while not run.has_ended and not worker.died.is_set():
-                if not heard:
-                    # A cell that has not begun is not interrupted: then once more.
-                    heard = (
-                        run.started_at is not None
-                        and time.monotonic() > run.started_at + INTERRUPT_AGAIN
-                    )
-                    worker.interrupt_cell()
+                worker.interrupt(call_id)
                 if time.monotonic() > until:
                     self._condemn(worker)
                     return
-                step = min(until, time.monotonic() + 2 * INTERRUPT_AGAIN)
+                step = min(until, time.monotonic() + INTERRUPT_AGAIN)
                 with contextlib.suppress(TimeoutError, ConnectionError):
                     worker.cells.follow(run, step, lambda: not worker.died.is_set())
         except BaseException:  # a second Ctrl-C
             self._condemn(worker)
             raise
+
+
+@contextlib.contextmanager
+def insisting(worker: Worker, call_id: int) -> Iterator[None]:
+    """Interrupt a call until it has heard, while the running event loop goes on."""
+    loop = asyncio.get_running_loop()
+    timers: list[asyncio.TimerHandle] = []
+
+    def again() -> None:
+        worker.interrupt(call_id)
+        timers[:] = [loop.call_later(INTERRUPT_AGAIN, again)]
+
+    again()
+    try:
+        yield
+    finally:
+        timers[0].cancel()
 
 
 def _timed_out(worker: Worker, work: Work) -> CallTimeout:

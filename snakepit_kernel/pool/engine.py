@@ -42,7 +42,7 @@ from ..protocol.frames import Segment
 from ..protocol.messages import ToolInfo, WorkerSetup
 from .cells import Cell
 from .config import PoolConfig
-from .driver import Driver
+from .driver import Driver, insisting
 from .futures import CallFuture
 from .results import CellResult
 from .scheduler import QueueFull, Scheduler
@@ -462,8 +462,8 @@ class Engine:
             return await asyncio.shield(run)
         except asyncio.CancelledError:
             work.is_given_up = True
-            worker.interrupt_cell()
-            done, _ = await asyncio.wait({run}, timeout=self.config.grace)
+            with insisting(worker, worker.lane.new_call_id()):
+                done, _ = await asyncio.wait({run}, timeout=self.config.grace)
             if not done:
                 self._condemn(worker)
             await asyncio.gather(run, return_exceptions=True)

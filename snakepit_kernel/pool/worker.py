@@ -235,7 +235,7 @@ class Worker:
         self.apply(WorkerEvent.STOP)
         self._theirs.close()
         if self.holder is not None:
-            self.interrupt(0)
+            self.interrupt()
         self.lane.hang_up()
         provisioner = self.manager.provisioner
         if isinstance(provisioner, SnakepitProvisioner):
@@ -275,15 +275,16 @@ class Worker:
 
     # -- interrupting --------------------------------------------------------------------------
 
-    def interrupt(self, call_id: int) -> None:
-        """Interrupt a call if it still is the running one, from any thread."""
-        if self.process is not None and self.lane.fileno() >= 0:
-            self.lane.page.interrupted_call = call_id
-            self.process.send_signal(signal.SIGINT)
+    def interrupt(self, call_id: int = 0) -> None:
+        """Interrupt a call if it still is the running one and has not heard, from any thread.
 
-    def interrupt_cell(self) -> None:
-        """Interrupt the running cell, from any thread."""
-        if self.process is not None:
+        A cell is interrupted by whatever id; 0 stands for whatever runs.
+        """
+        if self.process is None or self.lane.fileno() < 0:
+            return
+        page = self.lane.page
+        if not call_id or page.heard_call != call_id:
+            page.interrupted_call = call_id
             self.process.send_signal(signal.SIGINT)
 
     # -- looking -------------------------------------------------------------------------------

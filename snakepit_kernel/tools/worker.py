@@ -80,6 +80,7 @@ class Worker:
     def open(self) -> None:
         """Say hello: from now on calls are served."""
         self._interrupts.install()
+        self._kernel.heeds_interrupt = self._interrupts.is_news
         self._send(messages.Hello(os.getpid(), __version__))
         self._lane.attach(self._loop)
 
