@@ -17,6 +17,7 @@ import select
 import shlex
 import shutil
 import signal
+import sqlite3
 import subprocess
 import sys
 import tempfile
@@ -26,6 +27,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
+from traitlets.config import Config
+
+GRACE = 0.5
+"""Seconds that the kernels of tests give to what is deaf to SIGTERM; by default it would be 2."""
 
 PATIENCE = 3.0
 """Seconds that what is ending at the end of a test may still take."""
@@ -179,6 +184,7 @@ class Surroundings:
             entry.name for entry in os.scandir("/dev/shm") if _owner(entry) == os.getuid()
         }
         self.descriptors = _descriptors()
+        self.runs = _own_runs()
 
     def new_processes(self) -> list[Process]:
         """Living processes; ours that are zombies are reaped on the way."""
@@ -204,6 +210,9 @@ class Surroundings:
         new = sorted(now - self.shared_memory)
         return [f"/dev/shm/{name}" for name in new if not _belongs_to_a_stranger(name)]
 
+    def new_runs(self) -> list[str]:
+        return sorted(_own_runs() - self.runs)
+
     def new_descriptors(self) -> list[str]:
         now = _descriptors()
         new = {
@@ -227,6 +236,16 @@ def _runtime_files() -> set[str]:
         for parent, directories, files in os.walk(directory)
         for name in directories + files
     }
+
+
+def _own_runs() -> set[str]:
+    """Runs of this process that are written down and not crossed out."""
+    file = PRIVATE / "snakepit" / "runs.sqlite"
+    if not file.exists():
+        return set()
+    with contextlib.closing(sqlite3.connect(f"file:{file}?mode=ro", uri=True)) as connection:
+        select = "SELECT run_id || ' ' || label FROM runs WHERE owner LIKE ? || ':%'"
+        return {row[0] for row in connection.execute(select, (str(os.getpid()),))}
 
 
 def _owner(entry: os.DirEntry[str]) -> int:
@@ -266,7 +285,7 @@ def _settle(look: Callable[[], list[str]], deadline: float) -> list[str]:
 
 @pytest.fixture(autouse=True)
 def nothing_is_left_behind() -> Iterator[Surroundings]:
-    """Fail a test that leaves a process, a runtime file, shared memory or a file descriptor."""
+    """Fail a test that leaves a process, a run, a runtime file, shared memory or a descriptor."""
     before = Surroundings()
     yield before
     deadline = time.monotonic() + PATIENCE
@@ -285,6 +304,7 @@ def nothing_is_left_behind() -> Iterator[Surroundings]:
         gc.collect()
     complaints += [f"file {path}" for path in _settle(before.new_files, deadline)]
     complaints += [f"shared memory {path}" for path in _settle(before.new_shared_memory, deadline)]
+    complaints += [f"run {item}" for item in _settle(before.new_runs, deadline)]
     complaints += [f"descriptor {item}" for item in _settle(before.new_descriptors, deadline)]
     for path in map(Path, reversed(before.new_files())):
         path.rmdir() if path.is_dir() else path.unlink()
@@ -401,6 +421,7 @@ def start_kernel() -> Callable[..., contextlib.AbstractAsyncContextManager[Kerne
     ) -> AsyncIterator[Kernel]:
         from jupyter_client.manager import AsyncKernelManager
 
+        traits.setdefault("config", Config({"SnakepitProvisioner": {"grace": GRACE}}))
         km = (manager_class or AsyncKernelManager)(kernel_name=kernel_name, **traits)
         await km.start_kernel(**(launch or {}))
         kc = km.client()
@@ -439,8 +460,10 @@ class KernelOwner(subprocess.Popen[str]):
         program = f"""
 import asyncio, subprocess, sys
 from jupyter_client.manager import AsyncKernelManager
+from traitlets.config import Config
 async def main():
-    km = AsyncKernelManager(kernel_name="snakepit", **{traits or {}!r})
+    config = Config({{"SnakepitProvisioner": {{"grace": {GRACE}}}}})
+    km = AsyncKernelManager(kernel_name="snakepit", config=config, **{traits or {}!r})
     sink = {{"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}}
     await km.start_kernel(**sink, **{launch or {}!r})
     kc = km.client()

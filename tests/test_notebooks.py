@@ -13,15 +13,6 @@ NOTEBOOKS = sorted((Path(__file__).parents[1] / "notebooks").glob("*.ipynb"))
 
 RUNNERS = {
     "jupyter execute": ["jupyter", "execute", "--output={out}", "{notebook}"],
-    "nbconvert": [
-        "jupyter",
-        "nbconvert",
-        "--execute",
-        "--to",
-        "notebook",
-        "--output={out}",
-        "{notebook}",
-    ],
     "papermill": ["papermill", "--no-progress-bar", "{notebook}", "{out}"],
 }
 

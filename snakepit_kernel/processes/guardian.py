@@ -92,7 +92,7 @@ PROVING_SCANS = 20
 """Scans without a process to end that stand in for the answer of ``waitpid``."""
 
 MAX_LISTED = 64
-"""Ended processes that are named to the owner; all are counted."""
+"""Processes that are named to the owner; all are counted."""
 
 MAX_COMMAND = 200
 """Characters of a command line that are told: the report must fit into the channel unread."""
@@ -495,9 +495,11 @@ class Guardian:
     def report_survivors(self) -> None:
         """Name what SIGKILL did not end; go on waiting for it."""
         self.reported_survivors = True
+        lines = []
         for status in living_descendants(os.getpid()):
             command = read_command(status.pid)[:MAX_COMMAND]
-            self.tell("survivor", str(status.pid), status.state, command)
+            lines.append(f"survivor\t{status.pid}\t{status.state}\t{command}")
+        self.send("\n".join(lines[:MAX_LISTED]))  # at once: who reads one has read all
 
     def finish(self) -> None:
         """Tell the owner what was ended; with no owner left, write it down and remove the files."""
@@ -532,9 +534,12 @@ class Guardian:
 
     def tell(self, *words: str) -> bool:
         """Send a line to the owner; say whether there is one to hear it."""
-        line = "\t".join(words).encode("utf-8", "replace") + b"\n"
+        return self.send("\t".join(words))
+
+    def send(self, text: str) -> bool:
+        """Send lines to the owner; say whether there is one to hear them."""
         try:
-            os.write(self.channel, line)
+            os.write(self.channel, text.encode("utf-8", "replace") + b"\n")
         except OSError:
             return False
         return True
