@@ -405,7 +405,14 @@ class Kernel:
         return "".join(output).strip()
 
     async def ready(self, timeout: float = 30.0) -> None:
-        await self.kc.wait_for_ready(timeout=timeout)
+        """Wait until output arrives and requests are answered.
+
+        The client's own `wait_for_ready` does not know the welcome, and sleeps instead.
+        """
+        async with asyncio.timeout(timeout):
+            while (await self.kc.get_iopub_msg())["msg_type"] != "iopub_welcome":
+                pass
+            await self.kc.kernel_info(reply=True, timeout=timeout)
 
 
 @pytest.fixture

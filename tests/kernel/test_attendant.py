@@ -25,11 +25,13 @@ CHILDREN = """
 import os, subprocess
 subprocess.Popen(['sleep', '600'])
 subprocess.Popen(['/bin/sleep', '600'], env={}, start_new_session=True)
-if os.fork() == 0:
+middle = os.fork()
+if middle == 0:
     os.setsid()
     if os.fork() == 0:
         os.execvp('sleep', ['sleep', '600'])
     os._exit(0)
+os.waitpid(middle, 0)
 print(os.getpid(), os.environ['SNAKEPIT_RUN_ID'])
 """
 
