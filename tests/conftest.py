@@ -407,8 +407,11 @@ class Kernel:
     async def ready(self, timeout: float = 30.0) -> None:
         """Wait until output arrives and requests are answered.
 
-        The client's own `wait_for_ready` does not know the welcome, and sleeps instead.
+        The client's own `wait_for_ready` does not know ipykernel's welcome, and sleeps instead.
         """
+        if self.km.kernel_name != "snakepit":
+            await self.kc.wait_for_ready(timeout=timeout)
+            return
         async with asyncio.timeout(timeout):
             while (await self.kc.get_iopub_msg())["msg_type"] != "iopub_welcome":
                 pass
