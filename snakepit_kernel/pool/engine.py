@@ -15,7 +15,6 @@ import contextvars
 import json
 import logging
 import os
-import sys
 import threading
 import time
 from collections.abc import Callable
@@ -32,16 +31,16 @@ from ..errors import (
     PoolSaturated,
     QueueTimeout,
     SnakepitError,
-    StartFailed,
     ToolError,
     WorkerDied,
 )
 from ..lane.exchange import Exchange, Interrupted, OnOutput, echo
 from ..processes.folders import make_folder, remove_folder, sweep_folders
 from ..protocol.frames import Segment
-from ..protocol.messages import ToolInfo, WorkerSetup
+from ..protocol.messages import ToolInfo
 from .cells import Cell
 from .config import PoolConfig
+from .crew import Crew
 from .driver import Driver, insisting
 from .futures import CallFuture
 from .results import CellResult
@@ -54,19 +53,10 @@ from .worker import Worker
 
 logger = logging.getLogger(__name__)
 
-START_BATCH = 8
-"""Workers that are started at the same time at most."""
-
-MAX_START_FAILURES = 3
-"""Starts that may fail one after the other before a slot is given up."""
-
-RESTART_BACKOFF = 0.2
-"""Seconds before a failed start is tried again; doubles each time."""
-
 STATUS_INTERVAL = 1.0
 """Seconds between looks whether the file that `snakepit status` reads is out of date."""
 
-COUNTERS = ("submitted", *OUTCOMES, "started", "died")
+COUNTERS = ("submitted", *OUTCOMES)
 
 FAREWELL = 0.5
 """Seconds that those who held the workers of a pool that has ended may take to let go."""
@@ -87,26 +77,29 @@ class Engine:
     def __init__(self, config: PoolConfig) -> None:
         self.config = config
         self.pid = os.getpid()
-        self.tools: dict[str, ToolInfo] = {}
         self._closed_because: str | None = None
-        self._ended = False
-        self._problem: StartFailed | None = None
         self._lock = threading.RLock()
         self._quiet = threading.Condition(self._lock)
         self._closing = threading.Lock()
         self._scheduler: Scheduler[Worker] = Scheduler(config.max_queue)
-        self._workers: dict[int, Worker] = {}
         self._counts = dict.fromkeys(COUNTERS, 0)
         self._pending = 0
         self._published: object = None
-        self._watchers: set[asyncio.Task[Any]] = set()
         self._sessions: dict[str, None] = {}
         sweep_folders()
         self._folder = make_folder(config.name)
         self._context: zmq.Context[Any] = zmq.Context()
-        self._async_context = zmq.asyncio.Context(self._context)
-        self._driver = Driver(config.grace, self._context, self._condemn, self._explain)
         self._supervisor = Supervisor(f"snakepit-{config.name}")
+        self._crew = Crew(
+            config,
+            self._folder,
+            zmq.asyncio.Context(self._context),
+            supervisor=self._supervisor,
+            lock=self._lock,
+            scheduler=self._scheduler,
+            lend=self._lend_next,
+        )
+        self._driver = Driver(config.grace, self._context, self._crew.condemn, self._explain)
         atexit.register(self.close)
         _engines.add(self)
 
@@ -120,7 +113,7 @@ class Engine:
         StartFailed
             One of them could not start. Nothing is left running.
         """
-        starting = self._supervisor.ask(self._start_all())
+        starting = self._supervisor.ask(self._open())
         try:
             starting.result()
         except BaseException:
@@ -128,106 +121,24 @@ class Engine:
             self.close("it did not start", grace=0.0)
             raise
 
-    async def _start_all(self) -> None:
-        gate = asyncio.Semaphore(START_BATCH)
-
-        async def start(slot: int) -> None:
-            async with gate:
-                await self._start_worker(slot, 1)
-
-        failure: BaseException | None = None
-        try:
-            async with asyncio.TaskGroup() as group:
-                for slot in range(1, self.config.workers + 1):
-                    group.create_task(start(slot))
-        except ExceptionGroup as failures:
-            failure = failures.exceptions[0]
-        if failure is not None:
-            raise failure  # by itself: a group in its context is all that IPython would show
+    async def _open(self) -> None:
+        await self._crew.start()
         self._publish()
         self._supervisor.spawn(self._publish_status())
 
-    async def _start_worker(self, slot: int, incarnation: int) -> None:
-        worker = Worker(self.config, slot, incarnation, self._folder, self._async_context)
-        with self._lock:
-            predecessor = self._workers.get(slot)
-            if predecessor is not None:
-                self._scheduler.replace(predecessor, worker)
-            self._workers[slot] = worker
-            self._counts["started"] += 1
-        setup = WorkerSetup(
-            adapter=self.config.adapter,
-            import_path=_import_path(),
-            pool=self.config.name,
-            worker=worker.name,
-            preload=list(self.config.preload),
-        )
-        await worker.start(setup)
-        assert worker.configured is not None
-        with self._lock:
-            self.tools = {tool.name: tool for tool in worker.configured.tools} | self.tools
-            worker.apply(WorkerEvent.ANSWER)
-            self._lend_next(worker)
-        watcher = self._supervisor.spawn(self._watch(worker))
-        self._watchers.add(watcher)
-        watcher.add_done_callback(self._watchers.discard)
-
-    async def _watch(self, worker: Worker) -> None:
-        """Wait for the end of a worker; refill its slot if nobody asked for it."""
-        await worker.died.wait()
-        with self._lock:
-            worker.apply(WorkerEvent.STOP)  # or whoever gives it back now would have it lent again
-            self._strand(worker)
-            if not self._ended:
-                self._counts["died"] += 1
-        if self._ended:
-            return
-        await worker.end(0.0)
-        await self._refill(worker.slot, worker.incarnation + 1)
-
-    async def _refill(self, slot: int, incarnation: int) -> None:
-        for attempt in range(MAX_START_FAILURES):
-            if self._ended:
-                return
-            try:
-                await self._start_worker(slot, incarnation + attempt)
-            except StartFailed as error:
-                logger.warning("pool %s: %s", self.config.name, error)
-                self._problem = error
-                await asyncio.sleep(RESTART_BACKOFF * 2**attempt)  # else it fails as fast as it can
-            else:
-                self._problem = None
-                return
-        with self._lock:  # give the slot up; with none left, tell everybody who waits
-            given_up = self._workers.pop(slot, None)
-            if given_up is not None:
-                self._strand(given_up)
-            for ticket in [] if self._workers else self._scheduler.drain():
-                ticket.on_grant()
-
-    def _strand(self, worker: Worker) -> None:
-        """Lend a worker no more, and tell those who wait for it alone."""
-        with self._lock:
-            for ticket in self._scheduler.remove(worker):
-                ticket.on_grant()
-
-    def _condemn(self, worker: Worker) -> None:
-        """Have a worker ended that does not listen; its slot is refilled when it is gone."""
-        with self._lock:
-            worker.apply(WorkerEvent.STOP)
-            self._strand(worker)
-        worker.condemn()
-
     def _explain(self, worker: Worker, death: WorkerDied) -> SnakepitError:
         """Say why a worker left whoever held it."""
-        with self._lock:  # or it is lent again before the supervisor has seen that it died
-            worker.apply(WorkerEvent.STOP)
-            self._strand(worker)
-        if self._ended:
+        self._crew.strand(worker)  # or it is lent again before the supervisor has seen that it died
+        if self._crew.is_dismissed:
             return PoolClosed(self.config.name, self._closed_because or "it was shut down")
         if death.status is None and not worker.died.is_set():
             worker.condemn()  # it lives, but nobody can talk to it
         return death
+
+    @property
+    def tools(self) -> dict[str, ToolInfo]:
+        """What the workers offer, by name."""
+        return self._crew.tools
 
     # -- admission -----------------------------------------------------------------------------
 
@@ -254,7 +165,7 @@ class Engine:
             if work.session is not None:
                 self._sessions[work.session] = None
             try:
-                if not self._workers:
+                if not self._crew.workers:
                     raise self._unserved(work)
                 if self._scheduler.request(work, bounded=work.bounded):
                     self._hold(work)
@@ -266,10 +177,10 @@ class Engine:
                 raise
 
     def _worker_in(self, slot: int) -> Worker:
-        if slot not in self._workers:
-            msg = f"there is no worker {slot}; there are {sorted(self._workers)}"
+        if slot not in self._crew.workers:
+            msg = f"there is no worker {slot}; there are {sorted(self._crew.workers)}"
             raise ValueError(msg)
-        return self._workers[slot]
+        return self._crew.workers[slot]
 
     def _hold(self, work: Work) -> None:
         worker = work.worker
@@ -334,7 +245,7 @@ class Engine:
                     self._hold(ticket)
                 with contextlib.suppress(RuntimeError):  # it was told already
                     ticket.on_grant()
-            for worker in self._workers.values():
+            for worker in self._crew.workers.values():
                 worker.defined.clear()  # what was to be sent may not have been
                 holder = worker.holder
                 if isinstance(holder, Work) and not holder.settled:
@@ -346,8 +257,8 @@ class Engine:
 
     def _unserved(self, work: Work) -> SnakepitError:
         """Say why a piece of work will never get a worker."""
-        if self._problem is not None:
-            return self._problem
+        if self._crew.problem is not None:
+            return self._crew.problem
         if work.wanted is not None and self._closed_because is None:
             return work.wanted.death()
         return PoolClosed(self.config.name, self._closed_because or "it has no workers")
@@ -465,7 +376,7 @@ class Engine:
             with insisting(worker, worker.lane.new_call_id()):
                 done, _ = await asyncio.wait({run}, timeout=self.config.grace)
             if not done:
-                self._condemn(worker)
+                self._crew.condemn(worker)
             await asyncio.gather(run, return_exceptions=True)
             raise
 
@@ -597,7 +508,13 @@ class Engine:
         """Return the counters."""
         with self._lock:
             waiting = self._scheduler.waiting
-            return PoolStats(**self._counts, queued=waiting, running=self._pending - waiting)
+            return PoolStats(
+                **self._counts,
+                started=self._crew.started,
+                died=self._crew.died,
+                queued=waiting,
+                running=self._pending - waiting,
+            )
 
     def status(self) -> PoolStatus:
         """Return what the pool looks like now."""
@@ -614,7 +531,7 @@ class Engine:
                     running=worker.current,
                     run_id=worker.run_id,
                 )
-                for _, worker in sorted(self._workers.items())
+                for _, worker in sorted(self._crew.workers.items())
             ]
             return PoolStatus(
                 name=self.config.name,
@@ -623,19 +540,19 @@ class Engine:
                 workers=workers,
                 stats=self.stats(),
                 sessions=list(self._sessions),
-                problem=str(self._problem) if self._problem else self._closed_because,
+                problem=str(self._crew.problem) if self._crew.problem else self._closed_because,
             )
 
     def logs(self) -> dict[str, str]:
         """Return the last output of each worker's process, by the worker's name."""
         with self._lock:
-            workers = [worker for _, worker in sorted(self._workers.items())]
+            workers = [worker for _, worker in sorted(self._crew.workers.items())]
         return {worker.name: worker.last_output() for worker in workers}
 
     def slots(self) -> list[int]:
         """Return the numbers of the workers."""
         with self._lock:
-            return sorted(self._workers)
+            return sorted(self._crew.workers)
 
     @property
     def is_own_thread(self) -> bool:
@@ -698,15 +615,15 @@ class Engine:
             threading.Thread(target=self.close, args=(reason, grace), daemon=True).start()
             return
         with self._closing:
-            if self._ended:
+            if self._crew.is_dismissed:
                 return
             self._closed_because = self._closed_because or reason
             self.stop_accepting(cancel_queued=True)
             with self._lock:
-                self._ended = True
+                self._crew.is_dismissed = True
             try:
                 self._supervisor.ask(
-                    self._end_all(self.config.grace if grace is None else grace)
+                    self._crew.end(self.config.grace if grace is None else grace)
                 ).result()
                 with self._lock:  # who held a worker has noticed, unless its event loop stands
                     self._quiet.wait_for(lambda: self._pending == 0, FAREWELL)
@@ -715,26 +632,6 @@ class Engine:
             finally:  # a second Ctrl-C: the guardians go on by themselves
                 remove_folder(self._folder)
                 atexit.unregister(self.close)
-
-    async def _end_all(self, grace: float) -> None:
-        for watcher in list(self._watchers):  # refills that are under way
-            watcher.cancel()
-        await asyncio.gather(*self._watchers, return_exceptions=True)
-        workers = list(self._workers.values())
-        await asyncio.gather(*(self._end_worker(worker, grace) for worker in workers))
-        with self._lock:
-            self._workers.clear()
-
-    async def _end_worker(self, worker: Worker, grace: float) -> None:
-        try:
-            await worker.end(grace)
-        except SnakepitError as error:
-            logger.warning("%s: %s", worker.name, error)
-
-
-def _import_path() -> list[str]:
-    """Return where this process finds modules, as absolute paths."""
-    return list(dict.fromkeys(os.path.abspath(entry) for entry in sys.path))  # noqa: PTH100
 
 
 _engines: WeakSet[Engine] = WeakSet()
