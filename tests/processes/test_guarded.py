@@ -358,7 +358,7 @@ if os.fork() == 0:
     read_until_ready(lines)
     process.guardian.signal(signal.SIGKILL)
 
-    asyncio.run(end_tagged(process.run_id, 0.1))
+    asyncio.run(end_tagged([process.run_id], 0.1))
 
     while lines.pending():
         lines.read()
