@@ -392,7 +392,7 @@ class Kernel:
 
         def collect(message: dict[str, Any]) -> None:
             content = message["content"]
-            if message["msg_type"] == "stream":
+            if message["msg_type"] == "stream" and content["name"] == "stdout":
                 output.append(content["text"])
             elif message["msg_type"] in {"execute_result", "display_data"}:
                 output.append(content["data"]["text/plain"])
@@ -480,8 +480,10 @@ async def main():
     kc.start_channels()
     await kc.wait_for_ready(timeout=30)
     said = []
-    await kc.execute_interactive({code!r}, timeout=30, output_hook=lambda message: said.append(
-        message["content"].get("text", "")))
+    def collect(message):
+        if message["content"].get("name") == "stdout":
+            said.append(message["content"]["text"])
+    await kc.execute_interactive({code!r}, timeout=30, output_hook=collect)
     print(km.provisioner.pid, km.provisioner.guarded.guardian.pid, *"".join(said).split())
     print("ready", flush=True)
     sys.stdin.readline()

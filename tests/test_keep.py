@@ -129,7 +129,8 @@ def test_what_is_kept_in_a_live_run_is_listed_and_not_ended(start_kernel, kept):
             process = kept(int(await kernel.run(START["block"] + TELL)))
             listed = json.loads(snakepit("status", "--json").stdout)["kept"]
             assert [item["pid"] for item in listed] == [process.pid]
-            assert "nothing to end" in snakepit("reap", "--kept").stdout
+            reaped = json.loads(snakepit("reap", "--kept", "--json").stdout)
+            assert (reaped["kept"], reaped["kept_ended"]) == ([], [])
             assert process.is_alive
 
     asyncio.run(scenario())

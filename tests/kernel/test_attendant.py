@@ -73,11 +73,12 @@ class Client:
 
     def run(self, code: str) -> str:
         output: list[str] = []
-        reply = self.client.execute_interactive(
-            code,
-            timeout=20,
-            output_hook=lambda message: output.append(message["content"].get("text", "")),
-        )
+
+        def collect(message: dict[str, Any]) -> None:
+            if message["content"].get("name") == "stdout":
+                output.append(message["content"]["text"])
+
+        reply = self.client.execute_interactive(code, timeout=20, output_hook=collect)
         assert reply["content"]["status"] == "ok", reply
         return "".join(output)
 
