@@ -84,6 +84,12 @@ os.execv('/bin/sh', ['sh', '-c', 'echo ready; exec sleep 600'])
     "in a cgroup namespace and a pid namespace": """
 subprocess.Popen(['unshare', '-p', '-f', 'sh', '-c', 'sleep 600 & echo child $$; wait'])
 """,
+    "whose first thread has ended": """
+code = "import ctypes, os, threading, time; "
+code += "threading.Thread(target=time.sleep, args=(600,)).start(); "
+code += "print('child', os.getpid(), flush=True); ctypes.CDLL(None).pthread_exit(None)"
+subprocess.Popen([sys.executable, '-c', code])
+""",
     "multiprocessing": """
 import multiprocessing
 process = multiprocessing.get_context('fork').Process(target=time.sleep, args=(600,))
