@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ..ids import is_run_id
 from ..paths import data_dir
 from .identity import ProcessIdentity
 from .place import Place, Reach, here
@@ -200,39 +201,13 @@ class Registry:
         self._execute(*statements)
 
     def runs(self) -> list[Run]:
-        """Return every run that is written down, oldest first."""
+        """Return every run that is written down, oldest first; what cannot be read is no run."""
         rows = self._execute(
             "SELECT run_id, parent, previous, label, host, boot_id, pid_namespace, owner, guardian,"
             " process, started, leftovers FROM runs ORDER BY started"
         )
-        return [
-            Run(
-                run_id=run_id,
-                parent=parent,
-                previous=previous,
-                label=label,
-                place=Place(host=host, boot=boot, pid_namespace=pid_namespace),
-                owner=ProcessIdentity.parse(owner),
-                guardian=ProcessIdentity.parse(guardian) if guardian else None,
-                process=ProcessIdentity.parse(process) if process else None,
-                started=started,
-                leftovers=tuple(json.loads(leftovers)),
-            )
-            for (
-                run_id,
-                parent,
-                previous,
-                label,
-                host,
-                boot,
-                pid_namespace,
-                owner,
-                guardian,
-                process,
-                started,
-                leftovers,
-            ) in rows
-        ]
+        runs = map(_read_run, rows)
+        return [run for run in runs if run is not None]
 
     def ended_runs(self) -> list[EndedRun]:
         """Return the runs that ended last, the latest first."""
@@ -287,6 +262,30 @@ class Registry:
                 " death of a guardian leaves behind will not be found by the next start",
                 error,
             )
+
+
+def _read_run(row: Sequence[Any]) -> Run | None:
+    """Read a row; None when it is damaged. A run id becomes a path, so it must be one."""
+    run_id, parent, previous, label, host, boot_id, pid_namespace = row[:7]
+    owner, guardian, process, started, leftovers = row[7:]
+    try:
+        paths = json.loads(leftovers)
+        if not is_run_id(run_id) or not all(isinstance(path, str) for path in paths):
+            return None
+        return Run(
+            run_id=run_id,
+            parent=parent,
+            previous=previous,
+            label=label,
+            place=Place(host=host, boot=boot_id, pid_namespace=pid_namespace),
+            owner=ProcessIdentity.parse(owner),
+            guardian=ProcessIdentity.parse(guardian) if guardian else None,
+            process=ProcessIdentity.parse(process) if process else None,
+            started=started,
+            leftovers=tuple(paths),
+        )
+    except (TypeError, ValueError):
+        return None
 
 
 def _transaction(path: Path, statements: Sequence[Statement]) -> list[Any]:

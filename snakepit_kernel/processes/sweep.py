@@ -312,7 +312,8 @@ async def sweep(registry: Registry, grace: float) -> dict[str, EndReport]:
             if path not in claimed:
                 remove(path)
         registry.retire(run.run_id, report)
-        last_words(run.run_id).unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # none were said, or they cannot be kept
+            last_words(run.run_id).unlink()
     for run in runs:
         if run.is_elsewhere and time.time() - run.started > ELSEWHERE_SECONDS:
             registry.retire(run.run_id)

@@ -94,6 +94,29 @@ def test_a_run_of_another_boot_is_dead_though_its_pids_are_in_use(registry):
     assert registry.runs()[0].is_dead
 
 
+@pytest.mark.parametrize(
+    ("column", "value"),
+    [
+        ("run_id", ""),
+        ("run_id", "../elsewhere"),
+        ("owner", "None"),
+        ("guardian", "x:y"),
+        ("process", "1"),
+        ("leftovers", "{"),
+        ("leftovers", "[1]"),
+        ("leftovers", "null"),
+    ],
+)
+def test_a_damaged_row_is_passed_over(registry, column, value):
+    registry.reserve("a" * 13, label="damaged")
+    registry.reserve("b" * 13, label="R")
+    with sqlite3.connect(registry.path) as connection:
+        connection.execute(f"UPDATE runs SET {column} = ? WHERE label = 'damaged'", (value,))
+    connection.close()
+
+    assert [run.run_id for run in registry.runs()] == ["b" * 13]
+
+
 def test_many_processes_that_write_at_once_lose_nothing(registry):
     code = """
 import logging, sys
