@@ -487,6 +487,31 @@ def test_a_killed_guardian_costs_the_kernel_and_its_children_are_swept(start_ker
     asyncio.run(scenario())
 
 
+def test_a_guardian_that_is_held_by_a_child_ends_with_its_run(start_kernel, living, monkeypatch):
+    monkeypatch.setattr("snakepit_kernel.processes.guarded.END_PATIENCE", 0.5)
+    hold = """
+import os, signal, sys, time
+signal.signal(signal.SIGTERM, signal.SIG_IGN)
+until = time.monotonic() + 60
+while time.monotonic() < until:
+    os.kill(int(sys.argv[1]), signal.SIGSTOP)
+"""
+
+    async def scenario() -> None:
+        async with start_kernel() as kernel:
+            await kernel.run(
+                "import os, subprocess, sys\n"
+                f"subprocess.Popen([sys.executable, '-c', {hold!r}, str(os.getppid())])\n"
+                "subprocess.Popen(['sleep', '600'], start_new_session=True)"
+            )
+            await kernel.km.shutdown_kernel(now=True)
+            assert list(map(str, living())) == []
+            assert kernel.km.provisioner.last_report.verified
+            assert Registry().runs() == []
+
+    asyncio.run(scenario())
+
+
 def test_a_row_whose_pids_belong_to_others_now_is_pruned_and_they_are_untouched(
     start_and_shut_down,
 ):

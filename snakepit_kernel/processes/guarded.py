@@ -210,6 +210,8 @@ class GuardedProcess:
     def poll(self) -> int | None:
         """Return the exit status, or None while the process runs."""
         self._listen()
+        if self.status is None and self.identity is not None and not self.identity.is_alive():
+            self._wake_guardian()  # it says how the process ended, unless somebody has stopped it
         return self.status
 
     @property
@@ -256,8 +258,12 @@ class GuardedProcess:
     def request_end(self, grace: float) -> None:
         """Ask the guardian to end the run; return at once."""
         self._send(f"end\t{grace}\n")
+        self._wake_guardian()
+
+    def _wake_guardian(self) -> None:
+        """Continue the guardian, should somebody have stopped it."""
         if self._popen.poll() is None:
-            self._popen.send_signal(signal.SIGCONT)  # should somebody have stopped it
+            self._popen.send_signal(signal.SIGCONT)
 
     async def end(self, grace: float) -> EndReport:
         """End everything the process ever started; return when that is verified.

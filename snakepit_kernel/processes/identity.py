@@ -174,16 +174,34 @@ def all_statuses() -> Iterator[ProcessStatus]:
                 yield status
 
 
-def living_descendants(root: int) -> list[ProcessStatus]:
-    """Read the status of every living process below one process, parents before children."""
-    return [status for status in descendants(root) if not status.is_dead]
-
-
-def descendants(root: int) -> list[ProcessStatus]:
-    """Read the status of every process below one process, zombies too, parents before children."""
+def all_children() -> dict[int, list[ProcessStatus]]:
+    """Read the status of every process on the machine, by the pid of its parent."""
     children: dict[int, list[ProcessStatus]] = {}
     for status in all_statuses():
         children.setdefault(status.parent, []).append(status)
+    return children
+
+
+def living_descendants(
+    root: int, children: dict[int, list[ProcessStatus]] | None = None
+) -> list[ProcessStatus]:
+    """Return the status of every living process below one process, parents before children."""
+    return [status for status in descendants(root, children) if not status.is_dead]
+
+
+def descendants(
+    root: int, children: dict[int, list[ProcessStatus]] | None = None
+) -> list[ProcessStatus]:
+    """Return the status of every process below one process, zombies too, parents before children.
+
+    Parameters
+    ----------
+    root
+        Its pid.
+    children
+        What `all_children` gave, for who asks about many processes.
+    """
+    children = all_children() if children is None else children
     found: list[ProcessStatus] = []
     level = children.get(root, [])
     while level:

@@ -111,8 +111,10 @@ class GuardedRun:
         if self._report is not None:
             return self._report
         report = await self.process.end(grace)
-        if not report.verified and self.process.is_gone:  # somebody killed the guardian
+        if not report.verified and (self.process.is_gone or not report.survivors):
+            # Somebody killed the guardian; or holds it, and it ends with what it guards.
             report = (await end_tagged([self.run_id], grace)).report(self.run_id)
+            await self.process.end(0.0)
         if report.verified:
             self._registry.retire(self.run_id, report)
             shutil.rmtree(run_folder(self.run_id), ignore_errors=True)

@@ -22,6 +22,7 @@ from .guardian import remove
 from .identity import (
     SIGKILL,
     ProcessIdentity,
+    all_children,
     all_statuses,
     living_descendants,
     read_command,
@@ -389,12 +390,13 @@ def _with_descendants(
 ) -> list[TaggedProcess]:
     """Return those of some processes that live, and what is below them, but for some pids."""
     found: dict[ProcessIdentity, TaggedProcess] = {}
+    children = all_children()  # once: there may be thousands of them
     for process in processes:
         if process.identity.pid in spared or not process.identity.is_alive():
             continue
         found[process.identity] = process
         skipped = {*spared, os.getpid()}
-        for status in living_descendants(process.identity.pid):
+        for status in living_descendants(process.identity.pid, children):
             identity = ProcessIdentity(status.pid, status.start_time)
             if status.pid in skipped or status.parent in skipped:
                 skipped.add(status.pid)

@@ -738,6 +738,40 @@ def test_a_stopped_guardian_still_ends_its_run_when_asked(guards, lines, living)
     assert list(map(str, living())) == []
 
 
+def test_the_end_of_a_command_below_a_stopped_guardian_is_noticed(guards, lines):
+    process = guards.python(READY)
+    assert lines.read() == "ready"
+    process.guardian.signal(signal.SIGSTOP)
+    process.identity.signal(signal.SIGKILL)
+
+    deadline = time.monotonic() + SOON
+    while process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.02)
+
+    assert process.poll() == -signal.SIGKILL
+
+
+def test_a_thousand_children_of_a_killed_guardian_are_asked_before_they_are_killed(
+    guards, lines, living
+):
+    process = guards.python("""
+    for _ in range(1000):
+        if os.fork() == 0:
+            while True:
+                signal.pause()
+    say('ready')
+    signal.pause()
+    """)
+    assert lines.read(60) == "ready"
+    process.guardian.signal(signal.SIGKILL)
+
+    ending = asyncio.run(end_tagged([process.run_id], 20.0))
+
+    assert list(map(str, living())) == []
+    assert ending.survivors == []
+    assert {name for _, name in ending.ended} == {"SIGTERM"}
+
+
 def test_signals_of_a_terminal_do_not_end_a_guardian(guards, lines, process_of):
     process = guards.python(READY)
     assert lines.read() == "ready"
