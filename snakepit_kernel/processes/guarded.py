@@ -21,6 +21,7 @@ from ..errors import StartFailed
 from ..ids import RUN_ID_OPTION, run_number
 from . import guardian
 from .identity import ProcessIdentity
+from .place import sees_itself
 from .report import EndReport
 from .tags import KEEP_VARIABLE, mark_of
 from .waiting import exit_descriptor, readable, to_its_end
@@ -147,6 +148,9 @@ class GuardedProcess:
     ) -> GuardedProcess:
         if sys.platform != "linux":
             cause = "process clean-up by a guardian needs Linux so far"
+            raise StartFailed(command[0], cause)
+        if not sees_itself():
+            cause = "/proc does not show this PID namespace; mount it anew (unshare --mount-proc)"
             raise StartFailed(command[0], cause)
         ours, theirs = socket.socketpair()
         if theirs.fileno() <= 2:  # an owner without standard streams; Popen fills these numbers
