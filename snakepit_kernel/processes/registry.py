@@ -60,6 +60,9 @@ _SCHEMA = (
 BUSY_PATIENCE = 10.0
 """Seconds to wait for another process that writes to the registry."""
 
+LOCK_INTERVAL = 0.01
+"""Seconds between tries to lock the file."""
+
 REMEMBERED_RUNS = 200
 """Ended runs that stay written down, for people."""
 
@@ -332,8 +335,16 @@ def _lock(path: Path, kind: int) -> Iterator[None]:
     SQLite's own locks lie in the file that is replaced: whoever still had the old one open would
     empty the log of the new one into it.
     """
+    deadline = time.monotonic() + BUSY_PATIENCE
     with path.with_name(f"{path.name}.lock").open("w") as file:
-        fcntl.flock(file, kind)
+        while True:
+            try:
+                fcntl.flock(file, kind | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if time.monotonic() > deadline:
+                    raise TimeoutError("another process holds its lock") from None
+                time.sleep(LOCK_INTERVAL)
         yield
 
 

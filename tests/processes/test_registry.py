@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import logging
 import os
 import sqlite3
@@ -228,6 +229,18 @@ def test_a_registry_that_cannot_be_written_costs_one_warning_only(tmp_path, capl
     assert registry.runs() == []
     (warning,) = warnings_in(caplog)
     assert "cannot be used" in warning
+
+
+def test_a_lock_that_is_never_given_back_costs_one_warning_only(registry, monkeypatch, caplog):
+    monkeypatch.setattr("snakepit_kernel.processes.registry.BUSY_PATIENCE", 0.1)
+    with registry.path.with_name("runs.sqlite.lock").open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        registry.reserve("a" * 13, label="R")
+        assert registry.runs() == []
+    assert len(warnings_in(caplog)) == 1
+
+    registry.reserve("b" * 13, label="R")
+    assert [run.run_id for run in registry.runs()] == ["b" * 13]
 
 
 def test_a_data_directory_that_cannot_be_made_costs_one_warning_only(monkeypatch, tmp_path, caplog):
