@@ -24,7 +24,7 @@ from .processes.identity import ProcessIdentity
 from .processes.registry import Registry
 from .processes.report import EndReport
 from .processes.run import GuardedRun
-from .processes.sweep import end_tagged
+from .processes.sweep import end_run_tagged
 from .processes.waiting import ended
 
 SHUTDOWN_PATIENCE = 1.0
@@ -198,8 +198,8 @@ class SnakepitProvisioner(LocalProvisioner):
         if not await ended(guardian, self.grace + 10.0):
             self.log.warning("processes of run %s do not die", self.run_id)
             return
-        ending = await end_tagged([self.run_id], self.grace)
-        self.registry.retire(self.run_id, ending.report(self.run_id))
+        ending = await end_run_tagged(self.registry, self.run_id, self.grace)
+        self.registry.retire(self.run_id, ending.report())
 
     # -- persistence -------------------------------------------------------------------------
 

@@ -104,7 +104,11 @@ class Process(NamedTuple):
 
     @property
     def is_alive(self) -> bool:
-        return self.state not in {"", "Z", "X"}
+        # One whose first thread has ended before others has the state of a zombie.
+        threads = _stat(self.pid)[17:18]
+        return self.state not in {"", "Z", "X"} or (
+            self.state == "Z" and threads not in ([], ["0"], ["1"])
+        )
 
     def __str__(self) -> str:
         command = _read(f"/proc/{self.pid}/cmdline").replace(b"\0", b" ").decode(errors="replace")

@@ -487,6 +487,65 @@ def test_a_killed_guardian_costs_the_kernel_and_its_children_are_swept(start_ker
     asyncio.run(scenario())
 
 
+def test_a_killed_guardian_costs_the_pool_in_the_kernel_too(start_kernel, living):
+    async def scenario() -> None:
+        async with start_kernel() as kernel:
+            await kernel.run(
+                "import subprocess, snakepit_kernel\n"
+                "pool = snakepit_kernel.Pool(1)\n"
+                "def deaf():\n"
+                "    import subprocess\n"
+                "    subprocess.Popen(['sh', '-c', 'trap \"\" TERM; sleep 600; sleep 600'])\n"
+                "pool.submit(deaf).result()"
+            )
+            os.kill(kernel.km.provisioner.guarded.guardian.pid, signal.SIGKILL)
+            await kernel.km.shutdown_kernel(now=True)
+            assert list(map(str, living())) == []
+
+    asyncio.run(scenario())
+
+
+def test_a_run_ends_though_its_runtime_directory_cannot_be_used_any_more(
+    start_kernel, living, monkeypatch, tmp_path
+):
+    monkeypatch.setenv("SNAKEPIT_RUNTIME_DIR", str(tmp_path / "runtime"))
+
+    async def scenario() -> None:
+        async with start_kernel() as kernel:
+            (tmp_path / "runtime").rmdir()
+            (tmp_path / "runtime").touch()
+            await kernel.km.shutdown_kernel(now=True)
+            assert list(map(str, living())) == []
+            assert Registry().runs() == []
+
+    asyncio.run(scenario())
+
+
+def test_a_guardian_that_is_held_by_a_child_ends_with_its_run(start_kernel, living, monkeypatch):
+    monkeypatch.setattr("snakepit_kernel.processes.guarded.END_PATIENCE", 0.5)
+    hold = """
+import os, signal, sys, time
+signal.signal(signal.SIGTERM, signal.SIG_IGN)
+until = time.monotonic() + 60
+while time.monotonic() < until:
+    os.kill(int(sys.argv[1]), signal.SIGSTOP)
+"""
+
+    async def scenario() -> None:
+        async with start_kernel() as kernel:
+            await kernel.run(
+                "import os, subprocess, sys\n"
+                f"subprocess.Popen([sys.executable, '-c', {hold!r}, str(os.getppid())])\n"
+                "subprocess.Popen(['sleep', '600'], start_new_session=True)"
+            )
+            await kernel.km.shutdown_kernel(now=True)
+            assert list(map(str, living())) == []
+            assert kernel.km.provisioner.last_report.verified
+            assert Registry().runs() == []
+
+    asyncio.run(scenario())
+
+
 def test_a_row_whose_pids_belong_to_others_now_is_pruned_and_they_are_untouched(
     start_and_shut_down,
 ):

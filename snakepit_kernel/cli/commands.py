@@ -5,6 +5,7 @@ Everything here is light: a command imports its module when it runs.
 
 from __future__ import annotations
 
+import math
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -85,6 +86,8 @@ def reap(context: click.Context, dry_run: bool, kept: bool, grace: float, as_jso
     """
     from .reaping import reap as reap_all
 
+    if not math.isfinite(grace):
+        raise click.UsageError(f"--grace must be 0 or more seconds, not {grace:g}")
     context.exit(reap_all(grace=grace, kept=kept, dry_run=dry_run, as_json=as_json))
 
 

@@ -108,7 +108,12 @@ def _client() -> ProcessIdentity | None:
     """Return the process whose death ends the kernel, if the client has named one."""
     named = os.environ.get(PARENT_VARIABLE, "")
     # 1 and 0 stand for nobody, as in ipykernel.
-    return ProcessIdentity.of(int(named)) if named.isdigit() and int(named) > 1 else None
+    if not named.isdecimal() or int(named) <= 1:
+        return None
+    client = ProcessIdentity.of(int(named))
+    if client is None and os.getppid() == 1:  # it died before we looked; else its name is stale
+        return ProcessIdentity(int(named), 0)
+    return client
 
 
 def _inherited() -> list[int]:

@@ -64,7 +64,7 @@ def sweep_folders() -> list[Path]:
     """Remove the folders of dead processes; return what was removed."""
     removed = []
     for run in runtime_dir().iterdir():
-        if not is_run_id(run.name):
+        if not is_run_id(run.name) or run.is_symlink():
             continue
         for folder in run.glob("*"):
             if is_leftover(folder):
@@ -81,9 +81,19 @@ def is_leftover(folder: Path) -> bool:
     try:
         owner, _, boot = (folder / OWNER_FILE).read_text().partition(" ")
         identity = ProcessIdentity.parse(owner)
+    except (FileNotFoundError, NotADirectoryError):
+        # Nobody puts anything into a folder before it is claimed: what holds more is not ours.
+        return _is_bare(folder) and _age(folder) > UNCLAIMED_SECONDS
     except (OSError, ValueError):
         return _age(folder) > UNCLAIMED_SECONDS
     return boot != boot_id() or not identity.is_alive()
+
+
+def _is_bare(folder: Path) -> bool:
+    try:
+        return {path.name for path in folder.iterdir()} <= {f"{OWNER_FILE}.new"}
+    except OSError:
+        return False
 
 
 def _age(path: Path) -> float:

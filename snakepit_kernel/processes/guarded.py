@@ -21,6 +21,7 @@ from ..errors import StartFailed
 from ..ids import RUN_ID_OPTION, run_number
 from . import guardian
 from .identity import ProcessIdentity
+from .place import sees_itself
 from .report import EndReport
 from .tags import KEEP_VARIABLE, mark_of
 from .waiting import exit_descriptor, readable, to_its_end
@@ -148,6 +149,9 @@ class GuardedProcess:
         if sys.platform != "linux":
             cause = "process clean-up by a guardian needs Linux so far"
             raise StartFailed(command[0], cause)
+        if not sees_itself():
+            cause = "/proc does not show this PID namespace; mount it anew (unshare --mount-proc)"
+            raise StartFailed(command[0], cause)
         ours, theirs = socket.socketpair()
         if theirs.fileno() <= 2:  # an owner without standard streams; Popen fills these numbers
             low = theirs
@@ -210,6 +214,8 @@ class GuardedProcess:
     def poll(self) -> int | None:
         """Return the exit status, or None while the process runs."""
         self._listen()
+        if self.status is None and self.identity is not None and not self.identity.is_alive():
+            self._wake_guardian()  # it says how the process ended, unless somebody has stopped it
         return self.status
 
     @property
@@ -256,8 +262,12 @@ class GuardedProcess:
     def request_end(self, grace: float) -> None:
         """Ask the guardian to end the run; return at once."""
         self._send(f"end\t{grace}\n")
+        self._wake_guardian()
+
+    def _wake_guardian(self) -> None:
+        """Continue the guardian, should somebody have stopped it."""
         if self._popen.poll() is None:
-            self._popen.send_signal(signal.SIGCONT)  # should somebody have stopped it
+            self._popen.send_signal(signal.SIGCONT)
 
     async def end(self, grace: float) -> EndReport:
         """End everything the process ever started; return when that is verified.

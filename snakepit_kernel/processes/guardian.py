@@ -582,5 +582,5 @@ def remove(path: str) -> None:
             os.rmdir(path)  # noqa: PTH106
         else:
             os.unlink(path)  # noqa: PTH108
-    except OSError:
+    except (OSError, ValueError):
         pass

@@ -123,18 +123,22 @@ class ProcessIdentity:
 class ProcessStatus:
     """What ``/proc/PID/stat`` says of a process."""
 
-    __slots__ = ("parent", "pid", "start_time", "state")
+    __slots__ = ("parent", "pid", "start_time", "state", "threads")
 
-    def __init__(self, pid: int, parent: int, state: str, start_time: int) -> None:
+    def __init__(self, pid: int, parent: int, state: str, start_time: int, threads: int) -> None:
         self.pid = pid
         self.parent = parent
         self.state = state
         self.start_time = start_time
+        self.threads = threads
 
     @property
     def is_dead(self) -> bool:
-        """Whether it is a zombie, or about to vanish."""
-        return self.state in "ZX"
+        """Whether it is a zombie, or about to vanish.
+
+        The state is that of the first thread: one that has ended before others looks the same.
+        """
+        return self.state in "ZX" and self.threads <= 1
 
 
 def read_status(pid: int) -> ProcessStatus | None:
@@ -146,7 +150,8 @@ def read_status(pid: int) -> ProcessStatus | None:
         return None  # gone, or another user's on a machine that hides those (hidepid)
     # The command, in parentheses, may hold spaces and parentheses itself.
     fields = content[content.rindex(b")") + 2 :].split()
-    return ProcessStatus(pid, int(fields[1]), fields[0].decode(), int(fields[19]))
+    state, parent, threads, start_time = fields[0], fields[1], fields[17], fields[19]
+    return ProcessStatus(pid, int(parent), state.decode(), int(start_time), int(threads))
 
 
 def read_command(pid: int) -> str:
@@ -169,16 +174,34 @@ def all_statuses() -> Iterator[ProcessStatus]:
                 yield status
 
 
-def living_descendants(root: int) -> list[ProcessStatus]:
-    """Read the status of every living process below one process, parents before children."""
-    return [status for status in descendants(root) if not status.is_dead]
-
-
-def descendants(root: int) -> list[ProcessStatus]:
-    """Read the status of every process below one process, zombies too, parents before children."""
+def all_children() -> dict[int, list[ProcessStatus]]:
+    """Read the status of every process on the machine, by the pid of its parent."""
     children: dict[int, list[ProcessStatus]] = {}
     for status in all_statuses():
         children.setdefault(status.parent, []).append(status)
+    return children
+
+
+def living_descendants(
+    root: int, children: dict[int, list[ProcessStatus]] | None = None
+) -> list[ProcessStatus]:
+    """Return the status of every living process below one process, parents before children."""
+    return [status for status in descendants(root, children) if not status.is_dead]
+
+
+def descendants(
+    root: int, children: dict[int, list[ProcessStatus]] | None = None
+) -> list[ProcessStatus]:
+    """Return the status of every process below one process, zombies too, parents before children.
+
+    Parameters
+    ----------
+    root
+        Its pid.
+    children
+        What `all_children` gave, for who asks about many processes.
+    """
+    children = all_children() if children is None else children
     found: list[ProcessStatus] = []
     level = children.get(root, [])
     while level:

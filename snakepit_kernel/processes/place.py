@@ -60,6 +60,17 @@ def here() -> Place:
     return Place(host=_host(), boot=boot_id(), pid_namespace=pid_namespace_of("self"))
 
 
+def sees_itself() -> bool:
+    """Whether ``/proc`` shows the PID namespace of this process, and not the one around it.
+
+    After ``unshare --pid`` alone it does not: its numbers mean other processes than ours do.
+    """
+    try:
+        return os.readlink("/proc/self") == str(os.getpid())  # noqa: PTH115
+    except OSError:
+        return False
+
+
 def pid_namespace_of(pid: int | str) -> int:
     """Return the number of the PID namespace of a process, or 0 when it cannot be seen."""
     try:

@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ..ids import is_run_id
 from ..paths import data_dir
 from .identity import ProcessIdentity
 from .place import Place, Reach, here
@@ -58,6 +59,9 @@ _SCHEMA = (
 
 BUSY_PATIENCE = 10.0
 """Seconds to wait for another process that writes to the registry."""
+
+LOCK_INTERVAL = 0.01
+"""Seconds between tries to lock the file."""
 
 REMEMBERED_RUNS = 200
 """Ended runs that stay written down, for people."""
@@ -200,39 +204,13 @@ class Registry:
         self._execute(*statements)
 
     def runs(self) -> list[Run]:
-        """Return every run that is written down, oldest first."""
+        """Return every run that is written down, oldest first; what cannot be read is no run."""
         rows = self._execute(
             "SELECT run_id, parent, previous, label, host, boot_id, pid_namespace, owner, guardian,"
             " process, started, leftovers FROM runs ORDER BY started"
         )
-        return [
-            Run(
-                run_id=run_id,
-                parent=parent,
-                previous=previous,
-                label=label,
-                place=Place(host=host, boot=boot, pid_namespace=pid_namespace),
-                owner=ProcessIdentity.parse(owner),
-                guardian=ProcessIdentity.parse(guardian) if guardian else None,
-                process=ProcessIdentity.parse(process) if process else None,
-                started=started,
-                leftovers=tuple(json.loads(leftovers)),
-            )
-            for (
-                run_id,
-                parent,
-                previous,
-                label,
-                host,
-                boot,
-                pid_namespace,
-                owner,
-                guardian,
-                process,
-                started,
-                leftovers,
-            ) in rows
-        ]
+        runs = map(_read_run, rows)
+        return [run for run in runs if run is not None]
 
     def ended_runs(self) -> list[EndedRun]:
         """Return the runs that ended last, the latest first."""
@@ -289,6 +267,30 @@ class Registry:
             )
 
 
+def _read_run(row: Sequence[Any]) -> Run | None:
+    """Read a row; None when it is damaged. A run id becomes a path, so it must be one."""
+    run_id, parent, previous, label, host, boot_id, pid_namespace = row[:7]
+    owner, guardian, process, started, leftovers = row[7:]
+    try:
+        paths = json.loads(leftovers)
+        if not is_run_id(run_id) or not all(isinstance(path, str) for path in paths):
+            return None
+        return Run(
+            run_id=run_id,
+            parent=parent,
+            previous=previous,
+            label=label,
+            place=Place(host=host, boot=boot_id, pid_namespace=pid_namespace),
+            owner=ProcessIdentity.parse(owner),
+            guardian=ProcessIdentity.parse(guardian) if guardian else None,
+            process=ProcessIdentity.parse(process) if process else None,
+            started=started,
+            leftovers=tuple(paths),
+        )
+    except (TypeError, ValueError):
+        return None
+
+
 def _transaction(path: Path, statements: Sequence[Statement]) -> list[Any]:
     # A connection for each transaction: none is shared with a forked child or a thread.
     connection = sqlite3.connect(path, timeout=BUSY_PATIENCE)
@@ -333,8 +335,16 @@ def _lock(path: Path, kind: int) -> Iterator[None]:
     SQLite's own locks lie in the file that is replaced: whoever still had the old one open would
     empty the log of the new one into it.
     """
+    deadline = time.monotonic() + BUSY_PATIENCE
     with path.with_name(f"{path.name}.lock").open("w") as file:
-        fcntl.flock(file, kind)
+        while True:
+            try:
+                fcntl.flock(file, kind | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if time.monotonic() > deadline:
+                    raise TimeoutError("another process holds its lock") from None
+                time.sleep(LOCK_INTERVAL)
         yield
 
 

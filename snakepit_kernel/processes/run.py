@@ -12,7 +12,7 @@ from .folders import run_folder
 from .guarded import GuardedProcess
 from .registry import Registry
 from .report import EndReport
-from .sweep import end_tagged, last_words, sweep
+from .sweep import end_run_tagged, end_tagged, last_words, sweep
 from .waiting import to_its_end
 
 
@@ -31,6 +31,7 @@ class GuardedRun:
         self.run_id = run_id
         self.process = process
         self._registry = registry
+        self._folder = run_folder(run_id)
         self._report: EndReport | None = None  # once it is verified gone
 
     @classmethod
@@ -111,11 +112,13 @@ class GuardedRun:
         if self._report is not None:
             return self._report
         report = await self.process.end(grace)
-        if not report.verified and self.process.is_gone:  # somebody killed the guardian
-            report = (await end_tagged([self.run_id], grace)).report(self.run_id)
+        if not report.verified and (self.process.is_gone or not report.survivors):
+            # Somebody killed the guardian; or holds it, and it ends with what it guards.
+            report = (await end_run_tagged(self._registry, self.run_id, grace)).report()
+            await self.process.end(0.0)
         if report.verified:
             self._registry.retire(self.run_id, report)
-            shutil.rmtree(run_folder(self.run_id), ignore_errors=True)
+            shutil.rmtree(self._folder, ignore_errors=True)
             self._report = report
         return report
 

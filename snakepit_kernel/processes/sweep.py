@@ -22,12 +22,13 @@ from .guardian import remove
 from .identity import (
     SIGKILL,
     ProcessIdentity,
+    all_children,
     all_statuses,
     living_descendants,
     read_command,
     read_status,
 )
-from .place import Reach, here, pid_namespace_of
+from .place import Reach, here, pid_namespace_of, sees_itself
 from .registry import ELSEWHERE_SECONDS, EndedRun, Registry, Run
 from .report import EndedProcess, EndReport
 from .tags import number_of, read_arguments, read_environment, read_mark, says_kept
@@ -98,6 +99,8 @@ class Survey:
 
 def tagged_processes() -> list[TaggedProcess]:
     """Return every living process of this user that carries a run id, this process excepted."""
+    if not sees_itself():
+        return []  # the numbers there are not ours: nobody can be told from another
     pids = [status.pid for status in all_statuses() if not status.is_dead and _is_ours(status.pid)]
     return [process for pid in pids if (process := _read_process(pid)) is not None]
 
@@ -215,6 +218,28 @@ async def end_tagged(run_ids: Collection[str], grace: float) -> Ending:
     return await _end(lambda: _processes_of(run_ids), grace, lambda signum: _chase(run_ids, signum))
 
 
+async def end_run_tagged(registry: Registry, run_id: str, grace: float) -> Ending:
+    """End every process of a run whose guardian is of no use, and the runs that it had started.
+
+    These have guardians, which end them because their owners died; but that may take its time.
+    """
+    ending = await end_tagged([run_id], grace)
+    over = {run_id}
+    while nested := {
+        run.run_id
+        for run in registry.runs()
+        if run.parent in over
+        and run.run_id not in over
+        and not run.is_elsewhere
+        and not run.owner.is_alive()  # one that is kept answers for its runs
+    }:
+        over |= nested
+        more = await end_tagged(nested, grace)
+        ending.ended += more.ended
+        ending.survivors += more.survivors
+    return ending
+
+
 async def end_processes(processes: Collection[TaggedProcess], grace: float) -> Ending:
     """End certain processes and all below them."""
     return await _end(lambda: _with_descendants(processes, set()), grace, lambda _: [])
@@ -295,6 +320,8 @@ async def sweep(registry: Registry, grace: float) -> dict[str, EndReport]:
     dict
         What was ended, by run id.
     """
+    if not sees_itself():
+        return {}  # there is no telling who is dead
     runs = registry.runs()
     _wake_guardians(runs)
     dead = [run for run in runs if run.is_dead]
@@ -312,7 +339,8 @@ async def sweep(registry: Registry, grace: float) -> dict[str, EndReport]:
             if path not in claimed:
                 remove(path)
         registry.retire(run.run_id, report)
-        last_words(run.run_id).unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # none were said, or they cannot be kept
+            last_words(run.run_id).unlink()
     for run in runs:
         if run.is_elsewhere and time.time() - run.started > ELSEWHERE_SECONDS:
             registry.retire(run.run_id)
@@ -388,12 +416,13 @@ def _with_descendants(
 ) -> list[TaggedProcess]:
     """Return those of some processes that live, and what is below them, but for some pids."""
     found: dict[ProcessIdentity, TaggedProcess] = {}
+    children = all_children()  # once: there may be thousands of them
     for process in processes:
         if process.identity.pid in spared or not process.identity.is_alive():
             continue
         found[process.identity] = process
         skipped = {*spared, os.getpid()}
-        for status in living_descendants(process.identity.pid):
+        for status in living_descendants(process.identity.pid, children):
             identity = ProcessIdentity(status.pid, status.start_time)
             if status.pid in skipped or status.parent in skipped:
                 skipped.add(status.pid)

@@ -238,7 +238,7 @@ print(len(ending.survivors), time.monotonic() - began < 2)
     assert process.is_alive
 
 
-@pytest.mark.parametrize("grace", ["-1", "x"])
+@pytest.mark.parametrize("grace", ["-1", "x", "nan", "inf"])
 def test_a_bad_grace_is_refused(snakepit: Run, grace: str) -> None:
     done = snakepit("reap", "--grace", grace)
     assert done.returncode == 2

@@ -17,6 +17,7 @@ import pytest
 from jupyter_client import BlockingKernelClient, write_connection_file
 
 from snakepit_kernel.ids import RUN_ID_VARIABLE, is_run_id, new_run_id
+from snakepit_kernel.kernel import attendant
 from snakepit_kernel.processes.registry import Registry
 
 SOON = 5.0
@@ -173,6 +174,21 @@ sys.stdin.readline()
         assert owner.stdout.readline() == b"ready\n"
         owner.kill()
     assert [str(item) for item in living() if not item.wait_gone(SOON)] == []
+
+
+@pytest.mark.parametrize("orphaned", [True, False])
+def test_a_client_that_died_before_the_kernel_was_up_ends_it_and_a_stale_name_does_not(
+    monkeypatch, orphaned
+):
+    with subprocess.Popen(["true"]) as dead:
+        pass
+    monkeypatch.setenv(attendant.PARENT_VARIABLE, str(dead.pid))
+    monkeypatch.setattr(os, "getppid", lambda: 1 if orphaned else 2)
+
+    client = attendant._client()
+
+    assert (client is not None) == orphaned
+    assert client is None or not client.is_alive()
 
 
 def test_a_client_that_belongs_to_a_run_itself_gets_a_run_of_its_own(tmp_path, living):

@@ -84,6 +84,12 @@ os.execv('/bin/sh', ['sh', '-c', 'echo ready; exec sleep 600'])
     "in a cgroup namespace and a pid namespace": """
 subprocess.Popen(['unshare', '-p', '-f', 'sh', '-c', 'sleep 600 & echo child $$; wait'])
 """,
+    "whose first thread has ended": """
+code = "import ctypes, os, threading, time; "
+code += "threading.Thread(target=time.sleep, args=(600,)).start(); "
+code += "print('child', os.getpid(), flush=True); ctypes.CDLL(None).pthread_exit(None)"
+subprocess.Popen([sys.executable, '-c', code])
+""",
     "multiprocessing": """
 import multiprocessing
 process = multiprocessing.get_context('fork').Process(target=time.sleep, args=(600,))
@@ -730,6 +736,40 @@ def test_a_stopped_guardian_still_ends_its_run_when_asked(guards, lines, living)
 
     assert report.verified
     assert list(map(str, living())) == []
+
+
+def test_the_end_of_a_command_below_a_stopped_guardian_is_noticed(guards, lines):
+    process = guards.python(READY)
+    assert lines.read() == "ready"
+    process.guardian.signal(signal.SIGSTOP)
+    process.identity.signal(signal.SIGKILL)
+
+    deadline = time.monotonic() + SOON
+    while process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.02)
+
+    assert process.poll() == -signal.SIGKILL
+
+
+def test_a_thousand_children_of_a_killed_guardian_are_asked_before_they_are_killed(
+    guards, lines, living
+):
+    process = guards.python("""
+    for _ in range(1000):
+        if os.fork() == 0:
+            while True:
+                signal.pause()
+    say('ready')
+    signal.pause()
+    """)
+    assert lines.read(60) == "ready"
+    process.guardian.signal(signal.SIGKILL)
+
+    ending = asyncio.run(end_tagged([process.run_id], 20.0))
+
+    assert list(map(str, living())) == []
+    assert ending.survivors == []
+    assert {name for _, name in ending.ended} == {"SIGTERM"}
 
 
 def test_signals_of_a_terminal_do_not_end_a_guardian(guards, lines, process_of):

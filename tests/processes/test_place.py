@@ -86,3 +86,21 @@ def test_owners_inside_and_outside_of_a_container_do_not_touch_each_others_kerne
         assert [owner.stdout.readline() for owner in owners] == ["True\n"] * 2
         assert len(Registry().runs()) == 2
     assert Registry().runs() == []
+
+
+@pytest.mark.skipif(not unshare_works(), reason="this machine lets us make no PID namespace")
+def test_below_the_proc_of_another_namespace_nothing_is_started_or_signalled():
+    code = """
+import asyncio
+from snakepit_kernel.ids import new_run_id
+from snakepit_kernel.processes.guarded import GuardedProcess
+from snakepit_kernel.processes.sweep import tagged_processes
+print(tagged_processes())
+asyncio.run(GuardedProcess.start(["true"], run_id=new_run_id(), grace=0, env={}))
+"""
+    prefix = [word for word in IN_A_CONTAINER if word != "--mount-proc"]
+    done = subprocess.run(
+        [*prefix, sys.executable, "-c", code], capture_output=True, text=True, check=False
+    )
+    assert done.stdout == "[]\n"
+    assert "/proc does not show this PID namespace" in done.stderr

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import logging
 import os
 import sqlite3
@@ -92,6 +93,29 @@ def test_a_run_of_another_boot_is_dead_though_its_pids_are_in_use(registry):
         connection.execute("UPDATE runs SET boot_id = 'another'")
     connection.close()
     assert registry.runs()[0].is_dead
+
+
+@pytest.mark.parametrize(
+    ("column", "value"),
+    [
+        ("run_id", ""),
+        ("run_id", "../elsewhere"),
+        ("owner", "None"),
+        ("guardian", "x:y"),
+        ("process", "1"),
+        ("leftovers", "{"),
+        ("leftovers", "[1]"),
+        ("leftovers", "null"),
+    ],
+)
+def test_a_damaged_row_is_passed_over(registry, column, value):
+    registry.reserve("a" * 13, label="damaged")
+    registry.reserve("b" * 13, label="R")
+    with sqlite3.connect(registry.path) as connection:
+        connection.execute(f"UPDATE runs SET {column} = ? WHERE label = 'damaged'", (value,))
+    connection.close()
+
+    assert [run.run_id for run in registry.runs()] == ["b" * 13]
 
 
 def test_many_processes_that_write_at_once_lose_nothing(registry):
@@ -205,6 +229,18 @@ def test_a_registry_that_cannot_be_written_costs_one_warning_only(tmp_path, capl
     assert registry.runs() == []
     (warning,) = warnings_in(caplog)
     assert "cannot be used" in warning
+
+
+def test_a_lock_that_is_never_given_back_costs_one_warning_only(registry, monkeypatch, caplog):
+    monkeypatch.setattr("snakepit_kernel.processes.registry.BUSY_PATIENCE", 0.1)
+    with registry.path.with_name("runs.sqlite.lock").open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        registry.reserve("a" * 13, label="R")
+        assert registry.runs() == []
+    assert len(warnings_in(caplog)) == 1
+
+    registry.reserve("b" * 13, label="R")
+    assert [run.run_id for run in registry.runs()] == ["b" * 13]
 
 
 def test_a_data_directory_that_cannot_be_made_costs_one_warning_only(monkeypatch, tmp_path, caplog):

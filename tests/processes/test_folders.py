@@ -1,0 +1,71 @@
+"""Run folders: those of dead processes go, and nothing that only looks like one."""
+
+from __future__ import annotations
+
+import os
+import time
+from pathlib import Path
+
+import pytest
+
+from snakepit_kernel.processes.folders import UNCLAIMED_SECONDS, make_folder, sweep_folders
+
+
+@pytest.fixture
+def runtime(monkeypatch, tmp_path) -> Path:
+    folder = tmp_path / "runtime"
+    folder.mkdir()
+    monkeypatch.setenv("SNAKEPIT_RUNTIME_DIR", str(folder))
+    return folder
+
+
+def make_old(*folders: Path) -> None:
+    then = time.time() - UNCLAIMED_SECONDS - 1
+    for folder in folders:
+        os.utime(folder, (then, then))
+
+
+def test_the_folder_of_a_dead_process_goes_and_that_of_a_living_one_stays(runtime):
+    mine, dead = make_folder("mine"), make_folder("dead")
+    (dead / "owner").write_text("1:0 another-boot")
+    (dead / "socket").touch()
+
+    assert sweep_folders() == [dead]
+
+    assert mine.exists()
+    assert not dead.exists()
+
+
+@pytest.mark.parametrize("names", [[], ["owner.new"], ["owner"]])
+def test_a_folder_whose_maker_died_before_it_could_say_so_goes_after_a_while(runtime, names):
+    folder = runtime / ("a" * 13) / "pool-abcdef"
+    folder.mkdir(parents=True)
+    for name in names:
+        (folder / name).touch()
+    assert sweep_folders() == []
+
+    make_old(folder)
+
+    assert sweep_folders() == [folder]
+
+
+def test_a_folder_of_somebody_else_whose_name_could_be_a_run_stays(runtime):
+    chapter = runtime / "documentation" / "chapter"
+    chapter.mkdir(parents=True)
+    (chapter / "text").touch()
+    make_old(chapter, chapter.parent)
+
+    sweep_folders()
+
+    assert (chapter / "text").exists()
+
+
+def test_nothing_behind_a_link_is_removed(runtime, tmp_path):
+    elsewhere = tmp_path / "elsewhere"
+    (elsewhere / "empty").mkdir(parents=True)
+    make_old(elsewhere / "empty", elsewhere)
+    (runtime / ("a" * 13)).symlink_to(elsewhere)
+
+    assert sweep_folders() == []
+
+    assert (elsewhere / "empty").exists()
