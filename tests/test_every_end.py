@@ -202,6 +202,11 @@ POLITE = {
     """,
 }
 RUDE = {
+    "SIGKILL-while-a-worker-holds-the-GIL": """
+        pool.submit(sum, range(10**11))
+        hear()
+        os.kill(os.getpid(), signal.SIGKILL)
+    """,
     "os._exit": "hear(); os._exit(4)",
     "os.abort": "hear(); os.abort()",
     "exec-of-another-program": "hear(); os.execv('/bin/true', ['true'])",

@@ -84,13 +84,6 @@ def test_papermill_executes_a_notebook_with_parameters_and_leaves_nothing(notebo
     assert [item for item in living() if not item.wait_gone(SOON)] == []
 
 
-def test_nbconvert_executes_a_notebook_and_leaves_nothing(notebook, living):
-    command = [BIN / "jupyter", "nbconvert", "--execute", "--to", "notebook", "--output", "out"]
-    run(*command, notebook, cwd=notebook.parent)
-    assert results_of(notebook.with_name("out.ipynb")) == ["42"]
-    assert [item for item in living() if not item.wait_gone(SOON)] == []
-
-
 def test_nbval_fails_a_notebook_whose_outputs_are_wrong_and_leaves_nothing(notebook, living):
     command = [BIN / "pytest", "-p", "no:randomly", "--nbval", "-c", os.devnull, notebook.name]
     notebook.write_text(notebook.read_text().replace('"42"', '"43"'))

@@ -8,7 +8,6 @@ import os
 import signal
 import subprocess
 import sys
-import textwrap
 import time
 from pathlib import Path
 
@@ -245,81 +244,6 @@ def test_two_pools_do_not_disturb_each_other(open_pool):
     assert two.submit(os.getpid).result() == pid
 
 
-SCRIPT = """
-    import os, signal, subprocess, sys, threading, time
-    from snakepit_kernel import Pool
-
-    pool = Pool(2)
-    def start_child():
-        import subprocess
-        return subprocess.Popen(["sleep", "600"], start_new_session=True).pid
-    pids = [w.pid for w in pool.status().workers] + [pool.submit(start_child).result()]
-    print(*pids, flush=True)
-    {end}
-"""
-
-ENDINGS = {
-    "the end of the script": "",
-    "sys.exit": "sys.exit(3)",
-    "an exception": "raise ValueError",
-    "os._exit": "os._exit(0)",
-    "SIGKILL": "os.kill(os.getpid(), signal.SIGKILL)",
-    "SIGTERM": "os.kill(os.getpid(), signal.SIGTERM)",
-    "SIGKILL while a worker holds the GIL": (
-        "pool.submit(sum, range(10**11)); time.sleep(0.3); os.kill(os.getpid(), signal.SIGKILL)"
-    ),
-    "double Ctrl-C in a call": (
-        "threading.Timer(0.3, os.kill, (os.getpid(), signal.SIGINT)).start();"
-        "threading.Timer(0.4, os.kill, (os.getpid(), signal.SIGINT)).start();"
-        "pool.run('import time\\\\nwhile 1:\\\\n  try: time.sleep(9)\\\\n  except: pass')"
-    ),
-}
-
-
-@pytest.mark.parametrize("end", ENDINGS.values(), ids=ENDINGS.keys())
-def test_however_the_owner_ends_everything_is_gone_within_two_seconds(end, process_of):
-    script = subprocess.Popen(
-        [sys.executable, "-c", textwrap.dedent(SCRIPT).format(end=end)],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
-        text=True,
-    )
-    assert script.stdout is not None
-    with script.stdout:
-        processes = [process_of(int(pid)) for pid in script.stdout.readline().split()]
-        script.wait(20)
-    ended = time.monotonic()
-
-    assert len(processes) == 3
-    assert all(process.wait_gone(ended + 3.0 - time.monotonic()) for process in processes)
-    assert time.monotonic() - ended < 3.0
-
-
-def test_a_notebook_kernel_takes_its_pool_with_it(process_of):
-    from jupyter_client.manager import KernelManager
-
-    manager = KernelManager(kernel_name="snakepit")
-    manager.start_kernel()
-    client = manager.client()
-    client.start_channels()
-    try:
-        client.wait_for_ready(60)
-        printed: list[str] = []
-        client.execute_interactive(
-            "from snakepit_kernel import Pool; pool = Pool(1); print(pool.status().workers[0].pid)",
-            output_hook=lambda m: printed.append(m["content"].get("text", "")),
-            timeout=60,
-        )
-        worker = process_of(int("".join(printed)))
-
-        manager.restart_kernel(now=True)
-
-        assert not worker.is_alive, "before the new kernel starts"
-    finally:
-        client.stop_channels()
-        manager.shutdown_kernel(now=True)
-
-
 # -- looking --------------------------------------------------------------------------------------
 
 
@@ -342,9 +266,10 @@ def test_the_logs_hold_what_a_worker_wrote_on_its_real_streams(open_pool):
     pool = open_pool()
     pool.submit(os.system, "echo from below >&2").result()
 
-    log = pool.logs()["default-1.1"]
-
-    assert isinstance(log, str)
+    until = time.monotonic() + 5
+    while "from below" not in pool.logs()["default-1.1"]:  # a thread of the worker writes it
+        assert time.monotonic() < until
+        time.sleep(0.01)
 
 
 def test_a_process_that_does_not_die_is_named_when_the_pool_ends(powerless_python, process_of):
