@@ -26,7 +26,7 @@ from typing import Any, NamedTuple
 from jupyter_client.manager import AsyncKernelManager
 from traitlets.config import Config
 
-from snakepit_kernel import Pool, SnakepitError
+from snakepit_kernel import Pool, SnakepitError, StartFailed
 from snakepit_kernel.processes.registry import Registry
 
 GRACE = 0.3
@@ -117,9 +117,10 @@ async def own_a_kernel(kinds: str) -> None:
     await asyncio.gather(task, return_exceptions=True)
     if word == "leave":
         return
-    if km.has_kernel:
-        if word == "restart":
+    if km.has_kernel and word == "restart":
+        with contextlib.suppress(StartFailed):  # the new kernel's guardian was the victim
             await km.restart_kernel(now=bool(os.getpid() % 2))
+    if km.has_kernel:
         await km.shutdown_kernel(now=bool(os.getpid() % 3))
     else:
         await km.cleanup_resources()

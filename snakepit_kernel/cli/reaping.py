@@ -50,7 +50,7 @@ def reap(*, grace: float, kept: bool, dry_run: bool, as_json: bool) -> int:
     if as_json:
         click.echo(json.dumps(_as_data(found, reports, of_kept, dry_run=dry_run), indent=2))
     else:
-        for line in [*_lines(found, reports, of_kept, dry_run=dry_run, kept=kept)]:
+        for line in [*in_words(found, reports, of_kept, dry_run=dry_run, kept=kept)]:
             click.echo(line)
     survivors = [
         *of_kept.survivors,
@@ -98,7 +98,7 @@ def _ended(item: Any) -> dict[str, Any]:
     return {"pid": item.pid, "signal": item.signal, "command": item.command}
 
 
-def _lines(
+def in_words(
     found: Survey,
     reports: dict[str, EndReport],
     of_kept: EndReport,
@@ -106,6 +106,7 @@ def _lines(
     dry_run: bool,
     kept: bool,
 ) -> list[str]:
+    """Say what was found, what was ended and what was left alone, a line each."""
     lines = []
     for run, processes in found.dead:
         if dry_run:
