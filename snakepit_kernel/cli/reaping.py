@@ -50,7 +50,7 @@ def reap(*, grace: float, kept: bool, dry_run: bool, as_json: bool) -> int:
     if as_json:
         click.echo(json.dumps(_as_data(found, reports, of_kept, dry_run=dry_run), indent=2))
     else:
-        for line in [*in_words(found, reports, of_kept, dry_run=dry_run, kept=kept)]:
+        for line in in_words(found, reports, of_kept, dry_run=dry_run, kept=kept):
             click.echo(line)
     survivors = [
         *of_kept.survivors,
