@@ -482,7 +482,8 @@ async def main():
     await km.start_kernel(**sink, **{launch or {}!r})
     kc = km.client()
     kc.start_channels()
-    await kc.wait_for_ready(timeout=30)
+    while (await kc.get_iopub_msg(timeout=30))["msg_type"] != "iopub_welcome":
+        pass
     said = []
     def collect(message):
         if message["content"].get("name") == "stdout":

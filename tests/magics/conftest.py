@@ -42,7 +42,7 @@ class Notebook:
         self.manager.start_kernel(env={**os.environ, **env}, stderr=-3)
         self.client = self.manager.client()
         self.client.start_channels()
-        self.client.wait_for_ready(60)
+        self._wait_ready()
 
     def run(self, code: str) -> Shown:
         shown = Shown()
@@ -78,7 +78,12 @@ class Notebook:
 
     def restart(self) -> None:
         self.manager.restart_kernel()
-        self.client.wait_for_ready(60)
+        self._wait_ready()
+
+    def _wait_ready(self) -> None:
+        """Wait for ipykernel's welcome, which says that output arrives."""
+        while self.client.get_iopub_msg(timeout=60)["msg_type"] != "iopub_welcome":
+            pass
 
     def completions(self, line: str) -> list[str]:
         request = self.client.complete(line, len(line))
