@@ -116,6 +116,26 @@ def test_an_interrupt_by_message_spares_the_children_too(start_kernel):
     asyncio.run(scenario())
 
 
+def test_an_interrupt_before_the_code_runs_reaches_it_though_ipython_swallows_exceptions(
+    start_kernel,
+):
+    """As while autoreload looks at modules: IPython reports what a callback raises, and goes on."""
+
+    async def scenario() -> None:
+        async with start_kernel() as kernel:
+            await kernel.run(
+                "import time\n"
+                "def slow(info):\n    print('before', flush=True)\n    time.sleep(0.5)\n"
+                "get_ipython().events.register('pre_run_cell', slow)"
+            )
+            message = await start_cell(kernel, "ran = True\ntime.sleep(60)")
+            await kernel.km.interrupt_kernel()
+            assert (await reply_to(kernel, message))["ename"] == "KeyboardInterrupt"
+            assert await kernel.run("print('ran' in globals())") == "before\nFalse"
+
+    asyncio.run(scenario())
+
+
 def test_an_interrupt_between_cells_harms_nothing(start_kernel):
     async def scenario() -> None:
         async with start_kernel() as kernel:

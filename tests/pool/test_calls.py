@@ -220,6 +220,48 @@ def test_the_deadline_covers_the_wait_in_the_queue(pool):
     blocker.result()
 
 
+@pytest.mark.parametrize("awaited", [False, True])
+def test_an_interrupt_that_a_call_did_not_hear_is_repeated(open_pool, awaited):
+    pool = open_pool()
+
+    @pool.tool
+    def nap() -> None:
+        import signal
+        import time
+
+        heard = signal.signal(signal.SIGINT, signal.SIG_IGN)
+        time.sleep(0.3)
+        signal.signal(signal.SIGINT, heard)
+        time.sleep(30)
+
+    pid = pool.submit(os.getpid).result()
+    with pytest.raises(CallTimeout):
+        asyncio.run(pool.acall("nap", timeout=0.1)) if awaited else pool.call("nap", timeout=0.1)
+
+    assert pool.submit(os.getpid).result() == pid
+
+
+def test_a_call_that_cleans_up_after_an_interrupt_is_interrupted_once(open_pool, tmp_path):
+    pool = open_pool()
+    file = str(tmp_path / "clean")
+
+    @pool.tool
+    def work() -> None:
+        import pathlib
+        import time
+
+        try:
+            time.sleep(30)
+        except KeyboardInterrupt:
+            time.sleep(0.5)
+            pathlib.Path(file).touch()
+
+    with pytest.raises(CallTimeout):
+        pool.call("work", timeout=0.3)
+
+    assert (tmp_path / "clean").exists()
+
+
 def test_a_worker_that_heeds_no_interrupt_is_replaced(shop, open_pool):
     pool = open_pool(adapter=shop, grace=0.3)
 

@@ -130,6 +130,42 @@ def test_a_deadline_that_passes_before_the_cell_has_begun_interrupts_it_all_the_
     assert pool.run("import os; os.getpid()").value == pid
 
 
+DEAF_FOR_A_MOMENT = """
+import signal, time
+def nap():
+    heard = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    time.sleep(0.3)
+    signal.signal(signal.SIGINT, heard)
+    time.sleep(30)
+"""
+
+
+def test_an_interrupt_that_a_cell_did_not_hear_is_repeated(open_pool):
+    pool = open_pool()
+    pool.run(f"{DEAF_FOR_A_MOMENT}\nkept = 1")
+
+    with pytest.raises(CallTimeout):
+        pool.run("nap()", timeout=0.1)
+
+    assert pool.run("kept").value == 1
+
+
+def test_a_cell_that_cleans_up_after_an_interrupt_is_interrupted_once(open_pool):
+    pool = open_pool()
+    code = """
+import time
+try:
+    time.sleep(30)
+except KeyboardInterrupt:
+    time.sleep(0.5)
+    clean = True
+"""
+    with pytest.raises(CallTimeout):
+        pool.run(code, timeout=0.3)
+
+    assert pool.run("clean").value is True
+
+
 def test_a_cell_that_heeds_no_interrupt_is_ended_with_its_worker(open_pool):
     pool = open_pool(grace=0.4)
 
