@@ -125,7 +125,7 @@ def test_an_interrupt_before_the_code_runs_reaches_it_though_ipython_swallows_ex
         async with start_kernel() as kernel:
             await kernel.run(
                 "import time\n"
-                "def slow(info):\n    print('before', flush=True)\n    time.sleep(0.5)\n"
+                "def slow(info):\n    print('before', flush=True)\n    time.sleep(1.5)\n"
                 "get_ipython().events.register('pre_run_cell', slow)"
             )
             message = await start_cell(kernel, "ran = True\ntime.sleep(60)")
