@@ -25,11 +25,20 @@ from .processes.registry import Registry
 from .processes.report import EndReport
 from .processes.run import GuardedRun
 from .processes.sweep import end_run_tagged
+from .processes.template import Kind
 from .processes.waiting import ended
 
 SHUTDOWN_PATIENCE = 1.0
 """Seconds that `SnakepitProvisioner.poll` waits for a kernel that was asked to shut down, so that
 jupyter_client learns of its end at once and not at its next look, 100 ms later."""
+
+
+READY_PATIENCE = 10.0
+"""Seconds that a launch waits for the kernel's word that it is ready. Its user's own startup files
+may take longer, and the client waits on."""
+
+KERNEL_MODULE = "snakepit_kernel.kernel"
+"""What the commands of kernels run that can be forked from a template."""
 
 
 class SnakepitProvisioner(LocalProvisioner):
@@ -53,6 +62,19 @@ class SnakepitProvisioner(LocalProvisioner):
     leftovers = List(
         Unicode(),
         help="Files and directories that go with the kernel when its manager is dead.",
+    ).tag(config=True)
+
+    preload = List(
+        Unicode(),
+        help="Modules that the kernel's template imports ahead.",
+    ).tag(config=True)
+    import_path = List(
+        Unicode(),
+        help="Where the template finds them, beside the interpreter's own path.",
+    ).tag(config=True)
+    await_ready = Bool(
+        True,
+        help="Whether a launch is over only when the kernel takes requests, if it can say so.",
     ).tag(config=True)
 
     registry = Registry()
@@ -100,6 +122,7 @@ class SnakepitProvisioner(LocalProvisioner):
             The command could not be executed. Nothing is left running.
         """
         await self.end_run(self.grace)
+        kind = self._kind(cmd)
         run = await GuardedRun.start(
             [os.path.expanduser(cmd[0]), *cmd[1:]],  # noqa: ASYNC240, PTH111 - touches no file
             run_id=self.run_id,
@@ -108,6 +131,7 @@ class SnakepitProvisioner(LocalProvisioner):
             grace=self.grace,
             previous=self._previous,
             leftovers=self._leftovers(),
+            kind=kind,
             **self._scrub_kwargs(kwargs),
         )
         self._run = run
@@ -117,6 +141,9 @@ class SnakepitProvisioner(LocalProvisioner):
         self.pid = run.process.identity.pid if run.process.identity else None
         self.pgid = self.pid  # the kernel leads a group of its own; we never signal the group
         self.cwd = kwargs.get("cwd", pathlib.Path.cwd())
+        if kind is not None and self.await_ready:
+            # Or a client would knock before it is there, and wait before it knocks again.
+            await run.process.ready(READY_PATIENCE)
         return self.connection_info
 
     # -- looking -----------------------------------------------------------------------------
@@ -235,6 +262,13 @@ class SnakepitProvisioner(LocalProvisioner):
         self._waited = False
 
     # -- details -----------------------------------------------------------------------------
+
+    def _kind(self, cmd: list[str]) -> Kind | None:
+        """Return what a template must be to fork this command; None when no template can."""
+        if "-m" not in cmd or cmd[cmd.index("-m") + 1 : cmd.index("-m") + 2] != [KERNEL_MODULE]:
+            return None
+        program = (os.path.expanduser(cmd[0]), *cmd[1 : cmd.index("-m") + 2], "--template")
+        return Kind(program, tuple(self.preload), tuple(self.import_path))
 
     def _label(self) -> str:
         return self.label or getattr(self.kernel_spec, "display_name", "") or "kernel"

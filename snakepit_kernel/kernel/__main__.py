@@ -9,6 +9,11 @@ if __name__ == "__main__":
     if sys.path and (sys.path[0] == "" or Path(sys.path[0]) == Path.cwd()):
         del sys.path[0]
 
+    if sys.argv[1:2] == ["--template"]:
+        from snakepit_kernel.kernel.template import main
+
+        sys.exit(main(sys.argv[2:]))
+
     from snakepit_kernel.processes.tags import is_guarded
 
     if sys.platform == "linux" and not is_guarded(sys.argv):

@@ -8,9 +8,11 @@ import sys
 from typing import Any
 
 from ipykernel.kernelapp import IPKernelApp, kernel_aliases
+from tornado.ioloop import IOLoop
 from traitlets import Dict, List, Type, Unicode
 
 from ..ids import RUN_ID_OPTION
+from ..processes import link
 from .kernel import SnakepitKernel
 from .sockets import release_in_children
 
@@ -41,6 +43,7 @@ class SnakepitKernelApp(IPKernelApp):
 
     def initialize(self, argv: list[str] | None = None) -> None:
         """Set up the kernel, and the worker's end of the lane if there is one."""
+        link.hold_inherited()
         if self._is_worker(argv):
             # A crash must say where, on the real stderr, which the pool keeps.
             if sys.__stderr__ is not None:
@@ -57,6 +60,7 @@ class SnakepitKernelApp(IPKernelApp):
         if self.lane:
             # By name, because the layer of tools stands above this one.
             importlib.import_module("snakepit_kernel.tools.worker").serve(self.kernel, self.lane)
+        IOLoop.current().add_callback(link.say_ready)  # when this runs, the main loop does
         super().start()
         self._join_control_thread()
 

@@ -14,7 +14,7 @@ import threading
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 from weakref import WeakSet
 
 from ..errors import StartFailed
@@ -24,6 +24,16 @@ from .identity import ProcessIdentity
 from .place import sees_itself
 from .report import EndReport
 from .tags import KEEP_VARIABLE, mark_of
+from .template import (
+    CannotFork,
+    Kind,
+    current_limits,
+    discard,
+    passed_on,
+    refuse_preload,
+    surroundings_of,
+    template_for,
+)
 from .waiting import exit_descriptor, readable, to_its_end
 
 logger = logging.getLogger(__name__)
@@ -31,8 +41,29 @@ logger = logging.getLogger(__name__)
 START_PATIENCE = 30.0
 """Seconds that a guardian may take to report that the kernel runs."""
 
+FORK_ATTEMPTS = 4
+"""Templates that may turn out to be unfit, one after the other, before a process is executed."""
+
 END_PATIENCE = 10.0
 """Seconds after the grace in which a guardian says that all are gone, or who does not die."""
+
+
+class Refusal(NamedTuple):
+    """Why a template did not fork.
+
+    Attributes
+    ----------
+    is_stale
+        What it has imported has changed: another one will do.
+    module
+        The module that made it unfit, if it was one that need not be imported ahead.
+    reason
+        In words.
+    """
+
+    is_stale: bool
+    module: str
+    reason: str
 
 
 class GuardedProcess:
@@ -46,28 +77,46 @@ class GuardedProcess:
     run_id
         The run that the process and all its descendants belong to.
     identity
-        The process itself, once it has started; not the guardian.
+        The process itself, once it has started.
+    guardian
+        The guardian, once it is known.
+    is_ready
+        The process has said that it takes requests.
+    not_forked_because
+        Why it was executed and not forked from a template; None if it was forked.
     status
         Its exit status as in :mod:`subprocess`, or None while it runs.
     report
         What ending the run took, filled in as it ends.
     """
 
-    def __init__(self, run_id: str, popen: subprocess.Popen[bytes], channel: socket.socket) -> None:
+    def __init__(
+        self, run_id: str, channel: socket.socket, popen: subprocess.Popen[bytes] | None = None
+    ) -> None:
         self.run_id = run_id
         self.identity: ProcessIdentity | None = None
+        self.guardian: ProcessIdentity | None = None
         self.status: int | None = None
+        self.is_ready = False
+        self.not_forked_because: str | None = None
         self.report = EndReport()
-        self._popen = popen
+        self._popen = popen  # none where the guardian came from a template: it is not our child
         self._channel = channel
         self._inbox = b""
-        self._start_errno: int | None = None
+        self._failure: tuple[int, str] | None = None
+        self._refusal: Refusal | None = None
         self._exit_fd: int | None = None
+        self._guardian_exit_fd: int | None = None
         self._lock = threading.Lock()
-        guardian_identity = ProcessIdentity.of(popen.pid)
-        self.guardian = guardian_identity or ProcessIdentity(popen.pid, 0)
-        self._guardian_exit_fd = exit_descriptor(self.guardian)
+        channel.setblocking(False)
+        if popen is not None:
+            identity = ProcessIdentity.of(popen.pid)
+            self._meet_guardian(identity or ProcessIdentity(popen.pid, 0))
         _alive.add(self)
+
+    def _meet_guardian(self, guardian: ProcessIdentity) -> None:
+        self.guardian = guardian
+        self._guardian_exit_fd = exit_descriptor(guardian)
 
     # -- starting ----------------------------------------------------------------------------
 
@@ -83,9 +132,10 @@ class GuardedProcess:
         report_file: str | Path | None = None,
         pass_fds: Sequence[int] = (),
         independent: bool = False,
+        kind: Kind | None = None,
         **popen_arguments: Any,
     ) -> GuardedProcess:
-        """Start a command under a new guardian.
+        """Start a command under a new guardian: forked from a template, or else executed.
 
         Parameters
         ----------
@@ -106,6 +156,9 @@ class GuardedProcess:
             File descriptors that the command inherits under the same numbers.
         independent
             The run outlives its owner.
+        kind
+            What its template has imported, if the command is one that a template knows; it says
+            when it is ready.
         popen_arguments
             Anything else that :class:`subprocess.Popen` knows: ``cwd``, ``stdout``, ``umask`` …
 
@@ -114,100 +167,172 @@ class GuardedProcess:
         StartFailed
             The command could not be executed. Nothing is left running.
         """
-        process = cls._spawn(
-            command,
-            run_id=run_id,
-            grace=grace,
-            env=env,
-            leftovers=leftovers,
-            report_file=report_file,
-            pass_fds=pass_fds,
-            independent=independent,
-            popen_arguments=popen_arguments,
-        )
-        try:
-            await process._confirm_start(command[0])  # noqa: SLF001 - of this very class
-        except BaseException:
-            await to_its_end(process.end(0.0))
-            raise
-        return process
-
-    @classmethod
-    def _spawn(
-        cls,
-        command: Sequence[str],
-        *,
-        run_id: str,
-        grace: float,
-        env: Mapping[str, str],
-        leftovers: Sequence[str | Path],
-        report_file: str | Path | None,
-        pass_fds: Sequence[int],
-        independent: bool,
-        popen_arguments: dict[str, Any],
-    ) -> GuardedProcess:
         if sys.platform != "linux":
             cause = "process clean-up by a guardian needs Linux so far"
             raise StartFailed(command[0], cause)
         if not sees_itself():
             cause = "/proc does not show this PID namespace; mount it anew (unshare --mount-proc)"
             raise StartFailed(command[0], cause)
+        if popen_arguments.get("stdin") is None:  # the owner's own is never meant
+            popen_arguments["stdin"] = subprocess.DEVNULL
+        env = {name: value for name, value in env.items() if name != KEEP_VARIABLE}
+        launch = {
+            "run_id": run_id,
+            "mark": mark_of(run_number(run_id)),
+            "owner": str(ProcessIdentity.of(os.getpid())),
+            "grace": grace,
+            "leftovers": [str(path) for path in leftovers],
+            "report": str(report_file or ""),
+            "independent": independent,
+            "command": [*command],
+        }
+        reason = "this kind of kernel has no template"
+        if kind is not None:
+            try:
+                return await cls._fork(launch, env, pass_fds, kind, popen_arguments)
+            except CannotFork as error:
+                reason = str(error)
+                logger.info("run %s starts by exec: %s", run_id, reason)
+        process = cls._execute(launch, env, pass_fds, kind is not None, popen_arguments)
+        process.not_forked_because = reason
+        return await process._checked_start(command[0])  # noqa: SLF001 - of this very class
+
+    @classmethod
+    async def _fork(
+        cls,
+        launch: dict[str, Any],
+        env: Mapping[str, str],
+        pass_fds: Sequence[int],
+        kind: Kind,
+        popen_arguments: dict[str, Any],
+    ) -> GuardedProcess:
+        """Have a template fork it; another one, if that has become unfit meanwhile.
+
+        Raises
+        ------
+        CannotFork
+            Nothing was started.
+        StartFailed
+            The process could not be started in this way, nor would it in the other.
+        """
+        program = launch["command"][0]
+        for _ in range(FORK_ATTEMPTS):
+            template = template_for(kind, env=env, cwd=popen_arguments.get("cwd"))
+            with passed_on(pass_fds, popen_arguments) as descriptors:
+                numbers = {"descriptors": list(descriptors), "limits": current_limits()}
+                surroundings = surroundings_of(env, popen_arguments)
+                ours, theirs = socket.socketpair()
+                process = cls(launch["run_id"], ours)
+                try:
+                    with theirs:
+                        message = {**launch, **numbers, **surroundings}
+                        template.fork(message, theirs, list(descriptors.values()))
+                except BaseException:
+                    ours.close()
+                    raise
+            await process._checked_start(program)
+            refusal = process._refusal
+            if refusal is None and process.guardian is not None:
+                return process
+            discard(template)
+            if refusal is None:
+                reason = f"its template ended{template.last_words()}"
+                raise CannotFork(reason)
+            if not refusal.is_stale:
+                refuse_preload(kind, refusal.module, refusal.reason)
+        raise CannotFork(refusal.reason)
+
+    @classmethod
+    def _execute(
+        cls,
+        launch: dict[str, Any],
+        env: Mapping[str, str],
+        pass_fds: Sequence[int],
+        says_ready: bool,
+        popen_arguments: dict[str, Any],
+    ) -> GuardedProcess:
+        """Start a guardian of its own interpreter, which executes the command."""
+        program = launch["command"][0]
         ours, theirs = socket.socketpair()
         if theirs.fileno() <= 2:  # an owner without standard streams; Popen fills these numbers
             low = theirs
             theirs = socket.socket(fileno=fcntl.fcntl(low, fcntl.F_DUPFD_CLOEXEC, 3))
             low.close()
-        owner = ProcessIdentity.of(os.getpid())
         arguments = [
             *guardian_command(),
-            f"{RUN_ID_OPTION}{run_id}",
-            f"--mark={mark_of(run_number(run_id))}",
-            f"--owner={owner}",
+            f"{RUN_ID_OPTION}{launch['run_id']}",
+            f"--mark={launch['mark']}",
+            f"--owner={launch['owner']}",
             f"--channel={theirs.fileno()}",
-            f"--grace={grace}",
+            f"--grace={launch['grace']}",
             *(f"--pass-fd={descriptor}" for descriptor in pass_fds),
-            *(f"--leftover={path}" for path in leftovers),
-            *([f"--report={report_file}"] if report_file else []),
-            *(["--independent"] if independent else []),
+            *(f"--leftover={path}" for path in launch["leftovers"]),
+            *([f"--report={launch['report']}"] if launch["report"] else []),
+            *(["--independent"] if launch["independent"] else []),
+            *(["--ready"] if says_ready else []),
             "--",
-            *command,
+            *launch["command"],
         ]
-        if popen_arguments.get("stdin") is None:  # the owner's own is never meant
-            popen_arguments["stdin"] = subprocess.DEVNULL
         try:
             popen = subprocess.Popen(
                 arguments,
-                env={name: value for name, value in env.items() if name != KEEP_VARIABLE},
+                env=env,
                 pass_fds=(*pass_fds, theirs.fileno()),
                 start_new_session=True,
                 **popen_arguments,
             )
         except OSError as error:
             ours.close()
-            raise StartFailed(command[0], _explain(error)) from error
+            raise StartFailed(program, _explain(error)) from error
         except BaseException:
             ours.close()
             raise
         finally:
             theirs.close()
-        ours.setblocking(False)
-        return cls(run_id, popen, ours)
+        return cls(launch["run_id"], ours, popen)
+
+    async def _checked_start(self, program: str) -> GuardedProcess:
+        try:
+            await self._confirm_start(program)
+        except BaseException:
+            await to_its_end(self.end(0.0))
+            raise
+        return self
 
     async def _confirm_start(self, program: str) -> None:
-        while self.identity is None and self._start_errno is None:
+        """Wait until it runs, or a template has said that it was not forked."""
+        while self.identity is None and self._failure is None:
             if self._channel.fileno() < 0:
+                if self.guardian is None:
+                    return  # nobody ever held the other end: there is no such process
                 raise StartFailed(program, "its guardian died while it started")
             if not await readable(self._channel.fileno(), timeout=START_PATIENCE):
                 cause = f"its guardian did not answer within {START_PATIENCE:.0f} s"
                 raise StartFailed(program, cause)
             self._listen()
-        if self._start_errno is not None:
-            cause = os.strerror(self._start_errno)
-            if self._start_errno == errno.ENOENT:
+            if self._refusal is not None:
+                return
+        if self._failure is not None:
+            number, what = self._failure
+            cause = os.strerror(number) + (f": {what}" if what else "")
+            if number == errno.ENOENT and not what:
                 cause += "; is the interpreter of this kernelspec still installed?"
             raise StartFailed(program, cause)
         assert self.identity is not None
         self._exit_fd = exit_descriptor(self.identity)
+
+    async def ready(self, timeout: float) -> bool:
+        """Wait until the process has said that it takes requests; say whether it has.
+
+        Also when it never will, because it has ended.
+        """
+        deadline = time.monotonic() + timeout
+        while not self.is_ready and self.poll() is None and self._channel.fileno() >= 0:
+            left = deadline - time.monotonic()
+            if left <= 0 or not await readable(self._channel.fileno(), timeout=left):
+                break
+            self._listen()
+        return self.is_ready
 
     # -- looking -----------------------------------------------------------------------------
 
@@ -221,7 +346,11 @@ class GuardedProcess:
     @property
     def is_gone(self) -> bool:
         """Whether the guardian has ended, and with it the run."""
-        return self._popen.poll() is not None
+        if self._popen is not None:
+            return self._popen.poll() is not None
+        if self.guardian is not None:
+            return not self.guardian.is_alive()
+        return self._channel.fileno() < 0  # nobody holds the other end
 
     async def wait(self, timeout: float | None = None) -> int | None:
         """Wait for the process to end; return its exit status, or None after the timeout."""
@@ -266,8 +395,8 @@ class GuardedProcess:
 
     def _wake_guardian(self) -> None:
         """Continue the guardian, should somebody have stopped it."""
-        if self._popen.poll() is None:
-            self._popen.send_signal(signal.SIGCONT)
+        if self.guardian is not None and not self.is_gone:
+            self.guardian.signal(signal.SIGCONT)
 
     async def end(self, grace: float) -> EndReport:
         """End everything the process ever started; return when that is verified.
@@ -287,12 +416,15 @@ class GuardedProcess:
         self.report.survivors.clear()  # of an earlier try
         self.request_end(grace)
         deadline = time.monotonic() + grace + END_PATIENCE
-        while (exit_fd := self._guardian_exit_fd) is not None and not self.is_gone:
+        while not self.is_gone:
             self._listen()
             if self.report.survivors:
                 break
-            channel = [self._channel.fileno()] if self._channel.fileno() >= 0 else []
-            if not await readable(exit_fd, *channel, timeout=max(0.0, deadline - time.monotonic())):
+            awaited = [] if self._guardian_exit_fd is None else [self._guardian_exit_fd]
+            if self._channel.fileno() >= 0:
+                awaited.append(self._channel.fileno())
+            left = max(0.0, deadline - time.monotonic())
+            if not awaited or not await readable(*awaited, timeout=left):
                 break
         return self._conclude()
 
@@ -337,10 +469,16 @@ class GuardedProcess:
 
     def _take(self, words: list[str]) -> None:
         match words:
+            case ["guardian", identity]:
+                self._meet_guardian(ProcessIdentity.parse(identity))
             case ["started", pid, start_time]:
                 self.identity = ProcessIdentity(int(pid), int(start_time))
-            case ["failed", number]:
-                self._start_errno = int(number)
+            case ["failed", number, *what]:
+                self._failure = (int(number), "".join(what))
+            case ["refused", is_stale, module, reason]:
+                self._refusal = Refusal(is_stale == "1", module, reason)
+            case ["ready"]:
+                self.is_ready = True
             case ["exited", status]:
                 self.status = int(status)
             case _ if not self.report.take(words):

@@ -1,6 +1,7 @@
 """The guardian: the small process above each kernel that ends everything the kernel started.
 
-It runs apart from the owner, in an interpreter without site-packages::
+It is forked from a template (see `forking`), or runs apart from the owner, in an interpreter without
+site-packages::
 
     python -I -S -c CODE guardian.py --snakepit-run-id=ID --mark=NUMBER --owner=PID:START \
         --channel=FD --grace=S [--pass-fd=FD]... [--leftover=PATH]... [--report=PATH]
@@ -30,7 +31,8 @@ from the owner
 to the owner
 =========================  ==================================================================
 ``started PID START``      the kernel runs
-``failed ERRNO``           the command could not be executed
+``failed ERRNO [WHAT]``    the command could not be executed, or the file WHAT not be used
+``ready``                  the kernel takes requests
 ``exited STATUS``          the kernel has ended (negative: by a signal)
 ``ended PID SIGNAL CMD``   a process of the run was ended by SIGTERM or SIGKILL
 ``kept PID CMD``           a process is left alive, because it is marked so
@@ -97,56 +99,95 @@ MAX_LISTED = 64
 MAX_COMMAND = 200
 """Characters of a command line that are told: the report must fit into the channel unread."""
 
+READY_VARIABLE = "SNAKEPIT_READY_FD"
+"""Environment variable that tells an executed kernel where to say that it is ready."""
+
 PR_SET_PDEATHSIG = 1
 PR_SET_CHILD_SUBREAPER = 36
 
 
 def main(arguments: Sequence[str]) -> int:
     """Run a command under guard; return when everything it started is gone."""
-    options = Options(arguments)
+    options = Options.parse(arguments)
+    guardian = Guardian(options)
     if os.getppid() != options.owner.pid:
-        # The owner died while we started: nothing was launched.
-        for path in options.leftovers:
-            remove(path)
+        guardian.abandon()
         return 1
     set_mark(options.mark)  # before the owner's own, or that it keeps what it starts, is inherited
     while os.open(os.devnull, os.O_RDWR) <= 2:
         pass  # an owner without standard streams: our pipes must not take their numbers
-    guardian = Guardian(options)
-    guardian.launch(options.command)
+    if guardian.fork_kernel(os.pipe(), close=options.pass_fds):
+        guardian.execute(options.command)
     guardian.watch()
     return 0
 
 
 class Options:
-    """The guardian's command line."""
+    """What a guardian is told at its start.
 
-    def __init__(self, arguments: Sequence[str]) -> None:
-        split = arguments.index("--")
-        self.command = list(arguments[split + 1 :])
-        self.pass_fds: list[int] = []
-        self.leftovers: list[str] = []
-        self.independent = False
+    Attributes
+    ----------
+    owner
+        The process whose death ends the run.
+    channel
+        File descriptor of the channel to it.
+    mark
+        Tag of the run, see `tags`.
+    grace
+        Seconds between SIGTERM and SIGKILL.
+    leftovers
+        Files and directories that go with the run.
+    report
+        File for the last words.
+    independent
+        The run outlives its owner.
+    ready
+        The kernel says when it is ready.
+    pass_fds
+        File descriptors that the command inherits.
+    command
+        Program and arguments.
+    """
+
+    def __init__(self) -> None:
+        self.owner = ProcessIdentity(0, 0)
+        self.channel = -1
         self.mark = 0
+        self.grace = 0.0
+        self.leftovers: list[str] = []
         self.report = ""
+        self.independent = False
+        self.ready = False
+        self.pass_fds: list[int] = []
+        self.command: list[str] = []
+
+    @classmethod
+    def parse(cls, arguments: Sequence[str]) -> Options:
+        """Read a command line."""
+        options = cls()
+        split = arguments.index("--")
+        options.command = list(arguments[split + 1 :])
         for argument in arguments[:split]:
             name, _, value = argument.partition("=")
             if name == "--owner":
-                self.owner = ProcessIdentity.parse(value)
+                options.owner = ProcessIdentity.parse(value)
             elif name == "--mark":
-                self.mark = int(value)
+                options.mark = int(value)
             elif name == "--channel":
-                self.channel = int(value)
+                options.channel = int(value)
             elif name == "--grace":
-                self.grace = float(value)
+                options.grace = float(value)
             elif name == "--pass-fd":
-                self.pass_fds.append(int(value))
+                options.pass_fds.append(int(value))
             elif name == "--leftover":
-                self.leftovers.append(value)
+                options.leftovers.append(value)
             elif name == "--report":
-                self.report = value
+                options.report = value
             elif name == "--independent":
-                self.independent = True
+                options.independent = True
+            elif name == "--ready":
+                options.ready = True
+        return options
 
 
 class Guardian:
@@ -156,7 +197,10 @@ class Guardian:
         self.options = options
         self.channel = options.channel
         self.inbox = b""
+        self.link = self.kernels_link = -1
+        self.error_write = -1
         self.kernel_pid = 0
+        self.kernel_start_time = 0
         self.kernel_alive = True
         self.owner_lost_at: float | None = None  # seconds since the epoch
         self.ending_since: float | None = None
@@ -174,47 +218,82 @@ class Guardian:
 
     # -- launching ---------------------------------------------------------------------------
 
-    def launch(self, command: list[str]) -> None:
-        """Fork, and execute the kernel's command in the child."""
+    def abandon(self) -> None:
+        """Tidy up: the owner died while we started, and nothing was launched."""
+        for path in self.options.leftovers:
+            remove(path)
+
+    def fork_kernel(self, link: tuple[int, int], close: Sequence[int]) -> bool:
+        """Fork the kernel's process, and return True in it.
+
+        It must then `confirm`, or `report_failure`.
+
+        Parameters
+        ----------
+        link
+            Our end, and the kernel's, of what it says "ready" on.
+        close
+            File descriptors that are the kernel's alone.
+        """
         prctl(PR_SET_CHILD_SUBREAPER, 1)
+        self.link, self.kernels_link = link
         self.wakeup = self.catch_signals()
-        error_read, error_write = os.pipe()
+        error_read, self.error_write = os.pipe()
         guardian = os.getpid()  # not asked in the child: we may be dead by then
         self.kernel_pid = os.fork()
         if self.kernel_pid == 0:
-            self.become_kernel(command, error_write, guardian)
-        os.close(error_write)
-        for descriptor in self.options.pass_fds:
+            self.leave_guardian(guardian)
+            return True
+        for descriptor in (self.error_write, self.kernels_link, *close):
             os.close(descriptor)
         null = os.open(os.devnull, os.O_RDWR)
         for standard in (0, 1, 2):
             os.dup2(null, standard)  # or whoever reads the kernel's output would wait for us too
         os.chdir("/")
-        failure = os.read(error_read, 16)
+        failure = os.read(error_read, 4096)
         os.close(error_read)
         if failure:
-            self.tell("failed", failure.decode())
-            return
+            self.send("failed\t" + failure.decode("utf-8", "replace"))
+            return False
         status = read_status(self.kernel_pid)
-        self.tell("started", str(self.kernel_pid), str(status.start_time if status else 0))
+        self.kernel_start_time = status.start_time if status else 0
+        self.tell("started", str(self.kernel_pid), str(self.kernel_start_time))
+        return False
 
-    def become_kernel(self, command: list[str], error_write: int, guardian: int) -> None:
-        """In the child: die with the guardian, lead an own session, execute."""
+    def leave_guardian(self, guardian: int) -> None:
+        """In the child: die with the guardian, lead an own session, drop what was the guardian's.
+
+        Also in what a guardian forks to serve its kernel.
+        """
+        prctl(PR_SET_PDEATHSIG, 9)
+        if os.getppid() != guardian:
+            os._exit(1)
+        os.setsid()
+        signal.set_wakeup_fd(-1)
+        for signum in range(1, signal.NSIG):
+            if signal.getsignal(signum) not in (signal.SIG_DFL, None) and signum not in (9, 19):
+                signal.signal(signum, signal.SIG_DFL)
+
+    def confirm(self) -> None:
+        """In the kernel: everything is as it was asked for."""
+        os.close(self.error_write)
+
+    def report_failure(self, number: int, what: str) -> None:
+        """In the kernel: say which error of the operating system stands in the way."""
+        os.write(self.error_write, f"{number}\t{what}".encode("utf-8", "replace")[:4096])
+
+    def execute(self, command: list[str]) -> None:
+        """In the child: become the command."""
         try:
-            prctl(PR_SET_PDEATHSIG, 9)
-            if os.getppid() != guardian:
-                os._exit(1)
-            os.setsid()
-            signal.set_wakeup_fd(-1)
-            for signum in range(1, signal.NSIG):
-                if signal.getsignal(signum) not in (signal.SIG_DFL, None) and signum not in (9, 19):
-                    signal.signal(signum, signal.SIG_DFL)
+            if self.options.ready:
+                os.set_inheritable(self.kernels_link, True)
+                os.environ[READY_VARIABLE] = str(self.kernels_link)
             # ipykernel would watch its parent by a thread that wakes every second; 1 means that
             # somebody else does.
             os.environ["JPY_PARENT_PID"] = "1"
             os.execvpe(command[0], command, os.environ)
         except OSError as error:
-            os.write(error_write, str(error.errno).encode())
+            self.report_failure(error.errno or 0, "")
         finally:
             os._exit(127)
 
@@ -237,8 +316,8 @@ class Guardian:
 
     def watch(self) -> None:
         """Wait for events until the run is gone."""
-        self.poll.register(self.wakeup, select.POLLIN)
-        self.poll.register(self.channel, select.POLLIN)
+        for descriptor in (self.wakeup, self.channel, self.link):
+            self.poll.register(descriptor, select.POLLIN)
         owner = None
         interval = None if self.options.independent else OWNER_INTERVAL * 1000
         if interval is not None and pidfd.is_possible():
@@ -254,6 +333,8 @@ class Guardian:
                     self.read_signals()
                 elif descriptor == self.channel:
                     self.read_requests()
+                elif descriptor == self.link:
+                    self.read_link()
                 elif descriptor == owner:
                     self.poll.unregister(owner)
                     self.lose_owner()
@@ -303,6 +384,19 @@ class Guardian:
                 )  # our own child, not reaped: no other can be hit
             elif word == b"end":
                 self.end(float(value))
+
+    def read_link(self) -> None:
+        """Hand on that the kernel is ready; an end of file says that it will not say more."""
+        if os.read(self.link, 64):
+            self.tell("ready")
+        else:
+            self.drop_link()
+
+    def drop_link(self) -> None:
+        """Listen to the kernel no more."""
+        self.poll.unregister(self.link)
+        os.close(self.link)
+        self.link = -1
 
     def lose_owner(self) -> None:
         """End the run because nobody is left to answer for it."""

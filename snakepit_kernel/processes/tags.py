@@ -53,8 +53,13 @@ def read_environment(pid: int) -> list[bytes]:
 
 
 def read_arguments(pid: int) -> list[bytes]:
-    """Read the command line of a process; nothing when it is hidden."""
-    return _read(f"/proc/{pid}/cmdline").split(b"\0")
+    """Read the command line of a process; nothing when it is hidden.
+
+    One that has set its own title, as kernels do that were forked from a template, shows its
+    arguments between spaces.
+    """
+    arguments = _read(f"/proc/{pid}/cmdline").rstrip(b"\0").split(b"\0")
+    return arguments if len(arguments) > 1 else arguments[0].split(b" ")
 
 
 def is_kept(pid: int) -> bool:

@@ -1,0 +1,84 @@
+"""The template's program: import what kernels need, and become one in each forked child.
+
+``python -m snakepit_kernel.kernel --template`` is what `snakepit_kernel.processes.template` starts.
+"""
+
+from __future__ import annotations
+
+import importlib
+import io
+import os
+import socket
+import sys
+import threading
+import types
+from pathlib import Path
+
+from ..processes.forking import Launch, Template
+from ..processes.identity import ProcessIdentity
+from ..processes.link import hold
+from ..processes.template import relevant
+
+MODULES = (
+    "snakepit_kernel.kernel.app",
+    "snakepit_kernel.tools.worker",  # which stands above; a kernel with a lane needs it
+    "snakepit_magics",
+    "IPython.core.completerlib",
+    "IPython.core.debugger",
+    "IPython.core.logger",
+    "IPython.core.oinspect",
+    "IPython.extensions.storemagic",
+    "tornado.platform.asyncio",
+)
+"""What kernels would import when they start."""
+
+
+def main(arguments: list[str]) -> int:
+    """Serve an owner until it is gone; in a forked kernel, run that."""
+    options = dict(argument.lstrip("-").partition("=")[::2] for argument in arguments)
+    for module in MODULES:
+        importlib.import_module(module)
+    environment = dict(os.environ)
+    channel = socket.socket(fileno=int(options["channel"]))
+    channel.set_inheritable(False)
+    activity = os.memfd_create("snakepit-activity", os.MFD_CLOEXEC)
+    template = Template(channel, ProcessIdentity.parse(options["owner"]), activity)
+    launch = template.serve()
+    if launch is None:
+        return 0
+    return become(launch, environment)
+
+
+def become(launch: Launch, imported_with: dict[str, str]) -> int:
+    """Run the kernel in this process, as if it had been executed."""
+    hold(launch.link, relevant(imported_with))
+    refresh_process()
+    module = launch.command.index("-m")
+    sys.argv[:] = [str(Path(__file__).with_name("__main__.py")), *launch.command[module + 2 :]]
+    from .app import SnakepitKernelApp
+
+    SnakepitKernelApp.launch_instance()
+    return 0
+
+
+def refresh_process() -> None:
+    """Make anew what Python and its libraries keep about a process."""
+    sys.modules["__main__"] = types.ModuleType("__main__")
+    for name, number in (("stdin", 0), ("stdout", 1), ("stderr", 2)):
+        _reopen(name, number)
+    if "numpy.random" in sys.modules:
+        sys.modules["numpy.random"].seed()
+    if "multiprocessing.process" in sys.modules:
+        process = sys.modules["multiprocessing.process"]
+        process.current_process().authkey = os.urandom(32)
+    if "tempfile" in sys.modules:
+        sys.modules["tempfile"].tempdir = None
+    threading.main_thread()._set_native_id()  # type: ignore[attr-defined]  # noqa: SLF001 - Python 3.11 keeps the parent's
+
+
+def _reopen(name: str, number: int) -> None:
+    """Give a standard stream the buffering that suits its file."""
+    before = getattr(sys, f"__{name}__")
+    if not isinstance(before, io.TextIOWrapper) or name == "stdin":
+        return
+    before.reconfigure(line_buffering=name == "stderr" or os.isatty(number))

@@ -1,0 +1,463 @@
+"""The inside of a template: a process that has imported what kernels need, and forks them.
+
+A template has one thread and does nothing but wait. Its owner sends it launches; for each it forks
+a guardian, which forks the kernel. It ends with its owner: by the end of the channel, by the end of
+the owner's process, and by its parent-death signal.
+
+A guardian that came from a template is as clean as the template was, so it can fork another one
+beside its kernel, for the pools that the kernel opens.
+
+Messages on the channel are a word and file descriptors; the answers come on the launch's own
+channel, in the guardian's words and one more::
+
+    refused STALE MODULE REASON     nothing was forked
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import gc
+import importlib
+import json
+import os
+import resource
+import select
+import signal
+import site
+import socket
+import stat
+import sys
+import threading
+import warnings
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from ..ids import RUN_ID_OPTION
+from . import pidfd
+from .guardian import OWNER_INTERVAL, PR_SET_PDEATHSIG, Guardian, Options, prctl
+from .identity import ProcessIdentity
+from .link import READY
+from .tags import set_mark
+from .title import set_title
+
+MAX_FDS = 253
+"""File descriptors in one message, as many as Linux allows."""
+
+LAUNCH = b"launch"
+CHECK = b"check"
+PREPARE = b"prepare"
+
+
+
+class Launch:
+    """What is to be started, and the file descriptors that came with it.
+
+    Attributes
+    ----------
+    options
+        The guardian's.
+    command
+        The command line that the kernel shows, and whose arguments it takes.
+    env, cwd, umask, limits
+        As the kernel finds them.
+    standby
+        The kernel waits to be told its connection file.
+    """
+
+    def __init__(self, message: dict[str, Any], channel: int, descriptors: Sequence[int]) -> None:
+        self.options = options = Options()
+        options.owner = ProcessIdentity.parse(message["owner"])
+        options.channel = channel
+        options.mark = message["mark"]
+        options.grace = message["grace"]
+        options.leftovers = message["leftovers"]
+        options.report = message["report"]
+        options.independent = message["independent"]
+        self.run_id: str = message["run_id"]
+        self.command: list[str] = message["command"]
+        self.env: dict[str, str] = message["env"]
+        self.cwd: str | None = message["cwd"]
+        self.umask: int | None = message["umask"]
+        self.limits: list[tuple[int, int, int]] = message["limits"]
+        self.targets: list[int] = message["descriptors"]
+        self.descriptors = list(descriptors)
+        self.link = -1
+        self.activity = -1
+
+
+class Template:
+    """A process that forks kernels. It runs until its owner is gone.
+
+    Parameters
+    ----------
+    channel
+        From the owner.
+    owner
+        The process whose kernels these are.
+    activity
+        File whose locks say what the kernels are doing, shared by all of them.
+    """
+
+    def __init__(self, channel: socket.socket, owner: ProcessIdentity, activity: int) -> None:
+        self._channel = channel
+        self._owner = owner
+        self._owner_fd: int | None = None
+        self._refusal = ""
+        self._stamp: dict[str, tuple[int, int]] = {}
+        self._activity = activity
+
+    def serve(self) -> Launch | None:
+        """Fork what is asked for. Return a launch in each forked kernel, and None at the end."""
+        prctl(PR_SET_PDEATHSIG, signal.SIGKILL)  # owner's death ends us even when we are stopped
+        signal.pthread_sigmask(signal.SIG_SETMASK, ())
+        for signum in (signal.SIGINT, signal.SIGHUP, signal.SIGCHLD):
+            signal.signal(signum, signal.SIG_IGN)  # the last: guardians are reaped by themselves
+        self._announce()
+        poll = select.poll()
+        poll.register(self._channel, select.POLLIN)
+        interval: float | None = OWNER_INTERVAL * 1000
+        if pidfd.is_possible():
+            self._owner_fd = self._owner.open()
+            if self._owner_fd is None:
+                return None
+            poll.register(self._owner_fd, select.POLLIN)
+            interval = None
+        while True:
+            ready = {descriptor for descriptor, _ in poll.poll(interval)}
+            if self._owner_fd in ready or not self._owner.is_alive():
+                return None
+            if self._channel.fileno() not in ready:
+                continue
+            word, descriptors = _receive(self._channel)
+            if not word:
+                return None
+            launch = self._act(word, descriptors)
+            if launch is not None:
+                return launch
+
+    def _announce(self) -> None:
+        with contextlib.suppress(OSError):
+            self._channel.send(str(ProcessIdentity.of(os.getpid())).encode())
+
+    def _act(self, word: bytes, descriptors: list[int]) -> Launch | None:
+        """Do what a message says; return a launch in the forked kernel."""
+        try:
+            if word == PREPARE:
+                self._prepare(**_load(descriptors[0]))
+                return None
+            channel = descriptors[0]
+            if refusal := self._refusal or self._staleness():
+                os.write(channel, f"refused\t{refusal}\n".encode())
+                return None
+            if word == CHECK:
+                os.write(channel, b"clean\n")
+                return None
+            return self._launch(descriptors)
+        finally:
+            for descriptor in descriptors:
+                with contextlib.suppress(OSError):
+                    os.close(descriptor)
+
+    def _launch(self, descriptors: list[int]) -> Launch | None:
+        """Fork a guardian; return its launch in the kernel that it forks."""
+        channel, payload, *others = descriptors
+        launch = Launch(_load(payload), channel, others)
+        launch.activity = self._activity
+        try:
+            pid = os.fork()
+        except OSError as error:
+            os.write(channel, f"failed\t{error.errno}\n".encode())
+            return None
+        if pid:
+            return None
+        self._channel.close()
+        os.close(payload)
+        if self._owner_fd is not None:
+            os.close(self._owner_fd)
+        descriptors.clear()  # they belong to the launch now
+        return guard(launch)
+
+    # -- cleanliness ---------------------------------------------------------------------------
+
+    def _prepare(
+        self, preload: list[str], import_path: list[str], env: dict[str, str], cwd: str | None
+    ) -> None:
+        """Import what the kernels of this owner will need, and see whether that left us clean."""
+        if cwd is not None:
+            with contextlib.suppress(OSError):  # each kernel will say that it is not there
+                os.chdir(cwd)
+        os.environ.clear()
+        os.environ.update(env)
+        own_path = list(sys.path)
+        sys.path += [entry for entry in import_path if entry not in sys.path]
+        trace = _Traces()
+        for name in ("", *preload):
+            # What cannot be imported fails again in each kernel, which says so.
+            with contextlib.suppress(Exception):
+                if name:
+                    importlib.import_module(name)
+            if remains := trace.look():
+                self._refusal = f"0\t{name}\t{_one_line(remains)}"
+                break
+        self._stamp = _stamp(import_path)
+        sys.path[:] = own_path
+        os.chdir("/")
+        gc.collect()
+        gc.freeze()  # or a collection in one kernel would copy what it shares with the others
+
+    def _staleness(self) -> str:
+        """Return what has changed since the modules were imported, or nothing."""
+        for path, before in self._stamp.items():
+            if _signature(path) != before:
+                return f"1\t\t{_one_line(path)} has changed"
+        return ""
+
+
+class _Traces:
+    """What an import may leave that a fork must not inherit."""
+
+    def __init__(self) -> None:
+        self._known = set(_open_descriptors())
+
+    def look(self) -> str:
+        """Return what there is, in words, or nothing."""
+        threads = [thread.name for thread in threading.enumerate()[1:]]
+        if threads:
+            return f"started threads ({', '.join(threads)})"
+        for number, kind in _open_descriptors().items():
+            if number not in self._known and kind:
+                return f"opened a {kind}"
+        try:
+            os.waitpid(-1, os.WNOHANG)
+        except ChildProcessError:
+            pass
+        else:
+            return "started a process"
+        return "" if _threads() == 1 or _threads_end_at_fork() else "started threads of its own"
+
+
+def _threads() -> int:
+    return len(os.listdir("/proc/self/task"))  # noqa: PTH208
+
+
+def _threads_end_at_fork() -> bool:
+    """Whether those threads that Python does not know end when this process forks.
+
+    OpenBLAS ends its own before a fork, and starts them again when it needs them.
+    """
+    previous = signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # Python 3.12 warns of the very thing that is tried here
+        pid = os.fork()
+    if pid == 0:
+        os._exit(0)
+    os.waitpid(pid, 0)
+    signal.signal(signal.SIGCHLD, previous)
+    return _threads() == 1
+
+
+def _open_descriptors() -> dict[int, str]:
+    """Return the open file descriptors, and what each is if a fork must not share it."""
+    found = {}
+    for number in map(int, os.listdir("/proc/self/fd")):  # noqa: PTH208
+        try:
+            mode = os.fstat(number).st_mode
+            link = os.readlink(f"/proc/self/fd/{number}")  # noqa: PTH115
+        except OSError:
+            continue  # that of the list
+        if stat.S_ISREG(mode) or stat.S_ISDIR(mode) or link in _HARMLESS:
+            found[number] = ""
+        elif stat.S_ISSOCK(mode):
+            found[number] = "socket"
+        else:
+            found[number] = f"file that a fork would share ({link})"
+    return found
+
+
+_HARMLESS = {"/dev/null", "/dev/zero", "/dev/full", "/dev/random", "/dev/urandom"}
+
+
+def _stamp(import_path: Iterable[str]) -> dict[str, tuple[int, int]]:
+    """Note the state of the files whose change would make this process out of date.
+
+    Those are the places where packages are installed, their ``.pth`` files, and the files of the
+    modules that lie elsewhere.
+    """
+    places = {path for path in (*sys.path, *import_path) if _is_site(path)}
+    paths = set(places)
+    for place in places:
+        with contextlib.suppress(OSError):
+            paths.update(f"{place}/{name}" for name in os.listdir(place) if name.endswith(".pth"))  # noqa: PTH208
+    standard = os.path.dirname(os.__file__)  # noqa: PTH120
+    for module in list(sys.modules.values()):
+        path = getattr(module, "__file__", None)
+        if isinstance(path, str) and not path.startswith(standard) and not _is_below(path, places):
+            paths.add(path)
+    return {path: _signature(path) for path in paths}
+
+
+def _is_site(path: str) -> bool:
+    return path in _SITES or os.path.basename(path) in {"site-packages", "dist-packages"}  # noqa: PTH119
+
+
+_SITES = {*site.getsitepackages(), site.getusersitepackages()}
+
+
+def _is_below(path: str, places: Iterable[str]) -> bool:
+    return any(path.startswith(f"{place}/") for place in places)
+
+
+def _signature(path: str) -> tuple[int, int]:
+    try:
+        found = os.stat(path)  # noqa: PTH116
+    except OSError:
+        return (0, 0)
+    return (found.st_mtime_ns, 0 if stat.S_ISDIR(found.st_mode) else found.st_size)
+
+
+# -- in the children -------------------------------------------------------------------------------
+
+
+class ForkedGuardian(Guardian):
+    """A guardian that came from a template, and can be the template of its kernel's own pools."""
+
+    def read_link(self) -> None:
+        """Do what the kernel asks for: hand on that it is ready, or fork a template for it.
+
+        Raises
+        ------
+        _Branched
+            In that template.
+        """
+        with socket.socket(fileno=os.dup(self.link)) as link:
+            word, descriptors = _receive(link)
+        if not word:
+            self.drop_link()
+        elif word == READY:
+            self.tell("ready")
+        else:
+            self.fork_template(descriptors[0])
+
+    def fork_template(self, channel: int) -> None:
+        """Fork a process beside the kernel that serves what comes on a channel."""
+        guardian = os.getpid()
+        try:
+            pid = os.fork()
+        except OSError:
+            pid = -1  # the kernel sees the end of its channel
+        if pid:
+            os.close(channel)
+            return
+        self.leave_guardian(guardian)
+        for descriptor in (self.channel, self.link, self.wakeup):
+            os.close(descriptor)
+        raise _Branched(channel)
+
+
+class _Branched(Exception):  # noqa: N818 - no error: the way up and out of a guardian's loop
+    """This process is no guardian any more, but a template with a channel."""
+
+    def __init__(self, channel: int) -> None:
+        super().__init__(channel)
+        self.channel = channel
+
+
+def guard(launch: Launch) -> Launch | None:
+    """Be the guardian of a launch, in a child of a template; return in the kernel that it forks.
+
+    Or in a kernel that is forked from a template that this guardian turned into.
+    """
+    gc.disable()
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    os.setsid()
+    set_mark(launch.options.mark)
+    tag = f"{RUN_ID_OPTION}{launch.run_id}"
+    set_title(["snakepit-guardian", tag, "--", *launch.command], launch.run_id)
+    guardian = ForkedGuardian(launch.options)
+    guardian.tell("guardian", str(ProcessIdentity.of(os.getpid())))
+    if not guardian.options.owner.is_alive():
+        guardian.abandon()
+        os._exit(1)
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    if guardian.fork_kernel((ours.detach(), theirs.detach()), close=launch.descriptors):
+        gc.enable()
+        _become(launch, guardian)
+        return launch
+    try:
+        guardian.watch()
+    except _Branched as branch:
+        channel = socket.socket(fileno=branch.channel)
+    else:
+        os._exit(0)
+    gc.enable()
+    set_title(["snakepit-template", tag], launch.run_id)
+    owner = ProcessIdentity(guardian.kernel_pid, guardian.kernel_start_time)
+    return Template(channel, owner, launch.activity).serve()
+
+
+def _become(launch: Launch, guardian: Guardian) -> None:
+    """In the kernel: take on everything that a new process would have been given."""
+    try:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        signal.signal(signal.SIGPIPE, signal.SIG_IGN)
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        _take_descriptors(launch, guardian)
+        if launch.cwd is not None:
+            os.chdir(launch.cwd)
+        if launch.umask is not None:
+            os.umask(launch.umask)
+        for limit, soft, hard in launch.limits:
+            with contextlib.suppress(OSError, ValueError):
+                if resource.getrlimit(limit) != (soft, hard):
+                    resource.setrlimit(limit, (soft, hard))
+        os.environ.clear()
+        os.environ.update(launch.env)
+        sys.orig_argv[:] = launch.command
+        set_title(launch.command, launch.run_id)
+        guardian.confirm()
+    except OSError as error:
+        guardian.report_failure(error.errno or 0, error.filename or "")
+        os._exit(127)
+
+
+def _take_descriptors(launch: Launch, guardian: Guardian) -> None:
+    """Put the inherited file descriptors where they belong, and close all that is not ours."""
+    floor = max([2, *launch.targets]) + 1
+
+    def lift(descriptor: int) -> int:
+        return fcntl.fcntl(descriptor, fcntl.F_DUPFD_CLOEXEC, floor)
+
+    launch.link = lift(guardian.kernels_link)
+    launch.activity = lift(launch.activity)
+    guardian.error_write = lift(guardian.error_write)
+    lifted = [lift(descriptor) for descriptor in launch.descriptors]
+    for descriptor, target in zip(lifted, launch.targets, strict=True):
+        os.dup2(descriptor, target, inheritable=True)
+    keep = {0, 1, 2, *launch.targets, launch.link, launch.activity, guardian.error_write}
+    harmless = {number for number, kind in _open_descriptors().items() if not kind}
+    for number in map(int, os.listdir("/proc/self/fd")):  # noqa: PTH208
+        if number not in keep and (number not in harmless or number in lifted):
+            with contextlib.suppress(OSError):
+                os.close(number)
+
+
+def _receive(channel: socket.socket) -> tuple[bytes, list[int]]:
+    try:
+        word, descriptors, _, _ = socket.recv_fds(channel, 64, MAX_FDS)
+    except OSError:
+        return b"", []
+    for descriptor in descriptors:
+        os.set_inheritable(descriptor, False)
+    return word, descriptors
+
+
+def _load(descriptor: int) -> dict[str, Any]:
+    size = os.fstat(descriptor).st_size
+    content: dict[str, Any] = json.loads(os.pread(descriptor, size, 0))
+    return content
+
+
+def _one_line(text: str) -> str:
+    return " ".join(text.split())

@@ -1,0 +1,465 @@
+"""A template as its owner holds it: the process that forks guardians and kernels.
+
+One is started for each configuration: a command, what it imports ahead, and the environment that
+matters to imports. It lives as long as its owner, and is replaced when what it has imported changes
+on disk. See `forking` for its inside.
+"""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import json
+import logging
+import os
+import resource
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from typing import IO, Any, NamedTuple
+
+from ..ids import RUN_ID_OPTION, RUN_ID_VARIABLE, own_run_id
+from . import pidfd
+from .forking import CHECK, LAUNCH, MAX_FDS, PREPARE
+from .identity import ProcessIdentity
+from .link import ask_for_template
+from .tags import KEEP_VARIABLE
+from .title import NO_RUN, room
+
+logger = logging.getLogger(__name__)
+
+TEMPLATE_VARIABLE = "SNAKEPIT_TEMPLATE"
+"""Environment variable that turns templates off, with ``0``."""
+
+IMPORT_VARIABLES = (
+    *("PYTHON", "LD_", "MALLOC_", "GLIBC_", "OMP_", "OPENBLAS_", "MKL_", "NUMEXPR_", "VECLIB_"),
+    *("MPL", "IPYTHON", "JUPYTER", "XDG_", "LC_", "CUDA_", "NVIDIA_", "HIP_", "ROCR_", "ZMQ_"),
+    *("LANG", "TZ", "HOME", "TMPDIR", "TEMP", "TMP", "PYDEVD", "DEBUGPY", "VIRTUAL_ENV", "CONDA_"),
+)
+"""What the names of variables begin with that the kernel's own modules may read at import."""
+
+PASSING_VARIABLES = ("SNAKEPIT_", "JPY_", "PWD", "OLDPWD", "SHLVL", "_=", "COLUMNS", "LINES")
+"""What the names of variables begin with that differ from kernel to kernel and matter to none."""
+
+MAX_TEMPLATES = 8
+"""Templates that an owner keeps at most; then the one that was used longest ago ends."""
+
+END_PATIENCE = 2.0
+"""Seconds that a template may take to end before it is killed."""
+
+
+FORKABLE_ARGUMENTS = {"cwd", "umask", "stdin", "stdout", "stderr"}
+"""Arguments of `subprocess.Popen` that a fork from a template can follow."""
+
+
+class CannotFork(Exception):  # noqa: N818 - a reason to go the other way, no error
+    """There is no template for a launch; it starts by ``exec``."""
+
+
+class Kind(NamedTuple):
+    """What processes have in common that one template can fork.
+
+    Attributes
+    ----------
+    program
+        The command of the template: interpreter, its options, ``-m`` and the module.
+    preload
+        Modules that it imports beyond the module's own.
+    import_path
+        Where else it finds them.
+    """
+
+    program: tuple[str, ...]
+    preload: tuple[str, ...] = ()
+    import_path: tuple[str, ...] = ()
+
+
+class Template:
+    """The owner's end of one template.
+
+    Parameters
+    ----------
+    kind
+        What it is to be able to fork.
+    env
+        Environment of its start and of its imports.
+    cwd
+        Where it imports.
+
+    Attributes
+    ----------
+    identity
+        The process, once it has said so.
+    """
+
+    def __init__(self, kind: Kind, *, env: Mapping[str, str], cwd: str | None) -> None:
+        self.identity: ProcessIdentity | None = None
+        self.kind = kind
+        self._popen: subprocess.Popen[bytes] | None = None
+        self._errors: IO[bytes] | None = None
+        self._lock = threading.Lock()
+        self._channel, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self._channel.setblocking(False)
+        with theirs:
+            if not ask_for_template(theirs, relevant(env)):
+                self._execute(env, cwd, theirs)
+        preparation = {
+            "preload": kind.preload,
+            "import_path": kind.import_path,
+            "env": {**env},
+            "cwd": cwd,
+        }
+        with _as_file(preparation) as file:
+            self._send(PREPARE, [file.fileno()])
+
+    def _execute(self, env: Mapping[str, str], cwd: str | None, theirs: socket.socket) -> None:
+        """Start the process from nothing.
+
+        By a thread that lasts as long: when the thread that started a process ends, the process
+        gets its parent-death signal.
+        """
+        owner = ProcessIdentity.of(os.getpid())
+        command = [*self.kind.program, f"--owner={owner}", f"--channel={theirs.fileno()}", room()]
+        environment = {name: value for name, value in env.items() if name != KEEP_VARIABLE}
+        environment[RUN_ID_VARIABLE] = own_run_id() or NO_RUN
+        environment["JPY_PARENT_PID"] = "1"  # read when ipykernel is imported: no poller
+        self._errors = tempfile.TemporaryFile()  # noqa: SIM115 - closed with the template
+        started = threading.Event()
+        failure: list[OSError] = []
+
+        def keep() -> None:
+            try:
+                self._popen = subprocess.Popen(
+                    command,
+                    env=environment,
+                    cwd=cwd,
+                    stdin=subprocess.DEVNULL,
+                    stdout=subprocess.DEVNULL,
+                    stderr=self._errors,
+                    pass_fds=[theirs.fileno()],
+                    start_new_session=True,
+                )
+            except OSError as error:
+                failure.append(error)
+                return
+            finally:
+                started.set()
+            self._popen.wait()
+
+        threading.Thread(target=keep, name="snakepit-template", daemon=True).start()
+        started.wait()
+        if failure:
+            self._channel.close()
+            reason = f"its template could not be started: {failure[0]}"
+            raise CannotFork(reason) from failure[0]
+
+    # -- asking ------------------------------------------------------------------------------
+
+    def fork(self, launch: Mapping[str, Any], channel: socket.socket, fds: Sequence[int]) -> None:
+        """Have a guardian and its kernel forked.
+
+        Parameters
+        ----------
+        launch
+            What `forking.Launch` knows.
+        channel
+            The guardian's end of its channel, on which the answer comes.
+        fds
+            File descriptors for the kernel, as many as ``launch["descriptors"]`` has numbers.
+
+        Raises
+        ------
+        CannotFork
+            The template is gone. Nothing was forked.
+        """
+        if len(fds) > MAX_FDS - 2:
+            reason = f"{len(fds)} file descriptors are more than can be handed to a template"
+            raise CannotFork(reason)
+        with _as_file(launch) as file:
+            self._send(LAUNCH, [channel.fileno(), file.fileno(), *fds])
+
+    def check(self) -> socket.socket:
+        """Ask whether a fork would be refused; the answer is read from what is returned."""
+        ours, theirs = socket.socketpair()
+        with theirs:
+            self._send(CHECK, [theirs.fileno()])
+        return ours
+
+    def _send(self, word: bytes, descriptors: Sequence[int]) -> None:
+        try:
+            socket.send_fds(self._channel, [word], descriptors)
+        except OSError as error:
+            reason = f"its template is gone{self.last_words()}"
+            raise CannotFork(reason) from error
+
+    # -- looking -----------------------------------------------------------------------------
+
+    @property
+    def is_alive(self) -> bool:
+        """Whether it runs, as far as can be told without asking it."""
+        if self._channel.fileno() < 0 or (self._popen and self._popen.poll() is not None):
+            return False
+        self.hear()
+        return self._channel.fileno() >= 0 and (self.identity is None or self.identity.is_alive())
+
+    def hear(self) -> None:
+        """Learn which process it is, if it has said so by now."""
+        with self._lock, contextlib.suppress(BlockingIOError):
+            if self._channel.fileno() < 0:
+                return
+            try:
+                said = self._channel.recv(64)
+            except ConnectionError:
+                said = b""
+            if said:
+                self.identity = ProcessIdentity.parse(said.decode("ascii"))
+            else:
+                self._channel.close()  # it has ended, or never was
+
+    def last_words(self) -> str:
+        """Return what it wrote on its standard error, for a message, or nothing."""
+        if self._errors is None or self._errors.closed:
+            return ""
+        size = os.fstat(self._errors.fileno()).st_size
+        text = os.pread(self._errors.fileno(), 4096, max(0, size - 4096)).decode("utf-8", "replace")
+        last = [line for line in text.strip().splitlines() if line.strip()][-1:]
+        return f": {last[0].strip()}" if last else ""
+
+    # -- ending ------------------------------------------------------------------------------
+
+    def close(self) -> None:
+        """End it; return when it has ended. What it has forked lives on."""
+        self.hear()
+        self._channel.close()
+        if self._popen is not None:
+            try:
+                self._popen.wait(END_PATIENCE)
+            except subprocess.TimeoutExpired:
+                self._popen.kill()
+                self._popen.wait()
+        elif self.identity is not None:
+            _wait_gone(self.identity)
+        if self._errors is not None:
+            self._errors.close()
+
+    def abandon(self) -> None:
+        """Let go of it in a forked child, whose template it is not."""
+        self._channel.close()
+
+
+def _wait_gone(process: ProcessIdentity) -> None:
+    import select
+
+    descriptor = process.open() if pidfd.is_possible() else None
+    if descriptor is None:
+        return
+    try:
+        poll = select.poll()
+        poll.register(descriptor, select.POLLIN)
+        if not poll.poll(END_PATIENCE * 1000):
+            process.signal(9)
+            poll.poll(END_PATIENCE * 1000)
+    finally:
+        os.close(descriptor)
+
+
+@contextlib.contextmanager
+def _as_file(message: Mapping[str, Any]) -> Any:
+    """Lay a message into memory that can be handed over, however large it is."""
+    with open(os.memfd_create("snakepit-launch", os.MFD_CLOEXEC), "wb") as file:  # noqa: PTH123
+        file.write(json.dumps(message).encode("ascii"))
+        file.flush()
+        yield file
+
+
+# -- the templates of this process -----------------------------------------------------------------
+
+
+def relevant(env: Mapping[str, str]) -> dict[str, str]:
+    """Return the part of an environment that the kernel's own modules may read at import."""
+    return {name: value for name, value in env.items() if name.startswith(IMPORT_VARIABLES)}
+
+
+def _lasting(env: Mapping[str, str]) -> dict[str, str]:
+    return {name: value for name, value in env.items() if not name.startswith(PASSING_VARIABLES)}
+
+
+_templates: dict[object, Template] = {}
+_refused: dict[tuple[str, ...], dict[str, str]] = {}
+_lock = threading.Lock()
+
+
+def template_for(kind: Kind, *, env: Mapping[str, str], cwd: str | None = None) -> Template:
+    """Return the template for a kind of process, started if there is none yet.
+
+    Parameters
+    ----------
+    kind
+        Its command, and what it is to import.
+    env
+        Environment of the process; there is a template for each that may matter to imports.
+    cwd
+        Its working directory, which matters if modules are looked for in relative places.
+
+    Raises
+    ------
+    CannotFork
+        With the reason.
+    """
+    reason = why_not()
+    if reason:
+        raise CannotFork(reason)
+    with _lock:
+        refused = _refused.get(kind.program, {})
+        if "" in refused:
+            raise CannotFork(refused[""])
+        preload = tuple(name for name in kind.preload if name not in refused)
+        kind = kind._replace(preload=preload, import_path=kind.import_path if preload else ())
+        places = env.get("PYTHONPATH", "/").split(os.pathsep)
+        place = None if all(map(os.path.isabs, places)) else cwd
+        environment = _lasting(env) if preload else relevant(env)
+        key = (kind, place, frozenset(environment.items()))
+        template = _templates.pop(key, None)
+        if template is not None and not template.is_alive:
+            template.close()
+            template = None
+        if template is None:
+            template = Template(kind, env=env, cwd=cwd)
+        _templates[key] = template  # the last, because it was used last
+        surplus = _templates.pop(next(iter(_templates))) if len(_templates) > MAX_TEMPLATES else None
+    if surplus is not None:
+        surplus.close()
+    return template
+
+
+def discard(template: Template) -> None:
+    """End a template that is out of date or broken; the next use starts another."""
+    with _lock:
+        for key in [key for key, item in _templates.items() if item is template]:
+            del _templates[key]
+    template.close()
+
+
+def refuse_preload(kind: Kind, module: str, reason: str) -> None:
+    """Note a module that no template may import: kernels import it themselves.
+
+    With an empty name, that those of the kernel itself make forking unsafe.
+    """
+    with _lock:
+        known = _refused.setdefault(kind.program, {})
+        is_news = module not in known
+        known[module] = reason
+    if is_news and module:
+        text = "%s is not imported ahead, because it %s; each worker imports it by itself"
+        logger.warning(text, module, reason)
+
+
+def why_not() -> str:
+    """Return why this process cannot use templates, or nothing."""
+    if sys.platform != "linux":
+        return f"forking a kernel is not safe on {sys.platform}"
+    if os.environ.get(TEMPLATE_VARIABLE) == "0":
+        return f"{TEMPLATE_VARIABLE}=0"
+    return ""
+
+
+def templates() -> list[Template]:
+    """Return the templates of this process."""
+    with _lock:
+        return list(_templates.values())
+
+
+def close_templates() -> None:
+    """End every template of this process; the next launch starts another."""
+    with _lock:
+        ending = list(_templates.values())
+        _templates.clear()
+    for template in ending:
+        template.close()
+
+
+@contextlib.contextmanager
+def passed_on(
+    pass_fds: Sequence[int], popen_arguments: Mapping[str, Any]
+) -> Iterator[dict[int, int]]:
+    """Find the file descriptors of a process to be forked, by the number that each gets there.
+
+    Raises
+    ------
+    CannotFork
+        `subprocess.Popen` knows something that a template does not.
+    """
+    unknown = sorted(set(popen_arguments) - FORKABLE_ARGUMENTS)
+    if unknown:
+        reason = f"a template cannot fork with the arguments {', '.join(unknown)}"
+        raise CannotFork(reason)
+    with contextlib.ExitStack() as stack:
+        found = {number: number for number in pass_fds}
+        for number, name in enumerate(("stdin", "stdout", "stderr")):
+            found[number] = _descriptor(popen_arguments.get(name), number, found, stack)
+        yield found
+
+
+def _descriptor(
+    given: Any, number: int, found: Mapping[int, int], stack: contextlib.ExitStack
+) -> int:
+    if given is None and _is_open(number):
+        return number
+    if given is None or given == subprocess.DEVNULL:
+        sink = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
+        stack.callback(os.close, sink)
+        return sink
+    if given == subprocess.STDOUT:
+        return found[1]
+    if given == subprocess.PIPE:
+        reason = "a template makes no pipes"
+        raise CannotFork(reason)
+    return given if isinstance(given, int) else int(given.fileno())
+
+
+def _is_open(descriptor: int) -> bool:
+    try:
+        os.fstat(descriptor)
+    except OSError:
+        return False
+    return True
+
+
+def surroundings_of(env: Mapping[str, str], popen_arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what a launch says of the environment that the process finds."""
+    cwd = popen_arguments.get("cwd")
+    umask = popen_arguments.get("umask", -1)
+    return {
+        "env": {**env, "JPY_PARENT_PID": "1"},  # as the guardian would set it
+        "cwd": os.getcwd() if cwd is None else os.fspath(cwd),  # noqa: PTH109
+        "umask": umask if umask >= 0 else _umask(),
+    }
+
+
+def _umask() -> int:
+    with open("/proc/self/status", encoding="utf-8") as file:  # noqa: PTH123 - os.umask() sets it
+        return int(next(line for line in file if line.startswith("Umask:")).split()[1], 8)
+
+
+def current_limits() -> list[tuple[int, int, int]]:
+    """Return the resource limits of this process, but for the one that carries tags."""
+    numbers = {value for name, value in vars(resource).items() if name.startswith("RLIMIT_")}
+    return [
+        (number, *resource.getrlimit(number)) for number in numbers - {resource.RLIMIT_RSS}
+    ]
+
+
+def _forget() -> None:
+    """In a forked child: they are the parent's."""
+    global _lock  # noqa: PLW0603
+    _lock = threading.Lock()
+    for template in _templates.values():
+        template.abandon()
+    _templates.clear()
+
+
+os.register_at_fork(after_in_child=_forget)
+atexit.register(close_templates)
