@@ -29,6 +29,8 @@ from typing import Any, NamedTuple
 import pytest
 from traitlets.config import Config
 
+from snakepit_kernel.processes import template as template_module
+
 GRACE = 0.5
 """Seconds that the kernels of tests give to what is deaf to SIGTERM; by default it would be 2."""
 
@@ -84,6 +86,13 @@ def pytest_sessionstart(session: pytest.Session) -> None:
 
     run_sync(nothing)()
     asyncio.run(nothing_inside_a_loop())
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """End the templates of this process, and see that they have ended."""
+    template_module.close_templates()
+    left = [str(item) for item in _descendants(os.getpid()) if b"--template" in _command(item)]
+    assert left == []
 
 
 def pytest_unconfigure(config: pytest.Config) -> None:
@@ -174,8 +183,21 @@ def _descendants(root: int) -> list[Process]:
 
 
 def _is_kept(process: Process) -> bool:
-    command = _read(f"/proc/{process.pid}/cmdline")
-    return any(name in command for name in KEPT_COMMANDS)
+    command = _command(process)
+    return any(name in command for name in KEPT_COMMANDS) or _is_template(command)
+
+
+def _command(process: Process) -> bytes:
+    return _read(f"/proc/{process.pid}/cmdline")
+
+
+def _is_template(command: bytes) -> bool:
+    """Whether a process is the template of an owner that lives: it stays as long as that does."""
+    _, is_template, rest = command.partition(b"\0--template\0--owner=")
+    if not is_template:
+        return False
+    pid, start_time = rest.split(b"\0")[0].split(b":")
+    return Process(int(pid), int(start_time)).is_alive
 
 
 class Surroundings:
@@ -224,6 +246,9 @@ class Surroundings:
             for number, link in now.items()
             if self.descriptors.get(number) != link and link not in KEPT_DESCRIPTORS
         }
+        for template in template_module.templates():
+            for number in template.descriptors():
+                new.pop(number, None)
         if new and any(_is_kept(process) for process in _descendants(os.getpid())):
             # The pipe to a resource tracker that was started in this test.
             pipes = [number for number, link in new.items() if link.startswith("pipe:")]

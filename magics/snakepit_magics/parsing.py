@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import functools
 import ast
 import shlex
 from collections.abc import Mapping
@@ -66,6 +67,7 @@ class Parser(argparse.ArgumentParser):
         return parser._actions  # noqa: SLF001 - argparse has no other way to list them
 
 
+@functools.cache
 def line_parser() -> Parser:
     """Build the parser of the line magic."""
     parser = Parser(prog="snakepit", description=DESCRIPTION)
@@ -120,6 +122,7 @@ def _add_call_options(parser: Parser) -> None:
     parser.add_argument("--session", help="name of the session")
 
 
+@functools.cache
 def cell_parser() -> Parser:
     """Build the parser of the cell magic."""
     parser = Parser(prog="%snakepit", description="Run the cell in the session's worker.")

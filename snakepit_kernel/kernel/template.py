@@ -32,12 +32,18 @@ MODULES = (
 )
 """What kernels would import when they start."""
 
+BUILT = ("snakepit_magics.parsing:line_parser", "snakepit_magics.parsing:cell_parser")
+"""Functions that keep what they have built: the kernels find it done."""
+
 
 def main(arguments: list[str]) -> int:
     """Serve an owner until it is gone; in a forked kernel, run that."""
     options = dict(argument.lstrip("-").partition("=")[::2] for argument in arguments)
     for module in MODULES:
         importlib.import_module(module)
+    for name in BUILT:
+        module, _, function = name.partition(":")
+        getattr(importlib.import_module(module), function)()
     environment = dict(os.environ)
     channel = socket.socket(fileno=int(options["channel"]))
     channel.set_inheritable(False)

@@ -228,6 +228,11 @@ class Template:
         last = [line for line in text.strip().splitlines() if line.strip()][-1:]
         return f": {last[0].strip()}" if last else ""
 
+    def descriptors(self) -> list[int]:
+        """Return the file descriptors of this process that belong to it."""
+        files = (self._channel, self._errors)
+        return [file.fileno() for file in files if file is not None and _is_usable(file)]
+
     # -- ending ------------------------------------------------------------------------------
 
     def close(self) -> None:
@@ -248,6 +253,10 @@ class Template:
     def abandon(self) -> None:
         """Let go of it in a forked child, whose template it is not."""
         self._channel.close()
+
+
+def _is_usable(file: socket.socket | IO[bytes]) -> bool:
+    return file.fileno() >= 0 if isinstance(file, socket.socket) else not file.closed
 
 
 def _wait_gone(process: ProcessIdentity) -> None:
