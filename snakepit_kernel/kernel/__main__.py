@@ -21,6 +21,6 @@ if __name__ == "__main__":
 
         sys.exit(attend())
 
-    from snakepit_kernel.kernel.app import SnakepitKernelApp
+    from snakepit_kernel.kernel.app import run
 
-    SnakepitKernelApp.launch_instance()
+    run(sys.argv[1:])

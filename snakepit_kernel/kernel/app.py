@@ -5,20 +5,50 @@ from __future__ import annotations
 import faulthandler
 import importlib
 import sys
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future
+from functools import partial
+from typing import Any, TypeVar
 
+import zmq
 from ipykernel.kernelapp import IPKernelApp, kernel_aliases
 from tornado.ioloop import IOLoop
 from traitlets import Dict, List, Type, Unicode
-from traitlets.config import Config
+from traitlets.config import Config, catch_config_error
 
 from ..ids import RUN_ID_OPTION
 from ..processes import link
 from .kernel import SnakepitKernel
 from .sockets import release_in_children
 
+T = TypeVar("T")
+
+LANE_OPTION = "--lane="
+
 CHANNELS = ("shell", "iopub", "stdin", "control", "hb")
+
+
+def run(argv: Sequence[str]) -> None:
+    """Run a kernel in this process until it is shut down.
+
+    Parameters
+    ----------
+    argv
+        Its arguments.
+    """
+    link.hold_inherited()
+    if not _is_worker(argv):
+        SnakepitKernelApp.launch_instance(list(argv))
+        return
+    # A crash must say where, on the real stderr, which the pool keeps.
+    if sys.__stderr__ is not None:
+        faulthandler.enable(file=sys.__stderr__)
+    # By name, because the layer of tools stands above this one.
+    importlib.import_module("snakepit_kernel.tools.worker").run(argv)
+
+
+def _is_worker(argv: Sequence[str] | None) -> bool:
+    return any(word.startswith(LANE_OPTION) for word in (sys.argv[1:] if argv is None else argv))
 
 
 class SnakepitKernelApp(IPKernelApp):
@@ -43,19 +73,97 @@ class SnakepitKernelApp(IPKernelApp):
         "Makes this kernel a worker."
     ).tag(config=True)
 
+    @catch_config_error
     def initialize(self, argv: list[str] | None = None) -> None:
-        """Set up the kernel, and the worker's end of the lane if there is one."""
-        link.hold_inherited()
-        if self._is_worker(argv):
-            # A crash must say where, on the real stderr, which the pool keeps.
-            if sys.__stderr__ is not None:
-                faulthandler.enable(file=sys.__stderr__)
+        """Set up the kernel."""
+        for _ in self.stages(argv):
+            pass
+
+    def stages(self, argv: list[str] | None = None) -> Iterator[None]:
+        """Set up the kernel in parts, and let the caller do other things between them.
+
+        The parts are those of `IPKernelApp.initialize`; but the Jupyter channels are bound last,
+        when everything else is there. So a kernel can be prepared whose connection file is not
+        known yet: the caller sets it before the last part.
+        """
+        if _is_worker(argv):
             # Nobody asks a worker for its history; its database and thread cost 10 ms.
             self.config.HistoryManager.enabled = False
             self.default_extensions = []
-        super().initialize(argv)
-        if sys.platform == "linux" and self.kernel is not None:  # which it is not after --help
+        super(IPKernelApp, self).initialize(argv)
+        if self.subapp is not None:
+            return
+        yield
+        self.init_pdb()
+        self.init_blackhole()
+        self.init_poller()
+        self._is_bound = False
+        self.init_sockets()
+        yield
+        self._ports = {}
+        self.init_io()
+        self._try(self.init_signal)
+        self.init_kernel()
+        yield
+        self.init_path()
+        self.init_shell()
+        if self.shell:
+            self.init_gui_pylab()
+            self.init_extensions()
+        yield
+        self.init_connection_file()
+        self._bind()
+        self.init_heartbeat()
+        self.write_connection_file()
+        self.log_connection_info()
+        self.kernel.record_ports({f"{name}_port": port for name, port in self._ports.items()})
+        if sys.platform == "linux":
             release_in_children(self._addresses())
+        if self.shell:
+            self.init_code()
+        # What was written so far belongs to no request.
+        sys.stdout.flush()
+        sys.stderr.flush()
+
+    def _try(self, initialise: Callable[[], None]) -> None:
+        try:
+            initialise()
+        except Exception:  # as ipykernel: in a thread there are no signals
+            self.log.exception("Unable to initialize signal:")
+
+    def init_signal(self) -> None:
+        """Ignore interrupts between cells; a worker's lane has its own way with them."""
+        if not self.lane:
+            super().init_signal()
+
+    # -- channels ------------------------------------------------------------------------------
+
+    def _bind_socket(self, s: zmq.Socket[Any], port: int) -> int:
+        """Bind a channel when its time has come."""
+        return super()._bind_socket(s, port) if self._is_bound else port
+
+    def _bind(self) -> None:
+        """Bind the channels, each in the thread that may touch its socket."""
+        self._is_bound = True
+        threads = {
+            "shell": self.shell_channel_thread,
+            "control": self.control_thread,
+            "iopub": self.iopub_thread,
+            "stdin": None,
+        }
+        for name, thread in threads.items():
+            sock = thread.socket if name == "iopub" else getattr(self, f"{name}_socket")
+            port = _in_thread(thread, partial(self._bind_channel, sock, getattr(self, f"{name}_port")))
+            setattr(self, f"{name}_port", port)
+        endpoint = _in_thread(
+            self.shell_channel_thread, partial(self.shell_socket.getsockopt, zmq.LAST_ENDPOINT)
+        )
+        self._apply_curve_client_options(self.debug_shell_socket)
+        self.debug_shell_socket.connect(endpoint)
+
+    def _bind_channel(self, sock: zmq.Socket[Any], port: int) -> int:
+        self._apply_curve_server_options(sock)
+        return self._bind_socket(sock, port)
 
     def parse_command_line(self, argv: list[str] | None = None) -> None:
         """Read the command line; the usual one without argparse, which takes 13 ms."""
@@ -70,19 +178,16 @@ class SnakepitKernelApp(IPKernelApp):
 
     def start(self) -> None:
         """Run the kernel until it is shut down."""
-        if self.lane:
-            # By name, because the layer of tools stands above this one.
-            importlib.import_module("snakepit_kernel.tools.worker").serve(self.kernel, self.lane)
         IOLoop.current().add_callback(link.say_ready)  # when this runs, the main loop does
         super().start()
-        self._join_control_thread()
+        self.join_control_thread()
 
     def _addresses(self) -> set[int | str]:
         """Return where this kernel listens."""
         ports = {getattr(self, f"{name}_port") for name in CHANNELS}
         return {f"{self.ip}-{port}" for port in ports} if self.transport == "ipc" else ports
 
-    def _join_control_thread(self) -> None:
+    def join_control_thread(self) -> None:
         """End the control thread before the exit hooks run.
 
         One of those stops the IOPub thread. The control thread may at that moment wait in
@@ -94,10 +199,22 @@ class SnakepitKernelApp(IPKernelApp):
             thread.stop()
             thread.join()
 
-    @staticmethod
-    def _is_worker(argv: list[str] | None) -> bool:
-        arguments: list[Any] = sys.argv[1:] if argv is None else argv
-        return any(str(argument).startswith("--lane=") for argument in arguments)
+
+
+def _in_thread(thread: Any, function: Callable[[], T]) -> T:
+    """Call a function in a thread of ipykernel, and wait for what it gives."""
+    if thread is None:
+        return function()
+    result: Future[T] = Future()
+
+    def call() -> None:
+        try:
+            result.set_result(function())
+        except BaseException as error:  # noqa: BLE001 - handed over to the main thread
+            result.set_exception(error)
+
+    thread.io_loop.add_callback(call)
+    return result.result()
 
 
 def _read_usual(arguments: Sequence[str]) -> dict[str, str] | None:
@@ -115,4 +232,4 @@ def _read_usual(arguments: Sequence[str]) -> dict[str, str] | None:
     return found
 
 
-_USUAL_OPTIONS = {RUN_ID_OPTION.rstrip("="): "run_id", "--lane": "lane"}
+_USUAL_OPTIONS = {RUN_ID_OPTION.rstrip("="): "run_id", LANE_OPTION.rstrip("="): "lane"}

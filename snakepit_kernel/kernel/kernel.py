@@ -15,6 +15,7 @@ from typing import Any
 
 from ipykernel.ipkernel import IPythonKernel
 
+from ..processes import activity
 from ..processes.tags import parent_is_guardian
 
 _DEBUGGER_MODULE = "ipykernel.debugger"
@@ -117,11 +118,13 @@ class SnakepitKernel(IPythonKernel):
         if threading.current_thread() is not threading.main_thread():  # a subshell has no signals
             return await self._execute(code, silent, *args, **kwargs)
         previous = signal.signal(signal.SIGINT, self._interrupt_cell)
+        activity.begin_cell()
         try:
             return await self._execute(code, silent, *args, **kwargs)
         except KeyboardInterrupt:
             return self._interrupted_reply()
         finally:
+            activity.end_cell()
             signal.signal(signal.SIGINT, previous)
 
     async def _execute(self, *args: Any, **kwargs: Any) -> dict[str, Any]:

@@ -14,9 +14,9 @@ import threading
 import types
 from pathlib import Path
 
+from ..processes import activity, link
 from ..processes.forking import Launch, Template
 from ..processes.identity import ProcessIdentity
-from ..processes.link import hold
 from ..processes.template import relevant
 
 MODULES = (
@@ -47,8 +47,8 @@ def main(arguments: list[str]) -> int:
     environment = dict(os.environ)
     channel = socket.socket(fileno=int(options["channel"]))
     channel.set_inheritable(False)
-    activity = os.memfd_create("snakepit-activity", os.MFD_CLOEXEC)
-    template = Template(channel, ProcessIdentity.parse(options["owner"]), activity)
+    shared = os.memfd_create("snakepit-activity", os.MFD_CLOEXEC)
+    template = Template(channel, ProcessIdentity.parse(options["owner"]), shared)
     launch = template.serve()
     if launch is None:
         return 0
@@ -57,13 +57,12 @@ def main(arguments: list[str]) -> int:
 
 def become(launch: Launch, imported_with: dict[str, str]) -> int:
     """Run the kernel in this process, as if it had been executed."""
-    hold(launch.link, relevant(imported_with))
+    link.hold(launch.link, relevant(imported_with))
+    activity.hold(launch.activity)
     refresh_process()
     module = launch.command.index("-m")
     sys.argv[:] = [str(Path(__file__).with_name("__main__.py")), *launch.command[module + 2 :]]
-    from .app import SnakepitKernelApp
-
-    SnakepitKernelApp.launch_instance()
+    importlib.import_module("snakepit_kernel.kernel.app").run(sys.argv[1:])
     return 0
 
 

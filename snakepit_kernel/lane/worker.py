@@ -126,6 +126,10 @@ class WorkerLane:
             return True
         return False
 
+    def rests(self, seconds: float) -> bool:
+        """Whether nothing has arrived for some time."""
+        return perf_counter() - self._answered >= seconds
+
     def _owner_is_gone(self) -> None:
         if threading.current_thread() is threading.main_thread():
             self._close()

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import os
-import sys
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -19,7 +17,7 @@ from .config import PoolConfig
 from .scheduler import Scheduler
 from .states import WorkerEvent
 from .supervisor import Supervisor
-from .worker import Worker
+from .worker import Worker, import_path
 
 logger = logging.getLogger(__name__)
 
@@ -129,7 +127,7 @@ class Crew:
             self.started += 1
         setup = WorkerSetup(
             adapter=self._config.adapter,
-            import_path=_import_path(),
+            import_path=import_path(),
             pool=self._config.name,
             worker=worker.name,
             preload=list(self._config.preload),
@@ -211,7 +209,3 @@ class Crew:
         except SnakepitError as error:
             logger.warning("%s: %s", worker.name, error)
 
-
-def _import_path() -> list[str]:
-    """Return where this process finds modules, as absolute paths."""
-    return list(dict.fromkeys(os.path.abspath(entry) for entry in sys.path))  # noqa: PTH100

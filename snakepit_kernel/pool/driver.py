@@ -14,7 +14,7 @@ from ..errors import CallTimeout, SnakepitError, ToolError, WorkerDied
 from ..lane.exchange import Exchange, request
 from ..lane.host import LaneClosed
 from ..protocol.frames import Segment
-from ..protocol.messages import Apply
+from ..protocol.messages import Apply, OpenChannels
 from ..tools.context import enter_cell
 from ..tools.namespace import last_value, pull, push
 from .cells import Cell, CellClient, CellRun
@@ -98,10 +98,10 @@ class Driver:
 
     def run_cell(self, worker: Worker, work: Work, cell: Cell) -> CellResult:
         """Run a cell, and what belongs to it: its session, variables to push and to pull."""
+        cells = worker.cells or self._open_channels(worker, work)
         if worker.session != work.session:
             self._apply_on(worker, work, enter_cell, work.session)
             worker.session = work.session
-        cells = worker.cells or self._open_channels(worker, work)
         if cell.push:
             self._apply_on(worker, work, push, dict(cell.push))
         run = cells.begin(cell)
@@ -127,6 +127,9 @@ class Driver:
 
     def _open_channels(self, worker: Worker, work: Work) -> CellClient:
         """Open the Jupyter channels to a worker; with its first cell."""
+        exchange = Exchange(worker.lane.new_call_id(), work.name)
+        self.drive(worker, exchange, request(OpenChannels(exchange.call_id), None), work)
+        exchange.outcome()
         connection = worker.manager.get_connection_info()
         cells = CellClient(worker.name, connection, self._context)
         try:

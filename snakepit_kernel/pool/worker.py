@@ -7,6 +7,7 @@ import contextlib
 import logging
 import os
 import signal
+import sys
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -94,6 +95,9 @@ class Worker:
             "grace": config.grace,
             "label": self.name,
             "leftovers": [str(folder.parent)],
+            "preload": list(config.preload),
+            "import_path": import_path(),
+            "await_ready": False,  # it is ready when it says so on the lane
         }
         self.manager = AsyncKernelManager(
             kernel_name=config.kernel_name,
@@ -319,6 +323,11 @@ class Worker:
     def _describe_death(self) -> WorkerDied:
         status = self.process.status if self.process is not None else None
         return WorkerDied(self.name, status, self.last_output())
+
+
+def import_path() -> list[str]:
+    """Return where this process finds modules, as absolute paths."""
+    return list(dict.fromkeys(os.path.abspath(entry) for entry in sys.path))  # noqa: PTH100
 
 
 async def converse(lane: Lane, exchange: Exchange) -> None:

@@ -72,6 +72,12 @@ class Configured(_Message, frozen=True, tag="configured"):
     failed_preloads: dict[str, str]
 
 
+class OpenChannels(_Message, frozen=True, tag="open_channels"):
+    """Have the Jupyter channels ready when this is answered."""
+
+    id: int
+
+
 class Define(_Message, frozen=True, tag="define"):
     """A function of the notebook is a tool from now on. Not answered: the next call tells."""
 
@@ -126,7 +132,7 @@ class Failure(_Message, frozen=True, tag="failure"):
     problems: list[str] = []
 
 
-ToWorker = Configure | Define | Call | Apply
+ToWorker = Configure | OpenChannels | Define | Call | Apply
 FromWorker = Hello | Configured | Output | Result | Failure
 
 encode = msgspec.msgpack.Encoder().encode

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import functools
 import importlib
 import inspect
@@ -10,15 +11,19 @@ import os
 import socket
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
+
+from tornado.ioloop import IOLoop
 
 from .._version import __version__
 from ..errors import InvalidArguments, ToolNotFound
+from ..kernel.app import LANE_OPTION
 from ..lane.page import Page
 from ..lane.worker import CallOutput, Interrupts, WorkerLane
 from ..protocol import messages, values
 from ..protocol.frames import Frame, pack
+from .channels import Channels
 from .context import SessionContext, enter_call, enter_worker
 from .registry import ToolRegistry
 
@@ -26,25 +31,25 @@ if TYPE_CHECKING:
     from ..kernel.kernel import SnakepitKernel
 
 
-def serve(kernel: SnakepitKernel, lane: str) -> Worker:
-    """Make a kernel the worker at the end of a lane.
+def run(argv: Sequence[str]) -> None:
+    """Be the worker at the end of a lane, until its owner closes that.
 
     Parameters
     ----------
-    kernel
-        The kernel, before its loop runs.
-    lane
-        File descriptors of the socket and of the page, ``FD:FD``.
+    argv
+        The kernel's arguments. One is ``--lane=FD:FD``: the socket, and the page beside it.
     """
-    from tornado.ioloop import IOLoop
-
-    sock_fd, _, page_fd = lane.partition(":")
+    (lane,) = (argument for argument in argv if argument.startswith(LANE_OPTION))
+    sock_fd, _, page_fd = lane.removeprefix(LANE_OPTION).partition(":")
     for descriptor in (int(sock_fd), int(page_fd)):
         os.set_inheritable(descriptor, False)
-    loop: asyncio.AbstractEventLoop = IOLoop.current().asyncio_loop  # type: ignore[attr-defined]
-    worker = Worker(socket.socket(fileno=int(sock_fd)), Page(int(page_fd)), kernel, loop)
+    main_loop = IOLoop.current()
+    loop: asyncio.AbstractEventLoop = main_loop.asyncio_loop  # type: ignore[attr-defined]
+    worker = Worker(socket.socket(fileno=int(sock_fd)), Page(int(page_fd)), loop, argv)
     loop.call_soon(worker.open)  # when this runs, the main loop does
-    return worker
+    with contextlib.suppress(KeyboardInterrupt):
+        main_loop.start()
+    worker.channels.close()
 
 
 class Worker:
@@ -54,20 +59,24 @@ class Worker:
     ----------
     sock, page
         The worker's end of the lane.
-    kernel
-        The kernel that is the worker.
     loop
-        Its main loop.
+        The main loop.
+    argv
+        The kernel's arguments.
+
+    Attributes
+    ----------
+    channels
+        The rest of the kernel.
     """
 
     def __init__(
         self,
         sock: socket.socket,
         page: Page,
-        kernel: SnakepitKernel,
         loop: asyncio.AbstractEventLoop,
+        argv: Sequence[str],
     ) -> None:
-        self._kernel = kernel
         self._loop = loop
         self._lane = WorkerLane(sock, self._take, self._stop)
         self._output = _RedirectedOutput(self._lane)
@@ -76,13 +85,23 @@ class Worker:
         self._context = SessionContext(session_id=None, pool="", worker="")
         self._undefined: dict[str, BaseException] = {}  # functions that could not be restored
         self._tasks: set[asyncio.Task[None]] = set()
+        self.channels = Channels(
+            argv,
+            loop,
+            rests=self._lane.rests,
+            is_free=lambda: not self._tasks,
+            adopt=self._adopt,
+        )
 
     def open(self) -> None:
         """Say hello: from now on calls are served."""
         self._interrupts.install()
-        self._kernel.heeds_interrupt = self._interrupts.is_news
         self._send(messages.Hello(os.getpid(), __version__))
         self._lane.attach(self._loop)
+
+    def _adopt(self, kernel: SnakepitKernel) -> None:
+        """Take in the kernel that was built around us."""
+        kernel.heeds_interrupt = self._interrupts.is_news
 
     def _stop(self) -> None:
         """End this kernel in the polite way, with its exit hooks: the owner closed the lane."""
@@ -98,6 +117,8 @@ class Worker:
                 self._define(name, frame)
             case messages.Configure(id=call_id):
                 self._configure(call_id, frame)
+            case messages.OpenChannels(id=call_id):
+                self._open_channels(call_id)
 
     def _configure(self, call_id: int, frame: Frame) -> None:
         try:
@@ -110,6 +131,15 @@ class Worker:
             self._fail(call_id, error)
         else:
             self._send(messages.Configured(call_id, self._registry.infos(), failed))
+            self.channels.build_soon()
+
+    def _open_channels(self, call_id: int) -> None:
+        try:
+            self.channels.build_now()
+        except BaseException as error:  # noqa: BLE001 - users' startup files run any code
+            self._fail(call_id, error)
+        else:
+            self._reply(call_id, None)
 
     def _define(self, name: str, frame: Frame) -> None:
         try:

@@ -1,0 +1,97 @@
+"""The Jupyter channels of a worker, which come up behind its lane.
+
+A worker answers calls within milliseconds of its fork. The rest of the kernel takes longer, and is
+built in parts when no call is there to be answered; or at once when a cell is to be run.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING
+
+from ..processes import link
+from ..processes.activity import LOOK_INTERVAL, Turn
+
+if TYPE_CHECKING:
+    from ..kernel.app import SnakepitKernelApp
+    from ..kernel.kernel import SnakepitKernel
+
+REST = 0.05
+"""Seconds without a call before another part is built."""
+
+
+class Channels:
+    """Builds a kernel around a worker that already serves.
+
+    Parameters
+    ----------
+    argv
+        The kernel's arguments.
+    loop
+        The worker's main loop.
+    rests
+        Asked whether the worker has had nothing to do for some seconds.
+    is_free
+        Asked whether no call runs, not even one that awaits something.
+    adopt
+        Gets the kernel when it is complete.
+    """
+
+    def __init__(
+        self,
+        argv: Sequence[str],
+        loop: asyncio.AbstractEventLoop,
+        *,
+        rests: Callable[[float], bool],
+        is_free: Callable[[], bool],
+        adopt: Callable[[SnakepitKernel], None],
+    ) -> None:
+        self._argv = list(argv)
+        self._loop = loop
+        self._rests = rests
+        self._is_free = is_free
+        self._adopt = adopt
+        self._app: SnakepitKernelApp | None = None
+        self._parts = self._build()
+        self._turn = Turn()
+        self._is_complete = False
+
+    def _build(self) -> Iterator[None]:
+        from ..kernel.app import SnakepitKernelApp
+
+        app = self._app = SnakepitKernelApp.instance()
+        yield
+        yield from app.stages(self._argv)
+        assert app.kernel is not None
+        app.kernel.start()
+        self._adopt(app.kernel)
+        self._is_complete = True
+        link.say_ready()
+
+    def build_soon(self) -> None:
+        """Build them when the worker has time, and nobody else needs the machine."""
+        self._loop.call_later(REST, self._build_part)
+
+    def _build_part(self) -> None:
+        if self._is_complete:
+            return
+        if not (self._rests(REST) and self._is_free() and self._turn.comes()):
+            self._loop.call_later(LOOK_INTERVAL, self._build_part)
+            return
+        next(self._parts, None)
+        if self._is_complete:
+            self._turn.end()
+        else:
+            self._loop.call_soon(self._build_part)
+
+    def build_now(self) -> None:
+        """Build what is missing, because somebody needs it."""
+        for _ in self._parts:
+            pass
+        self._turn.end()
+
+    def close(self) -> None:
+        """Stop the threads that would be in the way of the exit hooks."""
+        if self._app is not None:
+            self._app.join_control_thread()
