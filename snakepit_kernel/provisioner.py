@@ -14,10 +14,11 @@ from typing import Any
 
 from jupyter_client.connect import KernelConnectionInfo
 from jupyter_client.provisioning.local_provisioner import LocalProvisioner
-from traitlets import Bool, Float, List, Unicode
+from traitlets import Bool, Float, Int, List, Unicode
 
+from . import standby
 from .errors import SurvivorsError
-from .ids import RUN_ID_OPTION, RUN_ID_VARIABLE, new_run_id
+from .ids import RUN_ID_OPTION, new_run_id
 from .paths import MAX_SOCKET_PATH, runtime_dir
 from .processes.guarded import GuardedProcess
 from .processes.identity import ProcessIdentity
@@ -72,6 +73,11 @@ class SnakepitProvisioner(LocalProvisioner):
         Unicode(),
         help="Where the template finds them, beside the interpreter's own path.",
     ).tag(config=True)
+    standby = Int(
+        1,
+        min=0,
+        help="Kernels that are started ahead, after the first, and wait to be needed.",
+    ).tag(config=True)
     await_ready = Bool(
         True,
         help="Whether a launch is over only when the kernel takes requests, if it can say so.",
@@ -100,18 +106,11 @@ class SnakepitProvisioner(LocalProvisioner):
     # -- launching ---------------------------------------------------------------------------
 
     async def pre_launch(self, **kwargs: Any) -> dict[str, Any]:
-        """Mint a run id, and put it into the environment and on the command line."""
+        """Give ipc sockets a place, and do what jupyter_client does."""
         km = self.parent
         if km is not None and km.transport == "ipc":
             self._place_ipc_sockets(km)
-        kwargs = await super().pre_launch(**kwargs)
-        self.run_id = new_run_id()
-        # Ours alone, made anew for each launch: the server may itself belong to a run, and
-        # jupyter_client replays the arguments of the first launch at each restart.
-        kwargs["env"][RUN_ID_VARIABLE] = self.run_id
-        if self.tag_command:
-            kwargs["cmd"] = [*kwargs["cmd"], RUN_ID_OPTION + self.run_id]
-        return kwargs
+        return await super().pre_launch(**kwargs)
 
     async def launch_kernel(self, cmd: list[str], **kwargs: Any) -> KernelConnectionInfo:
         """Start the kernel under a guardian, after the last run is verified gone.
@@ -122,20 +121,14 @@ class SnakepitProvisioner(LocalProvisioner):
             The command could not be executed. Nothing is left running.
         """
         await self.end_run(self.grace)
+        cmd = [os.path.expanduser(cmd[0]), *cmd[1:]]  # noqa: ASYNC240, PTH111 - touches no file
         kind = self._kind(cmd)
-        run = await GuardedRun.start(
-            [os.path.expanduser(cmd[0]), *cmd[1:]],  # noqa: ASYNC240, PTH111 - touches no file
-            run_id=self.run_id,
-            registry=self.registry,
-            label=self._label(),
-            grace=self.grace,
-            previous=self._previous,
-            leftovers=self._leftovers(),
-            kind=kind,
-            **self._scrub_kwargs(kwargs),
-        )
+        arguments = self._scrub_kwargs(kwargs)
+        run = await self._take_standby(kind, cmd, arguments)
+        if run is None:
+            run = await self._start(kind, cmd, arguments)
         self._run = run
-        self._previous = self.run_id
+        self.run_id = self._previous = run.run_id
         self._adopted = None
         self._waited = self._shutdown_requested = False
         self.pid = run.process.identity.pid if run.process.identity else None
@@ -144,7 +137,54 @@ class SnakepitProvisioner(LocalProvisioner):
         if kind is not None and self.await_ready:
             # Or a client would knock before it is there, and wait before it knocks again.
             await run.process.ready(READY_PATIENCE)
+        if kind is not None and self._can_stand_in(arguments) and run.process.template is not None:
+            sort = standby.sort_of(kind, cmd, arguments["env"], self.grace)
+            env, cwd = arguments["env"], arguments.get("cwd")
+            standby.refill(sort, self.standby, env, cwd, self.registry)
         return self.connection_info
+
+    async def _start(
+        self, kind: Kind | None, cmd: list[str], arguments: dict[str, Any]
+    ) -> GuardedRun:
+        """Start a kernel as a run of its own."""
+        run_id = new_run_id()
+        return await GuardedRun.start(
+            [*cmd, RUN_ID_OPTION + run_id] if self.tag_command else cmd,
+            run_id=run_id,
+            registry=self.registry,
+            label=self._label(),
+            grace=self.grace,
+            previous=self._previous,
+            leftovers=self._leftovers(),
+            kind=kind,
+            **arguments,
+        )
+
+    async def _take_standby(
+        self, kind: Kind | None, cmd: list[str], arguments: dict[str, Any]
+    ) -> GuardedRun | None:
+        """Let a kernel that is kept ready become this one; None if there is none that can."""
+        km = self.parent
+        if kind is None or km is None or not self._can_stand_in(arguments):
+            return None
+        sort = standby.sort_of(kind, cmd, arguments["env"], self.grace)
+        run = await standby.take(sort, arguments["env"], arguments.get("cwd"))
+        if run is None:
+            return None
+        await run.take(
+            [*cmd, RUN_ID_OPTION + run.run_id],
+            connection_file=km.connection_file,
+            label=self._label(),
+            env=arguments["env"],
+            cwd=arguments.get("cwd"),
+            previous=self._previous,
+            leftovers=self._leftovers(),
+        )
+        return run if run.process.poll() is None else None
+
+    def _can_stand_in(self, arguments: dict[str, Any]) -> bool:
+        """Whether one that is kept ready would be started with the same arguments."""
+        return self.standby > 0 and self.tag_command and set(arguments) <= {"env", "cwd"}
 
     # -- looking -----------------------------------------------------------------------------
 

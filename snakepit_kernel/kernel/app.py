@@ -25,6 +25,9 @@ T = TypeVar("T")
 
 LANE_OPTION = "--lane="
 
+SHELL_IS_THERE = "the shell is there"
+"""The last part of `SnakepitKernelApp.stages` before the connection file must be known."""
+
 CHANNELS = ("shell", "iopub", "stdin", "control", "hb")
 
 
@@ -79,12 +82,12 @@ class SnakepitKernelApp(IPKernelApp):
         for _ in self.stages(argv):
             pass
 
-    def stages(self, argv: list[str] | None = None) -> Iterator[None]:
+    def stages(self, argv: list[str] | None = None) -> Iterator[str]:
         """Set up the kernel in parts, and let the caller do other things between them.
 
         The parts are those of `IPKernelApp.initialize`; but the Jupyter channels are bound last,
         when everything else is there. So a kernel can be prepared whose connection file is not
-        known yet: the caller sets it before the last part.
+        known yet: the caller sets it when `SHELL_IS_THERE`.
         """
         if _is_worker(argv):
             # Nobody asks a worker for its history; its database and thread cost 10 ms.
@@ -93,24 +96,24 @@ class SnakepitKernelApp(IPKernelApp):
         super(IPKernelApp, self).initialize(argv)
         if self.subapp is not None:
             return
-        yield
+        yield "configured"
         self.init_pdb()
         self.init_blackhole()
         self.init_poller()
         self._is_bound = False
         self.init_sockets()
-        yield
+        yield "sockets are made"
         self._ports = {}
         self.init_io()
         self._try(self.init_signal)
         self.init_kernel()
-        yield
+        yield "the kernel is there"
         self.init_path()
         self.init_shell()
         if self.shell:
             self.init_gui_pylab()
             self.init_extensions()
-        yield
+        yield SHELL_IS_THERE
         self.init_connection_file()
         self._bind()
         self.init_heartbeat()

@@ -21,6 +21,7 @@ from ..processes.template import relevant
 
 MODULES = (
     "snakepit_kernel.kernel.app",
+    "snakepit_kernel.kernel.standby",
     "snakepit_kernel.tools.worker",  # which stands above; a kernel with a lane needs it
     "snakepit_magics",
     "IPython.core.completerlib",
@@ -60,10 +61,18 @@ def become(launch: Launch, imported_with: dict[str, str]) -> int:
     link.hold(launch.link, relevant(imported_with))
     activity.hold(launch.activity)
     refresh_process()
-    module = launch.command.index("-m")
-    sys.argv[:] = [str(Path(__file__).with_name("__main__.py")), *launch.command[module + 2 :]]
-    importlib.import_module("snakepit_kernel.kernel.app").run(sys.argv[1:])
+    sys.argv[:] = arguments_of(launch.command)
+    if launch.standby:
+        importlib.import_module("snakepit_kernel.kernel.standby").run(launch)
+    else:
+        importlib.import_module("snakepit_kernel.kernel.app").run(sys.argv[1:])
     return 0
+
+
+def arguments_of(command: list[str]) -> list[str]:
+    """Return what ``sys.argv`` is in a process that was executed by a command."""
+    module = command.index("-m")
+    return [str(Path(__file__).with_name("__main__.py")), *command[module + 2 :]]
 
 
 def refresh_process() -> None:

@@ -12,11 +12,11 @@ from typing import Any
 import zmq.asyncio
 
 from ..errors import SnakepitError, StartFailed
+from ..processes.supervisor import Supervisor
 from ..protocol.messages import ToolInfo, WorkerSetup
 from .config import PoolConfig
 from .scheduler import Scheduler
 from .states import WorkerEvent
-from .supervisor import Supervisor
 from .worker import Worker, import_path
 
 logger = logging.getLogger(__name__)

@@ -36,6 +36,7 @@ from ..errors import (
 )
 from ..lane.exchange import Exchange, Interrupted, OnOutput, echo
 from ..processes.folders import make_folder, remove_folder, sweep_folders
+from ..processes.supervisor import Supervisor
 from ..protocol.frames import Segment
 from ..protocol.messages import ToolInfo
 from .cells import Cell
@@ -47,7 +48,6 @@ from .results import CellResult
 from .scheduler import QueueFull, Scheduler
 from .states import WorkerEvent, WorkerState
 from .status import PoolStats, PoolStatus, WorkerStatus, memory_of, status_path
-from .supervisor import Supervisor
 from .work import OUTCOMES, Work, outcome_of
 from .worker import Worker
 

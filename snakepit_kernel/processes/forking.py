@@ -37,7 +37,7 @@ from ..ids import RUN_ID_OPTION
 from . import pidfd
 from .guardian import OWNER_INTERVAL, PR_SET_PDEATHSIG, Guardian, Options, prctl
 from .identity import ProcessIdentity
-from .link import READY
+from .link import BRANCH, PLACE
 from .tags import set_mark
 from .title import set_title
 
@@ -47,6 +47,7 @@ MAX_FDS = 253
 LAUNCH = b"launch"
 CHECK = b"check"
 PREPARE = b"prepare"
+FIT = b"fit\n"
 
 
 
@@ -80,6 +81,7 @@ class Launch:
         self.cwd: str | None = message["cwd"]
         self.umask: int | None = message["umask"]
         self.limits: list[tuple[int, int, int]] = message["limits"]
+        self.standby: bool = message["standby"]
         self.targets: list[int] = message["descriptors"]
         self.descriptors = list(descriptors)
         self.link = -1
@@ -151,7 +153,7 @@ class Template:
                 os.write(channel, f"refused\t{refusal}\n".encode())
                 return None
             if word == CHECK:
-                os.write(channel, b"clean\n")
+                os.write(channel, FIT)
                 return None
             return self._launch(descriptors)
         finally:
@@ -320,7 +322,15 @@ def _signature(path: str) -> tuple[int, int]:
 
 
 class ForkedGuardian(Guardian):
-    """A guardian that came from a template, and can be the template of its kernel's own pools."""
+    """A guardian that came from a template, and can be the template of its kernel's own pools.
+
+    Attributes
+    ----------
+    tag
+        The run, as it stands on its command line.
+    """
+
+    tag = ""
 
     def read_link(self) -> None:
         """Do what the kernel asks for: hand on that it is ready, or fork a template for it.
@@ -334,10 +344,24 @@ class ForkedGuardian(Guardian):
             word, descriptors = _receive(link)
         if not word:
             self.drop_link()
-        elif word == READY:
-            self.tell("ready")
-        else:
+        elif word == BRANCH:
             self.fork_template(descriptors[0])
+        else:
+            self.send(word.decode("utf-8", "replace"))
+
+    def assign(self, place: bytes) -> None:
+        """Tell a kernel that waits what it is to be, and whose files these are from now on."""
+        message = json.loads(place)
+        self.options.leftovers = message["leftovers"]
+        set_title(["snakepit-guardian", self.tag, "--", *message["command"]], "")
+        with (
+            open(os.memfd_create("snakepit-place", os.MFD_CLOEXEC), "wb") as file,  # noqa: PTH123
+            socket.socket(fileno=os.dup(self.link)) as link,
+        ):
+            file.write(place)
+            file.flush()
+            with contextlib.suppress(OSError):  # it has ended, and we shall hear of that
+                socket.send_fds(link, [PLACE], [file.fileno()])
 
     def fork_template(self, channel: int) -> None:
         """Fork a process beside the kernel that serves what comes on a channel."""
@@ -376,6 +400,7 @@ def guard(launch: Launch) -> Launch | None:
     tag = f"{RUN_ID_OPTION}{launch.run_id}"
     set_title(["snakepit-guardian", tag, "--", *launch.command], launch.run_id)
     guardian = ForkedGuardian(launch.options)
+    guardian.tag = tag
     guardian.tell("guardian", str(ProcessIdentity.of(os.getpid())))
     if not guardian.options.owner.is_alive():
         guardian.abandon()
@@ -395,6 +420,21 @@ def guard(launch: Launch) -> Launch | None:
     set_title(["snakepit-template", tag], launch.run_id)
     owner = ProcessIdentity(guardian.kernel_pid, guardian.kernel_start_time)
     return Template(channel, owner, launch.activity).serve()
+
+
+def settle(launch: Launch, place: dict[str, Any]) -> None:
+    """In a kernel that has waited: go where it belongs, and look like it.
+
+    Raises
+    ------
+    OSError
+        The working directory is not there.
+    """
+    os.chdir(place["cwd"])
+    os.environ.clear()
+    os.environ.update(place["env"])
+    sys.orig_argv[:] = launch.command = place["command"]
+    set_title(launch.command, launch.run_id)
 
 
 def _become(launch: Launch, guardian: Guardian) -> None:
@@ -445,7 +485,7 @@ def _take_descriptors(launch: Launch, guardian: Guardian) -> None:
 
 def _receive(channel: socket.socket) -> tuple[bytes, list[int]]:
     try:
-        word, descriptors, _, _ = socket.recv_fds(channel, 64, MAX_FDS)
+        word, descriptors, _, _ = socket.recv_fds(channel, 1024, MAX_FDS)
     except OSError:
         return b"", []
     for descriptor in descriptors:

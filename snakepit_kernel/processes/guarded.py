@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import errno
 import fcntl
+import json
 import logging
 import os
 import signal
@@ -27,6 +29,7 @@ from .tags import KEEP_VARIABLE, mark_of
 from .template import (
     CannotFork,
     Kind,
+    Template,
     current_limits,
     discard,
     passed_on,
@@ -43,6 +46,9 @@ START_PATIENCE = 30.0
 
 FORK_ATTEMPTS = 4
 """Templates that may turn out to be unfit, one after the other, before a process is executed."""
+
+TAKE_INTERVAL = 0.001
+"""Seconds between tries to say something long to a guardian that is still reading."""
 
 END_PATIENCE = 10.0
 """Seconds after the grace in which a guardian says that all are gone, or who does not die."""
@@ -84,6 +90,8 @@ class GuardedProcess:
         The process has said that it takes requests.
     not_forked_because
         Why it was executed and not forked from a template; None if it was forked.
+    template
+        The template that it was forked from.
     status
         Its exit status as in :mod:`subprocess`, or None while it runs.
     report
@@ -99,6 +107,7 @@ class GuardedProcess:
         self.status: int | None = None
         self.is_ready = False
         self.not_forked_because: str | None = None
+        self.template: Template | None = None
         self.report = EndReport()
         self._popen = popen  # none where the guardian came from a template: it is not our child
         self._channel = channel
@@ -133,6 +142,7 @@ class GuardedProcess:
         pass_fds: Sequence[int] = (),
         independent: bool = False,
         kind: Kind | None = None,
+        standby: bool = False,
         **popen_arguments: Any,
     ) -> GuardedProcess:
         """Start a command under a new guardian: forked from a template, or else executed.
@@ -159,6 +169,8 @@ class GuardedProcess:
         kind
             What its template has imported, if the command is one that a template knows; it says
             when it is ready.
+        standby
+            The process waits to be told what it is to be; see `take`. Only a template can do that.
         popen_arguments
             Anything else that :class:`subprocess.Popen` knows: ``cwd``, ``stdout``, ``umask`` …
 
@@ -185,6 +197,7 @@ class GuardedProcess:
             "report": str(report_file or ""),
             "independent": independent,
             "command": [*command],
+            "standby": standby,
         }
         reason = "this kind of kernel has no template"
         if kind is not None:
@@ -193,6 +206,8 @@ class GuardedProcess:
             except CannotFork as error:
                 reason = str(error)
                 logger.info("run %s starts by exec: %s", run_id, reason)
+        if standby:
+            raise StartFailed(command[0], reason)
         process = cls._execute(launch, env, pass_fds, kind is not None, popen_arguments)
         process.not_forked_because = reason
         return await process._checked_start(command[0])  # noqa: SLF001 - of this very class
@@ -233,6 +248,7 @@ class GuardedProcess:
             await process._checked_start(program)
             refusal = process._refusal
             if refusal is None and process.guardian is not None:
+                process.template = template
                 return process
             discard(template)
             if refusal is None:
@@ -313,11 +329,7 @@ class GuardedProcess:
             if self._refusal is not None:
                 return
         if self._failure is not None:
-            number, what = self._failure
-            cause = os.strerror(number) + (f": {what}" if what else "")
-            if number == errno.ENOENT and not what:
-                cause += "; is the interpreter of this kernelspec still installed?"
-            raise StartFailed(program, cause)
+            raise StartFailed(program, _explain_failure(*self._failure))
         assert self.identity is not None
         self._exit_fd = exit_descriptor(self.identity)
 
@@ -333,6 +345,26 @@ class GuardedProcess:
                 break
             self._listen()
         return self.is_ready
+
+    async def take(self, place: Mapping[str, Any]) -> None:
+        """Tell a kernel that waits what it is to be; return when it is, or has ended.
+
+        Raises
+        ------
+        StartFailed
+            It cannot be that.
+        """
+        line = f"take\t{json.dumps(place)}\n".encode("ascii")
+        while line and self._channel.fileno() >= 0:
+            try:
+                line = line[self._channel.send(line) :]
+            except BlockingIOError:  # it is larger than the channel takes at once
+                await asyncio.sleep(TAKE_INTERVAL)
+            except OSError:
+                break
+        await self.ready(START_PATIENCE)
+        if self._failure is not None:
+            raise StartFailed(place["command"][0], _explain_failure(*self._failure))
 
     # -- looking -----------------------------------------------------------------------------
 
@@ -506,6 +538,12 @@ def guardian_command() -> list[str]:
         f"from {guardian.__name__} import main; sys.exit(main(sys.argv[2:]))"
     )
     return [sys.executable, "-I", "-S", "-c", code, guardian.__file__]  # the last for its reader
+
+
+def _explain_failure(number: int, what: str) -> str:
+    if number == errno.ENOENT and not what:
+        return f"{os.strerror(number)}; is the interpreter of this kernelspec still installed?"
+    return os.strerror(number) + (f": {what}" if what else "")
 
 
 def _explain(error: OSError) -> str:

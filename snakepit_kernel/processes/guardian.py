@@ -25,6 +25,7 @@ from the owner
 =========================  ==================================================================
 ``signal N``               send signal N to the kernel, and to nothing else
 ``end GRACE``              end the run; a shorter grace replaces a longer one
+``take JSON``              tell a kernel that waits its connection file and surroundings
 =========================  ==================================================================
 
 =========================  ==================================================================
@@ -384,6 +385,8 @@ class Guardian:
                 )  # our own child, not reaped: no other can be hit
             elif word == b"end":
                 self.end(float(value))
+            elif word == b"take":
+                self.assign(value)
 
     def read_link(self) -> None:
         """Hand on that the kernel is ready; an end of file says that it will not say more."""
@@ -391,6 +394,9 @@ class Guardian:
             self.tell("ready")
         else:
             self.drop_link()
+
+    def assign(self, _place: bytes) -> None:
+        """Hand on to a kernel that waits what it is to be; only what was forked can wait."""
 
     def drop_link(self) -> None:
         """Listen to the kernel no more."""

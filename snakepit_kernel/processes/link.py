@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import json
 import os
+import select
 import socket
+import sys
 from collections.abc import Mapping
+from typing import Any
 
 from .guardian import READY_VARIABLE
 
 READY = b"ready"
 BRANCH = b"branch"
+PLACE = b"place"
 
 
 class _Link:
@@ -55,6 +60,31 @@ def say_ready() -> None:
     """Tell the guardian, and by it the owner, that requests are taken."""
     if _link.descriptor >= 0:
         os.write(_link.descriptor, READY)
+
+
+def is_called(timeout: float) -> bool:
+    """Wait for some seconds whether the guardian has something to say; say whether it has."""
+    poll = select.poll()
+    poll.register(_link.descriptor, select.POLLIN)
+    return bool(poll.poll(timeout * 1000))
+
+
+def wait_for_place() -> dict[str, Any]:
+    """Wait, in a kernel that is kept ready, to be told what it is to be."""
+    with socket.socket(fileno=os.dup(_link.descriptor)) as link:
+        word, descriptors, _, _ = socket.recv_fds(link, 64, 1)
+    if word != PLACE:
+        sys.exit(1)  # the guardian is gone
+    (descriptor,) = descriptors
+    with open(descriptor, "rb") as file:  # noqa: PTH123
+        file.seek(0)
+        place: dict[str, Any] = json.load(file)
+    return place
+
+
+def report_failure(error: OSError) -> None:
+    """Tell the guardian that this kernel cannot be what it is to be."""
+    os.write(_link.descriptor, f"failed\t{error.errno}\t{error.filename}".encode()[:1024])
 
 
 def ask_for_template(channel: socket.socket, variables: Mapping[str, str]) -> bool:

@@ -20,6 +20,7 @@ from typing import Any
 
 from ..ids import is_run_id
 from ..paths import data_dir
+from .anchor import Anchor
 from .identity import ProcessIdentity
 from .place import Place, Reach, here
 from .report import EndReport
@@ -27,6 +28,8 @@ from .report import EndReport
 logger = logging.getLogger(__name__)
 
 Statement = tuple[str, tuple[object, ...]]
+
+_anchor = Anchor()
 
 _SCHEMA = (
     """
@@ -178,6 +181,8 @@ class Registry:
             *(str(owner), time.time(), json.dumps(list(leftovers))),
         )
         self._execute((insert, row))
+        with contextlib.suppress(sqlite3.DatabaseError, OSError):  # then it is only slower
+            _anchor.hold(self.path, run_id)
 
     def activate(
         self, run_id: str, guardian: ProcessIdentity, process: ProcessIdentity | None
@@ -185,6 +190,13 @@ class Registry:
         """Write down the processes of a reserved run."""
         update = "UPDATE runs SET guardian = ?, process = ? WHERE run_id = ?"
         self._execute((update, (str(guardian), str(process) if process else None, run_id)))
+
+    def assign(
+        self, run_id: str, *, label: str, previous: str | None, leftovers: Sequence[str]
+    ) -> None:
+        """Write down what a run has become that was kept ready."""
+        update = "UPDATE runs SET label = ?, previous = ?, leftovers = ? WHERE run_id = ?"
+        self._execute((update, (label, previous, json.dumps(list(leftovers)), run_id)))
 
     def retire(self, run_id: str, report: EndReport | None = None) -> None:
         """Cross out a run that is verified gone; remember what its end took, if that is given."""
@@ -202,6 +214,8 @@ class Registry:
             statements.insert(0, (remember, (time.time(), report.as_json(), run_id)))
             statements.append((forget, (REMEMBERED_RUNS,)))
         self._execute(*statements)
+        with contextlib.suppress(OSError):
+            _anchor.release(self.path, run_id)
 
     def runs(self) -> list[Run]:
         """Return every run that is written down, oldest first; what cannot be read is no run."""
@@ -316,6 +330,7 @@ def _rebuild(path: Path, statements: Sequence[Statement]) -> list[Any]:
         except sqlite3.DatabaseError as error:
             if not _is_corrupt(error):
                 raise
+            _anchor.drop(path)
             backup = path.with_name(f"{path.name}.corrupt-{int(time.time())}-{os.getpid()}")
             path.replace(backup)
             for suffix in ("-wal", "-shm"):

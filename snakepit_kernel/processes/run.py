@@ -13,6 +13,7 @@ from .guarded import GuardedProcess
 from .registry import Registry
 from .report import EndReport
 from .sweep import end_run_tagged, end_tagged, last_words, sweep
+from .template import surroundings_of
 from .waiting import to_its_end
 
 
@@ -98,6 +99,39 @@ class GuardedRun:
             raise
         registry.activate(run_id, process.guardian, process.identity)
         return cls(run_id, process, registry)
+
+    async def take(
+        self,
+        command: Sequence[str],
+        *,
+        connection_file: str,
+        label: str,
+        env: Mapping[str, str],
+        cwd: str | None,
+        previous: str | None,
+        leftovers: Sequence[str],
+    ) -> None:
+        """Make a kernel that was kept ready the one that is needed.
+
+        The parameters are those of `start`, and its connection file.
+
+        Raises
+        ------
+        StartFailed
+            It could not become that. Nothing is left running.
+        """
+        self._registry.assign(self.run_id, label=label, previous=previous, leftovers=leftovers)
+        place = {
+            "command": [*command],
+            "connection_file": connection_file,
+            "leftovers": [*leftovers, str(self._folder)],
+            **surroundings_of({**env, RUN_ID_VARIABLE: self.run_id}, {"cwd": cwd}),
+        }
+        try:
+            await self.process.take(place)
+        except BaseException:
+            await to_its_end(self.end(0.0))
+            raise
 
     @property
     def is_over(self) -> bool:

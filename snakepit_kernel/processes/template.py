@@ -23,11 +23,12 @@ from typing import IO, Any, NamedTuple
 
 from ..ids import RUN_ID_OPTION, RUN_ID_VARIABLE, own_run_id
 from . import pidfd
-from .forking import CHECK, LAUNCH, MAX_FDS, PREPARE
+from .forking import CHECK, FIT, LAUNCH, MAX_FDS, PREPARE
 from .identity import ProcessIdentity
 from .link import ask_for_template
 from .tags import KEEP_VARIABLE
 from .title import NO_RUN, room
+from .waiting import readable
 
 logger = logging.getLogger(__name__)
 
@@ -46,6 +47,9 @@ PASSING_VARIABLES = ("SNAKEPIT_", "JPY_", "PWD", "OLDPWD", "SHLVL", "_=", "COLUM
 
 MAX_TEMPLATES = 8
 """Templates that an owner keeps at most; then the one that was used longest ago ends."""
+
+CHECK_PATIENCE = 1.0
+"""Seconds that a template may take to say that it is up to date."""
 
 END_PATIENCE = 2.0
 """Seconds that a template may take to end before it is killed."""
@@ -181,12 +185,16 @@ class Template:
         with _as_file(launch) as file:
             self._send(LAUNCH, [channel.fileno(), file.fileno(), *fds])
 
-    def check(self) -> socket.socket:
-        """Ask whether a fork would be refused; the answer is read from what is returned."""
+    async def is_fit(self) -> bool:
+        """Ask whether it would fork now: what it has forked before is then up to date as well."""
         ours, theirs = socket.socketpair()
-        with theirs:
-            self._send(CHECK, [theirs.fileno()])
-        return ours
+        with ours:
+            with theirs:
+                try:
+                    self._send(CHECK, [theirs.fileno()])
+                except CannotFork:
+                    return False
+            return await readable(ours.fileno(), timeout=CHECK_PATIENCE) and ours.recv(8) == FIT
 
     def _send(self, word: bytes, descriptors: Sequence[int]) -> None:
         try:

@@ -36,7 +36,7 @@ def set_title(command: Sequence[str], run_id: str) -> None:
     command
         Program and arguments. What does not fit is cut off.
     run_id
-        The run.
+        The run; an empty string leaves it as it is.
     """
     with open("/proc/self/stat", "rb") as file:  # noqa: PTH123
         fields = file.read().rpartition(b")")[2].split()
@@ -50,6 +50,6 @@ def set_title(command: Sequence[str], run_id: str) -> None:
     ctypes.memmove(arg_start, text.ljust(size - 1, b"\0") + b".", size)
     tag = f"{RUN_ID_VARIABLE}=".encode()
     environment = ctypes.string_at(env_start, env_end - env_start)
-    at = environment.find(tag)
+    at = environment.find(tag) if run_id else -1
     if at >= 0 and (at == 0 or environment[at - 1] == 0):
         ctypes.memmove(env_start + at + len(tag), run_id.encode("ascii"), len(run_id))

@@ -1,4 +1,4 @@
-"""The thread that owns a pool's processes, with an event loop of its own."""
+"""A thread with an event loop of its own, for what starts and ends processes beside its owner."""
 
 from __future__ import annotations
 

@@ -1,0 +1,68 @@
+"""A database that stays open while it is in use.
+
+When the last connection to a database in WAL mode is closed, SQLite moves the log into the file and
+waits for the disk, several times as long as for a commit. So one connection is kept that does
+nothing, while there is a reason to expect more transactions.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import sqlite3
+import threading
+from pathlib import Path
+
+
+class Anchor:
+    """The connections that do nothing, one for each file, and the reasons to keep them."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._kept: dict[Path, tuple[sqlite3.Connection, tuple[int, int]]] = {}
+        self._reasons: dict[Path, set[str]] = {}
+        os.register_at_fork(after_in_child=self._forget)
+
+    def hold(self, path: Path, reason: str) -> None:
+        """Keep a database open as long as this reason has not gone."""
+        with self._lock:
+            self._reasons.setdefault(path, set()).add(reason)
+            kept = self._kept.get(path)
+            if kept is not None and kept[1] == _file_of(path):
+                return
+            self._close(path)  # the file was replaced
+            connection = sqlite3.connect(path, check_same_thread=False)
+            connection.execute("SELECT count(*) FROM sqlite_master").fetchall()
+            self._kept[path] = (connection, _file_of(path))
+
+    def release(self, path: Path, reason: str) -> None:
+        """Note that a reason has gone."""
+        with self._lock:
+            reasons = self._reasons.get(path, set())
+            reasons.discard(reason)
+            if not reasons:
+                self._reasons.pop(path, None)
+                self._close(path)
+
+    def drop(self, path: Path) -> None:
+        """Close a database that is about to be replaced."""
+        with self._lock:
+            self._close(path)
+
+    def _close(self, path: Path) -> None:
+        kept = self._kept.pop(path, None)
+        if kept is not None:
+            kept[0].close()
+
+    def _forget(self) -> None:
+        """In a forked child: a connection of the parent must not even be closed there."""
+        for connection, _ in self._kept.values():
+            ctypes.pythonapi.Py_IncRef(ctypes.py_object(connection))
+        self._kept.clear()
+        self._reasons.clear()
+        self._lock = threading.Lock()
+
+
+def _file_of(path: Path) -> tuple[int, int]:
+    status = path.stat()
+    return status.st_dev, status.st_ino

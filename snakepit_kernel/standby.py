@@ -1,0 +1,184 @@
+"""Kernels that are started ahead and wait to be needed.
+
+They belong to this process, and end with it. One is taken in the time of a message; the next is
+started in the background.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import atexit
+import logging
+import os
+import threading
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+from .errors import StartFailed
+from .ids import RUN_ID_OPTION, new_run_id
+from .processes.registry import Registry
+from .processes.run import GuardedRun
+from .processes.supervisor import Supervisor
+from .processes.template import CannotFork, Kind, discard, relevant, template_for
+
+logger = logging.getLogger(__name__)
+
+LABEL = "kept ready"
+
+DELAY = 0.5
+"""Seconds between a start and the start of the next one ahead: the first cells come first."""
+
+
+class Sort(NamedTuple):
+    """What kernels have in common that can stand in for each other.
+
+    Attributes
+    ----------
+    kind
+        Of their template.
+    command
+        Without connection file and run id.
+    variables
+        Of the environment that may matter to imports.
+    grace
+        Seconds between SIGTERM and SIGKILL.
+    """
+
+    kind: Kind
+    command: tuple[str, ...]
+    variables: frozenset[tuple[str, str]]
+    grace: float
+
+
+def sort_of(kind: Kind, command: Sequence[str], env: Mapping[str, str], grace: float) -> Sort:
+    """Return which kernels can stand in for the one of a command."""
+    words = [word for word in command if not word.startswith(RUN_ID_OPTION)]
+    if "-f" in words:
+        at = words.index("-f")
+        del words[at : at + 2]
+    return Sort(kind, tuple(words), frozenset(relevant(env).items()), grace)
+
+
+class _Standbys:
+    """The kernels that wait in this process."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._waiting: dict[Sort, list[GuardedRun]] = {}
+        self._starting: dict[Sort, int] = {}
+        self._starts: set[asyncio.Task[Any]] = set()
+        self._supervisor: Supervisor | None = None
+
+    async def take(self, sort: Sort, env: Mapping[str, str], cwd: str | None) -> GuardedRun | None:
+        """Return one that can become the kernel that is needed, or None."""
+        with self._lock:
+            waiting = self._waiting.pop(sort, [])
+        if not waiting:
+            return None
+        try:
+            template = template_for(sort.kind, env=env, cwd=cwd)
+        except CannotFork:
+            template = None
+        if template is not None and not await template.is_fit():
+            discard(template)
+            template = None
+        fit = [run for run in waiting if run.process.template is template and _is_alive(run)]
+        for run in waiting:
+            if run not in fit:
+                supervisor = self._in_background()
+                supervisor.soon(lambda run=run, spawn=supervisor.spawn: spawn(run.end(0.0)))
+        if not fit:
+            return None
+        chosen, *rest = fit
+        with self._lock:
+            self._waiting.setdefault(sort, []).extend(rest)
+        return chosen
+
+    def refill(
+        self, sort: Sort, count: int, env: Mapping[str, str], cwd: str | None, registry: Registry
+    ) -> None:
+        """See to it, in the background, that as many wait as are wanted."""
+        with self._lock:
+            missing = count - len(self._waiting.get(sort, ())) - self._starting.get(sort, 0)
+            if missing <= 0:
+                return
+            self._starting[sort] = self._starting.get(sort, 0) + missing
+        supervisor = self._in_background()
+        supervisor.soon(self._begin, supervisor, sort, missing, dict(env), cwd, registry)
+
+    def _begin(self, supervisor: Supervisor, *arguments: Any) -> None:
+        task = supervisor.spawn(self._start(*arguments))
+        self._starts.add(task)
+        task.add_done_callback(self._starts.discard)
+
+    async def _start(
+        self, sort: Sort, count: int, env: dict[str, str], cwd: str | None, registry: Registry
+    ) -> None:
+        try:
+            await asyncio.sleep(DELAY)
+            for _ in range(count):
+                run_id = new_run_id()
+                run = await GuardedRun.start(
+                    [*sort.command, RUN_ID_OPTION + run_id],
+                    run_id=run_id,
+                    registry=registry,
+                    label=LABEL,
+                    grace=sort.grace,
+                    env=env,
+                    cwd=cwd,
+                    kind=sort.kind,
+                    standby=True,
+                )
+                with self._lock:
+                    self._waiting.setdefault(sort, []).append(run)
+        except (StartFailed, OSError) as error:  # the next kernel is started when it is needed
+            logger.info("no kernel could be started ahead: %s", error)
+        finally:
+            with self._lock:
+                self._starting[sort] -= count
+
+    def _in_background(self) -> Supervisor:
+        with self._lock:
+            if self._supervisor is None:
+                self._supervisor = Supervisor("snakepit-standby")
+            return self._supervisor
+
+    def close(self) -> None:
+        """End all that wait; return when that is verified."""
+        with self._lock:
+            supervisor, self._supervisor = self._supervisor, None
+        if supervisor is None:
+            return
+        supervisor.ask(self._end_all()).result()
+        supervisor.close()
+
+    async def _end_all(self) -> None:
+        for task in self._starts:
+            task.cancel()
+        current = asyncio.current_task()
+        others = [task for task in asyncio.all_tasks() if task is not current]
+        await asyncio.gather(*others, return_exceptions=True)
+        with self._lock:
+            waiting = [run for runs in self._waiting.values() for run in runs]
+            self._waiting.clear()
+        await asyncio.gather(*(run.end(0.0) for run in waiting))
+
+
+def _is_alive(run: GuardedRun) -> bool:
+    return run.process.poll() is None and not run.process.is_gone
+
+
+_standbys = _Standbys()
+
+take = _standbys.take
+refill = _standbys.refill
+close = _standbys.close
+
+
+def _forget() -> None:
+    """In a forked child: they are the parent's."""
+    _standbys.__init__()  # type: ignore[misc]
+
+
+os.register_at_fork(after_in_child=_forget)
+atexit.register(close)
