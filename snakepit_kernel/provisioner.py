@@ -14,7 +14,7 @@ from typing import Any
 
 from jupyter_client.connect import KernelConnectionInfo
 from jupyter_client.provisioning.local_provisioner import LocalProvisioner
-from traitlets import Bool, Float, Int, List, Unicode
+from traitlets import Bool, Float, Int, List, Unicode, default
 
 from . import standby
 from .errors import SurvivorsError
@@ -40,6 +40,10 @@ may take longer, and the client waits on."""
 
 KERNEL_MODULE = "snakepit_kernel.kernel"
 """What the commands of kernels run that can be forked from a template."""
+
+
+STANDBY_VARIABLE = "SNAKEPIT_STANDBY"
+"""Environment variable that says how many kernels are kept ready where no configuration does."""
 
 
 class SnakepitProvisioner(LocalProvisioner):
@@ -76,12 +80,21 @@ class SnakepitProvisioner(LocalProvisioner):
     standby = Int(
         1,
         min=0,
-        help="Kernels that are started ahead, after the first, and wait to be needed.",
+        help="Kernels that are started ahead, after the first, and wait to be needed. The default "
+        f"is taken from the environment variable {STANDBY_VARIABLE}, or 1.",
     ).tag(config=True)
     await_ready = Bool(
         True,
         help="Whether a launch is over only when the kernel takes requests, if it can say so.",
     ).tag(config=True)
+
+    @default("standby")
+    def _standby_of_environment(self) -> int:
+        text = os.environ.get(STANDBY_VARIABLE, "1")
+        if text.isdecimal():
+            return int(text)
+        self.log.warning("%s must be a whole number, not %r: it is ignored", STANDBY_VARIABLE, text)
+        return 1
 
     registry = Registry()
     run_id = ""
@@ -278,8 +291,9 @@ class SnakepitProvisioner(LocalProvisioner):
             for name, value in self.connection_info.items()
         }
         identities = self._adopted
-        if self.guarded is not None and self.guarded.identity is not None:
-            identities = {"guardian": self.guarded.guardian, "process": self.guarded.identity}
+        guarded = self.guarded
+        if guarded is not None and guarded.identity is not None and guarded.guardian is not None:
+            identities = {"guardian": guarded.guardian, "process": guarded.identity}
         info["run_id"] = self.run_id
         info["identities"] = {name: str(item) for name, item in (identities or {}).items()}
         return info
@@ -307,7 +321,7 @@ class SnakepitProvisioner(LocalProvisioner):
         """Return what a template must be to fork this command; None when no template can."""
         if "-m" not in cmd or cmd[cmd.index("-m") + 1 : cmd.index("-m") + 2] != [KERNEL_MODULE]:
             return None
-        program = (os.path.expanduser(cmd[0]), *cmd[1 : cmd.index("-m") + 2], "--template")
+        program = (*cmd[: cmd.index("-m") + 2], "--template")
         return Kind(program, tuple(self.preload), tuple(self.import_path))
 
     def _label(self) -> str:

@@ -14,6 +14,7 @@ import ctypes
 import json
 import os
 import random
+import re
 import select
 import signal
 import subprocess
@@ -56,7 +57,10 @@ while time.monotonic() < until:
 kept.append(subprocess.Popen([sys.executable, '-I', '-S', '-c', code], start_new_session=True))
 """,
 }
-TARGETS = ["owner", "guardian", "kernel", "owner and guardian"]
+TARGETS = ["owner", "guardian", "kernel", "owner and guardian", "template"]
+GUARDIAN = re.compile(r"guardian(\.py)? --snakepit-run-id=")
+TEMPLATE = re.compile(r"template --owner=")
+KERNEL = re.compile(r"^\S+ -m snakepit_kernel.kernel -f ")
 MOMENTS = {"start": 1.2, "running": 0.2, "end": 0.4}  # each with its longest delay in seconds
 FOLLOWS = ["shutdown", "restart", "leave", "kill"]
 
@@ -287,14 +291,15 @@ class Round:
 
     def find(self, owner: int) -> list[Process]:
         processes = below_us(owner)
-        guardians = [p for p in processes if "/guardian.py --snakepit-run-id=" in p.command]
-        kernels = [p for p in processes if p.command.find("-m snakepit_kernel.kernel") in range(99)]
+        guardians = [p for p in processes if GUARDIAN.search(p.command)]
+        templates = [p for p in processes if TEMPLATE.search(p.command)]
+        kernels = [p for p in processes if KERNEL.search(p.command)]
         itself = [p for p in processes if p.pid == owner]
         if self.target == "owner":
             return itself
         if self.target == "owner and guardian":
             return [*itself, *guardians] if guardians else []
-        choice = guardians if self.target == "guardian" else kernels
+        choice = {"guardian": guardians, "template": templates, "kernel": kernels}[self.target]
         return [self.random.choice(choice)] if choice else []
 
     def finish(self, owner: subprocess.Popen[bytes]) -> None:

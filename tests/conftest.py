@@ -13,6 +13,7 @@ import errno
 import gc
 import json
 import os
+import re
 import select
 import shlex
 import shutil
@@ -49,6 +50,7 @@ os.environ["JUPYTER_CONFIG_DIR"] = str(PRIVATE / "config")
 os.environ["SNAKEPIT_DATA_DIR"] = str(PRIVATE / "snakepit")
 os.environ["IPYTHONDIR"] = str(PRIVATE / "ipython")
 os.environ["JUPYTER_PLATFORM_DIRS"] = "1"  # or jupyter_core warns that this will change
+os.environ["SNAKEPIT_STANDBY"] = "0"  # what a test starts is what it asks for
 os.environ.pop("SNAKEPIT_RUN_ID", None)  # these tests may themselves run in a tagged kernel
 
 # What the process of pytest opens once and keeps. The key is what /proc/self/fd/N links to.
@@ -193,11 +195,8 @@ def _command(process: Process) -> bytes:
 
 def _is_template(command: bytes) -> bool:
     """Whether a process is the template of an owner that lives: it stays as long as that does."""
-    _, is_template, rest = command.partition(b"\0--template\0--owner=")
-    if not is_template:
-        return False
-    pid, start_time = rest.split(b"\0")[0].split(b":")
-    return Process(int(pid), int(start_time)).is_alive
+    found = re.search(rb"template[\0 ]--owner=(\d+):(\d+)", command)
+    return found is not None and Process(*map(int, found.groups())).is_alive
 
 
 class Surroundings:

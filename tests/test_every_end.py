@@ -11,6 +11,7 @@ import contextlib
 import gc
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -181,7 +182,8 @@ def kill_together(processes: list[Any]) -> None:
 
 
 def guardians_among(processes: list[Any]) -> list[Any]:
-    return [process for process in processes if "/guardian.py --snakepit" in command(process.pid)]
+    pattern = re.compile(r"guardian(\.py)? --snakepit-run-id=")
+    return [process for process in processes if pattern.search(command(process.pid))]
 
 
 def command(pid: int) -> str:

@@ -6,6 +6,7 @@ import asyncio
 import json
 import logging
 import os
+import re
 import signal
 import socket
 import sqlite3
@@ -49,7 +50,7 @@ SOON = 5.0
 def tag_of(pid: int) -> tuple[str, str]:
     """The run id in a process's environment, and that on its command line."""
     environ = Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
-    command = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
+    command = re.split(rb"[\0 ]", Path(f"/proc/{pid}/cmdline").read_bytes())
     prefix, option = f"{RUN_ID_VARIABLE}=".encode(), RUN_ID_OPTION.encode()
     return (
         next((item[len(prefix) :].decode() for item in environ if item.startswith(prefix)), ""),

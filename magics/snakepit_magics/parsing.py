@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import argparse
-import functools
 import ast
+import functools
 import shlex
 from collections.abc import Mapping
 from typing import Any, NoReturn

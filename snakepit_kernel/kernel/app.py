@@ -156,7 +156,9 @@ class SnakepitKernelApp(IPKernelApp):
         }
         for name, thread in threads.items():
             sock = thread.socket if name == "iopub" else getattr(self, f"{name}_socket")
-            port = _in_thread(thread, partial(self._bind_channel, sock, getattr(self, f"{name}_port")))
+            port = _in_thread(
+                thread, partial(self._bind_channel, sock, getattr(self, f"{name}_port"))
+            )
             setattr(self, f"{name}_port", port)
         endpoint = _in_thread(
             self.shell_channel_thread, partial(self.shell_socket.getsockopt, zmq.LAST_ENDPOINT)
@@ -201,7 +203,6 @@ class SnakepitKernelApp(IPKernelApp):
         if thread is not None and thread.is_alive():
             thread.stop()
             thread.join()
-
 
 
 def _in_thread(thread: Any, function: Callable[[], T]) -> T:

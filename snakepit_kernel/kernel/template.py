@@ -86,7 +86,7 @@ def refresh_process() -> None:
         process = sys.modules["multiprocessing.process"]
         process.current_process().authkey = os.urandom(32)
     if "tempfile" in sys.modules:
-        sys.modules["tempfile"].tempdir = None
+        vars(sys.modules["tempfile"])["tempdir"] = None
     threading.main_thread()._set_native_id()  # type: ignore[attr-defined]  # noqa: SLF001 - Python 3.11 keeps the parent's
 
 

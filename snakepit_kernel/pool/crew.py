@@ -208,4 +208,3 @@ class Crew:
             await worker.end(grace)
         except SnakepitError as error:
             logger.warning("%s: %s", worker.name, error)
-

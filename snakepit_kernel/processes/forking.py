@@ -50,7 +50,6 @@ PREPARE = b"prepare"
 FIT = b"fit\n"
 
 
-
 class Launch:
     """What is to be started, and the file descriptors that came with it.
 
@@ -326,11 +325,11 @@ class ForkedGuardian(Guardian):
 
     Attributes
     ----------
-    tag
-        The run, as it stands on its command line.
+    tags
+        Whose it is, as it stands on its command line.
     """
 
-    tag = ""
+    tags: Sequence[str] = ()
 
     def read_link(self) -> None:
         """Do what the kernel asks for: hand on that it is ready, or fork a template for it.
@@ -353,7 +352,7 @@ class ForkedGuardian(Guardian):
         """Tell a kernel that waits what it is to be, and whose files these are from now on."""
         message = json.loads(place)
         self.options.leftovers = message["leftovers"]
-        set_title(["snakepit-guardian", self.tag, "--", *message["command"]], "")
+        set_title(["snakepit-guardian", *self.tags, "--", *message["command"]], "")
         with (
             open(os.memfd_create("snakepit-place", os.MFD_CLOEXEC), "wb") as file,  # noqa: PTH123
             socket.socket(fileno=os.dup(self.link)) as link,
@@ -379,8 +378,8 @@ class ForkedGuardian(Guardian):
         raise _Branched(channel)
 
 
-class _Branched(Exception):  # noqa: N818 - no error: the way up and out of a guardian's loop
-    """This process is no guardian any more, but a template with a channel."""
+class _Branched(Exception):
+    """The process is no guardian any more, but a template with a channel."""
 
     def __init__(self, channel: int) -> None:
         super().__init__(channel)
@@ -397,10 +396,10 @@ def guard(launch: Launch) -> Launch | None:
     signal.signal(signal.SIGHUP, signal.SIG_DFL)
     os.setsid()
     set_mark(launch.options.mark)
-    tag = f"{RUN_ID_OPTION}{launch.run_id}"
-    set_title(["snakepit-guardian", tag, "--", *launch.command], launch.run_id)
+    tags = [f"{RUN_ID_OPTION}{launch.run_id}", f"--owner={launch.options.owner}"]
+    set_title(["snakepit-guardian", *tags, "--", *launch.command], launch.run_id)
     guardian = ForkedGuardian(launch.options)
-    guardian.tag = tag
+    guardian.tags = tags
     guardian.tell("guardian", str(ProcessIdentity.of(os.getpid())))
     if not guardian.options.owner.is_alive():
         guardian.abandon()
@@ -417,8 +416,8 @@ def guard(launch: Launch) -> Launch | None:
     else:
         os._exit(0)
     gc.enable()
-    set_title(["snakepit-template", tag], launch.run_id)
     owner = ProcessIdentity(guardian.kernel_pid, guardian.kernel_start_time)
+    set_title(["snakepit-template", f"--owner={owner}", tags[0]], launch.run_id)
     return Template(channel, owner, launch.activity).serve()
 
 

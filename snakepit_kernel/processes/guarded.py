@@ -231,6 +231,7 @@ class GuardedProcess:
             The process could not be started in this way, nor would it in the other.
         """
         program = launch["command"][0]
+        refusal: Refusal | None = None
         for _ in range(FORK_ATTEMPTS):
             template = template_for(kind, env=env, cwd=popen_arguments.get("cwd"))
             with passed_on(pass_fds, popen_arguments) as descriptors:
@@ -256,7 +257,9 @@ class GuardedProcess:
                 raise CannotFork(reason)
             if not refusal.is_stale:
                 refuse_preload(kind, refusal.module, refusal.reason)
-        raise CannotFork(refusal.reason)
+        assert refusal is not None
+        reason = f"{FORK_ATTEMPTS} templates were unfit, the last because {refusal.reason}"
+        raise CannotFork(reason)
 
     @classmethod
     def _execute(

@@ -1,7 +1,7 @@
 """The guardian: the small process above each kernel that ends everything the kernel started.
 
-It is forked from a template (see `forking`), or runs apart from the owner, in an interpreter without
-site-packages::
+It is forked from a template (see `forking`), or runs apart from the owner, in an interpreter
+without site-packages::
 
     python -I -S -c CODE guardian.py --snakepit-run-id=ID --mark=NUMBER --owner=PID:START \
         --channel=FD --grace=S [--pass-fd=FD]... [--leftover=PATH]... [--report=PATH]

@@ -97,6 +97,7 @@ class GuardedRun:
             await to_its_end(end_tagged([run_id], 0.0))
             registry.retire(run_id)
             raise
+        assert process.guardian is not None
         registry.activate(run_id, process.guardian, process.identity)
         return cls(run_id, process, registry)
 

@@ -21,7 +21,7 @@ import threading
 from collections.abc import Iterator, Mapping, Sequence
 from typing import IO, Any, NamedTuple
 
-from ..ids import RUN_ID_OPTION, RUN_ID_VARIABLE, own_run_id
+from ..ids import RUN_ID_VARIABLE, own_run_id
 from . import pidfd
 from .forking import CHECK, FIT, LAUNCH, MAX_FDS, PREPARE
 from .identity import ProcessIdentity
@@ -59,7 +59,7 @@ FORKABLE_ARGUMENTS = {"cwd", "umask", "stdin", "stdout", "stderr"}
 """Arguments of `subprocess.Popen` that a fork from a template can follow."""
 
 
-class CannotFork(Exception):  # noqa: N818 - a reason to go the other way, no error
+class CannotFork(Exception):
     """There is no template for a launch; it starts by ``exec``."""
 
 
@@ -346,7 +346,9 @@ def template_for(kind: Kind, *, env: Mapping[str, str], cwd: str | None = None) 
         if template is None:
             template = Template(kind, env=env, cwd=cwd)
         _templates[key] = template  # the last, because it was used last
-        surplus = _templates.pop(next(iter(_templates))) if len(_templates) > MAX_TEMPLATES else None
+        surplus = (
+            _templates.pop(next(iter(_templates))) if len(_templates) > MAX_TEMPLATES else None
+        )
     if surplus is not None:
         surplus.close()
     return template
@@ -464,9 +466,7 @@ def _umask() -> int:
 def current_limits() -> list[tuple[int, int, int]]:
     """Return the resource limits of this process, but for the one that carries tags."""
     numbers = {value for name, value in vars(resource).items() if name.startswith("RLIMIT_")}
-    return [
-        (number, *resource.getrlimit(number)) for number in numbers - {resource.RLIMIT_RSS}
-    ]
+    return [(number, *resource.getrlimit(number)) for number in numbers - {resource.RLIMIT_RSS}]
 
 
 def _forget() -> None:

@@ -57,11 +57,11 @@ class Channels:
         self._turn = Turn()
         self._is_complete = False
 
-    def _build(self) -> Iterator[None]:
+    def _build(self) -> Iterator[str]:
         from ..kernel.app import SnakepitKernelApp
 
         app = self._app = SnakepitKernelApp.instance()
-        yield
+        yield "the application is there"
         yield from app.stages(self._argv)
         assert app.kernel is not None
         app.kernel.start()
