@@ -24,6 +24,7 @@ from .anchor import Anchor
 from .identity import ProcessIdentity
 from .place import Place, Reach, here
 from .report import EndReport
+from .together import Together
 
 logger = logging.getLogger(__name__)
 
@@ -170,26 +171,42 @@ class Registry:
         leftovers: Sequence[str] = (),
     ) -> None:
         """Write down a run that this process is about to start."""
-        owner, place = ProcessIdentity.of(os.getpid()), here()
-        insert = (
-            "INSERT INTO runs (run_id, parent, previous, label, host, boot_id, pid_namespace,"
-            " owner, started, leftovers) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
-        )
-        row = (
-            *(run_id, parent, previous, label),
-            *(place.host, place.boot, place.pid_namespace),
-            *(str(owner), time.time(), json.dumps(list(leftovers))),
-        )
-        self._execute((insert, row))
-        with contextlib.suppress(sqlite3.DatabaseError, OSError):  # then it is only slower
-            _anchor.hold(self.path, run_id)
+        self._execute(_reservation(run_id, label, parent, previous, leftovers))
+        self._expect_more(run_id)
+
+    async def areserve(
+        self,
+        run_id: str,
+        *,
+        label: str,
+        parent: str | None = None,
+        previous: str | None = None,
+        leftovers: Sequence[str] = (),
+    ) -> None:
+        """Do the same; what several tasks reserve at the same moment is one transaction."""
+        statement = _reservation(run_id, label, parent, previous, leftovers)
+        await _writes.ask(self, statement)
+        self._expect_more(run_id)
 
     def activate(
         self, run_id: str, guardian: ProcessIdentity, process: ProcessIdentity | None
     ) -> None:
         """Write down the processes of a reserved run."""
-        update = "UPDATE runs SET guardian = ?, process = ? WHERE run_id = ?"
-        self._execute((update, (str(guardian), str(process) if process else None, run_id)))
+        self._execute(_activation(run_id, guardian, process))
+
+    async def aactivate(
+        self, run_id: str, guardian: ProcessIdentity, process: ProcessIdentity | None
+    ) -> None:
+        """Do the same, together with others."""
+        await _writes.ask(self, _activation(run_id, guardian, process))
+
+    def _expect_more(self, run_id: str) -> None:
+        with contextlib.suppress(sqlite3.DatabaseError, OSError):  # then it is only slower
+            _anchor.hold(self.path, run_id)
+
+    async def write(self, statements: Sequence[Statement]) -> None:
+        """Execute statements in one transaction."""
+        self._execute(*statements)
 
     def assign(
         self, run_id: str, *, label: str, previous: str | None, leftovers: Sequence[str]
@@ -279,6 +296,36 @@ class Registry:
                 " death of a guardian leaves behind will not be found by the next start",
                 error,
             )
+
+
+def _reservation(
+    run_id: str,
+    label: str,
+    parent: str | None,
+    previous: str | None,
+    leftovers: Sequence[str],
+) -> Statement:
+    owner, place = ProcessIdentity.of(os.getpid()), here()
+    insert = (
+        "INSERT INTO runs (run_id, parent, previous, label, host, boot_id, pid_namespace,"
+        " owner, started, leftovers) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
+    )
+    row = (
+        *(run_id, parent, previous, label),
+        *(place.host, place.boot, place.pid_namespace),
+        *(str(owner), time.time(), json.dumps(list(leftovers))),
+    )
+    return insert, row
+
+
+def _activation(
+    run_id: str, guardian: ProcessIdentity, process: ProcessIdentity | None
+) -> Statement:
+    update = "UPDATE runs SET guardian = ?, process = ? WHERE run_id = ?"
+    return update, (str(guardian), str(process) if process else None, run_id)
+
+
+_writes: Together[Registry, Statement, None] = Together(Registry.write)
 
 
 def _read_run(row: Sequence[Any]) -> Run | None:

@@ -12,7 +12,7 @@ from .folders import run_folder
 from .guarded import GuardedProcess
 from .registry import Registry
 from .report import EndReport
-from .sweep import end_run_tagged, end_tagged, last_words, sweep
+from .sweep import end_run_tagged, end_tagged, last_words, sweep_together
 from .template import surroundings_of
 from .waiting import to_its_end
 
@@ -78,11 +78,11 @@ class GuardedRun:
             The command could not be executed. Nothing is left running.
         """
         # Before the sweep: the files of a dead run that the new one uses again are then claimed.
-        registry.reserve(
-            run_id, label=label, parent=own_run_id(), previous=previous, leftovers=leftovers
-        )
         try:
-            await sweep(registry, grace)
+            await registry.areserve(
+                run_id, label=label, parent=own_run_id(), previous=previous, leftovers=leftovers
+            )
+            await sweep_together(registry, grace)
             process = await GuardedProcess.start(
                 command,
                 run_id=run_id,
@@ -98,7 +98,7 @@ class GuardedRun:
             registry.retire(run_id)
             raise
         assert process.guardian is not None
-        registry.activate(run_id, process.guardian, process.identity)
+        await registry.aactivate(run_id, process.guardian, process.identity)
         return cls(run_id, process, registry)
 
     async def take(

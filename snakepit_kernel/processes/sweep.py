@@ -329,7 +329,7 @@ async def sweep(registry: Registry, grace: float) -> dict[str, EndReport]:
     # Nothing can be alive of an earlier boot.
     of_this_boot = [run.run_id for run in dead if run.place.reach is Reach.HERE]
     ending = await end_tagged(of_this_boot, grace) if of_this_boot else Ending([], [])
-    claimed = {path for run in runs if not run.is_dead for path in run.leftovers}
+    claimed = {path for run in runs if run not in dead for path in run.leftovers}
     for run in dead:
         report = reports[run.run_id] = _with_last_words(run.run_id, ending.report(run.run_id))
         if report.survivors:
@@ -346,6 +346,18 @@ async def sweep(registry: Registry, grace: float) -> dict[str, EndReport]:
             registry.retire(run.run_id)
     sweep_folders()
     return reports
+
+
+async def sweep_together(registry: Registry, grace: float) -> None:
+    """Sweep once for all who ask for it at the same moment."""
+    await _sweeps.ask((registry, grace), None)
+
+
+async def _sweep_once(whose: tuple[Registry, float], _: list[None]) -> None:
+    await sweep(*whose)
+
+
+_sweeps: Together[tuple[Registry, float], None, None] = Together(_sweep_once)
 
 
 def past_runs(registry: Registry) -> list[EndedRun]:
