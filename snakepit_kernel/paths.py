@@ -7,6 +7,7 @@ by ``SNAKEPIT_RUNTIME_DIR`` and ``SNAKEPIT_DATA_DIR``.
 
 from __future__ import annotations
 
+import functools
 import os
 import stat
 import tempfile
@@ -33,9 +34,7 @@ def runtime_dir() -> Path:
     if chosen:
         path = Path(chosen).absolute()
     else:
-        from jupyter_core.paths import jupyter_runtime_dir
-
-        path = Path(jupyter_runtime_dir()).absolute() / "snakepit"
+        path = _jupyters("jupyter_runtime_dir", *_settings()) / "snakepit"
         if not fits_sockets(path):
             path = Path(tempfile.gettempdir()) / f"snakepit-{os.getuid()}"
             if path.is_symlink():  # its name can be guessed, and anyone can write beside it
@@ -55,9 +54,27 @@ def data_dir() -> Path:
     chosen = os.environ.get(DATA_VARIABLE)
     if chosen:
         return _private(Path(chosen).absolute(), DATA_VARIABLE)
-    from jupyter_core.paths import jupyter_data_dir
+    return _private(_jupyters("jupyter_data_dir", *_settings()) / "snakepit", DATA_VARIABLE)
 
-    return _private(Path(jupyter_data_dir()).absolute() / "snakepit", DATA_VARIABLE)
+
+def _settings() -> list[str | None]:
+    """Return what Jupyter's directories depend on."""
+    return [os.environ.get(name) for name in _SETTINGS]
+
+
+_SETTINGS = (
+    *("JUPYTER_DATA_DIR", "JUPYTER_RUNTIME_DIR", "JUPYTER_NO_CONFIG", "JUPYTER_PLATFORM_DIRS"),
+    *("XDG_DATA_HOME", "XDG_RUNTIME_DIR", "HOME"),
+)
+
+
+@functools.lru_cache(maxsize=16)
+def _jupyters(function: str, *_: str | None) -> Path:
+    """Ask Jupyter for one of its directories, once for all settings: it takes half a millisecond."""
+    import jupyter_core.paths
+
+    path: str = getattr(jupyter_core.paths, function)()
+    return Path(path).absolute()
 
 
 def fits_sockets(path: Path) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import faulthandler
 import importlib
 import sys
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from functools import partial
@@ -139,6 +140,11 @@ class SnakepitKernelApp(IPKernelApp):
         if not self.lane:
             super().init_signal()
 
+    def init_iopub(self, context: Any) -> None:
+        """Make the channel for output, and see to it that nobody's subscription is overlooked."""
+        super().init_iopub(context)
+        _look_after_sends(self.iopub_thread)
+
     # -- channels ------------------------------------------------------------------------------
 
     def _bind_socket(self, s: zmq.Socket[Any], port: int) -> int:
@@ -203,6 +209,22 @@ class SnakepitKernelApp(IPKernelApp):
         if thread is not None and thread.is_alive():
             thread.stop()
             thread.join()
+
+
+def _look_after_sends(thread: Any) -> None:
+    """Let the thread of the output look what has arrived after each message that it sends.
+
+    ZeroMQ tells once that something has arrived, and forgets that when something is sent. A client
+    that subscribes in this moment would not be welcomed before the next one does.
+    """
+    send, stream = thread._really_send, thread._xpub_stream  # noqa: SLF001 - no other way in
+
+    def send_and_look(*args: Any, **kwargs: Any) -> None:
+        send(*args, **kwargs)
+        if threading.current_thread() is thread.thread and not stream.closed():
+            stream.flush(zmq.POLLIN)
+
+    thread._really_send = send_and_look  # noqa: SLF001
 
 
 def _in_thread(thread: Any, function: Callable[[], T]) -> T:

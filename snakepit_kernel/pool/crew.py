@@ -13,16 +13,20 @@ import zmq.asyncio
 
 from ..errors import SnakepitError, StartFailed
 from ..processes.supervisor import Supervisor
+from ..processes.template import why_not
 from ..protocol.messages import ToolInfo, WorkerSetup
 from .config import PoolConfig
 from .scheduler import Scheduler
 from .states import WorkerEvent
-from .worker import Worker, import_path
+from .worker import KernelSpecs, Worker, import_path
 
 logger = logging.getLogger(__name__)
 
 START_BATCH = 8
-"""Workers that are started at the same time at most."""
+"""Workers that are executed at the same time at most."""
+
+FORK_BATCH = 64
+"""The same where they are forked from a template."""
 
 MAX_START_FAILURES = 3
 """Starts that may fail one after the other before a slot is given up."""
@@ -89,6 +93,7 @@ class Crew:
         self._lock = lock
         self._scheduler = scheduler
         self._lend = lend
+        self._specs = KernelSpecs()
         self._watchers: set[asyncio.Task[Any]] = set()
 
     # -- starting ------------------------------------------------------------------------------
@@ -101,7 +106,7 @@ class Crew:
         StartFailed
             One of them could not start.
         """
-        gate = asyncio.Semaphore(START_BATCH)
+        gate = asyncio.Semaphore(START_BATCH if why_not() else FORK_BATCH)
 
         async def start(slot: int) -> None:
             async with gate:
@@ -118,7 +123,7 @@ class Crew:
             raise failure  # by itself: a group in its context is all that IPython would show
 
     async def _start_worker(self, slot: int, incarnation: int) -> None:
-        worker = Worker(self._config, slot, incarnation, self._folder, self._context)
+        worker = Worker(self._config, slot, incarnation, self._folder, self._context, self._specs)
         with self._lock:
             predecessor = self.workers.get(slot)
             if predecessor is not None:

@@ -12,7 +12,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from jupyter_client.kernelspec import NoSuchKernel
+from jupyter_client.kernelspec import KernelSpec, KernelSpecManager, NoSuchKernel
 from jupyter_client.manager import AsyncKernelManager
 from traitlets.config import Config
 
@@ -46,6 +46,20 @@ DEATH_PATIENCE = 2.0
 """Seconds to wait for the exit status of a worker whose lane closed."""
 
 
+class KernelSpecs(KernelSpecManager):
+    """Reads each kernelspec once for all workers of a pool."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._known: dict[str, KernelSpec] = {}
+
+    def get_kernel_spec(self, kernel_name: str) -> KernelSpec:
+        """Return a kernelspec by its name."""
+        if kernel_name not in self._known:
+            self._known[kernel_name] = super().get_kernel_spec(kernel_name)
+        return self._known[kernel_name]
+
+
 class Worker:
     """One incarnation of a slot: one kernel, from its start to its verified end.
 
@@ -61,6 +75,8 @@ class Worker:
         Private directory for its sockets, connection file and log.
     context
         ZeroMQ context for the Jupyter channels.
+    specs
+        Where the kernelspec is found.
     """
 
     def __init__(
@@ -70,6 +86,7 @@ class Worker:
         incarnation: int,
         folder: Path,
         context: zmq.asyncio.Context,
+        specs: KernelSpecs,
     ) -> None:
         self.name = f"{config.name}-{slot}.{incarnation}"
         self.slot = slot
@@ -105,6 +122,7 @@ class Worker:
             ip=str(base),
             connection_file=str(base.with_name(f"{base.name}.json")),
             context=context,
+            kernel_spec_manager=specs,
             config=Config({"SnakepitProvisioner": provisioner_options}),
         )
 
@@ -138,8 +156,12 @@ class Worker:
         self.apply(WorkerEvent.SPAWN)
         try:
             async with asyncio.timeout(self._config.start_timeout):
+                # Sent first: the worker finds it when it comes up.
+                exchange = Exchange(self.lane.new_call_id(), "configuring the worker")
+                self.lane.put(request(Configure(exchange.call_id), setup))
+                self.lane.send_ready()
                 await self._launch()
-                self.configured = await self._configure(setup)
+                self.configured = await self._configure(exchange)
         except StartFailed:
             await self.end(0.0)
             raise
@@ -209,10 +231,8 @@ class Worker:
 
         loop.add_reader(descriptor, note)
 
-    async def _configure(self, setup: WorkerSetup) -> Configured:
-        exchange = Exchange(self.lane.new_call_id(), "configuring the worker")
+    async def _configure(self, exchange: Exchange) -> Configured:
         try:
-            self.lane.put(request(Configure(exchange.call_id), setup))
             await converse(self.lane, exchange)
             configured: Configured = exchange.outcome()
         except LaneClosed:

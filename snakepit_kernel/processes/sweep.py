@@ -32,6 +32,7 @@ from .place import Reach, here, pid_namespace_of, sees_itself
 from .registry import ELSEWHERE_SECONDS, EndedRun, Registry, Run
 from .report import EndedProcess, EndReport
 from .tags import number_of, read_arguments, read_environment, read_mark, says_kept
+from .together import Together
 
 logger = logging.getLogger(__name__)
 

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from ..kernel.app import SnakepitKernelApp
     from ..kernel.kernel import SnakepitKernel
 
-REST = 0.05
+REST = 0.1
 """Seconds without a call before another part is built."""
 
 

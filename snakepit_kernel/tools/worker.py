@@ -21,6 +21,7 @@ from ..errors import InvalidArguments, ToolNotFound
 from ..kernel.app import LANE_OPTION
 from ..lane.page import Page
 from ..lane.worker import CallOutput, Interrupts, WorkerLane
+from ..processes import activity
 from ..protocol import messages, values
 from ..protocol.frames import Frame, pack
 from .channels import Channels
@@ -43,6 +44,7 @@ def run(argv: Sequence[str]) -> None:
     sock_fd, _, page_fd = lane.removeprefix(LANE_OPTION).partition(":")
     for descriptor in (int(sock_fd), int(page_fd)):
         os.set_inheritable(descriptor, False)
+    activity.begin_cell()  # until the pool can use us: others prepare themselves later
     main_loop = IOLoop.current()
     loop: asyncio.AbstractEventLoop = main_loop.asyncio_loop  # type: ignore[attr-defined]
     worker = Worker(socket.socket(fileno=int(sock_fd)), Page(int(page_fd)), loop, argv)
@@ -131,6 +133,7 @@ class Worker:
             self._fail(call_id, error)
         else:
             self._send(messages.Configured(call_id, self._registry.infos(), failed))
+            activity.end_cell()
             self.channels.build_soon()
 
     def _open_channels(self, call_id: int) -> None:
