@@ -188,6 +188,7 @@ class SnakepitProvisioner(LocalProvisioner):
             [*cmd, RUN_ID_OPTION + run.run_id],
             connection_file=km.connection_file,
             label=self._label(),
+            grace=self.grace,
             env=arguments["env"],
             cwd=arguments.get("cwd"),
             previous=self._previous,

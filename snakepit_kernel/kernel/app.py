@@ -13,7 +13,6 @@ from typing import Any, TypeVar
 
 import zmq
 from ipykernel.kernelapp import IPKernelApp, kernel_aliases
-from tornado.ioloop import IOLoop
 from traitlets import Dict, List, Type, Unicode
 from traitlets.config import Config, catch_config_error
 
@@ -118,6 +117,7 @@ class SnakepitKernelApp(IPKernelApp):
         self.init_connection_file()
         self._bind()
         self.init_heartbeat()
+        link.say_ready()  # who connects now is answered as soon as the main loop runs
         self.write_connection_file()
         self.log_connection_info()
         self.kernel.record_ports({f"{name}_port": port for name, port in self._ports.items()})
@@ -189,7 +189,6 @@ class SnakepitKernelApp(IPKernelApp):
 
     def start(self) -> None:
         """Run the kernel until it is shut down."""
-        IOLoop.current().add_callback(link.say_ready)  # when this runs, the main loop does
         super().start()
         self.join_control_thread()
 

@@ -14,7 +14,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Coroutine, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 from weakref import WeakSet
@@ -349,8 +349,15 @@ class GuardedProcess:
             self._listen()
         return self.is_ready
 
-    async def take(self, place: Mapping[str, Any]) -> None:
+    async def take(self, place: Mapping[str, Any], meanwhile: Coroutine[Any, Any, object]) -> None:
         """Tell a kernel that waits what it is to be; return when it is, or has ended.
+
+        Parameters
+        ----------
+        place
+            Its command, connection file, leftovers and surroundings.
+        meanwhile
+            What there is to do while it settles.
 
         Raises
         ------
@@ -365,6 +372,7 @@ class GuardedProcess:
                 await asyncio.sleep(TAKE_INTERVAL)
             except OSError:
                 break
+        await meanwhile
         await self.ready(START_PATIENCE)
         if self._failure is not None:
             raise StartFailed(place["command"][0], _explain_failure(*self._failure))

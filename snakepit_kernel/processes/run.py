@@ -107,6 +107,7 @@ class GuardedRun:
         *,
         connection_file: str,
         label: str,
+        grace: float,
         env: Mapping[str, str],
         cwd: str | None,
         previous: str | None,
@@ -121,15 +122,19 @@ class GuardedRun:
         StartFailed
             It could not become that. Nothing is left running.
         """
-        self._registry.assign(self.run_id, label=label, previous=previous, leftovers=leftovers)
         place = {
             "command": [*command],
             "connection_file": connection_file,
             "leftovers": [*leftovers, str(self._folder)],
             **surroundings_of({**env, RUN_ID_VARIABLE: self.run_id}, {"cwd": cwd}),
         }
+        async def write_down_and_sweep() -> None:
+            # First the files: those of a dead run that are used again are then claimed.
+            self._registry.assign(self.run_id, label=label, previous=previous, leftovers=leftovers)
+            await sweep_together(self._registry, grace)
+
         try:
-            await self.process.take(place)
+            await self.process.take(place, meanwhile=write_down_and_sweep())
         except BaseException:
             await to_its_end(self.end(0.0))
             raise

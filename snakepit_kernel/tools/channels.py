@@ -10,7 +10,6 @@ import asyncio
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
-from ..processes import link
 from ..processes.activity import LOOK_INTERVAL, Turn
 
 if TYPE_CHECKING:
@@ -67,7 +66,6 @@ class Channels:
         app.kernel.start()
         self._adopt(app.kernel)
         self._is_complete = True
-        link.say_ready()
 
     def build_soon(self) -> None:
         """Build them when the worker has time, and nobody else needs the machine."""
