@@ -70,7 +70,7 @@ _SETTINGS = (
 
 @functools.lru_cache(maxsize=16)
 def _jupyters(function: str, *_: str | None) -> Path:
-    """Ask Jupyter for one of its directories, once for all settings: it takes half a millisecond."""
+    """Ask Jupyter for one of its directories, once for the same settings: it takes a while."""
     import jupyter_core.paths
 
     path: str = getattr(jupyter_core.paths, function)()

@@ -123,7 +123,14 @@ class Crew:
             raise failure  # by itself: a group in its context is all that IPython would show
 
     async def _start_worker(self, slot: int, incarnation: int) -> None:
-        worker = Worker(self._config, slot, incarnation, self._folder, self._context, self._specs)
+        worker = Worker(
+            self._config,
+            slot,
+            incarnation,
+            folder=self._folder,
+            context=self._context,
+            specs=self._specs,
+        )
         with self._lock:
             predecessor = self.workers.get(slot)
             if predecessor is not None:

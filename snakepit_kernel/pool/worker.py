@@ -84,6 +84,7 @@ class Worker:
         config: PoolConfig,
         slot: int,
         incarnation: int,
+        *,
         folder: Path,
         context: zmq.asyncio.Context,
         specs: KernelSpecs,

@@ -342,11 +342,11 @@ class GuardedProcess:
         Also when it never will, because it has ended.
         """
         deadline = time.monotonic() + timeout
-        while not self.is_ready and self.poll() is None and self._channel.fileno() >= 0:
+        # poll() comes first: it takes in what has been said, and then there is nothing to wait for.
+        while self.poll() is None and not self.is_ready and self._channel.fileno() >= 0:
             left = deadline - time.monotonic()
             if left <= 0 or not await readable(self._channel.fileno(), timeout=left):
                 break
-            self._listen()
         return self.is_ready
 
     async def take(self, place: Mapping[str, Any], meanwhile: Coroutine[Any, Any, object]) -> None:

@@ -128,6 +128,7 @@ class GuardedRun:
             "leftovers": [*leftovers, str(self._folder)],
             **surroundings_of({**env, RUN_ID_VARIABLE: self.run_id}, {"cwd": cwd}),
         }
+
         async def write_down_and_sweep() -> None:
             # First the files: those of a dead run that are used again are then claimed.
             self._registry.assign(self.run_id, label=label, previous=previous, leftovers=leftovers)
