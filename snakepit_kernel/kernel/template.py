@@ -78,8 +78,9 @@ def arguments_of(command: list[str]) -> list[str]:
 def refresh_process() -> None:
     """Make anew what Python and its libraries keep about a process."""
     sys.modules["__main__"] = types.ModuleType("__main__")
-    for name, number in (("stdin", 0), ("stdout", 1), ("stderr", 2)):
-        _reopen(name, number)
+    for stream in (sys.__stdout__, sys.__stderr__):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(line_buffering=stream.isatty())
     if "numpy.random" in sys.modules:
         sys.modules["numpy.random"].seed()
     if "multiprocessing.process" in sys.modules:
@@ -89,10 +90,3 @@ def refresh_process() -> None:
         vars(sys.modules["tempfile"])["tempdir"] = None
     threading.main_thread()._set_native_id()  # type: ignore[attr-defined]  # noqa: SLF001 - Python 3.11 keeps the parent's
 
-
-def _reopen(name: str, number: int) -> None:
-    """Give a standard stream the buffering that suits its file."""
-    before = getattr(sys, f"__{name}__")
-    if not isinstance(before, io.TextIOWrapper) or name == "stdin":
-        return
-    before.reconfigure(line_buffering=name == "stderr" or os.isatty(number))

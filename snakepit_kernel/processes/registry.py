@@ -172,7 +172,6 @@ class Registry:
     ) -> None:
         """Write down a run that this process is about to start."""
         self._execute(_reservation(run_id, label, parent, previous, leftovers))
-        self._expect_more(run_id)
 
     async def areserve(
         self,
@@ -183,10 +182,14 @@ class Registry:
         previous: str | None = None,
         leftovers: Sequence[str] = (),
     ) -> None:
-        """Do the same; what several tasks reserve at the same moment is one transaction."""
+        """Do the same; what several tasks reserve at the same moment is one transaction.
+
+        The file stays open until the run is retired: more will follow.
+        """
         statement = _reservation(run_id, label, parent, previous, leftovers)
         await _writes.ask(self, statement)
-        self._expect_more(run_id)
+        with contextlib.suppress(sqlite3.DatabaseError, OSError):  # then it is only slower
+            _anchor.hold(self.path, run_id)
 
     def activate(
         self, run_id: str, guardian: ProcessIdentity, process: ProcessIdentity | None
@@ -199,10 +202,6 @@ class Registry:
     ) -> None:
         """Do the same, together with others."""
         await _writes.ask(self, _activation(run_id, guardian, process))
-
-    def _expect_more(self, run_id: str) -> None:
-        with contextlib.suppress(sqlite3.DatabaseError, OSError):  # then it is only slower
-            _anchor.hold(self.path, run_id)
 
     async def write(self, statements: Sequence[Statement]) -> None:
         """Execute statements in one transaction."""
