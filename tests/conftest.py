@@ -414,6 +414,11 @@ class Kernel:
     def pid(self) -> int:
         return int(self.km.provisioner.pid)
 
+    @property
+    def identity(self) -> str:
+        """The kernel's process, as ``PID:START``."""
+        return str(self.km.provisioner.guarded.identity)
+
     async def run(self, code: str, timeout: float = 20.0) -> str:
         """Run a cell; return what it printed and displayed; raise RuntimeError if it failed."""
         output: list[str] = []

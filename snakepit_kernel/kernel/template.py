@@ -89,4 +89,3 @@ def refresh_process() -> None:
     if "tempfile" in sys.modules:
         vars(sys.modules["tempfile"])["tempdir"] = None
     threading.main_thread()._set_native_id()  # type: ignore[attr-defined]  # noqa: SLF001 - Python 3.11 keeps the parent's
-

@@ -35,8 +35,15 @@ from typing import Any
 
 from ..ids import RUN_ID_OPTION
 from . import pidfd
-from .guardian import OWNER_INTERVAL, PR_SET_PDEATHSIG, Guardian, Options, prctl
-from .identity import ProcessIdentity
+from .guardian import (
+    OWNER_INTERVAL,
+    PR_SET_CHILD_SUBREAPER,
+    PR_SET_PDEATHSIG,
+    Guardian,
+    Options,
+    prctl,
+)
+from .identity import ProcessIdentity, descendants
 from .link import BRANCH, PLACE
 from .tags import set_mark
 from .title import set_title
@@ -193,6 +200,7 @@ class Template:
         own_path = list(sys.path)
         sys.path += [entry for entry in import_path if entry not in sys.path]
         trace = _Traces()
+        prctl(PR_SET_CHILD_SUBREAPER, 1)
         for name in ("", *preload):
             # What cannot be imported fails again in each kernel, which says so.
             with contextlib.suppress(Exception):
@@ -201,6 +209,8 @@ class Template:
             if remains := trace.look():
                 self._refusal = f"0\t{name}\t{_one_line(remains)}"
                 break
+        _end_children()
+        prctl(PR_SET_CHILD_SUBREAPER, 0)
         self._stamp = _stamp(import_path)
         sys.path[:] = own_path
         os.chdir("/")
@@ -236,6 +246,14 @@ class _Traces:
         else:
             return "started a process"
         return "" if _threads() == 1 or _threads_end_at_fork() else "started threads of its own"
+
+
+def _end_children() -> None:
+    """End what the imports have started: a template leaves nothing but guardians."""
+    while children := [status for status in descendants(os.getpid()) if not status.is_dead]:
+        for status in children:
+            with contextlib.suppress(PermissionError):
+                ProcessIdentity(status.pid, status.start_time).signal(signal.SIGKILL)
 
 
 def _threads() -> int:

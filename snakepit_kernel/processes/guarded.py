@@ -251,9 +251,10 @@ class GuardedProcess:
             if refusal is None and process.guardian is not None:
                 process.template = template
                 return process
+            process._close()
+            reason = f"its template ended{template.last_words()}"
             discard(template)
             if refusal is None:
-                reason = f"its template ended{template.last_words()}"
                 raise CannotFork(reason)
             if not refusal.is_stale:
                 refuse_preload(kind, refusal.module, refusal.reason)

@@ -36,14 +36,16 @@ TEMPLATE_VARIABLE = "SNAKEPIT_TEMPLATE"
 """Environment variable that turns templates off, with ``0``."""
 
 IMPORT_VARIABLES = (
-    *("PYTHON", "LD_", "MALLOC_", "GLIBC_", "OMP_", "OPENBLAS_", "MKL_", "NUMEXPR_", "VECLIB_"),
-    *("MPL", "IPYTHON", "JUPYTER", "XDG_", "LC_", "CUDA_", "NVIDIA_", "HIP_", "ROCR_", "ZMQ_"),
-    *("LANG", "TZ", "HOME", "TMPDIR", "TEMP", "TMP", "PYDEVD", "DEBUGPY", "VIRTUAL_ENV", "CONDA_"),
+    *("PYTHON", "LD_", "MALLOC_", "GLIBC_", "ZMQ_", "PYDEVD", "DEBUGPY", "IPYTHON", "JUPYTER"),
+    *("XDG_", "LC_", "LANG", "TZ", "HOME", "TMPDIR", "TEMP", "TMP", "VIRTUAL_ENV", "CONDA_"),
 )
-"""What the names of variables begin with that the kernel's own modules may read at import."""
+"""What the names of variables begin with that the kernel's own modules may read at import.
 
-PASSING_VARIABLES = ("SNAKEPIT_", "JPY_", "PWD", "OLDPWD", "SHLVL", "_=", "COLUMNS", "LINES")
-"""What the names of variables begin with that differ from kernel to kernel and matter to none."""
+With modules to be imported ahead, whatever those are, every variable matters.
+"""
+
+PASSING_VARIABLES = ("SNAKEPIT_", "JPY_", "PWD", "OLDPWD", "SHLVL", "COLUMNS", "LINES")
+"""What the names of variables begin with that differ between kernels and matter to no import."""
 
 MAX_TEMPLATES = 8
 """Templates that an owner keeps at most; then the one that was used longest ago ends."""

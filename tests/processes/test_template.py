@@ -1,0 +1,359 @@
+"""Templates: who starts them, what makes them unfit, and when they end."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from snakepit_kernel import Pool
+from snakepit_kernel.processes import template as module
+from snakepit_kernel.processes.template import CannotFork, Kind, template_for, templates
+
+PROGRAM = (sys.executable, "-m", "snakepit_kernel.kernel", "--template")
+
+
+@pytest.fixture(autouse=True)
+def no_templates_but_our_own() -> Iterator[None]:
+    module.close_templates()
+    module._refused.clear()
+    yield
+    module.close_templates()
+    module._refused.clear()
+
+
+@pytest.fixture
+def write_module(tmp_path, monkeypatch) -> Callable[..., Path]:
+    """Write a module where this process finds it; return its file."""
+    monkeypatch.syspath_prepend(str(tmp_path))
+
+    def write(name: str, code: str) -> Path:
+        path = tmp_path / f"{name}.py"
+        path.write_text(textwrap.dedent(code))
+        sys.modules.pop(name, None)
+        return path
+
+    return write
+
+
+def value_of(pool: Pool, expression: str) -> Any:
+    result = pool.run(expression)
+    assert result.ok, result.stderr
+    return result.value
+
+
+def ways(pool: Pool) -> set[str | None]:
+    """Why the workers of a pool were not forked; None for those that were."""
+    workers = pool._engine._crew.workers.values()
+    return {worker.process.not_forked_because for worker in workers}
+
+
+# -- what it imports -----------------------------------------------------------------------------
+
+
+def test_a_module_is_imported_once_for_all_workers(write_module):
+    write_module("costly", "import os\nwhere = os.getpid()")
+    with Pool(workers=2, preload=["costly"]) as pool:
+        (template,) = templates()
+        template.hear()
+        found = pool.run_all("import costly; costly.where")
+        assert {result.value for result in found} == {template.identity.pid}
+        assert ways(pool) == {None}
+
+
+def test_a_module_that_cannot_be_imported_is_named_and_the_workers_work(write_module, caplog):
+    write_module("broken", "raise LookupError('no such luck')")
+    with Pool(workers=1, preload=["broken", "json"]) as pool:
+        assert pool.submit(pow, 2, 3).result() == 8
+        assert ways(pool) == {None}
+    assert "broken" in caplog.text
+    assert "no such luck" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("code", "reason"),
+    [
+        (
+            "import threading as t\nt.Timer(600, print).start()",
+            "started threads",
+        ),
+        ("import socket\nkept = socket.socket()", "socket"),
+        ("import os\nkept = os.pipe()", "file that a fork would share"),
+        ("import zmq\nkept = zmq.Context(); s = kept.socket(zmq.PUB)", "file that a fork"),
+        ("import asyncio\nloop = asyncio.new_event_loop()", "file that a fork would share"),
+        ("import subprocess\nchild = subprocess.Popen(['sleep', '600'])", "process"),
+    ],
+)
+def test_a_module_that_makes_forking_unsafe_is_named_and_each_worker_imports_it(
+    write_module, caplog, code, reason
+):
+    write_module("unruly", code)
+    write_module("quiet", "import os\nwhere = os.getpid()")
+    with Pool(workers=1, preload=["quiet", "unruly"]) as pool:
+        assert value_of(pool, "import sys; 'unruly' in sys.modules")
+        assert ways(pool) == {None}
+        (template,) = templates()
+        template.hear()
+        assert value_of(pool, "import quiet; quiet.where") == template.identity.pid
+    (warning,) = [text for text in caplog.messages if "not imported ahead" in text]
+    assert "unruly" in warning
+    assert reason in warning
+
+
+def test_threads_that_end_at_a_fork_are_no_reason_to_refuse(write_module, caplog):
+    write_module("numeric", "import numpy\nnumpy.ones((300, 300)) @ numpy.ones((300, 300))")
+    with Pool(workers=1, preload=["numeric"], env={"OPENBLAS_NUM_THREADS": "2"}) as pool:
+        code = "import numpy; float((numpy.ones((300, 300)) @ numpy.ones((300, 300)))[0, 0])"
+        assert value_of(pool, code) == 300.0
+        assert ways(pool) == {None}
+    assert "not imported ahead" not in caplog.text
+
+
+# -- when it is replaced -------------------------------------------------------------------------
+
+
+def test_an_edited_module_is_imported_anew(write_module):
+    path = write_module("edited", "version = 1")
+    with Pool(workers=1, preload=["edited"]) as pool:
+        assert value_of(pool, "import edited; edited.version") == 1
+    before = templates()
+    path.write_text("version = 'two'")
+    with Pool(workers=1, preload=["edited"]) as pool:
+        assert value_of(pool, "import edited; edited.version") == "two"
+        assert ways(pool) == {None}
+    assert len(templates()) == 1
+    assert templates() != before
+
+
+@pytest.mark.parametrize("change", ["package", "pth"])
+def test_an_installation_replaces_it(tmp_path, monkeypatch, change):
+    site = tmp_path / "site-packages"
+    site.mkdir()
+    (site / "local.pth").write_text("")
+    monkeypatch.syspath_prepend(str(site))
+    with Pool(workers=1):
+        before = templates()
+    time.sleep(0.02)  # the clock of the file system ticks
+    with Pool(workers=1):
+        assert templates() == before
+    monkeypatch.setenv("PYTHONPATH", str(site))
+    with Pool(workers=1):
+        (chosen,) = [template for template in templates() if template not in before]
+        if change == "package":
+            (site / "new.py").write_text("")
+        else:
+            (site / "local.pth").write_text(str(tmp_path))
+    with Pool(workers=1) as pool:
+        assert ways(pool) == {None}
+        assert chosen not in templates()
+
+
+def test_variables_that_matter_to_imports_have_a_template_of_their_own(monkeypatch):
+    with Pool(workers=1) as pool, Pool(workers=1, name="other") as other:
+        assert len(templates()) == 1
+        with Pool(workers=1, name="third", env={"PYTHONPATH": "/nowhere"}) as third:
+            assert len(templates()) == 2
+            assert value_of(third, "import sys; '/nowhere' in sys.path")
+            assert ways(third) == {None}
+        with Pool(workers=1, name="fourth", env={"MINE": "1"}) as fourth:
+            assert value_of(fourth, "import os; os.environ['MINE']") == "1"
+            assert len(templates()) == 2
+        assert ways(pool) == ways(other) == {None}
+
+
+def test_as_many_templates_are_kept_as_is_decent(monkeypatch):
+    monkeypatch.setattr(module, "MAX_TEMPLATES", 2)
+    for number in range(4):
+        with Pool(workers=1, env={"PYTHONPATH": f"/nowhere/{number}"}):
+            pass
+    assert len(templates()) == 2
+
+
+@pytest.mark.parametrize("signum", [signal.SIGKILL, signal.SIGTERM])
+def test_one_that_is_killed_is_replaced_and_its_kernels_live_on(signum, process_of):
+    with Pool(workers=1) as pool:
+        (template,) = templates()
+        template.hear()
+        process = process_of(template.identity.pid)
+        os.kill(process.pid, signum)
+        assert process.wait_gone()
+
+        assert pool.submit(pow, 2, 3).result() == 8
+        with Pool(workers=1, name="next") as following:
+            assert ways(following) == {None}
+        assert templates() != [template]
+        assert pool.submit(pow, 2, 3).result() == 8
+
+
+def test_one_that_dies_while_it_is_asked_costs_no_kernel_and_makes_no_second(living):
+    """It is stopped, so that requests wait in its channel, and killed then."""
+    with Pool(workers=1):
+        (template,) = templates()
+        template.hear()
+        os.kill(template.identity.pid, signal.SIGSTOP)
+        threading.Timer(0.3, os.kill, (template.identity.pid, signal.SIGKILL)).start()
+        with Pool(workers=3, name="next") as pool:
+            pids = {status.pid for status in pool.status().workers}
+            assert len(pids) == 3
+            kernels = [
+                item for item in living() if " -f " in str(item) and "guard" not in str(item)
+            ]
+            assert len(kernels) == 4
+
+
+def test_one_that_cannot_start_means_exec_and_says_why(tmp_path):
+    program = tmp_path / "python"
+    program.write_text(
+        f'#!/bin/sh\ncase "$*" in *--template*) echo "no luck" >&2; exit 3;; esac\n'
+        f'exec {sys.executable} "$@"\n'
+    )
+    program.chmod(0o700)
+    kind = Kind((str(program), *PROGRAM[1:]))
+    from snakepit_kernel.ids import RUN_ID_VARIABLE, new_run_id
+    from snakepit_kernel.processes.guarded import GuardedProcess
+
+    async def scenario() -> None:
+        run_id = new_run_id()
+        process = await GuardedProcess.start(
+            ["sleep", "600"],
+            run_id=run_id,
+            grace=0.1,
+            env={**os.environ, RUN_ID_VARIABLE: run_id},
+            kind=kind,
+        )
+        await process.end(0.0)
+        assert "no luck" in process.not_forked_because
+
+    asyncio.run(scenario())
+
+
+def test_templates_can_be_turned_off(monkeypatch):
+    monkeypatch.setenv(module.TEMPLATE_VARIABLE, "0")
+    with pytest.raises(CannotFork, match="SNAKEPIT_TEMPLATE=0"):
+        template_for(Kind(PROGRAM), env=os.environ)
+    with Pool(workers=1) as pool:
+        assert ways(pool) == {"SNAKEPIT_TEMPLATE=0"}
+        assert value_of(pool, "6 * 7") == 42
+    assert templates() == []
+
+
+# -- when it ends --------------------------------------------------------------------------------
+
+OWNER = """
+import os, signal, sys
+from snakepit_kernel import Pool
+from snakepit_kernel.processes.template import templates
+pool = Pool(workers=1)
+pool.run("import subprocess; child = subprocess.Popen(['setsid', 'sleep', '600'])")
+(template,) = templates()
+template.hear()
+print(template.identity.pid, flush=True)
+sys.stdin.readline()
+"""
+
+
+@contextlib.contextmanager
+def owner() -> Iterator[tuple[subprocess.Popen[str], int]]:
+    pipe = subprocess.PIPE
+    with subprocess.Popen([sys.executable, "-c", OWNER], stdin=pipe, stdout=pipe, text=True) as it:
+        yield it, int(it.stdout.readline())
+
+
+@pytest.mark.parametrize("end", ["exit", "SIGTERM", "SIGKILL", "SIGKILL while it is stopped"])
+def test_it_ends_with_its_owner(living, process_of, end):
+    with owner() as (process, pid):
+        template = process_of(pid)
+        if end == "exit":
+            process.stdin.close()
+        else:
+            if "stopped" in end:
+                os.kill(pid, signal.SIGSTOP)
+            process.send_signal(getattr(signal, end.split()[0]))
+        process.wait(20)
+        assert template.wait_gone(5.0)
+    assert [str(item) for item in living() if not item.wait_gone(5.0)] == []
+
+
+def test_a_forked_child_of_the_owner_does_not_hold_it(process_of):
+    code = OWNER.replace("sys.stdin.readline()", "") + (
+        "child = os.fork()\n"
+        "if child == 0:\n    import time; time.sleep(1); os._exit(0)\n"
+        "sys.stdin.readline(); os.kill(os.getpid(), 9)"
+    )
+    pipe = subprocess.PIPE
+    with subprocess.Popen([sys.executable, "-c", code], stdin=pipe, stdout=pipe, text=True) as it:
+        template = process_of(int(it.stdout.readline()))
+        it.stdin.close()
+        it.wait(20)
+        assert template.wait_gone(0.5)
+        it.stdout.read()  # the child is gone as well
+
+
+def test_an_interrupt_from_the_terminal_does_not_reach_it():
+    with Pool(workers=1):
+        (template,) = templates()
+        template.hear()
+        assert os.getpgid(template.identity.pid) != os.getpgrp()
+        os.kill(template.identity.pid, signal.SIGINT)
+        with Pool(workers=1, name="next") as pool:
+            assert ways(pool) == {None}
+        assert templates() == [template]
+
+
+# -- a pool in a notebook ------------------------------------------------------------------------
+
+NOTEBOOK = """
+import os, psutil, snakepit_kernel
+from snakepit_kernel.processes.template import templates
+pool = snakepit_kernel.Pool(workers=2, preload=["json"])
+(template,) = templates()
+template.hear()
+print(os.getppid(), template.identity.pid, psutil.Process(template.identity.pid).ppid(),
+      *[worker.pid for worker in pool.status().workers])
+"""
+
+
+def test_the_guardian_of_a_notebook_forks_the_template_of_its_pools(start_kernel, process_of):
+    async def scenario() -> None:
+        async with start_kernel() as kernel:
+            guardian, template, parent, *workers = map(int, (await kernel.run(NOTEBOOK)).split())
+            assert parent == guardian
+            assert len(workers) == 2
+            run_id = kernel.km.provisioner.run_id
+            command = Path(f"/proc/{template}/cmdline").read_text().split(" ")
+            assert command[:2] == ["snakepit-template", f"--owner={kernel.identity}"]
+            assert f"SNAKEPIT_RUN_ID={run_id}" in Path(f"/proc/{template}/environ").read_text()
+            processes = [process_of(pid) for pid in (template, *workers)]
+
+            await kernel.km.restart_kernel()
+            assert [str(item) for item in processes if item.is_alive] == []
+            await kernel.ready()
+            assert len((await kernel.run(NOTEBOOK)).split()) == 5
+
+    asyncio.run(scenario())
+
+
+def test_a_notebook_that_changed_what_matters_to_imports_gets_another_template(start_kernel):
+    code = "import os; os.environ['PYTHONPATH'] = '/nowhere'" + NOTEBOOK
+
+    async def scenario() -> None:
+        async with start_kernel() as kernel:
+            _, template, parent, *_ = map(int, (await kernel.run(code)).split())
+            assert parent == kernel.pid
+            assert "--template" in Path(f"/proc/{template}/cmdline").read_text()
+            assert (await kernel.run("print(pool.run('import sys; sys.path').value)")).count(
+                "'/nowhere'"
+            ) == 1
+
+    asyncio.run(scenario())

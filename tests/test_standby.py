@@ -1,0 +1,275 @@
+"""Kernels that are kept ready."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import re
+import subprocess
+import sys
+import time
+from collections.abc import AsyncIterator, Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from jupyter_client.manager import KernelManager
+from traitlets.config import Config
+
+from snakepit_kernel import standby
+from snakepit_kernel.errors import StartFailed
+from snakepit_kernel.processes.registry import Registry
+from snakepit_kernel.processes.template import templates
+
+SOON = 20.0
+
+CONFIG = Config({"SnakepitProvisioner": {"standby": 1, "grace": 0.5}})
+
+
+@pytest.fixture(autouse=True)
+def no_standbys_but_our_own() -> Iterator[None]:
+    yield
+    standby.close()
+
+
+@pytest.fixture
+def start(start_kernel) -> Callable[..., contextlib.AbstractAsyncContextManager[Any]]:
+    @contextlib.asynccontextmanager
+    async def run(**options: Any) -> AsyncIterator[Any]:
+        async with start_kernel(config=CONFIG, **options) as kernel:
+            yield kernel
+
+    return run
+
+
+def waiting() -> list[str]:
+    """The runs that are kept ready."""
+    return [run.run_id for run in Registry().runs() if run.label == standby.LABEL and run.process]
+
+
+async def one_waits() -> str:
+    """Wait until a kernel is kept ready; return its run."""
+    until = time.monotonic() + SOON
+    while not (found := waiting()):
+        assert time.monotonic() < until
+        await asyncio.sleep(0.02)
+    (run_id,) = found
+    return run_id
+
+
+SURROUNDINGS = """
+import os, sys
+print(os.getcwd(), os.environ.get("MINE"), os.environ["SNAKEPIT_RUN_ID"], sys.argv[2], os.getpid())
+"""
+
+
+@pytest.mark.parametrize("transport", ["tcp", "ipc"])
+def test_the_next_kernel_is_the_one_that_waits(start, tmp_path, transport):
+    async def scenario() -> None:
+        async with start(transport=transport):
+            run_id = await one_waits()
+            launch = {"cwd": str(tmp_path), "env": {**os.environ, "MINE": "yes"}}
+            async with start(transport=transport, launch=launch) as kernel:
+                file = kernel.km.connection_file
+                expected = f"{tmp_path} yes {run_id} {file} {kernel.pid}"
+                assert await kernel.run(SURROUNDINGS) == expected
+                assert kernel.km.provisioner.run_id == run_id
+                (row,) = [run for run in Registry().runs() if run.run_id == run_id]
+                assert row.label == "Python 3 (Snakepit)"
+                assert str(Path(file).absolute()) in row.leftovers
+                command = Path(f"/proc/{kernel.pid}/cmdline").read_text()
+                assert f"-f {file} --snakepit-run-id={run_id}" in command
+                assert await kernel.run("1 + 1") == "2"
+                assert await kernel.run("print(len(In), _)") == "4 2"  # a rehearsal leaves no trace
+            assert await one_waits() != run_id
+
+    asyncio.run(scenario())
+
+
+@pytest.mark.parametrize("now", [True, False])
+def test_a_restart_takes_it_and_the_old_run_is_gone_first(start, living, now):
+    async def scenario() -> None:
+        async with start() as kernel:
+            run_id = await one_waits()
+            await kernel.run("import subprocess; child = subprocess.Popen(['sleep', '600'])")
+            before = {item.pid for item in living() if "sleep 600" in str(item)}
+
+            await kernel.km.restart_kernel(now=now)
+
+            assert [str(item) for item in living() if item.pid in before] == []
+            assert kernel.km.provisioner.run_id == run_id
+            await kernel.ready()
+            assert await kernel.run("print('child' in globals())") == "False"
+            assert "sleep 600" in await kernel.run("%snakepit\nprint('told: sleep 600')")
+
+    asyncio.run(scenario())
+
+
+def test_one_that_is_needed_before_it_is_prepared_is_prepared_at_once(start):
+    async def scenario() -> None:
+        async with start() as kernel:
+            for _ in range(3):
+                until = time.monotonic() + SOON
+                while not waiting() and time.monotonic() < until:
+                    await asyncio.sleep(0.001)  # it is prepared from now on
+                began = time.monotonic()
+                await kernel.km.restart_kernel(now=True)
+                await kernel.ready()
+                assert time.monotonic() - began < SOON / 2
+                assert await kernel.run("print(6 * 7)") == "42"
+
+    asyncio.run(scenario())
+
+
+def test_it_waits_while_a_cell_runs(start):
+    async def scenario() -> None:
+        async with start() as kernel:
+            kernel.kc.execute("import time; time.sleep(1.5)")
+            run_id = await one_waits()
+            (row,) = [run for run in Registry().runs() if run.run_id == run_id]
+            used = []
+            for _ in range(5):
+                await asyncio.sleep(0.1)
+                fields = (
+                    Path(f"/proc/{row.process.pid}/stat").read_text().rpartition(")")[2].split()
+                )
+                used.append(int(fields[11]) + int(fields[12]))
+            assert used[-1] <= 2  # ticks of 10 ms; to prepare a kernel takes six
+
+    asyncio.run(scenario())
+
+
+@pytest.mark.parametrize("victim", ["process", "guardian"])
+def test_one_that_died_is_not_taken(start, process_of, victim):
+    async def scenario() -> None:
+        async with start() as kernel:
+            run_id = await one_waits()
+            (row,) = [run for run in Registry().runs() if run.run_id == run_id]
+            process = process_of(getattr(row, victim).pid)
+            process.kill()
+            assert process.wait_gone()
+            await kernel.km.restart_kernel(now=True)
+            await kernel.ready()
+            assert kernel.km.provisioner.run_id != run_id
+            assert await kernel.run("print(6 * 7)") == "42"
+
+    asyncio.run(scenario())
+
+
+def test_one_whose_template_is_out_of_date_is_not_taken(start, tmp_path, monkeypatch):
+    site = tmp_path / "site-packages"
+    site.mkdir()
+    monkeypatch.setenv("PYTHONPATH", str(site))
+
+    async def scenario() -> None:
+        async with start() as kernel:
+            run_id = await one_waits()
+            before = templates()
+            (site / "new.py").write_text("there = True")
+            await kernel.km.restart_kernel(now=True)
+            await kernel.ready()
+            assert kernel.km.provisioner.run_id != run_id
+            assert templates()[-1] not in before
+            assert await kernel.run("import new; print(new.there)") == "True"
+
+    asyncio.run(scenario())
+
+
+def test_a_working_directory_that_has_gone_is_named(start, tmp_path):
+    gone = tmp_path / "gone"
+
+    async def scenario() -> None:
+        async with start():
+            await one_waits()
+            with pytest.raises(StartFailed, match=re.escape(str(gone))):
+                async with start(launch={"cwd": str(gone)}):
+                    pass
+
+    asyncio.run(scenario())
+
+
+def test_a_kernel_with_other_arguments_does_not_take_it(start, write_kernelspec):
+    argv = [sys.executable, "-m", "snakepit_kernel.kernel", "-f", "{connection_file}"]
+    provisioner = {"provisioner_name": "snakepit-provisioner", "config": {"tag_command": True}}
+    write_kernelspec(
+        "other",
+        [*argv, "--IPKernelApp.exec_lines=x = 6 * 7"],
+        metadata={"kernel_provisioner": provisioner},
+    )
+
+    async def scenario() -> None:
+        async with start():
+            run_id = await one_waits()
+            async with start(kernel_name="other") as kernel:
+                assert await kernel.run("print(x)") == "42"
+                assert kernel.km.provisioner.run_id != run_id
+
+    asyncio.run(scenario())
+
+
+def test_close_ends_all_that_wait(start, living):
+    async def scenario() -> None:
+        async with start():
+            await one_waits()
+            standby.close()
+            assert waiting() == []
+        assert [str(item) for item in living()] == []
+        standby.close()
+
+    asyncio.run(scenario())
+
+
+def test_managers_without_a_loop_of_their_own_take_it_too(living):
+    km = KernelManager(kernel_name="snakepit", config=CONFIG)
+    km.start_kernel()
+    try:
+        run_id = asyncio.run(one_waits())
+        km.restart_kernel(now=True)
+        assert km.provisioner.run_id == run_id
+        kc = km.client()
+        kc.start_channels()
+        kc.kernel_info(reply=True, timeout=SOON)
+        kc.stop_channels()
+    finally:
+        km.shutdown_kernel(now=True)
+        km.context.destroy(linger=0)
+
+
+OWNER = """
+import sys
+from jupyter_client.manager import KernelManager
+km = KernelManager(kernel_name="snakepit")
+km.start_kernel()
+print("started", flush=True)
+sys.stdin.readline()
+if sys.argv[1] == "polite":
+    km.shutdown_kernel()
+"""
+
+
+@pytest.mark.parametrize("end", ["polite", "exit", "kill"])
+def test_it_ends_with_its_owner(living, end):
+    environment = {**os.environ, "SNAKEPIT_STANDBY": "2"}
+    pipe = subprocess.PIPE
+    with subprocess.Popen(
+        [sys.executable, "-c", OWNER, end], stdin=pipe, stdout=pipe, env=environment
+    ) as owner:
+        assert owner.stdout.readline() == b"started\n"
+        until = time.monotonic() + SOON
+        while len(waiting()) < 2 and time.monotonic() < until:
+            time.sleep(0.05)
+        assert len(waiting()) == 2
+        owner.kill() if end == "kill" else owner.stdin.close()
+        assert owner.wait(20) == (-9 if end == "kill" else 0)
+    assert [str(item) for item in living() if not item.wait_gone(5.0)] == []
+    if end != "kill":
+        assert waiting() == []
+
+
+def test_a_number_that_is_none_is_named_and_ignored(monkeypatch, caplog):
+    from snakepit_kernel.provisioner import SnakepitProvisioner
+
+    monkeypatch.setenv("SNAKEPIT_STANDBY", "many")
+    assert SnakepitProvisioner().standby == 1
+    assert "SNAKEPIT_STANDBY must be a whole number, not 'many'" in caplog.text
