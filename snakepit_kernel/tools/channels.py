@@ -7,12 +7,20 @@ built in parts when no call is there to be answered; or at once when a cell is t
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import signal
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING
+
+import IPython
+from IPython.core import getipython
 
 from ..processes.activity import LOOK_INTERVAL, Turn
 
 if TYPE_CHECKING:
+    from IPython.core.interactiveshell import InteractiveShell
+
     from ..kernel.app import SnakepitKernelApp
     from ..kernel.kernel import SnakepitKernel
 
@@ -55,6 +63,8 @@ class Channels:
         self._parts = self._build()
         self._turn = Turn()
         self._is_complete = False
+        self._is_building = False
+        self._failure: BaseException | None = None
 
     def _build(self) -> Iterator[str]:
         from ..kernel.app import SnakepitKernelApp
@@ -77,17 +87,61 @@ class Channels:
         if not (self._rests(REST) and self._is_free() and self._turn.comes()):
             self._loop.call_later(LOOK_INTERVAL, self._build_part)
             return
-        next(self._parts, None)
+        with self._building():
+            next(self._parts, None)
         if self._is_complete:
             self._turn.end()
         else:
             self._loop.call_soon(self._build_part)
 
     def build_now(self) -> None:
-        """Build what is missing, because somebody needs it."""
-        for _ in self._parts:
-            pass
+        """Build what is missing, because somebody needs it.
+
+        Raises
+        ------
+        BaseException
+            What stood in the way, also at an earlier try: the user's own startup files, say.
+        """
+        if self._failure is not None:
+            raise self._failure
+        if self._is_building:
+            return  # we are asked by what is being built
+        with self._building():
+            for _ in self._parts:
+                pass
         self._turn.end()
+
+    @contextlib.contextmanager
+    def _building(self) -> Iterator[None]:
+        """Let no interrupt come between: what is half built cannot be completed."""
+        blocked = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
+        self._is_building = True
+        try:
+            yield
+        except BaseException as error:
+            self._failure = error
+            raise
+        finally:
+            self._is_building = False
+            signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
+
+    def offer_shell(self, build_now: Callable[[], None]) -> None:
+        """Let who asks for IPython's shell have it, from now on: it is built when it is missing.
+
+        Parameters
+        ----------
+        build_now
+            Called where a tool is running.
+        """
+        shell_of = getipython.get_ipython
+
+        def get_ipython() -> InteractiveShell | None:
+            """Return the shell of this kernel."""
+            if not self._is_complete and threading.current_thread() is threading.main_thread():
+                build_now()
+            return shell_of()
+
+        getipython.get_ipython = IPython.get_ipython = get_ipython
 
     def close(self) -> None:
         """Stop the threads that would be in the way of the exit hooks."""

@@ -11,7 +11,7 @@ import os
 import socket
 import sys
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from tornado.ioloop import IOLoop
@@ -98,12 +98,23 @@ class Worker:
     def open(self) -> None:
         """Say hello: from now on calls are served."""
         self._interrupts.install()
+        self.channels.offer_shell(self._build_in_call)
         self._send(messages.Hello(os.getpid(), __version__))
         self._lane.attach(self._loop)
 
     def _adopt(self, kernel: SnakepitKernel) -> None:
         """Take in the kernel that was built around us."""
         kernel.heeds_interrupt = self._interrupts.is_news
+
+    def _build_in_call(self) -> None:
+        """Build the rest of the kernel in the middle of a call, which must not notice."""
+        running = asyncio._get_running_loop()  # noqa: SLF001 - public in asyncio.events
+        asyncio._set_running_loop(self._loop)  # noqa: SLF001
+        try:
+            with self._output.aside():
+                self.channels.build_now()
+        finally:
+            asyncio._set_running_loop(running)  # noqa: SLF001
 
     def _stop(self) -> None:
         """End this kernel in the polite way, with its exit hooks: the owner closed the lane."""
@@ -125,6 +136,7 @@ class Worker:
     def _configure(self, call_id: int, frame: Frame) -> None:
         try:
             setup: messages.WorkerSetup = values.loads(frame.body, frame.buffers)
+            find_modules_here()
             sys.path += [entry for entry in setup.import_path if entry not in sys.path]
             self._context = enter_worker(setup.pool, setup.worker)
             failed = {name: problem for name in setup.preload if (problem := _preload(name))}
@@ -264,6 +276,7 @@ class _RedirectedOutput:
     def __init__(self, lane: WorkerLane) -> None:
         self._stdout = CallOutput(lane, "stdout")
         self._stderr = CallOutput(lane, "stderr")
+        self._saved: tuple[Any, Any] | None = None
 
     def begin(self, call_id: int) -> None:
         self._stdout.call_id = self._stderr.call_id = call_id
@@ -274,7 +287,35 @@ class _RedirectedOutput:
     def end(self) -> None:
         self._stdout.flush()
         self._stderr.flush()
+        if self._saved is not None:
+            sys.stdout, sys.stderr = self._saved
+            self._saved = None
+
+    @contextlib.contextmanager
+    def aside(self) -> Iterator[None]:
+        """Give way for a moment to who changes the streams."""
+        if self._saved is None:
+            yield
+            return
+        redirected = sys.stdout, sys.stderr
         sys.stdout, sys.stderr = self._saved
+        try:
+            yield
+        finally:
+            self._saved = sys.stdout, sys.stderr
+            sys.stdout, sys.stderr = redirected
+
+
+def find_modules_here() -> None:
+    """Look for modules in the working directory too, where IPython puts it: behind Python's own."""
+    if "" in sys.path:
+        return
+    places = [
+        number
+        for number, entry in enumerate(sys.path)
+        if os.path.basename(entry) in {"site-packages", "dist-packages"}  # noqa: PTH119
+    ]
+    sys.path.insert(min(places, default=len(sys.path)), "")
 
 
 def _preload(name: str) -> str:
