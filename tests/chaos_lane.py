@@ -59,7 +59,7 @@ kept.append(subprocess.Popen([sys.executable, '-I', '-S', '-c', code], start_new
 }
 TARGETS = ["owner", "guardian", "kernel", "owner and guardian", "template"]
 GUARDIAN = re.compile(r"guardian(\.py)? --snakepit-run-id=")
-TEMPLATE = re.compile(r"template --owner=")
+TEMPLATE = re.compile(r"template --owner=(?P<pid>\d+):")
 KERNEL = re.compile(r"^\S+ -m snakepit_kernel.kernel -f ")
 MOMENTS = {"start": 1.2, "running": 0.2, "end": 0.4}  # each with its longest delay in seconds
 FOLLOWS = ["shutdown", "restart", "leave", "kill"]
@@ -187,10 +187,20 @@ def below_us(owner: int) -> list[Process]:
     return [process for process in found if process.state not in "ZX"]
 
 
-def children_but(owner: int) -> set[str]:
+def children_but(owner: int) -> set[int]:
     """Children of this process, zombies too: one that forks all the time is not in a scan."""
     listed = Path(f"/proc/self/task/{os.getpid()}/children").read_text().split()
-    return set(listed) - {str(owner)}
+    children = {int(pid) for pid in listed} - {owner}
+    return {pid for pid in children if not is_template(look(pid))}
+
+
+def is_template(process: Process | None) -> bool:
+    """Whether a process is the template of an owner that lives: it stays as long as that does."""
+    found = TEMPLATE.search(process.command) if process is not None else None
+    if found is None:
+        return False
+    owner = look(int(found["pid"]))
+    return owner is not None and owner.state not in "ZX"
 
 
 def nothing_but(owner: int, patience: float = PATIENCE) -> list[str]:
@@ -199,7 +209,8 @@ def nothing_but(owner: int, patience: float = PATIENCE) -> list[str]:
     empty = looks = 0
     while True:
         looks += 1
-        left = [process for process in below_us(owner) if process.pid != owner]
+        below = [process for process in below_us(owner) if process.pid != owner]
+        left = [process for process in below if not is_template(process)]
         empty = 0 if left or children_but(owner) else empty + 1
         if empty == 3:  # a process that forks all the time can be missed once
             return []
@@ -332,7 +343,7 @@ class Round:
         if "other" in killed:  # with a guardian gone, the next start is what ends the rest
             start_and_shut_down()
         self.complaints += [f"survivor {process}" for process in nothing_but(0)]
-        for process in below_us(0):
+        for process in [item for item in below_us(0) if not is_template(item)]:
             process.send(signal.SIGKILL)
         identity = f"{owner.pid}:{owner.start_time}"
         if any(str(run.owner) == identity for run in Registry().runs()):

@@ -245,6 +245,8 @@ class Surroundings:
             for number, link in now.items()
             if self.descriptors.get(number) != link and link not in KEPT_DESCRIPTORS
         }
+        if _own_runs():  # the file of runs stays open for them
+            new = {number: link for number, link in new.items() if "/runs.sqlite" not in link}
         for template in template_module.templates():
             for number in template.descriptors():
                 new.pop(number, None)

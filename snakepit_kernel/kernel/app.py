@@ -117,8 +117,8 @@ class SnakepitKernelApp(IPKernelApp):
         self.init_connection_file()
         self._bind()
         self.init_heartbeat()
-        link.say_ready()  # who connects now is answered as soon as the main loop runs
         self.write_connection_file()
+        link.say_ready()  # who connects now is answered as soon as the main loop runs
         self.log_connection_info()
         self.kernel.record_ports({f"{name}_port": port for name, port in self._ports.items()})
         if sys.platform == "linux":
