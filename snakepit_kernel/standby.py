@@ -79,7 +79,7 @@ class _Standbys:
             template = template_for(sort.kind, env=env, cwd=cwd)
         except CannotFork:
             template = None
-        if template is not None and not await template.is_fit():
+        if template is not None and await template.objection():
             discard(template)
             template = None
         fit = [run for run in waiting if run.process.template is template and _is_alive(run)]

@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from ..processes import pidfd
+from ..processes.template import TEMPLATE_VARIABLE, why_not
 from .findings import Finding, hint, ok, problem
 
 DISTRIBUTION = "snakepit-kernel"
@@ -150,7 +151,11 @@ def check_forking() -> Iterator[Finding]:
             "use Linux 5.3 or newer, or a container that allows pidfd_open and pidfd_send_signal",
         )
         return
-    yield ok(name, "possible; kernels start by exec, because there is no fork template yet")
+    if reason := why_not():
+        text = f"possible, but kernels are executed, each ten times as slow as a fork: {reason}"
+        yield hint(name, text, f"unset {TEMPLATE_VARIABLE}")
+        return
+    yield ok(name, "possible; kernels are forked from a template")
 
 
 # -- kernelspec ------------------------------------------------------------------------------------

@@ -32,7 +32,7 @@ def check_start() -> Iterator[Finding]:
     manager = KernelManager(kernel_name=KERNEL)
     with tempfile.TemporaryFile() as output:
         try:
-            run_id = _start(manager, output)
+            run_id, way = _start(manager, output)
             answer = _one_plus_one(manager)
         except NoSuchKernel:
             yield problem(name, "there is no kernelspec to start", "see the finding on kernelspec")
@@ -50,13 +50,18 @@ def check_start() -> Iterator[Finding]:
     wrong = list(_judge(run_id, answer, _left_behind(run_id, manager.connection_file)))
     yield from wrong
     if not wrong:
-        yield ok(name, f"a kernel started, ran 1 + 1 and left nothing, in {took:.2f} s")
+        yield ok(name, f"a kernel {way}, ran 1 + 1 and left nothing, in {took:.2f} s")
 
 
-def _start(manager: Any, output: IO[bytes]) -> str:
-    """Start the kernel; return its run id, which is empty without our provisioner."""
+def _start(manager: Any, output: IO[bytes]) -> tuple[str, str]:
+    """Start the kernel; return its run id, which is empty without our provisioner, and the way."""
     manager.start_kernel(stdout=output, stderr=output)
-    return getattr(manager.provisioner, "run_id", "")
+    process = getattr(manager.provisioner, "guarded", None)
+    if process is None:
+        return "", "started"
+    reason = process.not_forked_because
+    way = "was forked from a template" if reason is None else f"was executed, because {reason}"
+    return manager.provisioner.run_id, way
 
 
 def _one_plus_one(manager: Any) -> str:

@@ -187,16 +187,24 @@ class Template:
         with _as_file(launch) as file:
             self._send(LAUNCH, [channel.fileno(), file.fileno(), *fds])
 
-    async def is_fit(self) -> bool:
-        """Ask whether it would fork now: what it has forked before is then up to date as well."""
+    async def objection(self, timeout: float = CHECK_PATIENCE) -> str:
+        """Ask whether it would fork now; return why it would not, or nothing.
+
+        What it has forked before is out of date as well when it is.
+        """
         ours, theirs = socket.socketpair()
         with ours:
             with theirs:
                 try:
                     self._send(CHECK, [theirs.fileno()])
-                except CannotFork:
-                    return False
-            return await readable(ours.fileno(), timeout=CHECK_PATIENCE) and ours.recv(8) == FIT
+                except CannotFork as error:
+                    return str(error)
+            if not await readable(ours.fileno(), timeout=timeout):
+                return f"it did not answer within {timeout:g} s"
+            answer = ours.recv(4096)
+        if not answer:
+            return f"it ended{self.last_words()}"
+        return "" if answer == FIT else answer.decode().strip().rpartition("\t")[2]
 
     def _send(self, word: bytes, descriptors: Sequence[int]) -> None:
         try:

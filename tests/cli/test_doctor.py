@@ -403,6 +403,19 @@ def test_a_corrupt_registry_is_a_problem_once_and_is_kept_aside(
     assert second["level"] == "ok"
 
 
+def test_the_way_in_which_kernels_start_is_said(findings: Any) -> None:
+    (found,) = findings("forking")
+    assert found["level"] == "ok"
+    assert "forked from a template" in found["text"]
+
+
+def test_why_kernels_are_executed_is_said(findings: Any) -> None:
+    (found,) = findings("forking", SNAKEPIT_TEMPLATE="0")
+    assert found["level"] == "hint"
+    assert "SNAKEPIT_TEMPLATE=0" in found["text"]
+    assert found["advice"] == "unset SNAKEPIT_TEMPLATE"
+
+
 def test_reading_the_registry_leaves_its_logger_as_it_was(place: Any) -> None:
     logger = logging.getLogger("snakepit_kernel.processes.registry")
     before = list(logger.handlers)

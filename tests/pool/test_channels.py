@@ -57,7 +57,7 @@ def test_the_rest_comes_up_by_itself_and_other_clients_can_attach(pool):
 
 
 def test_calls_go_on_while_it_comes_up(pool):
-    """Calls without a pause keep it back; each is answered, and the longest wait is a part of it."""
+    """Calls without a pause keep it back, and each is answered."""
     waits = []
     until = time.monotonic() + 20
     while not pool.submit(has_shell).result() and time.monotonic() < until:
