@@ -110,6 +110,7 @@ class SnakepitMagics(Magics):
             "timeout": options.timeout,
             "queue_timeout": options.queue_timeout,
             "max_queue": options.max_queue,
+            "standby": options.standby,
             "grace": options.grace,
             "cwd": options.cwd,
             "kernel_name": options.kernel_name,

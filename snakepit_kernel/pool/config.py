@@ -47,6 +47,7 @@ class PoolConfig:
     timeout: float | None
     grace: float
     preload: tuple[str, ...]
+    standby: int
     env: Mapping[str, str]
     cwd: Path
     kernel_name: str
@@ -66,6 +67,7 @@ class PoolConfig:
         timeout: float | None,
         grace: float,
         preload: Sequence[str],
+        standby: int,
         env: Mapping[str, str] | None,
         cwd: str | os.PathLike[str] | None,
         kernel_name: str,
@@ -118,6 +120,7 @@ class PoolConfig:
             timeout=check_seconds("timeout", timeout),
             grace=check_seconds("grace", grace, allow_zero=True) or 0.0,
             preload=tuple(preload),
+            standby=_count("standby", standby, 0, MAX_WORKERS),
             env=_environment(env),
             cwd=folder,
             kernel_name=kernel_name,

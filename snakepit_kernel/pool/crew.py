@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from ..processes.template import why_not
 from ..protocol.messages import ToolInfo, WorkerSetup
 from .config import PoolConfig
 from .scheduler import Scheduler
+from .spares import Spares
 from .states import WorkerEvent
 from .worker import KernelSpecs, Worker, import_path
 
@@ -95,6 +96,7 @@ class Crew:
         self._lend = lend
         self._specs = KernelSpecs()
         self._watchers: set[asyncio.Task[Any]] = set()
+        self._spares = Spares(config.standby, self._start_spare)
 
     # -- starting ------------------------------------------------------------------------------
 
@@ -121,9 +123,17 @@ class Crew:
             failure = failures.exceptions[0]
         if failure is not None:
             raise failure  # by itself: a group in its context is all that IPython would show
+        if self._config.standby:
+            self._watch_over(self._spares.keep())
 
     async def _start_worker(self, slot: int, incarnation: int) -> None:
-        worker = Worker(
+        worker = self._make_worker(slot, incarnation)
+        self._seat(worker)
+        await self._make_ready(worker)
+        self._put_to_work(worker)
+
+    def _make_worker(self, slot: int, incarnation: int) -> Worker:
+        return Worker(
             self._config,
             slot,
             incarnation,
@@ -131,12 +141,17 @@ class Crew:
             context=self._context,
             specs=self._specs,
         )
+
+    def _seat(self, worker: Worker) -> None:
+        """Make a worker the one of its slot."""
         with self._lock:
-            predecessor = self.workers.get(slot)
+            predecessor = self.workers.get(worker.slot)
             if predecessor is not None:
                 self._scheduler.replace(predecessor, worker)
-            self.workers[slot] = worker
+            self.workers[worker.slot] = worker
             self.started += 1
+
+    async def _make_ready(self, worker: Worker) -> None:
         setup = WorkerSetup(
             adapter=self._config.adapter,
             import_path=import_path(),
@@ -145,14 +160,25 @@ class Crew:
             preload=list(self._config.preload),
         )
         await worker.start(setup)
+        worker.apply(WorkerEvent.ANSWER)
+
+    def _put_to_work(self, worker: Worker) -> None:
+        """Have a worker lent, and watch it."""
         assert worker.configured is not None
         with self._lock:
             self.tools = {tool.name: tool for tool in worker.configured.tools} | self.tools
-            worker.apply(WorkerEvent.ANSWER)
             self._lend(worker)
-        watcher = self._supervisor.spawn(self._watch(worker))
+        self._watch_over(self._watch(worker))
+
+    def _watch_over(self, work: Coroutine[Any, Any, object]) -> None:
+        watcher = self._supervisor.spawn(work)
         self._watchers.add(watcher)
         watcher.add_done_callback(self._watchers.discard)
+
+    async def _start_spare(self, slot: int, incarnation: int) -> Worker:
+        worker = self._make_worker(slot, incarnation)
+        await self._make_ready(worker)
+        return worker
 
     # -- replacing -----------------------------------------------------------------------------
 
@@ -173,7 +199,13 @@ class Crew:
             if self.is_dismissed:
                 return
             try:
-                await self._start_worker(slot, incarnation + attempt)
+                spare = self._spares.take()
+                if spare is None:
+                    await self._start_worker(slot, incarnation + attempt)
+                else:
+                    spare.take_slot(slot, incarnation + attempt)
+                    self._seat(spare)
+                    self._put_to_work(spare)
             except StartFailed as error:
                 logger.warning("pool %s: %s", self._config.name, error)
                 self.problem = error
@@ -210,7 +242,7 @@ class Crew:
         for watcher in list(self._watchers):  # refills that are under way
             watcher.cancel()
         await asyncio.gather(*self._watchers, return_exceptions=True)
-        workers = list(self.workers.values())
+        workers = [*self.workers.values(), *self._spares.take_all()]
         await asyncio.gather(*(self._end_worker(worker, grace) for worker in workers))
         with self._lock:
             self.workers.clear()

@@ -53,7 +53,10 @@ class Pool(Caller, concurrent.futures.Executor):
     grace
         Seconds that a worker may take to heed an interrupt, and what it started to end by itself.
     preload
-        Modules that each worker imports before its first call.
+        Modules that are imported before a worker's first call: once, in the template that the
+        workers are forked from, where that is safe.
+    standby
+        Workers that are started ahead, beside the others, to replace those that die.
     env
         Environment variables beside those of this process. Numeric libraries get one thread a
         worker unless ``OMP_NUM_THREADS`` and its like say otherwise.
@@ -90,6 +93,7 @@ class Pool(Caller, concurrent.futures.Executor):
         timeout: float | None = None,
         grace: float = 2.0,
         preload: Sequence[str] = (),
+        standby: int = 0,
         env: Mapping[str, str] | None = None,
         cwd: str | os.PathLike[str] | None = None,
         kernel_name: str = "snakepit",
@@ -105,6 +109,7 @@ class Pool(Caller, concurrent.futures.Executor):
             timeout=timeout,
             grace=grace,
             preload=preload,
+            standby=standby,
             env=env,
             cwd=cwd,
             kernel_name=kernel_name,

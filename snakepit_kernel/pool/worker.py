@@ -26,7 +26,9 @@ from ..errors import (
 )
 from ..lane.exchange import Exchange, request
 from ..lane.host import Lane, LaneClosed
-from ..protocol.messages import Configure, Configured, WorkerSetup
+from ..protocol import messages
+from ..protocol.frames import pack
+from ..protocol.messages import Assign, Configure, Configured, WorkerSetup
 from ..provisioner import SnakepitProvisioner
 from .cells import CellClient
 from .states import WorkerEvent, WorkerState, next_state
@@ -247,6 +249,15 @@ class Worker:
         for module, problem in configured.failed_preloads.items():
             logger.warning("%s could not preload %s: %s", self.name, module, problem)
         return configured
+
+    def take_slot(self, slot: int, incarnation: int) -> None:
+        """Become the worker of a slot, and tell the process so."""
+        self.slot = slot
+        self.incarnation = incarnation
+        self.name = f"{self._config.name}-{slot}.{incarnation}"
+        self.lane.put(pack(messages.encode(Assign(self.name))))
+        with contextlib.suppress(LaneClosed):  # it has just died, and that is noticed elsewhere
+            self.lane.send_ready()
 
     # -- ending --------------------------------------------------------------------------------
 

@@ -78,6 +78,12 @@ class OpenChannels(_Message, frozen=True, tag="open_channels"):
     id: int
 
 
+class Assign(_Message, frozen=True, tag="assign"):
+    """Take a slot, and the name that goes with it. Not answered."""
+
+    worker: str
+
+
 class Define(_Message, frozen=True, tag="define"):
     """A function of the notebook is a tool from now on. Not answered: the next call tells."""
 
@@ -132,7 +138,7 @@ class Failure(_Message, frozen=True, tag="failure"):
     problems: list[str] = []
 
 
-ToWorker = Configure | OpenChannels | Define | Call | Apply
+ToWorker = Configure | Assign | OpenChannels | Define | Call | Apply
 FromWorker = Hello | Configured | Output | Result | Failure
 
 encode = msgspec.msgpack.Encoder().encode

@@ -130,6 +130,8 @@ class Worker:
                 self._define(name, frame)
             case messages.Configure(id=call_id):
                 self._configure(call_id, frame)
+            case messages.Assign(worker=name):
+                self._context = enter_worker(self._context.pool, name)
             case messages.OpenChannels(id=call_id):
                 self._open_channels(call_id)
 

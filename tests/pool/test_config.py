@@ -21,6 +21,7 @@ from snakepit_kernel.pool.config import usable_cores
         ({"queue_timeout": "1"}, TypeError, "queue_timeout must be a number of seconds or None"),
         ({"timeout": 0}, ValueError, "timeout must be positive seconds, not 0"),
         ({"grace": -1}, ValueError, "grace must be zero or positive seconds, not -1"),
+        ({"standby": -1}, ValueError, r"standby must be between 0 and 150, not -1"),
         ({"preload": "numpy"}, TypeError, r"preload must be a list of module names"),
         ({"env": {"A": 1}}, TypeError, "env must map strings to strings, not 'A' to 1"),
         ({"cwd": "/no/such/place"}, NotADirectoryError, "cwd '/no/such/place' is not a directory"),

@@ -1,0 +1,78 @@
+"""Workers that are started ahead, for slots whose worker dies."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable
+
+from ..errors import StartFailed
+from .worker import Worker
+
+logger = logging.getLogger(__name__)
+
+DELAY = 0.2
+"""Seconds between a need for a spare and its start: what the others do comes first."""
+
+BACKOFF = 5.0
+"""Seconds before a start that failed is tried again; nobody waits for it."""
+
+SPARE_SLOT = 0
+"""Stands for a slot in the names of workers that have none yet."""
+
+
+class Spares:
+    """Keeps some workers ready. Its coroutines run in the supervisor's loop.
+
+    Parameters
+    ----------
+    count
+        How many.
+    start
+        Starts a worker, from its slot and incarnation.
+    """
+
+    def __init__(self, count: int, start: Callable[[int, int], Awaitable[Worker]]) -> None:
+        self._count = count
+        self._start = start
+        self._ready: list[Worker] = []
+        self._started = 0
+        self._missing = asyncio.Event()
+
+    async def keep(self) -> None:
+        """Start them, and those that replace them, one at a time, until this is cancelled."""
+        while True:
+            while len(self._ready) < self._count:
+                await asyncio.sleep(DELAY)
+                self._started += 1
+                try:
+                    self._ready.append(await self._start(SPARE_SLOT, self._started))
+                except StartFailed as error:
+                    logger.warning("%s", error)
+                    await asyncio.sleep(BACKOFF)
+            self._missing.clear()
+            deaths = [asyncio.ensure_future(worker.died.wait()) for worker in self._ready]
+            try:
+                await asyncio.wait(
+                    [*deaths, asyncio.ensure_future(self._missing.wait())],
+                    return_when=asyncio.FIRST_COMPLETED,
+                )
+            finally:
+                for death in deaths:
+                    death.cancel()
+            for worker in [worker for worker in self._ready if worker.died.is_set()]:
+                self._ready.remove(worker)
+                await worker.end(0.0)
+
+    def take(self) -> Worker | None:
+        """Return a worker that lives, or None."""
+        living = next((worker for worker in self._ready if not worker.died.is_set()), None)
+        if living is not None:
+            self._ready.remove(living)
+            self._missing.set()
+        return living
+
+    def take_all(self) -> list[Worker]:
+        """Return all of them, to be ended."""
+        workers, self._ready = self._ready, []
+        return workers
