@@ -71,9 +71,7 @@ class _Standbys:
 
     async def take(self, sort: Sort, env: Mapping[str, str], cwd: str | None) -> GuardedRun | None:
         """Return one that can become the kernel that is needed, or None."""
-        with self._lock:
-            waiting = self._waiting.pop(sort, [])
-        if not waiting:
+        if not self._waiting.get(sort):
             return None
         try:
             template = template_for(sort.kind, env=env, cwd=cwd)
@@ -82,17 +80,15 @@ class _Standbys:
         if template is not None and await template.objection():
             discard(template)
             template = None
-        fit = [run for run in waiting if run.process.template is template and _is_alive(run)]
+        with self._lock:
+            waiting = self._waiting.pop(sort, [])
+            fit = [run for run in waiting if run.process.template is template and _is_alive(run)]
+            self._waiting[sort] = fit[1:]
         for run in waiting:
             if run not in fit:
                 supervisor = self._in_background()
                 supervisor.soon(lambda run=run, spawn=supervisor.spawn: spawn(run.end(0.0)))
-        if not fit:
-            return None
-        chosen, *rest = fit
-        with self._lock:
-            self._waiting.setdefault(sort, []).extend(rest)
-        return chosen
+        return fit[0] if fit else None
 
     def refill(
         self, sort: Sort, count: int, env: Mapping[str, str], cwd: str | None, registry: Registry

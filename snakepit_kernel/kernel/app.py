@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import faulthandler
 import importlib
 import sys
@@ -13,6 +14,7 @@ from typing import Any, TypeVar
 
 import zmq
 from ipykernel.kernelapp import IPKernelApp, kernel_aliases
+from tornado.ioloop import IOLoop
 from traitlets import Dict, List, Type, Unicode
 from traitlets.config import Config, catch_config_error
 
@@ -75,6 +77,8 @@ class SnakepitKernelApp(IPKernelApp):
         help="File descriptors of the lane to a pool and of the page beside it, FD:FD. "
         "Makes this kernel a worker."
     ).tag(config=True)
+
+    _is_started = False
 
     @catch_config_error
     def initialize(self, argv: list[str] | None = None) -> None:
@@ -172,6 +176,14 @@ class SnakepitKernelApp(IPKernelApp):
         self._apply_curve_client_options(self.debug_shell_socket)
         self.debug_shell_socket.connect(endpoint)
 
+    def bind_shell(self, endpoint: str) -> None:
+        """Take requests at another place, too."""
+        _in_thread(self.shell_channel_thread, partial(self.shell_socket.bind, endpoint))
+
+    def unbind_shell(self, endpoint: str) -> None:
+        """Take no more requests there."""
+        _in_thread(self.shell_channel_thread, partial(self.shell_socket.unbind, endpoint))
+
     def _bind_channel(self, sock: zmq.Socket[Any], port: int) -> int:
         self._apply_curve_server_options(sock)
         return self._bind_socket(sock, port)
@@ -189,8 +201,18 @@ class SnakepitKernelApp(IPKernelApp):
 
     def start(self) -> None:
         """Run the kernel until it is shut down."""
-        super().start()
+        if self._is_started:
+            self.io_loop = IOLoop.current()
+            with contextlib.suppress(KeyboardInterrupt):
+                self.io_loop.start()
+        else:
+            super().start()
         self.join_control_thread()
+
+    def start_kernel(self) -> None:
+        """Have the kernel take requests as soon as the main loop runs."""
+        self._is_started = True
+        self.kernel.start()
 
     def _addresses(self) -> set[int | str]:
         """Return where this kernel listens."""

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import asyncio
 import signal
 import sys
 
-from jupyter_client.session import Session
+import zmq
 from tornado.ioloop import IOLoop
+from zmq.eventloop.zmqstream import ZMQStream
 
 from ..processes import link
 from ..processes.activity import Turn
 from ..processes.forking import Launch, settle
 from .app import SHELL_IS_THERE, SnakepitKernelApp
 from .template import arguments_of
+
+REHEARSAL_SECONDS = 2.0
+"""Seconds that a rehearsal may take before it is given up."""
 
 
 def run(launch: Launch) -> None:
@@ -48,10 +53,26 @@ def run(launch: Launch) -> None:
 
 
 def rehearse(app: SnakepitKernelApp) -> None:
-    """Do once, with no trace, what the first requests will ask for: the first time takes longer."""
-    kernel = app.kernel
-    session = Session(key=b"rehearsal")
-    request = session.serialize(session.msg("kernel_info_request", kernel.kernel_info))
-    session.deserialize(session.feed_identities(request)[1])
-    IOLoop.current().run_sync(lambda: kernel.do_execute("1 + 1", silent=True, store_history=False))
-    kernel.shell.display_formatter.format(2)
+    """Answer a first request and run a first cell, with no trace: they take longer than others."""
+    app.start_kernel()
+    assert app.context is not None
+    client = app.context.socket(zmq.DEALER)
+    stream = ZMQStream(client, IOLoop.current())
+    replies: asyncio.Queue[object] = asyncio.Queue()
+    stream.on_recv(replies.put_nowait)
+    endpoint = "inproc://rehearsal"
+    app.bind_shell(endpoint)
+    client.connect(endpoint)
+
+    async def talk() -> None:
+        execute = {"code": "1 + 1", "silent": True, "store_history": False}
+        for kind, content in (("kernel_info_request", {}), ("execute_request", execute)):
+            app.session.send(stream, kind, content)
+            await replies.get()
+
+    try:
+        IOLoop.current().run_sync(talk, timeout=REHEARSAL_SECONDS)
+    finally:
+        stream.close(linger=0)
+        app.unbind_shell(endpoint)
+    app.kernel.shell.display_formatter.format(2)

@@ -10,7 +10,7 @@ import signal
 import sys
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from jupyter_client.kernelspec import KernelSpec, KernelSpecManager, NoSuchKernel
 from jupyter_client.manager import AsyncKernelManager
@@ -60,6 +60,39 @@ class KernelSpecs(KernelSpecManager):
         if kernel_name not in self._known:
             self._known[kernel_name] = super().get_kernel_spec(kernel_name)
         return self._known[kernel_name]
+
+
+class WorkerManager(AsyncKernelManager):
+    """Starts a kernel without the sleep that jupyter_client adds when it has been launched."""
+
+    def __init__(self, **traits: Any) -> None:
+        super().__init__(**traits)
+        self._is_launched = asyncio.Event()
+        self._start: asyncio.Future[None] | None = None
+
+    async def _async_post_start_kernel(self, **arguments: Any) -> None:
+        await super()._async_post_start_kernel(**arguments)
+        self._is_launched.set()
+
+    async def launch(self, **arguments: Any) -> None:
+        """Start the kernel; return when it runs. The parameters are those of `start_kernel`."""
+        self._start = asyncio.ensure_future(self.start_kernel(**arguments))
+        launched = asyncio.ensure_future(self._is_launched.wait())
+        try:
+            await asyncio.wait({self._start, launched}, return_when=asyncio.FIRST_COMPLETED)
+        except asyncio.CancelledError:
+            self._start.cancel()
+            await self.settled()
+            raise
+        finally:
+            launched.cancel()
+        if self._start.done():
+            self._start.result()
+
+    async def settled(self) -> None:
+        """Wait until nothing of a start is left to do."""
+        if self._start is not None:
+            await asyncio.wait({self._start})
 
 
 class Worker:
@@ -119,7 +152,7 @@ class Worker:
             "import_path": import_path(),
             "await_ready": False,  # it is ready when it says so on the lane
         }
-        self.manager = AsyncKernelManager(
+        self.manager = WorkerManager(
             kernel_name=config.kernel_name,
             transport="ipc",
             ip=str(base),
@@ -195,7 +228,7 @@ class Worker:
                 )
                 raise StartFailed(self._title, cause)
             with self.log_path.open("ab") as log:
-                await self.manager.start_kernel(
+                await self.manager.launch(
                     extra_arguments=[f"--lane={theirs}:{page}"],
                     env=self._config.worker_environment(),
                     cwd=str(self._config.cwd),
@@ -273,6 +306,7 @@ class Worker:
         if self.holder is not None:
             self.interrupt()
         self.lane.hang_up()
+        await self.manager.settled()
         provisioner = self.manager.provisioner
         if isinstance(provisioner, SnakepitProvisioner):
             if self.process is not None and grace > 0:

@@ -25,6 +25,7 @@ from .identity import ProcessIdentity
 from .place import Place, Reach, here
 from .report import EndReport
 from .together import Together
+from .waiting import to_its_end
 
 logger = logging.getLogger(__name__)
 
@@ -187,7 +188,7 @@ class Registry:
         The file stays open until the run is retired: more will follow.
         """
         statement = _reservation(run_id, label, parent, previous, leftovers)
-        await _writes.ask(self, statement)
+        await to_its_end(_writes.ask(self, statement))  # or it is written when it was retired
         with contextlib.suppress(sqlite3.DatabaseError, OSError):  # then it is only slower
             _anchor.hold(self.path, run_id)
 
@@ -201,7 +202,7 @@ class Registry:
         self, run_id: str, guardian: ProcessIdentity, process: ProcessIdentity | None
     ) -> None:
         """Do the same, together with others."""
-        await _writes.ask(self, _activation(run_id, guardian, process))
+        await to_its_end(_writes.ask(self, _activation(run_id, guardian, process)))
 
     async def write(self, statements: Sequence[Statement]) -> None:
         """Execute statements in one transaction."""

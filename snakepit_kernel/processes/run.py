@@ -78,6 +78,7 @@ class GuardedRun:
             The command could not be executed. Nothing is left running.
         """
         # Before the sweep: the files of a dead run that the new one uses again are then claimed.
+        process: GuardedProcess | None = None
         try:
             await registry.areserve(
                 run_id, label=label, parent=own_run_id(), previous=previous, leftovers=leftovers
@@ -92,13 +93,15 @@ class GuardedRun:
                 report_file=_report_file(run_id),
                 **arguments,
             )
+            assert process.guardian is not None
+            await registry.aactivate(run_id, process.guardian, process.identity)
         except BaseException:
+            if process is not None:
+                await to_its_end(process.end(0.0))
             # Its guardian may have been killed while it started: then the kernel is still dying.
             await to_its_end(end_tagged([run_id], 0.0))
             registry.retire(run_id)
             raise
-        assert process.guardian is not None
-        await registry.aactivate(run_id, process.guardian, process.identity)
         return cls(run_id, process, registry)
 
     async def take(
