@@ -234,8 +234,9 @@ def imported_ahead(label: str) -> Measured:
         taken = time.perf_counter() - began
         pool.run_all(IMPORTS)
         memory = memory_of(item.pid for item in pool.status().workers if item.pid is not None)
-        (template,) = [item for item in templates() if set(PRELOAD) <= set(item.kind.preload)]
-        template.hear()  # which process it is
+        (template,) = [
+            item for item in templates() if set(PRELOAD) <= set(item.kind.preload)
+        ]  # which process it is
         assert template.identity is not None
         return {
             label: taken,

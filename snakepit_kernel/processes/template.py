@@ -97,13 +97,13 @@ class Template:
 
     Attributes
     ----------
-    identity
-        The process, once it has said so.
+    kind
+        What it is able to fork.
     """
 
     def __init__(self, kind: Kind, *, env: Mapping[str, str], cwd: str | None) -> None:
-        self.identity: ProcessIdentity | None = None
         self.kind = kind
+        self._identity: ProcessIdentity | None = None
         self._popen: subprocess.Popen[bytes] | None = None
         self._errors: IO[bytes] | None = None
         self._lock = threading.Lock()
@@ -220,22 +220,24 @@ class Template:
         """Whether it runs, as far as can be told without asking it."""
         if self._channel.fileno() < 0 or (self._popen and self._popen.poll() is not None):
             return False
-        self.hear()
-        return self._channel.fileno() >= 0 and (self.identity is None or self.identity.is_alive())
+        identity = self.identity
+        return self._channel.fileno() >= 0 and (identity is None or identity.is_alive())
 
-    def hear(self) -> None:
-        """Learn which process it is, if it has said so by now."""
+    @property
+    def identity(self) -> ProcessIdentity | None:
+        """The process, or None before it has said which one it is."""
         with self._lock, contextlib.suppress(BlockingIOError):
             if self._channel.fileno() < 0:
-                return
+                return self._identity
             try:
                 said = self._channel.recv(64)
             except ConnectionError:
                 said = b""
             if said:
-                self.identity = ProcessIdentity.parse(said.decode("ascii"))
+                self._identity = ProcessIdentity.parse(said.decode("ascii"))
             else:
                 self._channel.close()  # it has ended, or never was
+        return self._identity
 
     def last_words(self) -> str:
         """Return what it wrote on its standard error, for a message, or nothing."""
@@ -255,7 +257,7 @@ class Template:
 
     def close(self) -> None:
         """End it; return when it has ended. What it has forked lives on."""
-        self.hear()
+        identity = self.identity
         self._channel.close()
         if self._popen is not None:
             try:
@@ -263,8 +265,8 @@ class Template:
             except subprocess.TimeoutExpired:
                 self._popen.kill()
                 self._popen.wait()
-        elif self.identity is not None:
-            _wait_gone(self.identity)
+        elif identity is not None:
+            _wait_gone(identity)
         if self._errors is not None:
             self._errors.close()
 

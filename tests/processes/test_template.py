@@ -66,7 +66,6 @@ def test_a_module_is_imported_once_for_all_workers(write_module):
     write_module("costly", "import os\nwhere = os.getpid()")
     with Pool(workers=2, preload=["costly"]) as pool:
         (template,) = templates()
-        template.hear()
         found = pool.run_all("import costly; costly.where")
         assert {result.value for result in found} == {template.identity.pid}
         assert ways(pool) == {None}
@@ -104,7 +103,6 @@ def test_a_module_that_makes_forking_unsafe_is_named_and_each_worker_imports_it(
         assert value_of(pool, "import sys; 'unruly' in sys.modules")
         assert ways(pool) == {None}
         (template,) = templates()
-        template.hear()
         assert value_of(pool, "import quiet; quiet.where") == template.identity.pid
     (warning,) = [text for text in caplog.messages if "not imported ahead" in text]
     assert "unruly" in warning
@@ -184,7 +182,6 @@ def test_as_many_templates_are_kept_as_is_decent(monkeypatch):
 def test_one_that_is_killed_is_replaced_and_its_kernels_live_on(signum, process_of):
     with Pool(workers=1) as pool:
         (template,) = templates()
-        template.hear()
         process = process_of(template.identity.pid)
         os.kill(process.pid, signum)
         assert process.wait_gone()
@@ -200,7 +197,6 @@ def test_one_that_dies_while_it_is_asked_costs_no_kernel_and_makes_no_second(liv
     """It is stopped, so that requests wait in its channel, and killed then."""
     with Pool(workers=1):
         (template,) = templates()
-        template.hear()
         os.kill(template.identity.pid, signal.SIGSTOP)
         threading.Timer(0.3, os.kill, (template.identity.pid, signal.SIGKILL)).start()
         with Pool(workers=3, name="next") as pool:
@@ -257,7 +253,6 @@ from snakepit_kernel.processes.template import templates
 pool = Pool(workers=1)
 pool.run("import subprocess; child = subprocess.Popen(['setsid', 'sleep', '600'])")
 (template,) = templates()
-template.hear()
 print(template.identity.pid, flush=True)
 sys.stdin.readline()
 """
@@ -303,7 +298,6 @@ def test_a_forked_child_of_the_owner_does_not_hold_it(process_of):
 def test_an_interrupt_from_the_terminal_does_not_reach_it():
     with Pool(workers=1):
         (template,) = templates()
-        template.hear()
         assert os.getpgid(template.identity.pid) != os.getpgrp()
         os.kill(template.identity.pid, signal.SIGINT)
         with Pool(workers=1, name="next") as pool:
@@ -318,7 +312,6 @@ import os, psutil, snakepit_kernel
 from snakepit_kernel.processes.template import templates
 pool = snakepit_kernel.Pool(workers=2, preload=["json"])
 (template,) = templates()
-template.hear()
 print(os.getppid(), template.identity.pid, psutil.Process(template.identity.pid).ppid(),
       *[worker.pid for worker in pool.status().workers])
 """
