@@ -131,7 +131,7 @@ class _Standbys:
             logger.info("no kernel could be started ahead: %s", error)
         finally:
             with self._lock:
-                self._starting[sort] -= count
+                self._starting[sort] = max(0, self._starting.get(sort, 0) - count)
 
     def _in_background(self) -> Supervisor:
         with self._lock:
@@ -157,6 +157,7 @@ class _Standbys:
         with self._lock:
             waiting = [run for runs in self._waiting.values() for run in runs]
             self._waiting.clear()
+            self._starting.clear()  # one that was cancelled before it began has not counted itself
         await asyncio.gather(*(run.end(0.0) for run in waiting))
 
 
