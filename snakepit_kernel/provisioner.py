@@ -27,7 +27,7 @@ from .processes.report import EndReport
 from .processes.run import GuardedRun
 from .processes.sweep import end_run_tagged
 from .processes.template import Kind
-from .processes.waiting import ended
+from .processes.waiting import ended, to_its_end
 
 SHUTDOWN_PATIENCE = 1.0
 """Seconds that `SnakepitProvisioner.poll` waits for a kernel that was asked to shut down, so that
@@ -149,7 +149,11 @@ class SnakepitProvisioner(LocalProvisioner):
         self.cwd = kwargs.get("cwd", pathlib.Path.cwd())
         if kind is not None and self.await_ready:
             # Or a client would knock before it is there, and wait before it knocks again.
-            await run.process.ready(READY_PATIENCE)
+            try:
+                await run.process.ready(READY_PATIENCE)
+            except BaseException:  # cancelled: a start that fails leaves nothing
+                await to_its_end(self.end_run(0.0))
+                raise
         if kind is not None and self._can_stand_in(arguments) and run.process.template is not None:
             sort = standby.sort_of(kind, cmd, arguments["env"], self.grace)
             env, cwd = arguments["env"], arguments.get("cwd")
@@ -194,7 +198,10 @@ class SnakepitProvisioner(LocalProvisioner):
             previous=self._previous,
             leftovers=self._leftovers(),
         )
-        return run if run.process.poll() is None else None
+        if run.process.poll() is None:
+            return run
+        await to_its_end(run.end(0.0))
+        return None
 
     def _can_stand_in(self, arguments: dict[str, Any]) -> bool:
         """Whether one that is kept ready would be started with the same arguments."""

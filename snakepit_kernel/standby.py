@@ -79,7 +79,13 @@ class _Standbys:
             template = template_for(sort.kind, env=env, cwd=cwd)
         except CannotFork:
             template = None
-        if template is not None and not await template.is_fit():
+        try:
+            is_fit = template is not None and await template.is_fit()
+        except BaseException:  # cancelled: they wait for somebody else
+            with self._lock:
+                self._waiting.setdefault(sort, []).extend(waiting)
+            raise
+        if template is not None and not is_fit:
             discard(template)
             template = None
         fit = [run for run in waiting if run.process.template is template and _is_alive(run)]

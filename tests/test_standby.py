@@ -14,13 +14,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from jupyter_client.manager import KernelManager
+from jupyter_client.manager import AsyncKernelManager, KernelManager
 from traitlets.config import Config
 
 from snakepit_kernel import standby
 from snakepit_kernel.errors import StartFailed
 from snakepit_kernel.processes.registry import Registry
-from snakepit_kernel.processes.template import templates
+from snakepit_kernel.processes.template import Template, templates
 
 SOON = 20.0
 
@@ -238,7 +238,7 @@ def test_managers_without_a_loop_of_their_own_take_it_too(living):
 
 OWNER = """
 import sys
-from jupyter_client.manager import KernelManager
+from jupyter_client.manager import AsyncKernelManager, KernelManager
 km = KernelManager(kernel_name="snakepit")
 km.start_kernel()
 print("started", flush=True)
@@ -273,3 +273,22 @@ def test_a_number_that_is_none_is_named_and_ignored(monkeypatch, caplog):
     monkeypatch.setenv("SNAKEPIT_STANDBY", "many")
     assert SnakepitProvisioner().standby == 1
     assert "SNAKEPIT_STANDBY must be a whole number, not 'many'" in caplog.text
+
+
+def test_one_that_is_not_taken_after_all_waits_for_somebody_else(start, monkeypatch):
+    async def scenario() -> None:
+        async with start():
+            run_id = await one_waits()
+
+            async def is_fit(_: Template) -> bool:
+                raise asyncio.CancelledError
+
+            with monkeypatch.context() as patched:
+                patched.setattr(Template, "is_fit", is_fit)
+                with pytest.raises(asyncio.CancelledError):
+                    await AsyncKernelManager(kernel_name="snakepit", config=CONFIG).start_kernel()
+            assert await one_waits() == run_id
+            async with start() as kernel:
+                assert kernel.km.provisioner.run_id == run_id
+
+    asyncio.run(scenario())

@@ -98,8 +98,13 @@ class GuardedRun:
             registry.retire(run_id)
             raise
         assert process.guardian is not None
-        await registry.aactivate(run_id, process.guardian, process.identity)
-        return cls(run_id, process, registry)
+        run = cls(run_id, process, registry)
+        try:
+            await registry.aactivate(run_id, process.guardian, process.identity)
+        except BaseException:  # cancelled: nobody will ever know this run
+            await to_its_end(run.end(0.0))
+            raise
+        return run
 
     async def take(
         self,
