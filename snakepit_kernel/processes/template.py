@@ -427,7 +427,7 @@ def passed_on(
 def _descriptor(
     given: Any, number: int, found: Mapping[int, int], stack: contextlib.ExitStack
 ) -> int:
-    if given is None and _is_open(number):
+    if given is None and _is_inheritable(number):
         return number
     if given is None or given == subprocess.DEVNULL:
         sink = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
@@ -441,12 +441,12 @@ def _descriptor(
     return given if isinstance(given, int) else int(given.fileno())
 
 
-def _is_open(descriptor: int) -> bool:
+def _is_inheritable(descriptor: int) -> bool:
+    """Whether an executed process would have it: not what took the number of a closed stream."""
     try:
-        os.fstat(descriptor)
+        return os.get_inheritable(descriptor)
     except OSError:
         return False
-    return True
 
 
 def surroundings_of(env: Mapping[str, str], popen_arguments: Mapping[str, Any]) -> dict[str, Any]:

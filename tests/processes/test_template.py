@@ -357,3 +357,37 @@ def test_a_notebook_that_changed_what_matters_to_imports_gets_another_template(s
             ) == 1
 
     asyncio.run(scenario())
+
+
+# -- what it hands on ----------------------------------------------------------------------------
+
+WITHOUT_STREAMS = """
+import asyncio, os, sys
+os.dup2(1, 9)
+for number in range(3):
+    os.close(number)
+own = [os.open(sys.argv[1], os.O_RDWR | os.O_CREAT) for _ in range(3)]  # close-on-exec
+from snakepit_kernel.ids import new_run_id
+from snakepit_kernel.processes.guarded import GuardedProcess
+from snakepit_kernel.processes.template import Kind
+
+async def main():
+    program = (sys.executable, "-m", "snakepit_kernel.kernel")
+    run_id = new_run_id()
+    process = await GuardedProcess.start(
+        [*program, "-f", sys.argv[1] + ".json"],
+        run_id=run_id, grace=0.1, env=os.environ, kind=Kind((*program, "--template")),
+    )
+    assert process.not_forked_because is None
+    found = os.listdir(f"/proc/{process.identity.pid}/fd")
+    links = {os.readlink(f"/proc/{process.identity.pid}/fd/{name}") for name in found}
+    await process.end(0.0)
+    os.write(9, repr(sys.argv[1] in links).encode())
+
+asyncio.run(main())
+"""
+
+
+def test_what_took_the_number_of_a_closed_stream_stays_the_owners(tmp_path):
+    command = [sys.executable, "-c", WITHOUT_STREAMS, str(tmp_path / "own")]
+    assert subprocess.run(command, stdout=subprocess.PIPE, timeout=60).stdout == b"False"
