@@ -18,8 +18,15 @@ from typing import Any
 import pytest
 
 from snakepit_kernel import Pool
+from snakepit_kernel.processes import guarded
 from snakepit_kernel.processes import template as module
-from snakepit_kernel.processes.template import CannotFork, Kind, template_for, templates
+from snakepit_kernel.processes.template import (
+    CannotFork,
+    Kind,
+    Template,
+    template_for,
+    templates,
+)
 
 PROGRAM = (sys.executable, "-m", "snakepit_kernel.kernel", "--template")
 
@@ -212,6 +219,33 @@ def test_one_that_dies_while_it_is_asked_costs_no_kernel_and_makes_no_second(liv
             assert len(kernels) == 4
 
 
+@pytest.mark.parametrize("goes_on", [False, True])
+def test_one_that_says_nothing_is_ended_and_makes_no_second_kernel(living, monkeypatch, goes_on):
+    with Pool(workers=1):
+        monkeypatch.setattr(guarded, "TEMPLATE_PATIENCE", 0.5)
+        (template,) = templates()
+        template.hear()
+        os.kill(template.identity.pid, signal.SIGSTOP)
+        if goes_on:
+
+            def discard(template: Template) -> None:
+                os.kill(template.identity.pid, signal.SIGCONT)
+                module.discard(template)
+
+            monkeypatch.setattr(guarded, "discard", discard)
+        with Pool(workers=1, name="next") as pool:
+            assert pool.submit(pow, 2, 3).result() == 8
+            assert goes_on or ways(pool) == {"its template ended"}
+            monkeypatch.undo()
+            kernels = [
+                item for item in living() if " -f " in str(item) and "guard" not in str(item)
+            ]
+            assert len(kernels) == 2
+        with Pool(workers=1, name="last") as pool:
+            assert ways(pool) == {None}
+            assert templates() != [template]
+
+
 def test_one_that_cannot_start_means_exec_and_says_why(tmp_path):
     program = tmp_path / "python"
     program.write_text(
@@ -390,4 +424,4 @@ asyncio.run(main())
 
 def test_what_took_the_number_of_a_closed_stream_stays_the_owners(tmp_path):
     command = [sys.executable, "-c", WITHOUT_STREAMS, str(tmp_path / "own")]
-    assert subprocess.run(command, stdout=subprocess.PIPE, timeout=60).stdout == b"False"
+    assert subprocess.check_output(command, timeout=60) == b"False"
