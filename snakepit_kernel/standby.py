@@ -29,6 +29,10 @@ DELAY = 0.5
 """Seconds between a start and the start of the next one ahead: the first cells come first."""
 
 
+MAX_SORTS = 4
+"""Sorts of kernels that are kept ready at most; then those end that were needed longest ago."""
+
+
 class Sort(NamedTuple):
     """What kernels have in common that can stand in for each other.
 
@@ -105,11 +109,19 @@ class _Standbys:
     ) -> None:
         """See to it, in the background, that as many wait as are wanted."""
         with self._lock:
-            missing = count - len(self._waiting.get(sort, ())) - self._starting.get(sort, 0)
-            if missing <= 0:
-                return
-            self._starting[sort] = self._starting.get(sort, 0) + missing
+            self._waiting[sort] = self._waiting.pop(sort, [])  # the last: it was needed last
+            surplus = [
+                run
+                for old in list(self._waiting)[: -MAX_SORTS or None]
+                for run in self._waiting.pop(old)
+            ]
+            missing = count - len(self._waiting[sort]) - self._starting.get(sort, 0)
+            self._starting[sort] = self._starting.get(sort, 0) + max(0, missing)
         supervisor = self._in_background()
+        for run in surplus:
+            supervisor.soon(lambda run=run, spawn=supervisor.spawn: spawn(run.end(0.0)))
+        if missing <= 0:
+            return
         supervisor.soon(self._begin, supervisor, sort, missing, dict(env), cwd, registry)
 
     def _begin(self, supervisor: Supervisor, *arguments: Any) -> None:
@@ -142,6 +154,8 @@ class _Standbys:
         finally:
             with self._lock:
                 self._starting[sort] -= count
+                if not self._starting[sort]:
+                    del self._starting[sort]
 
     def _in_background(self) -> Supervisor:
         with self._lock:

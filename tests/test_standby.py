@@ -292,3 +292,43 @@ def test_one_that_is_not_taken_after_all_waits_for_somebody_else(start, monkeypa
                 assert kernel.km.provisioner.run_id == run_id
 
     asyncio.run(scenario())
+
+
+def test_as_many_sorts_are_kept_ready_as_is_decent(start, monkeypatch):
+    monkeypatch.setattr(standby, "MAX_SORTS", 2)
+
+    async def scenario() -> None:
+        ready = set()
+        for number in range(4):
+            before = set(waiting())
+            environment = {**os.environ, "JUPYTER_OTHER": str(number)}
+            async with start(launch={"env": environment}):
+                until = time.monotonic() + SOON
+                while not (new := set(waiting()) - before) and time.monotonic() < until:
+                    await asyncio.sleep(0.02)
+                ready = {*ready, *new} if number >= 2 else set()
+        until = time.monotonic() + SOON
+        while len(waiting()) > 2 and time.monotonic() < until:
+            await asyncio.sleep(0.02)
+        assert set(waiting()) == ready
+
+    asyncio.run(scenario())
+
+
+def test_none_waits_for_a_command_that_could_not_take_it(start, write_kernelspec, monkeypatch):
+    monkeypatch.setattr(standby, "DELAY", 0.0)
+    argv = [sys.executable, "-m", "snakepit_kernel.kernel"]
+    provisioner = {"provisioner_name": "snakepit-provisioner", "config": {"tag_command": True}}
+    write_kernelspec(
+        "other",
+        [*argv, "--ConnectionFileMixin.connection_file={connection_file}"],
+        metadata={"kernel_provisioner": provisioner},
+    )
+
+    async def scenario() -> None:
+        async with start(kernel_name="other") as kernel:
+            assert await kernel.run("print(6 * 7)") == "42"
+            await asyncio.sleep(1.0)
+            assert waiting() == []
+
+    asyncio.run(scenario())
