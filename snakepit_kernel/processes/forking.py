@@ -156,10 +156,12 @@ class Template:
                 return None
             channel = descriptors[0]
             if refusal := self._refusal or self._staleness():
-                os.write(channel, f"refused\t{refusal}\n".encode())
+                with contextlib.suppress(OSError):  # who asked has given up
+                    os.write(channel, f"refused\t{refusal}\n".encode())
                 return None
             if word == CHECK:
-                os.write(channel, FIT)
+                with contextlib.suppress(OSError):  # who asked has given up
+                    os.write(channel, FIT)
                 return None
             return self._launch(descriptors)
         finally:
@@ -201,6 +203,7 @@ class Template:
         sys.path += [entry for entry in import_path if entry not in sys.path]
         trace = _Traces()
         prctl(PR_SET_CHILD_SUBREAPER, 1)
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # or modules learn no exit status
         for name in ("", *preload):
             # What cannot be imported fails again in each kernel, which says so.
             with contextlib.suppress(Exception):
@@ -210,6 +213,8 @@ class Template:
                 self._refusal = f"0\t{name}\t{_one_line(remains)}"
                 break
         _end_children()
+        signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+        _reap_children()
         prctl(PR_SET_CHILD_SUBREAPER, 0)
         self._stamp = _stamp(import_path)
         sys.path[:] = own_path
@@ -254,6 +259,13 @@ def _end_children() -> None:
         for status in children:
             with contextlib.suppress(PermissionError):
                 ProcessIdentity(status.pid, status.start_time).signal(signal.SIGKILL)
+
+
+def _reap_children() -> None:
+    """Collect those that ended while their statuses were of interest."""
+    with contextlib.suppress(ChildProcessError):
+        while True:
+            os.waitpid(-1, 0)
 
 
 def _threads() -> int:

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import os
 import signal
+import socket
 import subprocess
 import sys
 import textwrap
@@ -20,6 +21,7 @@ import pytest
 from snakepit_kernel import Pool
 from snakepit_kernel.processes import guarded
 from snakepit_kernel.processes import template as module
+from snakepit_kernel.processes.forking import CHECK
 from snakepit_kernel.processes.template import (
     CannotFork,
     Kind,
@@ -128,6 +130,28 @@ def test_threads_that_end_at_a_fork_are_no_reason_to_refuse(write_module, caplog
 
 
 # -- when it is replaced -------------------------------------------------------------------------
+
+
+def test_a_module_learns_how_the_commands_end_that_it_runs(write_module):
+    write_module("asking", "import subprocess; status = subprocess.call(['false'])")
+    with Pool(workers=1, preload=["asking"]) as pool:
+        assert ways(pool) == {None}
+        assert value_of(pool, "__import__('asking').status") == 1
+
+
+def test_one_whose_question_nobody_waits_for_lives_on(process_of):
+    with Pool(workers=1) as pool:
+        (template,) = templates()
+        template.hear()
+        ours, theirs = socket.socketpair()
+        os.kill(template.identity.pid, signal.SIGSTOP)
+        template._send(CHECK, [theirs.fileno()])
+        ours.close()
+        theirs.close()
+        os.kill(template.identity.pid, signal.SIGCONT)
+        assert asyncio.run(template.is_fit())
+        assert process_of(template.identity.pid).is_alive
+        assert pool.submit(pow, 2, 3).result() == 8
 
 
 def test_an_edited_module_is_imported_anew(write_module):
