@@ -150,7 +150,7 @@ def check_forking() -> Iterator[Finding]:
             "use Linux 5.3 or newer, or a container that allows pidfd_open and pidfd_send_signal",
         )
         return
-    yield ok(name, "possible; kernels start by exec, because there is no fork template yet")
+    yield ok(name, "possible; kernels are forked from a template")
 
 
 # -- kernelspec ------------------------------------------------------------------------------------
