@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import os
 import re
+import resource
 import subprocess
 import sys
 import time
@@ -19,6 +20,8 @@ from traitlets.config import Config
 
 from snakepit_kernel import standby
 from snakepit_kernel.errors import StartFailed
+from snakepit_kernel.processes.forking import ForkedGuardian
+from snakepit_kernel.processes.guardian import Options
 from snakepit_kernel.processes.registry import Registry
 from snakepit_kernel.processes.template import Template, templates
 
@@ -332,3 +335,35 @@ def test_none_waits_for_a_command_that_could_not_take_it(start, write_kernelspec
             assert waiting() == []
 
     asyncio.run(scenario())
+
+
+def test_it_has_the_limits_and_the_umask_of_the_moment_it_is_taken(start):
+    before = resource.getrlimit(resource.RLIMIT_CORE), os.umask(0o027)
+    os.umask(before[1])
+
+    async def scenario() -> None:
+        async with start() as kernel:
+            run_id = await one_waits()
+            resource.setrlimit(resource.RLIMIT_CORE, (0, before[0][1]))
+            os.umask(0o027)
+            await kernel.km.restart_kernel(now=True)
+            assert kernel.km.provisioner.run_id == run_id
+            await kernel.ready()
+            code = "import os, resource; print(oct(os.umask(0)), resource.getrlimit(4)[0])"
+            assert await kernel.run(code) == "0o27 0"
+
+    try:
+        asyncio.run(scenario())
+    finally:
+        resource.setrlimit(resource.RLIMIT_CORE, before[0])
+        os.umask(before[1])
+
+
+def test_its_guardian_outlives_a_request_that_comes_too_late():
+    reading, writing = os.pipe()
+    options = Options()
+    options.channel = reading
+    guardian = ForkedGuardian(options)
+    guardian.assign(b"{}")  # the kernel has ended: there is no link
+    os.close(reading)
+    os.close(writing)

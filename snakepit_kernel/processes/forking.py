@@ -380,6 +380,8 @@ class ForkedGuardian(Guardian):
 
     def assign(self, place: bytes) -> None:
         """Tell a kernel that waits what it is to be, and whose files these are from now on."""
+        if self.link < 0:
+            return  # it has ended, and the owner hears of that
         message = json.loads(place)
         self.options.leftovers = message["leftovers"]
         set_title(["snakepit-guardian", *self.tags, "--", *message["command"]], "")
@@ -460,6 +462,8 @@ def settle(launch: Launch, place: dict[str, Any]) -> None:
         The working directory is not there.
     """
     os.chdir(place["cwd"])
+    os.umask(place["umask"])
+    _set_limits(place["limits"])
     os.environ.clear()
     os.environ.update(place["env"])
     sys.orig_argv[:] = launch.command = place["command"]
@@ -477,10 +481,7 @@ def _become(launch: Launch, guardian: Guardian) -> None:
             os.chdir(launch.cwd)
         if launch.umask is not None:
             os.umask(launch.umask)
-        for limit, soft, hard in launch.limits:
-            with contextlib.suppress(OSError, ValueError):
-                if resource.getrlimit(limit) != (soft, hard):
-                    resource.setrlimit(limit, (soft, hard))
+        _set_limits(launch.limits)
         os.environ.clear()
         os.environ.update(launch.env)
         sys.orig_argv[:] = launch.command
@@ -489,6 +490,13 @@ def _become(launch: Launch, guardian: Guardian) -> None:
     except OSError as error:
         guardian.report_failure(error.errno or 0, error.filename or "")
         os._exit(127)
+
+
+def _set_limits(limits: Iterable[tuple[int, int, int]]) -> None:
+    for limit, soft, hard in limits:
+        with contextlib.suppress(OSError, ValueError):
+            if resource.getrlimit(limit) != (soft, hard):
+                resource.setrlimit(limit, (soft, hard))
 
 
 def _take_descriptors(launch: Launch, guardian: Guardian) -> None:
