@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import errno
 import fcntl
 import json
@@ -22,7 +23,7 @@ from weakref import WeakSet
 from ..errors import StartFailed
 from ..ids import RUN_ID_OPTION, run_number
 from . import guardian
-from .identity import ProcessIdentity
+from .identity import ProcessIdentity, read_status
 from .place import sees_itself
 from .report import EndReport
 from .tags import KEEP_VARIABLE, mark_of
@@ -499,6 +500,8 @@ class GuardedProcess:
             if descriptor is not None:
                 os.close(descriptor)
         self._exit_fd = self._guardian_exit_fd = None
+        if self._popen is None and self.guardian is not None:
+            _reap(self.guardian)
 
     # -- the channel -------------------------------------------------------------------------
 
@@ -547,6 +550,19 @@ class GuardedProcess:
         self._channel.close()
         if self.status is None and self.identity is not None:
             self.status = -int(signal.SIGKILL)  # the kernel's parent-death signal
+
+
+def _reap(guardian: ProcessIdentity) -> None:
+    """Collect a forked guardian that fell to us when its template ended.
+
+    That is so in a process that is the first of its container, or a subreaper.
+    """
+    status = read_status(guardian.pid)
+    if status is None or not status.is_dead or status.parent != os.getpid():
+        return
+    if status.start_time == guardian.start_time:
+        with contextlib.suppress(ChildProcessError):
+            os.waitpid(guardian.pid, os.WNOHANG)
 
 
 def guardian_command() -> list[str]:

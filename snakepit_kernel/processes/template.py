@@ -306,6 +306,12 @@ def _lasting(env: Mapping[str, str]) -> dict[str, str]:
     return {name: value for name, value in env.items() if not name.startswith(PASSING_VARIABLES)}
 
 
+def _standing() -> tuple[object, ...]:
+    """Return what a template has from its start on, and its owner may change for what follows."""
+    users = os.getresuid(), os.getresgid(), tuple(os.getgroups())
+    return *users, frozenset(os.sched_getaffinity(0)), os.getpriority(os.PRIO_PROCESS, 0)
+
+
 _templates: dict[object, Template] = {}
 _refused: dict[tuple[str, ...], dict[str, str]] = {}
 _lock = threading.Lock()
@@ -340,7 +346,7 @@ def template_for(kind: Kind, *, env: Mapping[str, str], cwd: str | None = None) 
         places = env.get("PYTHONPATH", "/").split(os.pathsep)
         place = None if all(map(os.path.isabs, places)) else cwd
         environment = _lasting(env) if preload else relevant(env)
-        key = (kind, place, frozenset(environment.items()))
+        key = (kind, place, frozenset(environment.items()), _standing())
         template = _templates.pop(key, None)
         if template is not None and not template.is_alive:
             template.close()

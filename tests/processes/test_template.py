@@ -203,6 +203,21 @@ def test_variables_that_matter_to_imports_have_a_template_of_their_own(monkeypat
         assert ways(pool) == ways(other) == {None}
 
 
+@pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="there is one processor only")
+def test_what_the_owner_gives_up_is_given_up_for_what_follows():
+    """Processors here, as an ordinary user cannot try it with users and groups."""
+    before = os.sched_getaffinity(0)
+    with Pool(workers=1):
+        pass
+    os.sched_setaffinity(0, {min(before)})
+    try:
+        with Pool(workers=1) as pool:
+            assert ways(pool) == {None}
+            assert value_of(pool, "__import__('os').sched_getaffinity(0)") == {min(before)}
+    finally:
+        os.sched_setaffinity(0, before)
+
+
 def test_as_many_templates_are_kept_as_is_decent(monkeypatch):
     monkeypatch.setattr(module, "MAX_TEMPLATES", 2)
     for number in range(4):
@@ -225,6 +240,15 @@ def test_one_that_is_killed_is_replaced_and_its_kernels_live_on(signum, process_
             assert ways(following) == {None}
         assert templates() != [template]
         assert pool.submit(pow, 2, 3).result() == 8
+
+
+def test_a_guardian_that_falls_to_its_owner_is_reaped():
+    """These tests run in a subreaper, as the first process of a container is one."""
+    with Pool(workers=1) as pool:
+        (worker,) = pool._engine._crew.workers.values()
+        guardian = worker.process.guardian
+        module.close_templates()
+    assert not Path(f"/proc/{guardian.pid}").exists()
 
 
 def test_one_that_dies_while_it_is_asked_costs_no_kernel_and_makes_no_second(living):
