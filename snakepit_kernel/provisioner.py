@@ -27,7 +27,7 @@ from .processes.report import EndReport
 from .processes.run import GuardedRun
 from .processes.sweep import end_run_tagged
 from .processes.template import Kind
-from .processes.waiting import ended
+from .processes.waiting import ended, to_its_end
 
 SHUTDOWN_PATIENCE = 1.0
 """Seconds that `SnakepitProvisioner.poll` waits for a kernel that was asked to shut down, so that
@@ -149,8 +149,13 @@ class SnakepitProvisioner(LocalProvisioner):
         self.cwd = kwargs.get("cwd", pathlib.Path.cwd())
         if kind is not None and self.await_ready:
             # Or a client would knock before it is there, and wait before it knocks again.
-            await run.process.ready(READY_PATIENCE)
-        if kind is not None and self._can_stand_in(arguments) and run.process.template is not None:
+            try:
+                await run.process.ready(READY_PATIENCE)
+            except BaseException:  # cancelled: a start that fails leaves nothing
+                await to_its_end(self.end_run(0.0))
+                raise
+        can_stand_in = self._can_stand_in(cmd, arguments) and run.process.template is not None
+        if kind is not None and can_stand_in:
             sort = standby.sort_of(kind, cmd, arguments["env"], self.grace)
             env, cwd = arguments["env"], arguments.get("cwd")
             standby.refill(sort, self.standby, env, cwd, self.registry)
@@ -178,7 +183,7 @@ class SnakepitProvisioner(LocalProvisioner):
     ) -> GuardedRun | None:
         """Let a kernel that is kept ready become this one; None if there is none that can."""
         km = self.parent
-        if kind is None or km is None or not self._can_stand_in(arguments):
+        if kind is None or km is None or not self._can_stand_in(cmd, arguments):
             return None
         sort = standby.sort_of(kind, cmd, arguments["env"], self.grace)
         run = await standby.take(sort, arguments["env"], arguments.get("cwd"))
@@ -194,11 +199,19 @@ class SnakepitProvisioner(LocalProvisioner):
             previous=self._previous,
             leftovers=self._leftovers(),
         )
-        return run if run.process.poll() is None else None
+        if run.process.poll() is None:
+            return run
+        await to_its_end(run.end(0.0))
+        return None
 
-    def _can_stand_in(self, arguments: dict[str, Any]) -> bool:
+    def _can_stand_in(self, cmd: list[str], arguments: dict[str, Any]) -> bool:
         """Whether one that is kept ready would be started with the same arguments."""
-        return self.standby > 0 and self.tag_command and set(arguments) <= {"env", "cwd"}
+        return (
+            self.standby > 0
+            and self.tag_command
+            and set(arguments) <= {"env", "cwd"}
+            and "-f" in cmd[:-1]  # it is told its connection file in this form only
+        )
 
     # -- looking -----------------------------------------------------------------------------
 

@@ -29,6 +29,10 @@ DELAY = 0.5
 """Seconds between a start and the start of the next one ahead: the first cells come first."""
 
 
+MAX_SORTS = 4
+"""Sorts of kernels that are kept ready at most; then those end that were needed longest ago."""
+
+
 class Sort(NamedTuple):
     """What kernels have in common that can stand in for each other.
 
@@ -95,11 +99,19 @@ class _Standbys:
     ) -> None:
         """See to it, in the background, that as many wait as are wanted."""
         with self._lock:
-            missing = count - len(self._waiting.get(sort, ())) - self._starting.get(sort, 0)
-            if missing <= 0:
-                return
-            self._starting[sort] = self._starting.get(sort, 0) + missing
+            self._waiting[sort] = self._waiting.pop(sort, [])  # the last: it was needed last
+            surplus = [
+                run
+                for old in list(self._waiting)[: -MAX_SORTS or None]
+                for run in self._waiting.pop(old)
+            ]
+            missing = count - len(self._waiting[sort]) - self._starting.get(sort, 0)
+            self._starting[sort] = self._starting.get(sort, 0) + max(0, missing)
         supervisor = self._in_background()
+        for run in surplus:
+            supervisor.soon(lambda run=run, spawn=supervisor.spawn: spawn(run.end(0.0)))
+        if missing <= 0:
+            return
         supervisor.soon(self._begin, supervisor, sort, missing, dict(env), cwd, registry)
 
     def _begin(self, supervisor: Supervisor, *arguments: Any) -> None:
@@ -131,7 +143,9 @@ class _Standbys:
             logger.info("no kernel could be started ahead: %s", error)
         finally:
             with self._lock:
-                self._starting[sort] = max(0, self._starting.get(sort, 0) - count)
+                left = self._starting.pop(sort, 0) - count
+                if left > 0:
+                    self._starting[sort] = left
 
     def _in_background(self) -> Supervisor:
         with self._lock:

@@ -24,6 +24,7 @@ from jupyter_client.manager import AsyncKernelManager, KernelManager
 
 from snakepit_kernel.errors import StartFailed
 from snakepit_kernel.ids import RUN_ID_OPTION, RUN_ID_VARIABLE, is_run_id
+from snakepit_kernel.processes.guarded import GuardedProcess
 from snakepit_kernel.processes.registry import Registry
 
 SURVIVORS = Path(__file__).resolve().parents[2] / "shared" / "tools" / "survivors.py"
@@ -775,3 +776,23 @@ def test_no_kind_of_child_survives_any_event_of_the_probe():
     assert len(rows) == 4, probe.stdout + probe.stderr
     assert "error" not in probe.stdout
     assert "BROKEN" not in probe.stderr
+
+
+@pytest.mark.parametrize("moment", ["aactivate", "ready"])
+def test_a_start_that_is_cancelled_leaves_nothing(monkeypatch, moment):
+    """Not even at the last moment: no process, run or descriptor; see the fixture."""
+
+    async def cancelled(*_: Any) -> None:
+        raise asyncio.CancelledError
+
+    async def scenario() -> None:
+        km = AsyncKernelManager(kernel_name="snakepit")
+        owner = Registry if moment == "aactivate" else GuardedProcess
+        monkeypatch.setattr(owner, moment, cancelled)
+        with pytest.raises(asyncio.CancelledError):
+            await km.start_kernel()
+        assert not km.provisioner.has_process
+        km.cleanup_connection_file()
+        km.context.destroy(linger=0)
+
+    asyncio.run(scenario())

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import os
 import re
+import resource
 import subprocess
 import sys
 import time
@@ -14,13 +15,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from jupyter_client.manager import KernelManager
+from jupyter_client.manager import AsyncKernelManager, KernelManager
 from traitlets.config import Config
 
 from snakepit_kernel import standby
 from snakepit_kernel.errors import StartFailed
+from snakepit_kernel.processes.forking import ForkedGuardian
+from snakepit_kernel.processes.guardian import Options
 from snakepit_kernel.processes.registry import Registry
-from snakepit_kernel.processes.template import templates
+from snakepit_kernel.processes.template import Template, templates
 
 SOON = 20.0
 
@@ -238,7 +241,7 @@ def test_managers_without_a_loop_of_their_own_take_it_too(living):
 
 OWNER = """
 import sys
-from jupyter_client.manager import KernelManager
+from jupyter_client.manager import AsyncKernelManager, KernelManager
 km = KernelManager(kernel_name="snakepit")
 km.start_kernel()
 print("started", flush=True)
@@ -273,3 +276,94 @@ def test_a_number_that_is_none_is_named_and_ignored(monkeypatch, caplog):
     monkeypatch.setenv("SNAKEPIT_STANDBY", "many")
     assert SnakepitProvisioner().standby == 1
     assert "SNAKEPIT_STANDBY must be a whole number, not 'many'" in caplog.text
+
+
+def test_one_that_is_not_taken_after_all_waits_for_somebody_else(start, monkeypatch):
+    async def scenario() -> None:
+        async with start():
+            run_id = await one_waits()
+
+            async def objection(_: Template) -> str:
+                raise asyncio.CancelledError
+
+            with monkeypatch.context() as patched:
+                patched.setattr(Template, "objection", objection)
+                with pytest.raises(asyncio.CancelledError):
+                    await AsyncKernelManager(kernel_name="snakepit", config=CONFIG).start_kernel()
+            assert await one_waits() == run_id
+            async with start() as kernel:
+                assert kernel.km.provisioner.run_id == run_id
+
+    asyncio.run(scenario())
+
+
+def test_as_many_sorts_are_kept_ready_as_is_decent(start, monkeypatch):
+    monkeypatch.setattr(standby, "MAX_SORTS", 2)
+
+    async def scenario() -> None:
+        ready = set()
+        for number in range(4):
+            before = set(waiting())
+            environment = {**os.environ, "JUPYTER_OTHER": str(number)}
+            async with start(launch={"env": environment}):
+                until = time.monotonic() + SOON
+                while not (new := set(waiting()) - before) and time.monotonic() < until:
+                    await asyncio.sleep(0.02)
+                ready = {*ready, *new} if number >= 2 else set()
+        until = time.monotonic() + SOON
+        while len(waiting()) > 2 and time.monotonic() < until:
+            await asyncio.sleep(0.02)
+        assert set(waiting()) == ready
+
+    asyncio.run(scenario())
+
+
+def test_none_waits_for_a_command_that_could_not_take_it(start, write_kernelspec, monkeypatch):
+    monkeypatch.setattr(standby, "DELAY", 0.0)
+    argv = [sys.executable, "-m", "snakepit_kernel.kernel"]
+    provisioner = {"provisioner_name": "snakepit-provisioner", "config": {"tag_command": True}}
+    write_kernelspec(
+        "other",
+        [*argv, "--ConnectionFileMixin.connection_file={connection_file}"],
+        metadata={"kernel_provisioner": provisioner},
+    )
+
+    async def scenario() -> None:
+        async with start(kernel_name="other") as kernel:
+            assert await kernel.run("print(6 * 7)") == "42"
+            await asyncio.sleep(1.0)
+            assert waiting() == []
+
+    asyncio.run(scenario())
+
+
+def test_it_has_the_limits_and_the_umask_of_the_moment_it_is_taken(start):
+    before = resource.getrlimit(resource.RLIMIT_CORE), os.umask(0o027)
+    os.umask(before[1])
+
+    async def scenario() -> None:
+        async with start() as kernel:
+            run_id = await one_waits()
+            resource.setrlimit(resource.RLIMIT_CORE, (0, before[0][1]))
+            os.umask(0o027)
+            await kernel.km.restart_kernel(now=True)
+            assert kernel.km.provisioner.run_id == run_id
+            await kernel.ready()
+            code = "import os, resource; print(oct(os.umask(0)), resource.getrlimit(4)[0])"
+            assert await kernel.run(code) == "0o27 0"
+
+    try:
+        asyncio.run(scenario())
+    finally:
+        resource.setrlimit(resource.RLIMIT_CORE, before[0])
+        os.umask(before[1])
+
+
+def test_its_guardian_outlives_a_request_that_comes_too_late():
+    reading, writing = os.pipe()
+    options = Options()
+    options.channel = reading
+    guardian = ForkedGuardian(options)
+    guardian.assign(b"{}")  # the kernel has ended: there is no link
+    os.close(reading)
+    os.close(writing)

@@ -156,10 +156,12 @@ class Template:
                 return None
             channel = descriptors[0]
             if refusal := self._refusal or self._staleness():
-                os.write(channel, f"refused\t{refusal}\n".encode())
+                with contextlib.suppress(OSError):  # who asked has given up
+                    os.write(channel, f"refused\t{refusal}\n".encode())
                 return None
             if word == CHECK:
-                os.write(channel, FIT)
+                with contextlib.suppress(OSError):  # who asked has given up
+                    os.write(channel, FIT)
                 return None
             return self._launch(descriptors)
         finally:
@@ -201,6 +203,7 @@ class Template:
         sys.path += [entry for entry in import_path if entry not in sys.path]
         trace = _Traces()
         prctl(PR_SET_CHILD_SUBREAPER, 1)
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # or modules learn no exit status
         for name in ("", *preload):
             # What cannot be imported fails again in each kernel, which says so.
             with contextlib.suppress(Exception):
@@ -210,6 +213,8 @@ class Template:
                 self._refusal = f"0\t{name}\t{_one_line(remains)}"
                 break
         _end_children()
+        signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+        _reap_children()
         prctl(PR_SET_CHILD_SUBREAPER, 0)
         self._stamp = _stamp(import_path)
         sys.path[:] = own_path
@@ -254,6 +259,13 @@ def _end_children() -> None:
         for status in children:
             with contextlib.suppress(PermissionError):
                 ProcessIdentity(status.pid, status.start_time).signal(signal.SIGKILL)
+
+
+def _reap_children() -> None:
+    """Collect those that ended while their statuses were of interest."""
+    with contextlib.suppress(ChildProcessError):
+        while True:
+            os.waitpid(-1, 0)
 
 
 def _threads() -> int:
@@ -368,6 +380,8 @@ class ForkedGuardian(Guardian):
 
     def assign(self, place: bytes) -> None:
         """Tell a kernel that waits what it is to be, and whose files these are from now on."""
+        if self.link < 0:
+            return  # it has ended, and the owner hears of that
         message = json.loads(place)
         self.options.leftovers = message["leftovers"]
         set_title(["snakepit-guardian", *self.tags, "--", *message["command"]], "")
@@ -448,6 +462,8 @@ def settle(launch: Launch, place: dict[str, Any]) -> None:
         The working directory is not there.
     """
     os.chdir(place["cwd"])
+    os.umask(place["umask"])
+    _set_limits(place["limits"])
     os.environ.clear()
     os.environ.update(place["env"])
     sys.orig_argv[:] = launch.command = place["command"]
@@ -465,10 +481,7 @@ def _become(launch: Launch, guardian: Guardian) -> None:
             os.chdir(launch.cwd)
         if launch.umask is not None:
             os.umask(launch.umask)
-        for limit, soft, hard in launch.limits:
-            with contextlib.suppress(OSError, ValueError):
-                if resource.getrlimit(limit) != (soft, hard):
-                    resource.setrlimit(limit, (soft, hard))
+        _set_limits(launch.limits)
         os.environ.clear()
         os.environ.update(launch.env)
         sys.orig_argv[:] = launch.command
@@ -477,6 +490,13 @@ def _become(launch: Launch, guardian: Guardian) -> None:
     except OSError as error:
         guardian.report_failure(error.errno or 0, error.filename or "")
         os._exit(127)
+
+
+def _set_limits(limits: Iterable[tuple[int, int, int]]) -> None:
+    for limit, soft, hard in limits:
+        with contextlib.suppress(OSError, ValueError):
+            if resource.getrlimit(limit) != (soft, hard):
+                resource.setrlimit(limit, (soft, hard))
 
 
 def _take_descriptors(launch: Launch, guardian: Guardian) -> None:

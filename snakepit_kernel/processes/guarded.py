@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import errno
 import fcntl
 import json
@@ -22,7 +23,7 @@ from weakref import WeakSet
 from ..errors import StartFailed
 from ..ids import RUN_ID_OPTION, run_number
 from . import guardian
-from .identity import ProcessIdentity
+from .identity import ProcessIdentity, read_status
 from .place import sees_itself
 from .report import EndReport
 from .tags import KEEP_VARIABLE, mark_of
@@ -43,6 +44,10 @@ logger = logging.getLogger(__name__)
 
 START_PATIENCE = 30.0
 """Seconds that a guardian may take to report that the kernel runs."""
+
+TEMPLATE_PATIENCE = 30.0
+"""Seconds that a template may take to fork a guardian, with all that it has to import before; then
+it is ended, and the process is executed."""
 
 FORK_ATTEMPTS = 4
 """Templates that may turn out to be unfit, one after the other, before a process is executed."""
@@ -246,7 +251,7 @@ class GuardedProcess:
                 except BaseException:
                     ours.close()
                     raise
-            await process._checked_start(program)
+            await process._checked_start(program, template)
             refusal = process._refusal
             if refusal is None and process.guardian is not None:
                 process.template = template
@@ -311,22 +316,32 @@ class GuardedProcess:
             theirs.close()
         return cls(launch["run_id"], ours, popen)
 
-    async def _checked_start(self, program: str) -> GuardedProcess:
+    async def _checked_start(
+        self, program: str, template: Template | None = None
+    ) -> GuardedProcess:
         try:
-            await self._confirm_start(program)
+            await self._confirm_start(program, template)
         except BaseException:
             await to_its_end(self.end(0.0))
             raise
         return self
 
-    async def _confirm_start(self, program: str) -> None:
-        """Wait until it runs, or a template has said that it was not forked."""
+    async def _confirm_start(self, program: str, template: Template | None) -> None:
+        """Wait until it runs, or a template has said that it was not forked.
+
+        A template that says nothing is ended: what it was asked for goes with it.
+        """
         while self.identity is None and self._failure is None:
             if self._channel.fileno() < 0:
                 if self.guardian is None:
                     return  # nobody ever held the other end: there is no such process
                 raise StartFailed(program, "its guardian died while it started")
-            if not await readable(self._channel.fileno(), timeout=START_PATIENCE):
+            patience = START_PATIENCE if template is None else TEMPLATE_PATIENCE
+            if not await readable(self._channel.fileno(), timeout=patience):
+                if template is not None and self.guardian is None:
+                    discard(template)
+                    template = None
+                    continue  # with a guardian that was forked at the last moment, or without any
                 cause = f"its guardian did not answer within {START_PATIENCE:.0f} s"
                 raise StartFailed(program, cause)
             self._listen()
@@ -485,6 +500,8 @@ class GuardedProcess:
             if descriptor is not None:
                 os.close(descriptor)
         self._exit_fd = self._guardian_exit_fd = None
+        if self._popen is None and self.guardian is not None:
+            _reap(self.guardian)
 
     # -- the channel -------------------------------------------------------------------------
 
@@ -533,6 +550,19 @@ class GuardedProcess:
         self._channel.close()
         if self.status is None and self.identity is not None:
             self.status = -int(signal.SIGKILL)  # the kernel's parent-death signal
+
+
+def _reap(guardian: ProcessIdentity) -> None:
+    """Collect a forked guardian that fell to us when its template ended.
+
+    That is so in a process that is the first of its container, or a subreaper.
+    """
+    status = read_status(guardian.pid)
+    if status is None or not status.is_dead or status.parent != os.getpid():
+        return
+    if status.start_time == guardian.start_time:
+        with contextlib.suppress(ChildProcessError):
+            os.waitpid(guardian.pid, os.WNOHANG)
 
 
 def guardian_command() -> list[str]:

@@ -13,7 +13,7 @@ from .guarded import GuardedProcess
 from .registry import Registry
 from .report import EndReport
 from .sweep import end_run_tagged, end_tagged, last_words, sweep_together
-from .template import surroundings_of
+from .template import current_limits, surroundings_of
 from .waiting import to_its_end
 
 
@@ -129,6 +129,7 @@ class GuardedRun:
             "command": [*command],
             "connection_file": connection_file,
             "leftovers": [*leftovers, str(self._folder)],
+            "limits": current_limits(),
             **surroundings_of({**env, RUN_ID_VARIABLE: self.run_id}, {"cwd": cwd}),
         }
 

@@ -316,6 +316,12 @@ def _lasting(env: Mapping[str, str]) -> dict[str, str]:
     return {name: value for name, value in env.items() if not name.startswith(PASSING_VARIABLES)}
 
 
+def _standing() -> tuple[object, ...]:
+    """Return what a template has from its start on, and its owner may change for what follows."""
+    users = os.getresuid(), os.getresgid(), tuple(os.getgroups())
+    return *users, frozenset(os.sched_getaffinity(0)), os.getpriority(os.PRIO_PROCESS, 0)
+
+
 _templates: dict[object, Template] = {}
 _refused: dict[tuple[str, ...], dict[str, str]] = {}
 _lock = threading.Lock()
@@ -350,7 +356,7 @@ def template_for(kind: Kind, *, env: Mapping[str, str], cwd: str | None = None) 
         places = env.get("PYTHONPATH", "/").split(os.pathsep)
         place = None if all(map(os.path.isabs, places)) else cwd
         environment = _lasting(env) if preload else relevant(env)
-        key = (kind, place, frozenset(environment.items()))
+        key = (kind, place, frozenset(environment.items()), _standing())
         template = _templates.pop(key, None)
         if template is not None and not template.is_alive:
             template.close()
@@ -437,7 +443,7 @@ def passed_on(
 def _descriptor(
     given: Any, number: int, found: Mapping[int, int], stack: contextlib.ExitStack
 ) -> int:
-    if given is None and _is_open(number):
+    if given is None and _is_inheritable(number):
         return number
     if given is None or given == subprocess.DEVNULL:
         sink = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
@@ -451,12 +457,12 @@ def _descriptor(
     return given if isinstance(given, int) else int(given.fileno())
 
 
-def _is_open(descriptor: int) -> bool:
+def _is_inheritable(descriptor: int) -> bool:
+    """Whether an executed process would have it: not what took the number of a closed stream."""
     try:
-        os.fstat(descriptor)
+        return os.get_inheritable(descriptor)
     except OSError:
         return False
-    return True
 
 
 def surroundings_of(env: Mapping[str, str], popen_arguments: Mapping[str, Any]) -> dict[str, Any]:

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import os
 import signal
+import socket
 import subprocess
 import sys
 import textwrap
@@ -18,8 +19,16 @@ from typing import Any
 import pytest
 
 from snakepit_kernel import Pool
+from snakepit_kernel.processes import guarded
 from snakepit_kernel.processes import template as module
-from snakepit_kernel.processes.template import CannotFork, Kind, template_for, templates
+from snakepit_kernel.processes.forking import CHECK
+from snakepit_kernel.processes.template import (
+    CannotFork,
+    Kind,
+    Template,
+    template_for,
+    templates,
+)
 
 PROGRAM = (sys.executable, "-m", "snakepit_kernel.kernel", "--template")
 
@@ -121,6 +130,27 @@ def test_threads_that_end_at_a_fork_are_no_reason_to_refuse(write_module, caplog
 # -- when it is replaced -------------------------------------------------------------------------
 
 
+def test_a_module_learns_how_the_commands_end_that_it_runs(write_module):
+    write_module("asking", "import subprocess; status = subprocess.call(['false'])")
+    with Pool(workers=1, preload=["asking"]) as pool:
+        assert ways(pool) == {None}
+        assert value_of(pool, "__import__('asking').status") == 1
+
+
+def test_one_whose_question_nobody_waits_for_lives_on(process_of):
+    with Pool(workers=1) as pool:
+        (template,) = templates()
+        ours, theirs = socket.socketpair()
+        os.kill(template.identity.pid, signal.SIGSTOP)
+        template._send(CHECK, [theirs.fileno()])
+        ours.close()
+        theirs.close()
+        os.kill(template.identity.pid, signal.SIGCONT)
+        assert asyncio.run(template.objection()) == ""
+        assert process_of(template.identity.pid).is_alive
+        assert pool.submit(pow, 2, 3).result() == 8
+
+
 def test_an_edited_module_is_imported_anew(write_module):
     path = write_module("edited", "version = 1")
     with Pool(workers=1, preload=["edited"]) as pool:
@@ -170,6 +200,21 @@ def test_variables_that_matter_to_imports_have_a_template_of_their_own(monkeypat
         assert ways(pool) == ways(other) == {None}
 
 
+@pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="there is one processor only")
+def test_what_the_owner_gives_up_is_given_up_for_what_follows():
+    """Processors here, as an ordinary user cannot try it with users and groups."""
+    before = os.sched_getaffinity(0)
+    with Pool(workers=1):
+        pass
+    os.sched_setaffinity(0, {min(before)})
+    try:
+        with Pool(workers=1) as pool:
+            assert ways(pool) == {None}
+            assert value_of(pool, "__import__('os').sched_getaffinity(0)") == {min(before)}
+    finally:
+        os.sched_setaffinity(0, before)
+
+
 def test_as_many_templates_are_kept_as_is_decent(monkeypatch):
     monkeypatch.setattr(module, "MAX_TEMPLATES", 2)
     for number in range(4):
@@ -193,6 +238,15 @@ def test_one_that_is_killed_is_replaced_and_its_kernels_live_on(signum, process_
         assert pool.submit(pow, 2, 3).result() == 8
 
 
+def test_a_guardian_that_falls_to_its_owner_is_reaped():
+    """These tests run in a subreaper, as the first process of a container is one."""
+    with Pool(workers=1) as pool:
+        (worker,) = pool._engine._crew.workers.values()
+        guardian = worker.process.guardian
+        module.close_templates()
+    assert not Path(f"/proc/{guardian.pid}").exists()
+
+
 def test_one_that_dies_while_it_is_asked_costs_no_kernel_and_makes_no_second(living):
     """It is stopped, so that requests wait in its channel, and killed then."""
     with Pool(workers=1):
@@ -206,6 +260,32 @@ def test_one_that_dies_while_it_is_asked_costs_no_kernel_and_makes_no_second(liv
                 item for item in living() if " -f " in str(item) and "guard" not in str(item)
             ]
             assert len(kernels) == 4
+
+
+@pytest.mark.parametrize("goes_on", [False, True])
+def test_one_that_says_nothing_is_ended_and_makes_no_second_kernel(living, monkeypatch, goes_on):
+    with Pool(workers=1):
+        monkeypatch.setattr(guarded, "TEMPLATE_PATIENCE", 0.5)
+        (template,) = templates()
+        os.kill(template.identity.pid, signal.SIGSTOP)
+        if goes_on:
+
+            def discard(template: Template) -> None:
+                os.kill(template.identity.pid, signal.SIGCONT)
+                module.discard(template)
+
+            monkeypatch.setattr(guarded, "discard", discard)
+        with Pool(workers=1, name="next") as pool:
+            assert pool.submit(pow, 2, 3).result() == 8
+            assert goes_on or ways(pool) == {"its template ended"}
+            monkeypatch.undo()
+            kernels = [
+                item for item in living() if " -f " in str(item) and "guard" not in str(item)
+            ]
+            assert len(kernels) == 2
+        with Pool(workers=1, name="last") as pool:
+            assert ways(pool) == {None}
+            assert templates() != [template]
 
 
 def test_one_that_cannot_start_means_exec_and_says_why(tmp_path):
@@ -350,3 +430,37 @@ def test_a_notebook_that_changed_what_matters_to_imports_gets_another_template(s
             ) == 1
 
     asyncio.run(scenario())
+
+
+# -- what it hands on ----------------------------------------------------------------------------
+
+WITHOUT_STREAMS = """
+import asyncio, os, sys
+os.dup2(1, 9)
+for number in range(3):
+    os.close(number)
+own = [os.open(sys.argv[1], os.O_RDWR | os.O_CREAT) for _ in range(3)]  # close-on-exec
+from snakepit_kernel.ids import new_run_id
+from snakepit_kernel.processes.guarded import GuardedProcess
+from snakepit_kernel.processes.template import Kind
+
+async def main():
+    program = (sys.executable, "-m", "snakepit_kernel.kernel")
+    run_id = new_run_id()
+    process = await GuardedProcess.start(
+        [*program, "-f", sys.argv[1] + ".json"],
+        run_id=run_id, grace=0.1, env=os.environ, kind=Kind((*program, "--template")),
+    )
+    assert process.not_forked_because is None
+    found = os.listdir(f"/proc/{process.identity.pid}/fd")
+    links = {os.readlink(f"/proc/{process.identity.pid}/fd/{name}") for name in found}
+    await process.end(0.0)
+    os.write(9, repr(sys.argv[1] in links).encode())
+
+asyncio.run(main())
+"""
+
+
+def test_what_took_the_number_of_a_closed_stream_stays_the_owners(tmp_path):
+    command = [sys.executable, "-c", WITHOUT_STREAMS, str(tmp_path / "own")]
+    assert subprocess.check_output(command, timeout=60) == b"False"
