@@ -118,8 +118,12 @@ class Template:
             "env": {**env},
             "cwd": cwd,
         }
-        with _as_file(preparation) as file:
-            self._send(PREPARE, [file.fileno()])
+        try:
+            with _as_file(preparation) as file:
+                self._send(PREPARE, [file.fileno()])
+        except BaseException:  # it has ended already
+            self.close()
+            raise
 
     def _execute(self, env: Mapping[str, str], cwd: str | None, theirs: socket.socket) -> None:
         """Start the process from nothing.
@@ -159,6 +163,7 @@ class Template:
         started.wait()
         if failure:
             self._channel.close()
+            self._errors.close()
             reason = f"its template could not be started: {failure[0]}"
             raise CannotFork(reason) from failure[0]
 
