@@ -163,6 +163,7 @@ class Template:
         started.wait()
         if failure:
             self._channel.close()
+            self._errors.close()
             reason = f"its template could not be started: {failure[0]}"
             raise CannotFork(reason) from failure[0]
 
