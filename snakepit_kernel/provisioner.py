@@ -199,7 +199,7 @@ class SnakepitProvisioner(LocalProvisioner):
             previous=self._previous,
             leftovers=self._leftovers(),
         )
-        if run.process.poll() is None:
+        if run.process.poll() is None and run.process.is_ready:
             return run
         await to_its_end(run.end(0.0))
         return None

@@ -7,6 +7,7 @@ import contextlib
 import os
 import re
 import resource
+import signal
 import subprocess
 import sys
 import time
@@ -20,6 +21,7 @@ from traitlets.config import Config
 
 from snakepit_kernel import standby
 from snakepit_kernel.errors import StartFailed
+from snakepit_kernel.processes import guarded
 from snakepit_kernel.processes.forking import ForkedGuardian
 from snakepit_kernel.processes.guardian import Options
 from snakepit_kernel.processes.registry import Registry
@@ -139,6 +141,23 @@ def test_it_waits_while_a_cell_runs(start):
                 )
                 used.append(int(fields[11]) + int(fields[12]))
             assert used[-1] <= 2  # ticks of 10 ms; to prepare a kernel takes six
+
+    asyncio.run(scenario())
+
+
+def test_one_that_does_not_answer_is_ended_and_not_taken(start, process_of, monkeypatch):
+    monkeypatch.setattr(guarded, "TAKE_PATIENCE", 0.5)
+
+    async def scenario() -> None:
+        async with start() as kernel:
+            run_id = await one_waits()
+            (row,) = [run for run in Registry().runs() if run.run_id == run_id]
+            process = process_of(row.process.pid)
+            os.kill(process.pid, signal.SIGSTOP)
+            await kernel.km.restart_kernel(now=True)
+            await kernel.ready()
+            assert kernel.km.provisioner.run_id != run_id
+            assert not process.is_alive
 
     asyncio.run(scenario())
 

@@ -30,7 +30,7 @@ import stat
 import sys
 import threading
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from ..ids import RUN_ID_OPTION
@@ -92,6 +92,7 @@ class Launch:
         self.descriptors = list(descriptors)
         self.link = -1
         self.activity = -1
+        self.changes: dict[str, tuple[str | None, str]] = {}
 
 
 class Template:
@@ -113,6 +114,7 @@ class Template:
         self._owner_fd: int | None = None
         self._refusal = ""
         self._stamp: dict[str, tuple[int, int]] = {}
+        self._changes: dict[str, tuple[str | None, str]] = {}
         self._activity = activity
 
     def serve(self) -> Launch | None:
@@ -174,6 +176,7 @@ class Template:
         channel, payload, *others = descriptors
         launch = Launch(_load(payload), channel, others)
         launch.activity = self._activity
+        launch.changes = self._changes
         try:
             pid = os.fork()
         except OSError as error:
@@ -212,6 +215,11 @@ class Template:
             if remains := trace.look():
                 self._refusal = f"0\t{name}\t{_one_line(remains)}"
                 break
+        self._changes = {
+            name: (env.get(name), value)
+            for name, value in os.environ.items()
+            if env.get(name) != value
+        }
         _end_children()
         signal.signal(signal.SIGCHLD, signal.SIG_IGN)
         _reap_children()
@@ -255,10 +263,17 @@ class _Traces:
 
 def _end_children() -> None:
     """End what the imports have started: a template leaves nothing but guardians."""
-    while children := [status for status in descendants(os.getpid()) if not status.is_dead]:
+    beyond_us: set[int] = set()  # set-uid programs
+    while children := [
+        status
+        for status in descendants(os.getpid())
+        if not status.is_dead and status.pid not in beyond_us
+    ]:
         for status in children:
-            with contextlib.suppress(PermissionError):
+            try:
                 ProcessIdentity(status.pid, status.start_time).signal(signal.SIGKILL)
+            except PermissionError:
+                beyond_us.add(status.pid)
 
 
 def _reap_children() -> None:
@@ -464,8 +479,7 @@ def settle(launch: Launch, place: dict[str, Any]) -> None:
     os.chdir(place["cwd"])
     os.umask(place["umask"])
     _set_limits(place["limits"])
-    os.environ.clear()
-    os.environ.update(place["env"])
+    _set_environment(place["env"], launch.changes)
     sys.orig_argv[:] = launch.command = place["command"]
     set_title(launch.command, launch.run_id)
 
@@ -482,14 +496,22 @@ def _become(launch: Launch, guardian: Guardian) -> None:
         if launch.umask is not None:
             os.umask(launch.umask)
         _set_limits(launch.limits)
-        os.environ.clear()
-        os.environ.update(launch.env)
+        _set_environment(launch.env, launch.changes)
         sys.orig_argv[:] = launch.command
         set_title(launch.command, launch.run_id)
         guardian.confirm()
     except OSError as error:
         guardian.report_failure(error.errno or 0, error.filename or "")
         os._exit(127)
+
+
+def _set_environment(env: Mapping[str, str], changes: Mapping[str, tuple[str | None, str]]) -> None:
+    """Set the environment, and what modules that were imported ahead have changed in it."""
+    os.environ.clear()
+    os.environ.update(env)
+    for name, (before, after) in changes.items():
+        if env.get(name) == before:
+            os.environ[name] = after
 
 
 def _set_limits(limits: Iterable[tuple[int, int, int]]) -> None:

@@ -52,6 +52,9 @@ it is ended, and the process is executed."""
 FORK_ATTEMPTS = 4
 """Templates that may turn out to be unfit, one after the other, before a process is executed."""
 
+TAKE_PATIENCE = 10.0
+"""Seconds that a kernel that waits may take to be what it is told to be."""
+
 TAKE_INTERVAL = 0.001
 """Seconds between tries to say something long to a guardian that is still reading."""
 
@@ -366,7 +369,9 @@ class GuardedProcess:
         return self.is_ready
 
     async def take(self, place: Mapping[str, Any], meanwhile: Coroutine[Any, Any, object]) -> None:
-        """Tell a kernel that waits what it is to be; return when it is, or has ended.
+        """Tell a kernel that waits what it is to be; return when it is, as `is_ready` says.
+
+        Or when it has ended, or does not answer.
 
         Parameters
         ----------
@@ -381,7 +386,8 @@ class GuardedProcess:
             It cannot be that.
         """
         line = f"take\t{json.dumps(place)}\n".encode("ascii")
-        while line and self._channel.fileno() >= 0:
+        deadline = time.monotonic() + TAKE_PATIENCE
+        while line and self._channel.fileno() >= 0 and time.monotonic() < deadline:
             try:
                 line = line[self._channel.send(line) :]
             except BlockingIOError:  # it is larger than the channel takes at once
@@ -389,7 +395,7 @@ class GuardedProcess:
             except OSError:
                 break
         await meanwhile
-        await self.ready(START_PATIENCE)
+        await self.ready(TAKE_PATIENCE)
         if self._failure is not None:
             raise StartFailed(place["command"][0], _explain_failure(*self._failure))
 

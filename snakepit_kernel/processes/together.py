@@ -30,10 +30,16 @@ class Together(Generic[Key, Item, Result]):
         place = (loop, key)
         if place not in self._next:
             items: list[Item] = []
-            self._next[place] = items, loop.create_task(self._do(place, items))
+            entry = self._next[place] = items, loop.create_task(self._do(place, items))
+            entry[1].add_done_callback(lambda _: self._forget(place, entry))
         items, task = self._next[place]
         items.append(item)
         return await asyncio.shield(task)
+
+    def _forget(self, place: tuple[Any, Key], entry: object) -> None:
+        """Let go of work that was cancelled before it began."""
+        if self._next.get(place) is entry:
+            del self._next[place]
 
     async def _do(self, place: tuple[Any, Key], items: list[Item]) -> Result:
         del self._next[place]  # who comes now is too late: the work may have passed over it

@@ -80,6 +80,13 @@ def test_a_module_is_imported_once_for_all_workers(write_module):
         assert ways(pool) == {None}
 
 
+def test_what_an_import_sets_in_the_environment_is_set_in_the_workers(write_module):
+    write_module("setter", "import os\nos.environ['SET'] = 'ahead'\nos.environ['MINE'] = 'ahead'")
+    with Pool(workers=1, preload=["setter"]) as pool:
+        code = "import os; os.environ['SET'], os.environ['MINE']"
+        assert value_of(pool, code) == ("ahead", "ahead")
+
+
 def test_a_module_that_cannot_be_imported_is_named_and_the_workers_work(write_module, caplog):
     write_module("broken", "raise LookupError('no such luck')")
     with Pool(workers=1, preload=["broken", "json"]) as pool:
