@@ -19,7 +19,7 @@ from snakepit_kernel.processes.registry import Registry
 
 WARM = 3  # cycles until caches are filled
 
-MEMORY_PER_CYCLE = 200_000  # bytes; jupyter_client itself keeps some tens of kilobytes
+MEMORY_PER_CYCLE = 50_000  # bytes; jupyter_client itself keeps some
 
 
 def holdings() -> dict[str, Any]:

@@ -471,3 +471,25 @@ asyncio.run(main())
 def test_what_took_the_number_of_a_closed_stream_stays_the_owners(tmp_path):
     command = [sys.executable, "-c", WITHOUT_STREAMS, str(tmp_path / "own")]
     assert subprocess.check_output(command, timeout=60) == b"False"
+
+
+def test_what_an_import_started_is_ended_by_the_next_start_when_the_owner_dies_meanwhile(
+    tmp_path, process_of, start_and_shut_down
+):
+    (tmp_path / "starter.py").write_text(
+        "import pathlib, subprocess, time\n"
+        "child = subprocess.Popen(['sleep', '600'], start_new_session=True)\n"
+        f"pathlib.Path({str(tmp_path / 'pid')!r}).write_text(f'{{child.pid}}\\n')\n"
+        "time.sleep(600)\n"
+    )
+    code = "from snakepit_kernel import Pool; Pool(workers=1, preload=['starter'])"
+    environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
+    with subprocess.Popen([sys.executable, "-c", code], env=environment) as process:
+        until = time.monotonic() + 20
+        while not (tmp_path / "pid").exists() or not (tmp_path / "pid").read_text():
+            assert time.monotonic() < until
+            time.sleep(0.02)
+        child = process_of(int((tmp_path / "pid").read_text()))
+        process.kill()
+    start_and_shut_down()
+    assert not child.is_alive
