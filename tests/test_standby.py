@@ -74,7 +74,7 @@ def test_the_next_kernel_is_the_one_that_waits(start, tmp_path, transport):
     async def scenario() -> None:
         async with start(transport=transport):
             run_id = await one_waits()
-            launch = {"cwd": str(tmp_path), "env": {**os.environ, "MINE": "yes"}}
+            launch = {"cwd": tmp_path, "env": {**os.environ, "MINE": "yes"}}
             async with start(transport=transport, launch=launch) as kernel:
                 file = kernel.km.connection_file
                 expected = f"{tmp_path} yes {run_id} {file} {kernel.pid}"

@@ -195,6 +195,8 @@ class GuardedProcess:
             raise StartFailed(command[0], cause)
         if popen_arguments.get("stdin") is None:  # the owner's own is never meant
             popen_arguments["stdin"] = subprocess.DEVNULL
+        if popen_arguments.get("cwd") is not None:
+            popen_arguments["cwd"] = os.fsdecode(popen_arguments["cwd"])
         env = {name: value for name, value in env.items() if name != KEEP_VARIABLE}
         launch = {
             "run_id": run_id,

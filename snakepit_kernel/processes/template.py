@@ -101,7 +101,9 @@ class Template:
         What it is able to fork.
     """
 
-    def __init__(self, kind: Kind, *, env: Mapping[str, str], cwd: str | None) -> None:
+    def __init__(
+        self, kind: Kind, *, env: Mapping[str, str], cwd: str | os.PathLike[str] | None
+    ) -> None:
         self.kind = kind
         self._identity: ProcessIdentity | None = None
         self._popen: subprocess.Popen[bytes] | None = None
@@ -116,7 +118,7 @@ class Template:
             "preload": kind.preload,
             "import_path": kind.import_path,
             "env": {**env},
-            "cwd": cwd,
+            "cwd": None if cwd is None else os.fsdecode(cwd),
         }
         try:
             with _as_file(preparation) as file:
@@ -125,7 +127,12 @@ class Template:
             self.close()
             raise
 
-    def _execute(self, env: Mapping[str, str], cwd: str | None, theirs: socket.socket) -> None:
+    def _execute(
+        self,
+        env: Mapping[str, str],
+        cwd: str | os.PathLike[str] | None,
+        theirs: socket.socket,
+    ) -> None:
         """Start the process from nothing.
 
         By a thread that lasts as long: when the thread that started a process ends, the process
@@ -332,7 +339,9 @@ _refused: dict[tuple[str, ...], dict[str, str]] = {}
 _lock = threading.Lock()
 
 
-def template_for(kind: Kind, *, env: Mapping[str, str], cwd: str | None = None) -> Template:
+def template_for(
+    kind: Kind, *, env: Mapping[str, str], cwd: str | os.PathLike[str] | None = None
+) -> Template:
     """Return the template for a kind of process, started if there is none yet.
 
     Parameters
@@ -359,7 +368,7 @@ def template_for(kind: Kind, *, env: Mapping[str, str], cwd: str | None = None) 
         preload = tuple(name for name in kind.preload if name not in refused)
         kind = kind._replace(preload=preload, import_path=kind.import_path if preload else ())
         places = env.get("PYTHONPATH", "/").split(os.pathsep)
-        place = None if all(map(os.path.isabs, places)) else cwd
+        place = None if all(map(os.path.isabs, places)) else cwd and os.fsdecode(cwd)
         environment = _lasting(env) if preload else relevant(env)
         key = (kind, place, frozenset(environment.items()), _standing())
         template = _templates.pop(key, None)
@@ -476,7 +485,7 @@ def surroundings_of(env: Mapping[str, str], popen_arguments: Mapping[str, Any]) 
     umask = popen_arguments.get("umask", -1)
     return {
         "env": {**env, "JPY_PARENT_PID": "1"},  # as the guardian would set it
-        "cwd": os.getcwd() if cwd is None else os.fspath(cwd),  # noqa: PTH109
+        "cwd": os.getcwd() if cwd is None else os.fsdecode(cwd),  # noqa: PTH109
         "umask": umask if umask >= 0 else _umask(),
     }
 

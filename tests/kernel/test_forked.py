@@ -219,6 +219,16 @@ def test_a_working_directory_that_has_gone_is_named(start_kernel, tmp_path):
     asyncio.run(scenario())
 
 
+@pytest.mark.parametrize("kind", [str, Path, os.fsencode])
+def test_a_working_directory_may_be_given_in_any_form(start_kernel, tmp_path, kind):
+    async def scenario() -> None:
+        async with start_kernel(launch={"cwd": kind(tmp_path)}) as kernel:
+            assert kernel.km.provisioner.guarded.not_forked_because is None
+            assert await kernel.run("import os; print(os.getcwd())") == str(tmp_path)
+
+    asyncio.run(scenario())
+
+
 @pytest.mark.parametrize("size", [1_000, 120_000, 600_000])
 def test_an_environment_of_any_size_arrives(start_kernel, size):
     environment = {**os.environ, **{f"LONG_{n}": "x" * (size // 10) for n in range(10)}}
