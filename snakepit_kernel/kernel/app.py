@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import faulthandler
 import importlib
 import sys
@@ -57,7 +56,13 @@ def _is_worker(argv: Sequence[str] | None) -> bool:
 
 
 class SnakepitKernelApp(IPKernelApp):
-    """Starts a kernel: for a notebook, or with a lane, for a pool."""
+    """Starts a kernel: for a notebook, or with a lane, for a pool.
+
+    Attributes
+    ----------
+    awaits_connection
+        The connection file is not known yet when the kernel is set up.
+    """
 
     name = "snakepit-kernel"
     aliases = Dict(
@@ -78,7 +83,7 @@ class SnakepitKernelApp(IPKernelApp):
         "Makes this kernel a worker."
     ).tag(config=True)
 
-    _is_started = False
+    awaits_connection = False
 
     @catch_config_error
     def initialize(self, argv: list[str] | None = None) -> None:
@@ -89,9 +94,8 @@ class SnakepitKernelApp(IPKernelApp):
     def stages(self, argv: list[str] | None = None) -> Iterator[str]:
         """Set up the kernel in parts, and let the caller do other things between them.
 
-        The parts are those of `IPKernelApp.initialize`; but the Jupyter channels are bound last,
-        when everything else is there. So a kernel can be prepared whose connection file is not
-        known yet: the caller sets it when `SHELL_IS_THERE`.
+        The parts are those of `IPKernelApp.initialize`. With `awaits_connection` the Jupyter
+        channels are bound last: the caller sets the connection file when `SHELL_IS_THERE`.
         """
         if _is_worker(argv):
             # Nobody asks a worker for its history; its database and thread cost 10 ms.
@@ -104,10 +108,14 @@ class SnakepitKernelApp(IPKernelApp):
         self.init_pdb()
         self.init_blackhole()
         self.init_poller()
-        self._is_bound = False
-        self.init_sockets()
-        yield "sockets are made"
+        self._is_bound = not self.awaits_connection
         self._ports = {}
+        if not self.awaits_connection:
+            self.init_connection_file()
+        self.init_sockets()
+        if not self.awaits_connection:
+            self._complete_connection()
+        yield "sockets are made"
         self.init_io()
         self._try(self.init_signal)
         self.init_kernel()
@@ -118,13 +126,13 @@ class SnakepitKernelApp(IPKernelApp):
             self.init_gui_pylab()
             self.init_extensions()
         yield SHELL_IS_THERE
-        self.init_connection_file()
-        self._bind()
-        self.init_heartbeat()
-        self.write_connection_file()
-        link.say_ready()  # who connects now is answered as soon as the main loop runs
-        self.log_connection_info()
-        self.kernel.record_ports({f"{name}_port": port for name, port in self._ports.items()})
+        if self.awaits_connection:
+            self.init_connection_file()
+            self.kernel.start()  # before anybody can connect: who sees requests must be there
+            self._bind()
+            self._complete_connection()
+            link.say_ready()  # who connects now is answered as soon as the main loop runs
+            self.kernel.record_ports({f"{name}_port": port for name, port in self._ports.items()})
         if sys.platform == "linux":
             release_in_children(self._addresses())
         if self.shell:
@@ -132,6 +140,11 @@ class SnakepitKernelApp(IPKernelApp):
         # What was written so far belongs to no request.
         sys.stdout.flush()
         sys.stderr.flush()
+
+    def _complete_connection(self) -> None:
+        self.init_heartbeat()
+        self.write_connection_file()
+        self.log_connection_info()
 
     def _try(self, initialise: Callable[[], None]) -> None:
         try:
@@ -158,18 +171,17 @@ class SnakepitKernelApp(IPKernelApp):
     def _bind(self) -> None:
         """Bind the channels, each in the thread that may touch its socket."""
         self._is_bound = True
-        threads = {
-            "shell": self.shell_channel_thread,
-            "control": self.control_thread,
-            "iopub": self.iopub_thread,
-            "stdin": None,
-        }
-        for name, thread in threads.items():
-            sock = thread.socket if name == "iopub" else getattr(self, f"{name}_socket")
-            port = _in_thread(
-                thread, partial(self._bind_channel, sock, getattr(self, f"{name}_port"))
-            )
-            setattr(self, f"{name}_port", port)
+        output = self.iopub_thread
+        channels = (
+            ("shell", self.shell_socket, self.kernel.shell_stream, self.shell_channel_thread),
+            ("control", self.control_socket, self.kernel.control_stream, self.control_thread),
+            ("iopub", output.socket, output._xpub_stream, output),  # noqa: SLF001
+            ("stdin", self.stdin_socket, None, None),
+        )
+        for name, sock, stream, thread in channels:
+            port = getattr(self, f"{name}_port")
+            bind = partial(self._bind_channel, sock, stream, port)
+            setattr(self, f"{name}_port", _in_thread(thread, bind))
         endpoint = _in_thread(
             self.shell_channel_thread, partial(self.shell_socket.getsockopt, zmq.LAST_ENDPOINT)
         )
@@ -184,9 +196,12 @@ class SnakepitKernelApp(IPKernelApp):
         """Take no more requests there."""
         _in_thread(self.shell_channel_thread, partial(self.shell_socket.unbind, endpoint))
 
-    def _bind_channel(self, sock: zmq.Socket[Any], port: int) -> int:
+    def _bind_channel(self, sock: zmq.Socket[Any], stream: Any, port: int) -> int:
         self._apply_curve_server_options(sock)
-        return self._bind_socket(sock, port)
+        port = self._bind_socket(sock, port)
+        if stream is not None:
+            stream.flush(zmq.POLLIN)  # what came at this very moment would be told to nobody
+        return port
 
     def parse_command_line(self, argv: list[str] | None = None) -> None:
         """Read the command line; the usual one without argparse, which takes 13 ms."""
@@ -201,18 +216,10 @@ class SnakepitKernelApp(IPKernelApp):
 
     def start(self) -> None:
         """Run the kernel until it is shut down."""
-        if self._is_started:
-            self.io_loop = IOLoop.current()
-            with contextlib.suppress(KeyboardInterrupt):
-                self.io_loop.start()
-        else:
-            super().start()
+        if not self.awaits_connection:
+            IOLoop.current().add_callback(link.say_ready)  # when this runs, the main loop does
+        super().start()
         self.join_control_thread()
-
-    def start_kernel(self) -> None:
-        """Have the kernel take requests as soon as the main loop runs."""
-        self._is_started = True
-        self.kernel.start()
 
     def _addresses(self) -> set[int | str]:
         """Return where this kernel listens."""

@@ -38,6 +38,7 @@ class SnakepitKernel(IPythonKernel):
     def __init__(self, **kwargs: Any) -> None:
         with _debugger_not_imported():
             super().__init__(**kwargs)
+        self._has_started = False
         self._interrupted_early = False
         self._code_runs = False
         # Set on the instance: libraries know Jupyter's shell by the name of its class.
@@ -45,6 +46,12 @@ class SnakepitKernel(IPythonKernel):
         self._run_code = self.shell.run_code
         self.shell.run_code = self._run_code_unless_interrupted
         self._debugger_wanted = asyncio.Event()
+
+    def start(self) -> None:
+        """Take requests as soon as the main loop runs; a second time changes nothing."""
+        if not self._has_started:
+            self._has_started = True
+            super().start()
 
     # -- the debugger, imported when a client first asks for it --------------------------------
 

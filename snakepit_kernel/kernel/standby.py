@@ -27,6 +27,7 @@ def run(launch: Launch) -> None:
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # there is no cell to interrupt
     app = SnakepitKernelApp.instance()
+    app.awaits_connection = True
     parts = app.stages(sys.argv[1:])
     turn = Turn()
     turn.wait(link.is_called)
@@ -54,7 +55,7 @@ def run(launch: Launch) -> None:
 
 def rehearse(app: SnakepitKernelApp) -> None:
     """Answer a first request and run a first cell, with no trace: they take longer than others."""
-    app.start_kernel()
+    app.kernel.start()
     assert app.context is not None
     client = app.context.socket(zmq.DEALER)
     stream = ZMQStream(client, IOLoop.current())
