@@ -80,6 +80,16 @@ def test_a_module_is_imported_once_for_all_workers(write_module):
         assert ways(pool) == {None}
 
 
+def test_workers_share_no_seed_of_what_was_imported_ahead():
+    code = (
+        "import multiprocessing, numpy, random; (numpy.random.rand(), random.random(), "
+        "bytes(multiprocessing.current_process().authkey))"
+    )
+    with Pool(workers=2, preload=["numpy", "multiprocessing"]) as pool:
+        one, other = (result.value for result in pool.run_all(code))
+        assert [a for a, b in zip(one, other, strict=True) if a == b] == []
+
+
 def test_what_an_import_sets_in_the_environment_is_set_in_the_workers(write_module):
     write_module("setter", "import os\nos.environ['SET'] = 'ahead'\nos.environ['MINE'] = 'ahead'")
     with Pool(workers=1, preload=["setter"]) as pool:
