@@ -85,7 +85,7 @@ def test_workers_share_no_seed_of_what_was_imported_ahead():
         "import multiprocessing, numpy, random; (numpy.random.rand(), random.random(), "
         "bytes(multiprocessing.current_process().authkey))"
     )
-    with Pool(workers=2, preload=["numpy", "multiprocessing"]) as pool:
+    with Pool(workers=2, preload=["numpy.random", "multiprocessing"]) as pool:
         one, other = (result.value for result in pool.run_all(code))
         assert [a for a, b in zip(one, other, strict=True) if a == b] == []
 
