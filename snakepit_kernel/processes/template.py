@@ -133,7 +133,7 @@ class Template:
         cwd: str | os.PathLike[str] | None,
         theirs: socket.socket,
     ) -> None:
-        """Start the process from nothing.
+        """Start the process from nothing, where no file can stand in for a module of ours.
 
         By a thread that lasts as long: when the thread that started a process ends, the process
         gets its parent-death signal.
@@ -152,7 +152,7 @@ class Template:
                 self._popen = subprocess.Popen(
                     command,
                     env=environment,
-                    cwd=cwd,
+                    cwd="/" if _paths_are_absolute(env) else cwd,
                     stdin=subprocess.DEVNULL,
                     stdout=subprocess.DEVNULL,
                     stderr=self._errors,
@@ -328,6 +328,10 @@ def _lasting(env: Mapping[str, str]) -> dict[str, str]:
     return {name: value for name, value in env.items() if not name.startswith(PASSING_VARIABLES)}
 
 
+def _paths_are_absolute(env: Mapping[str, str]) -> bool:
+    return all(map(os.path.isabs, env.get("PYTHONPATH", "/").split(os.pathsep)))
+
+
 def _standing() -> tuple[object, ...]:
     """Return what a template has from its start on, and its owner may change for what follows."""
     users = os.getresuid(), os.getresgid(), tuple(os.getgroups())
@@ -367,8 +371,7 @@ def template_for(
             raise CannotFork(refused[""])
         preload = tuple(name for name in kind.preload if name not in refused)
         kind = kind._replace(preload=preload, import_path=kind.import_path if preload else ())
-        places = env.get("PYTHONPATH", "/").split(os.pathsep)
-        place = None if all(map(os.path.isabs, places)) else cwd and os.fsdecode(cwd)
+        place = None if _paths_are_absolute(env) else cwd and os.fsdecode(cwd)
         environment = _lasting(env) if preload else relevant(env)
         key = (kind, place, frozenset(environment.items()), _standing())
         template = _templates.pop(key, None)

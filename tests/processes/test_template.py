@@ -204,6 +204,18 @@ def test_an_installation_replaces_it(tmp_path, monkeypatch, change):
         assert chosen not in templates()
 
 
+def test_a_folder_beside_the_notebook_cannot_stand_in_for_this_package(start_kernel, tmp_path):
+    impostor = tmp_path / "snakepit_kernel"
+    impostor.mkdir()
+    impostor.joinpath("__init__.py").write_text("raise SystemExit('an impostor')")
+
+    async def scenario() -> None:
+        async with start_kernel(launch={"cwd": str(tmp_path)}) as kernel:
+            assert kernel.km.provisioner.guarded.not_forked_because is None
+
+    asyncio.run(scenario())
+
+
 def test_variables_that_matter_to_imports_have_a_template_of_their_own(monkeypatch):
     with Pool(workers=1) as pool, Pool(workers=1, name="other") as other:
         assert len(templates()) == 1
