@@ -13,7 +13,6 @@ from typing import Any, TypeVar
 
 import zmq
 from ipykernel.kernelapp import IPKernelApp, kernel_aliases
-from tornado.ioloop import IOLoop
 from traitlets import Dict, List, Type, Unicode
 from traitlets.config import Config, catch_config_error
 
@@ -108,6 +107,7 @@ class SnakepitKernelApp(IPKernelApp):
         self.init_pdb()
         self.init_blackhole()
         self.init_poller()
+        self._try(self.init_signal)
         self._is_bound = not self.awaits_connection
         self._ports = {}
         if not self.awaits_connection:
@@ -117,7 +117,6 @@ class SnakepitKernelApp(IPKernelApp):
             self._complete_connection()
         yield "sockets are made"
         self.init_io()
-        self._try(self.init_signal)
         self.init_kernel()
         yield "the kernel is there"
         self.init_path()
@@ -131,7 +130,6 @@ class SnakepitKernelApp(IPKernelApp):
             self.kernel.start()  # before anybody can connect: who sees requests must be there
             self._bind()
             self._complete_connection()
-            link.say_ready()  # who connects now is answered as soon as the main loop runs
             self.kernel.record_ports({f"{name}_port": port for name, port in self._ports.items()})
         if sys.platform == "linux":
             release_in_children(self._addresses())
@@ -144,6 +142,7 @@ class SnakepitKernelApp(IPKernelApp):
     def _complete_connection(self) -> None:
         self.init_heartbeat()
         self.write_connection_file()
+        link.say_ready()  # who connects now is answered as soon as the main loop runs
         self.log_connection_info()
 
     def _try(self, initialise: Callable[[], None]) -> None:
@@ -216,8 +215,6 @@ class SnakepitKernelApp(IPKernelApp):
 
     def start(self) -> None:
         """Run the kernel until it is shut down."""
-        if not self.awaits_connection:
-            IOLoop.current().add_callback(link.say_ready)  # when this runs, the main loop does
         super().start()
         self.join_control_thread()
 

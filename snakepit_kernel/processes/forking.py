@@ -4,6 +4,8 @@ A template has one thread and does nothing but wait. Its owner sends it launches
 a guardian, which forks the kernel. It ends with its owner: by the end of the channel, by the end of
 the owner's process, and by its parent-death signal.
 
+The kernel waits at a gate, a pipe whose other end the owner holds, until it is written down.
+
 A guardian that came from a template is as clean as the template was, so it can fork another one
 beside its kernel, for the pools that the kernel opens.
 
@@ -70,9 +72,13 @@ class Launch:
         As the kernel finds them.
     standby
         The kernel waits to be told its connection file.
+    gate
+        The pipe that says, by a byte, that the kernel may run.
     """
 
-    def __init__(self, message: dict[str, Any], channel: int, descriptors: Sequence[int]) -> None:
+    def __init__(
+        self, message: dict[str, Any], channel: int, gate: int, descriptors: Sequence[int]
+    ) -> None:
         self.options = options = Options()
         options.owner = ProcessIdentity.parse(message["owner"])
         options.channel = channel
@@ -89,6 +95,7 @@ class Launch:
         self.limits: list[tuple[int, int, int]] = message["limits"]
         self.standby: bool = message["standby"]
         self.targets: list[int] = message["descriptors"]
+        self.gate = gate
         self.descriptors = list(descriptors)
         self.link = -1
         self.activity = -1
@@ -173,8 +180,8 @@ class Template:
 
     def _launch(self, descriptors: list[int]) -> Launch | None:
         """Fork a guardian; return its launch in the kernel that it forks."""
-        channel, payload, *others = descriptors
-        launch = Launch(_load(payload), channel, others)
+        channel, payload, gate, *others = descriptors
+        launch = Launch(_load(payload), channel, gate, others)
         launch.activity = self._activity
         launch.changes = self._changes
         try:
@@ -442,9 +449,9 @@ def guard(launch: Launch) -> Launch | None:
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     signal.signal(signal.SIGHUP, signal.SIG_DFL)
     os.setsid()
-    set_mark(launch.options.mark)
     tags = [f"{RUN_ID_OPTION}{launch.run_id}", f"--owner={launch.options.owner}"]
     set_title(["snakepit-guardian", *tags, "--", *launch.command], launch.run_id)
+    set_mark(launch.options.mark)  # from now on it must be seen to be a guardian
     guardian = ForkedGuardian(launch.options)
     guardian.tags = tags
     guardian.tell("guardian", str(ProcessIdentity.of(os.getpid())))
@@ -452,7 +459,8 @@ def guard(launch: Launch) -> Launch | None:
         guardian.abandon()
         os._exit(1)
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    if guardian.fork_kernel((ours.detach(), theirs.detach()), close=launch.descriptors):
+    kernels_alone = (launch.gate, *launch.descriptors)
+    if guardian.fork_kernel((ours.detach(), theirs.detach()), close=kernels_alone):
         gc.enable()
         _become(launch, guardian)
         return launch
@@ -503,6 +511,9 @@ def _become(launch: Launch, guardian: Guardian) -> None:
     except OSError as error:
         guardian.report_failure(error.errno or 0, error.filename or "")
         os._exit(127)
+    if not os.read(launch.gate, 1):
+        os._exit(1)  # its owner has given it up
+    os.close(launch.gate)
 
 
 def _set_environment(env: Mapping[str, str], changes: Mapping[str, tuple[str | None, str]]) -> None:
@@ -530,11 +541,13 @@ def _take_descriptors(launch: Launch, guardian: Guardian) -> None:
 
     launch.link = lift(guardian.kernels_link)
     launch.activity = lift(launch.activity)
+    launch.gate = lift(launch.gate)
     guardian.error_write = lift(guardian.error_write)
     lifted = [lift(descriptor) for descriptor in launch.descriptors]
     for descriptor, target in zip(lifted, launch.targets, strict=True):
         os.dup2(descriptor, target, inheritable=True)
-    keep = {0, 1, 2, *launch.targets, launch.link, launch.activity, guardian.error_write}
+    keep = {0, 1, 2, *launch.targets, launch.link, launch.activity, launch.gate}
+    keep.add(guardian.error_write)
     harmless = {number for number, kind in _open_descriptors().items() if not kind}
     for number in map(int, os.listdir("/proc/self/fd")):  # noqa: PTH208
         if number not in keep and (number not in harmless or number in lifted):

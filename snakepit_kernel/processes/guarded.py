@@ -15,7 +15,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Coroutine, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 from weakref import WeakSet
@@ -80,6 +80,19 @@ class Refusal(NamedTuple):
     reason: str
 
 
+class _Condition:
+    """What must be over before a command runs, on whichever way it starts."""
+
+    def __init__(self, work: Callable[[], Awaitable[object]] | None) -> None:
+        self._work = work
+
+    async def met(self) -> None:
+        """Do the work, unless it is done."""
+        work, self._work = self._work, None
+        if work is not None:
+            await work()
+
+
 class GuardedProcess:
     """A command that runs under a guardian of its own.
 
@@ -124,6 +137,7 @@ class GuardedProcess:
         self._refusal: Refusal | None = None
         self._exit_fd: int | None = None
         self._guardian_exit_fd: int | None = None
+        self._gate = -1
         self._lock = threading.Lock()
         channel.setblocking(False)
         if popen is not None:
@@ -151,6 +165,7 @@ class GuardedProcess:
         independent: bool = False,
         kind: Kind | None = None,
         standby: bool = False,
+        before: Callable[[], Awaitable[object]] | None = None,
         **popen_arguments: Any,
     ) -> GuardedProcess:
         """Start a command under a new guardian: forked from a template, or else executed.
@@ -179,6 +194,9 @@ class GuardedProcess:
             when it is ready.
         standby
             The process waits to be told what it is to be; see `take`. Only a template can do that.
+        before
+            What must be over before the command runs anything; it is awaited once, while the
+            process is forked.
         popen_arguments
             Anything else that :class:`subprocess.Popen` knows: ``cwd``, ``stdout``, ``umask`` …
 
@@ -209,15 +227,17 @@ class GuardedProcess:
             "command": [*command],
             "standby": standby,
         }
+        condition = _Condition(before)
         reason = "this kind of kernel has no template"
         if kind is not None:
             try:
-                return await cls._fork(launch, env, pass_fds, kind, popen_arguments)
+                return await cls._fork(launch, env, pass_fds, kind, condition, popen_arguments)
             except CannotFork as error:
                 reason = str(error)
                 logger.info("run %s starts by exec: %s", run_id, reason)
         if standby:
             raise StartFailed(command[0], reason)
+        await condition.met()
         process = cls._execute(launch, env, pass_fds, kind is not None, popen_arguments)
         process.not_forked_because = reason
         return await process._checked_start(command[0])  # noqa: SLF001 - of this very class
@@ -229,6 +249,7 @@ class GuardedProcess:
         env: Mapping[str, str],
         pass_fds: Sequence[int],
         kind: Kind,
+        condition: _Condition,
         popen_arguments: dict[str, Any],
     ) -> GuardedProcess:
         """Have a template fork it; another one, if that has become unfit meanwhile.
@@ -248,15 +269,19 @@ class GuardedProcess:
                 numbers = {"descriptors": list(descriptors), "limits": current_limits()}
                 surroundings = surroundings_of(env, popen_arguments)
                 ours, theirs = socket.socketpair()
+                gate_read, gate_write = os.pipe()
                 process = cls(launch["run_id"], ours)
+                process._gate = gate_write
                 try:
-                    with theirs:
-                        message = {**launch, **numbers, **surroundings}
-                        template.fork(message, theirs, list(descriptors.values()))
+                    message = {**launch, **numbers, **surroundings}
+                    template.fork(message, theirs, gate_read, list(descriptors.values()))
                 except BaseException:
-                    ours.close()
+                    process._close()
                     raise
-            await process._checked_start(program, template)
+                finally:
+                    theirs.close()
+                    os.close(gate_read)
+            await process._checked_start(program, template, condition)
             refusal = process._refusal
             if refusal is None and process.guardian is not None:
                 process.template = template
@@ -322,9 +347,15 @@ class GuardedProcess:
         return cls(launch["run_id"], ours, popen)
 
     async def _checked_start(
-        self, program: str, template: Template | None = None
+        self,
+        program: str,
+        template: Template | None = None,
+        condition: _Condition | None = None,
     ) -> GuardedProcess:
         try:
+            if condition is not None:
+                await condition.met()
+            self._open_gate()
             await self._confirm_start(program, template)
         except BaseException:
             await to_its_end(self.end(0.0))
@@ -502,8 +533,21 @@ class GuardedProcess:
                 self._close()
         return self.report
 
+    def _open_gate(self) -> None:
+        """Let a forked process run."""
+        if self._gate >= 0:
+            with contextlib.suppress(BrokenPipeError):  # it was not forked, or has ended
+                os.write(self._gate, b".")
+            self._close_gate()
+
+    def _close_gate(self) -> None:
+        if self._gate >= 0:
+            os.close(self._gate)
+            self._gate = -1
+
     def _close(self) -> None:
         self._channel.close()
+        self._close_gate()
         for descriptor in (self._exit_fd, self._guardian_exit_fd):
             if descriptor is not None:
                 os.close(descriptor)
@@ -608,6 +652,7 @@ def _release_in_child() -> None:
     """Drop every channel in a forked child: only the owner's end may keep a guardian waiting."""
     for process in list(_alive):
         process._channel.close()  # noqa: SLF001 - of this module
+        process._close_gate()  # noqa: SLF001
 
 
 os.register_at_fork(after_in_child=_release_in_child)

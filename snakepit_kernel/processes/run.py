@@ -77,13 +77,15 @@ class GuardedRun:
         StartFailed
             The command could not be executed. Nothing is left running.
         """
-        # Before the sweep: the files of a dead run that the new one uses again are then claimed.
-        process: GuardedProcess | None = None
-        try:
+        async def write_down_and_sweep() -> None:
+            # First the files: those of a dead run that are used again are then claimed.
             await registry.areserve(
                 run_id, label=label, parent=own_run_id(), previous=previous, leftovers=leftovers
             )
             await sweep_together(registry, grace)
+
+        process: GuardedProcess | None = None
+        try:
             process = await GuardedProcess.start(
                 command,
                 run_id=run_id,
@@ -91,6 +93,7 @@ class GuardedRun:
                 env={**env, RUN_ID_VARIABLE: run_id},
                 leftovers=[*leftovers, run_folder(run_id)],
                 report_file=_report_file(run_id),
+                before=write_down_and_sweep,
                 **arguments,
             )
             assert process.guardian is not None

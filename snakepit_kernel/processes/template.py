@@ -176,7 +176,9 @@ class Template:
 
     # -- asking ------------------------------------------------------------------------------
 
-    def fork(self, launch: Mapping[str, Any], channel: socket.socket, fds: Sequence[int]) -> None:
+    def fork(
+        self, launch: Mapping[str, Any], channel: socket.socket, gate: int, fds: Sequence[int]
+    ) -> None:
         """Have a guardian and its kernel forked.
 
         Parameters
@@ -185,6 +187,8 @@ class Template:
             What `forking.Launch` knows.
         channel
             The guardian's end of its channel, on which the answer comes.
+        gate
+            File descriptor from which the kernel reads a byte before it runs.
         fds
             File descriptors for the kernel, as many as ``launch["descriptors"]`` has numbers.
 
@@ -193,11 +197,11 @@ class Template:
         CannotFork
             The template is gone. Nothing was forked.
         """
-        if len(fds) > MAX_FDS - 2:
+        if len(fds) > MAX_FDS - 3:
             reason = f"{len(fds)} file descriptors are more than can be handed to a template"
             raise CannotFork(reason)
         with _as_file(launch) as file:
-            self._send(LAUNCH, [channel.fileno(), file.fileno(), *fds])
+            self._send(LAUNCH, [channel.fileno(), file.fileno(), gate, *fds])
 
     async def objection(self, timeout: float = CHECK_PATIENCE) -> str:
         """Ask whether it would fork now; return why it would not, or nothing.
