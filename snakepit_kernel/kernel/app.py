@@ -177,23 +177,27 @@ class SnakepitKernelApp(IPKernelApp):
             ("iopub", output.socket, output._xpub_stream, output),  # noqa: SLF001
             ("stdin", self.stdin_socket, None, None),
         )
-        for name, sock, stream, thread in channels:
-            port = getattr(self, f"{name}_port")
-            bind = partial(self._bind_channel, sock, stream, port)
-            setattr(self, f"{name}_port", _in_thread(thread, bind))
+        bound = {
+            name: _in_thread(
+                thread, partial(self._bind_channel, sock, stream, getattr(self, f"{name}_port"))
+            )
+            for name, sock, stream, thread in channels
+        }
+        for name, port in bound.items():
+            setattr(self, f"{name}_port", port.result())
         endpoint = _in_thread(
             self.shell_channel_thread, partial(self.shell_socket.getsockopt, zmq.LAST_ENDPOINT)
-        )
+        ).result()
         self._apply_curve_client_options(self.debug_shell_socket)
         self.debug_shell_socket.connect(endpoint)
 
     def bind_shell(self, endpoint: str) -> None:
         """Take requests at another place, too."""
-        _in_thread(self.shell_channel_thread, partial(self.shell_socket.bind, endpoint))
+        _in_thread(self.shell_channel_thread, partial(self.shell_socket.bind, endpoint)).result()
 
     def unbind_shell(self, endpoint: str) -> None:
         """Take no more requests there."""
-        _in_thread(self.shell_channel_thread, partial(self.shell_socket.unbind, endpoint))
+        _in_thread(self.shell_channel_thread, partial(self.shell_socket.unbind, endpoint)).result()
 
     def _bind_channel(self, sock: zmq.Socket[Any], stream: Any, port: int) -> int:
         self._apply_curve_server_options(sock)
@@ -252,10 +256,8 @@ def _look_after_sends(thread: Any) -> None:
     thread._really_send = send_and_look  # noqa: SLF001
 
 
-def _in_thread(thread: Any, function: Callable[[], T]) -> T:
-    """Call a function in a thread of ipykernel, and wait for what it gives."""
-    if thread is None:
-        return function()
+def _in_thread(thread: Any, function: Callable[[], T]) -> Future[T]:
+    """Call a function in a thread of ipykernel, or at once without one."""
     result: Future[T] = Future()
 
     def call() -> None:
@@ -264,8 +266,11 @@ def _in_thread(thread: Any, function: Callable[[], T]) -> T:
         except BaseException as error:  # noqa: BLE001 - handed over to the main thread
             result.set_exception(error)
 
-    thread.io_loop.add_callback(call)
-    return result.result()
+    if thread is None:
+        call()
+    else:
+        thread.io_loop.add_callback(call)
+    return result
 
 
 def _read_usual(arguments: Sequence[str]) -> dict[str, str] | None:

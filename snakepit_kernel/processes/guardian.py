@@ -79,6 +79,9 @@ else:
 RESCAN_INTERVAL = 0.02
 """Seconds between scans of a tree that is being ended: the end of a grandchild is no event."""
 
+KILL_PATIENCE = 0.02
+"""Seconds that a killed kernel has to die before what else there is gets looked for."""
+
 OWNER_INTERVAL = 1.0
 """Seconds between looks at the owner where there are no pidfds."""
 
@@ -432,6 +435,8 @@ class Guardian:
         if now >= self.kill_at:
             self.kill_rounds += 1
             self.chase()
+            if self.is_soon_empty():
+                return 0
             self.freeze()
         targets = self.targets()
         trackers = {identity for identity in targets if self.is_tracker(identity)}
@@ -452,6 +457,22 @@ class Guardian:
         if now > self.kill_at + SURVIVOR_PATIENCE and not self.reported_survivors:
             self.report_survivors()
         return len(targets)
+
+    def is_soon_empty(self) -> bool:
+        """Wait a moment for the kernel to die; say whether nothing is left then.
+
+        Mostly there was nothing else, and no scan of ``/proc`` is needed.
+        """
+        until = monotonic() + KILL_PATIENCE
+        while not self.reap_all():
+            left = until - monotonic()
+            if not self.kernel_alive or self.spare_kernel or left <= 0:
+                return False
+            poll = select.poll()
+            poll.register(self.wakeup, select.POLLIN)
+            if poll.poll(left * 1000):
+                self.read_signals()
+        return True
 
     def is_tracker(self, identity: ProcessIdentity) -> bool:
         """Whether a process only waits for the end of others, to remove their shared memory.
@@ -610,7 +631,7 @@ class Guardian:
         ]
         report += [
             ("kept", str(status.pid), read_command(status.pid)[:MAX_COMMAND])
-            for status in self.sort_out()[0][:MAX_LISTED]
+            for status in ([] if self.reap_all() else self.sort_out()[0])[:MAX_LISTED]
             if not status.is_dead
         ]
         report.append(("gone", str(len(strays))))
