@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import itertools
 import json
 import logging
 import os
@@ -188,7 +189,7 @@ class Registry:
         The file stays open until the run is retired: more will follow.
         """
         statement = _reservation(run_id, label, parent, previous, leftovers)
-        await to_its_end(_writes.ask(self, statement))  # or it is written when it was retired
+        await to_its_end(_writes.ask(self, [statement]))  # or it is written when it was retired
         with contextlib.suppress(sqlite3.DatabaseError, OSError):  # then it is only slower
             _anchor.hold(self.path, run_id)
 
@@ -202,11 +203,11 @@ class Registry:
         self, run_id: str, guardian: ProcessIdentity, process: ProcessIdentity | None
     ) -> None:
         """Do the same, together with others."""
-        await to_its_end(_writes.ask(self, _activation(run_id, guardian, process)))
+        await to_its_end(_writes.ask(self, [_activation(run_id, guardian, process)]))
 
-    async def write(self, statements: Sequence[Statement]) -> None:
+    async def write(self, parts: Sequence[Sequence[Statement]]) -> None:
         """Execute statements in one transaction."""
-        self._execute(*statements)
+        self._execute(*itertools.chain.from_iterable(parts))
 
     def assign(
         self, run_id: str, *, label: str, previous: str | None, leftovers: Sequence[str]
@@ -217,20 +218,17 @@ class Registry:
 
     def retire(self, run_id: str, report: EndReport | None = None) -> None:
         """Cross out a run that is verified gone; remember what its end took, if that is given."""
-        statements: list[Statement] = [("DELETE FROM runs WHERE run_id = ?", (run_id,))]
-        if report is not None:
-            remember = (
-                "INSERT OR REPLACE INTO ended_runs"
-                " (run_id, previous, label, started, ended, report)"
-                " SELECT run_id, previous, label, started, ?, ? FROM runs WHERE run_id = ?"
-            )
-            forget = (
-                "DELETE FROM ended_runs WHERE run_id NOT IN"
-                " (SELECT run_id FROM ended_runs ORDER BY ended DESC LIMIT ?)"
-            )
-            statements.insert(0, (remember, (time.time(), report.as_json(), run_id)))
-            statements.append((forget, (REMEMBERED_RUNS,)))
-        self._execute(*statements)
+        self._execute(*_retirement(run_id, report))
+        self._let_go(run_id)
+
+    async def aretire(self, run_id: str, report: EndReport | None = None) -> None:
+        """Do the same, together with others."""
+        try:
+            await to_its_end(_writes.ask(self, _retirement(run_id, report)))
+        finally:
+            self._let_go(run_id)
+
+    def _let_go(self, run_id: str) -> None:
         with contextlib.suppress(OSError):
             _anchor.release(self.path, run_id)
 
@@ -325,7 +323,24 @@ def _activation(
     return update, (str(guardian), str(process) if process else None, run_id)
 
 
-_writes: Together[Registry, Statement, None] = Together(Registry.write)
+def _retirement(run_id: str, report: EndReport | None) -> list[Statement]:
+    statements: list[Statement] = [("DELETE FROM runs WHERE run_id = ?", (run_id,))]
+    if report is not None:
+        remember = (
+            "INSERT OR REPLACE INTO ended_runs"
+            " (run_id, previous, label, started, ended, report)"
+            " SELECT run_id, previous, label, started, ?, ? FROM runs WHERE run_id = ?"
+        )
+        forget = (
+            "DELETE FROM ended_runs WHERE run_id NOT IN"
+            " (SELECT run_id FROM ended_runs ORDER BY ended DESC LIMIT ?)"
+        )
+        statements.insert(0, (remember, (time.time(), report.as_json(), run_id)))
+        statements.append((forget, (REMEMBERED_RUNS,)))
+    return statements
+
+
+_writes: Together[Registry, list[Statement], None] = Together(Registry.write)
 
 
 def _read_run(row: Sequence[Any]) -> Run | None:

@@ -77,6 +77,7 @@ class GuardedRun:
         StartFailed
             The command could not be executed. Nothing is left running.
         """
+
         async def write_down_and_sweep() -> None:
             # First the files: those of a dead run that are used again are then claimed.
             await registry.areserve(
@@ -103,7 +104,7 @@ class GuardedRun:
                 await to_its_end(process.end(0.0))
             # Its guardian may have been killed while it started: then the kernel is still dying.
             await to_its_end(end_tagged([run_id], 0.0))
-            registry.retire(run_id)
+            await registry.aretire(run_id)
             raise
         return cls(run_id, process, registry)
 
@@ -165,9 +166,9 @@ class GuardedRun:
             report = (await end_run_tagged(self._registry, self.run_id, grace)).report()
             await self.process.end(0.0)
         if report.verified:
-            self._registry.retire(self.run_id, report)
             shutil.rmtree(self._folder, ignore_errors=True)
             self._report = report
+            await self._registry.aretire(self.run_id, report)
         return report
 
 
