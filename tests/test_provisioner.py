@@ -17,6 +17,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 from jupyter_client.ioloop import AsyncIOLoopKernelManager
 from jupyter_client.kernelspec import KernelSpecManager
@@ -460,10 +461,11 @@ import time; time.sleep(0.2)
 """
     with kernel_owner(code) as owner:
         kernel, guardian = owner.wait_ready()
+        template = {child.pid for child in psutil.Process(owner.pid).children()}  # dies with it
         os.kill(owner.pid, signal.SIGSTOP)  # it must not see the guardian die
         os.kill(guardian, signal.SIGKILL)
         owner.kill()
-    left = [item for item in living() if item.pid not in {kernel, guardian}]
+    left = [item for item in living() if item.pid not in {kernel, guardian, *template}]
     assert len(left) == 9
 
     start_and_shut_down()

@@ -231,7 +231,9 @@ class GuardedProcess:
         reason = "this kind of kernel has no template"
         if kind is not None:
             try:
-                return await cls._fork(launch, env, pass_fds, kind, condition, popen_arguments)
+                return await cls._fork(
+                    launch, env, pass_fds, kind, popen_arguments, condition=condition
+                )
             except CannotFork as error:
                 reason = str(error)
                 logger.info("run %s starts by exec: %s", run_id, reason)
@@ -249,8 +251,9 @@ class GuardedProcess:
         env: Mapping[str, str],
         pass_fds: Sequence[int],
         kind: Kind,
-        condition: _Condition,
         popen_arguments: dict[str, Any],
+        *,
+        condition: _Condition,
     ) -> GuardedProcess:
         """Have a template fork it; another one, if that has become unfit meanwhile.
 
