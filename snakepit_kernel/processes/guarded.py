@@ -17,7 +17,7 @@ import threading
 import time
 from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeGuard
 from weakref import WeakSet
 
 from ..errors import StartFailed
@@ -376,7 +376,7 @@ class GuardedProcess:
                     return  # nobody ever held the other end: there is no such process
                 raise StartFailed(program, "its guardian died while it started")
             patience = START_PATIENCE if template is None else TEMPLATE_PATIENCE
-            if not await readable(self._channel.fileno(), timeout=patience):
+            if not await self._readable(self._channel.fileno, timeout=patience):
                 if template is not None and self.guardian is None:
                     discard(template)
                     template = None
@@ -400,7 +400,7 @@ class GuardedProcess:
         # poll() comes first: it takes in what has been said, and then there is nothing to wait for.
         while self.poll() is None and not self.is_ready and self._channel.fileno() >= 0:
             left = deadline - time.monotonic()
-            if left <= 0 or not await readable(self._channel.fileno(), timeout=left):
+            if left <= 0 or not await self._readable(self._channel.fileno, timeout=left):
                 break
         return self.is_ready
 
@@ -455,17 +455,27 @@ class GuardedProcess:
 
     async def wait(self, timeout: float | None = None) -> int | None:
         """Wait for the process to end; return its exit status, or None after the timeout."""
-        if (
-            self.poll() is None
-            and self._exit_fd is not None
-            and not await readable(self._exit_fd, timeout=timeout)
-        ):
+        if self.poll() is None and not await self._readable(lambda: self._exit_fd, timeout=timeout):
             return None
         # The guardian reaps the process and says how it ended; that is a moment later.
         while self.poll() is None and self._channel.fileno() >= 0:
-            if not await readable(self._channel.fileno(), timeout=1.0):
+            if not await self._readable(self._channel.fileno, timeout=1.0):
                 break
         return self.status
+
+    async def _readable(self, *which: Callable[[], int | None], timeout: float | None) -> bool:
+        """Wait as `waiting.readable` does, or not at all if one is closed.
+
+        Another thread may close them, which has ended the run; so they are duplicated in its turn.
+        """
+        with self._lock:
+            given = [descriptor() for descriptor in which]
+            own = [os.dup(number) for number in given if _is_open(number)]
+        try:
+            return len(own) < len(which) or await readable(*own, timeout=timeout)
+        finally:
+            for number in own:
+                os.close(number)
 
     def exit_descriptor(self) -> int:
         """Return a new file descriptor that is readable when the process has ended.
@@ -477,10 +487,11 @@ class GuardedProcess:
         ProcessLookupError
             The process has ended already.
         """
-        if self._exit_fd is None or self.poll() is not None:
-            msg = "the process has ended"
-            raise ProcessLookupError(msg)
-        return os.dup(self._exit_fd)
+        status = self.poll()
+        with self._lock:
+            if self._exit_fd is not None and status is None:
+                return os.dup(self._exit_fd)
+        raise ProcessLookupError("the process has ended")
 
     # -- ending ------------------------------------------------------------------------------
 
@@ -521,13 +532,16 @@ class GuardedProcess:
             self._listen()
             if self.report.survivors:
                 break
-            awaited = [] if self._guardian_exit_fd is None else [self._guardian_exit_fd]
-            if self._channel.fileno() >= 0:
-                awaited.append(self._channel.fileno())
+            awaited = self._open_ends()
             left = max(0.0, deadline - time.monotonic())
-            if not awaited or not await readable(*awaited, timeout=left):
+            if not awaited or not await self._readable(*awaited, timeout=left):
                 break
         return self._conclude()
+
+    def _open_ends(self) -> list[Callable[[], int | None]]:
+        sources: list[Callable[[], int | None]]
+        sources = [lambda: self._guardian_exit_fd, self._channel.fileno]
+        return [source for source in sources if _is_open(source())]
 
     def _conclude(self) -> EndReport:
         self._listen()
@@ -605,6 +619,10 @@ class GuardedProcess:
         self._channel.close()
         if self.status is None and self.identity is not None:
             self.status = -int(signal.SIGKILL)  # the kernel's parent-death signal
+
+
+def _is_open(descriptor: int | None) -> TypeGuard[int]:
+    return descriptor is not None and descriptor >= 0
 
 
 def _reap(guardian: ProcessIdentity) -> None:

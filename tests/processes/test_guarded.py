@@ -15,8 +15,10 @@ from pathlib import Path
 import pytest
 
 from snakepit_kernel.errors import StartFailed
+from snakepit_kernel.processes import guarded
 from snakepit_kernel.processes.guarded import GuardedProcess, guardian_command
 from snakepit_kernel.processes.sweep import end_tagged
+from snakepit_kernel.processes.waiting import readable
 
 # Code that starts children, each of which says `child PID` when it runs.
 KINDS = {
@@ -459,6 +461,18 @@ def test_ending_twice_and_ending_what_has_ended_is_harmless(guards):
     assert first.verified
     assert second.verified
     assert process.status == 0
+
+
+def test_a_command_can_be_waited_for_while_another_thread_ends_it(guards, monkeypatch):
+    process = guards.start(["sleep", "600"])
+
+    async def end_first(*descriptors: int, timeout: float | None) -> bool:
+        monkeypatch.undo()
+        await asyncio.to_thread(guards.end, process)
+        return await readable(*descriptors, timeout=timeout)
+
+    monkeypatch.setattr(guarded, "readable", end_first)
+    assert guards.wait(process) == -signal.SIGKILL
 
 
 def test_what_does_not_die_is_named_and_not_waited_for_for_ever(
