@@ -314,6 +314,12 @@ def _settle(look: Callable[[], list[str]], deadline: float) -> list[str]:
     return left
 
 
+@pytest.fixture
+def with_templates(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Allow templates to a test that is about them, also where the whole suite runs without."""
+    monkeypatch.setenv(template_module.TEMPLATE_VARIABLE, "1")
+
+
 @pytest.fixture(autouse=True)
 def nothing_is_left_behind() -> Iterator[Surroundings]:
     """Fail a test that leaves a process, a run, a runtime file, shared memory or a descriptor."""

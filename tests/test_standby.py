@@ -27,6 +27,8 @@ from snakepit_kernel.processes.guardian import Options
 from snakepit_kernel.processes.registry import Registry
 from snakepit_kernel.processes.template import Template, templates
 
+pytestmark = pytest.mark.usefixtures("with_templates")
+
 SOON = 20.0
 
 CONFIG = Config({"SnakepitProvisioner": {"standby": 1, "grace": 0.5}})

@@ -404,7 +404,7 @@ def test_a_corrupt_registry_is_a_problem_once_and_is_kept_aside(
 
 
 def test_the_way_in_which_kernels_start_is_said(findings: Any) -> None:
-    (found,) = findings("forking")
+    (found,) = findings("forking", SNAKEPIT_TEMPLATE="1")
     assert found["level"] == "ok"
     assert "forked from a template" in found["text"]
 

@@ -16,6 +16,8 @@ import pytest
 from snakepit_kernel.errors import StartFailed
 from snakepit_kernel.processes.template import TEMPLATE_VARIABLE, templates
 
+pytestmark = pytest.mark.usefixtures("with_templates")
+
 FACTS = """
 import asyncio, faulthandler, gc, json, locale, multiprocessing, os, resource, signal, sys
 import tempfile, threading

@@ -12,6 +12,8 @@ import pytest
 from snakepit_kernel import Pool, context
 from snakepit_kernel.pool.worker import Worker
 
+pytestmark = pytest.mark.usefixtures("with_templates")
+
 SOON = 20.0
 
 

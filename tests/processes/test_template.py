@@ -30,6 +30,8 @@ from snakepit_kernel.processes.template import (
     templates,
 )
 
+pytestmark = pytest.mark.usefixtures("with_templates")
+
 PROGRAM = (sys.executable, "-m", "snakepit_kernel.kernel", "--template")
 
 
