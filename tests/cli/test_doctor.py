@@ -21,6 +21,8 @@ from snakepit_kernel.cli.findings import Finding, Level, listing, ok
 from snakepit_kernel.ids import new_run_id
 from snakepit_kernel.processes.sweep import tagged_processes
 
+pytestmark = pytest.mark.usefixtures("with_templates")
+
 Run = Callable[..., "subprocess.CompletedProcess[str]"]
 Findings = list[dict[str, Any]]
 
@@ -404,7 +406,7 @@ def test_a_corrupt_registry_is_a_problem_once_and_is_kept_aside(
 
 
 def test_the_way_in_which_kernels_start_is_said(findings: Any) -> None:
-    (found,) = findings("forking", SNAKEPIT_TEMPLATE="1")
+    (found,) = findings("forking")
     assert found["level"] == "ok"
     assert "forked from a template" in found["text"]
 
