@@ -315,9 +315,11 @@ def _settle(look: Callable[[], list[str]], deadline: float) -> list[str]:
 
 
 @pytest.fixture
-def with_templates(monkeypatch: pytest.MonkeyPatch) -> None:
+def with_templates() -> Iterator[None]:
     """Allow templates to a test that is about them, also where the whole suite runs without."""
-    monkeypatch.setenv(template_module.TEMPLATE_VARIABLE, "1")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv(template_module.TEMPLATE_VARIABLE, "1")
+        yield
 
 
 @pytest.fixture(autouse=True)

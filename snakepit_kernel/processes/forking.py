@@ -4,7 +4,7 @@ A template has one thread and does nothing but wait. Its owner sends it launches
 a guardian, which forks the kernel. It ends with its owner: by the end of the channel, by the end of
 the owner's process, and by its parent-death signal.
 
-The kernel waits at a gate, a pipe whose other end the owner holds, until it is written down.
+The kernel waits at a gate, a socket whose other end the owner holds, until it is written down.
 
 A guardian that came from a template is as clean as the template was, so it can fork another one
 beside its kernel, for the pools that the kernel opens.
@@ -73,7 +73,7 @@ class Launch:
     standby
         The kernel waits to be told its connection file.
     gate
-        The pipe that says, by a byte, that the kernel may run.
+        File descriptor that says, by a byte, that the kernel may run.
     """
 
     def __init__(

@@ -137,7 +137,7 @@ class GuardedProcess:
         self._refusal: Refusal | None = None
         self._exit_fd: int | None = None
         self._guardian_exit_fd: int | None = None
-        self._gate = -1
+        self._gate: socket.socket | None = None
         self._lock = threading.Lock()
         channel.setblocking(False)
         if popen is not None:
@@ -272,18 +272,17 @@ class GuardedProcess:
                 numbers = {"descriptors": list(descriptors), "limits": current_limits()}
                 surroundings = surroundings_of(env, popen_arguments)
                 ours, theirs = socket.socketpair()
-                gate_read, gate_write = os.pipe()
                 process = cls(launch["run_id"], ours)
-                process._gate = gate_write
+                process._gate, gate = socket.socketpair()
                 try:
                     message = {**launch, **numbers, **surroundings}
-                    template.fork(message, theirs, gate_read, list(descriptors.values()))
+                    template.fork(message, theirs, gate, list(descriptors.values()))
                 except BaseException:
                     process._close()
                     raise
                 finally:
                     theirs.close()
-                    os.close(gate_read)
+                    gate.close()
             await process._checked_start(program, template, condition)
             refusal = process._refusal
             if refusal is None and process.guardian is not None:
@@ -361,7 +360,10 @@ class GuardedProcess:
             self._open_gate()
             await self._confirm_start(program, template)
         except BaseException:
+            self._close_gate()  # should it be forked yet, it runs nothing
             await to_its_end(self.end(0.0))
+            if self.guardian is None:
+                self._close()  # it finds nobody there
             raise
         return self
 
@@ -552,15 +554,15 @@ class GuardedProcess:
 
     def _open_gate(self) -> None:
         """Let a forked process run."""
-        if self._gate >= 0:
-            with contextlib.suppress(BrokenPipeError):  # it was not forked, or has ended
-                os.write(self._gate, b".")
+        if self._gate is not None:
+            with contextlib.suppress(OSError):  # it was not forked, or has ended
+                self._gate.send(b".", socket.MSG_NOSIGNAL)
             self._close_gate()
 
     def _close_gate(self) -> None:
-        if self._gate >= 0:
-            os.close(self._gate)
-            self._gate = -1
+        gate, self._gate = self._gate, None
+        if gate is not None:
+            gate.close()
 
     def _close(self) -> None:
         self._channel.close()

@@ -352,7 +352,9 @@ class Guardian:
         if self.ending_since is None:
             return False
         try:
-            return nothing_left or (self.press() == 0 and self.only_exempt_are_left())
+            if nothing_left or self.press() > 0:
+                return nothing_left
+            return self.reap_all() or self.only_exempt_are_left()
         except OSError:
             return False  # no memory, or no file descriptor, on the whole machine: try again
 

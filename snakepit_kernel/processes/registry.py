@@ -6,6 +6,7 @@ is verified gone, so at no moment can an owner die and leave a process that nobo
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import fcntl
 import itertools
@@ -225,6 +226,9 @@ class Registry:
         """Do the same, together with others."""
         try:
             await to_its_end(_writes.ask(self, _retirement(run_id, report)))
+        except asyncio.CancelledError:  # perhaps before it was begun: the loop itself is ending
+            self._execute(*_retirement(run_id, report))
+            raise
         finally:
             self._let_go(run_id)
 

@@ -167,8 +167,8 @@ class GuardedRun:
             await self.process.end(0.0)
         if report.verified:
             shutil.rmtree(self._folder, ignore_errors=True)
-            self._report = report
             await self._registry.aretire(self.run_id, report)
+            self._report = report
         return report
 
 

@@ -152,7 +152,7 @@ class Template:
                 self._popen = subprocess.Popen(
                     command,
                     env=environment,
-                    cwd="/" if _paths_are_absolute(env) else cwd,
+                    cwd="/" if _is_the_same_everywhere(command[0], env) else cwd,
                     stdin=subprocess.DEVNULL,
                     stdout=subprocess.DEVNULL,
                     stderr=self._errors,
@@ -177,7 +177,11 @@ class Template:
     # -- asking ------------------------------------------------------------------------------
 
     def fork(
-        self, launch: Mapping[str, Any], channel: socket.socket, gate: int, fds: Sequence[int]
+        self,
+        launch: Mapping[str, Any],
+        channel: socket.socket,
+        gate: socket.socket,
+        fds: Sequence[int],
     ) -> None:
         """Have a guardian and its kernel forked.
 
@@ -188,7 +192,7 @@ class Template:
         channel
             The guardian's end of its channel, on which the answer comes.
         gate
-            File descriptor from which the kernel reads a byte before it runs.
+            From which the kernel reads a byte before it runs.
         fds
             File descriptors for the kernel, as many as ``launch["descriptors"]`` has numbers.
 
@@ -201,7 +205,7 @@ class Template:
             reason = f"{len(fds)} file descriptors are more than can be handed to a template"
             raise CannotFork(reason)
         with _as_file(launch) as file:
-            self._send(LAUNCH, [channel.fileno(), file.fileno(), gate, *fds])
+            self._send(LAUNCH, [channel.fileno(), file.fileno(), gate.fileno(), *fds])
 
     async def objection(self, timeout: float = CHECK_PATIENCE) -> str:
         """Ask whether it would fork now; return why it would not, or nothing.
@@ -330,6 +334,11 @@ def relevant(env: Mapping[str, str]) -> dict[str, str]:
 
 def _lasting(env: Mapping[str, str]) -> dict[str, str]:
     return {name: value for name, value in env.items() if not name.startswith(PASSING_VARIABLES)}
+
+
+def _is_the_same_everywhere(program: str, env: Mapping[str, str]) -> bool:
+    is_relative = os.sep in program and not os.path.isabs(program)  # noqa: PTH117
+    return _paths_are_absolute(env) and not is_relative
 
 
 def _paths_are_absolute(env: Mapping[str, str]) -> bool:

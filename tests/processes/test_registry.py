@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import fcntl
 import logging
 import os
@@ -307,3 +308,19 @@ def test_a_registry_whose_disk_is_full_costs_one_warning_and_works_once_there_is
     assert done.stdout.split() == ["True", "True", "True"], done.stderr
     (warning,) = [line for line in done.stderr.splitlines() if "WARNING" in line]
     assert "cannot be used" in warning
+
+
+@pytest.mark.parametrize("steps", range(1, 5))
+def test_a_run_is_crossed_out_though_the_event_loop_ends_meanwhile(registry, steps):
+    run_id = new_run_id()
+    retiring: list[asyncio.Task[None]] = []
+
+    async def scenario() -> None:
+        await registry.areserve(run_id, label="R")
+        retiring.append(asyncio.create_task(registry.aretire(run_id, EndReport(verified=True))))
+        for _ in range(steps):
+            await asyncio.sleep(0)
+
+    asyncio.run(scenario())
+    assert registry.runs() == []
+    assert retiring[0].done()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import os
 import signal
 import socket
@@ -19,9 +20,11 @@ from typing import Any
 import pytest
 
 from snakepit_kernel import Pool
+from snakepit_kernel.ids import RUN_ID_VARIABLE, new_run_id
 from snakepit_kernel.processes import guarded
 from snakepit_kernel.processes import template as module
 from snakepit_kernel.processes.forking import CHECK
+from snakepit_kernel.processes.guarded import GuardedProcess
 from snakepit_kernel.processes.template import (
     CannotFork,
     Kind,
@@ -327,8 +330,6 @@ def test_one_that_cannot_start_means_exec_and_says_why(tmp_path):
     )
     program.chmod(0o700)
     kind = Kind((str(program), *PROGRAM[1:]))
-    from snakepit_kernel.ids import RUN_ID_VARIABLE, new_run_id
-    from snakepit_kernel.processes.guarded import GuardedProcess
 
     async def scenario() -> None:
         run_id = new_run_id()
@@ -495,6 +496,84 @@ asyncio.run(main())
 def test_what_took_the_number_of_a_closed_stream_stays_the_owners(tmp_path):
     command = [sys.executable, "-c", WITHOUT_STREAMS, str(tmp_path / "own")]
     assert subprocess.check_output(command, timeout=60) == b"False"
+
+
+UNIGNORED = """
+import asyncio, os, pathlib, signal, sys
+sys.path.insert(0, sys.argv[1])
+signal.signal(signal.SIGPIPE, signal.SIG_DFL)
+from snakepit_kernel.ids import new_run_id
+from snakepit_kernel.processes.guarded import GuardedProcess
+from snakepit_kernel.processes.template import Kind
+
+async def start():
+    program = (sys.executable, "-m", "snakepit_kernel.kernel")
+    run_id = new_run_id()
+    process = await GuardedProcess.start(
+        [*program, "-f", f"{sys.argv[1]}/kernel.json"],
+        run_id=run_id, grace=0.1, env=os.environ, before=lambda: asyncio.sleep(0.2),
+        kind=Kind((*program, "--template"), ("edited",), (sys.argv[1],)),
+    )
+    assert process.not_forked_because is None
+    await process.end(0.0)
+
+path = pathlib.Path(sys.argv[1], "edited.py")
+for number in range(2):
+    path.write_text(f"number = {number * 1000}")
+    asyncio.run(start())
+"""
+
+
+def test_an_owner_that_does_not_ignore_sigpipe_survives_a_template_that_refuses(tmp_path):
+    command = [sys.executable, "-c", UNIGNORED, str(tmp_path)]
+    assert subprocess.run(command, timeout=60, check=False).returncode == 0
+
+
+def test_a_start_that_is_cancelled_while_its_template_imports_leaves_nothing_open(
+    write_module, tmp_path, monkeypatch
+):
+    write_module("slow_to_import", "import time\ntime.sleep(4)")
+    monkeypatch.setattr(guarded, "END_PATIENCE", 1.0)
+
+    async def scenario() -> None:
+        task = asyncio.create_task(
+            GuardedProcess.start(
+                [*PROGRAM[:-1], "-f", str(tmp_path / "kernel.json")],
+                run_id=new_run_id(),
+                grace=0.1,
+                env=os.environ,
+                before=lambda: asyncio.sleep(600),
+                kind=Kind(PROGRAM, ("slow_to_import",), (str(tmp_path),)),
+            )
+        )
+        await asyncio.sleep(0.5)
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+
+    before = len(os.listdir("/proc/self/fd"))
+    asyncio.run(scenario())
+    module.close_templates()
+    gc.collect()
+    assert len(os.listdir("/proc/self/fd")) == before
+
+
+def test_a_template_of_an_interpreter_in_a_relative_place(tmp_path, monkeypatch):
+    (tmp_path / "python").symlink_to(sys.executable)
+    monkeypatch.chdir(tmp_path)
+
+    async def scenario() -> None:
+        run_id = new_run_id()
+        process = await GuardedProcess.start(
+            ["./python", "-m", "snakepit_kernel.kernel", "-f", str(tmp_path / "kernel.json")],
+            run_id=run_id,
+            grace=0.1,
+            env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(os.path.isabs, sys.path))},
+            kind=Kind(("./python", *PROGRAM[1:])),
+        )
+        await process.end(0.0)
+        assert process.not_forked_because is None
+
+    asyncio.run(scenario())
 
 
 def test_what_an_import_started_is_ended_by_the_next_start_when_the_owner_dies_meanwhile(
