@@ -18,7 +18,7 @@ from ..protocol.messages import ToolInfo, WorkerSetup
 from .config import PoolConfig
 from .scheduler import Scheduler
 from .spares import Spares
-from .states import WorkerEvent
+from .states import WorkerEvent, WorkerState
 from .worker import KernelSpecs, Worker, import_path
 
 logger = logging.getLogger(__name__)
@@ -221,10 +221,14 @@ class Crew:
                 ticket.on_grant()
 
     def strand(self, worker: Worker) -> None:
-        """Lend a worker no more, and tell those who wait for it alone."""
+        """Lend a worker no more, and tell those who wait for it alone.
+
+        Who asks for it later waits for its successor.
+        """
         with self._lock:
-            worker.apply(WorkerEvent.STOP)
-            self._tell_stranded(worker)
+            if worker.state not in {WorkerState.STOPPING, WorkerState.DEAD}:
+                worker.apply(WorkerEvent.STOP)
+                self._tell_stranded(worker)
 
     def _tell_stranded(self, worker: Worker) -> None:
         for ticket in self._scheduler.remove(worker):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import concurrent.futures
 import os
 import signal
 import threading
@@ -283,6 +284,21 @@ def test_who_waits_for_a_worker_that_is_given_up_is_told(open_pool):
     with pytest.raises(WorkerDied):
         pool.run("1 + 1", worker=1)
     thread.join()
+
+
+def test_who_asks_for_a_worker_that_is_known_to_be_dead_waits_for_the_next(open_pool):
+    """Whoever talked to it may notice that before the pool's own watch does."""
+    pool = open_pool()
+    crew = pool._engine._crew
+    with crew._lock:
+        pid = crew.workers[1].pid
+        crew.strand(crew.workers[1])
+    with concurrent.futures.ThreadPoolExecutor() as threads:
+        cell = threads.submit(pool.run, "1 + 1", worker=1, timeout=10)
+        while not pool.stats().queued:
+            time.sleep(0.01)
+        os.kill(pid, signal.SIGKILL)
+        assert cell.result().value == 2
 
 
 def test_a_first_cell_on_a_worker_that_has_just_died_says_so_or_waits_for_the_next(open_pool):
