@@ -660,6 +660,9 @@ def guardian_command() -> list[str]:
 def _explain_failure(number: int, what: str) -> str:
     if number == errno.ENOENT and not what:
         return f"{os.strerror(number)}; is the interpreter of this kernelspec still installed?"
+    if number == errno.EAGAIN:
+        limits = "the user's (ulimit -u) or the container's (pids.max)"
+        return f"{os.strerror(number)}; a limit on the number of processes is reached, {limits}"
     return os.strerror(number) + (f": {what}" if what else "")
 
 

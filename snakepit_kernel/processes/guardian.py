@@ -244,22 +244,27 @@ class Guardian:
         self.wakeup = self.catch_signals()
         error_read, self.error_write = os.pipe()
         guardian = os.getpid()  # not asked in the child: we may be dead by then
-        self.kernel_pid = os.fork()
-        if self.kernel_pid == 0:
+        failure = b""
+        try:
+            pid = os.fork()
+        except OSError as error:  # the process table is full
+            pid, failure, self.kernel_alive = -1, str(error.errno).encode(), False
+        if pid == 0:
             self.leave_guardian(guardian)
             return True
+        self.kernel_pid = max(pid, 0)
         for descriptor in (self.error_write, self.kernels_link, *close):
             os.close(descriptor)
         null = os.open(os.devnull, os.O_RDWR)
         for standard in (0, 1, 2):
             os.dup2(null, standard)  # or whoever reads the kernel's output would wait for us too
         os.chdir("/")
-        failure = os.read(error_read, 4096)
+        failure = failure or os.read(error_read, 4096)
         os.close(error_read)
         if failure:
             self.send("failed\t" + failure.decode("utf-8", "replace"))
             return False
-        status = read_status(self.kernel_pid)
+        status = read_status(pid)
         self.kernel_start_time = status.start_time if status else 0
         self.tell("started", str(self.kernel_pid), str(self.kernel_start_time))
         return False

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import gc
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -34,6 +35,13 @@ from snakepit_kernel.processes.template import (
 )
 
 pytestmark = pytest.mark.usefixtures("with_templates")
+
+CGROUPS = [
+    path.parent
+    for path in Path("/sys/fs/cgroup").glob("pids/cgroup.procs")
+    if os.access(path.parent, os.W_OK)
+]
+"""Where the number of processes of a group can be limited."""
 
 PROGRAM = (sys.executable, "-m", "snakepit_kernel.kernel", "--template")
 
@@ -496,6 +504,55 @@ asyncio.run(main())
 def test_what_took_the_number_of_a_closed_stream_stays_the_owners(tmp_path):
     command = [sys.executable, "-c", WITHOUT_STREAMS, str(tmp_path / "own")]
     assert subprocess.check_output(command, timeout=60) == b"False"
+
+
+CROWDED = """
+import asyncio, os, pathlib, sys
+from snakepit_kernel.errors import StartFailed
+from snakepit_kernel.ids import new_run_id
+from snakepit_kernel.processes.guarded import GuardedProcess
+from snakepit_kernel.processes.template import Kind
+
+group = pathlib.Path(sys.argv[2])
+(group / "cgroup.procs").write_text(str(os.getpid()))
+
+async def start():
+    program = (sys.executable, "-m", "snakepit_kernel.kernel")
+    run_id = new_run_id()
+    process = await GuardedProcess.start(
+        [*program, "-f", f"{sys.argv[1]}/kernel.json"],
+        run_id=run_id, grace=0.1, env=os.environ, kind=Kind((*program, "--template")),
+    )
+    await process.end(0.0)
+    return process.not_forked_because
+
+assert asyncio.run(start()) is None
+number = (group / "pids.current").read_text()
+for room in range(2):  # for neither, and for a guardian without a kernel
+    (group / "pids.max").write_text(str(int(number) + room))
+    try:
+        asyncio.run(start())
+    except StartFailed as error:
+        print(error)
+    assert (group / "pids.current").read_text() == number
+(group / "pids.max").write_text("max")
+assert asyncio.run(start()) is None
+"""
+
+
+@pytest.mark.skipif(not CGROUPS, reason="no cgroup can be made that limits processes")
+def test_a_full_process_table_is_named_and_nothing_is_left(tmp_path):
+    group = CGROUPS[0] / f"snakepit-test-{os.getpid()}"
+    group.mkdir()
+    try:
+        command = [sys.executable, "-c", CROWDED, str(tmp_path), str(group)]
+        said = subprocess.check_output(command, timeout=60, text=True)
+    finally:
+        until = time.monotonic() + 5
+        while (group / "cgroup.procs").read_text() and time.monotonic() < until:
+            time.sleep(0.02)
+        group.rmdir()
+    assert len(re.findall(r"could not start: .* limit on the number of processes", said)) == 2
 
 
 UNIGNORED = """
