@@ -586,6 +586,36 @@ def test_an_owner_that_does_not_ignore_sigpipe_survives_a_template_that_refuses(
     assert subprocess.run(command, timeout=60, check=False).returncode == 0
 
 
+def test_a_kernel_runs_nothing_before_its_start_is_allowed(tmp_path):
+    """It would write its connection file in a tenth of the time for which it has to wait here."""
+    existed = []
+
+    async def start(number: int) -> None:
+        path = tmp_path / f"kernel-{number}.json"
+
+        async def take_a_while() -> None:
+            await asyncio.sleep(number)
+            existed.append(path.exists())
+
+        run_id = new_run_id()
+        process = await GuardedProcess.start(
+            [*PROGRAM[:-1], "-f", str(path)],
+            run_id=run_id,
+            grace=0.1,
+            env={**os.environ, RUN_ID_VARIABLE: run_id},
+            before=take_a_while,
+            kind=Kind(PROGRAM),
+        )
+        assert await process.ready(20)
+        existed.append(path.exists())
+        await process.end(0.0)
+        assert process.not_forked_because is None
+
+    asyncio.run(start(0))  # starts the template
+    asyncio.run(start(1))
+    assert existed == [False, True] * 2
+
+
 def test_a_start_that_is_cancelled_while_its_template_imports_leaves_nothing_open(
     write_module, tmp_path, monkeypatch
 ):
