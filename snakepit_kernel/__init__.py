@@ -25,6 +25,8 @@ if TYPE_CHECKING:
         SurvivorsError,
         ToolError,
         ToolNotFound,
+        ValueTooLarge,
+        WorkerBusy,
         WorkerDied,
     )
     from .pool.futures import CallFuture
@@ -56,6 +58,8 @@ __all__ = [
     "SurvivorsError",
     "ToolError",
     "ToolNotFound",
+    "ValueTooLarge",
+    "WorkerBusy",
     "WorkerDied",
     "__version__",
     "context",

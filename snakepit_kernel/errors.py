@@ -6,11 +6,13 @@
     ├── PoolSaturated             the queue was full
     ├── QueueTimeout              no worker became free in time        (also TimeoutError)
     ├── CallTimeout               a deadline passed                    (also TimeoutError)
+    ├── WorkerBusy                the only workers that could do it wait for it
     ├── WorkerDied                a worker's process ended
     ├── PoolClosed                the pool has ended                   (also RuntimeError)
     ├── ToolNotFound              no tool of that name                 (also LookupError)
     ├── InvalidArguments          arguments do not fit the tool        (also ValueError)
-    ├── ToolError                 an exception raised in a worker
+    ├── ValueTooLarge             a value is larger than the pool lets travel (also ValueError)
+    ├── ToolError                 an exception raised at the other end
     │   └── CellError             … while it ran a cell
     ├── StartFailed               a process could not be started
     └── SurvivorsError            processes of a run could not be ended
@@ -36,6 +38,8 @@ __all__ = [
     "SurvivorsError",
     "ToolError",
     "ToolNotFound",
+    "ValueTooLarge",
+    "WorkerBusy",
     "WorkerDied",
 ]
 
@@ -75,20 +79,61 @@ class QueueTimeout(SnakepitError, TimeoutError):
 
 
 class CallTimeout(SnakepitError, TimeoutError):
-    """A call's deadline passed; its work was interrupted."""
+    """A call's deadline passed; its work was interrupted.
 
-    def __init__(self, what: str, timeout: float, worker: str | None = None) -> None:
-        super().__init__(what, timeout, worker)
+    Attributes
+    ----------
+    worker
+        Name of the worker that ran it, or None when it did not start.
+    stacks
+        Where the worker's threads were when the deadline passed, as `faulthandler` tells.
+    was_replaced
+        Whether the worker did not heed the interrupt, and was replaced.
+    """
+
+    def __init__(
+        self,
+        what: str,
+        timeout: float,
+        worker: str | None = None,
+        stacks: str = "",
+        was_replaced: bool = False,
+    ) -> None:
+        super().__init__(what, timeout, worker, stacks, was_replaced)
         self.what = what
         self.timeout = timeout
         self.worker = worker
+        self.stacks = stacks
+        self.was_replaced = was_replaced
 
     def __str__(self) -> str:
         if self.worker is None:
             return f"{self.what} did not start within its timeout of {self.timeout:.3g} s"
-        return (
+        text = (
             f"{self.what} passed its timeout of {self.timeout:.3g} s "
             f"on worker {self.worker} and was interrupted"
+        )
+        if self.was_replaced:
+            text += "; it did not heed that, so the worker was replaced"
+        if self.stacks:
+            text += f"; where it was:\n{self.stacks.rstrip()}"
+        return text
+
+
+class WorkerBusy(SnakepitError):
+    """The work would wait for ever: whoever could do it waits for it."""
+
+    def __init__(self, what: str, pool: str, workers: Sequence[str]) -> None:
+        super().__init__(what, pool, tuple(workers))
+        self.what = what
+        self.pool = pool
+        self.workers = tuple(workers)
+
+    def __str__(self) -> str:
+        return (
+            f"{self.what} cannot run in pool {self.pool!r}: it was asked for by a host tool, and "
+            f"{', '.join(self.workers)} wait for that host tool to return; give the pool more "
+            "workers, or call a tool, which a waiting worker serves"
         )
 
 
@@ -162,8 +207,22 @@ class InvalidArguments(SnakepitError, ValueError):
         return f"{self.tool}: {'; '.join(self.problems)}"
 
 
+class ValueTooLarge(SnakepitError, ValueError):
+    """A value is larger than a pool lets travel (``max_value_bytes``)."""
+
+    def __init__(self, limit_bytes: int) -> None:
+        super().__init__(limit_bytes)
+        self.limit_bytes = limit_bytes
+
+    def __str__(self) -> str:
+        return (
+            f"it takes more than {self.limit_bytes:,} bytes (max_value_bytes of the pool); "
+            "pass a part of it, a path, or give the pool another limit"
+        )
+
+
 class ToolError(SnakepitError):
-    """An exception raised by code that ran in a worker.
+    """An exception raised by code that ran at the other end: in a worker, or by a host tool.
 
     Attributes
     ----------
@@ -172,21 +231,26 @@ class ToolError(SnakepitError):
     message
         Its text.
     remote_traceback
-        The full traceback of the worker, with causes, contexts and notes.
+        The full traceback of the other end, with causes, contexts and notes.
+    place
+        ``"worker"``, or ``"notebook"`` for a host tool.
 
     ``__cause__`` is the original exception when it could travel.
     """
 
-    def __init__(self, type_name: str, message: str, remote_traceback: str = "") -> None:
-        super().__init__(type_name, message, remote_traceback)
+    def __init__(
+        self, type_name: str, message: str, remote_traceback: str = "", place: str = "worker"
+    ) -> None:
+        super().__init__(type_name, message, remote_traceback, place)
         self.type_name = type_name
         self.message = message
         self.remote_traceback = remote_traceback
+        self.place = place
 
     def __str__(self) -> str:
         text = f"{self.type_name}: {self.message}" if self.message else self.type_name
         if self.remote_traceback:
-            text += f"\n\nin the worker:\n{self.remote_traceback.rstrip()}"
+            text += f"\n\nin the {self.place}:\n{self.remote_traceback.rstrip()}"
         return text
 
 

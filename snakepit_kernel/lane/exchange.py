@@ -2,38 +2,21 @@
 
 from __future__ import annotations
 
-import linecache
-import re
+import asyncio
 import sys
+from collections import deque
 from collections.abc import Callable
 from typing import Any
 
-from ..errors import InvalidArguments, ToolError, ToolNotFound
-from ..protocol import messages, values
-from ..protocol.frames import Frame, Segment, pack
-
-_PLACE = re.compile(r'  File "(?P<file>.+)", line (?P<line>\d+), in ')
+from ..protocol import messages
+from ..protocol.frames import Frame
+from ..protocol.messages import Chunk, Configured, Failure, HostCall, Output, Progress, Result
+from .answers import error_of, value_of
+from .carrier import Carrier
 
 OnOutput = Callable[[str, str], None]
-
-
-class Interrupted(Exception):
-    """The worker says that the call was interrupted."""
-
-    def __init__(self, traceback: str) -> None:
-        super().__init__(traceback)
-        self.traceback = traceback
-
-
-class RemoteTraceback(Exception):
-    """The text of a worker's traceback, shown as the cause of the exception itself."""
-
-    def __init__(self, text: str) -> None:
-        super().__init__(text)
-        self.text = text
-
-    def __str__(self) -> str:
-        return f"\n\n{self.text}"
+OnProgress = Callable[[Progress], None]
+OnHostCall = Callable[[HostCall, Frame], None]
 
 
 class Exchange:
@@ -54,16 +37,26 @@ class Exchange:
     ----------
     is_answered
         Whether the answer is here.
+    chunks
+        What a stream has yielded and nobody has taken yet.
+    on_host_call
+        Gets each call that comes back; set by whoever drives the lane.
+    waiter
+        Told, once, when something is here that is waited for, by a task of an event loop.
     """
 
     __slots__ = (
         "_exception",
         "_on_output",
+        "_on_progress",
         "_raise_original",
         "_value",
         "call_id",
+        "chunks",
         "is_answered",
         "name",
+        "on_host_call",
+        "waiter",
     )
 
     def __init__(
@@ -72,37 +65,55 @@ class Exchange:
         name: str,
         *,
         on_output: OnOutput | None = None,
+        on_progress: OnProgress | None = None,
         raise_original: bool = False,
     ) -> None:
         self.call_id = call_id
         self.name = name
         self.is_answered = False
+        self.chunks: deque[Any] = deque()
+        self.on_host_call: OnHostCall | None = None
+        self.waiter: asyncio.Future[None] | None = None
         self._on_output = on_output or echo
+        self._on_progress = on_progress or _ignore
         self._raise_original = raise_original
         self._value: Any = None
         self._exception: BaseException | None = None
 
-    def take(self, frame: Frame) -> bool:
-        """Take in a frame; say whether the call has its answer.
-
-        A late answer to an earlier call, one that was given up, is dropped.
-        """
-        message = messages.decode_from_worker(frame.header)
-        if isinstance(message, messages.Hello) or message.id != self.call_id:
-            return False
-        if isinstance(message, messages.Output):
-            self._on_output(message.stream, message.text)
-            return False
-        # Before it is restored: who is interrupted there must not wait for another one.
-        self.is_answered = True
+    def take(self, message: messages.FromWorker, frame: Frame, carrier: Carrier) -> None:
+        """Take in a message of this call, and its value from the lane's carrier."""
         match message:
-            case messages.Result():
-                self._restore(frame)
-            case messages.Configured():
+            case Result():
+                # Before it is restored: who is interrupted there must not wait for another one.
+                self.is_answered = True
+                self._restore_value(message, frame, carrier)
+            case Chunk():
+                self.chunks.append(self._restored_chunk(message, frame, carrier))
+            case Failure():
+                self.is_answered = True
+                self._exception = error_of(
+                    carrier,
+                    message,
+                    frame,
+                    self.name,
+                    "worker",
+                    raise_original=self._raise_original,
+                )
+            case Output():
+                self._on_output(message.stream, message.text)
+                return
+            case HostCall():
+                if self.on_host_call is not None:
+                    self.on_host_call(message, frame)
+                return
+            case Progress():
+                self._on_progress(message)
+                return
+            case Configured():
+                self.is_answered = True
                 self._value = message
-            case messages.Failure():
-                self._exception = self._failure(message, frame)
-        return True
+        if self.waiter is not None and not self.waiter.done():
+            self.waiter.set_result(None)
 
     def outcome(self) -> Any:
         """Return the call's value, or raise its exception."""
@@ -110,66 +121,31 @@ class Exchange:
             raise self._exception
         return self._value
 
-    def _restore(self, frame: Frame) -> None:
+    def _restore_value(self, message: Result, frame: Frame, carrier: Carrier) -> None:
         try:
-            self._value = values.loads(frame.body, frame.buffers)
-        except Exception as error:  # noqa: BLE001 - unpickling runs any code; it is this call's answer
-            self._exception = ToolError(
-                type(error).__name__,
-                f"the result of {self.name} cannot be restored here: {error}",
-            )
-            self._exception.__cause__ = error
+            self._value = value_of(carrier, message, frame, self.name)
+        except Exception as error:  # noqa: BLE001 - it is this call's outcome, not the reader's
+            self._exception = error
 
-    def _failure(self, message: messages.Failure, frame: Frame) -> BaseException:
-        match message.kind:
-            case "interrupted":
-                return Interrupted(message.traceback)
-            case "arguments":
-                return InvalidArguments(self.name, message.problems)
-            case "tool":
-                return ToolNotFound(self.name, message.problems)
-        text = with_sources(message.traceback)
-        original = _original(frame)
-        if original is not None and self._raise_original:
-            original.__cause__ = RemoteTraceback(text)
-            return original
-        error = ToolError(message.type_name, message.message, text)
-        error.__cause__ = original
-        for note in getattr(original, "__notes__", ()):
-            error.add_note(note)
-        return error
+    def _restored_chunk(self, message: Chunk, frame: Frame, carrier: Carrier) -> Any:
+        try:
+            return value_of(carrier, message, frame, self.name)
+        except Exception as error:  # noqa: BLE001 - it is raised when its turn has come
+            return Broken(error)
+
+    def next_chunk(self) -> Any:
+        """Return the oldest chunk that nobody has taken, or raise why it cannot be restored."""
+        chunk = self.chunks.popleft()
+        if type(chunk) is Broken:
+            raise chunk.error
+        return chunk
 
 
-def _original(frame: Frame) -> BaseException | None:
-    if not frame.body:
-        return None
-    try:
-        original = values.loads(frame.body, frame.buffers)
-    except Exception:  # noqa: BLE001 - an exception's class may do anything; its text is there
-        return None
-    return original if isinstance(original, BaseException) else None
+class Broken:
+    """Stands in the place of a chunk that could not be restored."""
 
-
-def with_sources(traceback: str) -> str:
-    """Add to a worker's traceback the source lines that only this process knows.
-
-    The worker knows the number of a line in a function of the notebook, but has not its text.
-    """
-    lines = traceback.splitlines()
-    shown = []
-    for line, following in zip(lines, [*lines[1:], ""], strict=True):
-        shown.append(line)
-        place = _PLACE.match(line)
-        if place is not None and not following.startswith("    "):
-            source = linecache.getline(place["file"], int(place["line"])).strip()
-            shown += [f"    {source}"] if source else []
-    return "\n".join(shown)
-
-
-def request(message: messages.ToWorker, value: object) -> list[Segment]:
-    """Lay out a message and its value for sending."""
-    body, buffers = values.dumps(value)
-    return pack(messages.encode(message), body, buffers)
+    def __init__(self, error: Exception) -> None:
+        self.error = error
 
 
 def echo(stream: str, text: str) -> None:
@@ -177,3 +153,7 @@ def echo(stream: str, text: str) -> None:
     target = sys.stdout if stream == "stdout" else sys.stderr
     if target is not None:
         target.write(text)
+
+
+def _ignore(_: Progress) -> None:
+    pass

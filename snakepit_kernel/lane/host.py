@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import itertools
 import os
 import socket
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Sequence
 from functools import partial
-from typing import Literal
 from weakref import WeakSet
 
+from ..protocol import messages
 from ..protocol.frames import Frame, FrameReader, FrameWriter, Segment
-from .page import Page
+from .carrier import Carrier
+from .exchange import Exchange
+from .page import Slot
 
 
 class LaneClosed(ConnectionError):
@@ -21,31 +24,33 @@ class LaneClosed(ConnectionError):
 
 
 class Lane:
-    """One worker's lane, used by one thread or task at a time.
+    """One lane to a worker, held by one caller at a time.
+
+    Its caller has one exchange on it, and others inside that: the calls that are made on behalf of
+    the host calls of the first.
 
     Parameters
     ----------
     sock
         Connected stream socket.
-    page
-        The page beside it.
+    slot
+        The words beside it.
+    carrier
+        Lays out values and restores them.
     """
 
-    def __init__(self, sock: socket.socket, page: Page) -> None:
+    def __init__(self, sock: socket.socket, slot: Slot, carrier: Carrier) -> None:
         self._socket = sock
         self._timeout: float | None = sock.gettimeout()
         self._recv_now = partial(sock.recv_into, flags=socket.MSG_DONTWAIT)
         self._reader = FrameReader()
         self._writer = FrameWriter()
         self._ids = itertools.count(1)
-        self.page = page
+        self._exchanges: dict[int, Exchange] = {}
+        self._loops: dict[asyncio.AbstractEventLoop, int] = {}  # that read it, by their readers
+        self.slot = slot
+        self.carrier = carrier
         _open_lanes.add(self)
-
-    @classmethod
-    def create(cls) -> tuple[Lane, socket.socket]:
-        """Make a lane; return it and the end that the worker inherits, with the page."""
-        ours, theirs = socket.socketpair()
-        return cls(ours, Page.create()), theirs
 
     def fileno(self) -> int:
         """Return the socket's file descriptor, for event loops; -1 when it is closed."""
@@ -100,8 +105,18 @@ class Lane:
             raise LaneClosed(*error.args) from error
         return True
 
-    def receive(self, deadline: float | None = None) -> Frame:
-        """Wait for the next frame.
+    # -- exchanges -----------------------------------------------------------------------------
+
+    def begin(self, exchange: Exchange) -> None:
+        """Give an exchange, from now on, the frames that belong to it."""
+        self._exchanges[exchange.call_id] = exchange
+
+    def end(self, exchange: Exchange) -> None:
+        """Drop what still comes for an exchange."""
+        self._exchanges.pop(exchange.call_id, None)
+
+    def receive(self, deadline: float | None = None) -> None:
+        """Wait for the next frame, and give it to its exchange.
 
         Parameters
         ----------
@@ -125,15 +140,10 @@ class Lane:
                 raise
             except OSError as error:
                 raise LaneClosed(*error.args) from error
-        return frame
+        self._route(frame)
 
-    def receive_ready(self, take: Callable[[Frame], bool]) -> Literal["more", "done"]:
-        """Hand over the frames that have arrived, without waiting, until one is the last.
-
-        Parameters
-        ----------
-        take
-            Handles a frame; says whether it was the one that was waited for.
+    def receive_ready(self) -> None:
+        """Give the frames that have arrived to their exchanges, without waiting.
 
         Raises
         ------
@@ -142,16 +152,95 @@ class Lane:
         """
         while True:
             while (frame := self._reader.next_frame()) is not None:
-                if take(frame):
-                    return "done"
+                self._route(frame)
             if self._reader.at_end:
                 raise LaneClosed
             try:
                 self._reader.receive(self._recv_now)
             except BlockingIOError:
-                return "more"
+                return
             except OSError as error:
                 raise LaneClosed(*error.args) from error
+
+    def _route(self, frame: Frame) -> None:
+        """Give a frame to its exchange; what belongs to a call that was given up is dropped."""
+        message = messages.decode_from_worker(frame.header)
+        if isinstance(message, messages.Hello):
+            return
+        number = message.call if isinstance(message, messages.HostCall) else message.id
+        exchange = self._exchanges.get(number)
+        if exchange is not None:
+            exchange.take(message, frame, self.carrier)
+        elif isinstance(message, messages.WithValue):
+            self.carrier.drop(message)
+
+    # -- in an event loop ----------------------------------------------------------------------
+
+    async def converse(self, exchange: Exchange) -> None:
+        """Send what is to be sent, and wait until an exchange has something new.
+
+        Raises
+        ------
+        LaneClosed
+            The worker is gone.
+        """
+        if exchange.is_answered or exchange.chunks:
+            return
+        with self._read_in(asyncio.get_running_loop()):
+            self.flush_soon()
+            if exchange.is_answered or exchange.chunks:  # it came while a nested call read
+                return
+            exchange.waiter = asyncio.get_running_loop().create_future()
+            try:
+                await exchange.waiter
+            finally:
+                exchange.waiter = None
+
+    @contextlib.contextmanager
+    def _read_in(self, loop: asyncio.AbstractEventLoop) -> Iterator[None]:
+        """Have a loop read the lane, which may do so already for an outer exchange."""
+        descriptor = self.fileno()
+        if descriptor < 0:
+            raise LaneClosed
+        readers = self._loops.get(loop, 0)
+        self._loops[loop] = readers + 1
+        if not readers:
+            loop.add_reader(descriptor, self._on_readable)
+        try:
+            yield
+        finally:
+            self._loops[loop] -= 1
+            if not self._loops[loop]:
+                del self._loops[loop]
+                loop.remove_reader(descriptor)
+                loop.remove_writer(descriptor)
+
+    def _on_readable(self) -> None:
+        try:
+            self.receive_ready()
+        except BaseException as error:  # noqa: BLE001 - handed over to the tasks that wait
+            self._fail(error)
+
+    def flush_soon(self) -> None:
+        """Send what is to be sent, in the running loop, as the worker takes it."""
+        loop = asyncio.get_running_loop()
+        if not self.send_ready():
+            loop.add_writer(self.fileno(), self._flush, loop)
+
+    def _flush(self, loop: asyncio.AbstractEventLoop) -> None:
+        try:
+            if self.send_ready():
+                loop.remove_writer(self.fileno())
+        except LaneClosed as error:
+            loop.remove_writer(self.fileno())
+            self._fail(error)
+
+    def _fail(self, error: BaseException) -> None:
+        for exchange in self._exchanges.values():
+            if exchange.waiter is not None and not exchange.waiter.done():
+                exchange.waiter.set_exception(error)
+
+    # -- details -------------------------------------------------------------------------------
 
     def _limit(self, deadline: float | None) -> None:
         """Let the next system call wait until the deadline at most."""
@@ -174,7 +263,7 @@ class Lane:
         """Close the lane, when no thread uses it. The worker sees it and ends."""
         if self._socket.fileno() >= 0:
             self._socket.close()
-            self.page.close()
+            self.carrier.close()
         _open_lanes.discard(self)
 
 

@@ -1,69 +1,189 @@
-"""The page that owner and worker share: it names the call that is to be interrupted.
+"""The memory that owner and worker share beside their lanes.
 
 An interrupt is a signal, and a signal names no call. It may arrive when the call it was meant for
 has ended and the next one runs. So the owner writes the id of the call into the page first, and
-the worker compares.
+the worker compares. A signal can be lost, too: Python acts on it between two steps of the
+interpreter, and the next step may be a system call that waits for an hour. So the worker writes
+down which interrupt it has heard, and the owner repeats the signal until it has.
 
-A signal can be lost, too: Python acts on it between two steps of the interpreter, and the next step
-may be a system call that waits for an hour. So the worker writes down which interrupt it has heard,
-and the owner repeats the signal until it has.
+Behind the page lie the arenas of the lanes, in which large buffers travel. Behind those the worker
+writes its stacks when it is asked to, by a signal handler in C, which works while Python does not.
 """
 
 from __future__ import annotations
 
+import faulthandler
+import fcntl
 import mmap
 import os
+import signal
 import struct
 import tempfile
+import time
+from collections.abc import Callable
 
+from .arena import ArenaReader, ArenaWriter
+from .carrier import Carrier
+
+_SLOT = struct.Struct("<QQQQ")
 _WORD = struct.Struct("<Q")
+
+MAX_LANES = mmap.PAGESIZE // _SLOT.size
+"""Lanes that one page serves."""
+
+ARENA_BYTES = 1 << 30
+"""Size of an arena: what may be on its way, or referred to, at a time. Else it goes by the socket.
+
+It costs address space; memory is taken when it is used.
+"""
+
+MAX_STACKS_BYTES = 1 << 16
+
+STACKS_PATIENCE = 0.5
+"""Seconds that the writing of the stacks may take; it takes less than a millisecond."""
+
+STACKS_SIGNAL = signal.SIGRTMAX - 1
+"""Asks for the stacks. A signal that neither Python nor libraries use."""
 
 
 class Page:
-    """One shared page of memory.
+    """One shared page of memory, and what lies behind it.
 
     Parameters
     ----------
     descriptor
-        File descriptor of the page; the page takes it over.
+        File descriptor of the memory; the page takes it over.
+    lanes
+        Number of the worker's lanes.
     """
 
-    def __init__(self, descriptor: int) -> None:
+    def __init__(self, descriptor: int, lanes: int) -> None:
         self.descriptor = descriptor
         self._memory = mmap.mmap(descriptor, mmap.PAGESIZE)
+        self._stacks_at = mmap.PAGESIZE + 2 * lanes * ARENA_BYTES
+        self._has_arenas = os.fstat(descriptor).st_size >= self._stacks_at
 
     @classmethod
-    def create(cls) -> Page:
-        """Make a new page that has no name in any file system."""
+    def create(cls, lanes: int) -> Page:
+        """Make new memory that has no name in any file system, and goes with its processes."""
         if hasattr(os, "memfd_create"):
-            descriptor = os.memfd_create("snakepit-page")
+            descriptor = os.memfd_create("snakepit", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
         else:
             with tempfile.TemporaryFile() as file:
                 descriptor = os.dup(file.fileno())
-        os.ftruncate(descriptor, mmap.PAGESIZE)
-        return cls(descriptor)
+        try:
+            os.ftruncate(descriptor, mmap.PAGESIZE + 2 * lanes * ARENA_BYTES)
+        except OSError:  # a limit on the size of files; then there are no arenas
+            os.ftruncate(descriptor, mmap.PAGESIZE)
+        if hasattr(os, "memfd_create"):  # memory that went away would kill who touches it
+            fcntl.fcntl(descriptor, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK)
+        return cls(descriptor, lanes)
+
+    def carrier(self, number: int, *, is_owner: bool) -> Carrier:
+        """Return how values travel on one of the worker's lanes, for one of its ends."""
+        if not self._has_arenas:
+            return Carrier(None, None)
+        to_worker = mmap.PAGESIZE + 2 * number * ARENA_BYTES
+        to_owner = to_worker + ARENA_BYTES
+        if is_owner:
+            to_worker, to_owner = to_owner, to_worker
+        return Carrier(
+            ArenaWriter(self.descriptor, to_owner, ARENA_BYTES),
+            ArenaReader(self.descriptor, to_worker, ARENA_BYTES),
+        )
+
+    def slot(self, number: int) -> Slot:
+        """Return what belongs to one of the worker's lanes, counted from 0."""
+        return Slot(self._memory, number)
+
+    def close(self) -> None:
+        """Unmap the page. Arenas are closed before."""
+        if self.descriptor >= 0:
+            self._memory.close()
+            os.close(self.descriptor)
+            self.descriptor = -1
+
+    # -- stacks --------------------------------------------------------------------------------
+
+    def offer_stacks(self) -> None:
+        """Have the stacks of this process's threads written whenever the signal comes."""
+        faulthandler.register(STACKS_SIGNAL, file=self.descriptor, all_threads=True)
+
+    def read_stacks(self, ask: Callable[[], None]) -> str:
+        """Return the stacks of all threads of the worker; empty when none come.
+
+        Parameters
+        ----------
+        ask
+            Sends the worker `STACKS_SIGNAL`.
+        """
+        # Both processes have one position in the file: what the worker writes moves it.
+        end = os.lseek(self.descriptor, self._stacks_at, os.SEEK_SET)
+        until = time.monotonic() + STACKS_PATIENCE
+        ask()
+        while time.monotonic() < until:
+            # The handler in C tells nobody when it has finished; that it has stopped is all there
+            # is to see.
+            time.sleep(0.002)
+            last, end = end, os.lseek(self.descriptor, 0, os.SEEK_CUR)
+            if end > self._stacks_at and end == last:
+                break
+        size = min(end - self._stacks_at, MAX_STACKS_BYTES)
+        return os.pread(self.descriptor, size, self._stacks_at).decode("utf-8", "replace")
+
+
+class Slot:
+    """The words of one lane. Each has one writer, and is seen whole or not at all.
+
+    Parameters
+    ----------
+    memory
+        The page.
+    number
+        Number of the lane.
+    """
+
+    __slots__ = ("_at", "_memory")
+
+    def __init__(self, memory: mmap.mmap, number: int) -> None:
+        self._memory = memory
+        self._at = number * _SLOT.size
 
     @property
     def interrupted_call(self) -> int:
         """The id of the call that is to be interrupted, or 0."""
-        word: int = _WORD.unpack_from(self._memory)[0]
+        word: int = _WORD.unpack_from(self._memory, self._at)[0]
         return word
 
     @interrupted_call.setter
     def interrupted_call(self, call_id: int) -> None:
-        _WORD.pack_into(self._memory, 0, call_id)  # 8 aligned bytes: seen whole or not at all
+        _WORD.pack_into(self._memory, self._at, call_id)
 
     @property
     def heard_call(self) -> int:
         """The id of the last call of whose interrupt the worker has heard, or 0."""
-        word: int = _WORD.unpack_from(self._memory, _WORD.size)[0]
+        word: int = _WORD.unpack_from(self._memory, self._at + 8)[0]
         return word
 
     @heard_call.setter
     def heard_call(self, call_id: int) -> None:
-        _WORD.pack_into(self._memory, _WORD.size, call_id)
+        _WORD.pack_into(self._memory, self._at + 8, call_id)
 
-    def close(self) -> None:
-        """Unmap the page."""
-        self._memory.close()
-        os.close(self.descriptor)
+    @property
+    def left_call(self) -> int:
+        """The id of the last stream that its consumer has left, or 0."""
+        word: int = _WORD.unpack_from(self._memory, self._at + 16)[0]
+        return word
+
+    @left_call.setter
+    def left_call(self, call_id: int) -> None:
+        _WORD.pack_into(self._memory, self._at + 16, call_id)
+
+    @property
+    def serves_cell(self) -> bool:
+        """Whether the owner serves the host calls of the cell that runs."""
+        return bool(_WORD.unpack_from(self._memory, self._at + 24)[0])
+
+    @serves_cell.setter
+    def serves_cell(self, is_served: bool) -> None:
+        _WORD.pack_into(self._memory, self._at + 24, is_served)

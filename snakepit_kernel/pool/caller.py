@@ -5,7 +5,7 @@ from __future__ import annotations
 import concurrent.futures
 import contextlib
 import contextvars
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Generator, Iterable, Mapping, Sequence
 from typing import Any, Final, Literal, ParamSpec, TypeVar
 
 from ..errors import ToolNotFound
@@ -14,15 +14,22 @@ from ..protocol.frames import Segment, pack
 from ..protocol.messages import Apply, Call, Define, ToolInfo
 from ..tools import namespace
 from .cells import Cell, OnMessage
-from .config import check_seconds
+from .config import check_count, check_seconds
 from .engine import Engine, MakeFrames
 from .futures import CallFuture
+from .hosting import current_link
 from .results import CellResult
+from .scheduler import Purpose
+from .streams import Stream
 from .work import Work
-from .worker import Worker
+from .worker import Seat
 
 P = ParamSpec("P")
+F = TypeVar("F", bound=Callable[..., Any])
 T = TypeVar("T")
+
+STREAM_BUFFER = 100
+"""Chunks that a stream may be ahead of who takes them."""
 
 DEFAULT: Final = "default"
 """Stands for: what the tool or the pool was told."""
@@ -44,12 +51,12 @@ class Definitions:
         self._frames[info.name] = (version, pack(messages.encode(Define(info.name)), body, buffers))
         self.infos[info.name] = info
 
-    def missing(self, worker: Worker, name: str) -> list[Segment]:
+    def missing(self, seat: Seat, name: str) -> list[Segment]:
         """Return the frame that a worker needs before it can call a tool, or nothing."""
         definition = self._frames.get(name)
-        if definition is None or worker.defined.get(name) == definition[0]:
+        if definition is None or seat.defined.get(name) == definition[0]:
             return []
-        worker.defined[name] = definition[0]
+        seat.defined[name] = definition[0]
         return definition[1]
 
 
@@ -120,6 +127,99 @@ class Caller:
         work, make_frames = self._tool_work(tool, (), dict(arguments or {}), timeout)
         return await self._engine.acall(work, make_frames)
 
+    def stream(
+        self,
+        tool: str,
+        arguments: Mapping[str, Any] | None = None,
+        *,
+        timeout: Timeout = DEFAULT,
+        buffer: int = STREAM_BUFFER,
+    ) -> Stream:
+        """Call a tool that yields, and give its chunks as they come.
+
+        Parameters
+        ----------
+        tool
+            Name of the tool: a generator function, or an asynchronous one.
+        arguments
+            Its arguments by name.
+        timeout
+            Seconds from the first chunk that is asked for until the last one is there.
+        buffer
+            Chunks that the tool may be ahead of who takes them.
+
+        Returns
+        -------
+        Stream
+            An iterator; a worker is taken when the first chunk is asked for.
+
+        Raises
+        ------
+        TypeError
+            The tool does not stream.
+        ToolNotFound, InvalidArguments
+            As for `call`. What else `call` raises is raised in the place of the next chunk, when
+            all chunks before have been taken.
+        """
+        return self._stream(tool, (), dict(arguments or {}), timeout, buffer)
+
+    def astream(
+        self,
+        tool: str,
+        arguments: Mapping[str, Any] | None = None,
+        *,
+        timeout: Timeout = DEFAULT,
+        buffer: int = STREAM_BUFFER,
+    ) -> AsyncGenerator[Any, None]:
+        """Call a tool as `stream` does, without blocking the event loop."""
+        room = check_count("buffer", buffer, 1)
+        begin = self._stream_work(tool, (), dict(arguments or {}), timeout, room)
+
+        async def chunks() -> AsyncGenerator[Any, None]:
+            work, make_frames = begin()
+            async with contextlib.aclosing(self._engine.astream(work, make_frames, room)) as taken:
+                async for chunk in taken:
+                    yield chunk
+
+        return chunks()
+
+    def _stream(
+        self,
+        tool: str,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        timeout: Timeout = DEFAULT,
+        buffer: int = STREAM_BUFFER,
+    ) -> Stream:
+        room = check_count("buffer", buffer, 1)
+        begin = self._stream_work(tool, args, kwargs, timeout, room)
+
+        def chunks() -> Generator[Any, None, None]:
+            work, make_frames = begin()
+            yield from self._engine.stream(work, make_frames, room)
+
+        stream = Stream(chunks(), lambda: self._engine.is_own_thread)
+        link = current_link()
+        if link is not None:
+            link.streams.append(stream)
+        return stream
+
+    def _stream_work(
+        self,
+        tool: str,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        timeout: Timeout,
+        room: int,
+    ) -> Callable[[], tuple[Work, MakeFrames]]:
+        """Check and pickle a stream's request; return what makes its work when it begins."""
+        info = self._find_tool(tool)
+        if not info.streams:
+            msg = f"tool {tool!r} does not stream, it returns one value; call it by call()"
+            raise TypeError(msg)
+        make_frames = self._tool_frames(tool, args, kwargs, room)
+        return lambda: (self._work(tool, timeout, tool_timeout=info.timeout), make_frames)
+
     def _call(
         self, tool: str, args: tuple[Any, ...], kwargs: dict[str, Any], timeout: Timeout = DEFAULT
     ) -> Any:
@@ -129,16 +229,27 @@ class Caller:
     def _tool_work(
         self, tool: str, args: tuple[Any, ...], kwargs: dict[str, Any], timeout: Timeout
     ) -> tuple[Work, MakeFrames]:
-        self._engine.check_open()
         info = self._find_tool(tool)
+        if info.streams:
+            msg = f"tool {tool!r} streams; call it by stream(), or by tools.{tool}(…)"
+            raise TypeError(msg)
+        make_frames = self._tool_frames(tool, args, kwargs)
+        return self._work(tool, timeout, tool_timeout=info.timeout), make_frames
+
+    def _tool_frames(
+        self, tool: str, args: tuple[Any, ...], kwargs: dict[str, Any], room: int = 0
+    ) -> MakeFrames:
+        """Pickle a request before a worker is taken."""
+        self._engine.check_open()
         body, buffers = _pickled(tool, args, kwargs)
         session = self._session_id
 
-        def make_frames(worker: Worker, call_id: int) -> list[Segment]:
-            header = messages.encode(Call(call_id, tool, session))
-            return [*self._definitions.missing(worker, tool), *pack(header, body, buffers)]
+        def make_frames(seat: Seat, call_id: int) -> list[Segment]:
+            message = Call(call_id, tool, session, room)
+            segments = seat.lane.carrier.pack(message, body, buffers)
+            return [*self._definitions.missing(seat, tool), *segments]
 
-        return self._work(tool, timeout, tool_timeout=info.timeout), make_frames
+        return make_frames
 
     def _find_tool(self, name: str) -> ToolInfo:
         info = self._definitions.infos.get(name) or self._engine.tools.get(name)
@@ -149,6 +260,24 @@ class Caller:
     def tool_names(self) -> list[str]:
         """Return the names of all tools."""
         return sorted({**self._engine.tools, **self._definitions.infos})
+
+    # -- host tools ----------------------------------------------------------------------------
+
+    def host_tool(self, function: F) -> F:
+        """Let workers call a function of the notebook; a decorator.
+
+        Workers reach it by ``context.call_host_tool("name", {…})`` or ``context.host_tools.name``
+        while a call, or a cell, of this pool or session runs. It runs here, in the thread that
+        waits for that call, and may call tools itself. Of a future it runs in a thread of its own.
+        Decorating a function of the same name again replaces it.
+
+        Raises
+        ------
+        TypeError
+            It cannot be a host tool.
+        """
+        self._engine.host_tools.add(function, self._session_id)
+        return function
 
     # -- functions -----------------------------------------------------------------------------
 
@@ -197,8 +326,8 @@ class Caller:
             raise TypeError(msg) from error
         session = self._session_id
 
-        def make_frames(_: Worker, call_id: int) -> list[Segment]:
-            return pack(messages.encode(Apply(call_id, session)), body, buffers)
+        def make_frames(seat: Seat, call_id: int) -> list[Segment]:
+            return seat.lane.carrier.pack(Apply(call_id, session), body, buffers)
 
         work = self._work(
             name,
@@ -253,7 +382,9 @@ class Caller:
         Ctrl-C interrupts the cell; the worker keeps its variables.
         """
         cell = _cell(code, push, pull, on_message)
-        return self._engine.run_cell(self._work("a cell", timeout, slot=worker), cell)
+        return self._engine.run_cell(
+            self._work("a cell", timeout, slot=worker, purpose="cell"), cell
+        )
 
     async def arun(
         self,
@@ -270,7 +401,9 @@ class Caller:
         Cancelling the task interrupts the cell.
         """
         cell = _cell(code, push, pull, on_message)
-        return await self._engine.arun_cell(self._work("a cell", timeout, slot=worker), cell)
+        return await self._engine.arun_cell(
+            self._work("a cell", timeout, slot=worker, purpose="cell"), cell
+        )
 
     def run_all(
         self,
@@ -330,7 +463,7 @@ class Caller:
 
     def _apply(self, function: Callable[..., Any], *args: Any, worker: int | None) -> Any:
         _, make_frames = self._function_work(function, args, {})
-        work = self._work(function.__name__, DEFAULT, slot=worker)
+        work = self._work(function.__name__, DEFAULT, slot=worker, purpose="cell")
         return self._engine.call(work, make_frames, raise_original=True)
 
     # -- details -------------------------------------------------------------------------------
@@ -344,6 +477,7 @@ class Caller:
         queue_timeout: Timeout = DEFAULT,
         bounded: bool = True,
         slot: int | None = None,
+        purpose: Purpose = "call",
     ) -> Work:
         config = self._engine.config
         if timeout == DEFAULT:
@@ -357,6 +491,8 @@ class Caller:
             queue_timeout=config.queue_timeout if queue_timeout == DEFAULT else queue_timeout,
             bounded=bounded,
             slot=slot,
+            purpose=purpose,
+            link=current_link(),
         )
 
 
@@ -381,7 +517,10 @@ class Tools:
             raise AttributeError(str(error)) from error
 
         def call(*args: Any, **kwargs: Any) -> Any:
-            return self._caller._call(name, args, kwargs)  # noqa: SLF001
+            caller = self._caller
+            if info.streams:
+                return caller._stream(name, args, kwargs)  # noqa: SLF001
+            return caller._call(name, args, kwargs)  # noqa: SLF001
 
         call.__name__ = call.__qualname__ = name
         call.__doc__ = f"{name}{info.signature}\n\n{info.description}".rstrip()

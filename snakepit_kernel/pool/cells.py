@@ -12,6 +12,7 @@ from jupyter_client.blocking.client import BlockingKernelClient
 from jupyter_client.connect import KernelConnectionInfo
 
 from ..errors import CellError
+from ..lane.host import Lane
 from .results import CellResult
 
 OnMessage = Callable[[dict[str, Any]], None]
@@ -99,7 +100,9 @@ class CellClient:
         request_id = self._client.execute(cell.code, allow_stdin=False, stop_on_error=False)
         return CellRun(request_id, result, cell.on_message)
 
-    def follow(self, run: CellRun, deadline: float | None, is_alive: Callable[[], bool]) -> None:
+    def follow(
+        self, run: CellRun, deadline: float | None, is_alive: Callable[[], bool], lane: Lane
+    ) -> None:
         """Collect what a cell gives until it has ended. Can be called again after an exception.
 
         Parameters
@@ -110,6 +113,8 @@ class CellClient:
             `time.monotonic` at which to give up; the cell goes on.
         is_alive
             Says whether the worker still lives; asked whenever nothing arrives.
+        lane
+            Where the cell calls host tools.
 
         Raises
         ------
@@ -118,13 +123,20 @@ class CellClient:
         ConnectionError
             The worker is gone.
         """
-        while not run.has_ended:
-            for channel in self._ready(deadline, is_alive):
-                message = channel.get_msg(timeout=0)
-                if message["parent_header"].get("msg_id") == run.request_id:
-                    run.take(message)
+        descriptor = lane.fileno()
+        self._poller.register(descriptor, zmq.POLLIN)
+        try:
+            while not run.has_ended:
+                for channel in self._ready(deadline, is_alive, lane):
+                    message = channel.get_msg(timeout=0)
+                    if message["parent_header"].get("msg_id") == run.request_id:
+                        run.take(message)
+        finally:
+            self._poller.unregister(descriptor)
 
-    def _ready(self, deadline: float | None, is_alive: Callable[[], bool]) -> list[Any]:
+    def _ready(
+        self, deadline: float | None, is_alive: Callable[[], bool], lane: Lane | None = None
+    ) -> list[Any]:
         """Wait until a channel has a message; return those that have."""
         while True:
             step = 0.1 if deadline is None else min(0.1, deadline - time.monotonic())
@@ -133,6 +145,9 @@ class CellClient:
             # The step is not for output, which wakes us; it is for the death of the worker, of
             # which a ZeroMQ socket says nothing.
             events = dict(self._poller.poll(max(1, int(step * 1000))))
+            if lane is not None and lane.fileno() in events:
+                lane.receive_ready()
+                return [c for c in (self._iopub, self._shell) if c.socket in events]
             if events:
                 return [c for c in (self._iopub, self._shell) if c.socket in events]
             if not is_alive():

@@ -12,10 +12,13 @@ from typing import Any, Literal, get_args
 from ..errors import suggest
 from ..ids import check_name
 from ..tools.registry import name_of
+from .scheduler import Purpose
 
 Affinity = Literal["hint"]
+Profile = Literal["process", "thread"]
 
 MAX_WORKERS = 150
+MAX_THREADS = 100
 
 DEFAULT_QUEUE_TIMEOUT = 10.0
 """Seconds that a caller who waits may stay in the queue when the pool was not told otherwise."""
@@ -41,6 +44,8 @@ class PoolConfig:
     workers: int
     adapter: object
     name: str
+    profile: Profile
+    threads_per_worker: int
     affinity: Affinity
     max_queue: int
     queue_timeout: float | None
@@ -61,6 +66,8 @@ class PoolConfig:
         workers: int | None,
         adapter: object,
         name: str,
+        profile: str,
+        threads_per_worker: int,
         affinity: str,
         max_queue: int,
         queue_timeout: float | Literal["default"] | None,
@@ -80,9 +87,14 @@ class PoolConfig:
         TypeError, ValueError, NotADirectoryError
             An option is wrong; the text names it and says what would be right.
         """
-        count = usable_cores() if workers is None else _count("workers", workers, 1, MAX_WORKERS)
+        count = (
+            usable_cores() if workers is None else check_count("workers", workers, 1, MAX_WORKERS)
+        )
         if affinity not in get_args(Affinity):
             msg = f"affinity {affinity!r} is not known{suggest(affinity, get_args(Affinity))}"
+            raise ValueError(msg)
+        if profile not in get_args(Profile):
+            msg = f"profile {profile!r} is not known{suggest(profile, get_args(Profile))}"
             raise ValueError(msg)
         if adapter is not None and not isinstance(adapter, str | type):
             import types
@@ -105,8 +117,12 @@ class PoolConfig:
             workers=count,
             adapter=adapter,
             name=check_name("pool", name),
+            profile="thread" if profile == "thread" else "process",
+            threads_per_worker=check_count(
+                "threads_per_worker", threads_per_worker, 1, MAX_THREADS
+            ),
             affinity="hint",
-            max_queue=_count("max_queue", max_queue, 0, None),
+            max_queue=check_count("max_queue", max_queue, 0),
             queue_timeout=(
                 DEFAULT_QUEUE_TIMEOUT
                 if chosen == "default"
@@ -120,12 +136,20 @@ class PoolConfig:
             timeout=check_seconds("timeout", timeout),
             grace=check_seconds("grace", grace, allow_zero=True) or 0.0,
             preload=tuple(preload),
-            standby=_count("standby", standby, 0, MAX_WORKERS),
+            standby=check_count("standby", standby, 0, MAX_WORKERS),
             env=_environment(env),
             cwd=folder,
             kernel_name=kernel_name,
             start_timeout=check_seconds("start_timeout", start_timeout) or math.inf,
         )
+
+    @property
+    def seats(self) -> list[frozenset[Purpose]]:
+        """What the places at each worker are good for, that of its main thread first."""
+        if self.profile == "process":
+            return [frozenset({"call", "cell"})]
+        for_calls: frozenset[Purpose] = frozenset({"call"})
+        return [frozenset({"cell"}), *[for_calls] * self.threads_per_worker]
 
     @property
     def adapter_name(self) -> str:
@@ -143,7 +167,8 @@ class PoolConfig:
         return environment
 
 
-def _count(name: str, value: Any, least: int, most: int | None) -> int:
+def check_count(name: str, value: Any, least: int, most: int | None = None) -> int:
+    """Return a whole number between two bounds; say what is wrong with a bad one."""
     if isinstance(value, bool) or not isinstance(value, int):
         msg = f"{name} must be a whole number, not {value!r}"
         raise TypeError(msg)

@@ -19,7 +19,7 @@ from .config import PoolConfig
 from .scheduler import Scheduler
 from .spares import Spares
 from .states import WorkerEvent, WorkerState
-from .worker import KernelSpecs, Worker, import_path
+from .worker import KernelSpecs, Seat, Worker, import_path
 
 logger = logging.getLogger(__name__)
 
@@ -54,7 +54,7 @@ class Crew:
     scheduler
         Lends the workers; what waits for one that leaves is told.
     lend
-        Called, under the lock, with a worker that is free for the first time.
+        Called, under the lock, with each seat of a worker that is free for the first time.
 
     Attributes
     ----------
@@ -78,8 +78,8 @@ class Crew:
         *,
         supervisor: Supervisor,
         lock: threading.RLock,
-        scheduler: Scheduler[Worker],
-        lend: Callable[[Worker], None],
+        scheduler: Scheduler[Seat],
+        lend: Callable[[Seat], None],
     ) -> None:
         self.workers: dict[int, Worker] = {}
         self.tools: dict[str, ToolInfo] = {}
@@ -147,7 +147,8 @@ class Crew:
         with self._lock:
             predecessor = self.workers.get(worker.slot)
             if predecessor is not None:
-                self._scheduler.replace(predecessor, worker)
+                for seat, successor in zip(predecessor.seats, worker.seats, strict=True):
+                    self._scheduler.replace(seat, successor)
             self.workers[worker.slot] = worker
             self.started += 1
 
@@ -158,6 +159,7 @@ class Crew:
             pool=self._config.name,
             worker=worker.name,
             preload=list(self._config.preload),
+            has_threads=self._config.profile == "thread",
         )
         await worker.start(setup)
         worker.apply(WorkerEvent.ANSWER)
@@ -167,7 +169,8 @@ class Crew:
         assert worker.configured is not None
         with self._lock:
             self.tools = {tool.name: tool for tool in worker.configured.tools} | self.tools
-            self._lend(worker)
+            for seat in worker.seats:
+                self._lend(seat)
         self._watch_over(self._watch(worker))
 
     def _watch_over(self, work: Coroutine[Any, Any, object]) -> None:
@@ -231,12 +234,22 @@ class Crew:
                 self._tell_stranded(worker)
 
     def _tell_stranded(self, worker: Worker) -> None:
-        for ticket in self._scheduler.remove(worker):
-            ticket.on_grant()
+        for seat in worker.seats:
+            for ticket in self._scheduler.remove(seat):
+                ticket.on_grant()
 
-    def condemn(self, worker: Worker) -> None:
-        """Have a worker ended that does not listen; its slot is refilled when it is gone."""
-        self.strand(worker)
+    def condemn(self, seat: Seat) -> None:
+        """Have a worker ended that does not listen; its slot is refilled when it is gone.
+
+        Other calls that it serves at the same time come to their end first.
+        """
+        worker = seat.worker
+        with self._lock:
+            self.strand(worker)
+            worker.is_condemned = True
+            others = [other for other in worker.seats if other is not seat]
+            if any(other.holder is not None for other in others):
+                return
         worker.condemn()
 
     # -- ending --------------------------------------------------------------------------------

@@ -4,26 +4,38 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import contextvars
+import logging
+import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncGenerator, Callable, Generator, Iterator
+from functools import partial
 from typing import Any
 
 import zmq
 
 from ..errors import CallTimeout, SnakepitError, ToolError, WorkerDied
-from ..lane.exchange import Exchange, request
-from ..lane.host import LaneClosed
-from ..protocol.frames import Segment
-from ..protocol.messages import Apply, OpenChannels
-from ..tools.context import enter_cell
+from ..lane import answers
+from ..lane.exchange import Exchange
+from ..lane.host import Lane, LaneClosed
+from ..protocol import messages
+from ..protocol.frames import Frame, Segment, pack
+from ..protocol.messages import Apply, HostCall, Leave, More, OpenChannels
+from ..tools.context import CELL, enter_cell
 from ..tools.namespace import last_value, pull, push
 from .cells import Cell, CellClient, CellRun
+from .hosting import Host, Link
 from .results import CellResult
 from .work import Work
-from .worker import Worker, converse
+from .worker import Seat, Worker
+
+logger = logging.getLogger(__name__)
 
 INTERRUPT_AGAIN = 0.1
 """Seconds after which an interrupt that was not heard is repeated."""
+
+LEAVE_PATIENCE = 0.25
+"""Seconds that a stream may take to its next chunk when nobody wants it; then it is interrupted."""
 
 
 class Driver:
@@ -37,8 +49,10 @@ class Driver:
         Seconds that a worker may take to heed an interrupt.
     context
         ZeroMQ context for the Jupyter channels.
+    host
+        Serves the calls that come back.
     condemn
-        Has a worker ended that does not heed one.
+        Has a worker ended that does not heed an interrupt.
     explain
         Makes of the death of a worker that was held the error for whoever held it.
     """
@@ -47,88 +61,250 @@ class Driver:
         self,
         grace: float,
         context: zmq.Context[Any],
-        condemn: Callable[[Worker], None],
+        host: Host,
+        condemn: Callable[[Seat], None],
         explain: Callable[[Worker, WorkerDied], SnakepitError],
     ) -> None:
         self._grace = grace
         self._context = context
+        self._host = host
         self._condemn = condemn
         self._explain = explain
 
-    def drive(
-        self, worker: Worker, exchange: Exchange, segments: list[Segment], work: Work
-    ) -> None:
+    # -- calls ---------------------------------------------------------------------------------
+
+    def drive(self, seat: Seat, exchange: Exchange, segments: list[Segment], work: Work) -> None:
         """Send a request and wait for its answer."""
+        lane = seat.lane
+        deadline = work.deadline
+        exchange.on_host_call = partial(self._serve_here, seat, work)
+        lane.begin(exchange)
         try:
-            worker.lane.send(segments, work.deadline)
+            lane.send(segments, deadline)
             while not exchange.is_answered:
-                exchange.take(worker.lane.receive(work.deadline))
+                lane.receive(deadline)
         except LaneClosed:
-            raise self._explain(worker, worker.death()) from None
+            raise self._explain(seat.worker, seat.worker.death()) from None
         except TimeoutError:
-            self._stop_call(worker, exchange)
-            raise _timed_out(worker, work) from None
+            raise self._stop_late(seat, exchange, work) from None
         except BaseException:
-            self._stop_call(worker, exchange)
+            self._stop(seat, exchange)
             raise
+        finally:
+            lane.end(exchange)
 
     async def drive_async(
-        self, worker: Worker, exchange: Exchange, segments: list[Segment], work: Work
+        self,
+        seat: Seat,
+        exchange: Exchange,
+        segments: list[Segment],
+        work: Work,
+        *,
+        in_threads: bool = False,
     ) -> None:
-        """Do what `drive` does, while the running event loop goes on."""
-        until = work.deadline
+        """Do what `drive` does, while the running event loop goes on.
+
+        Parameters
+        ----------
+        seat, exchange, segments, work
+            As for `drive`.
+        in_threads
+            Whether host calls are served in threads, because the loop is not the caller's own.
+        """
+        async with self._driving_async(seat, exchange, work, in_threads=in_threads):
+            seat.lane.put(segments)
+            while not exchange.is_answered:
+                await _news(seat.lane, exchange, work.deadline)
+
+    @contextlib.asynccontextmanager
+    async def _driving_async(
+        self,
+        seat: Seat,
+        exchange: Exchange,
+        work: Work,
+        *,
+        in_threads: bool = False,
+        streams: bool = False,
+    ) -> AsyncGenerator[None, None]:
+        """Serve and stop a call, around what waits for its answer."""
+        lane = seat.lane
+        served = _Served(self._host, seat, work, in_threads=in_threads)
+        exchange.on_host_call = served.begin
+        lane.begin(exchange)
         try:
-            worker.lane.put(segments)
-            if until is None:
-                await converse(worker.lane, exchange)
-            else:
-                async with asyncio.timeout(until - time.monotonic()):
-                    await converse(worker.lane, exchange)
+            yield
         except LaneClosed:
-            raise self._explain(worker, await worker.adeath()) from None
+            raise self._explain(seat.worker, await seat.worker.adeath()) from None
         except TimeoutError:
-            await self._stop_call_async(worker, exchange)
-            raise _timed_out(worker, work) from None
-        except GeneratorExit:  # the loop was closed with this in it: nobody can wait for the stop
-            self._condemn(worker)
+            await served.cancel()
+            stacks = await asyncio.to_thread(seat.worker.stacks)
+            was_replaced = not await self._stop_async(seat, exchange)
+            raise _timed_out(seat, work, stacks, was_replaced) from None
+        except GeneratorExit:
+            if streams:
+                await self._leave_async(seat, exchange)
+            else:  # the loop was closed with this in it: nobody can wait for the stop
+                self._condemn(seat)
             raise
         except BaseException:
-            await self._stop_call_async(worker, exchange)
+            await served.cancel()
+            await self._stop_async(seat, exchange)
             raise
+        finally:
+            lane.end(exchange)
 
-    def run_cell(self, worker: Worker, work: Work, cell: Cell) -> CellResult:
+    # -- streams -------------------------------------------------------------------------------
+
+    def stream(
+        self, seat: Seat, exchange: Exchange, segments: list[Segment], work: Work, room: int
+    ) -> Generator[Any, None, None]:
+        """Send a request and yield the chunks, until the answer comes or the consumer leaves."""
+        lane = seat.lane
+        deadline = work.deadline
+        exchange.on_host_call = partial(self._serve_here, seat, work)
+        lane.begin(exchange)
+        try:
+            lane.send(segments, deadline)
+            taken = 0
+            while True:
+                while not exchange.chunks and not exchange.is_answered:
+                    lane.receive(deadline)
+                if not exchange.chunks:
+                    return
+                taken += 1
+                if taken * 2 >= room and not exchange.is_answered:
+                    lane.send(pack(messages.encode(More(exchange.call_id, taken))), deadline)
+                    taken = 0
+                if deadline is not None and time.monotonic() > deadline:
+                    raise TimeoutError
+                yield exchange.next_chunk()
+        except LaneClosed:
+            raise self._explain(seat.worker, seat.worker.death()) from None
+        except TimeoutError:
+            raise self._stop_late(seat, exchange, work) from None
+        except GeneratorExit:
+            self._leave(seat, exchange)
+            raise
+        except BaseException:
+            self._stop(seat, exchange)
+            raise
+        finally:
+            lane.end(exchange)
+
+    async def stream_async(
+        self, seat: Seat, exchange: Exchange, segments: list[Segment], work: Work, room: int
+    ) -> AsyncGenerator[Any, None]:
+        """Do what `stream` does, while the running event loop goes on."""
+        lane = seat.lane
+        async with self._driving_async(seat, exchange, work, streams=True):
+            lane.put(segments)
+            taken = 0
+            while True:
+                while not exchange.chunks and not exchange.is_answered:
+                    await _news(lane, exchange, work.deadline)
+                if not exchange.chunks:
+                    return
+                taken += 1
+                if taken * 2 >= room and not exchange.is_answered:
+                    lane.put(pack(messages.encode(More(exchange.call_id, taken))))
+                    lane.flush_soon()
+                    taken = 0
+                yield exchange.next_chunk()
+
+    def _leave(self, seat: Seat, exchange: Exchange) -> None:
+        """Close a stream that nobody wants, and wait for that; interrupt one that takes long."""
+        until = time.monotonic() + LEAVE_PATIENCE
+        seat.lane.slot.left_call = exchange.call_id
+        try:
+            seat.lane.send(pack(messages.encode(Leave(exchange.call_id))), until)
+            while not exchange.is_answered:
+                exchange.chunks.clear()
+                seat.lane.receive(until)
+        except LaneClosed:
+            pass
+        except TimeoutError:
+            self._stop(seat, exchange)
+
+    async def _leave_async(self, seat: Seat, exchange: Exchange) -> None:
+        until = time.monotonic() + LEAVE_PATIENCE
+        seat.lane.slot.left_call = exchange.call_id
+        try:
+            seat.lane.put(pack(messages.encode(Leave(exchange.call_id))))
+            while not exchange.is_answered:
+                exchange.chunks.clear()
+                await _news(seat.lane, exchange, until)
+        except LaneClosed:
+            pass
+        except TimeoutError:
+            await self._stop_async(seat, exchange)
+
+    # -- calls that come back ------------------------------------------------------------------
+
+    def _serve_here(self, seat: Seat, work: Work, call: HostCall, frame: Frame) -> None:
+        """Serve a host call in this thread, which drives the lane."""
+        link = _link(seat, work, call, None)
+        try:
+            answer = self._host.serve(link, call, frame, work.session)
+        except BaseException:
+            # Ctrl-C: who waits in the worker must not wait on.
+            interrupted = answers.with_error(seat.lane.carrier, call.id, KeyboardInterrupt())
+            seat.lane.put(interrupted)
+            raise
+        seat.lane.send(answer, work.deadline)
+
+    # -- cells ---------------------------------------------------------------------------------
+
+    def run_cell(self, seat: Seat, work: Work, cell: Cell) -> CellResult:
         """Run a cell, and what belongs to it: its session, variables to push and to pull."""
-        cells = worker.cells or self._open_channels(worker, work)
+        worker = seat.worker
+        cells = worker.cells or self._open_channels(seat, work)
         if worker.session != work.session:
-            self._apply_on(worker, work, enter_cell, work.session)
+            self._apply_on(seat, work, enter_cell, work.session)
             worker.session = work.session
         if cell.push:
-            self._apply_on(worker, work, push, dict(cell.push))
+            self._apply_on(seat, work, push, dict(cell.push))
         run = cells.begin(cell)
-        try:
-            cells.follow(run, work.deadline, lambda: not worker.died.is_set())
-        except TimeoutError:
-            self._stop_cell(worker, run)
-            raise _timed_out(worker, work) from None
-        except ConnectionError:
-            raise self._explain(worker, worker.death()) from None
-        except BaseException:
-            self._stop_cell(worker, run)
-            raise
+        with self._serving_cell(seat, work):
+            try:
+                cells.follow(run, work.deadline, lambda: not worker.died.is_set(), seat.lane)
+            except TimeoutError:
+                stacks = worker.stacks()
+                was_replaced = not self._stop_cell(seat, run)
+                raise _timed_out(seat, work, stacks, was_replaced) from None
+            except ConnectionError:
+                raise self._explain(worker, worker.death()) from None
+            except BaseException:
+                self._stop_cell(seat, run)
+                raise
         result = run.result
         if result.ok and cell.pull:
-            result.pulled = self._apply_on(worker, work, pull, list(cell.pull))
+            result.pulled = self._apply_on(seat, work, pull, list(cell.pull))
         if result.ok and cell.with_value:
             try:
-                result.value = self._apply_on(worker, work, last_value)
+                result.value = self._apply_on(seat, work, last_value)
             except ToolError as error:
                 result.value_error = error
         return result
 
-    def _open_channels(self, worker: Worker, work: Work) -> CellClient:
+    @contextlib.contextmanager
+    def _serving_cell(self, seat: Seat, work: Work) -> Iterator[None]:
+        """Serve the host calls of the cell that runs."""
+        exchange = Exchange(CELL, work.name)
+        exchange.on_host_call = partial(self._serve_here, seat, work)
+        seat.lane.begin(exchange)
+        seat.lane.slot.serves_cell = True
+        try:
+            yield
+        finally:
+            seat.lane.slot.serves_cell = False
+            seat.lane.end(exchange)
+
+    def _open_channels(self, seat: Seat, work: Work) -> CellClient:
         """Open the Jupyter channels to a worker; with its first cell."""
-        exchange = Exchange(worker.lane.new_call_id(), work.name)
-        self.drive(worker, exchange, request(OpenChannels(exchange.call_id), None), work)
+        worker = seat.worker
+        exchange = Exchange(seat.lane.new_call_id(), work.name)
+        segments = pack(messages.encode(OpenChannels(exchange.call_id)))
+        self.drive(seat, exchange, segments, work)
         exchange.outcome()
         connection = worker.manager.get_connection_info()
         cells = CellClient(worker.name, connection, self._context)
@@ -137,84 +313,169 @@ class Driver:
         except BaseException as error:
             cells.close()
             if isinstance(error, TimeoutError):
-                raise _timed_out(worker, work) from None
+                raise _timed_out(seat, work) from None
             if isinstance(error, ConnectionError):
                 raise self._explain(worker, worker.death()) from None
             raise
         worker.cells = cells
         return cells
 
-    def _apply_on(
-        self, worker: Worker, work: Work, function: Callable[..., Any], *args: Any
-    ) -> Any:
+    def _apply_on(self, seat: Seat, work: Work, function: Callable[..., Any], *args: Any) -> Any:
         """Call a function in a worker that is held."""
-        exchange = Exchange(worker.lane.new_call_id(), work.name)
-        segments = request(Apply(exchange.call_id, work.session), (function, args, {}))
-        self.drive(worker, exchange, segments, work)
+        exchange = Exchange(seat.lane.new_call_id(), work.name)
+        message = Apply(exchange.call_id, work.session)
+        segments = seat.lane.carrier.pack_value(message, (function, args, {}))
+        self.drive(seat, exchange, segments, work)
         return exchange.outcome()
 
     # -- stopping ------------------------------------------------------------------------------
 
-    def _stop_call(self, worker: Worker, exchange: Exchange) -> None:
-        """Interrupt a call and wait for that; a worker that does not listen is ended."""
+    def _stop_late(self, seat: Seat, exchange: Exchange, work: Work) -> CallTimeout:
+        """Stop a call whose deadline has passed; return the error for its caller."""
+        stacks = seat.worker.stacks()  # before it is interrupted: where it was is what matters
+        was_replaced = not self._stop(seat, exchange)
+        return _timed_out(seat, work, stacks, was_replaced)
+
+    def _stop(self, seat: Seat, exchange: Exchange) -> bool:
+        """Interrupt a call and wait for that; end a worker that does not listen.
+
+        Returns
+        -------
+        bool
+            Whether it listened.
+        """
         until = time.monotonic() + self._grace
         try:
-            worker.interrupt(exchange.call_id)
-            worker.lane.send([], until)
+            seat.interrupt(exchange.call_id)
+            seat.lane.send([], until)
             while not exchange.is_answered:
+                exchange.chunks.clear()
                 try:
                     again = time.monotonic() + INTERRUPT_AGAIN
-                    exchange.take(worker.lane.receive(min(until, again)))
+                    seat.lane.receive(min(until, again))
                 except TimeoutError:
                     if time.monotonic() >= until:
                         raise
-                    worker.interrupt(exchange.call_id)
+                    seat.interrupt(exchange.call_id)
         except LaneClosed:
             pass
         except BaseException as error:
-            self._condemn(worker)
+            self._condemn(seat)
             if not isinstance(error, TimeoutError):
                 raise  # a second Ctrl-C
+            logger.warning("%s did not heed an interrupt; it is replaced", seat.worker.name)
+            return False
+        return True
 
-    async def _stop_call_async(self, worker: Worker, exchange: Exchange) -> None:
+    async def _stop_async(self, seat: Seat, exchange: Exchange) -> bool:
         try:
             async with asyncio.timeout(self._grace):
-                with insisting(worker, exchange.call_id):
-                    await converse(worker.lane, exchange)
+                with insisting(seat, exchange.call_id):
+                    while not exchange.is_answered:
+                        exchange.chunks.clear()
+                        await seat.lane.converse(exchange)
         except LaneClosed:
             pass
         except BaseException as error:
-            self._condemn(worker)
+            self._condemn(seat)
             if not isinstance(error, TimeoutError):
                 raise  # cancelled again
+            logger.warning("%s did not heed an interrupt; it is replaced", seat.worker.name)
+            return False
+        return True
 
-    def _stop_cell(self, worker: Worker, run: CellRun) -> None:
+    def _stop_cell(self, seat: Seat, run: CellRun) -> bool:
         """Interrupt a cell and wait for that; a worker that does not listen is ended."""
+        worker = seat.worker
         assert worker.cells is not None
         until = time.monotonic() + self._grace
-        call_id = worker.lane.new_call_id()
+        call_id = seat.lane.new_call_id()
         try:
             while not run.has_ended and not worker.died.is_set():
-                worker.interrupt(call_id)
+                seat.interrupt(call_id)
                 if time.monotonic() > until:
-                    self._condemn(worker)
-                    return
+                    self._condemn(seat)
+                    return False
                 step = min(until, time.monotonic() + INTERRUPT_AGAIN)
                 with contextlib.suppress(TimeoutError, ConnectionError):
-                    worker.cells.follow(run, step, lambda: not worker.died.is_set())
+                    worker.cells.follow(run, step, lambda: not worker.died.is_set(), seat.lane)
         except BaseException:  # a second Ctrl-C
-            self._condemn(worker)
+            self._condemn(seat)
             raise
+        return True
+
+
+class _Served:
+    """The host calls of one call that an event loop drives.
+
+    A plain function of the notebook runs in the loop's own thread, as a callback would; a coroutine
+    function in a task. Where the loop is the pool's own, each runs in a thread instead.
+    """
+
+    def __init__(self, host: Host, seat: Seat, work: Work, *, in_threads: bool) -> None:
+        self._host = host
+        self._seat = seat
+        self._work = work
+        self._in_threads = in_threads
+        self._loop = asyncio.get_running_loop()
+        self._context = contextvars.copy_context()
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    def begin(self, call: HostCall, frame: Frame) -> None:
+        """Serve a host call, now or soon."""
+        session = self._work.session
+        link = _link(self._seat, self._work, call, self._loop)
+        if self._in_threads:
+            arguments = (self._context.run, self._serve_apart, link, call, frame)
+            threading.Thread(target=arguments[0], args=arguments[1:], daemon=True).start()
+        elif self._host.is_async(call, session):
+            # In a copy of the caller's context, not in that of the loop's reader.
+            task = self._loop.create_task(
+                self._serve_soon(link, call, frame), context=self._context.copy()
+            )
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
+        else:
+            serve = partial(self._host.serve, link, call, frame, session)
+            self._answer(self._context.copy().run(serve))
+
+    async def _serve_soon(self, link: Link, call: HostCall, frame: Frame) -> None:
+        try:
+            answer = await self._host.serve_async(link, call, frame, self._work.session)
+        except BaseException:
+            carrier = self._seat.lane.carrier
+            self._answer(answers.with_error(carrier, call.id, KeyboardInterrupt()))
+            raise
+        self._answer(answer)
+
+    def _serve_apart(self, link: Link, call: HostCall, frame: Frame) -> None:
+        answer = self._host.serve(link, call, frame, self._work.session)
+        with contextlib.suppress(RuntimeError):  # the pool has ended meanwhile
+            self._loop.call_soon_threadsafe(self._answer, answer)
+
+    def _answer(self, answer: list[Segment]) -> None:
+        lane: Lane = self._seat.lane
+        with contextlib.suppress(LaneClosed):  # seen by who waits for the call itself
+            lane.put(answer)
+            if lane.fileno() >= 0:
+                lane.flush_soon()
+
+    async def cancel(self) -> None:
+        """Cancel what is under way, and wait for that: what it called is stopped with it."""
+        tasks = list(self._tasks)
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
 
 
 @contextlib.contextmanager
-def insisting(worker: Worker, call_id: int) -> Iterator[None]:
+def insisting(seat: Seat, call_id: int) -> Iterator[None]:
     """Interrupt a call until it has heard, while the running event loop goes on."""
     loop = asyncio.get_running_loop()
     timers: list[asyncio.TimerHandle] = []
 
     def again() -> None:
-        worker.interrupt(call_id)
+        seat.interrupt(call_id)
         timers[:] = [loop.call_later(INTERRUPT_AGAIN, again)]
 
     again()
@@ -224,6 +485,26 @@ def insisting(worker: Worker, call_id: int) -> Iterator[None]:
         timers[0].cancel()
 
 
-def _timed_out(worker: Worker, work: Work) -> CallTimeout:
+def _link(seat: Seat, work: Work, call: HostCall, loop: asyncio.AbstractEventLoop | None) -> Link:
+    return Link(
+        seat=seat,
+        can_nest=call.can_nest,
+        deadline=work.deadline,
+        thread=threading.get_ident(),
+        loop=loop,
+        above=work.link,
+    )
+
+
+async def _news(lane: Lane, exchange: Exchange, deadline: float | None) -> None:
+    """Wait, until a deadline, for something new of an exchange."""
+    if deadline is None:
+        await lane.converse(exchange)
+    else:
+        async with asyncio.timeout(deadline - time.monotonic()):
+            await lane.converse(exchange)
+
+
+def _timed_out(seat: Seat, work: Work, stacks: str = "", was_replaced: bool = False) -> CallTimeout:
     assert work.timeout is not None
-    return CallTimeout(work.name, work.timeout, worker.name)
+    return CallTimeout(work.name, work.timeout, seat.worker.name, stacks, was_replaced)

@@ -40,6 +40,11 @@ class Pool(Caller, concurrent.futures.Executor):
         The tools: ``"module:Class"``, ``"module"``, a class or a module. None for no tools.
     name
         Name of the pool, for people and errors.
+    profile
+        ``"process"``: a worker runs one call at a time, in its main thread. ``"thread"``: several,
+        each in a thread; the adapter must declare ``thread_safe = True``.
+    threads_per_worker
+        Calls that a worker runs at the same time in the profile ``"thread"``, 1 to 100.
     affinity
         ``"hint"``: a session's work prefers the worker that served it last.
     max_queue
@@ -87,6 +92,8 @@ class Pool(Caller, concurrent.futures.Executor):
         *,
         adapter: object = None,
         name: str = "default",
+        profile: Literal["process", "thread"] = "process",
+        threads_per_worker: int = 10,
         affinity: str = "hint",
         max_queue: int = 1000,
         queue_timeout: Timeout = DEFAULT,
@@ -103,6 +110,8 @@ class Pool(Caller, concurrent.futures.Executor):
             workers=workers,
             adapter=adapter,
             name=name,
+            profile=profile,
+            threads_per_worker=threads_per_worker,
             affinity=affinity,
             max_queue=max_queue,
             queue_timeout=queue_timeout,

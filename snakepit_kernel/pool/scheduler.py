@@ -3,10 +3,29 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Hashable
-from typing import Generic, TypeVar
+from collections.abc import Callable, Hashable, Iterable
+from typing import Any, Generic, Literal, Protocol, TypeVar
 
-W = TypeVar("W", bound=Hashable)
+Purpose = Literal["call", "cell"]
+
+
+class Place(Hashable, Protocol):
+    """What is lent: a place at a worker, for one piece of work at a time."""
+
+    @property
+    def purposes(self) -> frozenset[Purpose]:
+        """What it is good for."""
+
+    @property
+    def load(self) -> int:
+        """How many other places at the same worker are lent."""
+
+    @property
+    def neighbours(self) -> Iterable[Any]:
+        """The places at the same worker, itself included."""
+
+
+W = TypeVar("W", bound=Place)
 
 
 MAX_HOMES = 10_000
@@ -18,39 +37,49 @@ class QueueFull(Exception):
 
 
 class Ticket(Generic[W]):
-    """One request for a worker.
+    """One request for a place.
 
     Parameters
     ----------
     on_grant
-        Called when a queued ticket gets its worker, with the pool's lock held: brief, never
+        Called when a queued ticket gets its place, with the pool's lock held: brief, never
         blocking.
     session
         The session of the work; its last worker is preferred.
     wanted
-        The one worker that will do; None for any.
+        The one place that will do; None for any.
+    purpose
+        What it is wanted for.
     """
 
-    __slots__ = ("on_grant", "session", "wanted", "worker")
+    __slots__ = ("on_grant", "purpose", "seat", "session", "wanted")
 
     def __init__(
         self,
         on_grant: Callable[[], None],
         session: str | None = None,
         wanted: W | None = None,
+        purpose: Purpose = "call",
     ) -> None:
         self.on_grant = on_grant
         self.session = session
         self.wanted = wanted
-        self.worker: W | None = None
+        self.purpose: Purpose = purpose
+        self.seat: W | None = None
+
+    def fits(self, seat: W) -> bool:
+        """Whether a place will do."""
+        if self.wanted is not None:
+            return self.wanted == seat
+        return self.purpose in seat.purposes
 
 
 class Scheduler(Generic[W]):
-    """One queue in front of idle workers: first come, first served.
+    """One queue in front of idle places: first come, first served.
 
-    A free worker goes to the head of the queue. Free workers are taken in the order in which they
-    became free, least recently used first, except that a session gets its last worker again when
-    that is free.
+    A free place goes to the first in the queue whom it fits. Free places are taken from the worker
+    that has least to do, and least recently used first, except that a session gets its last worker
+    again when that has a free place.
 
     Parameters
     ----------
@@ -60,7 +89,7 @@ class Scheduler(Generic[W]):
     Attributes
     ----------
     granted
-        The ticket from the queue that got a worker last, until its owner knows of it and clears
+        The ticket from the queue that got a place last, until its owner knows of it and clears
         this. Ctrl-C may come between any two calls; then this says what was under way.
     """
 
@@ -77,28 +106,34 @@ class Scheduler(Generic[W]):
         return len(self._queue)
 
     def request(self, ticket: Ticket[W], *, bounded: bool = True) -> bool:
-        """Grant a worker at once, or queue the ticket.
+        """Grant a place at once, or queue the ticket.
 
         Returns
         -------
         bool
-            Whether the ticket has its worker.
+            Whether the ticket has its place.
 
         Raises
         ------
         QueueFull
             The queue is at its bound, and ``bounded`` is true.
         """
-        worker = self._choose(ticket)
-        if worker is not None:
-            ticket.worker = worker
-            del self._idle[worker]
-            self._remember(ticket, worker)
+        if self.grant(ticket):
             return True
         if bounded and len(self._queue) >= self._max_queue:
             raise QueueFull
         self._queue[ticket] = None
         return False
+
+    def grant(self, ticket: Ticket[W]) -> bool:
+        """Grant a place at once if one is free that fits; say whether it was."""
+        seat = self._choose(ticket)
+        if seat is None:
+            return False
+        ticket.seat = seat
+        del self._idle[seat]
+        self._remember(ticket, seat)
+        return True
 
     def withdraw(self, ticket: Ticket[W]) -> bool:
         """Take a ticket out of the queue; say whether it was still there."""
@@ -107,32 +142,32 @@ class Scheduler(Generic[W]):
         del self._queue[ticket]
         return True
 
-    def add(self, worker: W) -> Ticket[W] | None:
-        """Take in a worker that is free; return the ticket that gets it at once, if any waits."""
+    def add(self, seat: W) -> Ticket[W] | None:
+        """Take in a place that is free; return the ticket that gets it at once, if any waits."""
         for ticket in self._queue:
-            if ticket.wanted is None or ticket.wanted == worker:
-                ticket.worker = worker
+            if ticket.fits(seat):
+                ticket.seat = seat
                 self.granted = ticket
                 del self._queue[ticket]
-                self._remember(ticket, worker)
+                self._remember(ticket, seat)
                 return ticket
-        self._idle[worker] = None
+        self._idle[seat] = None
         return None
 
-    def remove(self, worker: W) -> list[Ticket[W]]:
-        """Forget a worker that is not to be lent any more; return what waited for it alone."""
-        self._idle.pop(worker, None)
-        for session in [session for session, home in self._homes.items() if home == worker]:
+    def remove(self, seat: W) -> list[Ticket[W]]:
+        """Forget a place that is not to be lent any more; return what waited for it alone."""
+        self._idle.pop(seat, None)
+        for session in [session for session, home in self._homes.items() if home == seat]:
             del self._homes[session]
-        stranded = [ticket for ticket in self._queue if ticket.wanted == worker]
+        stranded = [ticket for ticket in self._queue if ticket.wanted == seat]
         for ticket in stranded:
             del self._queue[ticket]
         return stranded
 
-    def replace(self, worker: W, successor: W) -> None:
-        """Let those who wait for one worker alone wait for its successor."""
+    def replace(self, seat: W, successor: W) -> None:
+        """Let those who wait for one place alone wait for its successor."""
         for ticket in self._queue:
-            if ticket.wanted == worker:
+            if ticket.wanted == seat:
                 ticket.wanted = successor
 
     def drain(self) -> list[Ticket[W]]:
@@ -145,17 +180,27 @@ class Scheduler(Generic[W]):
         if ticket.wanted is not None:
             return ticket.wanted if ticket.wanted in self._idle else None
         home = self._homes.get(ticket.session) if ticket.session is not None else None
-        if home is not None and home in self._idle:
-            return home
-        return next(iter(self._idle), None)
+        if home is not None:
+            for seat in home.neighbours:
+                if seat in self._idle and ticket.fits(seat):
+                    found: W = seat
+                    return found
+        best = None
+        for seat in self._idle:
+            if ticket.fits(seat):
+                if seat.load == 0:
+                    return seat
+                if best is None or seat.load < best.load:
+                    best = seat
+        return best
 
-    def is_idle(self, worker: W) -> bool:
-        """Whether a worker is free."""
-        return worker in self._idle
+    def is_idle(self, seat: W) -> bool:
+        """Whether a place is free."""
+        return seat in self._idle
 
-    def _remember(self, ticket: Ticket[W], worker: W) -> None:
+    def _remember(self, ticket: Ticket[W], seat: W) -> None:
         if ticket.session is not None:
-            self._homes[ticket.session] = worker
+            self._homes[ticket.session] = seat
             self._homes.move_to_end(ticket.session)
             if len(self._homes) > MAX_HOMES:
                 self._homes.popitem(last=False)

@@ -6,14 +6,15 @@ import asyncio
 import time
 
 from ..errors import CallTimeout, QueueTimeout, SnakepitError
-from .scheduler import Ticket
-from .worker import Worker
+from .hosting import Link
+from .scheduler import Purpose, Ticket
+from .worker import Seat
 
 OUTCOMES = ("ok", "error", "cancelled", "timeout", "saturated", "lost")
 """What may become of a piece of work: the names of its counters."""
 
 
-class Work(Ticket[Worker]):
+class Work(Ticket[Seat]):
     """One call or cell on its way through the pool.
 
     Parameters
@@ -30,13 +31,19 @@ class Work(Ticket[Worker]):
         Whether it counts against ``max_queue``.
     slot
         The slot whose worker is to do it; None for any.
+    purpose
+        What it needs a place at a worker for.
+    link
+        The host call that it is made from, if it is.
 
     Attributes
     ----------
     settled
-        Whether its outcome is counted and its worker given back.
+        Whether its outcome is counted and its place given back.
     is_given_up
         Whether its caller has left while it runs.
+    nested_in
+        The host call inside which it runs, at a worker that waits for that; else None.
     """
 
     __slots__ = (
@@ -44,7 +51,9 @@ class Work(Ticket[Worker]):
         "bounded",
         "deadline",
         "is_given_up",
+        "link",
         "name",
+        "nested_in",
         "queue_deadline",
         "settled",
         "slot",
@@ -60,15 +69,22 @@ class Work(Ticket[Worker]):
         queue_timeout: float | None,
         bounded: bool = True,
         slot: int | None = None,
+        purpose: Purpose = "call",
+        link: Link | None = None,
     ) -> None:
-        super().__init__(_nothing, session)
+        super().__init__(_nothing, session, purpose=purpose)
         self.name = name
-        self.timeout = timeout
+        self.link = link
+        self.nested_in: Link | None = None
         self.bounded = bounded
         self.slot = slot
         self.settled = True  # until it is admitted there is nothing to count or to give back
         self.is_given_up = False
         self.asked = time.monotonic()
+        if link is not None and link.deadline is not None:
+            left = max(0.0, link.deadline - self.asked)
+            timeout = left if timeout is None else min(timeout, left)
+        self.timeout = timeout
         self.deadline = None if timeout is None else self.asked + timeout
         wait_until = None if queue_timeout is None else self.asked + queue_timeout
         limits = [limit for limit in (self.deadline, wait_until) if limit is not None]

@@ -7,8 +7,10 @@ import contextlib
 import logging
 import os
 import signal
+import socket
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,13 +26,15 @@ from ..errors import (
     describe_exit,
     suggest,
 )
-from ..lane.exchange import Exchange, request
+from ..lane.exchange import Exchange
 from ..lane.host import Lane, LaneClosed
+from ..lane.page import STACKS_SIGNAL, Page
 from ..protocol import messages
 from ..protocol.frames import pack
 from ..protocol.messages import Assign, Configure, Configured, WorkerSetup
 from ..provisioner import SnakepitProvisioner
 from .cells import CellClient
+from .scheduler import Purpose
 from .states import WorkerEvent, WorkerState, next_state
 
 if TYPE_CHECKING:
@@ -95,6 +99,53 @@ class WorkerManager(AsyncKernelManager):
             await asyncio.wait({self._start})
 
 
+class Seat:
+    """A place at a worker for one piece of work at a time: what a pool lends.
+
+    Attributes
+    ----------
+    worker, lane
+        Whose it is, and the lane that its holder drives.
+    purposes
+        What it is good for.
+    holder
+        The work that has it, if any.
+    defined
+        The functions of the notebook that were sent on its lane, by name, with their version.
+    """
+
+    __slots__ = ("defined", "holder", "lane", "purposes", "worker")
+
+    def __init__(self, worker: Worker, lane: Lane, purposes: frozenset[Purpose]) -> None:
+        self.worker = worker
+        self.lane = lane
+        self.purposes = purposes
+        self.holder: object = None
+        self.defined: dict[str, int] = {}
+
+    @property
+    def load(self) -> int:
+        """How many places at its worker are lent."""
+        return len(self.worker.current)
+
+    @property
+    def neighbours(self) -> Sequence[Seat]:
+        """The places at its worker."""
+        return self.worker.seats
+
+    def interrupt(self, call_id: int = 0) -> None:
+        """Interrupt a call if it still is the running one and has not heard, from any thread.
+
+        A cell is interrupted by whatever id; 0 stands for whatever runs.
+        """
+        if self.lane.fileno() < 0:
+            return
+        slot = self.lane.slot
+        if not call_id or slot.heard_call != call_id:
+            slot.interrupted_call = call_id
+            self.worker.signal(signal.SIGINT)
+
+
 class Worker:
     """One incarnation of a slot: one kernel, from its start to its verified end.
 
@@ -129,19 +180,24 @@ class Worker:
         self.incarnation = incarnation
         self.state = WorkerState.RESERVED
         self.calls = 0
-        self.current: str | None = None
+        self.current: list[str] = []  # what it does, one for each seat that is lent
         self.since = time.monotonic()
-        self.defined: dict[str, int] = {}  # functions of the notebook that it has, by version
         self.session: str | None = None  # of the last cell
         self.cells: CellClient | None = None
         self.configured: Configured | None = None
         self.died = asyncio.Event()
-        self.holder: object = None  # the call or cell that reads and writes the lane, if any
+        self.is_condemned = False  # to be ended when nobody holds a seat any more
         self.process: GuardedProcess | None = None
         self._config = config
         base = folder / f"{slot}.{incarnation}"
         self.log_path = base.with_name(f"{base.name}.log")
-        self.lane, self._theirs = Lane.create()
+        self._page = Page.create(len(config.seats))
+        self._theirs: list[socket.socket] = []
+        self.seats = [
+            Seat(self, self._make_lane(number), purposes)
+            for number, purposes in enumerate(config.seats)
+        ]
+        self.main_seat = self.seats[0]
         self._exit_fd: int | None = None
         # With the owner dead the first guardian to end removes all that its run had.
         provisioner_options = {
@@ -162,7 +218,17 @@ class Worker:
             config=Config({"SnakepitProvisioner": provisioner_options}),
         )
 
+    def _make_lane(self, number: int) -> Lane:
+        ours, theirs = socket.socketpair()
+        self._theirs.append(theirs)
+        return Lane(ours, self._page.slot(number), self._page.carrier(number, is_owner=True))
+
     # -- state ---------------------------------------------------------------------------------
+
+    @property
+    def is_held(self) -> bool:
+        """Whether somebody has a seat."""
+        return any(seat.holder is not None for seat in self.seats)
 
     def apply(self, event: WorkerEvent) -> None:
         """Go to the state that follows an event."""
@@ -193,9 +259,10 @@ class Worker:
         try:
             async with asyncio.timeout(self._config.start_timeout):
                 # Sent first: the worker finds it when it comes up.
-                exchange = Exchange(self.lane.new_call_id(), "configuring the worker")
-                self.lane.put(request(Configure(exchange.call_id), setup))
-                self.lane.send_ready()
+                lane = self.main_seat.lane
+                exchange = Exchange(lane.new_call_id(), "configuring the worker")
+                lane.put(lane.carrier.pack_value(Configure(exchange.call_id), setup))
+                lane.send_ready()
                 await self._launch()
                 self.configured = await self._configure(exchange)
         except StartFailed:
@@ -215,8 +282,8 @@ class Worker:
         return f"worker {self.name}"
 
     async def _launch(self) -> None:
-        theirs = self._theirs.fileno()
-        page = self.lane.page.descriptor
+        lanes = [theirs.fileno() for theirs in self._theirs]
+        page = self._page.descriptor
         try:
             if self.manager.kernel_spec is None:
                 raise NoSuchKernel(self._config.kernel_name)
@@ -229,12 +296,12 @@ class Worker:
                 raise StartFailed(self._title, cause)
             with self.log_path.open("ab") as log:
                 await self.manager.launch(
-                    extra_arguments=[f"--lane={theirs}:{page}"],
+                    extra_arguments=[f"--lane={','.join(map(str, lanes))}:{page}"],
                     env=self._config.worker_environment(),
                     cwd=str(self._config.cwd),
                     stdout=log,
                     stderr=log,
-                    pass_fds=(theirs, page),
+                    pass_fds=(*lanes, page),
                 )
         except NoSuchKernel as error:
             known = self.manager.kernel_spec_manager.find_kernel_specs()
@@ -243,7 +310,7 @@ class Worker:
         except OSError as error:
             raise StartFailed(self._title, str(error)) from error
         finally:
-            self._theirs.close()
+            self._close_theirs()
         assert isinstance(self.manager.provisioner, SnakepitProvisioner)
         self.process = self.manager.provisioner.guarded
         self._watch()
@@ -269,7 +336,7 @@ class Worker:
 
     async def _configure(self, exchange: Exchange) -> Configured:
         try:
-            await converse(self.lane, exchange)
+            await self._answer(exchange)
             configured: Configured = exchange.outcome()
         except LaneClosed:
             await self._wait_for_status()
@@ -283,14 +350,28 @@ class Worker:
             logger.warning("%s could not preload %s: %s", self.name, module, problem)
         return configured
 
+    async def _answer(self, exchange: Exchange) -> None:
+        lane = self.main_seat.lane
+        lane.begin(exchange)
+        try:
+            while not exchange.is_answered:
+                await lane.converse(exchange)
+        finally:
+            lane.end(exchange)
+
+    def _close_theirs(self) -> None:
+        for theirs in self._theirs:
+            theirs.close()
+
     def take_slot(self, slot: int, incarnation: int) -> None:
         """Become the worker of a slot, and tell the process so."""
         self.slot = slot
         self.incarnation = incarnation
         self.name = f"{self._config.name}-{slot}.{incarnation}"
-        self.lane.put(pack(messages.encode(Assign(self.name))))
+        lane = self.main_seat.lane
+        lane.put(pack(messages.encode(Assign(self.name))))
         with contextlib.suppress(LaneClosed):  # it has just died, and that is noticed elsewhere
-            self.lane.send_ready()
+            lane.send_ready()
 
     # -- ending --------------------------------------------------------------------------------
 
@@ -302,10 +383,11 @@ class Worker:
         die is named in a warning.
         """
         self.apply(WorkerEvent.STOP)
-        self._theirs.close()
-        if self.holder is not None:
-            self.interrupt()
-        self.lane.hang_up()
+        self._close_theirs()
+        for seat in self.seats:
+            if seat.holder is not None:
+                seat.interrupt()
+            seat.lane.hang_up()
         await self.manager.settled()
         provisioner = self.manager.provisioner
         if isinstance(provisioner, SnakepitProvisioner):
@@ -323,13 +405,15 @@ class Worker:
             self._exit_fd = None
         self.died.set()
         self.apply(WorkerEvent.EXIT)
-        if self.holder is None:  # else whoever holds it closes them when it gives the worker back
+        if not self.is_held:  # else whoever holds it closes them when it gives the worker back
             self.close_channels()
         self.log_path.unlink(missing_ok=True)
 
     def close_channels(self) -> None:
-        """Close the lane and the Jupyter channels. Only when nobody holds the worker."""
-        self.lane.close()
+        """Close the lanes and the Jupyter channels. Only when nobody holds the worker."""
+        for seat in self.seats:
+            seat.lane.close()
+        self._page.close()
         if self.cells is not None:
             self.cells.close()
             self.cells = None
@@ -345,17 +429,16 @@ class Worker:
 
     # -- interrupting --------------------------------------------------------------------------
 
-    def interrupt(self, call_id: int = 0) -> None:
-        """Interrupt a call if it still is the running one and has not heard, from any thread.
+    def signal(self, signum: int) -> None:
+        """Send a signal to its process, from any thread, if that lives."""
+        if self.process is not None:
+            self.process.send_signal(signum)
 
-        A cell is interrupted by whatever id; 0 stands for whatever runs.
-        """
-        if self.process is None or self.lane.fileno() < 0:
-            return
-        page = self.lane.page
-        if not call_id or page.heard_call != call_id:
-            page.interrupted_call = call_id
-            self.process.send_signal(signal.SIGINT)
+    def stacks(self) -> str:
+        """Return where its threads are, also when Python does not run there; takes milliseconds."""
+        if self.process is None or self.died.is_set():
+            return ""
+        return self._page.read_stacks(lambda: self.signal(STACKS_SIGNAL))
 
     # -- looking -------------------------------------------------------------------------------
 
@@ -394,46 +477,3 @@ class Worker:
 def import_path() -> list[str]:
     """Return where this process finds modules, as absolute paths."""
     return list(dict.fromkeys(os.path.abspath(entry) for entry in sys.path))  # noqa: PTH100
-
-
-async def converse(lane: Lane, exchange: Exchange) -> None:
-    """Send what is to be sent, and wait, in the running loop, until an exchange has its answer.
-
-    Raises
-    ------
-    LaneClosed
-        The worker is gone.
-    """
-    loop = asyncio.get_running_loop()
-    answered: asyncio.Future[None] = loop.create_future()
-    if exchange.is_answered:
-        return
-
-    def look() -> None:
-        try:
-            if not answered.done() and lane.receive_ready(exchange.take) == "done":
-                answered.set_result(None)
-        except BaseException as error:  # noqa: BLE001 - handed over to the task that waits
-            if not answered.done():
-                answered.set_exception(error)
-
-    def send() -> None:
-        try:
-            if lane.send_ready():
-                loop.remove_writer(descriptor)
-        except LaneClosed as error:
-            loop.remove_writer(descriptor)
-            if not answered.done():
-                answered.set_exception(error)
-
-    descriptor = lane.fileno()
-    if descriptor < 0:
-        raise LaneClosed
-    if not lane.send_ready():  # a large frame: the loop goes on while the worker reads it
-        loop.add_writer(descriptor, send)
-    loop.add_reader(descriptor, look)
-    try:
-        await answered
-    finally:
-        loop.remove_reader(descriptor)
-        loop.remove_writer(descriptor)

@@ -11,13 +11,20 @@ message        direction  body
 `Define`       → worker   a function of the notebook; a tool from now on
 `Call`         → worker   ``(args, kwargs)`` of a tool
 `Apply`        → worker   ``(function, args, kwargs)``
+`Chunk`        ← worker   what a stream yielded
+`More`         → worker   none; room for chunks
+`Leave`        → worker   none; nobody wants the rest of a stream
 `Output`       ← worker   none; what the running call printed
-`Result`       ← worker   the value that a call returned
-`Failure`      ← worker   the exception that a call raised, when it can travel
+`Progress`     ← worker   none; how far a progress bar of the running call is
+`HostCall`     ← worker   ``(args, kwargs)`` of a host tool
+`Result`       both       the value that a call returned
+`Failure`      both       the exception that a call raised, when it can travel
 =============  =========  ================================================================
 
 A worker answers each `Configure`, `Call` and `Apply` exactly once, by `Configured`, `Result` or
-`Failure` of the same ``id``; `Output` of that id comes before.
+`Failure` of the same ``id``; `Output`, `Progress` and `Chunk` of that id come before. The owner
+answers each `HostCall` by `Result` or `Failure` of the host call's own ``id``, which the worker
+minted. While a worker waits for that, it serves calls that were made on behalf of the host call.
 """
 
 from __future__ import annotations
@@ -28,8 +35,40 @@ from typing import Any, Literal
 import msgspec
 
 
-class _Message(msgspec.Struct, frozen=True, tag_field="op", forbid_unknown_fields=True):
+class _Message(
+    msgspec.Struct, frozen=True, tag_field="op", forbid_unknown_fields=True, omit_defaults=True
+):
     """Base of all messages."""
+
+
+class Shared(msgspec.Struct, frozen=True, array_like=True):
+    """Where in shared memory a buffer lies that did not travel in the frame.
+
+    Attributes
+    ----------
+    offset, length, ticket
+        As `Place` of an arena has them.
+    is_yours
+        Whether it lies in what the receiver once sent, and comes back.
+    """
+
+    offset: int
+    length: int
+    ticket: int
+    is_yours: bool
+
+
+class WithValue(_Message, frozen=True, kw_only=True):
+    """Base of messages that come with a value.
+
+    Attributes
+    ----------
+    shared
+        Empty when all buffers of the value are in the frame; else for each the place of one that
+        is not, or None.
+    """
+
+    shared: list[Shared | None] = []
 
 
 class Hello(_Message, frozen=True, tag="hello"):
@@ -39,7 +78,7 @@ class Hello(_Message, frozen=True, tag="hello"):
     version: str
 
 
-class Configure(_Message, frozen=True, tag="configure"):
+class Configure(WithValue, frozen=True, tag="configure"):
     """Load the pool's tools."""
 
     id: int
@@ -54,6 +93,8 @@ class ToolInfo(msgspec.Struct, frozen=True):
         As Python writes it: ``(item: str, amount: int = 1) -> float``.
     schema
         JSON Schema of the arguments, an object by name.
+    streams
+        Whether it yields chunks.
     """
 
     name: str
@@ -62,6 +103,7 @@ class ToolInfo(msgspec.Struct, frozen=True):
     schema: dict[str, Any]
     idempotent: bool = False
     timeout: float | None = None
+    streams: bool = False
 
 
 class Configured(_Message, frozen=True, tag="configured"):
@@ -84,21 +126,29 @@ class Assign(_Message, frozen=True, tag="assign"):
     worker: str
 
 
-class Define(_Message, frozen=True, tag="define"):
+class Define(WithValue, frozen=True, tag="define"):
     """A function of the notebook is a tool from now on. Not answered: the next call tells."""
 
     name: str
 
 
-class Call(_Message, frozen=True, tag="call"):
-    """Run a tool."""
+class Call(WithValue, frozen=True, tag="call"):
+    """Run a tool.
+
+    Attributes
+    ----------
+    room
+        Chunks that a stream may send before it is told that there is room for more; 0 for a call
+        that returns its value.
+    """
 
     id: int
     tool: str
     session: str | None = None
+    room: int = 0
 
 
-class Apply(_Message, frozen=True, tag="apply"):
+class Apply(WithValue, frozen=True, tag="apply"):
     """Run a function that travels with the call."""
 
     id: int
@@ -113,13 +163,72 @@ class Output(_Message, frozen=True, tag="output"):
     text: str
 
 
-class Result(_Message, frozen=True, tag="result"):
+class Progress(_Message, frozen=True, tag="progress"):
+    """A progress bar of the running call has moved.
+
+    Attributes
+    ----------
+    bar
+        Number of the bar.
+    settings
+        What tqdm says of it: ``n``, ``total``, ``desc`` (its prefix), ``unit`` and their like.
+    ended
+        It moves no more.
+    """
+
+    id: int
+    bar: int
+    settings: dict[str, bool | int | float | str | None]
+    ended: bool = False
+
+
+class Chunk(WithValue, frozen=True, tag="chunk"):
+    """A stream yielded a value."""
+
+    id: int
+
+
+class More(_Message, frozen=True, tag="more"):
+    """There is room for so many more chunks. Not answered."""
+
+    id: int
+    count: int
+
+
+class Leave(_Message, frozen=True, tag="leave"):
+    """Nobody wants the rest of a stream: close it. Its call is answered as ever."""
+
+    id: int
+
+
+class HostCall(WithValue, frozen=True, tag="host_call"):
+    """Run a function of the notebook.
+
+    Attributes
+    ----------
+    id
+        Of the host call.
+    call
+        The call, on this lane, that makes it; 0 for a cell.
+    tool
+        Name of the host tool.
+    can_nest
+        Whether the worker serves other calls while it waits for this.
+    """
+
+    id: int
+    call: int
+    tool: str
+    can_nest: bool
+
+
+class Result(WithValue, frozen=True, tag="result"):
     """A call returned."""
 
     id: int
 
 
-class Failure(_Message, frozen=True, tag="failure"):
+class Failure(WithValue, frozen=True, tag="failure"):
     """A call raised.
 
     Attributes
@@ -138,8 +247,10 @@ class Failure(_Message, frozen=True, tag="failure"):
     problems: list[str] = []
 
 
-ToWorker = Configure | Assign | OpenChannels | Define | Call | Apply
-FromWorker = Hello | Configured | Output | Result | Failure
+ToWorker = (
+    Configure | Assign | OpenChannels | Define | Call | Apply | More | Leave | Result | Failure
+)
+FromWorker = Hello | Configured | Output | Progress | Chunk | HostCall | Result | Failure
 
 encode = msgspec.msgpack.Encoder().encode
 decode_for_worker = msgspec.msgpack.Decoder(ToWorker).decode
@@ -160,6 +271,8 @@ class WorkerSetup:
         Modules to import.
     pool, worker
         Names.
+    has_threads
+        Whether calls run in several threads at the same time.
     """
 
     adapter: object
@@ -167,3 +280,4 @@ class WorkerSetup:
     pool: str
     worker: str
     preload: list[str] = field(default_factory=list)
+    has_threads: bool = False

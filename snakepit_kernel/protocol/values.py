@@ -52,7 +52,7 @@ def dumps(value: object) -> tuple[bytes, list[memoryview]]:
     return body, found
 
 
-def loads(body: bytes | memoryview, buffers: Sequence[bytearray] = ()) -> Any:
+def loads(body: bytes | memoryview, buffers: Sequence[bytearray | memoryview] = ()) -> Any:
     """Restore a value from its pickle. Only for bytes of an authenticated peer."""
     return pickle.loads(body, buffers=buffers)
 

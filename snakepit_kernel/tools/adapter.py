@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, TypeVar, overload
+from typing import Any, ClassVar, TypeVar, overload
 
 from ..ids import check_name
 from .context import SessionContext
@@ -125,9 +125,13 @@ class Adapter:
     ----------
     context
         The session that the call belongs to.
+    thread_safe
+        Whether its tools may run in several threads at the same time, as in the profile
+        ``"thread"`` of a pool. A class that is says so; a module by a variable of that name.
     """
 
     context: SessionContext
+    thread_safe: ClassVar[bool] = False
 
     def initialize(self) -> Any:
         """Prepare for one call."""

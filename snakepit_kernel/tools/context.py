@@ -1,14 +1,23 @@
-"""What worker code can know about the call or cell that it is."""
+"""What worker code can know about the call or cell that it is, and ask of the notebook."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator, Mapping
 from contextvars import ContextVar
-from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .hostcalls import HostCalls
+
+CELL = 0
+"""Stands for the cell that runs in the place of the id of a call."""
+
+LIST_HOST_TOOLS = "__names__"
+"""The host tool that every owner has: it gives the names of the others."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
 class SessionContext:
-    """The session, pool and worker of a call.
+    """The session, pool and worker of a call or cell, and the way back to the notebook.
 
     Attributes
     ----------
@@ -20,12 +29,101 @@ class SessionContext:
         Name of the worker that runs the call.
     """
 
-    session_id: str | None
-    pool: str
-    worker: str
+    __slots__ = ("_call_id", "_host_calls", "pool", "session_id", "worker")
+
+    def __init__(
+        self,
+        session_id: str | None,
+        pool: str,
+        worker: str,
+        host_calls: HostCalls | None = None,
+        call_id: int = CELL,
+    ) -> None:
+        self.session_id = session_id
+        self.pool = pool
+        self.worker = worker
+        self._host_calls = host_calls
+        self._call_id = call_id
+
+    def __repr__(self) -> str:
+        return f"<SessionContext of {self.session_id!r} on worker {self.worker}>"
+
+    def __reduce__(self) -> tuple[type, tuple[str | None, str, str]]:
+        return SessionContext, (self.session_id, self.pool, self.worker)  # the way back stays here
+
+    @property
+    def host_tools(self) -> HostTools:
+        """The notebook's functions as methods: ``context.host_tools.answer(question="…")``."""
+        return HostTools(self)
+
+    def call_host_tool(self, name: str, arguments: Mapping[str, Any] | None = None) -> Any:
+        """Call a function of the notebook, and wait for its value.
+
+        The function runs in the notebook, in the thread that called the tool or runs the cell. It
+        may call tools itself, also of this worker.
+
+        Parameters
+        ----------
+        name
+            Name of the host tool.
+        arguments
+            Its arguments by name.
+
+        Raises
+        ------
+        ToolNotFound, InvalidArguments
+            There is no such host tool, or the arguments do not fit; nothing ran.
+        ToolError
+            The function raised; ``__cause__`` is the exception itself when it can travel.
+        RuntimeError
+            The call or cell has ended, so that nobody listens.
+        """
+        return self._way_back().call(self._call_id, name, ((), dict(arguments or {})))
+
+    async def acall_host_tool(self, name: str, arguments: Mapping[str, Any] | None = None) -> Any:
+        """Do what `call_host_tool` does, while the event loop goes on."""
+        return await self._way_back().acall(self._call_id, name, ((), dict(arguments or {})))
+
+    def _way_back(self) -> HostCalls:
+        if self._host_calls is None:
+            msg = "this context has left its worker, where host tools can be called"
+            raise RuntimeError(msg)
+        return self._host_calls
 
 
-_call: ContextVar[SessionContext] = ContextVar("snakepit_call")
+class HostTools:
+    """The functions of the notebook that a call or cell may call, as methods.
+
+    Parameters
+    ----------
+    context
+        Of the call or cell.
+    """
+
+    def __init__(self, context: SessionContext) -> None:
+        self._context = context
+
+    def __getattr__(self, name: str) -> Callable[..., Any]:
+        if name.startswith("__"):
+            raise AttributeError(name)
+
+        def call(*args: Any, **kwargs: Any) -> Any:
+            context = self._context
+            return context._way_back().call(context._call_id, name, (args, kwargs))  # noqa: SLF001 - one idea in two classes
+
+        call.__name__ = call.__qualname__ = name
+        return call
+
+    __getitem__ = __getattr__
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._context.call_host_tool(LIST_HOST_TOOLS))
+
+    def __dir__(self) -> list[str]:
+        return [name for name in self if name.isidentifier()]
+
+
+_call: ContextVar[SessionContext | None] = ContextVar("snakepit_call", default=None)
 _cell: SessionContext | None = None
 
 
@@ -37,27 +135,44 @@ def context() -> SessionContext:
     RuntimeError
         This is not a worker.
     """
-    found = _call.get(_cell)
+    found = _call.get() or _cell
     if found is None:
         msg = "snakepit_kernel.context() works in a worker, in a tool or a cell; this is neither"
         raise RuntimeError(msg)
     return found
 
 
-def enter_worker(pool: str, worker: str) -> SessionContext:
-    """Make this process a worker; return the context of anonymous work in it."""
+def enter_worker(pool: str, worker: str, host_calls: HostCalls | None = None) -> None:
+    """Make this process a worker."""
     global _cell  # noqa: PLW0603 - a process is one worker
-    _cell = SessionContext(session_id=None, pool=pool, worker=worker)
-    return _cell
+    _cell = SessionContext(None, pool, worker, host_calls)
+
+
+def enter_slot(worker: str) -> None:
+    """Take the name that goes with a slot of the pool."""
+    global _cell  # noqa: PLW0603
+    cell = context_of_cells()
+    _cell = SessionContext(cell.session_id, cell.pool, worker, cell._host_calls)  # noqa: SLF001
 
 
 def enter_cell(session_id: str | None) -> None:
     """Name the session of the cells that come."""
     global _cell  # noqa: PLW0603
+    cell = context_of_cells()
+    _cell = SessionContext(session_id, cell.pool, cell.worker, cell._host_calls)  # noqa: SLF001
+
+
+def context_of_cells() -> SessionContext:
+    """Return the context of this worker's cells."""
     assert _cell is not None
-    _cell = replace(_cell, session_id=session_id)
+    return _cell
 
 
-def enter_call(value: SessionContext) -> None:
+def context_of_call() -> SessionContext | None:
+    """Return the context of the call that runs in the current task, if one does."""
+    return _call.get()
+
+
+def enter_call(value: SessionContext | None) -> None:
     """Make a context that of the current call, in the current task."""
     _call.set(value)

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import importlib
 import inspect
 import types
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from typing import Any
 
 from ..errors import InvalidArguments, ToolNotFound, suggest
@@ -43,11 +44,10 @@ class Tool:
         self._arguments = Arguments(function, skip_first=owner is not None)
         self._initialize = _own_hook(owner, "initialize")
         self._cleanup = _own_hook(owner, "cleanup")
-        if inspect.isgeneratorfunction(function) or inspect.isasyncgenfunction(function):
-            msg = f"tool {self.name!r} is a generator; tools that stream are not supported yet"
-            raise AdapterError(msg)
+        yields_async = inspect.isasyncgenfunction(function)
+        self.streams = yields_async or inspect.isgeneratorfunction(function)
         parts = (function, self._initialize, self._cleanup)
-        self.is_async = any(inspect.iscoroutinefunction(part) for part in parts)
+        self.is_async = yields_async or any(map(inspect.iscoroutinefunction, parts))
 
     def info(self) -> ToolInfo:
         """Describe the tool to callers."""
@@ -58,12 +58,16 @@ class Tool:
             schema=self._arguments.schema(),
             idempotent=self._options.idempotent,
             timeout=self._options.timeout,
+            streams=self.streams,
         )
 
     def bind(
-        self, context: SessionContext, args: tuple[Any, ...], kwargs: dict[str, Any]
+        self, context: SessionContext | None, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> Callable[[], Any]:
-        """Check the arguments; return the call, ready to run, an awaitable when ``is_async``.
+        """Check the arguments; return the call, ready to run.
+
+        It gives the value, an awaitable when ``is_async``, or a generator when ``streams``, or an
+        asynchronous one when both.
 
         Raises
         ------
@@ -75,22 +79,54 @@ class Tool:
             raise InvalidArguments(self.name, problems)
         if self._owner is None:
             return functools.partial(self._function, *args, **kwargs)
-        live = self._live_async if self.is_async else self._live
+        live: Callable[..., Any]
+        if self.streams:
+            live = self._stream_async if self.is_async else self._stream
+        else:
+            live = self._run_async if self.is_async else self._run
         return functools.partial(live, context, args, kwargs)
 
-    def _new_instance(self, context: SessionContext) -> Any:
-        assert self._owner is not None
-        instance = self._owner()
-        instance.context = context
-        return instance
+    # One life of an adapter: initialize, the tool, cleanup.
 
-    def _live(self, context: SessionContext, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """Run one life of an adapter: initialize, the tool, cleanup."""
+    def _run(
+        self, context: SessionContext | None, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Any:
+        with self._life(context) as instance:
+            return self._function(instance, *args, **kwargs)
+
+    def _stream(
+        self, context: SessionContext | None, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Iterator[Any]:
+        with self._life(context) as instance:
+            yield from self._function(instance, *args, **kwargs)
+
+    async def _run_async(
+        self, context: SessionContext | None, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Any:
+        async with self._life_async(context) as instance:
+            return await _settled(self._function(instance, *args, **kwargs))
+
+    async def _stream_async(
+        self, context: SessionContext | None, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> AsyncIterator[Any]:
+        async with self._life_async(context) as instance:
+            chunks = self._function(instance, *args, **kwargs)
+            if isinstance(chunks, AsyncIterator):
+                async with contextlib.aclosing(chunks):  # type: ignore[type-var]
+                    async for chunk in chunks:
+                        yield chunk
+            else:  # a plain generator between hooks that await
+                with contextlib.closing(chunks):
+                    for chunk in chunks:
+                        yield chunk
+
+    @contextlib.contextmanager
+    def _life(self, context: SessionContext | None) -> Iterator[Any]:
         instance = self._new_instance(context)
         try:
             if self._initialize is not None:
                 self._initialize(instance)
-            value = self._function(instance, *args, **kwargs)
+            yield instance
         except BaseException as error:
             if self._cleanup is not None:
                 try:
@@ -100,17 +136,14 @@ class Tool:
             raise
         if self._cleanup is not None:
             self._cleanup(instance)
-        return value
 
-    async def _live_async(
-        self, context: SessionContext, args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> Any:
-        """Do the same where a part of it is a coroutine function."""
+    @contextlib.asynccontextmanager
+    async def _life_async(self, context: SessionContext | None) -> AsyncIterator[Any]:
         instance = self._new_instance(context)
         try:
             if self._initialize is not None:
                 await _settled(self._initialize(instance))
-            value = await _settled(self._function(instance, *args, **kwargs))
+            yield instance
         except BaseException as error:
             if self._cleanup is not None:
                 try:
@@ -120,7 +153,12 @@ class Tool:
             raise
         if self._cleanup is not None:
             await _settled(self._cleanup(instance))
-        return value
+
+    def _new_instance(self, context: SessionContext | None) -> Any:
+        assert self._owner is not None
+        instance = self._owner()
+        instance.context = context
+        return instance
 
 
 class ToolRegistry:
@@ -128,25 +166,34 @@ class ToolRegistry:
 
     def __init__(self) -> None:
         self._tools: dict[str, Tool] = {}
+        self._broken: dict[str, BaseException] = {}  # functions that could not be restored
 
-    def load(self, adapter: object) -> None:
+    def load(self, adapter: object, *, has_threads: bool = False) -> None:
         """Add the tools of an adapter.
 
         Parameters
         ----------
         adapter
             ``"module:Class"``, ``"module"``, a class or a module; None adds nothing.
+        has_threads
+            Whether they are to be run in several threads at the same time.
 
         Raises
         ------
         AdapterError
-            It is none of these, or has no tools.
+            It is none of these, has no tools, or is not for threads.
         Exception
             Whatever importing it raises.
         """
         if adapter is None:
             return
         target = import_adapter(adapter) if isinstance(adapter, str) else adapter
+        if has_threads and getattr(target, "thread_safe", False) is not True:
+            msg = (
+                f"adapter {name_of(target)!r} does not declare thread_safe = True, which the "
+                "profile 'thread' asks for; use profile='process', or declare it"
+            )
+            raise AdapterError(msg)
         found = list(_tools_of(target))
         if not found:
             msg = (
@@ -160,6 +207,11 @@ class ToolRegistry:
     def define(self, name: str, function: Callable[..., Any]) -> None:
         """Add a function of the notebook, or replace it."""
         self._tools[name] = Tool(function, options_of(function) or ToolOptions(name=name))
+        self._broken.pop(name, None)
+
+    def spoil(self, name: str, error: BaseException) -> None:
+        """Note why a function of the notebook could not be added; `get` raises it."""
+        self._broken[name] = error
 
     def get(self, name: str) -> Tool:
         """Return a tool.
@@ -169,6 +221,8 @@ class ToolRegistry:
         ToolNotFound
             There is none of that name.
         """
+        if name in self._broken:
+            raise self._broken[name]
         tool = self._tools.get(name)
         if tool is None:
             raise ToolNotFound(name, sorted(self._tools))

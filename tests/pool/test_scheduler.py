@@ -23,7 +23,7 @@ def scheduler() -> Scheduler[str]:
 
 def grant(scheduler: Scheduler[str], request: Ticket[str]) -> str | None:
     scheduler.request(request)
-    return request.worker
+    return request.seat
 
 
 def test_the_worker_that_rested_longest_is_taken_first(scheduler):
@@ -122,9 +122,9 @@ def test_no_worker_is_lent_twice_and_the_queue_keeps_its_order(actions):
         if action == "request":
             request: Ticket[int] = Ticket(lambda: None)
             if scheduler.request(request):
-                assert request.worker not in lent
+                assert request.seat not in lent
                 assert not queue, "nobody overtakes those who wait"
-                lent[request.worker] = request
+                lent[request.seat] = request
             else:
                 queue.append(request)
         elif action == "release" and lent:

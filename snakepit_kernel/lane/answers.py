@@ -1,0 +1,199 @@
+"""How a call is answered, at either end of a lane: with its value, or with its exception."""
+
+from __future__ import annotations
+
+import linecache
+import os
+import re
+import traceback
+from typing import Any, Literal
+
+from ..errors import InvalidArguments, ToolError, ToolNotFound
+from ..protocol import messages
+from ..protocol.frames import Frame, Segment, pack
+from .carrier import Carrier
+
+_PLACE = re.compile(r'  File "(?P<file>.+)", line (?P<line>\d+), in ')
+
+_OWN_FILES = os.path.dirname(os.path.dirname(__file__))  # noqa: PTH120 - compared as text
+
+Place = Literal["worker", "notebook"]
+
+
+class Interrupted(Exception):
+    """The other end says that the call was interrupted."""
+
+    def __init__(self, traceback: str) -> None:
+        super().__init__(traceback)
+        self.traceback = traceback
+
+
+class RemoteTraceback(Exception):
+    """The text of a worker's traceback, shown as the cause of the exception itself."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__(text)
+        self.text = text
+
+    def __str__(self) -> str:
+        return f"\n\n{self.text}"
+
+
+# -- giving one ------------------------------------------------------------------------------------
+
+
+def with_value(carrier: Carrier, call_id: int, value: object) -> list[Segment]:
+    """Lay out the answer of a call that returned; a value that cannot travel is a failure."""
+    try:
+        return carrier.pack_value(messages.Result(call_id), value)
+    except Exception as error:  # noqa: BLE001 - pickling runs any code
+        kind = type(value)
+        problem = TypeError(
+            f"the result, a {kind.__module__}.{kind.__qualname__}, cannot travel: {error}"
+        )
+        problem.__cause__ = error
+        return with_error(carrier, call_id, problem)
+
+
+def with_error(
+    carrier: Carrier, call_id: int, error: BaseException, *, before_running: bool = False
+) -> list[Segment]:
+    """Lay out the answer of a call that raised.
+
+    Parameters
+    ----------
+    carrier
+        Of the lane.
+    call_id
+        The call.
+    error
+        What it raised.
+    before_running
+        Whether the call was refused, and nothing of it ran.
+    """
+    kind: Literal["raised", "interrupted", "arguments", "tool"] = "raised"
+    problems: list[str] = []
+    if isinstance(error, KeyboardInterrupt):
+        kind = "interrupted"
+    elif before_running and isinstance(error, InvalidArguments):
+        kind, problems = "arguments", list(error.problems)
+    elif before_running and isinstance(error, ToolNotFound):
+        kind, problems = "tool", list(error.known)
+    message = messages.Failure(
+        id=call_id,
+        kind=kind,
+        type_name=type(error).__name__,
+        message=_text_of(error),
+        traceback=_traceback_of(error),
+        problems=problems,
+    )
+    try:
+        return carrier.pack_value(message, error)
+    except Exception:  # noqa: BLE001 - exceptions often hold what cannot travel; the text does
+        return pack(messages.encode(message))
+
+
+def _text_of(error: BaseException) -> str:
+    try:
+        return str(error)
+    except Exception:  # noqa: BLE001 - a broken __str__ must not hide the error
+        return "(its text cannot be shown)"
+
+
+def _traceback_of(error: BaseException) -> str:
+    """Format a traceback without the frames of this package that lead to the call."""
+    try:
+        formatted = traceback.TracebackException.from_exception(error)
+        stack = formatted.stack
+        while len(stack) > 1 and stack[0].filename.startswith(_OWN_FILES):
+            stack.pop(0)
+        return "".join(formatted.format())
+    except Exception:  # noqa: BLE001 - as above
+        return f"{type(error).__name__}: (its traceback cannot be shown)\n"
+
+
+# -- taking one ------------------------------------------------------------------------------------
+
+
+def error_of(
+    carrier: Carrier,
+    message: messages.Failure,
+    frame: Frame,
+    name: str,
+    place: Place,
+    *,
+    raise_original: bool = False,
+) -> BaseException:
+    """Return the exception that a failure stands for.
+
+    Parameters
+    ----------
+    carrier
+        Of the lane.
+    message, frame
+        The failure, and the exception itself when it could travel.
+    name
+        What was called.
+    place
+        Where it ran.
+    raise_original
+        Return the exception itself where it travelled, as executors do; else a `ToolError`.
+    """
+    match message.kind:
+        case "interrupted":
+            return Interrupted(message.traceback)
+        case "arguments":
+            return InvalidArguments(name, message.problems)
+        case "tool":
+            return ToolNotFound(name, message.problems)
+    text = with_sources(message.traceback)
+    original = _original(carrier, message, frame)
+    if original is not None and raise_original:
+        original.__cause__ = RemoteTraceback(text)
+        return original
+    error = ToolError(message.type_name, message.message, text, place)
+    error.__cause__ = original
+    for note in getattr(original, "__notes__", ()):
+        error.add_note(note)
+    return error
+
+
+def value_of(carrier: Carrier, message: messages.WithValue, frame: Frame, name: str) -> Any:
+    """Return the value that an answer carries.
+
+    Raises
+    ------
+    ToolError
+        It cannot be restored here.
+    """
+    try:
+        return carrier.load(message, frame)
+    except Exception as error:
+        text = f"the result of {name} cannot be restored here: {error}"
+        raise ToolError(type(error).__name__, text) from error
+
+
+def _original(carrier: Carrier, message: messages.Failure, frame: Frame) -> BaseException | None:
+    if not frame.body:
+        return None
+    try:
+        original = carrier.load(message, frame)
+    except Exception:  # noqa: BLE001 - an exception's class may do anything; its text is there
+        return None
+    return original if isinstance(original, BaseException) else None
+
+
+def with_sources(traceback: str) -> str:
+    """Add to a traceback of the other end the source lines that only this process knows.
+
+    A worker knows the number of a line in a function of the notebook, but has not its text.
+    """
+    lines = traceback.splitlines()
+    shown = []
+    for line, following in zip(lines, [*lines[1:], ""], strict=True):
+        shown.append(line)
+        place = _PLACE.match(line)
+        if place is not None and not following.startswith("    "):
+            source = linecache.getline(place["file"], int(place["line"])).strip()
+            shown += [f"    {source}"] if source else []
+    return "\n".join(shown)

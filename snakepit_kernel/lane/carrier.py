@@ -1,0 +1,116 @@
+"""Values on one lane: large buffers go through shared memory, and everything else in the frame."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Sequence
+from typing import Any, TypeVar
+
+import msgspec
+
+from ..protocol import messages, values
+from ..protocol.frames import Frame, Segment, pack
+from ..protocol.messages import Shared
+from .arena import SHARE_FROM_BYTES, ArenaReader, ArenaWriter, Place
+
+M = TypeVar("M", bound=messages.WithValue)
+
+
+class Carrier:
+    """One end's way to lay out values and to restore them.
+
+    Parameters
+    ----------
+    outgoing, incoming
+        The arenas of the two directions; None where there is no shared memory.
+    """
+
+    def __init__(self, outgoing: ArenaWriter | None, incoming: ArenaReader | None) -> None:
+        self._outgoing = outgoing
+        self._incoming = incoming
+        self._guard = threading.Lock()  # threads of a tool may send, too
+
+    def pack_value(self, message: messages.WithValue, value: object) -> list[Segment]:
+        """Lay out a message with a value.
+
+        Raises
+        ------
+        Exception
+            Whatever pickling raises for a value that cannot travel.
+        """
+        return self.pack(message, *values.dumps(value))
+
+    def pack(
+        self, message: messages.WithValue, body: bytes, buffers: Sequence[memoryview]
+    ) -> list[Segment]:
+        """Lay out a message with a value that is pickled already."""
+        if buffers and self._outgoing is not None:
+            shared = [self._share(buffer) for buffer in buffers]
+            if any(shared):
+                message = msgspec.structs.replace(message, shared=shared)
+                pairs = zip(buffers, shared, strict=True)
+                buffers = [buffer for buffer, place in pairs if place is None]
+        return pack(messages.encode(message), body, buffers)
+
+    def load(self, message: messages.WithValue, frame: Frame) -> Any:
+        """Restore the value that came with a message.
+
+        Buffers from `SHARE_FROM_BYTES` on cannot be written to, whichever way they came.
+        """
+        if not message.shared and not frame.buffers:
+            return values.loads(frame.body)
+        rest = iter(frame.buffers)
+        shared = message.shared or [None] * len(frame.buffers)
+        return values.loads(
+            frame.body,
+            [_guarded(next(rest)) if place is None else self._view(place) for place in shared],
+        )
+
+    def drop(self, message: messages.WithValue) -> None:
+        """Give back what came with a message that nobody wants."""
+        for place in message.shared:
+            if place is not None:
+                self._view(place)
+
+    def trim(self) -> None:
+        """Give memory that nothing uses back to the system."""
+        if self._outgoing is not None and self._outgoing.held_bytes:
+            with self._guard:
+                self._outgoing.trim()
+
+    @property
+    def held_bytes(self) -> int:
+        """Memory that this end has taken from the system to send."""
+        return 0 if self._outgoing is None else self._outgoing.held_bytes
+
+    def close(self) -> None:
+        """Send through shared memory no more. What was received stays valid."""
+        for arena in (self._outgoing, self._incoming):
+            if arena is not None:
+                arena.close()
+        self._outgoing = self._incoming = None
+
+    def _share(self, buffer: memoryview) -> Shared | None:
+        """Say where in shared memory a buffer is found by the other end; None if it is not."""
+        if buffer.nbytes < SHARE_FROM_BYTES:
+            return None
+        assert self._outgoing is not None
+        assert self._incoming is not None
+        with self._guard:
+            found = self._incoming.find(buffer)  # what the other end has sent goes back untouched
+            place = found or self._outgoing.place(buffer)
+        if place is None:
+            return None
+        return Shared(place.offset, place.length, place.ticket, found is not None)
+
+    def _view(self, shared: Shared) -> memoryview:
+        arena = self._outgoing if shared.is_yours else self._incoming
+        if arena is None:
+            msg = f"{shared} came on a lane without shared memory"
+            raise ValueError(msg)
+        with self._guard:
+            return arena.view(Place(shared.offset, shared.length, shared.ticket))
+
+
+def _guarded(buffer: bytearray) -> memoryview | bytearray:
+    return memoryview(buffer).toreadonly() if len(buffer) >= SHARE_FROM_BYTES else buffer

@@ -1,0 +1,303 @@
+"""How work gets a place at a worker, and gives it back: one path for calls, streams and cells.
+
+``lock`` guards the scheduler, the states of workers and the counters, and is held for moments only.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import threading
+import time
+from functools import partial
+from typing import TYPE_CHECKING
+
+from ..errors import CallTimeout, PoolClosed, PoolSaturated, QueueTimeout, SnakepitError, WorkerBusy
+from .config import PoolConfig
+from .hosting import Link, links
+from .scheduler import QueueFull, Scheduler
+from .states import WorkerEvent, WorkerState
+from .work import OUTCOMES, Work
+from .worker import Seat, Worker
+
+if TYPE_CHECKING:
+    from .crew import Crew
+
+COUNTERS = ("submitted", *OUTCOMES)
+
+_LENDABLE = (WorkerState.READY, WorkerState.BUSY)
+
+
+class Admission:
+    """The queue of a pool, its counters, and who has which seat.
+
+    Parameters
+    ----------
+    config
+        The pool's options.
+
+    Attributes
+    ----------
+    lock
+        Guards everything here.
+    scheduler
+        The queue and the idle seats.
+    crew
+        The workers; set by the engine when they exist.
+    closed_because
+        Why the pool takes no more work; None while it does.
+    sessions
+        The sessions that work was done for.
+    """
+
+    crew: Crew
+
+    def __init__(self, config: PoolConfig) -> None:
+        self.lock = threading.RLock()
+        self.scheduler: Scheduler[Seat] = Scheduler(config.max_queue)
+        self.closed_because: str | None = None
+        self.sessions: dict[str, None] = {}
+        self._config = config
+        self._quiet = threading.Condition(self.lock)
+        self._counts = dict.fromkeys(COUNTERS, 0)
+        self._pending = 0
+
+    # -- asking --------------------------------------------------------------------------------
+
+    def check_open(self) -> None:
+        """Do nothing while the pool takes work.
+
+        Raises
+        ------
+        PoolClosed
+            It does not any more.
+        """
+        if self.closed_because is not None:
+            raise PoolClosed(self._config.name, self.closed_because)
+
+    def admit(self, work: Work, nesting: Link | None = None) -> None:
+        """Count a piece of work, and give it a seat or a place in the queue.
+
+        Parameters
+        ----------
+        work
+            The work.
+        nesting
+            A host call whose worker can do it, if no other one is free.
+        """
+        with self.lock:
+            self.check_open()
+            if work.slot is not None:
+                work.wanted = self._worker_in(work.slot).main_seat
+            work.settled = False
+            self._counts["submitted"] += 1
+            self._pending += 1
+            if work.session is not None:
+                self.sessions[work.session] = None
+            try:
+                if not self.crew.workers:
+                    raise self.unserved(work)
+                if nesting is not None and not self.scheduler.grant(work):
+                    self._nest(work, nesting)
+                elif nesting is not None or self.scheduler.request(work, bounded=work.bounded):
+                    self.hold(work)
+                elif work.link is not None:
+                    self._check_chain(work)
+            except QueueFull:
+                self.settle(work, "saturated")
+                raise PoolSaturated(self._config.name, self._config.max_queue) from None
+            except SnakepitError:
+                self.settle(work, "lost")
+                raise
+
+    def _worker_in(self, slot: int) -> Worker:
+        workers = self.crew.workers
+        if slot not in workers:
+            msg = f"there is no worker {slot}; there are {sorted(workers)}"
+            raise ValueError(msg)
+        return workers[slot]
+
+    def _nest(self, work: Work, link: Link) -> None:
+        """Let the worker that waits for a host call do it."""
+        work.seat = link.seat
+        work.nested_in = link
+        link.seat.worker.calls += 1
+
+    def _check_chain(self, work: Work) -> None:
+        """Refuse work that only workers could do which wait for it."""
+        fitting = {seat for w in self.crew.workers.values() for seat in w.seats if work.fits(seat)}
+        waiting = {link.seat for link in links()}
+        if fitting and fitting <= waiting:
+            names = sorted({seat.worker.name for seat in fitting})
+            raise WorkerBusy(work.name, self._config.name, names)
+
+    def hold(self, work: Work) -> None:
+        """Note who has a seat."""
+        seat = work.seat
+        assert seat is not None
+        worker = seat.worker
+        seat.holder = work
+        if not worker.current:
+            worker.apply(WorkerEvent.LEND)
+        worker.current.append(work.name)
+        worker.calls += 1
+
+    def lend(self, seat: Seat) -> None:
+        """Give a free seat to the first whom it fits."""
+        ticket = self.scheduler.add(seat)
+        if ticket is not None:
+            assert isinstance(ticket, Work)
+            self.hold(ticket)
+            ticket.on_grant()
+            self.scheduler.granted = None
+
+    def withdraw(self, work: Work) -> bool:
+        """Take work out of the queue; say whether it was still there."""
+        with self.lock:
+            return self.scheduler.withdraw(work)
+
+    # -- waiting -------------------------------------------------------------------------------
+
+    def wait(self, work: Work, nesting: Link | None = None) -> Seat:
+        """Admit work, and wait for its seat in this thread."""
+        with self.lock:
+            self.admit(work, nesting)
+            if work.seat is not None:
+                return work.seat
+            gate = threading.Lock()
+            gate.acquire()
+            work.on_grant = gate.release
+        until = work.queue_deadline
+        wait = -1 if until is None else max(0.0, until - time.monotonic())
+        if not gate.acquire(timeout=wait) and self.withdraw(work):
+            raise self.late(work)
+        if work.seat is None:
+            raise self.unserved(work)
+        return work.seat
+
+    async def wait_async(self, work: Work, nesting: Link | None = None) -> Seat:
+        """Do the same while the running event loop goes on."""
+        loop = asyncio.get_running_loop()
+        granted = asyncio.Event()
+        work.on_grant = partial(self._grant_in, loop, granted, work)
+        self.admit(work, nesting)
+        if work.seat is None:
+            until = work.queue_deadline
+            try:
+                async with asyncio.timeout(None if until is None else until - time.monotonic()):
+                    await granted.wait()
+            except TimeoutError:
+                if self.withdraw(work):
+                    raise self.late(work) from None
+            if work.seat is None:
+                raise self.unserved(work)
+        return work.seat
+
+    def _grant_in(
+        self, loop: asyncio.AbstractEventLoop, granted: asyncio.Event, work: Work
+    ) -> None:
+        try:
+            loop.call_soon_threadsafe(granted.set)
+        except RuntimeError:  # the loop was closed with the task still in it
+            self.settle(work, "cancelled")
+
+    def unserved(self, work: Work) -> SnakepitError:
+        """Say why a piece of work will never get a seat."""
+        if self.crew.problem is not None:
+            return self.crew.problem
+        if work.wanted is not None and self.closed_because is None:
+            return work.wanted.worker.death()
+        return PoolClosed(self._config.name, self.closed_because or "it has no workers")
+
+    def late(self, work: Work) -> SnakepitError:
+        """Say that a piece of work waited too long."""
+        if work.timeout is not None and work.queue_deadline == work.deadline:
+            return CallTimeout(work.name, work.timeout)
+        return QueueTimeout(self._config.name, time.monotonic() - work.asked)
+
+    # -- giving back ---------------------------------------------------------------------------
+
+    def settle(self, work: Work, outcome: str) -> None:
+        """Count how a piece of work ended, and give its seat, or its place, to the next."""
+        with self.lock:
+            if work.settled:
+                return
+            work.settled = True  # these three belong together: no call between them, no Ctrl-C
+            self._counts[outcome] += 1
+            self._pending -= 1
+            if work.seat is None:
+                self.scheduler.withdraw(work)
+            elif work.nested_in is None:
+                self._take_back(work.seat, work.name)
+            if self._pending == 0:
+                self._quiet.notify_all()
+
+    def _take_back(self, seat: Seat, name: str) -> None:
+        worker = seat.worker
+        seat.holder = None
+        if name in worker.current:
+            worker.current.remove(name)
+        if not worker.current and worker.state is not WorkerState.READY:  # else Ctrl-C came before
+            worker.apply(WorkerEvent.GIVE_BACK)
+        if worker.state in _LENDABLE and not self.scheduler.is_idle(seat):
+            self.lend(seat)
+        elif not worker.is_held:
+            if worker.state is WorkerState.DEAD:
+                worker.close_channels()
+            elif worker.is_condemned:
+                worker.condemn()
+
+    def mend(self, work: Work) -> None:
+        """Put the books in order that Ctrl-C may have left in the middle of an entry.
+
+        It comes between any two calls of the main thread: when a seat has left the list of the
+        idle ones and nobody has it yet, when a ticket has left the queue and nobody was told. The
+        supervisor does this, because no signal handler runs in its thread.
+        """
+        with self.lock:
+            self.settle(work, "cancelled")
+            self.scheduler.withdraw(work)
+            ticket = self.scheduler.granted
+            if isinstance(ticket, Work) and ticket.seat is not None and not ticket.settled:
+                self.scheduler.granted = None
+                if ticket.seat.holder is not ticket:
+                    self.hold(ticket)
+                with contextlib.suppress(RuntimeError):  # it was told already
+                    ticket.on_grant()
+            for worker in self.crew.workers.values():
+                for seat in worker.seats:
+                    seat.defined.clear()  # what was to be sent may not have been
+                    self._mend_seat(seat)
+            if self._pending == 0:
+                self._quiet.notify_all()
+
+    def _mend_seat(self, seat: Seat) -> None:
+        holder = seat.holder
+        if isinstance(holder, Work) and not holder.settled:
+            return
+        if seat.worker.state in _LENDABLE:
+            held = [s.holder.name for s in seat.worker.seats if isinstance(s.holder, Work)]
+            if isinstance(holder, Work):
+                held.remove(holder.name)
+            seat.worker.current[:] = held
+            self._take_back(seat, "")
+
+    # -- counting ------------------------------------------------------------------------------
+
+    def counts(self) -> dict[str, int]:
+        """Return the counters."""
+        with self.lock:
+            waiting = self.scheduler.waiting
+            return {**self._counts, "queued": waiting, "running": self._pending - waiting}
+
+    def wait_until_quiet(self, timeout: float | None = None) -> None:
+        """Return when nothing is queued or running."""
+        with self.lock:
+            self._quiet.wait_for(lambda: self._pending == 0, timeout)
+
+    def empty_queue(self) -> None:
+        """Tell all who wait that they will get nothing."""
+        with self.lock:
+            cancelled = self.scheduler.drain()
+        for ticket in cancelled:
+            ticket.on_grant()

@@ -1,0 +1,208 @@
+"""Calls that come back: functions of the notebook that workers may call."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Awaitable, Callable, Iterator
+from contextvars import ContextVar
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from ..errors import ToolNotFound
+from ..lane import answers
+from ..lane.carrier import Carrier
+from ..protocol.frames import Frame, Segment
+from ..protocol.messages import HostCall
+from ..tools.adapter import ToolOptions, options_of
+from ..tools.context import LIST_HOST_TOOLS
+from ..tools.registry import Tool
+from .worker import Seat
+
+
+class Closable(Protocol):
+    """What has to be closed."""
+
+    def close(self) -> None:
+        """Close it."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Link:
+    """A host call that is being served: the last link of a chain of calls.
+
+    Attributes
+    ----------
+    seat
+        The worker that waits for it.
+    can_nest
+        Whether that worker serves other calls meanwhile.
+    deadline
+        `time.monotonic` at which the whole chain ends.
+    thread
+        The thread that drives the lane of that worker, and serves the call.
+    loop
+        The event loop that drives it; None when the thread itself does.
+    above
+        The link before.
+    streams
+        Streams that run inside the worker that waits; they end with the host call.
+    """
+
+    seat: Seat
+    can_nest: bool
+    deadline: float | None
+    thread: int
+    loop: asyncio.AbstractEventLoop | None
+    above: Link | None
+    streams: list[Closable] = field(default_factory=list)
+
+    @property
+    def is_here(self) -> bool:
+        """Whether this very thread drives the worker's lane."""
+        return self.thread == threading.get_ident()
+
+
+_link: ContextVar[Link | None] = ContextVar("snakepit_link", default=None)
+
+
+def current_link() -> Link | None:
+    """Return the host call that is being served here, if one is."""
+    return _link.get()
+
+
+def links() -> Iterator[Link]:
+    """Give the chain of host calls that this code runs in, the innermost first."""
+    link = _link.get()
+    while link is not None:
+        yield link
+        link = link.above
+
+
+class HostTools:
+    """The functions of the notebook that the workers of a pool may call."""
+
+    def __init__(self) -> None:
+        self._tools: dict[str | None, dict[str, Tool]] = {}
+
+    def add(self, function: Callable[..., Any], session: str | None = None) -> Tool:
+        """Add a function, or replace it; for one session alone if that is given.
+
+        Raises
+        ------
+        TypeError
+            It cannot be a host tool.
+        """
+        if not callable(function):
+            msg = f"a host tool is a function, not {type(function).__name__} {function!r}"
+            raise TypeError(msg)
+        tool = Tool(function, options_of(function) or ToolOptions())
+        if tool.streams:
+            msg = f"host tool {tool.name!r} is a generator; host tools return one value"
+            raise TypeError(msg)
+        self._tools.setdefault(session, {})[tool.name] = tool
+        return tool
+
+    def names(self, session: str | None = None) -> list[str]:
+        """Return the names of the functions that a session's calls may call."""
+        return sorted({**self._tools.get(None, {}), **self._tools.get(session, {})})
+
+    def find(self, name: str, session: str | None) -> Tool:
+        """Return a function; a session's own comes first.
+
+        Raises
+        ------
+        ToolNotFound
+            There is none of that name.
+        """
+        found = self._tools.get(session, {}).get(name) or self._tools.get(None, {}).get(name)
+        if found is not None:
+            return found
+        if name == LIST_HOST_TOOLS:
+            return Tool(lambda: self.names(session), ToolOptions(name=name))
+        raise ToolNotFound(name, self.names(session))
+
+
+class Host:
+    """Serves the host calls of workers.
+
+    Parameters
+    ----------
+    tools
+        The functions.
+    """
+
+    def __init__(self, tools: HostTools) -> None:
+        self._tools = tools
+
+    def is_async(self, call: HostCall, session: str | None) -> bool:
+        """Whether a call is of a coroutine function."""
+        try:
+            return self._tools.find(call.tool, session).is_async
+        except ToolNotFound:
+            return False
+
+    def serve(self, link: Link, call: HostCall, frame: Frame, session: str | None) -> list[Segment]:
+        """Run a function of the notebook in this thread; return the answer.
+
+        What is no `Exception` (Ctrl-C) is raised here.
+        """
+        carrier = link.seat.lane.carrier
+        token = _link.set(link)
+        try:
+            try:
+                ready = self._prepare(carrier, call, frame, session)
+            except Exception as error:  # noqa: BLE001 - the worker that asked must hear of it
+                return answers.with_error(carrier, call.id, error, before_running=True)
+            try:
+                value = ready()
+                if asyncio.iscoroutine(value):
+                    value = _run_apart(value)
+            except Exception as error:  # noqa: BLE001 - the same
+                return answers.with_error(carrier, call.id, error)
+            return answers.with_value(carrier, call.id, value)
+        finally:
+            _link.reset(token)
+            _close_all(link)
+
+    async def serve_async(
+        self, link: Link, call: HostCall, frame: Frame, session: str | None
+    ) -> list[Segment]:
+        """Do the same for a coroutine function, in a task of its own."""
+        carrier = link.seat.lane.carrier
+        _link.set(link)
+        try:
+            try:
+                ready: Callable[[], Awaitable[Any]] = self._prepare(carrier, call, frame, session)
+            except Exception as error:  # noqa: BLE001 - the worker that asked must hear of it
+                return answers.with_error(carrier, call.id, error, before_running=True)
+            try:
+                value = await ready()
+            except Exception as error:  # noqa: BLE001 - the same
+                return answers.with_error(carrier, call.id, error)
+            return answers.with_value(carrier, call.id, value)
+        finally:
+            _close_all(link)
+
+    def _prepare(
+        self, carrier: Carrier, call: HostCall, frame: Frame, session: str | None
+    ) -> Callable[[], Any]:
+        args, kwargs = carrier.load(call, frame)
+        tool = self._tools.find(call.tool, session)
+        return tool.bind(None, args, kwargs)
+
+
+def _close_all(link: Link) -> None:
+    while link.streams:
+        link.streams.pop().close()
+
+
+def _run_apart(running: Any) -> Any:
+    """Run a coroutine in a loop of its own, also inside a cell, where the notebook's loop runs."""
+    outer = asyncio._get_running_loop()  # noqa: SLF001 - public in asyncio.events, for event loops
+    asyncio._set_running_loop(None)  # noqa: SLF001
+    try:
+        with asyncio.Runner() as runner:
+            return runner.run(running)
+    finally:
+        asyncio._set_running_loop(outer)  # noqa: SLF001

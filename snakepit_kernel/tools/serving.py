@@ -1,0 +1,220 @@
+"""Serving the calls of one lane, in the thread of one event loop."""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import inspect
+import socket
+from collections import deque
+from collections.abc import Callable, Coroutine
+from typing import Any
+
+from ..lane import answers
+from ..lane.page import Page
+from ..lane.worker import Interrupts, WorkerLane
+from ..protocol import messages
+from ..protocol.frames import Frame
+from .context import SessionContext, context_of_call, context_of_cells, enter_call
+from .hostcalls import HostCalls
+from .outlet import Outlet
+from .output import RedirectedOutput, RoutedOutput
+from .registry import AdapterError, ToolRegistry
+
+OnMessage = Callable[[messages.ToWorker, Frame], None]
+
+_CALLS = (messages.Call, messages.Apply)
+
+
+class Server:
+    """Answers what arrives on a lane.
+
+    Parameters
+    ----------
+    sock, page, number
+        The worker's end of the lane, the page beside it, and which of its lanes this is.
+    loop
+        The loop that reads it.
+    registry
+        The tools.
+    interrupts, make_output
+        How calls of this thread are interrupted, and where what they print goes.
+    on_message
+        Gets the messages that are no calls.
+    on_close
+        Called once when the owner has closed its end or died.
+
+    Attributes
+    ----------
+    lane, host_calls, output, interrupts
+        Its parts.
+    """
+
+    def __init__(
+        self,
+        sock: socket.socket,
+        page: Page,
+        number: int,
+        loop: asyncio.AbstractEventLoop,
+        registry: ToolRegistry,
+        *,
+        interrupts: type[Interrupts],
+        make_output: Callable[[WorkerLane], RedirectedOutput | RoutedOutput],
+        on_message: OnMessage,
+        on_close: Callable[[], None],
+    ) -> None:
+        slot = page.slot(number)
+        carrier = page.carrier(number, is_owner=False)
+        self.lane = WorkerLane(sock, carrier, self._take, on_close)
+        self.host_calls = HostCalls(self.lane, lambda: slot.serves_cell)
+        self.output = make_output(self.lane)
+        self.interrupts = interrupts(slot)
+        self._slot = slot
+        self._loop = loop
+        self._registry = registry
+        self._on_message = on_message
+        self._outlets: dict[int, Outlet] = {}
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._handed_over: deque[tuple[Any, Frame]] = deque()
+
+    @property
+    def is_free(self) -> bool:
+        """Whether no call runs, not even one that awaits something."""
+        return not self._tasks
+
+    def open(self) -> None:
+        """Serve from now on. Called in the loop's thread."""
+        self.lane.attach(self._loop)
+
+    # -- frames in -----------------------------------------------------------------------------
+
+    def _take(self, frame: Frame) -> None:
+        message = messages.decode_for_worker(frame.header)
+        if isinstance(message, _CALLS):
+            if self.lane.is_own_thread:
+                self._answer(message, frame)
+            else:  # a thread of a tool has read it
+                self._handed_over.append((message, frame))
+                self._loop.call_soon_threadsafe(self._take_over)
+            return
+        match message:
+            case messages.Result() | messages.Failure():
+                self.host_calls.take(message, frame)
+            case messages.More(id=call_id, count=count):
+                if call_id in self._outlets:
+                    self._outlets[call_id].add_room(count)
+            case messages.Leave(id=call_id):
+                if call_id in self._outlets:
+                    self._outlets[call_id].leave()
+            case messages.Define():
+                self._define(message, frame)
+            case _:
+                self._on_message(message, frame)
+
+    def _take_over(self) -> None:
+        while self._handed_over:
+            self._answer(*self._handed_over.popleft())
+
+    def _define(self, message: messages.Define, frame: Frame) -> None:
+        try:
+            self._registry.define(message.name, self.lane.carrier.load(message, frame))
+        except BaseException as error:  # noqa: BLE001 - told by the call that follows
+            self._registry.spoil(message.name, error)
+
+    # -- calls ---------------------------------------------------------------------------------
+
+    def _answer(self, call: messages.Call | messages.Apply, frame: Frame) -> None:
+        base = context_of_cells()
+        call_context = SessionContext(
+            call.session, base.pool, base.worker, self.host_calls, call.id
+        )
+        try:
+            ready, is_async = self._prepare(call, frame, call_context)
+        except BaseException as error:  # noqa: BLE001 - unpickling runs any code; the caller must hear of it
+            self.lane.send(
+                answers.with_error(self.lane.carrier, call.id, error, before_running=True)
+            )
+            return
+        loop = asyncio._get_running_loop()  # noqa: SLF001 - public in asyncio.events
+        if not is_async:
+            self._run(call.id, ready, call_context)
+        elif loop is None:  # inside another call, whose thread waits
+            self._run_apart(self._run_async(call.id, ready, call_context))
+        else:
+            task = loop.create_task(self._run_async(call.id, ready, call_context))
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
+
+    def _prepare(
+        self, call: messages.Call | messages.Apply, frame: Frame, call_context: SessionContext
+    ) -> tuple[Callable[[], Any], bool]:
+        """Return what runs a call, and whether it gives an awaitable."""
+        if isinstance(call, messages.Apply):
+            function, args, kwargs = self.lane.carrier.load(call, frame)
+            return functools.partial(function, *args, **kwargs), inspect.iscoroutinefunction(
+                function
+            )
+        tool = self._registry.get(call.tool)
+        args, kwargs = self.lane.carrier.load(call, frame)
+        ready = tool.bind(call_context, args, kwargs)
+        if tool.streams:
+            ready = self._streaming(call, ready, is_async=tool.is_async)
+        return ready, tool.is_async
+
+    def _streaming(
+        self, call: messages.Call, ready: Callable[[], Any], *, is_async: bool
+    ) -> Callable[[], Any]:
+        if not call.room:
+            msg = f"tool {call.tool!r} streams, and was called for one value"
+            raise AdapterError(msg)
+        outlet = self._outlets[call.id] = Outlet(call.id, call.room, self.lane, self._slot)
+        if is_async:
+            return lambda: outlet.drain_async(ready())
+        return lambda: outlet.drain(ready())
+
+    def _run(self, call_id: int, ready: Callable[[], Any], call_context: SessionContext) -> None:
+        outer = asyncio._get_running_loop()  # noqa: SLF001 - public in asyncio.events, for event loops
+        before = context_of_call()
+        self._begin(call_id, call_context)
+        # A tool is a plain function to its author: inside it, asyncio.run() must work.
+        asyncio._set_running_loop(None)  # noqa: SLF001
+        try:
+            value = self.interrupts.run(call_id, ready)
+        except BaseException as error:  # noqa: BLE001 - the edge of a request: it answers
+            asyncio._set_running_loop(outer)  # noqa: SLF001
+            self._end(call_id)
+            self.lane.send(answers.with_error(self.lane.carrier, call_id, error))
+        else:
+            asyncio._set_running_loop(outer)  # noqa: SLF001
+            self._end(call_id)
+            self.lane.send(answers.with_value(self.lane.carrier, call_id, value))
+        finally:
+            enter_call(before)
+
+    def _run_apart(self, running: Coroutine[Any, Any, None]) -> None:
+        """Run a coroutine in a loop of its own, which reads the lane as well."""
+        with asyncio.Runner() as runner, self.lane.also_read_in(runner.get_loop()):
+            runner.run(running)
+
+    async def _run_async(
+        self, call_id: int, ready: Callable[[], Any], call_context: SessionContext
+    ) -> None:
+        self._begin(call_id, call_context)  # its context is that of this task alone
+        try:
+            value = await self.interrupts.run_async(call_id, ready)
+        except BaseException as error:  # noqa: BLE001 - the edge of a request: it answers
+            self._end(call_id)
+            self.lane.send(answers.with_error(self.lane.carrier, call_id, error))
+        else:
+            self._end(call_id)
+            self.lane.send(answers.with_value(self.lane.carrier, call_id, value))
+
+    def _begin(self, call_id: int, call_context: SessionContext) -> None:
+        enter_call(call_context)
+        self.host_calls.begin(call_id)
+        self.output.begin(call_id)
+
+    def _end(self, call_id: int) -> None:
+        self.output.end(call_id)
+        self.host_calls.end(call_id)
+        self._outlets.pop(call_id, None)
