@@ -6,7 +6,7 @@ import concurrent.futures
 import contextlib
 import contextvars
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, Final, Literal, ParamSpec, TypeVar
+from typing import Any, Final, Literal, ParamSpec, TypeVar, overload
 
 from ..errors import ToolNotFound
 from ..protocol import messages, values
@@ -18,6 +18,7 @@ from .config import check_seconds
 from .engine import Engine, MakeFrames
 from .futures import CallFuture
 from .results import CellResult
+from .validation import Validator
 from .work import Work
 from .worker import Worker
 
@@ -36,6 +37,7 @@ class Definitions:
     def __init__(self) -> None:
         self._frames: dict[str, tuple[int, list[Segment]]] = {}
         self.infos: dict[str, ToolInfo] = {}
+        self.validator = Validator()
 
     def add(self, info: ToolInfo, function: Callable[..., Any]) -> None:
         """Add a function, or replace it."""
@@ -53,6 +55,73 @@ class Definitions:
         return definition[1]
 
 
+class Tools:
+    """The tools of a pool as methods.
+
+    Parameters
+    ----------
+    caller
+        A pool or a session.
+    """
+
+    def __init__(self, caller: Caller) -> None:
+        self._caller = caller
+
+    def __getattr__(self, name: str) -> Callable[..., Any]:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        try:
+            info = self._caller._find_tool(name)  # noqa: SLF001 - one idea in two classes
+        except ToolNotFound as error:
+            raise AttributeError(str(error)) from error
+
+        validator = self._caller._definitions.validator  # noqa: SLF001
+
+        def call(*args: Any, **kwargs: Any) -> Any:
+            return self._caller._call(name, args, kwargs)  # noqa: SLF001
+
+        call.__name__ = call.__qualname__ = name
+        call.__doc__ = info.description
+        call.__signature__ = validator.signature(info)  # type: ignore[attr-defined]
+        return call
+
+    def __getitem__(self, name: str) -> ToolInfo:
+        return self._caller._find_tool(name)  # noqa: SLF001
+
+    def __iter__(self) -> Any:
+        return iter(self._caller.tool_names())
+
+    def __len__(self) -> int:
+        return len(self._caller.tool_names())
+
+    def __dir__(self) -> list[str]:
+        return [name for name in self._caller.tool_names() if name.isidentifier()]
+
+    def _ipython_key_completions_(self) -> list[str]:
+        return self._caller.tool_names()
+
+    def __repr__(self) -> str:
+        names = self._caller.tool_names()
+        lines = [f"{name}{self[name].signature}" for name in names]
+        return "\n".join(lines) or "no tools"
+
+
+class _ToolsOfCaller:
+    """The tools as methods: ``pool.tools.price(item="tea")``. Tab completes their names.
+
+    A property would do, but IPython completes nothing behind one: it does not run its code.
+    """
+
+    @overload
+    def __get__(self, caller: None, owner: type) -> _ToolsOfCaller: ...
+
+    @overload
+    def __get__(self, caller: Caller, owner: type) -> Tools: ...
+
+    def __get__(self, caller: Caller | None, owner: type) -> _ToolsOfCaller | Tools:
+        return self if caller is None else Tools(caller)
+
+
 class Caller:
     """Calls tools, runs cells and submits functions; base of `Pool` and `Session`."""
 
@@ -62,10 +131,7 @@ class Caller:
 
     # -- tools ---------------------------------------------------------------------------------
 
-    @property
-    def tools(self) -> Tools:
-        """The tools as methods: ``pool.tools.price(item="tea")``. Tab completes their names."""
-        return Tools(self)
+    tools = _ToolsOfCaller()
 
     def call(
         self,
@@ -131,6 +197,7 @@ class Caller:
     ) -> tuple[Work, MakeFrames]:
         self._engine.check_open()
         info = self._find_tool(tool)
+        self._definitions.validator.check(info, args, kwargs)
         body, buffers = _pickled(tool, args, kwargs)
         session = self._session_id
 
@@ -358,51 +425,6 @@ class Caller:
             bounded=bounded,
             slot=slot,
         )
-
-
-class Tools:
-    """The tools of a pool as methods.
-
-    Parameters
-    ----------
-    caller
-        A pool or a session.
-    """
-
-    def __init__(self, caller: Caller) -> None:
-        self._caller = caller
-
-    def __getattr__(self, name: str) -> Callable[..., Any]:
-        if name.startswith("__"):
-            raise AttributeError(name)
-        try:
-            info = self._caller._find_tool(name)  # noqa: SLF001 - one idea in two classes
-        except ToolNotFound as error:
-            raise AttributeError(str(error)) from error
-
-        def call(*args: Any, **kwargs: Any) -> Any:
-            return self._caller._call(name, args, kwargs)  # noqa: SLF001
-
-        call.__name__ = call.__qualname__ = name
-        call.__doc__ = f"{name}{info.signature}\n\n{info.description}".rstrip()
-        return call
-
-    def __getitem__(self, name: str) -> ToolInfo:
-        return self._caller._find_tool(name)  # noqa: SLF001
-
-    def __iter__(self) -> Any:
-        return iter(self._caller.tool_names())
-
-    def __len__(self) -> int:
-        return len(self._caller.tool_names())
-
-    def __dir__(self) -> list[str]:
-        return [name for name in self._caller.tool_names() if name.isidentifier()]
-
-    def __repr__(self) -> str:
-        names = self._caller.tool_names()
-        lines = [f"{name}{self[name].signature}" for name in names]
-        return "\n".join(lines) or "no tools"
 
 
 def _cell(

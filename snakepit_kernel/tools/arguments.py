@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import inspect
-import numbers
-import types
 import typing
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Mapping
 from typing import Any
 
-import msgspec
+from . import portable
+from .annotations import hints_of, signature_of
+from .checks import check_for
+from .misfits import Misfit
+from .schemas import Schemas, parameter_texts, plain
 
-_NUMBERS: dict[object, type] = {int: numbers.Integral, float: numbers.Real}
+_NAMED = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
 _POSITIONAL = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+
+_MAX_SHAPES = 64
+"""Calls of one tool that are known at a glance: by number, names and classes of the arguments."""
 
 
 class Arguments:
@@ -20,25 +25,53 @@ class Arguments:
 
     Parameters
     ----------
-    function
-        The function, or the method with its ``self``.
-    skip_first
-        Leave out the first parameter (``self``).
+    signature
+        How the function is called.
+    hints
+        What is checked, by the name of the parameter; nothing of those that are not here.
+    texts
+        What the parameters mean, by name.
     """
 
-    def __init__(self, function: Callable[..., Any], *, skip_first: bool = False) -> None:
-        signature = _readable_signature(function)
-        parameters = list(signature.parameters.values())[1 if skip_first else 0 :]
-        self.signature = signature.replace(parameters=parameters)
-        hints = _resolved_hints(function)
-        self._types = {p.name: hints.get(p.name, Any) for p in parameters}
-        self._checks = {name: _check_for(kind) for name, kind in self._types.items()}
-        self._parameters = {p.name: p for p in parameters}
-        named = [p for p in parameters if p.kind in _NAMED]
+    def __init__(
+        self,
+        signature: inspect.Signature,
+        hints: Mapping[str, Any],
+        texts: Mapping[str, str] | None = None,
+    ) -> None:
+        self.signature = signature
+        self._parameters = list(signature.parameters.values())
+        self._texts = texts or {}
+        self._hints = {p.name: _hint_for(p, hints.get(p.name, Any)) for p in self._parameters}
+        self._checks = {name: check_for(kind) for name, kind in self._hints.items()}
+        named = [p for p in self._parameters if p.kind in _NAMED]
         self._known = {p.name for p in named}
         self._required = {p.name for p in named if p.default is p.empty}
-        self._simple = len(named) == len(parameters)
-        self._accepts_any = any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters)
+        self._positional = [p.name for p in self._parameters if p.kind in _POSITIONAL]
+        self._is_simple = len(named) == len(self._parameters)
+        self._good_shapes: set[tuple[Any, ...]] = set()
+        self._rest = self._name_of(inspect.Parameter.VAR_POSITIONAL)
+        self._more = self._name_of(inspect.Parameter.VAR_KEYWORD)
+
+    @classmethod
+    def of(cls, function: Callable[..., Any], *, skip_first: bool = False) -> Arguments:
+        """Read the parameters of a function, or of a method without its ``self``."""
+        signature = signature_of(function)
+        parameters = list(signature.parameters.values())[1 if skip_first else 0 :]
+        texts = parameter_texts(inspect.getdoc(function))
+        return cls(signature.replace(parameters=parameters), hints_of(function), texts)
+
+    def portable(self) -> bytes:
+        """Return what another process needs to check arguments, which `restored` takes there."""
+        return portable.pack(self.signature, self._hints)
+
+    @classmethod
+    def restored(cls, data: bytes) -> Arguments:
+        """Restore what `portable` made, without an import.
+
+        A parameter whose annotation names what this process does not have is not checked by type.
+        """
+        return cls(*portable.unpack(data))
 
     def bind(
         self, args: tuple[Any, ...], kwargs: dict[str, Any]
@@ -52,194 +85,101 @@ class Arguments:
         problems
             One sentence for each argument that is wrong, missing or unknown; empty when all fit.
         """
-        names_fit = kwargs.keys() <= self._known and self._required <= kwargs.keys()
-        if args or not (self._simple and names_fit):
+        shape = (len(args), *kwargs, *map(type, args), *map(type, kwargs.values()))
+        if shape in self._good_shapes:
+            return args, kwargs, []
+        named = dict(zip(self._positional, args, strict=False))
+        if not self._names_fit(named, len(args), kwargs):
             problems = self._misfits(args, kwargs)
             if problems:
                 return args, kwargs, problems
+        if self._fits_by_its_classes(named | kwargs) and len(self._good_shapes) < _MAX_SHAPES:
+            self._good_shapes.add(shape)
         problems = []
-        if not args:
-            keywords = {n: self._convert(n, value, problems) for n, value in kwargs.items()}
-            return args, keywords, problems
-        names = [p.name for p in self._parameters.values() if p.kind in _POSITIONAL]
-        checked = []
-        for index, value in enumerate(args):
-            name = names[index] if index < len(names) else self._star_name()
-            checked.append(self._convert(name, value, problems))
-        keywords = {name: self._convert(name, value, problems) for name, value in kwargs.items()}
-        return tuple(checked), keywords, problems
+        rest = [self._fit(self._rest, value, problems) for value in args[len(named) :]]
+        args = (*self._fitted(named, problems).values(), *rest)
+        return args, self._fitted(kwargs, problems), problems
 
-    def _misfits(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[str]:
-        try:
-            self.signature.bind(*args, **kwargs)
-        except TypeError as error:
-            problems = []
-            if not self._accepts_any:
-                unknown = [name for name in kwargs if name not in self._known]
-                problems += [f"unknown argument {name!r}" for name in unknown]
-            positional = [p for p in self._parameters.values() if p.kind in _POSITIONAL]
-            given = {p.name for p in positional[: len(args)]} | kwargs.keys()
-            problems += [
-                f"missing argument {p.name!r}"
-                for p in self._parameters.values()
-                if p.name in self._required and p.name not in given
-            ]
-            text = str(error)
-            return [*(problems or [text]), f"the signature is {self.signature}"]
-        return []
+    def _fits_by_its_classes(self, given: dict[str, Any]) -> bool:
+        """Whether no other values of the same classes could be wrong either."""
+        return self._is_simple and all(
+            type(value) is self._hints[name] or self._checks[name] is None
+            for name, value in given.items()
+        )
 
-    def _convert(self, name: str, value: Any, problems: list[str]) -> Any:
-        check = self._checks.get(name)
+    def _names_fit(self, named: dict[str, Any], positional: int, kwargs: dict[str, Any]) -> bool:
+        """Whether it is plain to see that names and number are right; if not, they may be still."""
+        given = named | kwargs
+        return (
+            self._is_simple
+            and len(given) == positional + len(kwargs)
+            and given.keys() <= self._known
+            and self._required <= given.keys()
+        )
+
+    def _fitted(self, given: dict[str, Any], problems: list[str]) -> dict[str, Any]:
+        return {name: self._fit(name, value, problems) for name, value in given.items()}
+
+    def _fit(self, name: str, value: Any, problems: list[str]) -> Any:
+        check = self._checks[name if name in self._hints else self._more]
         if check is None:
             return value
         try:
             return check(value)
-        except (msgspec.ValidationError, ValueError) as error:
-            problems.append(f"argument {name!r}: {error}")
+        except Misfit as misfit:
+            problems.append(f"argument {name!r}: {misfit}")
             return value
 
-    def _star_name(self) -> str:
-        kinds = inspect.Parameter.VAR_POSITIONAL
-        return next((p.name for p in self._parameters.values() if p.kind is kinds), "")
+    def _misfits(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[str]:
+        """Return what is wrong with the names and the number of arguments."""
+        try:
+            self.signature.bind(*args, **kwargs)
+        except TypeError as error:
+            named = self._unknown(kwargs) + self._missing(len(args), kwargs)
+            return [*(named or [str(error)]), f"the signature is {self.signature}"]
+        return []
+
+    def _unknown(self, kwargs: dict[str, Any]) -> list[str]:
+        if self._more:
+            return []
+        return [f"unknown argument {name!r}" for name in kwargs if name not in self._known]
+
+    def _missing(self, positional: int, kwargs: dict[str, Any]) -> list[str]:
+        given = {*self._positional[:positional], *kwargs}
+        required = [p.name for p in self._parameters if p.name in self._required]
+        return [f"missing argument {name!r}" for name in required if name not in given]
+
+    def _name_of(self, kind: object) -> str:
+        return next((p.name for p in self._parameters if p.kind is kind), "")
 
     def schema(self) -> dict[str, Any]:
         """Return the JSON Schema of the arguments, an object by name."""
-        properties: dict[str, Any] = {}
-        required = []
-        definitions: dict[str, Any] = {}
-        for parameter in self._parameters.values():
-            if parameter.kind not in _NAMED:
-                continue
-            described, more = _schema_for(self._types[parameter.name])
-            definitions.update(more)
-            if parameter.default is parameter.empty:
-                required.append(parameter.name)
-            elif isinstance(parameter.default, str | int | float | bool | None):
-                described = {**described, "default": parameter.default}
-            properties[parameter.name] = described
-        schema: dict[str, Any] = {"type": "object", "properties": properties, "required": required}
-        schema["additionalProperties"] = self._accepts_any
-        if definitions:
-            schema["$defs"] = definitions
+        schemas = Schemas()
+        properties = {
+            p.name: self._property(p, schemas) for p in self._parameters if p.kind in _NAMED
+        }
+        schema: dict[str, Any] = {
+            "type": "object",
+            "properties": properties,
+            "required": [name for name in properties if name in self._required],
+            "additionalProperties": schemas.of(self._hints[self._more]) if self._more else False,
+        }
+        if schemas.definitions:
+            schema["$defs"] = schemas.definitions
         return schema
 
-
-_NAMED = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
-
-Check = Callable[[Any], Any]
-
-
-def _readable_signature(function: Callable[..., Any]) -> inspect.Signature:
-    """Return a signature with annotations as objects, not as texts, where they resolve."""
-    try:
-        return inspect.signature(function, eval_str=True)
-    except Exception:  # noqa: BLE001 - an annotation may be any text
-        return inspect.signature(function)
+    def _property(self, parameter: inspect.Parameter, schemas: Schemas) -> dict[str, Any]:
+        described = schemas.of(self._hints[parameter.name])
+        if parameter.name in self._texts:
+            described = {"description": self._texts[parameter.name]} | described
+        if parameter.default is parameter.empty:
+            return described
+        try:
+            return described | {"default": plain(parameter.default)}
+        except (TypeError, ValueError):
+            return described  # a default that JSON does not have
 
 
-def _resolved_hints(function: Callable[..., Any]) -> dict[str, Any]:
-    try:
-        return typing.get_type_hints(function, include_extras=True)
-    except Exception:  # noqa: BLE001 - an annotation may be any text; one that means nothing is no check
-        return {}
-
-
-def _check_for(kind: Any) -> Check | None:
-    """Return what checks a value against an annotation, or None when there is nothing to check."""
-    if kind in {Any, object} or isinstance(kind, typing.TypeVar):
-        return None
-    origin = typing.get_origin(kind)
-    if origin in {typing.Union, types.UnionType}:
-        return _union_check(kind, typing.get_args(kind))
-    interface = origin or kind
-    if isinstance(interface, type) and interface.__module__ == "collections.abc":
-        return _interface_check(interface)
-    if isinstance(kind, type) and origin is None and not typing.is_typeddict(kind):
-        return _class_check(kind)
-    return _structure_check(kind)
-
-
-def _class_check(kind: type) -> Check:
-    accepted: tuple[type, ...] = (kind, *filter(None, [_NUMBERS.get(kind)]))
-    convert = _structure_check(kind)
-
-    def check(value: Any) -> Any:
-        if isinstance(value, accepted) and not (isinstance(value, bool) and kind in _NUMBERS):
-            return value  # subclasses and numpy's numbers stay what they are
-        return convert(value) if convert else value
-
-    return check
-
-
-def _interface_check(interface: type) -> Check:
-    def check(value: Any) -> Any:
-        if isinstance(value, interface):
-            return value
-        msg = f"Expected `{interface.__name__}`, got `{type(value).__name__}`"
-        raise ValueError(msg)
-
-    return check
-
-
-def _union_check(kind: Any, members: Iterable[Any]) -> Check | None:
-    checks = [_check_for(member) for member in members]
-    if None in checks:
-        return None
-
-    def check(value: Any) -> Any:
-        for member in checks:
-            try:
-                return member(value)  # type: ignore[misc]
-            except (msgspec.ValidationError, ValueError):
-                continue
-        name = str(kind).replace("typing.", "")
-        msg = f"Expected `{name}`, got `{type(value).__name__}`"
-        raise ValueError(msg)
-
-    return check
-
-
-def _structure_check(kind: Any) -> Check | None:
-    """Check by msgspec, which looks into containers, dataclasses, literals and constraints."""
-    origin = typing.get_origin(kind)
-
-    def check(value: Any) -> Any:
-        converted = msgspec.convert(value, kind, strict=True)
-        if isinstance(origin, type) and isinstance(value, origin) and _same(converted, value):
-            return value
-        return converted
-
-    try:
-        check(_Nothing())
-    except msgspec.ValidationError:
-        return check
-    except TypeError:
-        return None  # an annotation that msgspec does not know: nothing to check by
-    return check
-
-
-class _Nothing:
-    """A value that fits no annotation."""
-
-
-def _same(converted: Any, value: Any) -> bool:
-    try:
-        return bool(converted == value)
-    except Exception:  # noqa: BLE001 - arrays have no truth value, others may raise anything
-        return False
-
-
-def _schema_for(kind: Any) -> tuple[dict[str, Any], dict[str, Any]]:
-    if kind is Any or kind is object:
-        return {}, {}
-    try:
-        (schema,), definitions = msgspec.json.schema_components(
-            [kind], schema_hook=_describe_class, ref_template="#/$defs/{name}"
-        )
-    except TypeError:
-        return {"description": str(kind)}, {}
-    return schema, definitions
-
-
-def _describe_class(kind: type) -> dict[str, Any]:
-    return {"description": f"a {kind.__module__}.{kind.__qualname__}"}
+def _hint_for(parameter: inspect.Parameter, kind: Any) -> Any:
+    """Return an annotation that admits the parameter's own default: ``x: int = None``."""
+    return typing.Optional[kind] if parameter.default is None and kind is not Any else kind  # noqa: UP045 - at run time
