@@ -39,7 +39,7 @@ from .parsing import (
     line_parser,
     names_of,
 )
-from .showing import as_cell_error, raise_here, shower, shown_in_one_line
+from .showing import as_cell_error, described, listed, raise_here, shower, shown_in_one_line
 
 
 @magics_class
@@ -203,11 +203,12 @@ class SnakepitMagics(Magics):
 
     def _tools(self, options: Namespace) -> None:
         tools = self._pool().tools
-        if options.tool is None:
-            print(tools)  # noqa: T201
-            return
-        info = tools[options.tool]
-        print(f"{info.name}{info.signature}\n\n{info.description}".rstrip())  # noqa: T201
+        if options.tool is not None:
+            print(described(tools[options.tool]))  # noqa: T201
+        elif len(tools):
+            print("\n".join(listed(tools[name]) for name in tools))  # noqa: T201
+        else:
+            print("no tools")  # noqa: T201
 
     def _call(self, options: Namespace) -> Any:
         arguments = arguments_of(options.arguments, self.shell.user_ns)

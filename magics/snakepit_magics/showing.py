@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import Callable
 from typing import Any, NoReturn
@@ -9,6 +10,7 @@ from typing import Any, NoReturn
 from IPython.core.interactiveshell import InteractiveShell
 
 from snakepit_kernel import CellError, SnakepitError, ToolError
+from snakepit_kernel.protocol.messages import ToolInfo
 
 _COMM_TYPES = {"comm_open", "comm_msg", "comm_close"}
 
@@ -74,3 +76,23 @@ def as_cell_error(error: ToolError) -> CellError:
     """Make a tool's exception one that shows the worker's traceback alone."""
     lines = error.remote_traceback.rstrip().splitlines() or [str(error)]
     return CellError(error.type_name, error.message, lines)
+
+
+def listed(tool: ToolInfo) -> str:
+    """Return a tool as a line of a list, and its description's first line below."""
+    about = tool.description.strip().splitlines()
+    return "\n    ".join([f"{tool.name}{tool.signature}", *about[:1]])
+
+
+def described(tool: ToolInfo) -> str:
+    """Return all that is known of a tool: signature, description, options, schema."""
+    options = ["idempotent"] if tool.idempotent else []
+    if tool.timeout is not None:
+        options.append(f"timeout: {tool.timeout:g} s")
+    parts = [
+        f"{tool.name}{tool.signature}",
+        tool.description,
+        "; ".join(options),
+        json.dumps(tool.schema, indent=2, ensure_ascii=False),
+    ]
+    return "\n\n".join(part for part in parts if part)

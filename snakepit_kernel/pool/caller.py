@@ -5,22 +5,24 @@ from __future__ import annotations
 import concurrent.futures
 import contextlib
 import contextvars
-from collections.abc import AsyncGenerator, Callable, Generator, Iterable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Generator, Iterable, Mapping
 from typing import Any, Final, Literal, ParamSpec, TypeVar
 
 from ..errors import ToolNotFound
-from ..protocol import messages, values
-from ..protocol.frames import Segment, pack
-from ..protocol.messages import Apply, Call, Define, ToolInfo
+from ..protocol import values
+from ..protocol.frames import Segment
+from ..protocol.messages import Apply, Call, ToolInfo
 from ..tools import namespace
 from .cells import Cell, OnMessage
 from .config import check_count, check_seconds
+from .definitions import Definitions, pickled
 from .engine import Engine, MakeFrames
 from .futures import CallFuture
 from .hosting import current_link
 from .results import CellResult
 from .scheduler import Purpose
 from .streams import Stream
+from .toolbox import ToolsOfCaller
 from .work import Work
 from .worker import Seat
 
@@ -37,29 +39,6 @@ DEFAULT: Final = "default"
 Timeout = float | None | Literal["default"]
 
 
-class Definitions:
-    """The notebook's functions that are tools of a pool, ready to travel, each with a version."""
-
-    def __init__(self) -> None:
-        self._frames: dict[str, tuple[int, list[Segment]]] = {}
-        self.infos: dict[str, ToolInfo] = {}
-
-    def add(self, info: ToolInfo, function: Callable[..., Any]) -> None:
-        """Add a function, or replace it."""
-        body, buffers = values.dumps(function)
-        version = self._frames[info.name][0] + 1 if info.name in self._frames else 1
-        self._frames[info.name] = (version, pack(messages.encode(Define(info.name)), body, buffers))
-        self.infos[info.name] = info
-
-    def missing(self, seat: Seat, name: str) -> list[Segment]:
-        """Return the frame that a worker needs before it can call a tool, or nothing."""
-        definition = self._frames.get(name)
-        if definition is None or seat.defined.get(name) == definition[0]:
-            return []
-        seat.defined[name] = definition[0]
-        return definition[1]
-
-
 class Caller:
     """Calls tools, runs cells and submits functions; base of `Pool` and `Session`."""
 
@@ -69,10 +48,7 @@ class Caller:
 
     # -- tools ---------------------------------------------------------------------------------
 
-    @property
-    def tools(self) -> Tools:
-        """The tools as methods: ``pool.tools.price(item="tea")``. Tab completes their names."""
-        return Tools(self)
+    tools = ToolsOfCaller()
 
     def call(
         self,
@@ -217,7 +193,7 @@ class Caller:
         if not info.streams:
             msg = f"tool {tool!r} does not stream, it returns one value; call it by call()"
             raise TypeError(msg)
-        make_frames = self._tool_frames(tool, args, kwargs, room)
+        make_frames = self._tool_frames(info, args, kwargs, room)
         return lambda: (self._work(tool, timeout, tool_timeout=info.timeout), make_frames)
 
     def _call(
@@ -233,16 +209,17 @@ class Caller:
         if info.streams:
             msg = f"tool {tool!r} streams; call it by stream(), or by tools.{tool}(…)"
             raise TypeError(msg)
-        make_frames = self._tool_frames(tool, args, kwargs)
+        make_frames = self._tool_frames(info, args, kwargs)
         return self._work(tool, timeout, tool_timeout=info.timeout), make_frames
 
     def _tool_frames(
-        self, tool: str, args: tuple[Any, ...], kwargs: dict[str, Any], room: int = 0
+        self, info: ToolInfo, args: tuple[Any, ...], kwargs: dict[str, Any], room: int = 0
     ) -> MakeFrames:
-        """Pickle a request before a worker is taken."""
+        """Check and pickle a request before a worker is taken."""
         self._engine.check_open()
-        body, buffers = _pickled(tool, args, kwargs)
-        session = self._session_id
+        self._definitions.validator.check(info, args, kwargs)
+        body, buffers = pickled(info.name, args, kwargs)
+        tool, session = info.name, self._session_id
 
         def make_frames(seat: Seat, call_id: int) -> list[Segment]:
             message = Call(call_id, tool, session, room)
@@ -496,54 +473,6 @@ class Caller:
         )
 
 
-class Tools:
-    """The tools of a pool as methods.
-
-    Parameters
-    ----------
-    caller
-        A pool or a session.
-    """
-
-    def __init__(self, caller: Caller) -> None:
-        self._caller = caller
-
-    def __getattr__(self, name: str) -> Callable[..., Any]:
-        if name.startswith("__"):
-            raise AttributeError(name)
-        try:
-            info = self._caller._find_tool(name)  # noqa: SLF001 - one idea in two classes
-        except ToolNotFound as error:
-            raise AttributeError(str(error)) from error
-
-        def call(*args: Any, **kwargs: Any) -> Any:
-            caller = self._caller
-            if info.streams:
-                return caller._stream(name, args, kwargs)  # noqa: SLF001
-            return caller._call(name, args, kwargs)  # noqa: SLF001
-
-        call.__name__ = call.__qualname__ = name
-        call.__doc__ = f"{name}{info.signature}\n\n{info.description}".rstrip()
-        return call
-
-    def __getitem__(self, name: str) -> ToolInfo:
-        return self._caller._find_tool(name)  # noqa: SLF001
-
-    def __iter__(self) -> Any:
-        return iter(self._caller.tool_names())
-
-    def __len__(self) -> int:
-        return len(self._caller.tool_names())
-
-    def __dir__(self) -> list[str]:
-        return [name for name in self._caller.tool_names() if name.isidentifier()]
-
-    def __repr__(self) -> str:
-        names = self._caller.tool_names()
-        lines = [f"{name}{self[name].signature}" for name in names]
-        return "\n".join(lines) or "no tools"
-
-
 def _cell(
     code: str,
     push: Mapping[str, Any] | None,
@@ -555,31 +484,3 @@ def _cell(
         raise TypeError(msg)
     names = [pull] if isinstance(pull, str) else list(pull)
     return Cell(code=code, on_message=on_message, push=dict(push or {}), pull=names)
-
-
-def _pickled(
-    tool: str, args: Sequence[Any], kwargs: Mapping[str, Any]
-) -> tuple[bytes, list[memoryview]]:
-    """Pickle the arguments of a tool before a worker is taken.
-
-    Raises
-    ------
-    TypeError
-        An argument cannot travel; it is named.
-    """
-    try:
-        return values.dumps((tuple(args), dict(kwargs)))
-    except Exception as error:
-        named = [(f"argument {i + 1}", value) for i, value in enumerate(args)]
-        named += [(f"argument {name!r}", value) for name, value in kwargs.items()]
-        culprits = [label for label, value in named if not _can_travel(value)]
-        which = ", ".join(culprits) or "an argument"
-        msg = f"{which} of {tool} cannot travel to a worker: {error}"
-        raise TypeError(msg) from error
-
-
-def _can_travel(value: object) -> bool:
-    with contextlib.suppress(Exception):
-        values.dumps(value)
-        return True
-    return False

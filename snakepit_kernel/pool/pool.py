@@ -14,8 +14,9 @@ from typing import Any, Literal, TypeVar
 
 from ..ids import check_name
 from ..tools.registry import AdapterError, describe
-from .caller import DEFAULT, Caller, Definitions, Timeout
+from .caller import DEFAULT, Caller, Timeout
 from .config import PoolConfig
+from .definitions import Definitions
 from .engine import Engine
 from .futures import CallFuture
 from .session import Session

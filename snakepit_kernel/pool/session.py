@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from .caller import Caller, Definitions
+from .caller import Caller
+from .definitions import Definitions
 from .engine import Engine
 
 

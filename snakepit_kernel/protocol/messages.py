@@ -93,6 +93,8 @@ class ToolInfo(msgspec.Struct, frozen=True):
         As Python writes it: ``(item: str, amount: int = 1) -> float``.
     schema
         JSON Schema of the arguments, an object by name.
+    checks
+        What arguments can be checked by in another process, see ``tools/portable.py``.
     streams
         Whether it yields chunks.
     """
@@ -101,9 +103,13 @@ class ToolInfo(msgspec.Struct, frozen=True):
     description: str
     signature: str
     schema: dict[str, Any]
+    checks: bytes
     idempotent: bool = False
     timeout: float | None = None
     streams: bool = False
+
+    def __repr__(self) -> str:
+        return f"<Tool {self.name}{self.signature}>"
 
 
 class Configured(_Message, frozen=True, tag="configured"):

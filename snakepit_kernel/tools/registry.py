@@ -41,7 +41,7 @@ class Tool:
         self._function = function
         self._owner = owner
         self._options = options
-        self._arguments = Arguments(function, skip_first=owner is not None)
+        self._arguments = Arguments.of(function, skip_first=owner is not None)
         self._initialize = _own_hook(owner, "initialize")
         self._cleanup = _own_hook(owner, "cleanup")
         yields_async = inspect.isasyncgenfunction(function)
@@ -56,6 +56,7 @@ class Tool:
             description=self._options.description or inspect.getdoc(self._function) or "",
             signature=str(self._arguments.signature),
             schema=self._arguments.schema(),
+            checks=self._arguments.portable(),
             idempotent=self._options.idempotent,
             timeout=self._options.timeout,
             streams=self.streams,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 
 def test_without_a_pool_it_says_how_to_open_one(open_notebook):
     notebook = open_notebook()
@@ -67,13 +69,43 @@ def test_tools_are_listed_described_and_called(notebook):
     notebook.run("many = 4")
 
     assert notebook.run("%snakepit tools").stdout == (
-        "price(item: str, amount: int = 1) -> float\n"
+        "price(item: str, amount: int = 1) -> float\n    What it costs.\n"
     )
-    assert "What it costs." in notebook.run("%snakepit tools price").stdout
     called = notebook.run("%snakepit call price item=tea amount=@many")
     assert (called.text, called.stdout) == ("10.0", "counting\n")
     assert notebook.run("x = %snakepit call price item='green tea'").status == "ok"
     assert notebook.run("x").text == "2.5"
+
+
+def test_a_tool_is_described_by_signature_text_options_and_schema(notebook):
+    assert notebook.run("%snakepit tools").stdout == "no tools\n"
+    notebook.run(
+        "from snakepit_kernel import tool\n@pool.tool\n@tool(idempotent=True, timeout=2.5)\n"
+        "def price(item: str, amount: int = 1) -> float:\n"
+        "    'What it costs.\\n\\n    In euros.'"
+    )
+
+    signature, about, more, options, schema = (
+        notebook.run("%snakepit tools price").stdout.strip().split("\n\n")
+    )
+
+    assert signature == "price(item: str, amount: int = 1) -> float"
+    assert (about, more) == ("What it costs.", "In euros.")
+    assert options == "idempotent; timeout: 2.5 s"
+    assert json.loads(schema)["properties"]["amount"] == {"type": "integer", "default": 1}
+    assert '\n  "properties": {' in schema
+
+
+def test_tools_complete_by_tab_as_attributes_and_as_keys(notebook):
+    notebook.run("@pool.tool\ndef price(item: str) -> float:\n    'What it costs.'")
+
+    for jedi in (True, False):
+        notebook.run(f"%config Completer.use_jedi = {jedi}")
+        assert any(word.endswith("price") for word in notebook.completions("pool.tools.pr"))
+        assert "price" in notebook.completions('pool.tools["pr')
+    asked = notebook.help("pool.tools.price")
+    assert "(item: str) -> float" in asked
+    assert "What it costs." in asked
 
 
 MISTAKES = [
@@ -95,7 +127,7 @@ MISTAKES = [
     ("push nope", "name 'nope' is not defined in this notebook"),
     ("pull nope", "name 'nope' is not defined in the worker"),
     ("cancel 7", "there is no job 7; there are none"),
-    ("tools nope", "there is no tool 'nope'"),
+    ("tools dubble", "there is no tool 'dubble'; did you mean 'double'"),
     ("help nope", "invalid choice: 'nope'"),
 ]
 

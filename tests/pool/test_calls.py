@@ -66,8 +66,8 @@ def test_wrong_arguments_are_named_and_the_tool_does_not_run(pool, arguments, sa
 
 
 def test_an_argument_that_cannot_travel_is_named_before_a_worker_is_taken(pool):
-    with pytest.raises(TypeError, match="argument 'item' of price cannot travel to a worker"):
-        pool.call("price", {"item": threading.Lock(), "amount": 1})
+    with pytest.raises(TypeError, match="argument 'value' of echo cannot travel to a worker"):
+        pool.call("echo", {"value": threading.Lock()})
 
     assert pool.stats().submitted == 0
 

@@ -1,0 +1,133 @@
+"""Annotations of a function or a class: resolved, and with all constraints in msgspec's words."""
+
+from __future__ import annotations
+
+import collections.abc
+import inspect
+import sys
+import types
+import typing
+from collections.abc import Callable, Iterable, Iterator
+from typing import Annotated, Any, Final
+
+import msgspec
+
+UNIONS: Final = (typing.Union, types.UnionType)
+
+_NUMBER: Final = (int, float)
+_CONSTRAINTS: Final[dict[str, type | tuple[type, ...]]] = {
+    "gt": _NUMBER,
+    "ge": _NUMBER,
+    "lt": _NUMBER,
+    "le": _NUMBER,
+    "multiple_of": _NUMBER,
+    "min_length": int,
+    "max_length": int,
+    "pattern": str,
+    "title": str,
+    "description": str,
+    "examples": list,
+}
+"""What ``msgspec.Meta``, annotated_types and pydantic's ``Field`` call by the same names."""
+
+
+def signature_of(function: Callable[..., Any]) -> inspect.Signature:
+    """Return a signature with annotations as objects, not as texts, where they resolve."""
+    try:
+        return inspect.signature(function, eval_str=True)
+    except Exception:  # noqa: BLE001 - an annotation may be any text
+        return inspect.signature(function)
+
+
+def hints_of(target: Any) -> dict[str, Any]:
+    """Return the annotations of a function or a class by name, without those that mean nothing."""
+    try:
+        hints = typing.get_type_hints(target, include_extras=True)
+    except Exception:  # noqa: BLE001 - an annotation may be any text
+        hints = _hints_one_by_one(inspect.unwrap(target))
+    return {name: in_our_words(kind) for name, kind in hints.items()}
+
+
+def required_keys(typed_dict: Any) -> set[str]:
+    """Return the keys that a TypedDict must have.
+
+    Its own ``__required_keys__`` knows nothing of ``Required`` and ``NotRequired`` in annotations
+    that are texts, as they all are under ``from __future__ import annotations``.
+    """
+    required = set(typed_dict.__required_keys__)
+    try:
+        hints = typing.get_type_hints(typed_dict, include_extras=True)
+    except Exception:  # noqa: BLE001 - an annotation may be any text
+        return required
+    for name, kind in hints.items():
+        match getattr(typing.get_origin(kind), "_name", None):
+            case "Required":
+                required.add(name)
+            case "NotRequired":
+                required.discard(name)
+    return required
+
+
+def _hints_one_by_one(target: Any) -> dict[str, Any]:
+    """Resolve each annotation alone, so that one that means nothing does not hide the others."""
+    module = sys.modules.get(getattr(target, "__module__", ""))
+    namespace = getattr(target, "__globals__", None) or vars(module or types)
+    hints: dict[str, Any] = {}
+    for name, kind in getattr(target, "__annotations__", {}).items():
+        alone = types.SimpleNamespace(__annotations__={name: kind})
+        try:
+            hints |= typing.get_type_hints(alone, globalns=namespace, include_extras=True)
+        except Exception:  # noqa: BLE001, S112 - the same
+            continue
+    return hints
+
+
+def in_our_words(kind: Any) -> Any:
+    """Return an annotation with its constraints as ``msgspec.Meta``, also inside of it.
+
+    Extras that are no constraints go, and so do the wrappings that say nothing of a value:
+    ``NewType``, ``Required``, ``NotRequired``, ``ReadOnly``.
+    """
+    origin, args = typing.get_origin(kind), typing.get_args(kind)
+    if isinstance(kind, typing.NewType):
+        return in_our_words(kind.__supertype__)
+    if origin is Annotated:
+        base, metas = in_our_words(args[0]), tuple(_metas_of(args[1:]))
+        return Annotated[(base, *metas)] if metas else base
+    if origin in UNIONS:
+        return typing.Union[tuple(in_our_words(arg) for arg in args)]  # noqa: UP007 - built at run time
+    if is_container(origin):
+        is_bare = not args and (origin is not tuple or kind is typing.Tuple)  # noqa: UP006 - asked for
+        return origin if is_bare else origin[tuple(in_our_words(arg) for arg in args)]
+    if getattr(origin, "_name", None) in {"Required", "NotRequired", "ReadOnly"}:
+        return in_our_words(args[0])
+    return kind
+
+
+def is_container(origin: Any) -> bool:
+    """Whether the arguments of a generic class are what its items have to be."""
+    if not isinstance(origin, type):
+        return False
+    if origin in {list, tuple, set, frozenset, dict}:
+        return True
+    is_interface = origin.__module__ == "collections.abc"
+    return is_interface and issubclass(origin, collections.abc.Iterable)
+
+
+def _metas_of(extras: Iterable[Any]) -> Iterator[msgspec.Meta]:
+    """Translate constraints, by the names of their attributes.
+
+    So neither annotated_types nor pydantic has to be here. A ``Field`` of pydantic keeps its
+    constraints in ``metadata``, a grouped one of annotated_types (``Len``) has them all itself.
+    """
+    for extra in extras:
+        if isinstance(extra, msgspec.Meta):
+            yield extra
+            continue
+        for name, kinds in _CONSTRAINTS.items():
+            value = getattr(extra, name, None)
+            if isinstance(value, kinds):
+                yield msgspec.Meta(**{name: value})  # type: ignore[call-overload]
+        metadata = getattr(extra, "metadata", None)
+        if isinstance(metadata, list):
+            yield from _metas_of(metadata)
