@@ -34,7 +34,10 @@ if TYPE_CHECKING:
     from .pool.results import CellResult
     from .pool.session import Session
     from .pool.status import PoolStats, PoolStatus
+    from .pool.streams import Stream
     from .processes.keeping import keep
+    from .protocol.encoders import register_encoder
+    from .protocol.unserializable import Unserializable
     from .tools.adapter import Adapter, tool
     from .tools.context import SessionContext, context
 
@@ -55,9 +58,11 @@ __all__ = [
     "SessionContext",
     "SnakepitError",
     "StartFailed",
+    "Stream",
     "SurvivorsError",
     "ToolError",
     "ToolNotFound",
+    "Unserializable",
     "ValueTooLarge",
     "WorkerBusy",
     "WorkerDied",
@@ -65,6 +70,7 @@ __all__ = [
     "context",
     "keep",
     "load_ipython_extension",
+    "register_encoder",
     "tool",
     "unload_ipython_extension",
 ]
@@ -78,6 +84,9 @@ _HOMES = {
     "PoolStatus": "pool.status",
     "Session": "pool.session",
     "SessionContext": "tools.context",
+    "Stream": "pool.streams",
+    "Unserializable": "protocol.unserializable",
+    "register_encoder": "protocol.encoders",
     "context": "tools.context",
     "keep": "processes.keeping",
     "tool": "tools.adapter",

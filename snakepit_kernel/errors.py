@@ -86,7 +86,8 @@ class CallTimeout(SnakepitError, TimeoutError):
     worker
         Name of the worker that ran it, or None when it did not start.
     stacks
-        Where the worker's threads were when the deadline passed, as `faulthandler` tells.
+        Where all the worker's threads were when the deadline passed, as `faulthandler` tells. The
+        error's text shows what is the call's own.
     was_replaced
         Whether the worker did not heed the interrupt, and was replaced.
     """
@@ -115,8 +116,8 @@ class CallTimeout(SnakepitError, TimeoutError):
         )
         if self.was_replaced:
             text += "; it did not heed that, so the worker was replaced"
-        if self.stacks:
-            text += f"; where it was:\n{self.stacks.rstrip()}"
+        if where := _where(self.stacks):
+            text += "; where it was, the innermost first:\n" + "\n".join(where)
         return text
 
 
@@ -318,6 +319,24 @@ class SurvivorsError(SnakepitError):
     def __str__(self) -> str:
         listed = "\n".join(f"  {line}" for line in self.survivors)
         return f"processes of run {self.run_id} could not be ended:\n{listed}"
+
+
+def _where(stacks: str) -> list[str]:
+    """Return the places of users' code in the stacks of a worker's threads.
+
+    They end where a thread comes out of the worker's own code, or of IPython's.
+    """
+    shown: list[str] = []
+    for block in stacks.split("\n\n"):
+        places = [line for line in block.splitlines() if line.startswith("  File ")]
+        ends = (i for i, place in enumerate(places) if any(o in place for o in _OWN_PLACES))
+        end = next(ends, 0)
+        shown += places[: min(end, _SHOWN_PLACES)]
+    return shown
+
+
+_OWN_PLACES = ("/snakepit_kernel/", "/IPython/core/interactiveshell.py")
+_SHOWN_PLACES = 10
 
 
 def describe_exit(status: int | None) -> str:

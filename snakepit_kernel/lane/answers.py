@@ -8,7 +8,7 @@ import re
 import traceback
 from typing import Any, Literal
 
-from ..errors import InvalidArguments, ToolError, ToolNotFound
+from ..errors import InvalidArguments, ToolError, ToolNotFound, ValueTooLarge
 from ..protocol import messages
 from ..protocol.frames import Frame, Segment, pack
 from .carrier import Carrier
@@ -45,14 +45,15 @@ class RemoteTraceback(Exception):
 def with_value(carrier: Carrier, call_id: int, value: object) -> list[Segment]:
     """Lay out the answer of a call that returned; a value that cannot travel is a failure."""
     try:
-        return carrier.pack_value(messages.Result(call_id), value)
+        pickled = carrier.codec.dumps_what_can_travel(value)
     except Exception as error:  # noqa: BLE001 - pickling runs any code
         kind = type(value)
-        problem = TypeError(
+        problem = (ValueError if isinstance(error, ValueTooLarge) else TypeError)(
             f"the result, a {kind.__module__}.{kind.__qualname__}, cannot travel: {error}"
         )
         problem.__cause__ = error
         return with_error(carrier, call_id, problem)
+    return carrier.pack(messages.Result(call_id), *pickled)
 
 
 def with_error(

@@ -11,6 +11,7 @@ import msgspec
 from ..protocol import messages, values
 from ..protocol.frames import Frame, Segment, pack
 from ..protocol.messages import Shared
+from ..protocol.values import Codec
 from .arena import SHARE_FROM_BYTES, ArenaReader, ArenaWriter, Place
 
 M = TypeVar("M", bound=messages.WithValue)
@@ -23,22 +24,28 @@ class Carrier:
     ----------
     outgoing, incoming
         The arenas of the two directions; None where there is no shared memory.
+
+    Attributes
+    ----------
+    codec
+        How values are pickled; set anew when a worker is told.
     """
 
     def __init__(self, outgoing: ArenaWriter | None, incoming: ArenaReader | None) -> None:
+        self.codec = Codec()
         self._outgoing = outgoing
         self._incoming = incoming
         self._guard = threading.Lock()  # threads of a tool may send, too
 
     def pack_value(self, message: messages.WithValue, value: object) -> list[Segment]:
-        """Lay out a message with a value.
+        """Lay out a message with a value, all of which can travel.
 
         Raises
         ------
-        Exception
-            Whatever pickling raises for a value that cannot travel.
+        ValueTooLarge, Exception
+            As `Codec.dumps`.
         """
-        return self.pack(message, *values.dumps(value))
+        return self.pack(message, *self.codec.dumps(value))
 
     def pack(
         self, message: messages.WithValue, body: bytes, buffers: Sequence[memoryview]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import sys
+import weakref
 from collections import deque
 from collections.abc import Callable
 from typing import Any
@@ -42,7 +43,8 @@ class Exchange:
     on_host_call
         Gets each call that comes back; set by whoever drives the lane.
     waiter
-        Told, once, when something is here that is waited for, by a task of an event loop.
+        What a task of an event loop waits for, held by that task alone: one whose loop was closed
+        must not live on here.
     """
 
     __slots__ = (
@@ -73,7 +75,7 @@ class Exchange:
         self.is_answered = False
         self.chunks: deque[Any] = deque()
         self.on_host_call: OnHostCall | None = None
-        self.waiter: asyncio.Future[None] | None = None
+        self.waiter: weakref.ref[asyncio.Future[None]] | None = None
         self._on_output = on_output or echo
         self._on_progress = on_progress or _ignore
         self._raise_original = raise_original
@@ -112,8 +114,17 @@ class Exchange:
             case Configured():
                 self.is_answered = True
                 self._value = message
-        if self.waiter is not None and not self.waiter.done():
-            self.waiter.set_result(None)
+        self.tell()
+
+    def tell(self, error: BaseException | None = None) -> None:
+        """Wake the task that waits, if one does, or end its wait with an error."""
+        waiter = self.waiter() if self.waiter is not None else None
+        if waiter is None or waiter.done():
+            return
+        if error is None:
+            waiter.set_result(None)
+        else:
+            waiter.set_exception(error)
 
     def outcome(self) -> Any:
         """Return the call's value, or raise its exception."""

@@ -10,7 +10,7 @@ import socket
 import time
 from collections.abc import Iterator, Sequence
 from functools import partial
-from weakref import WeakSet
+from weakref import WeakSet, ref
 
 from ..protocol import messages
 from ..protocol.frames import Frame, FrameReader, FrameWriter, Segment
@@ -190,9 +190,10 @@ class Lane:
             self.flush_soon()
             if exchange.is_answered or exchange.chunks:  # it came while a nested call read
                 return
-            exchange.waiter = asyncio.get_running_loop().create_future()
+            waiter = asyncio.get_running_loop().create_future()
+            exchange.waiter = ref(waiter)
             try:
-                await exchange.waiter
+                await waiter
             finally:
                 exchange.waiter = None
 
@@ -237,8 +238,7 @@ class Lane:
 
     def _fail(self, error: BaseException) -> None:
         for exchange in self._exchanges.values():
-            if exchange.waiter is not None and not exchange.waiter.done():
-                exchange.waiter.set_exception(error)
+            exchange.tell(error)
 
     # -- details -------------------------------------------------------------------------------
 

@@ -9,13 +9,12 @@ from collections.abc import AsyncGenerator, Callable, Generator, Iterable, Mappi
 from typing import Any, Final, Literal, ParamSpec, TypeVar
 
 from ..errors import ToolNotFound
-from ..protocol import values
 from ..protocol.frames import Segment
 from ..protocol.messages import Apply, Call, ToolInfo
 from ..tools import namespace
 from .cells import Cell, OnMessage
 from .config import check_count, check_seconds
-from .definitions import Definitions, pickled
+from .definitions import Definitions, new_encoders, pickled
 from .engine import Engine, MakeFrames
 from .futures import CallFuture
 from .hosting import current_link
@@ -189,6 +188,7 @@ class Caller:
         room: int,
     ) -> Callable[[], tuple[Work, MakeFrames]]:
         """Check and pickle a stream's request; return what makes its work when it begins."""
+        self._engine.check_open()
         info = self._find_tool(tool)
         if not info.streams:
             msg = f"tool {tool!r} does not stream, it returns one value; call it by call()"
@@ -205,6 +205,7 @@ class Caller:
     def _tool_work(
         self, tool: str, args: tuple[Any, ...], kwargs: dict[str, Any], timeout: Timeout
     ) -> tuple[Work, MakeFrames]:
+        self._engine.check_open()
         info = self._find_tool(tool)
         if info.streams:
             msg = f"tool {tool!r} streams; call it by stream(), or by tools.{tool}(…)"
@@ -216,9 +217,8 @@ class Caller:
         self, info: ToolInfo, args: tuple[Any, ...], kwargs: dict[str, Any], room: int = 0
     ) -> MakeFrames:
         """Check and pickle a request before a worker is taken."""
-        self._engine.check_open()
         self._definitions.validator.check(info, args, kwargs)
-        body, buffers = pickled(info.name, args, kwargs)
+        body, buffers = pickled(self._engine.config.codec, info.name, args, kwargs)
         tool, session = info.name, self._session_id
 
         def make_frames(seat: Seat, call_id: int) -> list[Segment]:
@@ -297,14 +297,15 @@ class Caller:
             raise TypeError(msg)
         name = getattr(fn, "__qualname__", None) or type(fn).__name__
         try:
-            body, buffers = values.dumps((fn, args, kwargs))
+            body, buffers = self._engine.config.codec.dumps((fn, args, kwargs))
         except Exception as error:
             msg = f"{name} or one of its arguments cannot travel to a worker: {error}"
             raise TypeError(msg) from error
         session = self._session_id
 
         def make_frames(seat: Seat, call_id: int) -> list[Segment]:
-            return seat.lane.carrier.pack(Apply(call_id, session), body, buffers)
+            segments = seat.lane.carrier.pack(Apply(call_id, session), body, buffers)
+            return [*new_encoders(seat), *segments]
 
         work = self._work(
             name,

@@ -7,10 +7,12 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal, cast, get_args
 
 from ..errors import suggest
 from ..ids import check_name
+from ..protocol.unserializable import Policy
+from ..protocol.values import Codec
 from ..tools.registry import name_of
 from .scheduler import Purpose
 
@@ -57,6 +59,7 @@ class PoolConfig:
     cwd: Path
     kernel_name: str
     start_timeout: float
+    codec: Codec
     futures_queue_timeout: float | None = field(default=None)
 
     @classmethod
@@ -79,6 +82,8 @@ class PoolConfig:
         cwd: str | os.PathLike[str] | None,
         kernel_name: str,
         start_timeout: float,
+        max_value_bytes: int,
+        unserializable: str,
     ) -> PoolConfig:
         """Check options as a user gave them.
 
@@ -92,6 +97,12 @@ class PoolConfig:
         )
         if affinity not in get_args(Affinity):
             msg = f"affinity {affinity!r} is not known{suggest(affinity, get_args(Affinity))}"
+            raise ValueError(msg)
+        if unserializable not in get_args(Policy):
+            msg = (
+                f"unserializable {unserializable!r} is not known"
+                f"{suggest(unserializable, get_args(Policy))}"
+            )
             raise ValueError(msg)
         if profile not in get_args(Profile):
             msg = f"profile {profile!r} is not known{suggest(profile, get_args(Profile))}"
@@ -141,6 +152,10 @@ class PoolConfig:
             cwd=folder,
             kernel_name=kernel_name,
             start_timeout=check_seconds("start_timeout", start_timeout) or math.inf,
+            codec=Codec(
+                check_count("max_value_bytes", max_value_bytes, 1),
+                cast("Policy", unserializable),
+            ),
         )
 
     @property

@@ -160,6 +160,7 @@ class Crew:
             worker=worker.name,
             preload=list(self._config.preload),
             has_threads=self._config.profile == "thread",
+            codec=self._config.codec,
         )
         await worker.start(setup)
         worker.apply(WorkerEvent.ANSWER)

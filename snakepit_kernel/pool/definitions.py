@@ -6,9 +6,12 @@ import contextlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from ..protocol import messages, values
+from ..errors import ValueTooLarge
+from ..protocol import messages
+from ..protocol.encoders import encoders
 from ..protocol.frames import Segment, pack
-from ..protocol.messages import Define, ToolInfo
+from ..protocol.messages import Define, Encode, ToolInfo
+from ..protocol.values import Codec
 from .validation import Validator
 from .worker import Seat
 
@@ -23,7 +26,7 @@ class Definitions:
 
     def add(self, info: ToolInfo, function: Callable[..., Any]) -> None:
         """Add a function, or replace it."""
-        body, buffers = values.dumps(function)
+        body, buffers = Codec().dumps(function)
         version = self._frames[info.name][0] + 1 if info.name in self._frames else 1
         self._frames[info.name] = (version, pack(messages.encode(Define(info.name)), body, buffers))
         self.infos[info.name] = info
@@ -32,34 +35,45 @@ class Definitions:
         """Return the frame that a worker needs before it can call a tool, or nothing."""
         definition = self._frames.get(name)
         if definition is None or seat.defined.get(name) == definition[0]:
-            return []
+            return new_encoders(seat)
         seat.defined[name] = definition[0]
-        return definition[1]
+        return [*new_encoders(seat), *definition[1]]
+
+
+def new_encoders(seat: Seat) -> list[Segment]:
+    """Return the frames of the encoders that a worker does not know yet."""
+    known = encoders.known
+    if seat.encoders == len(known):
+        return []
+    missing, seat.encoders = known[seat.encoders :], len(known)
+    carrier = seat.lane.carrier
+    return [part for each in missing for part in carrier.pack_value(Encode(), each)]
 
 
 def pickled(
-    tool: str, args: Sequence[Any], kwargs: Mapping[str, Any]
+    codec: Codec, tool: str, args: Sequence[Any], kwargs: Mapping[str, Any]
 ) -> tuple[bytes, list[memoryview]]:
     """Pickle the arguments of a tool before a worker is taken.
 
     Raises
     ------
-    TypeError
-        An argument cannot travel; it is named.
+    TypeError, ValueError
+        An argument cannot travel, or is too large; it is named.
     """
     try:
-        return values.dumps((tuple(args), dict(kwargs)))
+        return codec.dumps((tuple(args), dict(kwargs)))
     except Exception as error:
         named = [(f"argument {i + 1}", value) for i, value in enumerate(args)]
         named += [(f"argument {name!r}", value) for name, value in kwargs.items()]
-        culprits = [label for label, value in named if not _can_travel(value)]
+        culprits = [label for label, value in named if not _can_travel(codec, value)]
         which = ", ".join(culprits) or "an argument"
         msg = f"{which} of {tool} cannot travel to a worker: {error}"
-        raise TypeError(msg) from error
+        kind = ValueError if isinstance(error, ValueTooLarge) else TypeError
+        raise kind(msg) from error
 
 
-def _can_travel(value: object) -> bool:
+def _can_travel(codec: Codec, value: object) -> bool:
     with contextlib.suppress(Exception):
-        values.dumps(value)
+        codec.dumps(value)
         return True
     return False

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Literal, TypeVar
 
 from ..ids import check_name
+from ..protocol.values import MAX_VALUE_BYTES
 from ..tools.registry import AdapterError, describe
 from .caller import DEFAULT, Caller, Timeout
 from .config import PoolConfig
@@ -72,6 +73,12 @@ class Pool(Caller, concurrent.futures.Executor):
         Kernelspec of the workers.
     start_timeout
         Seconds that a worker may take to become ready.
+    max_value_bytes
+        What one value may take on its way to a worker or back.
+    unserializable
+        What becomes of a part of a result that cannot travel (a lock, an open file): ``"type"``, an
+        `Unserializable` with its type stands in its place; ``"repr"``, one with its text as well,
+        shortened and without secrets; ``"error"``, the call raises.
 
     Raises
     ------
@@ -106,6 +113,8 @@ class Pool(Caller, concurrent.futures.Executor):
         cwd: str | os.PathLike[str] | None = None,
         kernel_name: str = "snakepit",
         start_timeout: float = 60.0,
+        max_value_bytes: int = MAX_VALUE_BYTES,
+        unserializable: Literal["type", "repr", "error"] = "type",
     ) -> None:
         config = PoolConfig.checked(
             workers=workers,
@@ -124,6 +133,8 @@ class Pool(Caller, concurrent.futures.Executor):
             cwd=cwd,
             kernel_name=kernel_name,
             start_timeout=start_timeout,
+            max_value_bytes=max_value_bytes,
+            unserializable=unserializable,
         )
         self._definitions = Definitions()
         self._engine = Engine(config)

@@ -112,9 +112,11 @@ class Seat:
         The work that has it, if any.
     defined
         The functions of the notebook that were sent on its lane, by name, with their version.
+    encoders
+        How many encoders were sent on its lane.
     """
 
-    __slots__ = ("defined", "holder", "lane", "purposes", "worker")
+    __slots__ = ("defined", "encoders", "holder", "lane", "purposes", "worker")
 
     def __init__(self, worker: Worker, lane: Lane, purposes: frozenset[Purpose]) -> None:
         self.worker = worker
@@ -122,6 +124,7 @@ class Seat:
         self.purposes = purposes
         self.holder: object = None
         self.defined: dict[str, int] = {}
+        self.encoders = 0
 
     @property
     def load(self) -> int:
@@ -221,7 +224,9 @@ class Worker:
     def _make_lane(self, number: int) -> Lane:
         ours, theirs = socket.socketpair()
         self._theirs.append(theirs)
-        return Lane(ours, self._page.slot(number), self._page.carrier(number, is_owner=True))
+        carrier = self._page.carrier(number, is_owner=True)
+        carrier.codec = self._config.codec
+        return Lane(ours, self._page.slot(number), carrier)
 
     # -- state ---------------------------------------------------------------------------------
 

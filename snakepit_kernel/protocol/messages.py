@@ -9,6 +9,7 @@ message        direction  body
 `Configure`    → worker   a `WorkerSetup`
 `Configured`   ← worker   none
 `Define`       → worker   a function of the notebook; a tool from now on
+`Encode`       → worker   ``(type, encode, decode)``
 `Call`         → worker   ``(args, kwargs)`` of a tool
 `Apply`        → worker   ``(function, args, kwargs)``
 `Chunk`        ← worker   what a stream yielded
@@ -33,6 +34,8 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import msgspec
+
+from .values import Codec
 
 
 class _Message(
@@ -136,6 +139,10 @@ class Define(WithValue, frozen=True, tag="define"):
     """A function of the notebook is a tool from now on. Not answered: the next call tells."""
 
     name: str
+
+
+class Encode(WithValue, frozen=True, tag="encode"):
+    """Values of a type travel in a way of their own from now on. Not answered."""
 
 
 class Call(WithValue, frozen=True, tag="call"):
@@ -254,7 +261,17 @@ class Failure(WithValue, frozen=True, tag="failure"):
 
 
 ToWorker = (
-    Configure | Assign | OpenChannels | Define | Call | Apply | More | Leave | Result | Failure
+    Configure
+    | Assign
+    | OpenChannels
+    | Define
+    | Encode
+    | Call
+    | Apply
+    | More
+    | Leave
+    | Result
+    | Failure
 )
 FromWorker = Hello | Configured | Output | Progress | Chunk | HostCall | Result | Failure
 
@@ -279,6 +296,8 @@ class WorkerSetup:
         Names.
     has_threads
         Whether calls run in several threads at the same time.
+    codec
+        How values are pickled.
     """
 
     adapter: object
@@ -287,3 +306,4 @@ class WorkerSetup:
     worker: str
     preload: list[str] = field(default_factory=list)
     has_threads: bool = False
+    codec: Codec = field(default_factory=Codec)

@@ -6,50 +6,170 @@ what can be imported travels by its name.
 
 from __future__ import annotations
 
+import io
 import pickle
-from collections.abc import Iterable, Sequence
+from collections import ChainMap
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import cloudpickle
 
+from ..errors import ValueTooLarge
+from .encoders import Reducer, encoders
 from .frames import MAX_BUFFERS
+from .unserializable import Policy, marker
 
 _ATOMS = frozenset({type(None), bool, int, float, complex, str, bytes})
 OUT_OF_BAND_BYTES = 8192
 """Buffers from this size on travel beside the pickle, not in it."""
 
+MAX_VALUE_BYTES = 1 << 32
+"""What one value may take when the pool was not told otherwise."""
+
 _SHALLOW_ITEMS = 32
 """Items of a container that are looked at in search of a shortcut."""
 
+Pickled = tuple[bytes, list[memoryview]]
 
-def dumps(value: object) -> tuple[bytes, list[memoryview]]:
-    """Pickle a value.
 
-    Returns
-    -------
-    body
-        The pickle.
-    buffers
-        Large contiguous data (arrays) that the pickle refers to; not copied.
+@dataclass(frozen=True, slots=True)
+class Codec:
+    """How values are made ready to travel.
 
-    Raises
-    ------
-    Exception
-        Whatever pickling raises for a value that cannot travel.
+    Attributes
+    ----------
+    max_bytes
+        What one value may take, its buffers included.
+    unserializable
+        What stands in the place of a part that cannot travel: ``"type"``, a marker with its type;
+        ``"repr"``, one with its text as well, shortened and without secrets; ``"error"``, nothing:
+        the whole value cannot travel then.
     """
-    if is_plain(value):
-        return pickle.dumps(value, protocol=5), []
-    found: list[memoryview] = []
 
-    def keep_in_band(buffer: pickle.PickleBuffer) -> bool:
-        view = buffer.raw()
-        if view.nbytes < OUT_OF_BAND_BYTES or len(found) == MAX_BUFFERS:
-            return True
-        found.append(view)
-        return False
+    max_bytes: int = MAX_VALUE_BYTES
+    unserializable: Policy = "type"
 
-    body: bytes = cloudpickle.dumps(value, protocol=5, buffer_callback=keep_in_band)
-    return body, found
+    def dumps(self, value: object) -> Pickled:
+        """Pickle a value, all of which can travel.
+
+        Returns
+        -------
+        body
+            The pickle.
+        buffers
+            Large contiguous data (arrays) that the pickle refers to; not copied.
+
+        Raises
+        ------
+        ValueTooLarge
+            It takes more than it may. That is found out on the way, not when it is too late.
+        Exception
+            Whatever pickling raises for a value that cannot travel.
+        """
+        if is_plain(value):
+            body = pickle.dumps(value, protocol=5)
+            if len(body) > self.max_bytes:
+                raise ValueTooLarge(self.max_bytes)
+            return body, []
+        return self._dumps(_Pickler, value)
+
+    def dumps_what_can_travel(self, value: object) -> Pickled:
+        """Pickle a value, with markers in the place of what cannot travel.
+
+        Raises
+        ------
+        ValueTooLarge
+            As for `dumps`.
+        Exception
+            As for `dumps`, if that is the policy.
+        """
+        try:
+            return self.dumps(value)
+        except ValueTooLarge:
+            raise
+        except Exception:
+            if self.unserializable == "error":
+                raise
+        try:
+            return self._dumps(self._tolerant, value)
+        except ValueTooLarge:
+            raise
+        except Exception:  # noqa: BLE001 - a part of it fails too late to be left out
+            return self.dumps(marker(value, self.unserializable))
+
+    def _tolerant(self, *args: Any, **kwargs: Any) -> _Pickler:
+        return _TolerantPickler(*args, policy=self.unserializable, **kwargs)
+
+    def _dumps(self, make_pickler: Callable[..., _Pickler], value: object) -> Pickled:
+        file = _Limited(self.max_bytes)
+        buffers: list[memoryview] = []
+
+        def keep_in_band(buffer: pickle.PickleBuffer) -> bool:
+            view = buffer.raw()
+            if view.nbytes < OUT_OF_BAND_BYTES or len(buffers) == MAX_BUFFERS:
+                return True
+            file.take(view.nbytes)
+            buffers.append(view)
+            return False
+
+        make_pickler(file, protocol=5, buffer_callback=keep_in_band).dump(value)
+        return file.getvalue(), buffers
+
+
+class _Limited(io.BytesIO):
+    """A file that refuses to grow beyond a limit."""
+
+    def __init__(self, limit_bytes: int) -> None:
+        super().__init__()
+        self._limit_bytes = limit_bytes
+        self._left_bytes = limit_bytes
+
+    def take(self, count: int) -> None:
+        """Count bytes.
+
+        Raises
+        ------
+        ValueTooLarge
+            There is no room for them.
+        """
+        self._left_bytes -= count
+        if self._left_bytes < 0:
+            raise ValueTooLarge(self._limit_bytes)
+
+    def write(self, data: Any, /) -> int:
+        """Write if there is room."""
+        self.take(memoryview(data).nbytes)
+        return super().write(data)
+
+
+class _Pickler(cloudpickle.Pickler):  # type: ignore[misc] # cloudpickle is untyped
+    """Pickles by value what a notebook defines, and by its encoder what has one."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        if encoders.reducers:
+            table: ChainMap[type, Reducer] = self.dispatch_table  # type: ignore[has-type]
+            self.dispatch_table = table.new_child(encoders.reducers)
+
+
+class _TolerantPickler(_Pickler):
+    """Puts a marker in the place of each part that cannot be pickled."""
+
+    def __init__(self, *args: Any, policy: Policy, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._policy = policy
+
+    def reducer_override(self, obj: Any) -> Any:
+        """Take an object apart, or give its marker."""
+        reduced = super().reducer_override(obj)
+        if reduced is not NotImplemented:
+            return reduced
+        reduce = self.dispatch_table.get(type(obj))
+        try:
+            return obj.__reduce_ex__(5) if reduce is None else reduce(obj)
+        except Exception:  # noqa: BLE001 - what pickling raises for what cannot travel
+            return marker(obj, self._policy).__reduce__()
 
 
 def loads(body: bytes | memoryview, buffers: Sequence[bytearray | memoryview] = ()) -> Any:

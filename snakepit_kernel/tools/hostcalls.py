@@ -11,7 +11,7 @@ from typing import Any
 
 from ..lane.answers import Interrupted, error_of, value_of
 from ..lane.worker import WorkerLane
-from ..protocol import messages, values
+from ..protocol import messages
 from ..protocol.frames import Frame, Segment
 from .context import CELL
 
@@ -103,7 +103,7 @@ class HostCalls:
             )
             raise RuntimeError(msg)
         try:
-            body, buffers = values.dumps(arguments)
+            body, buffers = self._lane.carrier.codec.dumps(arguments)
         except Exception as error:
             msg = f"an argument of host tool {tool!r} cannot travel to the notebook: {error}"
             raise TypeError(msg) from error

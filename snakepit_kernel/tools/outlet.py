@@ -9,7 +9,7 @@ from typing import Any
 
 from ..lane.page import Slot
 from ..lane.worker import WorkerLane
-from ..protocol import messages, values
+from ..protocol import messages
 from ..protocol.frames import pack
 
 
@@ -73,7 +73,7 @@ class Outlet:
                     return
 
     def _send(self, chunk: object) -> None:
-        body, buffers = values.dumps(chunk)
+        body, buffers = self._lane.carrier.codec.dumps_what_can_travel(chunk)
         if buffers:
             self._lane.send(self._lane.carrier.pack(self._message, body, buffers))
         else:

@@ -14,6 +14,7 @@ from ..lane import answers
 from ..lane.page import Page
 from ..lane.worker import Interrupts, WorkerLane
 from ..protocol import messages
+from ..protocol.encoders import encoders
 from ..protocol.frames import Frame
 from .context import SessionContext, context_of_call, context_of_cells, enter_call
 from .hostcalls import HostCalls
@@ -108,6 +109,8 @@ class Server:
                     self._outlets[call_id].leave()
             case messages.Define():
                 self._define(message, frame)
+            case messages.Encode():
+                encoders.add(*self.lane.carrier.load(message, frame))
             case _:
                 self._on_message(message, frame)
 

@@ -113,7 +113,7 @@ class Worker:
 
     def open(self) -> None:
         """Say hello: from now on calls are served."""
-        install([self._server.interrupts, *(thread.interrupts for thread in self._threads)])
+        install([self._server.interrupts, *(thread.server.interrupts for thread in self._threads)])
         self._page.offer_stacks()
         self.channels.offer_shell(self._build_in_call)
         self._send(messages.Hello(os.getpid(), __version__))
@@ -156,6 +156,8 @@ class Worker:
             sys.path += [entry for entry in setup.import_path if entry not in sys.path]
             enter_worker(setup.pool, setup.worker, self._server.host_calls)
             failed = {name: problem for name in setup.preload if (problem := _preload(name))}
+            for server in (self._server, *(thread.server for thread in self._threads)):
+                server.lane.carrier.codec = setup.codec
             self._registry.load(setup.adapter, has_threads=setup.has_threads)
             for thread in self._threads:
                 thread.start()
@@ -191,7 +193,7 @@ class _Thread:
         on_message: OnMessage,
     ) -> None:
         self._loop = asyncio.new_event_loop()
-        self._server = Server(
+        self.server = Server(
             sock,
             page,
             number,
@@ -202,7 +204,6 @@ class _Thread:
             on_message=on_message,
             on_close=self._loop.stop,
         )
-        self.interrupts = self._server.interrupts
         self._thread = threading.Thread(
             target=self._run, name=f"snakepit-lane-{number}", daemon=True
         )
@@ -213,8 +214,8 @@ class _Thread:
 
     def _run(self) -> None:
         asyncio.set_event_loop(self._loop)
-        self._server.open()
-        while self._server.lane.is_open:
+        self.server.open()
+        while self.server.lane.is_open:
             # An interrupt that comes a moment too late ends nothing.
             with contextlib.suppress(KeyboardInterrupt):
                 self._loop.run_forever()

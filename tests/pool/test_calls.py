@@ -72,17 +72,6 @@ def test_an_argument_that_cannot_travel_is_named_before_a_worker_is_taken(pool):
     assert pool.stats().submitted == 0
 
 
-def test_a_result_that_cannot_travel_is_an_error_that_names_its_type(pool):
-    @pool.tool
-    def lock():
-        import threading
-
-        return threading.Lock()
-
-    with pytest.raises(ToolError, match=r"the result, a _thread\.lock, cannot travel"):
-        pool.call("lock")
-
-
 def test_a_remote_error_has_type_text_traceback_notes_and_itself_as_cause(pool):
     with pytest.raises(ToolError) as caught:
         pool.call("fail", {"text": "no tea"})
@@ -180,14 +169,6 @@ def test_a_class_of_the_notebook_can_be_the_adapter(open_pool):
 def test_what_is_no_function_cannot_be_a_tool(pool):
     with pytest.raises(TypeError, match="decorates functions, not int"):
         pool.tool(3)
-
-
-def test_a_generator_is_refused_with_a_reason(pool):
-    with pytest.raises(TypeError, match="is a generator"):
-
-        @pool.tool
-        def chunks():
-            yield 1
 
 
 @pytest.mark.parametrize("name", ["nap", "anap"])

@@ -14,7 +14,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from snakepit_kernel.protocol.frames import MAX_BUFFERS
-from snakepit_kernel.protocol.values import OUT_OF_BAND_BYTES, dumps, is_plain, loads
+from snakepit_kernel.protocol.values import OUT_OF_BAND_BYTES, Codec, is_plain, loads
+
+dumps = Codec().dumps
 
 atoms = st.one_of(
     st.none(), st.booleans(), st.integers(), st.floats(allow_nan=False), st.text(), st.binary()

@@ -8,7 +8,7 @@ import sys
 import pytest
 
 from snakepit_kernel import Adapter, SessionContext, ToolNotFound, tool
-from snakepit_kernel.tools.registry import AdapterError, ToolRegistry, describe, import_adapter
+from snakepit_kernel.tools.registry import AdapterError, ToolRegistry, import_adapter
 
 CONTEXT = SessionContext(session_id="s", pool="p", worker="w")
 
@@ -169,14 +169,6 @@ def test_an_adapter_that_cannot_work_says_why(adapter, error, said):
 
 def test_a_nested_class_can_be_named():
     assert import_adapter("json:JSONDecoder.decode") is not None
-
-
-def test_a_generator_is_refused_as_long_as_streams_are_not_supported():
-    def chunks():
-        yield 1
-
-    with pytest.raises(AdapterError, match="is a generator"):
-        describe(chunks)
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,77 @@
+"""What stands in the place of a value that cannot travel."""
+
+from __future__ import annotations
+
+import re
+import reprlib
+import sys
+from dataclasses import dataclass
+from typing import Literal
+
+Policy = Literal["type", "repr", "error"]
+
+_MAX_TEXT = 200
+_MAX_REPR_BYTES = 1 << 20
+"""Objects that say that they are larger are not asked for their text."""
+
+_SECRETS = (
+    # NAME=value, 'name': 'value', name: value, for names that speak of secrets
+    re.compile(
+        r"(?i)(\b[\w.-]*(?:passw(?:or)?d|pwd|secret|token|api[_-]?key|credential|authorization"
+        r"|private[_-]?key)[\w.-]*[\"']?\s*[=:]\s*)(?:(?:bearer|basic)\s+)?(\"[^\"]*\"|'[^']*'|[^\s,;)}\]]+)"
+    ),
+    re.compile(r"(?i)(\b(?:bearer|basic)\s+)(\S+)"),
+    re.compile(r"(\w+://[^/\s:@]*:)([^/\s@]+)(?=@)"),
+    re.compile(r"()(\b(?:AKIA|ASIA|gh[pousr]_|github_pat_|sk-|xox[abprs]-|eyJ)[\w.-]{8,})"),
+    re.compile(r"()(\b[A-Za-z0-9+/_-]{32,}={0,2})"),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Unserializable:
+    """Stands in the place of a part of a value that could not travel.
+
+    Attributes
+    ----------
+    type_name
+        Module and name of its type.
+    text
+        What it looked like, shortened and without secrets, if the pool was asked for that.
+    """
+
+    type_name: str
+    text: str | None = None
+
+    def __repr__(self) -> str:
+        return f"<Unserializable {self.type_name}{f': {self.text}' if self.text else ''}>"
+
+    def __reduce__(self) -> tuple[type, tuple[str, str | None]]:
+        return Unserializable, (self.type_name, self.text)
+
+
+def marker(value: object, policy: Policy) -> Unserializable:
+    """Return what stands in the place of a value."""
+    kind = type(value)
+    name = f"{kind.__module__}.{kind.__qualname__}".removeprefix("builtins.")
+    return Unserializable(name, _text_of(value) if policy == "repr" else None)
+
+
+def _text_of(value: object) -> str:
+    try:
+        if sys.getsizeof(value) > _MAX_REPR_BYTES:
+            return f"{sys.getsizeof(value):,} bytes"
+        text = _shortener.repr(value)
+    except Exception:  # noqa: BLE001 - __repr__ and __sizeof__ may do anything
+        return "(its text cannot be shown)"
+    return redacted(text)
+
+
+def redacted(text: str) -> str:
+    """Return a text with ``***`` in the place of what looks like a secret."""
+    for pattern in _SECRETS:
+        text = pattern.sub(r"\1***", text)
+    return text
+
+
+_shortener = reprlib.Repr()
+_shortener.maxother = _shortener.maxstring = _MAX_TEXT
