@@ -11,7 +11,7 @@ import time
 
 import pytest
 
-from snakepit_kernel import CallTimeout, WorkerDied
+from snakepit_kernel import CallTimeout, Unserializable, WorkerDied
 
 
 def test_a_cell_gives_its_value_and_what_it_showed(open_pool):
@@ -41,9 +41,16 @@ def test_a_value_that_cannot_travel_is_told_and_the_rest_is_there(open_pool):
     result = open_pool().run("import threading\nthreading.Lock()")
 
     assert result.ok
+    assert result.value == Unserializable("_thread.lock")
+    assert "lock" in result.outputs[-1]["data"]["text/plain"]
+
+
+def test_a_value_that_cannot_travel_is_an_error_where_the_pool_wants_that(open_pool):
+    result = open_pool(unserializable="error").run("import threading\nthreading.Lock()")
+
+    assert result.ok
     assert result.value is None
     assert "cannot travel" in str(result.value_error)
-    assert "lock" in result.outputs[-1]["data"]["text/plain"]
 
 
 def test_a_cell_that_raises_is_a_result_with_the_workers_traceback(open_pool):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -9,32 +11,43 @@ from hypothesis import strategies as st
 from snakepit_kernel.pool.scheduler import MAX_HOMES, QueueFull, Scheduler, Ticket
 
 
-def ticket(session: str | None = None, wanted: str | None = None) -> Ticket[str]:
+class Seat(str):  # noqa: SLOT000 - its tests give it attributes
+    """A place of that name, the only one at its worker unless it is told otherwise."""
+
+    purposes = frozenset({"call", "cell"})
+    load = 0
+
+    @property
+    def neighbours(self) -> list[Seat]:
+        return [self]
+
+
+def ticket(session: str | None = None, wanted: str | None = None) -> Ticket[Seat]:
     return Ticket(lambda: None, session, wanted)
 
 
 @pytest.fixture
-def scheduler() -> Scheduler[str]:
-    scheduler: Scheduler[str] = Scheduler(max_queue=3)
+def scheduler() -> Scheduler[Seat]:
+    scheduler: Scheduler[Seat] = Scheduler(max_queue=3)
     for worker in ("a", "b"):
-        scheduler.add(worker)
+        scheduler.add(Seat(worker))
     return scheduler
 
 
-def grant(scheduler: Scheduler[str], request: Ticket[str]) -> str | None:
+def grant(scheduler: Scheduler[Seat], request: Ticket[Seat]) -> Seat | None:
     scheduler.request(request)
     return request.seat
 
 
 def test_the_worker_that_rested_longest_is_taken_first(scheduler):
     assert grant(scheduler, ticket()) == "a"
-    scheduler.add("a")
+    scheduler.add(Seat("a"))
     assert grant(scheduler, ticket()) == "b"
 
 
 def test_a_session_gets_its_last_worker_again_when_that_is_free(scheduler):
     assert grant(scheduler, ticket("s")) == "a"
-    scheduler.add("a")  # behind b now
+    scheduler.add(Seat("a"))  # behind b now
     assert grant(scheduler, ticket("s")) == "a"
 
 
@@ -48,7 +61,7 @@ def test_work_for_one_worker_waits_for_that_one(scheduler):
     bound = ticket(wanted="a")
 
     assert grant(scheduler, bound) is None
-    assert scheduler.add("a") is bound
+    assert scheduler.add(Seat("a")) is bound
 
 
 def test_who_waits_for_one_worker_does_not_hold_up_the_others(scheduler):
@@ -58,7 +71,7 @@ def test_who_waits_for_one_worker_does_not_hold_up_the_others(scheduler):
     for request in (bound, anyone):
         scheduler.request(request)
 
-    assert scheduler.add("b") is anyone
+    assert scheduler.add(Seat("b")) is anyone
 
 
 def test_who_waits_for_a_worker_that_goes_is_given_back(scheduler):
@@ -91,7 +104,7 @@ def test_a_withdrawn_ticket_is_passed_over(scheduler):
 
     assert scheduler.withdraw(first) is True
     assert scheduler.withdraw(first) is False
-    assert scheduler.add("a") is second
+    assert scheduler.add(Seat("a")) is second
 
 
 def test_a_worker_that_was_removed_is_not_lent(scheduler):
@@ -101,9 +114,9 @@ def test_a_worker_that_was_removed_is_not_lent(scheduler):
 
 
 def test_sessions_that_came_and_went_are_forgotten():
-    scheduler: Scheduler[str] = Scheduler(max_queue=0)
+    scheduler: Scheduler[Seat] = Scheduler(max_queue=0)
     for number in range(MAX_HOMES + 10):
-        scheduler.add("a")
+        scheduler.add(Seat("a"))
         grant(scheduler, ticket(f"s{number}"))
 
     assert len(scheduler._homes) == MAX_HOMES
@@ -111,16 +124,16 @@ def test_sessions_that_came_and_went_are_forgotten():
 
 @given(st.lists(st.sampled_from(["request", "release", "withdraw", "die"]), max_size=80))
 def test_no_worker_is_lent_twice_and_the_queue_keeps_its_order(actions):
-    scheduler: Scheduler[int] = Scheduler(max_queue=1000)
-    for worker in range(3):
-        scheduler.add(worker)
-    lent: dict[int, Ticket[int]] = {}
-    queue: list[Ticket[int]] = []
-    next_worker = 3
+    scheduler: Scheduler[Seat] = Scheduler(max_queue=1000)
+    names = map(Seat, itertools.count())
+    for _ in range(3):
+        scheduler.add(next(names))
+    lent: dict[Seat, Ticket[Seat]] = {}
+    queue: list[Ticket[Seat]] = []
 
     for action in actions:
         if action == "request":
-            request: Ticket[int] = Ticket(lambda: None)
+            request: Ticket[Seat] = ticket()
             if scheduler.request(request):
                 assert request.seat not in lent
                 assert not queue, "nobody overtakes those who wait"
@@ -139,11 +152,10 @@ def test_no_worker_is_lent_twice_and_the_queue_keeps_its_order(actions):
         elif action == "die" and lent:
             del lent[worker := next(iter(lent))]
             scheduler.remove(worker)
-            served = scheduler.add(next_worker)
+            served = scheduler.add(successor := next(names))
             assert served is (queue.pop(0) if queue else None)
             if served is not None:
-                lent[next_worker] = served
-            next_worker += 1
+                lent[successor] = served
         assert scheduler.waiting == len(queue)
 
 
@@ -155,8 +167,8 @@ def test_who_waits_for_one_worker_waits_for_its_successor(scheduler):
 
     scheduler.replace("a", "c")
 
-    assert scheduler.add("c") is wants_a
-    assert wants_a.worker == "c"
+    assert scheduler.add(Seat("c")) is wants_a
+    assert wants_a.seat == "c"
 
 
 def test_a_ticket_from_the_queue_is_remembered_until_its_owner_was_told(scheduler):
@@ -166,5 +178,59 @@ def test_a_ticket_from_the_queue_is_remembered_until_its_owner_was_told(schedule
     scheduler.request(waiting)
 
     assert scheduler.granted is None
-    scheduler.add("a")
+    scheduler.add(Seat("a"))
     assert scheduler.granted is waiting
+
+
+class Shared(Seat):
+    """One of several places at a worker."""
+
+    def __new__(cls, name, worker, purposes=("call",)):
+        self = super().__new__(cls, name)
+        self.worker = worker
+        self.purposes = frozenset(purposes)
+        worker.append(self)
+        return self
+
+    @property
+    def neighbours(self):
+        return self.worker
+
+    @property
+    def load(self):
+        return sum(seat.is_lent for seat in self.worker)
+
+    is_lent = False
+
+
+def test_work_goes_to_the_worker_that_has_least_to_do():
+    scheduler: Scheduler[Seat] = Scheduler(max_queue=3)
+    busy, free = [], []
+    for name, worker in (("a", busy), ("b", busy), ("c", free)):
+        scheduler.add(Shared(name, worker))
+    first = grant(scheduler, ticket())
+    first.is_lent = True
+
+    assert (first, grant(scheduler, ticket())) == ("a", "c")
+
+
+def test_a_session_gets_another_place_at_its_last_worker():
+    scheduler: Scheduler[Seat] = Scheduler(max_queue=3)
+    first, second = [], []
+    for name, worker in (("a", first), ("b", second), ("c", second)):
+        scheduler.add(Shared(name, worker))
+    grant(scheduler, ticket())
+    assert grant(scheduler, ticket("s")) == "b"
+
+    assert grant(scheduler, ticket("s")) == "c"
+
+
+def test_a_place_for_cells_is_not_lent_for_calls():
+    scheduler: Scheduler[Seat] = Scheduler(max_queue=3)
+    worker = []
+    scheduler.add(Shared("main", worker, ["cell"]))
+    call, cell = ticket(), Ticket(lambda: None, purpose="cell")
+
+    assert grant(scheduler, call) is None
+    assert grant(scheduler, cell) == "main"
+    assert scheduler.add(Shared("thread", worker)) is call
