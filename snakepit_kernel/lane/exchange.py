@@ -116,6 +116,11 @@ class Exchange:
                 self._value = message
         self.tell()
 
+    @property
+    def has_news(self) -> bool:
+        """Whether something is here that nobody has taken."""
+        return self.is_answered or bool(self.chunks)
+
     def tell(self, error: BaseException | None = None) -> None:
         """Wake the task that waits, if one does, or end its wait with an error."""
         waiter = self.waiter() if self.waiter is not None else None

@@ -7,6 +7,7 @@ import contextlib
 import itertools
 import os
 import socket
+import threading
 import time
 from collections.abc import Iterator, Sequence
 from functools import partial
@@ -16,6 +17,7 @@ from ..protocol import messages
 from ..protocol.frames import Frame, FrameReader, FrameWriter, Segment
 from .carrier import Carrier
 from .exchange import Exchange
+from .lookout import Lookout
 from .page import Slot
 
 
@@ -46,6 +48,7 @@ class Lane:
         self._reader = FrameReader()
         self._writer = FrameWriter()
         self._ids = itertools.count(1)
+        self._lookout = Lookout()
         self._exchanges: dict[int, Exchange] = {}
         self._loops: dict[asyncio.AbstractEventLoop, int] = {}  # that read it, by their readers
         self.slot = slot
@@ -133,6 +136,8 @@ class Lane:
         while (frame := self._reader.next_frame()) is None:
             if self._reader.at_end:
                 raise LaneClosed
+            if self._look_out():
+                continue
             try:
                 self._limit(deadline)
                 self._reader.receive(self._socket.recv_into)
@@ -141,6 +146,24 @@ class Lane:
             except OSError as error:
                 raise LaneClosed(*error.args) from error
         self._route(frame)
+
+    def _look_out(self) -> bool:
+        """Stay awake for an answer, if no other thread here does; say whether one came."""
+        if not _awake.acquire(blocking=False):
+            return False
+        try:
+            return self._lookout.look(self._has_come)
+        finally:
+            _awake.release()
+
+    def _has_come(self) -> bool:
+        try:
+            self._reader.receive(self._recv_now)
+        except BlockingIOError:
+            return False
+        except OSError as error:
+            raise LaneClosed(*error.args) from error
+        return True
 
     def receive_ready(self) -> None:
         """Give the frames that have arrived to their exchanges, without waiting.
@@ -155,12 +178,8 @@ class Lane:
                 self._route(frame)
             if self._reader.at_end:
                 raise LaneClosed
-            try:
-                self._reader.receive(self._recv_now)
-            except BlockingIOError:
+            if not self._has_come():
                 return
-            except OSError as error:
-                raise LaneClosed(*error.args) from error
 
     def _route(self, frame: Frame) -> None:
         """Give a frame to its exchange; what belongs to a call that was given up is dropped."""
@@ -184,13 +203,18 @@ class Lane:
         LaneClosed
             The worker is gone.
         """
-        if exchange.is_answered or exchange.chunks:
+        if exchange.has_news:
             return
-        with self._read_in(asyncio.get_running_loop()):
-            self.flush_soon()
-            if exchange.is_answered or exchange.chunks:  # it came while a nested call read
+        loop = asyncio.get_running_loop()
+        if self.send_ready() and self._look_out():
+            self.receive_ready()
+            if exchange.has_news:  # at once: the loop need not even be told of the lane
                 return
-            waiter = asyncio.get_running_loop().create_future()
+        with self._read_in(loop):
+            self.flush_soon()
+            if exchange.has_news:  # a call inside this one has read it
+                return
+            waiter = loop.create_future()
             exchange.waiter = ref(waiter)
             try:
                 await waiter
@@ -267,6 +291,7 @@ class Lane:
         _open_lanes.discard(self)
 
 
+_awake = threading.Lock()  # of who looks out; threads that take turns at that would all be slow
 _open_lanes: WeakSet[Lane] = WeakSet()
 
 

@@ -20,17 +20,11 @@ from typing import Any, Literal
 from ..protocol import messages
 from ..protocol.frames import Frame, FrameReader, FrameWriter, Segment, pack
 from .carrier import Carrier
+from .lookout import Lookout
 from .page import Slot
 
 OUTPUT_CHUNK = 8192
 """Characters of output that are sent together at most."""
-
-
-LINGER = 30e-6
-"""Seconds that a worker looks out for the next call before it goes back to its main loop."""
-
-ROW_GAP = 200e-6
-"""Seconds between an answer and the next call that make the two a row."""
 
 ROW_LIMIT = 5e-3
 """Seconds after which a row of calls lets the main loop have its turn."""
@@ -72,6 +66,7 @@ class WorkerLane:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._thread = 0
         self._answered = 0.0
+        self._lookout = Lookout()
         self._recv_now = partial(sock.recv_into, flags=socket.MSG_DONTWAIT)
         sock.setblocking(True)
         os.register_at_fork(after_in_child=self._unlock)
@@ -122,11 +117,10 @@ class WorkerLane:
     def _on_readable(self) -> None:
         if not self._receive_now():
             return
-        began = perf_counter()
-        in_row = began - self._answered < ROW_GAP
-        while self._handle_frames() and in_row and self._linger():
-            if perf_counter() - began > ROW_LIMIT:
-                in_row = False
+        until = perf_counter() + ROW_LIMIT
+        while self._handle_frames() and perf_counter() < until:
+            if self._reader.at_end or not self._lookout.look(self._receive_now):
+                break
         self._answered = perf_counter()
         if self._reader.at_end:
             self._close()
@@ -138,16 +132,13 @@ class WorkerLane:
             taken.extend(map(self._reading.acquire, (False,)))  # in C: Ctrl-C cannot lose the lock
             if not taken[0]:
                 return False  # a thread of a tool reads, and is awake by now
-            self._reader.receive(self._recv_now)
-        except BlockingIOError:
-            return False
+            return self._has_come()
         except OSError:
             self._close()
             return False
         finally:
             if taken and taken[0]:
                 self._reading.release()
-        return True
 
     def _handle_frames(self) -> bool:
         """Handle what has arrived; say whether that was something."""
@@ -160,18 +151,6 @@ class WorkerLane:
     def _next_frame(self) -> Frame | None:
         with self._reading:
             return self._reader.next_frame()
-
-    def _linger(self) -> bool:
-        """Look out for the next call of a row; say whether it came.
-
-        A process that sleeps takes longer to wake than a short call takes to run. So calls that
-        follow each other closely are awaited awake, for a moment, and take half the time.
-        """
-        until = perf_counter() + LINGER
-        while perf_counter() < until and not self._reader.at_end:
-            if self._receive_now():
-                return True
-        return False
 
     def rests(self, seconds: float) -> bool:
         """Whether nothing has arrived for some time."""
@@ -214,11 +193,19 @@ class WorkerLane:
                 if self._reader.at_end:
                     msg = "the owner of this worker has ended"
                     raise ConnectionError(msg)
-                self._reader.receive(self._socket.recv_into)
+                if not self._lookout.look(self._has_come):
+                    self._reader.receive(self._socket.recv_into)
             return frame
         finally:
             if taken and taken[0]:
                 self._reading.release()
+
+    def _has_come(self) -> bool:
+        try:
+            self._reader.receive(self._recv_now)
+        except BlockingIOError:
+            return False
+        return True
 
     def _follow(self, is_done: Callable[[], bool]) -> None:
         with self._arrived:
