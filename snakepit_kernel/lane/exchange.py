@@ -17,6 +17,7 @@ from .carrier import Carrier
 
 OnOutput = Callable[[str, str], None]
 OnProgress = Callable[[Progress], None]
+OnNews = Callable[[BaseException | None], None]
 OnHostCall = Callable[[HostCall, Frame], None]
 
 
@@ -42,6 +43,8 @@ class Exchange:
         What a stream has yielded and nobody has taken yet.
     on_host_call
         Gets each call that comes back; set by whoever drives the lane.
+    on_news
+        Called when something is here, or with the error that ends the lane.
     waiter
         What a task of an event loop waits for, held by that task alone: one whose loop was closed
         must not live on here.
@@ -58,6 +61,7 @@ class Exchange:
         "is_answered",
         "name",
         "on_host_call",
+        "on_news",
         "waiter",
     )
 
@@ -75,6 +79,7 @@ class Exchange:
         self.is_answered = False
         self.chunks: deque[Any] = deque()
         self.on_host_call: OnHostCall | None = None
+        self.on_news: OnNews | None = None
         self.waiter: weakref.ref[asyncio.Future[None]] | None = None
         self._on_output = on_output or echo
         self._on_progress = on_progress or _ignore
@@ -123,6 +128,8 @@ class Exchange:
 
     def tell(self, error: BaseException | None = None) -> None:
         """Wake the task that waits, if one does, or end its wait with an error."""
+        if self.on_news is not None:
+            self.on_news(error)
         waiter = self.waiter() if self.waiter is not None else None
         if waiter is None or waiter.done():
             return

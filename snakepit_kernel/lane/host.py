@@ -9,7 +9,7 @@ import os
 import socket
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from weakref import WeakSet, ref
 
@@ -39,6 +39,11 @@ class Lane:
         The words beside it.
     carrier
         Lays out values and restores them.
+
+    Attributes
+    ----------
+    on_returned
+        Gets the ids of calls that the worker has given back.
     """
 
     def __init__(self, sock: socket.socket, slot: Slot, carrier: Carrier) -> None:
@@ -52,6 +57,7 @@ class Lane:
         self._exchanges: dict[int, Exchange] = {}
         self._loops: dict[asyncio.AbstractEventLoop, int] = {}  # that read it, by their readers
         self.slot = slot
+        self.on_returned: Callable[[list[int]], None] | None = None
         self.carrier = carrier
         _open_lanes.add(self)
 
@@ -186,6 +192,10 @@ class Lane:
         message = messages.decode_from_worker(frame.header)
         if isinstance(message, messages.Hello):
             return
+        if isinstance(message, messages.Returned):
+            if self.on_returned is not None:
+                self.on_returned(message.ids)
+            return
         number = message.call if isinstance(message, messages.HostCall) else message.id
         exchange = self._exchanges.get(number)
         if exchange is not None:
@@ -210,7 +220,7 @@ class Lane:
             self.receive_ready()
             if exchange.has_news:  # at once: the loop need not even be told of the lane
                 return
-        with self._read_in(loop):
+        with self.read_in(loop):
             self.flush_soon()
             if exchange.has_news:  # a call inside this one has read it
                 return
@@ -222,7 +232,7 @@ class Lane:
                 exchange.waiter = None
 
     @contextlib.contextmanager
-    def _read_in(self, loop: asyncio.AbstractEventLoop) -> Iterator[None]:
+    def read_in(self, loop: asyncio.AbstractEventLoop) -> Iterator[None]:
         """Have a loop read the lane, which may do so already for an outer exchange."""
         descriptor = self.fileno()
         if descriptor < 0:
@@ -261,7 +271,7 @@ class Lane:
             self._fail(error)
 
     def _fail(self, error: BaseException) -> None:
-        for exchange in self._exchanges.values():
+        for exchange in list(self._exchanges.values()):
             exchange.tell(error)
 
     # -- details -------------------------------------------------------------------------------

@@ -25,10 +25,10 @@ from collections.abc import Callable
 from .arena import ArenaReader, ArenaWriter
 from .carrier import Carrier
 
-_SLOT = struct.Struct("<QQQQ")
+_SLOT_BYTES = 64
 _WORD = struct.Struct("<Q")
 
-MAX_LANES = mmap.PAGESIZE // _SLOT.size
+MAX_LANES = mmap.PAGESIZE // _SLOT_BYTES
 """Lanes that one page serves."""
 
 ARENA_BYTES = 1 << 30
@@ -44,6 +44,10 @@ STACKS_PATIENCE = 0.5
 
 STACKS_SIGNAL = signal.SIGRTMAX - 1
 """Asks for the stacks. A signal that neither Python nor libraries use."""
+
+
+RECALL_SIGNAL = signal.SIGRTMAX - 2
+"""Asks for the calls back that have not begun."""
 
 
 class Page:
@@ -147,7 +151,7 @@ class Slot:
 
     def __init__(self, memory: mmap.mmap, number: int) -> None:
         self._memory = memory
-        self._at = number * _SLOT.size
+        self._at = number * _SLOT_BYTES
 
     @property
     def interrupted_call(self) -> int:
@@ -187,3 +191,13 @@ class Slot:
     @serves_cell.setter
     def serves_cell(self, is_served: bool) -> None:
         _WORD.pack_into(self._memory, self._at + 24, is_served)
+
+    @property
+    def recalls(self) -> int:
+        """How many times the owner has asked for what has not begun."""
+        word: int = _WORD.unpack_from(self._memory, self._at + 32)[0]
+        return word
+
+    @recalls.setter
+    def recalls(self, number: int) -> None:
+        _WORD.pack_into(self._memory, self._at + 32, number)

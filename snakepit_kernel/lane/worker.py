@@ -148,6 +148,22 @@ class WorkerLane:
             handled = True
         return handled
 
+    def take_ahead(self) -> list[Frame]:
+        """Return what has arrived and was not handled, in the middle of whatever is going on."""
+        frames: list[Frame] = []
+        while True:
+            self._receive_now()
+            taken: list[bool] = []
+            try:
+                taken.extend(map(self._reading.acquire, (False,)))
+                frame = self._reader.next_frame() if taken[0] else None
+            finally:
+                if taken and taken[0]:
+                    self._reading.release()
+            if frame is None:
+                return frames
+            frames.append(frame)
+
     def _next_frame(self) -> Frame | None:
         with self._reading:
             return self._reader.next_frame()
@@ -356,14 +372,14 @@ def _leave_exception(thread: int, kind: type[BaseException] | None) -> None:
     )
 
 
-def install(interrupts: Sequence[Interrupts]) -> None:
-    """Handle SIGINT from now on; the main thread's own interrupts come first in the list."""
+def install(signum: int, handlers: Sequence[Callable[[], None]]) -> None:
+    """Call functions at each signal from now on. The first may raise, so it is called last."""
 
     def handle(_signum: int, _frame: FrameType | None) -> None:
-        for each in reversed(interrupts):  # the main thread's own raise here
-            each.deliver()
+        for each in reversed(handlers):
+            each()
 
-    signal.signal(signal.SIGINT, handle)
+    signal.signal(signum, handle)
 
 
 async def _awaited(function: Callable[[], Any]) -> Any:

@@ -18,7 +18,7 @@ from .hosting import Link, links
 from .scheduler import QueueFull, Scheduler
 from .states import WorkerEvent, WorkerState
 from .work import OUTCOMES, Work
-from .worker import Seat, Worker
+from .worker import Holder, Seat, Worker
 
 if TYPE_CHECKING:
     from .crew import Crew
@@ -227,7 +227,7 @@ class Admission:
             self._pending -= 1
             if work.seat is None:
                 self.scheduler.withdraw(work)
-            elif work.nested_in is None:
+            elif work.nested_in is None and not work.is_along:
                 self._take_back(work.seat, work.name)
             if self._pending == 0:
                 self._quiet.notify_all()
@@ -246,6 +246,56 @@ class Admission:
                 worker.close_channels()
             elif worker.is_condemned:
                 worker.condemn()
+
+    # -- several at a time -------------------------------------------------------------------
+
+    def board(self, work: Work, conveyor: Holder) -> None:
+        """Let a conveyor hold the seat of a piece of work, and others beside it."""
+        with self.lock:
+            assert work.seat is not None
+            work.seat.holder = conveyor
+            work.is_along = True
+
+    def take_along(self, seat: Seat, count: int) -> list[Work]:
+        """Take work from the head of the queue for a seat that a conveyor holds.
+
+        Whoever waits for a seat of its own is not overtaken.
+        """
+        taken: list[Work] = []
+        with self.lock:
+            if seat.worker.state is not WorkerState.BUSY:
+                return taken  # it is to end
+            for ticket in self.scheduler.first(count):
+                assert isinstance(ticket, Work)
+                is_bound = ticket.wanted is not None or ticket.session is not None
+                if ticket.errand is None or is_bound or ticket.deadline is not None:
+                    break
+                self.scheduler.withdraw(ticket)
+                ticket.seat = seat
+                ticket.is_along = True
+                taken.append(ticket)
+            seat.worker.calls += len(taken)
+        return taken
+
+    def put_back(self, work: Work) -> None:
+        """Put work that was not begun to the head of the queue."""
+        with self.lock:
+            work.seat = None
+            work.is_along = False
+            if not self.crew.workers or self.closed_because is not None:
+                work.on_grant()  # that there is none
+            elif self.scheduler.grant(work):
+                self.hold(work)
+                work.on_grant()
+            else:
+                self.scheduler.put_first(work)
+
+    def release(self, seat: Seat, name: str) -> None:
+        """Take a seat back from a conveyor."""
+        with self.lock:
+            self._take_back(seat, name)
+
+    # -- putting in order ------------------------------------------------------------------
 
     def mend(self, work: Work) -> None:
         """Put the books in order that Ctrl-C may have left in the middle of an entry.
@@ -274,13 +324,11 @@ class Admission:
 
     def _mend_seat(self, seat: Seat) -> None:
         holder = seat.holder
-        if isinstance(holder, Work) and not holder.settled:
+        if holder is not None and not holder.settled:
             return
         if seat.worker.state in _LENDABLE:
-            held = [s.holder.name for s in seat.worker.seats if isinstance(s.holder, Work)]
-            if isinstance(holder, Work):
-                held.remove(holder.name)
-            seat.worker.current[:] = held
+            others = (other.holder for other in seat.worker.seats if other is not seat)
+            seat.worker.current[:] = [other.name for other in others if other is not None]
             self._take_back(seat, "")
 
     # -- counting ------------------------------------------------------------------------------

@@ -14,8 +14,9 @@ from ..protocol.messages import Apply, Call, ToolInfo
 from ..tools import namespace
 from .cells import Cell, OnMessage
 from .config import check_count, check_seconds
+from .conveyor import MakeFrames
 from .definitions import Definitions, new_encoders, pickled
-from .engine import Engine, MakeFrames
+from .engine import Engine
 from .futures import CallFuture
 from .hosting import current_link
 from .results import CellResult
@@ -221,8 +222,8 @@ class Caller:
         body, buffers = pickled(self._engine.config.codec, info.name, args, kwargs)
         tool, session = info.name, self._session_id
 
-        def make_frames(seat: Seat, call_id: int) -> list[Segment]:
-            message = Call(call_id, tool, session, room)
+        def make_frames(seat: Seat, call_id: int, inside: int) -> list[Segment]:
+            message = Call(call_id, tool, session, room, inside)
             segments = seat.lane.carrier.pack(message, body, buffers)
             return [*self._definitions.missing(seat, tool), *segments]
 
@@ -297,14 +298,14 @@ class Caller:
             raise TypeError(msg)
         name = getattr(fn, "__qualname__", None) or type(fn).__name__
         try:
-            body, buffers = self._engine.config.codec.dumps((fn, args, kwargs))
+            body, buffers = self._engine.config.codec.dumps_call(fn, args, kwargs)
         except Exception as error:
             msg = f"{name} or one of its arguments cannot travel to a worker: {error}"
             raise TypeError(msg) from error
         session = self._session_id
 
-        def make_frames(seat: Seat, call_id: int) -> list[Segment]:
-            segments = seat.lane.carrier.pack(Apply(call_id, session), body, buffers)
+        def make_frames(seat: Seat, call_id: int, inside: int) -> list[Segment]:
+            segments = seat.lane.carrier.pack(Apply(call_id, session, inside), body, buffers)
             return [*new_encoders(seat), *segments]
 
         work = self._work(

@@ -11,6 +11,7 @@ from typing import Any, Literal, cast, get_args
 
 from ..errors import suggest
 from ..ids import check_name
+from ..lane.page import MAX_LANES
 from ..protocol.unserializable import Policy
 from ..protocol.values import Codec
 from ..tools.registry import name_of
@@ -20,7 +21,7 @@ Affinity = Literal["hint"]
 Profile = Literal["process", "thread"]
 
 MAX_WORKERS = 150
-MAX_THREADS = 100
+MAX_THREADS = MAX_LANES - 1
 
 DEFAULT_QUEUE_TIMEOUT = 10.0
 """Seconds that a caller who waits may stay in the queue when the pool was not told otherwise."""

@@ -94,24 +94,10 @@ class Driver:
             lane.end(exchange)
 
     async def drive_async(
-        self,
-        seat: Seat,
-        exchange: Exchange,
-        segments: list[Segment],
-        work: Work,
-        *,
-        in_threads: bool = False,
+        self, seat: Seat, exchange: Exchange, segments: list[Segment], work: Work
     ) -> None:
-        """Do what `drive` does, while the running event loop goes on.
-
-        Parameters
-        ----------
-        seat, exchange, segments, work
-            As for `drive`.
-        in_threads
-            Whether host calls are served in threads, because the loop is not the caller's own.
-        """
-        async with self._driving_async(seat, exchange, work, in_threads=in_threads):
+        """Do what `drive` does, while the running event loop goes on."""
+        async with self._driving_async(seat, exchange, work):
             seat.lane.put(segments)
             while not exchange.is_answered:
                 await _news(seat.lane, exchange, work.deadline)
@@ -123,12 +109,11 @@ class Driver:
         exchange: Exchange,
         work: Work,
         *,
-        in_threads: bool = False,
         streams: bool = False,
     ) -> AsyncGenerator[None, None]:
         """Serve and stop a call, around what waits for its answer."""
         lane = seat.lane
-        served = _Served(self._host, seat, work, in_threads=in_threads)
+        served = Served(self._host, seat, work, contextvars.copy_context())
         exchange.on_host_call = served.begin
         lane.begin(exchange)
         try:
@@ -405,20 +390,39 @@ class Driver:
         return True
 
 
-class _Served:
+class Served:
     """The host calls of one call that an event loop drives.
 
     A plain function of the notebook runs in the loop's own thread, as a callback would; a coroutine
     function in a task. Where the loop is the pool's own, each runs in a thread instead.
+
+    Parameters
+    ----------
+    host
+        Serves them.
+    seat, work
+        Where the call runs, and which it is.
+    context
+        That of the caller.
+    in_threads
+        Whether the loop is the pool's own.
     """
 
-    def __init__(self, host: Host, seat: Seat, work: Work, *, in_threads: bool) -> None:
+    def __init__(
+        self,
+        host: Host,
+        seat: Seat,
+        work: Work,
+        context: contextvars.Context,
+        *,
+        in_threads: bool = False,
+    ) -> None:
         self._host = host
         self._seat = seat
         self._work = work
         self._in_threads = in_threads
         self._loop = asyncio.get_running_loop()
-        self._context = contextvars.copy_context()
+        self._context = context
         self._tasks: set[asyncio.Task[None]] = set()
 
     def begin(self, call: HostCall, frame: Frame) -> None:
@@ -426,8 +430,8 @@ class _Served:
         session = self._work.session
         link = _link(self._seat, self._work, call, self._loop)
         if self._in_threads:
-            arguments = (self._context.run, self._serve_apart, link, call, frame)
-            threading.Thread(target=arguments[0], args=arguments[1:], daemon=True).start()
+            serve = partial(self._context.copy().run, self._serve_apart, link, call, frame)
+            threading.Thread(target=serve, daemon=True).start()
         elif self._host.is_async(call, session):
             # In a copy of the caller's context, not in that of the loop's reader.
             task = self._loop.create_task(
@@ -488,6 +492,7 @@ def insisting(seat: Seat, call_id: int) -> Iterator[None]:
 def _link(seat: Seat, work: Work, call: HostCall, loop: asyncio.AbstractEventLoop | None) -> Link:
     return Link(
         seat=seat,
+        call_id=call.id,
         can_nest=call.can_nest,
         deadline=work.deadline,
         thread=threading.get_ident(),

@@ -16,8 +16,7 @@ import logging
 import os
 import threading
 import time
-from collections.abc import AsyncGenerator, Callable, Generator
-from functools import partial
+from collections.abc import AsyncGenerator, Generator
 from typing import Any
 from weakref import WeakSet
 
@@ -26,16 +25,17 @@ import zmq.asyncio
 
 from ..errors import PoolClosed, SnakepitError, ToolError, WorkerDied
 from ..lane.answers import Interrupted
-from ..lane.exchange import Exchange, OnOutput, echo
+from ..lane.exchange import Exchange, OnOutput
 from ..processes.folders import make_folder, remove_folder, sweep_folders
 from ..processes.supervisor import Supervisor
-from ..protocol.frames import Segment
 from ..protocol.messages import ToolInfo
 from .admission import Admission
 from .cells import Cell
 from .config import PoolConfig
+from .conveyor import MakeFrames
 from .crew import Crew
 from .driver import Driver, insisting
+from .errands import Errands
 from .futures import CallFuture
 from .hosting import Host, HostTools, Link, links
 from .results import CellResult
@@ -50,9 +50,6 @@ STATUS_INTERVAL = 1.0
 
 FAREWELL = 0.5
 """Seconds that those who held the workers of a pool that has ended may take to let go."""
-
-MakeFrames = Callable[[Seat, int], list[Segment]]
-"""Lays out a call's request for one seat, with the id of the call there."""
 
 
 class Engine:
@@ -84,8 +81,16 @@ class Engine:
             scheduler=self._admission.scheduler,
             lend=self._admission.lend,
         )
-        self._driver = Driver(
-            config.grace, self._context, Host(self.host_tools), self._crew.condemn, self._explain
+        host, condemn = Host(self.host_tools), self._crew.condemn
+        self._driver = Driver(config.grace, self._context, host, condemn, self._explain)
+        self._errands = Errands(
+            self._admission,
+            self._supervisor,
+            host,
+            grace=config.grace,
+            strand=self._crew.strand,
+            condemn=condemn,
+            explain=self._explain,
         )
         atexit.register(self.close)
         _engines.add(self)
@@ -174,7 +179,7 @@ class Engine:
                     on_output=on_output,
                     raise_original=raise_original,
                 )
-                segments = make_frames(seat, exchange.call_id)
+                segments = make_frames(seat, exchange.call_id, work.inside)
                 if work.nested_in is None or work.nested_in.is_here:
                     self._driver.drive(seat, exchange, segments, work)
                 else:  # another thread's loop reads that lane
@@ -196,7 +201,7 @@ class Engine:
                 nesting = self._nesting(work, can_hop=False)
                 seat = self._admission.wait(work, nesting)
                 exchange = Exchange(seat.lane.new_call_id(), work.name)
-                segments = make_frames(seat, exchange.call_id)
+                segments = make_frames(seat, exchange.call_id, work.inside)
                 yield from self._driver.stream(seat, exchange, segments, work, room)
             except BaseException as error:
                 self._admission.settle(work, outcome_of(error))
@@ -241,7 +246,7 @@ class Engine:
         try:
             seat = await self._admission.wait_async(work, self._nesting(work, can_hop=True))
             exchange = Exchange(seat.lane.new_call_id(), work.name, raise_original=raise_original)
-            segments = make_frames(seat, exchange.call_id)
+            segments = make_frames(seat, exchange.call_id, work.inside)
             drive = self._driver.drive_async(seat, exchange, segments, work)
             nested = work.nested_in
             if nested is None or nested.is_here:
@@ -261,7 +266,7 @@ class Engine:
         try:
             seat = await self._admission.wait_async(work, self._nesting(work, can_hop=False))
             exchange = Exchange(seat.lane.new_call_id(), work.name)
-            segments = make_frames(seat, exchange.call_id)
+            segments = make_frames(seat, exchange.call_id, work.inside)
             chunks = self._driver.stream_async(seat, exchange, segments, work, room)
             async with contextlib.aclosing(chunks):
                 async for chunk in chunks:
@@ -309,87 +314,7 @@ class Engine:
 
     def submit(self, work: Work, make_frames: MakeFrames) -> CallFuture[Any]:
         """Run a call on a worker, driven by the supervisor; return its future."""
-        future: CallFuture[Any] = CallFuture()
-        context = contextvars.copy_context()
-
-        def output(stream: str, text: str) -> None:
-            context.run(echo, stream, text)  # to the cell that submitted it
-
-        begin = partial(self._begin, work, make_frames, future, output)
-        work.on_grant = partial(self._supervisor.soon, begin)
-        future.on_cancel(partial(self._cancel_queued, work))
-        try:
-            self._admission.admit(work)
-            if work.seat is not None:
-                self._supervisor.soon(begin)
-            elif work.queue_deadline is not None:
-                self._supervisor.soon(self._expire_later, work, future)
-        except KeyboardInterrupt:
-            self._supervisor.soon(self._abandon, work, future)
-            raise
-        return future
-
-    def _abandon(self, work: Work, future: CallFuture[Any]) -> None:
-        """End work whose future nobody got, because Ctrl-C came first."""
-        if future.running():
-            future.cancel()
-        else:
-            self._admission.mend(work)
-
-    def _begin(
-        self, work: Work, make_frames: MakeFrames, future: CallFuture[Any], output: OnOutput
-    ) -> None:
-        if future.running():  # told twice, see _mend
-            return
-        if work.settled or not future.begin():
-            self._admission.settle(work, "cancelled")
-        elif work.seat is None and self._admission.closed_because is not None:
-            self._admission.settle(work, "cancelled")
-            future.cancel()
-        elif work.seat is None:
-            self._admission.settle(work, "lost")
-            future.deliver(exception=self._admission.unserved(work))
-        else:
-            task = self._supervisor.spawn(self._run_future(work, make_frames, future, output))
-            future.on_cancel(partial(self._supervisor.soon, task.cancel))
-            if future.cancelled():  # between the two lines above
-                task.cancel()
-
-    async def _run_future(
-        self, work: Work, make_frames: MakeFrames, future: CallFuture[Any], output: OnOutput
-    ) -> None:
-        seat = work.seat
-        assert seat is not None
-        exchange = Exchange(
-            seat.lane.new_call_id(), work.name, on_output=output, raise_original=True
-        )
-        try:
-            segments = make_frames(seat, exchange.call_id)
-            await self._driver.drive_async(seat, exchange, segments, work, in_threads=True)
-            value = self._conclude(work, exchange)
-        except asyncio.CancelledError:
-            self._admission.settle(work, "cancelled")
-            future.cancel()
-        except BaseException as error:  # noqa: BLE001 - it is the future's outcome
-            self._admission.settle(work, outcome_of(error))
-            future.deliver(exception=error)
-        else:
-            future.deliver(value)
-
-    def _cancel_queued(self, work: Work) -> None:
-        if self._admission.withdraw(work):
-            self._admission.settle(work, "cancelled")
-
-    def _expire_later(self, work: Work, future: CallFuture[Any]) -> None:
-        assert work.queue_deadline is not None
-
-        def expire() -> None:
-            if self._admission.withdraw(work):
-                self._admission.settle(work, "timeout")
-                future.deliver(exception=self._admission.late(work))
-
-        loop = asyncio.get_running_loop()
-        loop.call_later(max(0.0, work.queue_deadline - time.monotonic()), expire)
+        return self._errands.submit(work, make_frames)
 
     # -- looking -------------------------------------------------------------------------------
 

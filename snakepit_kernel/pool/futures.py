@@ -5,6 +5,7 @@ from __future__ import annotations
 import concurrent.futures
 import threading
 from collections.abc import Callable
+from concurrent.futures._base import PENDING
 from operator import attrgetter
 from typing import Any, TypeVar
 
@@ -19,9 +20,14 @@ class CallFuture(concurrent.futures.Future[T]):
     """
 
     def __init__(self) -> None:
-        super().__init__()
+        # What the base class does, with one condition instead of two: there may be many thousands.
         self._condition = _Condition()
-        self._guard = threading.RLock()
+        self._state = PENDING
+        self._result: Any = None
+        self._exception: BaseException | None = None
+        self._waiters: list[Any] = []
+        self._done_callbacks: list[Any] = []
+        self._guard = threading.RLock()  # not the condition's: callbacks run inside
         self._is_running = False
         self._on_cancel: Callable[[], None] = _nothing
 
@@ -47,6 +53,11 @@ class CallFuture(concurrent.futures.Future[T]):
     def begin(self) -> bool:
         """Note that a worker has the call; say whether it is still wanted."""
         self._is_running = True
+        return not self.cancelled()
+
+    def wait_again(self) -> bool:
+        """Note that no worker has the call any more; say whether it is still wanted."""
+        self._is_running = False
         return not self.cancelled()
 
     def deliver(self, value: Any = None, exception: BaseException | None = None) -> bool:

@@ -33,8 +33,8 @@ class Link:
 
     Attributes
     ----------
-    seat
-        The worker that waits for it.
+    seat, call_id
+        The worker that waits for it, and its id there.
     can_nest
         Whether that worker serves other calls meanwhile.
     deadline
@@ -50,6 +50,7 @@ class Link:
     """
 
     seat: Seat
+    call_id: int
     can_nest: bool
     deadline: float | None
     thread: int

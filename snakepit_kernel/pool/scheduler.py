@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Iterable
 from typing import Any, Generic, Literal, Protocol, TypeVar
@@ -169,6 +170,15 @@ class Scheduler(Generic[W]):
         for ticket in self._queue:
             if ticket.wanted == seat:
                 ticket.wanted = successor
+
+    def first(self, count: int) -> list[Ticket[W]]:
+        """Return those who wait longest."""
+        return list(itertools.islice(self._queue, count))
+
+    def put_first(self, ticket: Ticket[W]) -> None:
+        """Put a ticket back to the head of the queue."""
+        self._queue[ticket] = None
+        self._queue.move_to_end(ticket, last=False)
 
     def drain(self) -> list[Ticket[W]]:
         """Empty the queue; return what waited."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from typing import Any
 
 from ..errors import CallTimeout, QueueTimeout, SnakepitError
 from .hosting import Link
@@ -44,12 +45,18 @@ class Work(Ticket[Seat]):
         Whether its caller has left while it runs.
     nested_in
         The host call inside which it runs, at a worker that waits for that; else None.
+    errand
+        What the pool's supervisor knows of it, when it does it.
+    is_along
+        Whether a conveyor has it, which gives the seat back by itself.
     """
 
     __slots__ = (
         "asked",
         "bounded",
         "deadline",
+        "errand",
+        "is_along",
         "is_given_up",
         "link",
         "name",
@@ -76,6 +83,8 @@ class Work(Ticket[Seat]):
         self.name = name
         self.link = link
         self.nested_in: Link | None = None
+        self.errand: Any = None
+        self.is_along = False
         self.bounded = bounded
         self.slot = slot
         self.settled = True  # until it is admitted there is nothing to count or to give back
@@ -89,6 +98,11 @@ class Work(Ticket[Seat]):
         wait_until = None if queue_timeout is None else self.asked + queue_timeout
         limits = [limit for limit in (self.deadline, wait_until) if limit is not None]
         self.queue_deadline = min(limits, default=None)
+
+    @property
+    def inside(self) -> int:
+        """The host call, in the worker that does it, on behalf of which it is done; 0 for none."""
+        return 0 if self.nested_in is None else self.nested_in.call_id
 
 
 def outcome_of(error: BaseException) -> str:

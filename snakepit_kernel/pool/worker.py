@@ -12,7 +12,7 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from jupyter_client.kernelspec import KernelSpec, KernelSpecManager, NoSuchKernel
 from jupyter_client.manager import AsyncKernelManager
@@ -28,7 +28,7 @@ from ..errors import (
 )
 from ..lane.exchange import Exchange
 from ..lane.host import Lane, LaneClosed
-from ..lane.page import STACKS_SIGNAL, Page
+from ..lane.page import RECALL_SIGNAL, STACKS_SIGNAL, Page
 from ..protocol import messages
 from ..protocol.frames import pack
 from ..protocol.messages import Assign, Configure, Configured, WorkerSetup
@@ -99,6 +99,13 @@ class WorkerManager(AsyncKernelManager):
             await asyncio.wait({self._start})
 
 
+class Holder(Protocol):
+    """Whoever has a seat."""
+
+    name: str
+    settled: bool
+
+
 class Seat:
     """A place at a worker for one piece of work at a time: what a pool lends.
 
@@ -122,7 +129,7 @@ class Seat:
         self.worker = worker
         self.lane = lane
         self.purposes = purposes
-        self.holder: object = None
+        self.holder: Holder | None = None
         self.defined: dict[str, int] = {}
         self.encoders = 0
 
@@ -147,6 +154,12 @@ class Seat:
         if not call_id or slot.heard_call != call_id:
             slot.interrupted_call = call_id
             self.worker.signal(signal.SIGINT)
+
+    def recall(self) -> None:
+        """Ask for the calls back that have not begun."""
+        if self.lane.fileno() >= 0:
+            self.lane.slot.recalls += 1
+            self.worker.signal(RECALL_SIGNAL)
 
 
 class Worker:
@@ -391,6 +404,7 @@ class Worker:
         self._close_theirs()
         for seat in self.seats:
             if seat.holder is not None:
+                seat.recall()
                 seat.interrupt()
             seat.lane.hang_up()
         await self.manager.settled()

@@ -18,6 +18,7 @@ message        direction  body
 `Output`       ← worker   none; what the running call printed
 `Progress`     ← worker   none; how far a progress bar of the running call is
 `HostCall`     ← worker   ``(args, kwargs)`` of a host tool
+`Returned`     ← worker   none; calls that have not begun
 `Result`       both       the value that a call returned
 `Failure`      both       the exception that a call raised, when it can travel
 =============  =========  ================================================================
@@ -25,7 +26,9 @@ message        direction  body
 A worker answers each `Configure`, `Call` and `Apply` exactly once, by `Configured`, `Result` or
 `Failure` of the same ``id``; `Output`, `Progress` and `Chunk` of that id come before. The owner
 answers each `HostCall` by `Result` or `Failure` of the host call's own ``id``, which the worker
-minted. While a worker waits for that, it serves calls that were made on behalf of the host call.
+minted. While a worker waits for that, it serves calls that were made on behalf of the host call,
+and no others. Several calls may be sent at once: a worker runs them one after the other, and gives
+back those that it has not begun when the owner asks for them (`Slot.recalls`).
 """
 
 from __future__ import annotations
@@ -153,19 +156,23 @@ class Call(WithValue, frozen=True, tag="call"):
     room
         Chunks that a stream may send before it is told that there is room for more; 0 for a call
         that returns its value.
+    inside
+        The host call that it is made on behalf of, which this worker waits for; 0 for none.
     """
 
     id: int
     tool: str
     session: str | None = None
     room: int = 0
+    inside: int = 0
 
 
 class Apply(WithValue, frozen=True, tag="apply"):
-    """Run a function that travels with the call."""
+    """Run a function that travels with the call. ``inside`` is as in `Call`."""
 
     id: int
     session: str | None = None
+    inside: int = 0
 
 
 class Output(_Message, frozen=True, tag="output"):
@@ -235,6 +242,12 @@ class HostCall(WithValue, frozen=True, tag="host_call"):
     can_nest: bool
 
 
+class Returned(_Message, frozen=True, tag="returned"):
+    """Calls that have not begun are given back, as the owner asked."""
+
+    ids: list[int]
+
+
 class Result(WithValue, frozen=True, tag="result"):
     """A call returned."""
 
@@ -273,7 +286,7 @@ ToWorker = (
     | Result
     | Failure
 )
-FromWorker = Hello | Configured | Output | Progress | Chunk | HostCall | Result | Failure
+FromWorker = Hello | Configured | Output | Progress | Chunk | HostCall | Returned | Result | Failure
 
 encode = msgspec.msgpack.Encoder().encode
 decode_for_worker = msgspec.msgpack.Decoder(ToWorker).decode

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import io
 import pickle
+import sys
+import types
 from collections import ChainMap
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -73,6 +75,16 @@ class Codec:
                 raise ValueTooLarge(self.max_bytes)
             return body, []
         return self._dumps(_Pickler, value)
+
+    def dumps_call(
+        self, function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Pickled:
+        """Pickle a function with its arguments. Raises what `dumps` raises."""
+        if _has_name(function) and is_plain(args) and is_plain(kwargs):
+            body = pickle.dumps((function, args, kwargs), protocol=5)
+            if len(body) <= self.max_bytes:
+                return body, []
+        return self.dumps((function, args, kwargs))
 
     def dumps_what_can_travel(self, value: object) -> Pickled:
         """Pickle a value, with markers in the place of what cannot travel.
@@ -175,6 +187,20 @@ class _TolerantPickler(_Pickler):
 def loads(body: bytes | memoryview, buffers: Sequence[bytearray | memoryview] = ()) -> Any:
     """Restore a value from its pickle. Only for bytes of an authenticated peer."""
     return pickle.loads(body, buffers=buffers)
+
+
+def _has_name(function: Callable[..., Any]) -> bool:
+    """Whether a function travels by its name, so that plain pickle will do."""
+    if type(function) not in _NAMED:
+        return False
+    module = function.__module__
+    if module == "__main__" or module not in sys.modules:
+        return False
+    named = getattr(sys.modules[module], function.__qualname__, None)
+    return named is function and not cloudpickle.list_registry_pickle_by_value()
+
+
+_NAMED = frozenset({types.FunctionType, types.BuiltinFunctionType})
 
 
 def is_plain(value: object, depth: int = 3) -> bool:

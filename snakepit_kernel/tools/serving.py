@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import functools
 import inspect
 import socket
@@ -15,7 +16,7 @@ from ..lane.page import Page
 from ..lane.worker import Interrupts, WorkerLane
 from ..protocol import messages
 from ..protocol.encoders import encoders
-from ..protocol.frames import Frame
+from ..protocol.frames import Frame, pack
 from .context import SessionContext, context_of_call, context_of_cells, enter_call
 from .hostcalls import HostCalls
 from .outlet import Outlet
@@ -24,6 +25,7 @@ from .registry import AdapterError, ToolRegistry
 
 OnMessage = Callable[[messages.ToWorker, Frame], None]
 
+CallMessage = messages.Call | messages.Apply
 _CALLS = (messages.Call, messages.Apply)
 
 
@@ -76,7 +78,9 @@ class Server:
         self._on_message = on_message
         self._outlets: dict[int, Outlet] = {}
         self._tasks: set[asyncio.Task[None]] = set()
-        self._handed_over: deque[tuple[Any, Frame]] = deque()
+        self._put_off: deque[tuple[CallMessage, Frame]] = deque()  # calls that have not begun
+        self._is_busy = False
+        self._recalls = 0
 
     @property
     def is_free(self) -> bool:
@@ -92,12 +96,18 @@ class Server:
     def _take(self, frame: Frame) -> None:
         message = messages.decode_for_worker(frame.header)
         if isinstance(message, _CALLS):
-            if self.lane.is_own_thread:
+            if not self.lane.is_own_thread:  # a thread of a tool has read it
+                self._put_off.append((message, frame))
+                self._loop.call_soon_threadsafe(self._run_next)
+            elif message.inside:
                 self._answer(message, frame)
-            else:  # a thread of a tool has read it
-                self._handed_over.append((message, frame))
-                self._loop.call_soon_threadsafe(self._take_over)
+            else:
+                self._put_off.append((message, frame))
+                self._run_next()
             return
+        self._take_other(message, frame)
+
+    def _take_other(self, message: messages.ToWorker, frame: Frame) -> None:
         match message:
             case messages.Result() | messages.Failure():
                 self.host_calls.take(message, frame)
@@ -114,9 +124,34 @@ class Server:
             case _:
                 self._on_message(message, frame)
 
-    def _take_over(self) -> None:
-        while self._handed_over:
-            self._answer(*self._handed_over.popleft())
+    def _run_next(self) -> None:
+        """Run the calls that were put off, one after the other."""
+        while not self._is_busy and self._put_off:
+            self._is_busy = True
+            try:
+                self._answer(*self._put_off.popleft())
+            except IndexError:  # a signal came, and with it they were given back
+                pass
+            finally:
+                self._is_busy = bool(self._tasks)
+
+    def give_back(self) -> None:
+        """Return the calls that have not begun, if that was asked; called by a signal handler."""
+        recalls = self._slot.recalls
+        if recalls == self._recalls:
+            return
+        self._recalls = recalls
+        for frame in self.lane.take_ahead():
+            message = messages.decode_for_worker(frame.header)
+            if isinstance(message, _CALLS):
+                self._put_off.append((message, frame))
+            else:
+                self._take_other(message, frame)
+        ids = []
+        while self._put_off:
+            with contextlib.suppress(IndexError):
+                ids.append(self._put_off.pop()[0].id)
+        self.lane.send(pack(messages.encode(messages.Returned(ids))))
 
     def _define(self, message: messages.Define, frame: Frame) -> None:
         try:
@@ -126,7 +161,7 @@ class Server:
 
     # -- calls ---------------------------------------------------------------------------------
 
-    def _answer(self, call: messages.Call | messages.Apply, frame: Frame) -> None:
+    def _answer(self, call: CallMessage, frame: Frame) -> None:
         base = context_of_cells()
         call_context = SessionContext(
             call.session, base.pool, base.worker, self.host_calls, call.id
@@ -146,10 +181,15 @@ class Server:
         else:
             task = loop.create_task(self._run_async(call.id, ready, call_context))
             self._tasks.add(task)
-            task.add_done_callback(self._tasks.discard)
+            task.add_done_callback(self._end_task)
+
+    def _end_task(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        self._is_busy = bool(self._tasks)
+        self._run_next()
 
     def _prepare(
-        self, call: messages.Call | messages.Apply, frame: Frame, call_context: SessionContext
+        self, call: CallMessage, frame: Frame, call_context: SessionContext
     ) -> tuple[Callable[[], Any], bool]:
         """Return what runs a call, and whether it gives an awaitable."""
         if isinstance(call, messages.Apply):

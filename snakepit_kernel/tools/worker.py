@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import importlib
 import os
+import signal
 import socket
 import sys
 import threading
@@ -17,7 +18,7 @@ from tornado.ioloop import IOLoop
 from .._version import __version__
 from ..kernel.app import LANE_OPTION
 from ..lane import answers
-from ..lane.page import Page
+from ..lane.page import RECALL_SIGNAL, Page
 from ..lane.worker import Interrupts, ThreadInterrupts, install
 from ..processes import activity
 from ..protocol import messages
@@ -113,7 +114,9 @@ class Worker:
 
     def open(self) -> None:
         """Say hello: from now on calls are served."""
-        install([self._server.interrupts, *(thread.server.interrupts for thread in self._threads)])
+        servers = [self._server, *(thread.server for thread in self._threads)]
+        install(signal.SIGINT, [server.interrupts.deliver for server in servers])
+        install(RECALL_SIGNAL, [server.give_back for server in servers])
         self._page.offer_stacks()
         self.channels.offer_shell(self._build_in_call)
         self._send(messages.Hello(os.getpid(), __version__))

@@ -1,0 +1,316 @@
+"""Futures on their way to a worker and back, several at a time.
+
+A worker that gets its next call when the answer to the last one has been read does nothing most of
+the time, if calls are short. So it gets some ahead, as many as it is likely to do within a moment.
+When one of them takes long, those behind it are called back, and go to other workers.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import time
+from collections.abc import Callable, Iterable
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from ..errors import CallTimeout, ToolError
+from ..lane.answers import Interrupted
+from ..lane.exchange import Exchange, echo
+from ..protocol.frames import Frame, Segment
+from ..protocol.messages import HostCall
+from .driver import INTERRUPT_AGAIN, Served
+from .futures import CallFuture
+from .work import Work, outcome_of
+from .worker import Seat
+
+if TYPE_CHECKING:
+    from .errands import Errands
+
+AHEAD = 2e-3
+"""Seconds of work that a worker is given ahead."""
+
+MAX_AHEAD = 64
+"""Calls that a worker is given ahead at most."""
+
+PATIENCE = 5e-3
+"""Seconds that a call may take before those behind it are called back."""
+
+MakeFrames = Callable[[Seat, int, int], list[Segment]]
+"""Lays out a call's request for one seat, with the id of the call there, and that of the host call
+that it is made on behalf of, inside the same worker; else 0."""
+
+
+class Errand:
+    """One future's work.
+
+    Parameters
+    ----------
+    work
+        The work.
+    make_frames
+        Lays out its request.
+
+    Attributes
+    ----------
+    future
+        Told of its end.
+    exchange
+        Its conversation with a worker, while that has it.
+    """
+
+    def __init__(self, work: Work, make_frames: MakeFrames) -> None:
+        self.work = work
+        self.make_frames = make_frames
+        self.future: CallFuture[Any] = CallFuture()
+        self.exchange: Exchange | None = None
+        self.context = contextvars.copy_context()
+        self.timer: asyncio.TimerHandle | None = None
+        self.error: BaseException | None = None
+
+    def print(self, stream: str, text: str) -> None:
+        """Print what it printed to the cell that submitted it."""
+        self.context.run(echo, stream, text)
+
+
+class Pace:
+    """How long a pool's futures take lately, and so how many a worker is given ahead."""
+
+    def __init__(self) -> None:
+        self._seconds = AHEAD
+
+    def note(self, seconds: float) -> None:
+        """Take in how long one took."""
+        self._seconds += (seconds - self._seconds) / 8
+
+    def slow_down(self) -> None:
+        """Give nothing ahead until it is known again that it goes fast."""
+        self._seconds = max(self._seconds, PATIENCE)
+
+    @property
+    def ahead(self) -> int:
+        """Calls that may be under way to a worker at a time."""
+        return max(1, min(MAX_AHEAD, int(AHEAD / self._seconds)))
+
+
+class Conveyor:
+    """Takes errands to one seat, which it holds, and their answers back, until none is left.
+
+    It runs in the loop of the pool's supervisor.
+
+    Parameters
+    ----------
+    errands
+        Where it gets them from.
+    seat
+        The seat.
+
+    Attributes
+    ----------
+    name
+        What it does, for people.
+    settled
+        Whether it has given the seat back.
+    """
+
+    def __init__(self, errands: Errands, seat: Seat, name: str) -> None:
+        self.name = name
+        self.settled = False
+        self._errands = errands
+        self._seat = seat
+        self._lane = seat.lane
+        self._loop = asyncio.get_running_loop()
+        self._under_way: dict[int, Errand] = {}  # in the order in which the worker does them
+        self._since = time.perf_counter()  # the first of them is being done
+        self._patience: asyncio.TimerHandle | None = None
+        self._is_going_on = False
+        self._reading = self._lane.read_in(self._loop)
+        self._lane.on_returned = self._take_back
+
+    def begin(self, errand: Errand) -> None:
+        """Take the first errand."""
+        self._reading.__enter__()
+        self._load([errand])
+
+    # -- there ---------------------------------------------------------------------------------
+
+    def _load(self, errands: Iterable[Errand]) -> None:
+        segments: list[Segment] = []
+        for errand in errands:
+            exchange = Exchange(
+                self._lane.new_call_id(),
+                errand.work.name,
+                on_output=errand.print,
+                raise_original=True,
+            )
+            exchange.on_news = partial(self._hear, errand)
+            exchange.on_host_call = partial(self._serve, errand)
+            errand.exchange = exchange
+            try:
+                segments += errand.make_frames(self._seat, exchange.call_id, 0)
+            except Exception as error:  # noqa: BLE001 - it is the future's outcome
+                self._errands.end(errand, outcome_of(error), error)
+                continue
+            self._lane.begin(exchange)
+            self._under_way[exchange.call_id] = errand
+            if errand.work.deadline is not None:
+                left = errand.work.deadline - time.monotonic()
+                errand.timer = self._loop.call_later(left, self._time_out, errand)
+        self._lane.put(segments)
+        self._lane.flush_soon()
+        self._go_on_soon()
+        if len(self._under_way) > 1 and self._patience is None:
+            self._patience = self._loop.call_later(PATIENCE, self._lose_patience)
+
+    def _go_on_soon(self) -> None:
+        if not self._is_going_on:
+            self._is_going_on = True
+            self._loop.call_soon(self._go_on)
+
+    def _go_on(self) -> None:
+        """Take more errands along, or give the seat back."""
+        self._is_going_on = False
+        if self.settled:
+            return
+        ahead = self._errands.pace.ahead
+        if len(self._under_way) * 2 <= ahead:
+            more = self._errands.take_along(self._seat, ahead - len(self._under_way))
+            if more:
+                self._load(more)
+        if not self._under_way:
+            self._end()
+
+    def _end(self) -> None:
+        self.settled = True
+        self._lane.on_returned = None
+        if self._patience is not None:
+            self._patience.cancel()
+        self._reading.__exit__(None, None, None)
+        self._errands.release(self)
+
+    @property
+    def seat(self) -> Seat:
+        """The seat that it holds."""
+        return self._seat
+
+    # -- and back ------------------------------------------------------------------------------
+
+    def _hear(self, errand: Errand, error: BaseException | None) -> None:
+        """Take in the answer to an errand, or that the lane has failed."""
+        if error is not None:
+            if not self.settled:
+                self._fail()
+            return
+        assert errand.exchange is not None
+        if not errand.exchange.is_answered:
+            return
+        now = time.perf_counter()
+        self._errands.pace.note(now - self._since)
+        self._since = now
+        self._drop(errand)
+        self._conclude(errand, errand.exchange)
+        self._go_on_soon()
+
+    def _conclude(self, errand: Errand, exchange: Exchange) -> None:
+        try:
+            value = exchange.outcome()
+        except Interrupted as interrupted:
+            if errand.error is not None:  # its time was up
+                self._errands.end(errand, "timeout", errand.error)
+            else:
+                message = f"{exchange.name} was interrupted in its worker"
+                told = ToolError("KeyboardInterrupt", message, interrupted.traceback)
+                self._errands.end(errand, "cancelled", told)
+        except BaseException as error:  # noqa: BLE001 - it is the future's outcome
+            self._errands.end(errand, "error", error)
+        else:
+            self._errands.end(errand, "ok", value=value)
+
+    def _drop(self, errand: Errand) -> None:
+        """Have nothing more to do with an errand."""
+        assert errand.exchange is not None
+        self._lane.end(errand.exchange)
+        self._under_way.pop(errand.exchange.call_id, None)
+        errand.exchange.on_news = errand.exchange.on_host_call = None
+        if errand.timer is not None:
+            errand.timer.cancel()
+            errand.timer = None
+
+    def _fail(self) -> None:
+        """Tell who was being served that the worker is gone; the others go to another one."""
+        errands = list(self._under_way.values())
+        for errand in errands:
+            self._drop(errand)
+        self._errands.strand(self._seat.worker)  # or its seat is lent again
+        self._end()
+        self._errands.bury(self._seat, errands)
+
+    def _serve(self, errand: Errand, call: HostCall, frame: Frame) -> None:
+        served = Served(
+            self._errands.host, self._seat, errand.work, errand.context, in_threads=True
+        )
+        served.begin(call, frame)
+
+    # -- calling back --------------------------------------------------------------------------
+
+    def _lose_patience(self) -> None:
+        """Call back what stands behind a call that takes long."""
+        self._patience = None
+        if len(self._under_way) < 2:
+            return
+        waited = time.perf_counter() - self._since
+        if waited >= PATIENCE:
+            self._errands.pace.slow_down()
+            self._seat.recall()
+            waited -= INTERRUPT_AGAIN  # the signal may be lost
+        self._patience = self._loop.call_later(PATIENCE - waited, self._lose_patience)
+
+    def _take_back(self, ids: list[int]) -> None:
+        """Take back what the worker had not begun."""
+        for call_id in sorted(ids, reverse=True):  # each to the head of the queue
+            errand = self._under_way.get(call_id)
+            if errand is not None:
+                self._drop(errand)
+                self._errands.put_back(errand)
+        for errand in list(self._under_way.values()):
+            if errand.future.cancelled():  # it had begun
+                self._interrupt(errand, time.monotonic() + self._errands.grace)
+        self._go_on_soon()
+
+    def cancel(self, errand: Errand) -> None:
+        """End an errand that nobody wants any more."""
+        if errand.exchange is None or errand.exchange.call_id not in self._under_way:
+            return
+        if next(iter(self._under_way.values())) is errand:
+            self._interrupt(errand, time.monotonic() + self._errands.grace)
+        else:
+            self._seat.recall()
+
+    def _time_out(self, errand: Errand) -> None:
+        """Note where a call is whose time is up, and end it."""
+        timeout = errand.work.timeout
+        assert timeout is not None
+        until = time.monotonic() + self._errands.grace
+
+        def stop(stacks: asyncio.Future[str]) -> None:
+            name = self._seat.worker.name
+            errand.error = CallTimeout(errand.work.name, timeout, name, stacks.result())
+            self._interrupt(errand, until)
+
+        # In a thread: it takes a moment, and other workers have their turn here meanwhile.
+        self._loop.run_in_executor(None, self._seat.worker.stacks).add_done_callback(stop)
+
+    def _interrupt(self, errand: Errand, until: float) -> None:
+        """Interrupt a call until it has heard; replace a worker that does not."""
+        assert errand.exchange is not None
+        if errand.exchange.call_id not in self._under_way:
+            return
+        if time.monotonic() >= until:
+            if isinstance(late := errand.error, CallTimeout):
+                errand.error = CallTimeout(
+                    late.what, late.timeout, late.worker, late.stacks, was_replaced=True
+                )
+            self._errands.condemn(self._seat)
+            return
+        self._seat.interrupt(errand.exchange.call_id)
+        self._loop.call_later(INTERRUPT_AGAIN, self._interrupt, errand, until)

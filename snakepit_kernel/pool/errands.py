@@ -1,0 +1,179 @@
+"""Work that nobody waits for: futures, which the pool's supervisor takes to the workers."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+from ..errors import SnakepitError, WorkerDied
+from ..processes.supervisor import Supervisor
+from .admission import Admission
+from .conveyor import Conveyor, Errand, MakeFrames, Pace
+from .futures import CallFuture
+from .hosting import Host
+from .work import Work, outcome_of
+from .worker import Seat, Worker
+
+
+class Errands:
+    """Takes futures to workers.
+
+    Parameters
+    ----------
+    admission
+        The queue.
+    supervisor
+        The loop that does it.
+    host
+        Serves the calls that come back.
+    grace
+        Seconds that a worker may take to heed an interrupt.
+    strand
+        Has a worker lent no more.
+    condemn, explain
+        As `Driver` has them.
+    """
+
+    def __init__(
+        self,
+        admission: Admission,
+        supervisor: Supervisor,
+        host: Host,
+        *,
+        grace: float,
+        strand: Callable[[Worker], None],
+        condemn: Callable[[Seat], None],
+        explain: Callable[[Worker, WorkerDied], SnakepitError],
+    ) -> None:
+        self.host = host
+        self.grace = grace
+        self.strand = strand
+        self.condemn = condemn
+        self.pace = Pace()
+        self._admission = admission
+        self._supervisor = supervisor
+        self._explain = explain
+
+    def submit(self, work: Work, make_frames: MakeFrames) -> CallFuture[Any]:
+        """Run a call on a worker; return its future."""
+        errand = Errand(work, make_frames)
+        work.errand = errand
+        begin = partial(self._supervisor.soon, self._begin, errand)
+        work.on_grant = begin
+        errand.future.on_cancel(partial(self._cancel_queued, work))
+        try:
+            self._admission.admit(work)
+            if work.seat is not None:
+                begin()
+            elif work.queue_deadline is not None:
+                self._supervisor.soon(self._expire_later, errand)
+        except KeyboardInterrupt:
+            self._supervisor.soon(self._abandon, errand)
+            raise
+        return errand.future
+
+    def _abandon(self, errand: Errand) -> None:
+        """End work whose future nobody got, because Ctrl-C came first."""
+        if errand.future.running():
+            errand.future.cancel()
+        else:
+            self._admission.mend(errand.work)
+
+    def _begin(self, errand: Errand) -> None:
+        work, future = errand.work, errand.future
+        if future.running():  # told twice, see Admission.mend
+            return
+        if work.settled or not future.begin():
+            self._admission.settle(work, "cancelled")
+        elif work.seat is None and self._admission.closed_because is not None:
+            self._admission.settle(work, "cancelled")
+            future.cancel()
+        elif work.seat is None:
+            self.end(errand, "lost", self._admission.unserved(work))
+        else:
+            conveyor = Conveyor(self, work.seat, work.name)
+            self._admission.board(work, conveyor)
+            self._watch(errand, conveyor)
+            conveyor.begin(errand)
+
+    def _watch(self, errand: Errand, conveyor: Conveyor) -> None:
+        cancel = partial(self._supervisor.soon, conveyor.cancel, errand)
+        errand.future.on_cancel(cancel)
+        if errand.future.cancelled():  # just before
+            cancel()
+
+    def take_along(self, seat: Seat, count: int) -> list[Errand]:
+        """Return errands from the head of the queue that a seat can have as well."""
+        errands = []
+        for work in self._admission.take_along(seat, count):
+            errand: Errand = work.errand
+            assert isinstance(seat.holder, Conveyor)
+            if errand.future.begin():
+                self._watch(errand, seat.holder)
+                errands.append(errand)
+            else:
+                self._admission.settle(work, "cancelled")
+        return errands
+
+    def put_back(self, errand: Errand) -> None:
+        """Put an errand that was not begun to the head of the queue."""
+        if not errand.future.wait_again():
+            self._admission.settle(errand.work, "cancelled")
+            return
+        errand.future.on_cancel(partial(self._cancel_queued, errand.work))
+        self._admission.put_back(errand.work)
+        if errand.future.cancelled():  # just before
+            self._cancel_queued(errand.work)
+
+    def release(self, conveyor: Conveyor) -> None:
+        """Give the seat of a conveyor back."""
+        self._admission.release(conveyor.seat, conveyor.name)
+
+    def bury(self, seat: Seat, errands: list[Errand]) -> None:
+        """Tell the one who was being served that the worker died; the others go to another one."""
+        self._supervisor.spawn(self._bury(seat.worker, errands))
+
+    async def _bury(self, worker: Worker, errands: list[Errand]) -> None:
+        error = self._explain(worker, await worker.adeath())
+        for errand in reversed(errands[1:]):
+            if self._admission.closed_because is None:
+                self.put_back(errand)
+            else:
+                self.end(errand, outcome_of(error), error)
+        if errands[0].error is not None:
+            self.end(errands[0], "timeout", errands[0].error)
+        else:
+            self.end(errands[0], outcome_of(error), error)
+
+    def end(
+        self,
+        errand: Errand,
+        outcome: str,
+        error: BaseException | None = None,
+        *,
+        value: Any = None,
+    ) -> None:
+        """Count how an errand ended, and tell its future."""
+        if errand.future.cancelled():
+            outcome = "cancelled"
+        self._admission.settle(errand.work, outcome)
+        errand.work.errand = None
+        errand.future.deliver(value, error)
+
+    def _cancel_queued(self, work: Work) -> None:
+        if self._admission.withdraw(work):
+            self._admission.settle(work, "cancelled")
+
+    def _expire_later(self, errand: Errand) -> None:
+        work = errand.work
+        assert work.queue_deadline is not None
+
+        def expire() -> None:
+            if self._admission.withdraw(work):
+                self.end(errand, "timeout", self._admission.late(work))
+
+        loop = asyncio.get_running_loop()
+        loop.call_later(max(0.0, work.queue_deadline - time.monotonic()), expire)
