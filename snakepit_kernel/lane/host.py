@@ -158,6 +158,8 @@ class Lane:
         if not _awake.acquire(blocking=False):
             return False
         try:
+            if self._timeout:  # with one, Python would wait for it
+                self._let_wait(None)
             return self._lookout.look(self._has_come)
         finally:
             _awake.release()
