@@ -29,10 +29,13 @@ class Carrier:
     ----------
     codec
         How values are pickled; set anew when a worker is told.
+    is_warm
+        Whether memory was taken that `trim` may give back.
     """
 
     def __init__(self, outgoing: ArenaWriter | None, incoming: ArenaReader | None) -> None:
         self.codec = Codec()
+        self.is_warm = False
         self._outgoing = outgoing
         self._incoming = incoming
         self._guard = threading.Lock()  # threads of a tool may send, too
@@ -80,15 +83,11 @@ class Carrier:
                 self._view(place)
 
     def trim(self) -> None:
-        """Give memory that nothing uses back to the system."""
-        if self._outgoing is not None and self._outgoing.held_bytes:
+        """Give memory that nothing uses back to the system; when the lane is idle."""
+        if self._outgoing is not None and self.is_warm:
             with self._guard:
                 self._outgoing.trim()
-
-    @property
-    def held_bytes(self) -> int:
-        """Memory that this end has taken from the system to send."""
-        return 0 if self._outgoing is None else self._outgoing.held_bytes
+                self.is_warm = self._outgoing.held_bytes > 0
 
     def close(self) -> None:
         """Send through shared memory no more. What was received stays valid."""
@@ -108,6 +107,7 @@ class Carrier:
             place = found or self._outgoing.place(buffer)
         if place is None:
             return None
+        self.is_warm = True
         return Shared(place.offset, place.length, place.ticket, found is not None)
 
     def _view(self, shared: Shared) -> memoryview:

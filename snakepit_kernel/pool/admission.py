@@ -344,6 +344,15 @@ class Admission:
         with self.lock:
             self._quiet.wait_for(lambda: self._pending == 0, timeout)
 
+    def trim(self, seconds: float) -> None:
+        """Give memory back that was needed to send large values to workers that have rested."""
+        rested = time.monotonic() - seconds
+        with self.lock:  # nobody gets a seat meanwhile
+            for worker in self.crew.workers.values():
+                if worker.state is WorkerState.READY and worker.since < rested:
+                    for seat in worker.seats:
+                        seat.lane.carrier.trim()
+
     def empty_queue(self) -> None:
         """Tell all who wait that they will get nothing."""
         with self.lock:

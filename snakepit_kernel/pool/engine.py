@@ -25,6 +25,7 @@ import zmq.asyncio
 
 from ..errors import PoolClosed, SnakepitError, ToolError, WorkerDied
 from ..lane.answers import Interrupted
+from ..lane.arena import TRIM_AFTER
 from ..lane.exchange import Exchange, OnOutput
 from ..processes.folders import make_folder, remove_folder, sweep_folders
 from ..processes.supervisor import Supervisor
@@ -376,11 +377,12 @@ class Engine:
         return self._admission.closed_because is None
 
     async def _publish_status(self) -> None:
-        """Keep the file that `snakepit status` reads up to date."""
+        """Keep the file that `snakepit status` reads up to date, and memory in bounds."""
         while True:
             # A look at intervals: telling of each call would cost the call.
             await asyncio.sleep(STATUS_INTERVAL)
             self._publish()
+            self._admission.trim(TRIM_AFTER)
 
     def _publish(self) -> None:
         status = self.status()

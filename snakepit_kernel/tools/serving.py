@@ -12,6 +12,7 @@ from collections.abc import Callable, Coroutine
 from typing import Any
 
 from ..lane import answers
+from ..lane.arena import TRIM_AFTER
 from ..lane.page import Page
 from ..lane.worker import Interrupts, WorkerLane
 from ..protocol import messages
@@ -81,6 +82,7 @@ class Server:
         self._put_off: deque[tuple[CallMessage, Frame]] = deque()  # calls that have not begun
         self._is_busy = False
         self._recalls = 0
+        self._trimmer: asyncio.TimerHandle | None = None
 
     @property
     def is_free(self) -> bool:
@@ -134,6 +136,16 @@ class Server:
                 pass
             finally:
                 self._is_busy = bool(self._tasks)
+        if self.lane.carrier.is_warm and self._trimmer is None:
+            self._trimmer = self._loop.call_later(TRIM_AFTER, self._trim)
+
+    def _trim(self) -> None:
+        """Give memory back that was needed to send large values, when nothing goes on."""
+        self._trimmer = None
+        if not self._is_busy and self.lane.rests(TRIM_AFTER):
+            self.lane.carrier.trim()
+        if self.lane.carrier.is_warm:
+            self._trimmer = self._loop.call_later(TRIM_AFTER, self._trim)
 
     def give_back(self) -> None:
         """Return the calls that have not begun, if that was asked; called by a signal handler."""
