@@ -159,10 +159,10 @@ class _Pickler(cloudpickle.Pickler):  # type: ignore[misc] # cloudpickle is unty
     """Pickles by value what a notebook defines, and by its encoder what has one."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        if encoders.reducers:
+        if encoders.reducers:  # first: the pickler in C looks once
             table: ChainMap[type, Reducer] = self.dispatch_table  # type: ignore[has-type]
             self.dispatch_table = table.new_child(encoders.reducers)
+        super().__init__(*args, **kwargs)
 
 
 class _TolerantPickler(_Pickler):
@@ -175,8 +175,8 @@ class _TolerantPickler(_Pickler):
     def reducer_override(self, obj: Any) -> Any:
         """Take an object apart, or give its marker."""
         reduced = super().reducer_override(obj)
-        if reduced is not NotImplemented:
-            return reduced
+        if reduced is not NotImplemented or isinstance(obj, type | types.FunctionType):
+            return reduced  # a class has a __reduce_ex__ as well, which is that of its instances
         reduce = self.dispatch_table.get(type(obj))
         try:
             return obj.__reduce_ex__(5) if reduce is None else reduce(obj)
