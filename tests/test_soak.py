@@ -1,4 +1,4 @@
-"""Calls, streams, futures, host tools, large values, cancels and kills: all mixed, again and again."""
+"""Calls, streams, futures, host tools, large values, cancels and kills: all of it, mixed."""
 
 from __future__ import annotations
 

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 from ..errors import CallTimeout, ToolError
 from ..lane.answers import Interrupted
 from ..lane.exchange import Exchange, echo
+from ..lane.host import LaneClosed
 from ..protocol.frames import Frame, Segment
 from ..protocol.messages import HostCall
 from .driver import INTERRUPT_AGAIN, Served
@@ -57,6 +58,10 @@ class Errand:
         Told of its end.
     exchange
         Its conversation with a worker, while that has it.
+    context
+        That of the caller.
+    error
+        Why it is being ended, if it is.
     """
 
     def __init__(self, work: Work, make_frames: MakeFrames) -> None:
@@ -67,6 +72,12 @@ class Errand:
         self.context = contextvars.copy_context()
         self.timer: asyncio.TimerHandle | None = None
         self.error: BaseException | None = None
+
+    def set_timer(self, timer: asyncio.TimerHandle | None) -> None:
+        """Have one timer, or none: what ends its wait, or its run."""
+        if self.timer is not None:
+            self.timer.cancel()
+        self.timer = timer
 
     def print(self, stream: str, text: str) -> None:
         """Print what it printed to the cell that submitted it."""
@@ -155,9 +166,13 @@ class Conveyor:
             self._under_way[exchange.call_id] = errand
             if errand.work.deadline is not None:
                 left = errand.work.deadline - time.monotonic()
-                errand.timer = self._loop.call_later(left, self._time_out, errand)
+                errand.set_timer(self._loop.call_later(left, self._time_out, errand))
         self._lane.put(segments)
-        self._lane.flush_soon()
+        try:
+            self._lane.flush_soon()
+        except LaneClosed:
+            self._fail()
+            return
         self._go_on_soon()
         if len(self._under_way) > 1 and self._patience is None:
             self._patience = self._loop.call_later(PATIENCE, self._lose_patience)
@@ -232,9 +247,7 @@ class Conveyor:
         self._lane.end(errand.exchange)
         self._under_way.pop(errand.exchange.call_id, None)
         errand.exchange.on_news = errand.exchange.on_host_call = None
-        if errand.timer is not None:
-            errand.timer.cancel()
-            errand.timer = None
+        errand.set_timer(None)
 
     def _fail(self) -> None:
         """Tell who was being served that the worker is gone; the others go to another one."""

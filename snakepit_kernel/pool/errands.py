@@ -86,6 +86,7 @@ class Errands:
         work, future = errand.work, errand.future
         if future.running():  # told twice, see Admission.mend
             return
+        errand.set_timer(None)
         if work.settled or not future.begin():
             self._admission.settle(work, "cancelled")
         elif work.seat is None and self._admission.closed_because is not None:
@@ -110,6 +111,7 @@ class Errands:
         errands = []
         for work in self._admission.take_along(seat, count):
             errand: Errand = work.errand
+            errand.set_timer(None)
             assert isinstance(seat.holder, Conveyor)
             if errand.future.begin():
                 self._watch(errand, seat.holder)
@@ -124,6 +126,8 @@ class Errands:
             self._admission.settle(errand.work, "cancelled")
             return
         errand.future.on_cancel(partial(self._cancel_queued, errand.work))
+        if errand.work.queue_deadline is not None:
+            self._expire_later(errand)
         self._admission.put_back(errand.work)
         if errand.future.cancelled():  # just before
             self._cancel_queued(errand.work)
@@ -166,14 +170,17 @@ class Errands:
     def _cancel_queued(self, work: Work) -> None:
         if self._admission.withdraw(work):
             self._admission.settle(work, "cancelled")
+            if work.errand is not None:
+                self._supervisor.soon(work.errand.set_timer, None)
 
     def _expire_later(self, errand: Errand) -> None:
         work = errand.work
         assert work.queue_deadline is not None
+        if work.settled or errand.future.running():
+            return
+        left = max(0.0, work.queue_deadline - time.monotonic())
+        errand.set_timer(asyncio.get_running_loop().call_later(left, self._expire, errand))
 
-        def expire() -> None:
-            if self._admission.withdraw(work):
-                self.end(errand, "timeout", self._admission.late(work))
-
-        loop = asyncio.get_running_loop()
-        loop.call_later(max(0.0, work.queue_deadline - time.monotonic()), expire)
+    def _expire(self, errand: Errand) -> None:
+        if self._admission.withdraw(errand.work):
+            self.end(errand, "timeout", self._admission.late(errand.work))
