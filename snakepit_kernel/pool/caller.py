@@ -17,7 +17,7 @@ from .config import check_count, check_seconds
 from .definitions import Definitions, new_encoders, pickled
 from .engine import Engine, MakeFrames
 from .futures import CallFuture
-from .hosting import current_link
+from .hosting import HostToolList, current_link
 from .results import CellResult
 from .scheduler import Purpose
 from .streams import Stream
@@ -239,6 +239,11 @@ class Caller:
         return sorted({**self._engine.tools, **self._definitions.infos})
 
     # -- host tools ----------------------------------------------------------------------------
+
+    @property
+    def host_tools(self) -> HostToolList:
+        """The functions of the notebook that workers may call here, by name."""
+        return HostToolList(self._engine.host_tools, self._session_id)
 
     def host_tool(self, function: F) -> F:
         """Let workers call a function of the notebook; a decorator.

@@ -26,7 +26,8 @@ import zmq.asyncio
 
 from ..errors import PoolClosed, SnakepitError, ToolError, WorkerDied
 from ..lane.answers import Interrupted
-from ..lane.exchange import Exchange, OnOutput, echo
+from ..lane.display import Display
+from ..lane.exchange import Exchange
 from ..processes.folders import make_folder, remove_folder, sweep_folders
 from ..processes.supervisor import Supervisor
 from ..protocol.frames import Segment
@@ -161,7 +162,6 @@ class Engine:
         work: Work,
         make_frames: MakeFrames,
         *,
-        on_output: OnOutput | None = None,
         raise_original: bool = False,
     ) -> Any:
         """Run a call on a worker, driven by this thread, and return its value."""
@@ -169,10 +169,7 @@ class Engine:
             try:
                 seat = self._admission.wait(work, self._nesting(work, can_hop=True))
                 exchange = Exchange(
-                    seat.lane.new_call_id(),
-                    work.name,
-                    on_output=on_output,
-                    raise_original=raise_original,
+                    seat.lane.new_call_id(), work.name, raise_original=raise_original
                 )
                 segments = make_frames(seat, exchange.call_id)
                 if work.nested_in is None or work.nested_in.is_here:
@@ -310,12 +307,8 @@ class Engine:
     def submit(self, work: Work, make_frames: MakeFrames) -> CallFuture[Any]:
         """Run a call on a worker, driven by the supervisor; return its future."""
         future: CallFuture[Any] = CallFuture()
-        context = contextvars.copy_context()
-
-        def output(stream: str, text: str) -> None:
-            context.run(echo, stream, text)  # to the cell that submitted it
-
-        begin = partial(self._begin, work, make_frames, future, output)
+        display = Display(contextvars.copy_context())  # to the cell that submitted it
+        begin = partial(self._begin, work, make_frames, future, display)
         work.on_grant = partial(self._supervisor.soon, begin)
         future.on_cancel(partial(self._cancel_queued, work))
         try:
@@ -337,7 +330,7 @@ class Engine:
             self._admission.mend(work)
 
     def _begin(
-        self, work: Work, make_frames: MakeFrames, future: CallFuture[Any], output: OnOutput
+        self, work: Work, make_frames: MakeFrames, future: CallFuture[Any], display: Display
     ) -> None:
         if future.running():  # told twice, see _mend
             return
@@ -350,18 +343,18 @@ class Engine:
             self._admission.settle(work, "lost")
             future.deliver(exception=self._admission.unserved(work))
         else:
-            task = self._supervisor.spawn(self._run_future(work, make_frames, future, output))
+            task = self._supervisor.spawn(self._run_future(work, make_frames, future, display))
             future.on_cancel(partial(self._supervisor.soon, task.cancel))
             if future.cancelled():  # between the two lines above
                 task.cancel()
 
     async def _run_future(
-        self, work: Work, make_frames: MakeFrames, future: CallFuture[Any], output: OnOutput
+        self, work: Work, make_frames: MakeFrames, future: CallFuture[Any], display: Display
     ) -> None:
         seat = work.seat
         assert seat is not None
         exchange = Exchange(
-            seat.lane.new_call_id(), work.name, on_output=output, raise_original=True
+            seat.lane.new_call_id(), work.name, display=display, raise_original=True
         )
         try:
             segments = make_frames(seat, exchange.call_id)
