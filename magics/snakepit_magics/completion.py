@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING
 
+from .notebook import functions_of
 from .parsing import COMMANDS, cell_parser, command_parsers, line_parser
 
 if TYPE_CHECKING:
@@ -29,6 +30,7 @@ class Completer:
         self._words: dict[str, Callable[[], Iterable[str]]] = {
             "call": self._tools,
             "tools": self._tools,
+            "expose": lambda: functions_of(magics.shell),
             "push": self._variables,
             "stop": self._pools,
             "restart": self._pools,

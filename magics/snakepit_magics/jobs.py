@@ -1,39 +1,40 @@
-"""Cells that run in the background."""
+"""Cells and calls that run in the background."""
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import contextvars
 import threading
 import time
 from collections.abc import Callable, Coroutine
 from typing import Any
 
-from snakepit_kernel import CellResult, SnakepitError
+from snakepit_kernel import SnakepitError
 
-WorkFactory = Callable[[], Coroutine[Any, Any, list[CellResult]]]
+WorkFactory = Callable[[], Coroutine[Any, Any, Any]]
 
 
 class Job:
-    """One cell in the background, with a thread that waits for it.
+    """One cell or call in the background, with a thread that waits for it.
 
     Parameters
     ----------
     number
         Number of the job, for people.
     title
-        First line of the cell.
+        First line of the cell, or the call.
     work
-        Makes the coroutine that runs it.
+        Makes the coroutine that runs it. Cancelling that interrupts the worker.
     on_end
         Gets the job when it has ended, in the job's thread.
 
     Attributes
     ----------
-    results
+    value
         What it gave, once it has ended well.
     error
-        Why it did not.
+        Why it did not: one error, or a group of them.
     """
 
     def __init__(
@@ -41,18 +42,20 @@ class Job:
     ) -> None:
         self.number = number
         self.title = title
-        self.results: list[CellResult] = []
+        self.value: Any = None
         self.error: BaseException | None = None
-        self._work = work
         self._on_end = on_end
         self._started = time.monotonic()
         self._ended: float | None = None
         self._loop = asyncio.new_event_loop()
-        self._task: asyncio.Task[list[CellResult]] | None = None
-        # Its output belongs to the cell that started it, which ipykernel finds in the context.
-        context = contextvars.copy_context()
+        # Its output belongs to the cell that started it, which ipykernel finds in the context: the
+        # task has one copy of it, the thread another.
+        self._task: asyncio.Task[Any] = self._loop.create_task(work())
         self._thread = threading.Thread(
-            target=context.run, args=(self._run,), name=f"snakepit-job-{number}", daemon=True
+            target=contextvars.copy_context().run,
+            args=(self._run,),
+            name=f"snakepit-job-{number}",
+            daemon=True,
         )
 
     def start(self) -> None:
@@ -61,21 +64,29 @@ class Job:
 
     def _run(self) -> None:
         try:
-            self._task = self._loop.create_task(self._work())
-            self.results = self._loop.run_until_complete(self._task)
-        except (SnakepitError, asyncio.CancelledError, OSError, TypeError, ValueError) as error:
+            self.value = self._loop.run_until_complete(self._task)
+        except (
+            SnakepitError,
+            ExceptionGroup,
+            asyncio.CancelledError,
+            OSError,
+            TypeError,
+            ValueError,
+        ) as error:
             self.error = error
         finally:
+            self._loop.run_until_complete(self._loop.shutdown_asyncgens())
             self._loop.run_until_complete(self._loop.shutdown_default_executor())
             self._loop.close()
             self._ended = time.monotonic()
         self._on_end(self)
 
     def cancel(self) -> bool:
-        """Interrupt the cell; say whether it was still running."""
-        if self._ended is not None or self._task is None:
+        """Interrupt what it runs; say whether it was still running."""
+        if self._ended is not None:
             return False
-        self._loop.call_soon_threadsafe(self._task.cancel)
+        with contextlib.suppress(RuntimeError):  # it ends at this very moment
+            self._loop.call_soon_threadsafe(self._task.cancel)
         return True
 
     def wait(self, timeout: float | None = None) -> None:
@@ -89,10 +100,8 @@ class Job:
             return "running"
         if isinstance(self.error, asyncio.CancelledError):
             return "cancelled"
-        if self.error is not None or not all(result.ok for result in self.results):
-            return "failed"
-        return "done"
+        return "done" if self.error is None else "failed"
 
-    def __str__(self) -> str:
+    def __repr__(self) -> str:
         seconds = (self._ended or time.monotonic()) - self._started
         return f"job {self.number} {self.state} after {seconds:.1f} s: {self.title}"

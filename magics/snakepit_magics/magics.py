@@ -7,12 +7,14 @@ import contextlib
 import subprocess
 import sys
 from argparse import Namespace
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 from IPython.core.error import TryNext, UsageError
 from IPython.core.interactiveshell import InteractiveShell
 from IPython.core.magic import Magics, line_cell_magic, magics_class, no_var_expand
+from IPython.display import display
 
 from snakepit_kernel import (
     CellError,
@@ -27,10 +29,12 @@ from snakepit_kernel import (
     ToolNotFound,
 )
 from snakepit_kernel.errors import suggest
+from snakepit_kernel.pool.streams import LiveView
+from snakepit_kernel.tools.adapter import options_of
 
 from .completion import Completer
-from .jobs import Job
-from .notebook import notebook_session, told_of_last_run
+from .jobs import Job, WorkFactory
+from .notebook import functions_of, notebook_session, told_of_last_run
 from .parsing import (
     arguments_of,
     cell_parser,
@@ -205,19 +209,63 @@ class SnakepitMagics(Magics):
         tools = self._pool().tools
         if options.tool is not None:
             print(described(tools[options.tool]))  # noqa: T201
-        elif len(tools):
-            print("\n".join(listed(tools[name]) for name in tools))  # noqa: T201
-        else:
-            print("no tools")  # noqa: T201
+            return
+        print("\n".join(listed(tools[name]) for name in tools) or "no tools")  # noqa: T201
+        if self._session(None).host_tools:
+            print(f"\nhost tools, which workers may call:\n{self._listed_host_tools(None)}")  # noqa: T201
 
     def _call(self, options: Namespace) -> Any:
         arguments = arguments_of(options.arguments, self.shell.user_ns)
         session = self._session(options.session)
         limit = {} if options.timeout is None else {"timeout": options.timeout}
+        streams = session.tools[options.tool].streams
+        if options.background:
+            call = _streamed if streams else _called
+            return self._begin_job(
+                " ".join([options.tool, *options.arguments]),
+                lambda: call(session, options.tool, arguments, limit),
+                # The chunks of a stream have been shown as they came.
+                _ignore if streams else _shown_where_it_was_asked_for,
+            )
         try:
+            if streams:
+                return session.stream(options.tool, arguments, **limit).show()
             return session.call(options.tool, arguments, **limit)
         except ToolError as error:
             return raise_here(as_cell_error(error))
+
+    def _expose(self, options: Namespace) -> None:
+        if options.function is None:
+            print(self._listed_host_tools(options.session) or "no host tools")  # noqa: T201
+            return
+        function = self._function(options.function)
+        pool = self._pool()
+        session = pool.session(options.session) if options.session else None
+        (session or pool).host_tool(function)
+        marked = options_of(function)
+        name = (marked and marked.name) or function.__name__
+        whose = f"session {options.session}" if session else f"pool {pool.name}"
+        signature = (session or pool).host_tools[name].signature
+        print(f"workers of {whose} may call {name}{signature}")  # noqa: T201
+
+    def _listed_host_tools(self, session: str | None) -> str:
+        return "\n".join(map(listed, self._session(session).host_tools.values()))
+
+    def _function(self, name: str) -> Callable[..., Any]:
+        found = self.shell.user_ns.get(name)
+        if name not in self.shell.user_ns:
+            near = suggest(name, functions_of(self.shell))
+            msg = f"there is no function {name!r} in this notebook{near}"
+            raise UsageError(msg)
+        if isinstance(found, type) or not callable(found):
+            kind = "a class" if isinstance(found, type) else f"of type {type(found).__name__}"
+            msg = f"{name} is {kind}; a host tool is a function"
+            raise UsageError(msg)
+        if not getattr(found, "__name__", "").isidentifier():
+            msg = f"{name} has no name of its own to be called by; define it by def"
+            raise UsageError(msg)
+        function: Callable[..., Any] = found
+        return function
 
     def _push(self, options: Namespace) -> None:
         variables = self._variables(names_of(options.names))
@@ -278,26 +326,38 @@ class SnakepitMagics(Magics):
         workers: Sequence[int | None],
         arguments: dict[str, Any],
     ) -> None:
-        number = max(self.jobs, default=0) + 1
-        title = next((line for line in code.splitlines() if line.strip()), "")
-
         async def work() -> list[CellResult]:
-            return await asyncio.gather(
+            results = await asyncio.gather(
                 *(session.arun(code, worker=worker, **arguments) for worker in workers)
             )
+            errors = [result.error for result in results if result.error is not None]
+            if errors:
+                msg = "the cell raised"
+                raise ExceptionGroup(msg, errors)
+            return results
 
-        job = self.jobs[number] = Job(number, title, work, self._end_job)
+        title = next((line for line in code.splitlines() if line.strip()), "")
+        job = self._begin_job(title, work, self._take)
+        print(f"job {job.number} started; %snakepit jobs shows it")  # noqa: T201
+
+    # -- jobs ----------------------------------------------------------------------------------
+
+    def _begin_job(self, title: str, work: WorkFactory, take: Callable[[Any], None]) -> Job:
+        number = max(self.jobs, default=0) + 1
+        job = self.jobs[number] = Job(number, title, work, partial(self._end_job, take))
         job.start()
-        print(f"job {number} started; %snakepit jobs shows it")  # noqa: T201
+        return job
 
-    def _end_job(self, job: Job) -> None:
+    def _end_job(self, take: Callable[[Any], None], job: Job) -> None:
         if job.state == "done":
-            self._take(job.results)
+            take(job.value)
             return
-        for result in job.results:
-            if result.error is not None:
-                print("\n".join(result.error.traceback), file=sys.stderr)  # noqa: T201
-        print(f"{job}: {job.error or ''}".rstrip(": "), file=sys.stderr)  # noqa: T201
+        errors = job.error.exceptions if isinstance(job.error, ExceptionGroup) else [job.error]
+        for error in errors:
+            if isinstance(error, CellError):
+                print("\n".join(error.traceback), file=sys.stderr)  # noqa: T201
+        told = [str(error) for error in errors if not isinstance(error, CellError)]
+        print(": ".join([str(job), *filter(None, told)]), file=sys.stderr)  # noqa: T201
 
     def _jobs(self, _: Namespace) -> None:
         for job in self.jobs.values():
@@ -363,3 +423,36 @@ class SnakepitMagics(Magics):
         for kind in ("line", "cell"):
             with contextlib.suppress(KeyError):
                 del manager.magics[kind]["snakepit"]
+
+
+async def _called(
+    session: Session, tool: str, arguments: dict[str, Any], limit: dict[str, Any]
+) -> Any:
+    try:
+        return await session.acall(tool, arguments, **limit)
+    except ToolError as error:
+        raise as_cell_error(error) from None
+
+
+async def _streamed(
+    session: Session, tool: str, arguments: dict[str, Any], limit: dict[str, Any]
+) -> Any:
+    """Do what `Stream.show` does, in an event loop."""
+    try:
+        async with contextlib.aclosing(session.astream(tool, arguments, **limit)) as chunks:
+            with LiveView() as view:
+                async for chunk in chunks:
+                    view.take(chunk)
+    except ToolError as error:
+        raise as_cell_error(error) from None
+    return view.last
+
+
+def _shown_where_it_was_asked_for(value: object) -> None:
+    """Display the value of a job; what its thread shows appears below the cell that began it."""
+    if value is not None:
+        display(value)
+
+
+def _ignore(_: object) -> None:
+    pass

@@ -1,8 +1,9 @@
-"""Which notebook this is: its path names its session, its kernel's run knows the one before."""
+"""What the notebook is: its path names its session, its kernel's run knows the one before."""
 
 from __future__ import annotations
 
 import hashlib
+import inspect
 import os
 import re
 from pathlib import PurePath
@@ -28,6 +29,16 @@ def notebook_session(shell: InteractiveShell) -> str:
     stem = re.sub(r"[^A-Za-z0-9_.-]+", "-", PurePath(str(path)).stem).strip("-._") or "notebook"
     digest = hashlib.sha256(str(path).encode()).hexdigest()[:8]
     return f"{stem[:50]}-{digest}"
+
+
+def functions_of(shell: InteractiveShell) -> list[str]:
+    """Return the names of the functions that the notebook has defined or imported."""
+    hidden = shell.user_ns_hidden  # what IPython itself has put there
+    return [
+        name
+        for name, value in shell.user_ns.items()
+        if inspect.isfunction(value) and not name.startswith("_") and name not in hidden
+    ]
 
 
 def told_of_last_run() -> str | None:

@@ -22,6 +22,7 @@ COMMANDS = {
     "status": "show the workers, their state, calls and memory",
     "tools": "list the tools, or describe one",
     "call": "call a tool: %%snakepit call price item=tea amount=2",
+    "expose": "let workers call a function of this notebook, or list those that they may",
     "use": "choose the session, or the pool, that cells and calls go to",
     "sessions": "list the sessions",
     "push": "copy variables of this notebook to a worker",
@@ -82,6 +83,8 @@ def line_parser() -> Parser:
         parsers[command].add_argument("name", nargs="?", help="name of the pool")
     parsers["tools"].add_argument("tool", nargs="?", help="name of a tool")
     _add_call_options(parsers["call"])
+    parsers["expose"].add_argument("function", nargs="?", help="name of the function")
+    parsers["expose"].add_argument("--session", help="for this session alone; default: the pool")
     parsers["use"].add_argument("session", nargs="?", help="name of the session")
     parsers["use"].add_argument("--pool", help="name of the pool")
     for command in ("push", "pull"):
@@ -121,6 +124,7 @@ def _add_call_options(parser: Parser) -> None:
     )
     parser.add_argument("--timeout", type=_seconds, help="seconds for the call")
     parser.add_argument("--session", help="name of the session")
+    parser.add_argument("--background", action="store_true", help="do not wait; gives a job")
 
 
 @functools.cache

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import sys
 import weakref
 from collections import deque
 from collections.abc import Callable
@@ -14,9 +13,8 @@ from ..protocol.frames import Frame
 from ..protocol.messages import Chunk, Configured, Failure, HostCall, Output, Progress, Result
 from .answers import error_of, value_of
 from .carrier import Carrier
+from .display import Display
 
-OnOutput = Callable[[str, str], None]
-OnProgress = Callable[[Progress], None]
 OnNews = Callable[[BaseException | None], None]
 OnHostCall = Callable[[HostCall, Frame], None]
 
@@ -30,8 +28,8 @@ class Exchange:
         The call's id on its lane.
     name
         What is called, for errors.
-    on_output
-        Gets ``(stream, text)`` of what the call prints; by default it is printed here.
+    display
+        Shows what the call prints, and its progress bars; by default it is done here.
     raise_original
         Raise the remote exception itself where it can travel, as executors do; else a `ToolError`.
 
@@ -51,9 +49,8 @@ class Exchange:
     """
 
     __slots__ = (
+        "_display",
         "_exception",
-        "_on_output",
-        "_on_progress",
         "_raise_original",
         "_value",
         "call_id",
@@ -70,8 +67,7 @@ class Exchange:
         call_id: int,
         name: str,
         *,
-        on_output: OnOutput | None = None,
-        on_progress: OnProgress | None = None,
+        display: Display | None = None,
         raise_original: bool = False,
     ) -> None:
         self.call_id = call_id
@@ -81,8 +77,7 @@ class Exchange:
         self.on_host_call: OnHostCall | None = None
         self.on_news: OnNews | None = None
         self.waiter: weakref.ref[asyncio.Future[None]] | None = None
-        self._on_output = on_output or echo
-        self._on_progress = on_progress or _ignore
+        self._display = display
         self._raise_original = raise_original
         self._value: Any = None
         self._exception: BaseException | None = None
@@ -107,14 +102,14 @@ class Exchange:
                     raise_original=self._raise_original,
                 )
             case Output():
-                self._on_output(message.stream, message.text)
+                self._shown().write(message.stream, message.text)
                 return
             case HostCall():
                 if self.on_host_call is not None:
                     self.on_host_call(message, frame)
                 return
             case Progress():
-                self._on_progress(message)
+                self._shown().move(message.bar, message.settings, ended=message.ended)
                 return
             case Configured():
                 self.is_answered = True
@@ -137,6 +132,16 @@ class Exchange:
             waiter.set_result(None)
         else:
             waiter.set_exception(error)
+
+    def _shown(self) -> Display:
+        if self._display is None:
+            self._display = Display()
+        return self._display
+
+    def close(self) -> None:
+        """End what the call still shows: nothing more comes."""
+        if self._display is not None:
+            self._display.close()
 
     def outcome(self) -> Any:
         """Return the call's value, or raise its exception."""
@@ -169,14 +174,3 @@ class Broken:
 
     def __init__(self, error: Exception) -> None:
         self.error = error
-
-
-def echo(stream: str, text: str) -> None:
-    """Print what a call printed."""
-    target = sys.stdout if stream == "stdout" else sys.stderr
-    if target is not None:
-        target.write(text)
-
-
-def _ignore(_: Progress) -> None:
-    pass

@@ -123,6 +123,7 @@ class Lane:
     def end(self, exchange: Exchange) -> None:
         """Drop what still comes for an exchange."""
         self._exchanges.pop(exchange.call_id, None)
+        exchange.close()
 
     def receive(self, deadline: float | None = None) -> None:
         """Wait for the next frame, and give it to its exchange.

@@ -448,5 +448,8 @@ class CallOutput(io.TextIOBase):
             return
         with self._writing:
             pieces, self._pieces, self._length = self._pieces, [], 0
-            message = messages.Output(self.call_id, self._stream, "".join(pieces))
-            self._lane.send(pack(messages.encode(message)))
+            self.send(messages.Output(self.call_id, self._stream, "".join(pieces)))
+
+    def send(self, message: messages.Output | messages.Progress) -> None:
+        """Send what a call shows, behind what was sent before."""
+        self._lane.send(pack(messages.encode(message)))

@@ -18,7 +18,7 @@ from .conveyor import MakeFrames
 from .definitions import Definitions, new_encoders, pickled
 from .engine import Engine
 from .futures import CallFuture
-from .hosting import current_link
+from .hosting import HostToolList, current_link
 from .results import CellResult
 from .scheduler import Purpose
 from .streams import Stream
@@ -240,6 +240,11 @@ class Caller:
         return sorted({**self._engine.tools, **self._definitions.infos})
 
     # -- host tools ----------------------------------------------------------------------------
+
+    @property
+    def host_tools(self) -> HostToolList:
+        """The functions of the notebook that workers may call here, by name."""
+        return HostToolList(self._engine.host_tools, self._session_id)
 
     def host_tool(self, function: F) -> F:
         """Let workers call a function of the notebook; a decorator.

@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING, Any
 
 from ..errors import CallTimeout, ToolError
 from ..lane.answers import Interrupted
-from ..lane.exchange import Exchange, echo
+from ..lane.display import Display
+from ..lane.exchange import Exchange
 from ..lane.host import LaneClosed
 from ..protocol.frames import Frame, Segment
 from ..protocol.messages import HostCall
@@ -78,10 +79,6 @@ class Errand:
         if self.timer is not None:
             self.timer.cancel()
         self.timer = timer
-
-    def print(self, stream: str, text: str) -> None:
-        """Print what it printed to the cell that submitted it."""
-        self.context.run(echo, stream, text)
 
 
 class Pace:
@@ -151,7 +148,7 @@ class Conveyor:
             exchange = Exchange(
                 self._lane.new_call_id(),
                 errand.work.name,
-                on_output=errand.print,
+                display=Display(errand.context),  # to the cell that submitted it
                 raise_original=True,
             )
             exchange.on_news = partial(self._hear, errand)

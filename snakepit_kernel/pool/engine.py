@@ -26,7 +26,7 @@ import zmq.asyncio
 from ..errors import PoolClosed, SnakepitError, ToolError, WorkerDied
 from ..lane.answers import Interrupted
 from ..lane.arena import TRIM_AFTER
-from ..lane.exchange import Exchange, OnOutput
+from ..lane.exchange import Exchange
 from ..processes.folders import make_folder, remove_folder, sweep_folders
 from ..processes.supervisor import Supervisor
 from ..protocol.messages import ToolInfo
@@ -167,7 +167,6 @@ class Engine:
         work: Work,
         make_frames: MakeFrames,
         *,
-        on_output: OnOutput | None = None,
         raise_original: bool = False,
     ) -> Any:
         """Run a call on a worker, driven by this thread, and return its value."""
@@ -175,10 +174,7 @@ class Engine:
             try:
                 seat = self._admission.wait(work, self._nesting(work, can_hop=True))
                 exchange = Exchange(
-                    seat.lane.new_call_id(),
-                    work.name,
-                    on_output=on_output,
-                    raise_original=raise_original,
+                    seat.lane.new_call_id(), work.name, raise_original=raise_original
                 )
                 segments = make_frames(seat, exchange.call_id, work.inside)
                 if work.nested_in is None or work.nested_in.is_here:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator, Mapping
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -13,7 +13,7 @@ from ..errors import ToolNotFound
 from ..lane import answers
 from ..lane.carrier import Carrier
 from ..protocol.frames import Frame, Segment
-from ..protocol.messages import HostCall
+from ..protocol.messages import HostCall, ToolInfo
 from ..tools.adapter import ToolOptions, options_of
 from ..tools.context import LIST_HOST_TOOLS
 from ..tools.registry import Tool
@@ -122,6 +122,35 @@ class HostTools:
         if name == LIST_HOST_TOOLS:
             return Tool(lambda: self.names(session), ToolOptions(name=name))
         raise ToolNotFound(name, self.names(session))
+
+
+class HostToolList(Mapping[str, ToolInfo]):
+    """The functions of the notebook that the calls of a pool or session may call, by name.
+
+    Parameters
+    ----------
+    tools, session
+        All of a pool, and the session or None.
+    """
+
+    def __init__(self, tools: HostTools, session: str | None) -> None:
+        self._tools = tools
+        self._session = session
+
+    def __getitem__(self, name: str) -> ToolInfo:
+        if name not in self._tools.names(self._session):
+            raise KeyError(name)
+        return self._tools.find(name, self._session).info()
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._tools.names(self._session))
+
+    def __len__(self) -> int:
+        return len(self._tools.names(self._session))
+
+    def __repr__(self) -> str:
+        lines = [f"{name}{info.signature}" for name, info in self.items()]
+        return "\n".join(lines) or "no host tools"
 
 
 class Host:

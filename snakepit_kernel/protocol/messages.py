@@ -191,7 +191,8 @@ class Progress(_Message, frozen=True, tag="progress"):
     bar
         Number of the bar.
     settings
-        What tqdm says of it: ``n``, ``total``, ``desc`` (its prefix), ``unit`` and their like.
+        What tqdm says of it: ``n``, ``total``, ``prefix`` (its description), ``elapsed`` and their
+        like, all each time. What is None there is missing here.
     ended
         It moves no more.
     """

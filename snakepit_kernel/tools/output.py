@@ -113,6 +113,13 @@ class RoutedOutput:
 _current: ContextVar[tuple[CallOutput, CallOutput] | None] = ContextVar("output", default=None)
 
 
+def output_of_call(stream: object) -> CallOutput | None:
+    """Return the output of a call that a stream is, or hands on to at the moment; else None."""
+    if isinstance(stream, _Router):
+        stream = stream._target  # noqa: SLF001 - one idea in two pieces
+    return stream if isinstance(stream, CallOutput) else None
+
+
 class _Router(io.TextIOBase):
     """Stands in for a standard stream, and hands on to that of the running call."""
 

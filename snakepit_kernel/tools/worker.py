@@ -23,6 +23,7 @@ from ..lane.worker import Interrupts, ThreadInterrupts, install
 from ..processes import activity
 from ..protocol import messages
 from ..protocol.frames import Frame, pack
+from .bars import follow_bars
 from .channels import Channels
 from .context import enter_slot, enter_worker
 from .output import RedirectedOutput, RoutedOutput
@@ -47,6 +48,7 @@ def run(argv: Sequence[str]) -> None:
     sockets = [int(number) for number in lanes.split(",")]
     for descriptor in (*sockets, int(page)):
         os.set_inheritable(descriptor, False)
+    follow_bars()
     activity.begin_cell()  # until the pool can use us: others prepare themselves later
     main_loop = IOLoop.current()
     loop: asyncio.AbstractEventLoop = main_loop.asyncio_loop  # type: ignore[attr-defined]
