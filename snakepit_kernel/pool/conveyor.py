@@ -12,7 +12,7 @@ import contextvars
 import time
 from collections.abc import Callable, Iterable
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 from ..errors import CallTimeout, ToolError
 from ..lane.answers import Interrupted
@@ -23,11 +23,9 @@ from ..protocol.frames import Frame, Segment
 from ..protocol.messages import HostCall
 from .driver import INTERRUPT_AGAIN, Served
 from .futures import CallFuture
+from .hosting import Host
 from .work import Work, outcome_of
-from .worker import Seat
-
-if TYPE_CHECKING:
-    from .errands import Errands
+from .worker import Seat, Worker
 
 AHEAD = 2e-3
 """Seconds of work that a worker is given ahead."""
@@ -101,6 +99,38 @@ class Pace:
         return max(1, min(MAX_AHEAD, int(AHEAD / self._seconds)))
 
 
+class Dispatcher(Protocol):
+    """Who has the errands, and hears of them; `Errands` is one."""
+
+    host: Host
+    grace: float
+    pace: Pace
+    condemn: Callable[[Seat], None]
+    strand: Callable[[Worker], None]
+
+    def take_along(self, seat: Seat, count: int) -> list[Errand]:
+        """Return errands that a seat can have beside its first."""
+
+    def put_back(self, errand: Errand) -> None:
+        """Take back an errand that was not begun."""
+
+    def end(
+        self,
+        errand: Errand,
+        outcome: str,
+        error: BaseException | None = None,
+        *,
+        value: Any = None,
+    ) -> None:
+        """Hear how an errand ended."""
+
+    def bury(self, seat: Seat, errands: list[Errand]) -> None:
+        """Hear that a worker is gone, and what it had; the first of these it had begun."""
+
+    def release(self, conveyor: Conveyor) -> None:
+        """Take the seat back."""
+
+
 class Conveyor:
     """Takes errands to one seat, which it holds, and their answers back, until none is left.
 
@@ -108,7 +138,7 @@ class Conveyor:
 
     Parameters
     ----------
-    errands
+    dispatcher
         Where it gets them from.
     seat
         The seat.
@@ -121,10 +151,10 @@ class Conveyor:
         Whether it has given the seat back.
     """
 
-    def __init__(self, errands: Errands, seat: Seat, name: str) -> None:
+    def __init__(self, dispatcher: Dispatcher, seat: Seat, name: str) -> None:
         self.name = name
         self.settled = False
-        self._errands = errands
+        self._dispatcher = dispatcher
         self._seat = seat
         self._lane = seat.lane
         self._loop = asyncio.get_running_loop()
@@ -157,7 +187,7 @@ class Conveyor:
             try:
                 segments += errand.make_frames(self._seat, exchange.call_id, 0)
             except Exception as error:  # noqa: BLE001 - it is the future's outcome
-                self._errands.end(errand, outcome_of(error), error)
+                self._dispatcher.end(errand, outcome_of(error), error)
                 continue
             self._lane.begin(exchange)
             self._under_way[exchange.call_id] = errand
@@ -184,9 +214,9 @@ class Conveyor:
         self._is_going_on = False
         if self.settled:
             return
-        ahead = self._errands.pace.ahead
+        ahead = self._dispatcher.pace.ahead
         if len(self._under_way) * 2 <= ahead:
-            more = self._errands.take_along(self._seat, ahead - len(self._under_way))
+            more = self._dispatcher.take_along(self._seat, ahead - len(self._under_way))
             if more:
                 self._load(more)
         if not self._under_way:
@@ -198,7 +228,7 @@ class Conveyor:
         if self._patience is not None:
             self._patience.cancel()
         self._reading.__exit__(None, None, None)
-        self._errands.release(self)
+        self._dispatcher.release(self)
 
     @property
     def seat(self) -> Seat:
@@ -217,7 +247,7 @@ class Conveyor:
         if not errand.exchange.is_answered:
             return
         now = time.perf_counter()
-        self._errands.pace.note(now - self._since)
+        self._dispatcher.pace.note(now - self._since)
         self._since = now
         self._drop(errand)
         self._conclude(errand, errand.exchange)
@@ -228,15 +258,15 @@ class Conveyor:
             value = exchange.outcome()
         except Interrupted as interrupted:
             if errand.error is not None:  # its time was up
-                self._errands.end(errand, "timeout", errand.error)
+                self._dispatcher.end(errand, "timeout", errand.error)
             else:
                 message = f"{exchange.name} was interrupted in its worker"
                 told = ToolError("KeyboardInterrupt", message, interrupted.traceback)
-                self._errands.end(errand, "cancelled", told)
+                self._dispatcher.end(errand, "cancelled", told)
         except BaseException as error:  # noqa: BLE001 - it is the future's outcome
-            self._errands.end(errand, "error", error)
+            self._dispatcher.end(errand, "error", error)
         else:
-            self._errands.end(errand, "ok", value=value)
+            self._dispatcher.end(errand, "ok", value=value)
 
     def _drop(self, errand: Errand) -> None:
         """Have nothing more to do with an errand."""
@@ -251,13 +281,13 @@ class Conveyor:
         errands = list(self._under_way.values())
         for errand in errands:
             self._drop(errand)
-        self._errands.strand(self._seat.worker)  # or its seat is lent again
+        self._dispatcher.strand(self._seat.worker)  # or its seat is lent again
         self._end()
-        self._errands.bury(self._seat, errands)
+        self._dispatcher.bury(self._seat, errands)
 
     def _serve(self, errand: Errand, call: HostCall, frame: Frame) -> None:
         served = Served(
-            self._errands.host, self._seat, errand.work, errand.context, in_threads=True
+            self._dispatcher.host, self._seat, errand.work, errand.context, in_threads=True
         )
         served.begin(call, frame)
 
@@ -270,7 +300,7 @@ class Conveyor:
             return
         waited = time.perf_counter() - self._since
         if waited >= PATIENCE:
-            self._errands.pace.slow_down()
+            self._dispatcher.pace.slow_down()
             self._seat.recall()
             waited -= INTERRUPT_AGAIN  # the signal may be lost
         self._patience = self._loop.call_later(PATIENCE - waited, self._lose_patience)
@@ -281,10 +311,10 @@ class Conveyor:
             errand = self._under_way.get(call_id)
             if errand is not None:
                 self._drop(errand)
-                self._errands.put_back(errand)
+                self._dispatcher.put_back(errand)
         for errand in list(self._under_way.values()):
             if errand.future.cancelled():  # it had begun
-                self._interrupt(errand, time.monotonic() + self._errands.grace)
+                self._interrupt(errand, time.monotonic() + self._dispatcher.grace)
         self._go_on_soon()
 
     def cancel(self, errand: Errand) -> None:
@@ -292,7 +322,7 @@ class Conveyor:
         if errand.exchange is None or errand.exchange.call_id not in self._under_way:
             return
         if next(iter(self._under_way.values())) is errand:
-            self._interrupt(errand, time.monotonic() + self._errands.grace)
+            self._interrupt(errand, time.monotonic() + self._dispatcher.grace)
         else:
             self._seat.recall()
 
@@ -300,7 +330,7 @@ class Conveyor:
         """Note where a call is whose time is up, and end it."""
         timeout = errand.work.timeout
         assert timeout is not None
-        until = time.monotonic() + self._errands.grace
+        until = time.monotonic() + self._dispatcher.grace
 
         def stop(stacks: asyncio.Future[str]) -> None:
             name = self._seat.worker.name
@@ -320,7 +350,7 @@ class Conveyor:
                 errand.error = CallTimeout(
                     late.what, late.timeout, late.worker, late.stacks, was_replaced=True
                 )
-            self._errands.condemn(self._seat)
+            self._dispatcher.condemn(self._seat)
             return
         self._seat.interrupt(errand.exchange.call_id)
         self._loop.call_later(INTERRUPT_AGAIN, self._interrupt, errand, until)

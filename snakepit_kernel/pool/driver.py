@@ -20,8 +20,8 @@ from ..lane.exchange import Exchange
 from ..lane.host import Lane, LaneClosed
 from ..protocol import messages
 from ..protocol.frames import Frame, Segment, pack
-from ..protocol.messages import Apply, HostCall, Leave, More, OpenChannels
-from ..tools.context import CELL, enter_cell
+from ..protocol.messages import CELL, Apply, HostCall, Leave, More, OpenChannels
+from ..tools.context import enter_cell
 from ..tools.namespace import last_value, pull, push
 from .cells import Cell, CellClient, CellRun
 from .hosting import Host, Link

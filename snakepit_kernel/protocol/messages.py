@@ -222,6 +222,10 @@ class Leave(_Message, frozen=True, tag="leave"):
     id: int
 
 
+CELL = 0
+"""Stands for the cell that runs in the place of the id of a call."""
+
+
 class HostCall(WithValue, frozen=True, tag="host_call"):
     """Run a function of the notebook.
 
@@ -230,7 +234,7 @@ class HostCall(WithValue, frozen=True, tag="host_call"):
     id
         Of the host call.
     call
-        The call, on this lane, that makes it; 0 for a cell.
+        The call, on this lane, that makes it, or `CELL`.
     tool
         Name of the host tool.
     can_nest

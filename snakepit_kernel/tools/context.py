@@ -6,11 +6,10 @@ from collections.abc import Callable, Iterator, Mapping
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any
 
+from ..protocol.messages import CELL
+
 if TYPE_CHECKING:
     from .hostcalls import HostCalls
-
-CELL = 0
-"""Stands for the cell that runs in the place of the id of a call."""
 
 LIST_HOST_TOOLS = "__names__"
 """The host tool that every owner has: it gives the names of the others."""

@@ -13,7 +13,7 @@ from ..lane.answers import Interrupted, error_of, value_of
 from ..lane.worker import WorkerLane
 from ..protocol import messages
 from ..protocol.frames import Frame, Segment
-from .context import CELL
+from ..protocol.messages import CELL
 
 Answer = tuple[messages.Result | messages.Failure, Frame]
 Arguments = tuple[tuple[Any, ...], dict[str, Any]]
