@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import itertools
 import os
 import socket
 import threading
@@ -52,7 +51,7 @@ class Lane:
         self._recv_now = partial(sock.recv_into, flags=socket.MSG_DONTWAIT)
         self._reader = FrameReader()
         self._writer = FrameWriter()
-        self._ids = itertools.count(1)
+        self.last_call_id = 0
         self._lookout = Lookout()
         self._exchanges: dict[int, Exchange] = {}
         self._loops: dict[asyncio.AbstractEventLoop, int] = {}  # that read it, by their readers
@@ -66,8 +65,9 @@ class Lane:
         return self._socket.fileno()
 
     def new_call_id(self) -> int:
-        """Return an id that no other call on this lane has."""
-        return next(self._ids)
+        """Return an id that no other call on this lane has, higher than those before."""
+        self.last_call_id += 1
+        return self.last_call_id
 
     def send(self, segments: Sequence[Segment], deadline: float | None = None) -> None:
         """Send a frame; wait as long as the worker takes to read it.

@@ -193,11 +193,14 @@ class Slot:
         _WORD.pack_into(self._memory, self._at + 24, is_served)
 
     @property
-    def recalls(self) -> int:
-        """How many times the owner has asked for what has not begun."""
+    def recalled_call(self) -> int:
+        """The id up to which the owner wants the calls back that have not begun.
+
+        The signal may come late, when others have been sent: those are not meant.
+        """
         word: int = _WORD.unpack_from(self._memory, self._at + 32)[0]
         return word
 
-    @recalls.setter
-    def recalls(self, number: int) -> None:
-        _WORD.pack_into(self._memory, self._at + 32, number)
+    @recalled_call.setter
+    def recalled_call(self, call_id: int) -> None:
+        _WORD.pack_into(self._memory, self._at + 32, call_id)

@@ -156,9 +156,9 @@ class Seat:
             self.worker.signal(signal.SIGINT)
 
     def recall(self) -> None:
-        """Ask for the calls back that have not begun."""
+        """Ask for the calls back that were sent so far and have not begun."""
         if self.lane.fileno() >= 0:
-            self.lane.slot.recalls += 1
+            self.lane.slot.recalled_call = self.lane.last_call_id
             self.worker.signal(RECALL_SIGNAL)
 
 

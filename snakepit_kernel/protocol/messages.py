@@ -28,7 +28,7 @@ A worker answers each `Configure`, `Call` and `Apply` exactly once, by `Configur
 answers each `HostCall` by `Result` or `Failure` of the host call's own ``id``, which the worker
 minted. While a worker waits for that, it serves calls that were made on behalf of the host call,
 and no others. Several calls may be sent at once: a worker runs them one after the other, and gives
-back those that it has not begun when the owner asks for them (`Slot.recalls`).
+back those that it has not begun when the owner asks for them (`Slot.recalled_call`).
 """
 
 from __future__ import annotations

@@ -81,7 +81,7 @@ class Server:
         self._tasks: set[asyncio.Task[None]] = set()
         self._put_off: deque[tuple[CallMessage, Frame]] = deque()  # calls that have not begun
         self._is_busy = False
-        self._recalls = 0
+        self._recalled_call = 0
         self._trimmer: asyncio.TimerHandle | None = None
 
     @property
@@ -149,10 +149,10 @@ class Server:
 
     def give_back(self) -> None:
         """Return the calls that have not begun, if that was asked; called by a signal handler."""
-        recalls = self._slot.recalls
-        if recalls == self._recalls:
+        recalled = self._slot.recalled_call
+        if recalled == self._recalled_call:
             return
-        self._recalls = recalls
+        self._recalled_call = recalled
         for frame in self.lane.take_ahead():
             message = messages.decode_for_worker(frame.header)
             if isinstance(message, _CALLS):
@@ -160,10 +160,12 @@ class Server:
             else:
                 self._take_other(message, frame)
         ids = []
-        while self._put_off:
-            with contextlib.suppress(IndexError):
-                ids.append(self._put_off.pop()[0].id)
+        with contextlib.suppress(IndexError):  # its own thread takes them as well
+            while self._put_off[0][0].id <= recalled:
+                ids.append(self._put_off.popleft()[0].id)
         self.lane.send(pack(messages.encode(messages.Returned(ids))))
+        if self._put_off:
+            self._loop.call_soon_threadsafe(self._run_next)
 
     def _define(self, message: messages.Define, frame: Frame) -> None:
         try:

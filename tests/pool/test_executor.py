@@ -13,6 +13,7 @@ import time
 import pytest
 
 from snakepit_kernel import Pool, PoolClosed, PoolSaturated, QueueTimeout, WorkerDied
+from snakepit_kernel.lane.page import RECALL_SIGNAL
 
 
 def square(x: int) -> int:
@@ -292,3 +293,63 @@ def test_a_forked_child_does_not_wait_for_the_work_of_its_parent(open_pool):
 
     assert os.waitpid(child, 0)[1] == 0
     assert future.result() is None
+
+
+def test_a_recall_that_comes_late_takes_back_no_other_call(pool):
+    seat = pool._engine._crew.workers[1].main_seat
+    over = threading.Event()
+
+    def recall_what_has_ended() -> None:
+        while not over.is_set():
+            seat.lane.slot.recalled_call = max(0, seat.lane.last_call_id - 1)
+            seat.worker.signal(RECALL_SIGNAL)
+
+    thread = threading.Thread(target=recall_what_has_ended)
+    thread.start()
+    try:
+        for _ in range(300):
+            assert pool.call("echo", {"value": 1}, timeout=10.0) == 1
+    finally:
+        over.set()
+        thread.join()
+
+
+def test_short_calls_behind_a_long_one_go_to_another_worker(open_pool):
+    pool = open_pool(2, max_queue=1000)
+    list(pool.map(abs, range(200)))  # it is known that they are short: several go at a time
+    began = time.monotonic()
+
+    futures = [pool.submit(time.sleep, 1.0), *(pool.submit(abs, -n) for n in range(200))]
+    assert [future.result() for future in futures[1:]] == list(range(200))
+
+    assert time.monotonic() - began < 0.8
+    assert not futures[0].done()
+
+
+def test_calls_that_a_worker_had_not_begun_survive_its_death(open_pool):
+    pool = open_pool(1, max_queue=1000)
+    list(pool.map(abs, range(200)))
+
+    futures = [pool.submit(os._exit, 3), *(pool.submit(abs, -n) for n in range(100))]
+
+    with pytest.raises(WorkerDied):
+        futures[0].result()
+    assert [future.result(30) for future in futures[1:]] == list(range(100))
+    stats = pool.stats()
+    assert (stats.lost, stats.queued, stats.running) == (1, 0, 0)
+
+
+def test_a_future_that_was_sent_ahead_and_is_cancelled_never_runs(open_pool, tmp_path):
+    pool = open_pool(1, max_queue=1000)
+    list(pool.map(abs, range(200)))
+    marker = tmp_path / "it ran"
+
+    blocking = pool.submit(time.sleep, 0.5)
+    ahead = [pool.submit(abs, -n) for n in range(10)]
+    unwanted = pool.submit(marker.write_text, "yes")
+    assert unwanted.cancel()
+
+    assert [future.result() for future in ahead] == list(range(10))
+    blocking.result()
+    assert not marker.exists()
+    assert pool.stats().cancelled == 1
