@@ -42,6 +42,8 @@ class Exchange:
         What a stream has yielded and nobody has taken yet.
     on_host_call
         Gets each call that comes back; set by whoever drives the lane.
+    deferred
+        Calls that came back while too many others were being served, each inside the one before.
     waiter
         What a task of an event loop waits for, held by that task alone: one whose loop was closed
         must not live on here.
@@ -55,6 +57,7 @@ class Exchange:
         "_value",
         "call_id",
         "chunks",
+        "deferred",
         "is_answered",
         "name",
         "on_host_call",
@@ -75,6 +78,7 @@ class Exchange:
         self.is_answered = False
         self.chunks: deque[Any] = deque()
         self.on_host_call: OnHostCall | None = None
+        self.deferred: deque[tuple[HostCall, Frame]] = deque()
         self.waiter: weakref.ref[asyncio.Future[None]] | None = None
         self._on_output = on_output or echo
         self._on_progress = on_progress or _ignore

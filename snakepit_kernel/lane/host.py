@@ -50,6 +50,7 @@ class Lane:
         self._loops: dict[asyncio.AbstractEventLoop, int] = {}  # that read it, by their readers
         self.slot = slot
         self.carrier = carrier
+        self.depth = 0  # host calls that are served in this moment, each inside the one before
         _open_lanes.add(self)
 
     def fileno(self) -> int:
@@ -115,6 +116,10 @@ class Lane:
         """Drop what still comes for an exchange."""
         self._exchanges.pop(exchange.call_id, None)
 
+    def is_innermost(self, exchange: Exchange) -> bool:
+        """Whether no other exchange has begun after one, and still goes on."""
+        return next(reversed(self._exchanges), None) == exchange.call_id
+
     def receive(self, deadline: float | None = None) -> None:
         """Wait for the next frame, and give it to its exchange.
 
@@ -156,6 +161,8 @@ class Lane:
             if self._reader.at_end:
                 raise LaneClosed
             try:
+                if self._timeout:  # else recv waits so long, whatever its flags say
+                    self._let_wait(0.0)
                 self._reader.receive(self._recv_now)
             except BlockingIOError:
                 return

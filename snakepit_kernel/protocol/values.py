@@ -6,10 +6,11 @@ what can be imported travels by its name.
 
 from __future__ import annotations
 
+import contextlib
 import io
 import pickle
 from collections import ChainMap
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -175,6 +176,40 @@ class _TolerantPickler(_Pickler):
 def loads(body: bytes | memoryview, buffers: Sequence[bytearray | memoryview] = ()) -> Any:
     """Restore a value from its pickle. Only for bytes of an authenticated peer."""
     return pickle.loads(body, buffers=buffers)
+
+
+def pickled(
+    codec: Codec,
+    tool: str,
+    args: Sequence[Any],
+    kwargs: Mapping[str, Any],
+    *,
+    to: str = "a worker",
+) -> Pickled:
+    """Pickle the arguments of a call.
+
+    Raises
+    ------
+    TypeError, ValueError
+        An argument cannot travel, or is too large; it is named.
+    """
+    try:
+        return codec.dumps((tuple(args), dict(kwargs)))
+    except Exception as error:
+        named = [(f"argument {i + 1}", value) for i, value in enumerate(args)]
+        named += [(f"argument {name!r}", value) for name, value in kwargs.items()]
+        culprits = [label for label, value in named if not _can_travel(codec, value)]
+        which = ", ".join(culprits) or "an argument"
+        msg = f"{which} of {tool} cannot travel to {to}: {error}"
+        kind = ValueError if isinstance(error, ValueTooLarge) else TypeError
+        raise kind(msg) from error
+
+
+def _can_travel(codec: Codec, value: object) -> bool:
+    with contextlib.suppress(Exception):
+        codec.dumps(value)
+        return True
+    return False
 
 
 def is_plain(value: object, depth: int = 3) -> bool:

@@ -6,7 +6,6 @@ import asyncio
 import functools
 import inspect
 import socket
-from collections import deque
 from collections.abc import Callable, Coroutine
 from typing import Any
 
@@ -76,7 +75,6 @@ class Server:
         self._on_message = on_message
         self._outlets: dict[int, Outlet] = {}
         self._tasks: set[asyncio.Task[None]] = set()
-        self._handed_over: deque[tuple[Any, Frame]] = deque()
 
     @property
     def is_free(self) -> bool:
@@ -89,15 +87,14 @@ class Server:
 
     # -- frames in -----------------------------------------------------------------------------
 
-    def _take(self, frame: Frame) -> None:
+    def _take(self, frame: Frame) -> Callable[[], None] | None:
         message = messages.decode_for_worker(frame.header)
         if isinstance(message, _CALLS):
+            answer = functools.partial(self._answer, message, frame)
             if self.lane.is_own_thread:
-                self._answer(message, frame)
-            else:  # a thread of a tool has read it
-                self._handed_over.append((message, frame))
-                self._loop.call_soon_threadsafe(self._take_over)
-            return
+                return answer
+            self.lane.hand_over(answer)  # a thread of a tool has read it
+            return None
         match message:
             case messages.Result() | messages.Failure():
                 self.host_calls.take(message, frame)
@@ -112,11 +109,8 @@ class Server:
             case messages.Encode():
                 encoders.add(*self.lane.carrier.load(message, frame))
             case _:
-                self._on_message(message, frame)
-
-    def _take_over(self) -> None:
-        while self._handed_over:
-            self._answer(*self._handed_over.popleft())
+                return functools.partial(self._on_message, message, frame)
+        return None
 
     def _define(self, message: messages.Define, frame: Frame) -> None:
         try:

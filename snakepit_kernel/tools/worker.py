@@ -113,7 +113,8 @@ class Worker:
 
     def open(self) -> None:
         """Say hello: from now on calls are served."""
-        install([self._server.interrupts, *(thread.server.interrupts for thread in self._threads)])
+        others = [thread.server.interrupts for thread in self._threads]
+        self._heeds_interrupt = install(self._server.interrupts, others)
         self._page.offer_stacks()
         self.channels.offer_shell(self._build_in_call)
         self._send(messages.Hello(os.getpid(), __version__))
@@ -121,7 +122,7 @@ class Worker:
 
     def _adopt(self, kernel: SnakepitKernel) -> None:
         """Take in the kernel that was built around us."""
-        kernel.heeds_interrupt = self._server.interrupts.is_news
+        kernel.heeds_interrupt = self._heeds_interrupt
 
     def _build_in_call(self) -> None:
         """Build the rest of the kernel in the middle of a call, which must not notice."""
