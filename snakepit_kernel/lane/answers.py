@@ -11,11 +11,15 @@ from typing import Any, Literal
 from ..errors import InvalidArguments, ToolError, ToolNotFound, ValueTooLarge
 from ..protocol import messages
 from ..protocol.frames import Frame, Segment, pack
+from ..protocol.messages import sendable
 from .carrier import Carrier
 
 _PLACE = re.compile(r'  File "(?P<file>.+)", line (?P<line>\d+), in ')
 
 _OWN_FILES = os.path.dirname(os.path.dirname(__file__))  # noqa: PTH120 - compared as text
+
+MAX_TEXT = 1 << 20
+"""Characters of an exception's text, or traceback, that travel."""
 
 Place = Literal["worker", "notebook"]
 
@@ -77,7 +81,7 @@ def with_error(
     if isinstance(error, KeyboardInterrupt):
         kind = "interrupted"
     elif before_running and isinstance(error, InvalidArguments):
-        kind, problems = "arguments", list(error.problems)
+        kind, problems = "arguments", [_shortened(problem) for problem in error.problems]
     elif before_running and isinstance(error, ToolNotFound):
         kind, problems = "tool", list(error.known)
     message = messages.Failure(
@@ -96,7 +100,9 @@ def with_error(
 
 def _text_of(error: BaseException) -> str:
     try:
-        return str(error)
+        if isinstance(error, ToolError):  # its traceback, too, is in the traceback that goes along
+            return _shortened(f"{error.type_name}: {error.message}")
+        return _shortened(str(error))
     except Exception:  # noqa: BLE001 - a broken __str__ must not hide the error
         return "(its text cannot be shown)"
 
@@ -108,9 +114,36 @@ def _traceback_of(error: BaseException) -> str:
         stack = formatted.stack
         while len(stack) > 1 and stack[0].filename.startswith(_OWN_FILES):
             stack.pop(0)
-        return "".join(formatted.format())
+        _cut_where_told(formatted, error)
+        return _shortened("".join(formatted.format()))
     except Exception:  # noqa: BLE001 - as above
         return f"{type(error).__name__}: (its traceback cannot be shown)\n"
+
+
+def _cut_where_told(formatted: traceback.TracebackException, error: BaseException) -> None:
+    """Leave out the causes of what came from elsewhere: they are in its own text.
+
+    Else a traceback that goes back and forth would double its length each time.
+    """
+    place: traceback.TracebackException | None = formatted
+    cause: BaseException | None = error
+    while place is not None and cause is not None:
+        if isinstance(cause, ToolError) and cause.remote_traceback:
+            place.__cause__ = None
+            return
+        follows_cause = cause.__cause__ is not None
+        place = place.__cause__ if follows_cause else place.__context__
+        cause = cause.__cause__ if follows_cause else cause.__context__
+
+
+def _shortened(text: str) -> str:
+    """Return a text that fits into a message: its begin and its end, all of it Unicode."""
+    text = sendable(text)
+    left_out = len(text) - MAX_TEXT
+    if left_out <= 0:
+        return text
+    half = MAX_TEXT // 2
+    return f"{text[:half]}\n… {left_out} characters …\n{text[-half:]}"
 
 
 # -- taking one ------------------------------------------------------------------------------------

@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 import msgspec
 
 from ..protocol import messages, values
-from ..protocol.frames import Frame, Segment, pack
+from ..protocol.frames import Frame, Segment, header_of, pack
 from ..protocol.messages import Shared
 from ..protocol.values import Codec
 from .arena import SHARE_FROM_BYTES, ArenaReader, ArenaWriter, Place
@@ -81,6 +81,15 @@ class Carrier:
         for place in message.shared:
             if place is not None:
                 self._view(place)
+
+    def withdraw(self, segments: Sequence[Segment]) -> None:
+        """Take back what was laid out and is not sent."""
+        message = messages.decode_for_worker(header_of(segments))
+        if isinstance(message, messages.WithValue) and self._outgoing is not None:
+            for shared in message.shared:
+                if shared is not None and not shared.is_yours:
+                    with self._guard:
+                        self._outgoing.withdraw(Place(shared.offset, shared.length, shared.ticket))
 
     def trim(self) -> None:
         """Give memory that nothing uses back to the system; when the lane is idle."""

@@ -43,6 +43,8 @@ class Exchange:
         Gets each call that comes back; set by whoever drives the lane.
     on_news
         Called when something is here, or with the error that ends the lane.
+    deferred
+        Calls that came back while too many others were being served, each inside the one before.
     waiter
         What a task of an event loop waits for, held by that task alone: one whose loop was closed
         must not live on here.
@@ -55,6 +57,7 @@ class Exchange:
         "_value",
         "call_id",
         "chunks",
+        "deferred",
         "is_answered",
         "name",
         "on_host_call",
@@ -76,6 +79,7 @@ class Exchange:
         self.chunks: deque[Any] = deque()
         self.on_host_call: OnHostCall | None = None
         self.on_news: OnNews | None = None
+        self.deferred: deque[tuple[HostCall, Frame]] = deque()
         self.waiter: weakref.ref[asyncio.Future[None]] | None = None
         self._display = display
         self._raise_original = raise_original

@@ -58,6 +58,7 @@ class Lane:
         self.slot = slot
         self.on_returned: Callable[[list[int]], None] | None = None
         self.carrier = carrier
+        self.depth = 0  # host calls that are served in this moment, each inside the one before
         _open_lanes.add(self)
 
     def fileno(self) -> int:
@@ -125,6 +126,10 @@ class Lane:
         self._exchanges.pop(exchange.call_id, None)
         exchange.close()
 
+    def is_innermost(self, exchange: Exchange) -> bool:
+        """Whether no other exchange has begun after one, and still goes on."""
+        return next(reversed(self._exchanges), None) == exchange.call_id
+
     def receive(self, deadline: float | None = None) -> None:
         """Wait for the next frame, and give it to its exchange.
 
@@ -159,13 +164,13 @@ class Lane:
         if not _awake.acquire(blocking=False):
             return False
         try:
-            if self._timeout:  # with one, Python would wait for it
-                self._let_wait(None)
             return self._lookout.look(self._has_come)
         finally:
             _awake.release()
 
     def _has_come(self) -> bool:
+        if self._timeout:  # recv would wait so long, whatever its flags say
+            self._let_wait(0.0)
         try:
             self._reader.receive(self._recv_now)
         except BlockingIOError:

@@ -11,9 +11,10 @@ import signal
 import socket
 import sys
 import threading
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
-from time import perf_counter
+from time import monotonic, perf_counter
 from types import FrameType
 from typing import Any, Literal
 
@@ -24,10 +25,17 @@ from .lookout import Lookout
 from .page import Slot
 
 OUTPUT_CHUNK = 8192
-"""Characters of output that are sent together at most."""
+"""Characters of output from which on they are sent."""
+
+OUTPUT_MOST = 1 << 20
+"""Characters of output that one message holds."""
 
 ROW_LIMIT = 5e-3
 """Seconds after which a row of calls lets the main loop have its turn."""
+
+
+ECHO = 1.0
+"""Seconds after an interrupt in which a signal may be its repetition, sent before it was heard."""
 
 
 class WorkerLane:
@@ -40,7 +48,9 @@ class WorkerLane:
     carrier
         Lays out values and restores them.
     on_frame
-        Handles a frame, in the thread that has read it.
+        Takes a frame in, in the thread that has read it, while nobody else reads: who waits for
+        what is in it must not begin to wait for the next. What takes longer (a call) it returns,
+        to be done by that thread then.
     on_close
         Called once, in the loop's thread, when the owner has closed its end or died.
     """
@@ -49,7 +59,7 @@ class WorkerLane:
         self,
         sock: socket.socket,
         carrier: Carrier,
-        on_frame: Callable[[Frame], None],
+        on_frame: Callable[[Frame], Callable[[], None] | None],
         on_close: Callable[[], None],
     ) -> None:
         self.carrier = carrier
@@ -64,6 +74,9 @@ class WorkerLane:
         self._on_frame = on_frame
         self._on_close = on_close
         self._loop: asyncio.AbstractEventLoop | None = None
+        self._readers: dict[asyncio.AbstractEventLoop, int] = {}  # loops that read it, and why
+        self._own_loops: list[asyncio.AbstractEventLoop] = []  # of the lane's thread, as they nest
+        self._handed_over: deque[Callable[[], None]] = deque()
         self._thread = 0
         self._answered = 0.0
         self._lookout = Lookout()
@@ -81,16 +94,43 @@ class WorkerLane:
         """Read the lane whenever this loop has time. Called in the loop's thread."""
         self._loop = loop
         self._thread = threading.get_ident()
-        loop.add_reader(self._socket.fileno(), self._on_readable)
+        self._begin_to_read_in(loop)
 
     @contextlib.contextmanager
     def also_read_in(self, loop: asyncio.AbstractEventLoop) -> Iterator[None]:
-        """Read the lane in another loop of the same thread, which runs inside a call."""
-        loop.add_reader(self._socket.fileno(), self._on_readable)
+        """Read the lane in a loop that runs inside a call, of whatever thread; called there."""
+        self._begin_to_read_in(loop)
         try:
             yield
         finally:
-            loop.remove_reader(self._socket.fileno())
+            self._readers[loop] -= 1
+            if not self._readers[loop]:
+                del self._readers[loop]
+                if loop in self._own_loops:
+                    self._own_loops.remove(loop)
+                loop.remove_reader(self._socket.fileno())
+
+    def _begin_to_read_in(self, loop: asyncio.AbstractEventLoop) -> None:
+        readers = self._readers.get(loop, 0)
+        self._readers[loop] = readers + 1
+        if not readers:
+            if self.is_own_thread:
+                self._own_loops.append(loop)
+            loop.add_reader(self._socket.fileno(), self._on_readable)
+
+    def hand_over(self, action: Callable[[], None]) -> None:
+        """Have something done in the lane's own thread, which may wait for a frame just now."""
+        self._handed_over.append(action)
+        if self._own_loops:
+            self._own_loops[-1].call_soon_threadsafe(self._take_over)
+
+    def _take_over(self) -> bool:
+        """Do what was handed over; say whether there was something."""
+        taken = False
+        while self._handed_over:
+            self._handed_over.popleft()()
+            taken = True
+        return taken
 
     @property
     def is_own_thread(self) -> bool:
@@ -139,12 +179,13 @@ class WorkerLane:
         finally:
             if taken and taken[0]:
                 self._reading.release()
+                self._tell_followers()
 
     def _handle_frames(self) -> bool:
         """Handle what has arrived; say whether that was something."""
         handled = False
-        while (frame := self._next_frame()) is not None:
-            self._on_frame(frame)
+        while (act := self._take_frame()) is not None:
+            act()
             handled = True
         return handled
 
@@ -164,9 +205,12 @@ class WorkerLane:
                 return frames
             frames.append(frame)
 
-    def _next_frame(self) -> Frame | None:
+    def _take_frame(self) -> Callable[[], None] | None:
         with self._reading:
-            return self._reader.next_frame()
+            frame = self._reader.next_frame()
+            act = None if frame is None else self._on_frame(frame) or _nothing
+        self._tell_followers()
+        return act
 
     def rests(self, seconds: float) -> bool:
         """Whether nothing has arrived for some time."""
@@ -188,18 +232,21 @@ class WorkerLane:
         asyncio._set_running_loop(None)  # noqa: SLF001 - it does not run: this thread waits
         try:
             while not is_done():
-                frame = self._lead()
-                if frame is not None:
-                    self._on_frame(frame)
-                    self._tell_followers()
+                if self._handed_over and self.is_own_thread:
+                    self._take_over()
+                    continue
+                act = self._lead()
+                if act is not None:
+                    self._tell_followers()  # one of them reads while this thread acts
+                    act()
                 else:
                     self._follow(is_done)
         finally:
             asyncio._set_running_loop(loop)  # noqa: SLF001
             self._tell_followers()  # one of them is to read now
 
-    def _lead(self) -> Frame | None:
-        """Read until a frame is there; None when another thread reads."""
+    def _lead(self) -> Callable[[], None] | None:
+        """Read until a frame is there; return what it asks for, or None when another one reads."""
         taken: list[bool] = []
         try:
             taken.extend(map(self._reading.acquire, (False,)))
@@ -211,7 +258,7 @@ class WorkerLane:
                     raise ConnectionError(msg)
                 if not self._lookout.look(self._has_come):
                     self._reader.receive(self._socket.recv_into)
-            return frame
+            return self._on_frame(frame) or _nothing
         finally:
             if taken and taken[0]:
                 self._reading.release()
@@ -228,7 +275,8 @@ class WorkerLane:
             self._followers += 1
             try:
                 # Who reads lets go of the lock first, and then tells, under this condition.
-                if not is_done() and self._reading.locked():
+                must_act = self._handed_over and self.is_own_thread
+                if not is_done() and not must_act and self._reading.locked():
                     self._arrived.wait()
             finally:
                 self._followers -= 1
@@ -246,7 +294,9 @@ class WorkerLane:
         # Else the loop sees the end of the stream itself; it alone may touch its readers.
 
     def _close(self) -> None:
-        if self._loop is not None and self._socket.fileno() >= 0:
+        if not self.is_own_thread:  # in a loop of a tool's thread; ours will see the end as well
+            asyncio.get_running_loop().remove_reader(self._socket.fileno())
+        elif self._loop is not None and self._socket.fileno() >= 0:
             self._loop.remove_reader(self._socket.fileno())
             self._socket.close()
             self._on_close()
@@ -256,8 +306,9 @@ class Interrupts:
     """Lets SIGINT reach the call it was meant for, and nothing else. One for each lane.
 
     The handler stays in place for the life of the worker; ipykernel puts its own in its place while
-    a cell runs. It acts only while a call runs, and only if the page names that very call, or no
-    call at all: then somebody else sent the signal, and means whatever runs in the main thread.
+    a cell runs. It acts only while a call runs, and only if the page names that very call, or none
+    but such as ended a while ago: then somebody else sent the signal, and means whatever runs in
+    the main thread.
 
     Parameters
     ----------
@@ -270,6 +321,8 @@ class Interrupts:
         self._calls: list[int] = []  # that run in the lane's thread, each inside the one before
         self._cancels: dict[int, Callable[[], object]] = {}  # of coroutines, by their call
         self._cancelled: set[int] = set()
+        self._last_begun = 0
+        self._last_named = (0, 0.0)  # by the page, and when that was seen
         self._thread = threading.get_ident()
 
     def run(self, call_id: int, function: Callable[[], Any]) -> Any:
@@ -283,6 +336,7 @@ class Interrupts:
         calls = self._calls
         try:
             calls.append(call_id)
+            self._last_begun = max(self._last_begun, call_id)
             if self._slot.interrupted_call == call_id and self.is_news():
                 raise KeyboardInterrupt
             return function()
@@ -294,6 +348,7 @@ class Interrupts:
         loop = asyncio.get_running_loop()
         task = loop.create_task(_awaited(function))
         self._cancels[call_id] = partial(loop.call_soon_threadsafe, task.cancel)
+        self._last_begun = max(self._last_begun, call_id)
         try:
             if self._slot.interrupted_call == call_id and self.is_news():
                 self._cancelled.add(call_id)
@@ -309,15 +364,34 @@ class Interrupts:
 
     def is_news(self) -> bool:
         """Note that an interrupt was heard; say whether it is more than its own repetition."""
-        call_id = self._slot.interrupted_call
+        call_id = self._named()
         if call_id and self._slot.heard_call == call_id:
             return False
-        self._slot.heard_call = call_id
+        self._slot.heard_call = self._slot.interrupted_call
         return True
+
+    def is_meant(self) -> bool:
+        """Whether the page names a call of this lane that has not heard."""
+        call_id = self._slot.interrupted_call
+        return call_id != self._slot.heard_call and self._is_to_come(call_id)
+
+    def _is_to_come(self, call_id: int) -> bool:
+        """Whether a call runs, or will."""
+        runs = call_id in self._calls or call_id in self._cancels
+        return runs or call_id > self._last_begun
+
+    def _named(self) -> int:
+        """Return the call that the page names; 0 when that was over and done with long ago."""
+        call_id = self._slot.interrupted_call
+        if call_id != self._last_named[0]:
+            self._last_named = call_id, monotonic()
+        if call_id != self._slot.heard_call and self._is_to_come(call_id):
+            return call_id
+        return call_id if monotonic() - self._last_named[1] < ECHO else 0
 
     def deliver(self) -> None:
         """Interrupt what is to be interrupted; called by the handler, in the main thread."""
-        call_id = self._slot.interrupted_call or self._latest()
+        call_id = self._named() or self._latest()
         if call_id in self._cancels:
             if self.is_news():
                 self._cancelled.add(call_id)
@@ -372,14 +446,37 @@ def _leave_exception(thread: int, kind: type[BaseException] | None) -> None:
     )
 
 
-def install(signum: int, handlers: Sequence[Callable[[], None]]) -> None:
-    """Call functions at each signal from now on. The first may raise, so it is called last."""
+def install(main: Interrupts, others: Sequence[Interrupts]) -> Callable[[], bool]:
+    """Handle SIGINT from now on.
+
+    Parameters
+    ----------
+    main, others
+        The interrupts of the main thread's lane, and of the others.
+
+    Returns
+    -------
+    heeds
+        What another handler asks that takes the place of this one while a cell runs: whether the
+        cell is to be interrupted. Calls in other threads are, by asking.
+    """
+
+    def is_for_main() -> bool:
+        meant = [each for each in others if each.is_meant()]
+        for each in meant:
+            each.deliver()
+        return main.is_meant() or not meant
 
     def handle(_signum: int, _frame: FrameType | None) -> None:
-        for each in reversed(handlers):
-            each()
+        if is_for_main():
+            main.deliver()
 
-    signal.signal(signum, handle)
+    signal.signal(signal.SIGINT, handle)
+    return lambda: is_for_main() and main.is_news()
+
+
+def _nothing() -> None:
+    pass
 
 
 async def _awaited(function: Callable[[], Any]) -> Any:
@@ -448,7 +545,10 @@ class CallOutput(io.TextIOBase):
             return
         with self._writing:
             pieces, self._pieces, self._length = self._pieces, [], 0
-            self.send(messages.Output(self.call_id, self._stream, "".join(pieces)))
+            text = messages.sendable("".join(pieces))
+            for start in range(0, len(text), OUTPUT_MOST):
+                part = text[start : start + OUTPUT_MOST]
+                self.send(messages.Output(self.call_id, self._stream, part))
 
     def send(self, message: messages.Output | messages.Progress) -> None:
         """Send what a call shows, behind what was sent before."""

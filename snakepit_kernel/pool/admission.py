@@ -64,16 +64,35 @@ class Admission:
 
     # -- asking --------------------------------------------------------------------------------
 
-    def check_open(self) -> None:
+    def check_open(self, link: Link | None = None) -> None:
         """Do nothing while the pool takes work.
+
+        Parameters
+        ----------
+        link
+            The host call that the work is made from. A pool that has work to end first takes what
+            belongs to that.
 
         Raises
         ------
         PoolClosed
             It does not any more.
         """
-        if self.closed_because is not None:
+        if self.closed_because is None:
+            return
+        if self.crew.is_dismissed or not self.waits_for(link):
             raise PoolClosed(self._config.name, self.closed_because)
+
+    def dismissal(self) -> PoolClosed | None:
+        """Return what to tell of work that ends with the pool, if that ends."""
+        if not self.crew.is_dismissed:
+            return None
+        return PoolClosed(self._config.name, self.closed_because or "it was shut down")
+
+    def waits_for(self, link: Link | None) -> bool:
+        """Whether one of a chain of host calls is of a worker of this pool."""
+        workers = self.crew.workers
+        return any(workers.get(each.seat.worker.slot) is each.seat.worker for each in links(link))
 
     def admit(self, work: Work, nesting: Link | None = None) -> None:
         """Count a piece of work, and give it a seat or a place in the queue.
@@ -86,7 +105,7 @@ class Admission:
             A host call whose worker can do it, if no other one is free.
         """
         with self.lock:
-            self.check_open()
+            self.check_open(work.link)
             if work.slot is not None:
                 work.wanted = self._worker_in(work.slot).main_seat
             work.settled = False
@@ -126,7 +145,7 @@ class Admission:
     def _check_chain(self, work: Work) -> None:
         """Refuse work that only workers could do which wait for it."""
         fitting = {seat for w in self.crew.workers.values() for seat in w.seats if work.fits(seat)}
-        waiting = {link.seat for link in links()}
+        waiting = {link.seat for link in links(work.link)}
         if fitting and fitting <= waiting:
             names = sorted({seat.worker.name for seat in fitting})
             raise WorkerBusy(work.name, self._config.name, names)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import concurrent.futures
-import contextlib
 import contextvars
 from collections.abc import AsyncGenerator, Callable, Generator, Iterable, Mapping
 from typing import Any, Final, Literal, ParamSpec, TypeVar
@@ -11,11 +10,12 @@ from typing import Any, Final, Literal, ParamSpec, TypeVar
 from ..errors import ToolNotFound
 from ..protocol.frames import Segment
 from ..protocol.messages import Apply, Call, ToolInfo
+from ..protocol.values import pickled
 from ..tools import namespace
 from .cells import Cell, OnMessage
 from .config import check_count, check_seconds
 from .conveyor import MakeFrames
-from .definitions import Definitions, new_encoders, pickled
+from .definitions import Definitions, new_encoders
 from .engine import Engine
 from .futures import CallFuture
 from .hosting import HostToolList, current_link
@@ -150,14 +150,11 @@ class Caller:
         """Call a tool as `stream` does, without blocking the event loop."""
         room = check_count("buffer", buffer, 1)
         begin = self._stream_work(tool, (), dict(arguments or {}), timeout, room)
-
-        async def chunks() -> AsyncGenerator[Any, None]:
-            work, make_frames = begin()
-            async with contextlib.aclosing(self._engine.astream(work, make_frames, room)) as taken:
-                async for chunk in taken:
-                    yield chunk
-
-        return chunks()
+        stream = self._engine.astream(begin, room)
+        link = current_link()
+        if link is not None:
+            link.async_streams.append(stream)
+        return stream
 
     def _stream(
         self,

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable
 from functools import partial
 from typing import Any, Protocol
 
-from ..errors import CallTimeout, ToolError
+from ..errors import CallTimeout, PoolClosed, ToolError
 from ..lane.answers import Interrupted
 from ..lane.display import Display
 from ..lane.exchange import Exchange
@@ -61,6 +61,8 @@ class Errand:
         That of the caller.
     error
         Why it is being ended, if it is.
+    served
+        Its host calls, if it has made any.
     """
 
     def __init__(self, work: Work, make_frames: MakeFrames) -> None:
@@ -71,6 +73,7 @@ class Errand:
         self.context = contextvars.copy_context()
         self.timer: asyncio.TimerHandle | None = None
         self.error: BaseException | None = None
+        self.served: Served | None = None
 
     def set_timer(self, timer: asyncio.TimerHandle | None) -> None:
         """Have one timer, or none: what ends its wait, or its run."""
@@ -107,6 +110,9 @@ class Dispatcher(Protocol):
     pace: Pace
     condemn: Callable[[Seat], None]
     strand: Callable[[Worker], None]
+
+    def closed(self) -> PoolClosed | None:
+        """Return what to tell of work that ends with the pool, if that ends."""
 
     def take_along(self, seat: Seat, count: int) -> list[Errand]:
         """Return errands that a seat can have beside its first."""
@@ -259,6 +265,8 @@ class Conveyor:
         except Interrupted as interrupted:
             if errand.error is not None:  # its time was up
                 self._dispatcher.end(errand, "timeout", errand.error)
+            elif (closed := self._dispatcher.closed()) is not None:
+                self._dispatcher.end(errand, "lost", closed)
             else:
                 message = f"{exchange.name} was interrupted in its worker"
                 told = ToolError("KeyboardInterrupt", message, interrupted.traceback)
@@ -274,6 +282,9 @@ class Conveyor:
         self._lane.end(errand.exchange)
         self._under_way.pop(errand.exchange.call_id, None)
         errand.exchange.on_news = errand.exchange.on_host_call = None
+        if errand.served is not None:
+            errand.served.end()
+            errand.served = None
         errand.set_timer(None)
 
     def _fail(self) -> None:
@@ -286,10 +297,17 @@ class Conveyor:
         self._dispatcher.bury(self._seat, errands)
 
     def _serve(self, errand: Errand, call: HostCall, frame: Frame) -> None:
-        served = Served(
-            self._dispatcher.host, self._seat, errand.work, errand.context, in_threads=True
-        )
-        served.begin(call, frame)
+        if errand.served is None:
+            assert errand.exchange is not None
+            errand.served = Served(
+                self._dispatcher.host,
+                self._seat,
+                errand.exchange,
+                errand.work,
+                errand.context,
+                in_threads=True,
+            )
+        errand.served.begin(call, frame)
 
     # -- calling back --------------------------------------------------------------------------
 
@@ -352,5 +370,7 @@ class Conveyor:
                 )
             self._dispatcher.condemn(self._seat)
             return
+        if errand.served is not None:
+            errand.served.release()
         self._seat.interrupt(errand.exchange.call_id)
         self._loop.call_later(INTERRUPT_AGAIN, self._interrupt, errand, until)

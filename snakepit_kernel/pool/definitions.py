@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from typing import Any
 
-from ..errors import ValueTooLarge
 from ..protocol import messages
 from ..protocol.encoders import encoders
 from ..protocol.frames import Segment, pack
@@ -48,32 +46,3 @@ def new_encoders(seat: Seat) -> list[Segment]:
     missing, seat.encoders = known[seat.encoders :], len(known)
     carrier = seat.lane.carrier
     return [part for each in missing for part in carrier.pack_value(Encode(), each)]
-
-
-def pickled(
-    codec: Codec, tool: str, args: Sequence[Any], kwargs: Mapping[str, Any]
-) -> tuple[bytes, list[memoryview]]:
-    """Pickle the arguments of a tool before a worker is taken.
-
-    Raises
-    ------
-    TypeError, ValueError
-        An argument cannot travel, or is too large; it is named.
-    """
-    try:
-        return codec.dumps((tuple(args), dict(kwargs)))
-    except Exception as error:
-        named = [(f"argument {i + 1}", value) for i, value in enumerate(args)]
-        named += [(f"argument {name!r}", value) for name, value in kwargs.items()]
-        culprits = [label for label, value in named if not _can_travel(codec, value)]
-        which = ", ".join(culprits) or "an argument"
-        msg = f"{which} of {tool} cannot travel to a worker: {error}"
-        kind = ValueError if isinstance(error, ValueTooLarge) else TypeError
-        raise kind(msg) from error
-
-
-def _can_travel(codec: Codec, value: object) -> bool:
-    with contextlib.suppress(Exception):
-        codec.dumps(value)
-        return True
-    return False

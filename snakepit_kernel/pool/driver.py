@@ -8,9 +8,9 @@ import contextvars
 import logging
 import threading
 import time
-from collections.abc import AsyncGenerator, Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterator
 from functools import partial
-from typing import Any
+from typing import Any, Self
 
 import zmq
 
@@ -36,6 +36,14 @@ INTERRUPT_AGAIN = 0.1
 
 LEAVE_PATIENCE = 0.25
 """Seconds that a stream may take to its next chunk when nobody wants it; then it is interrupted."""
+
+
+MAX_DEPTH = 16
+"""Host calls that are served each inside the one before, unless that has led to it.
+
+A tool may make hundreds at the same time (`asyncio.gather`). Whoever serves one of them, and calls
+a tool for it, finds the next one on the lane while it waits.
+"""
 
 
 class Driver:
@@ -67,9 +75,9 @@ class Driver:
     ) -> None:
         self._grace = grace
         self._context = context
-        self._host = host
-        self._condemn = condemn
-        self._explain = explain
+        self.host = host
+        self.condemn = condemn
+        self.explain = explain
 
     # -- calls ---------------------------------------------------------------------------------
 
@@ -77,14 +85,14 @@ class Driver:
         """Send a request and wait for its answer."""
         lane = seat.lane
         deadline = work.deadline
-        exchange.on_host_call = partial(self._serve_here, seat, work)
+        exchange.on_host_call = partial(self._serve_here, seat, work, exchange)
         lane.begin(exchange)
         try:
             lane.send(segments, deadline)
             while not exchange.is_answered:
-                lane.receive(deadline)
+                self._receive(seat, exchange, work)
         except LaneClosed:
-            raise self._explain(seat.worker, seat.worker.death()) from None
+            raise self.explain(seat.worker, seat.worker.death()) from None
         except TimeoutError:
             raise self._stop_late(seat, exchange, work) from None
         except BaseException:
@@ -97,46 +105,9 @@ class Driver:
         self, seat: Seat, exchange: Exchange, segments: list[Segment], work: Work
     ) -> None:
         """Do what `drive` does, while the running event loop goes on."""
-        async with self._driving_async(seat, exchange, work):
-            seat.lane.put(segments)
+        async with Drive(self, seat, exchange, work, segments=segments):
             while not exchange.is_answered:
                 await _news(seat.lane, exchange, work.deadline)
-
-    @contextlib.asynccontextmanager
-    async def _driving_async(
-        self,
-        seat: Seat,
-        exchange: Exchange,
-        work: Work,
-        *,
-        streams: bool = False,
-    ) -> AsyncGenerator[None, None]:
-        """Serve and stop a call, around what waits for its answer."""
-        lane = seat.lane
-        served = Served(self._host, seat, work, contextvars.copy_context())
-        exchange.on_host_call = served.begin
-        lane.begin(exchange)
-        try:
-            yield
-        except LaneClosed:
-            raise self._explain(seat.worker, await seat.worker.adeath()) from None
-        except TimeoutError:
-            await served.cancel()
-            stacks = await asyncio.to_thread(seat.worker.stacks)
-            was_replaced = not await self._stop_async(seat, exchange)
-            raise _timed_out(seat, work, stacks, was_replaced) from None
-        except GeneratorExit:
-            if streams:
-                await self._leave_async(seat, exchange)
-            else:  # the loop was closed with this in it: nobody can wait for the stop
-                self._condemn(seat)
-            raise
-        except BaseException:
-            await served.cancel()
-            await self._stop_async(seat, exchange)
-            raise
-        finally:
-            lane.end(exchange)
 
     # -- streams -------------------------------------------------------------------------------
 
@@ -146,14 +117,14 @@ class Driver:
         """Send a request and yield the chunks, until the answer comes or the consumer leaves."""
         lane = seat.lane
         deadline = work.deadline
-        exchange.on_host_call = partial(self._serve_here, seat, work)
+        exchange.on_host_call = partial(self._serve_here, seat, work, exchange)
         lane.begin(exchange)
         try:
             lane.send(segments, deadline)
             taken = 0
             while True:
                 while not exchange.chunks and not exchange.is_answered:
-                    lane.receive(deadline)
+                    self._receive(seat, exchange, work)
                 if not exchange.chunks:
                     return
                 taken += 1
@@ -164,7 +135,7 @@ class Driver:
                     raise TimeoutError
                 yield exchange.next_chunk()
         except LaneClosed:
-            raise self._explain(seat.worker, seat.worker.death()) from None
+            raise self.explain(seat.worker, seat.worker.death()) from None
         except TimeoutError:
             raise self._stop_late(seat, exchange, work) from None
         except GeneratorExit:
@@ -176,25 +147,11 @@ class Driver:
         finally:
             lane.end(exchange)
 
-    async def stream_async(
+    def stream_async(
         self, seat: Seat, exchange: Exchange, segments: list[Segment], work: Work, room: int
-    ) -> AsyncGenerator[Any, None]:
+    ) -> StreamDrive:
         """Do what `stream` does, while the running event loop goes on."""
-        lane = seat.lane
-        async with self._driving_async(seat, exchange, work, streams=True):
-            lane.put(segments)
-            taken = 0
-            while True:
-                while not exchange.chunks and not exchange.is_answered:
-                    await _news(lane, exchange, work.deadline)
-                if not exchange.chunks:
-                    return
-                taken += 1
-                if taken * 2 >= room and not exchange.is_answered:
-                    lane.put(pack(messages.encode(More(exchange.call_id, taken))))
-                    lane.flush_soon()
-                    taken = 0
-                yield exchange.next_chunk()
+        return StreamDrive(self, seat, exchange, work, segments=segments, room=room)
 
     def _leave(self, seat: Seat, exchange: Exchange) -> None:
         """Close a stream that nobody wants, and wait for that; interrupt one that takes long."""
@@ -209,8 +166,12 @@ class Driver:
             pass
         except TimeoutError:
             self._stop(seat, exchange)
+        except BaseException:  # Ctrl-C
+            self._stop(seat, exchange)
+            raise
 
-    async def _leave_async(self, seat: Seat, exchange: Exchange) -> None:
+    async def leave_async(self, seat: Seat, exchange: Exchange) -> None:
+        """Close a stream that nobody wants, while the running event loop goes on."""
         until = time.monotonic() + LEAVE_PATIENCE
         seat.lane.slot.left_call = exchange.call_id
         try:
@@ -221,21 +182,40 @@ class Driver:
         except LaneClosed:
             pass
         except TimeoutError:
-            await self._stop_async(seat, exchange)
+            await self.stop_async(seat, exchange)
+        except BaseException:  # cancelled while it leaves
+            await self.stop_async(seat, exchange)
+            raise
 
     # -- calls that come back ------------------------------------------------------------------
 
-    def _serve_here(self, seat: Seat, work: Work, call: HostCall, frame: Frame) -> None:
+    def _receive(self, seat: Seat, exchange: Exchange, work: Work) -> None:
+        """Take in the next frame of a call, or serve a host call that had to wait."""
+        if exchange.deferred:
+            self._serve_here(seat, work, exchange, *exchange.deferred.popleft())
+        else:
+            seat.lane.receive(work.deadline)
+
+    def _serve_here(
+        self, seat: Seat, work: Work, exchange: Exchange, call: HostCall, frame: Frame
+    ) -> None:
         """Serve a host call in this thread, which drives the lane."""
+        lane = seat.lane
+        if lane.depth >= MAX_DEPTH and not lane.is_innermost(exchange):
+            exchange.deferred.append((call, frame))
+            return
         link = _link(seat, work, call, None)
+        lane.depth += 1
         try:
-            answer = self._host.serve(link, call, frame, work.session)
+            answer = self.host.serve(link, call, frame, work.session)
         except BaseException:
             # Ctrl-C: who waits in the worker must not wait on.
             interrupted = answers.with_error(seat.lane.carrier, call.id, KeyboardInterrupt())
-            seat.lane.put(interrupted)
+            lane.put(interrupted)
             raise
-        seat.lane.send(answer, work.deadline)
+        finally:
+            lane.depth -= 1
+        lane.send(answer, work.deadline)
 
     # -- cells ---------------------------------------------------------------------------------
 
@@ -257,7 +237,7 @@ class Driver:
                 was_replaced = not self._stop_cell(seat, run)
                 raise _timed_out(seat, work, stacks, was_replaced) from None
             except ConnectionError:
-                raise self._explain(worker, worker.death()) from None
+                raise self.explain(worker, worker.death()) from None
             except BaseException:
                 self._stop_cell(seat, run)
                 raise
@@ -275,7 +255,7 @@ class Driver:
     def _serving_cell(self, seat: Seat, work: Work) -> Iterator[None]:
         """Serve the host calls of the cell that runs."""
         exchange = Exchange(CELL, work.name)
-        exchange.on_host_call = partial(self._serve_here, seat, work)
+        exchange.on_host_call = partial(self._serve_here, seat, work, exchange)
         seat.lane.begin(exchange)
         seat.lane.slot.serves_cell = True
         try:
@@ -300,7 +280,7 @@ class Driver:
             if isinstance(error, TimeoutError):
                 raise _timed_out(seat, work) from None
             if isinstance(error, ConnectionError):
-                raise self._explain(worker, worker.death()) from None
+                raise self.explain(worker, worker.death()) from None
             raise
         worker.cells = cells
         return cells
@@ -332,9 +312,9 @@ class Driver:
         until = time.monotonic() + self._grace
         try:
             seat.interrupt(exchange.call_id)
-            seat.lane.send([], until)
             while not exchange.is_answered:
                 exchange.chunks.clear()
+                seat.lane.send([], until)  # what an interrupt, or the deadline, kept back
                 try:
                     again = time.monotonic() + INTERRUPT_AGAIN
                     seat.lane.receive(min(until, again))
@@ -345,28 +325,37 @@ class Driver:
         except LaneClosed:
             pass
         except BaseException as error:
-            self._condemn(seat)
+            self.condemn(seat)
             if not isinstance(error, TimeoutError):
                 raise  # a second Ctrl-C
             logger.warning("%s did not heed an interrupt; it is replaced", seat.worker.name)
             return False
         return True
 
-    async def _stop_async(self, seat: Seat, exchange: Exchange) -> bool:
+    async def stop_async(self, seat: Seat, exchange: Exchange) -> bool:
+        """Interrupt a call, while the running event loop goes on; say whether it listened."""
+        until = time.monotonic() + self._grace
+        cancelled: asyncio.CancelledError | None = None
         try:
-            async with asyncio.timeout(self._grace):
-                with insisting(seat, exchange.call_id):
-                    while not exchange.is_answered:
-                        exchange.chunks.clear()
-                        await seat.lane.converse(exchange)
+            with insisting(seat, exchange.call_id):
+                while not exchange.is_answered:
+                    exchange.chunks.clear()
+                    try:
+                        await _news(seat.lane, exchange, until)
+                    except asyncio.CancelledError as error:
+                        if cancelled is not None:
+                            raise
+                        cancelled = error
         except LaneClosed:
             pass
         except BaseException as error:
-            self._condemn(seat)
+            self.condemn(seat)
             if not isinstance(error, TimeoutError):
-                raise  # cancelled again
+                raise  # cancelled again and again
             logger.warning("%s did not heed an interrupt; it is replaced", seat.worker.name)
             return False
+        if cancelled is not None:
+            raise cancelled
         return True
 
     def _stop_cell(self, seat: Seat, run: CellRun) -> bool:
@@ -379,15 +368,125 @@ class Driver:
             while not run.has_ended and not worker.died.is_set():
                 seat.interrupt(call_id)
                 if time.monotonic() > until:
-                    self._condemn(seat)
+                    self.condemn(seat)
                     return False
                 step = min(until, time.monotonic() + INTERRUPT_AGAIN)
                 with contextlib.suppress(TimeoutError, ConnectionError):
                     worker.cells.follow(run, step, lambda: not worker.died.is_set(), seat.lane)
         except BaseException:  # a second Ctrl-C
-            self._condemn(seat)
+            self.condemn(seat)
             raise
         return True
+
+
+class Drive:
+    """Serves and stops a call that an event loop drives, around what waits for its answer.
+
+    A class, and no generator: at its end an event loop closes each asynchronous generator that is
+    suspended, all at the same time, and so would close the parts of a stream apart from each other.
+
+    Parameters
+    ----------
+    driver
+        Whose it is.
+    seat, exchange, work, segments
+        As for `Driver.drive_async`.
+    """
+
+    def __init__(
+        self,
+        driver: Driver,
+        seat: Seat,
+        exchange: Exchange,
+        work: Work,
+        *,
+        segments: list[Segment],
+    ) -> None:
+        self._driver = driver
+        self._seat = seat
+        self._exchange = exchange
+        self._segments = segments
+        self._work = work
+        self._served = Served(driver.host, seat, exchange, work, contextvars.copy_context())
+
+    async def __aenter__(self) -> Self:
+        lane = self._seat.lane
+        self._exchange.on_host_call = self._served.begin
+        lane.begin(self._exchange)
+        lane.put(self._segments)
+        return self
+
+    async def __aexit__(self, _: object, error: BaseException | None, __: object) -> None:
+        try:
+            if error is not None:
+                await self._end_early(error)
+        finally:
+            self._served.end()
+            self._seat.lane.end(self._exchange)
+
+    async def _end_early(self, error: BaseException) -> None:
+        driver, seat, exchange = self._driver, self._seat, self._exchange
+        if isinstance(error, LaneClosed):
+            raise driver.explain(seat.worker, await seat.worker.adeath()) from None
+        if isinstance(error, GeneratorExit):
+            await self._leave()
+            return
+        stacks, listened = "", False
+        try:
+            await self._served.cancel()
+            if isinstance(error, TimeoutError):
+                stacks = await asyncio.to_thread(seat.worker.stacks)
+        finally:  # an outer call may have the same deadline, and cancels this one meanwhile
+            listened = await driver.stop_async(seat, exchange)
+        if isinstance(error, TimeoutError):
+            raise _timed_out(seat, self._work, stacks, not listened) from None
+
+    async def _leave(self) -> None:
+        # The loop was closed with this in it: nobody can wait for the stop.
+        self._driver.condemn(self._seat)
+
+
+class StreamDrive(Drive):
+    """The same for a stream.
+
+    Parameters
+    ----------
+    driver, seat, exchange, work, segments
+        As for `Drive`.
+    room
+        Chunks that the worker may be ahead.
+    """
+
+    def __init__(
+        self,
+        driver: Driver,
+        seat: Seat,
+        exchange: Exchange,
+        work: Work,
+        *,
+        segments: list[Segment],
+        room: int,
+    ) -> None:
+        super().__init__(driver, seat, exchange, work, segments=segments)
+        self._room = room
+        self._taken = 0
+
+    async def has_more(self) -> bool:
+        """Wait for the next chunk; say whether there is one, which is to be taken now."""
+        lane, exchange = self._seat.lane, self._exchange
+        while not exchange.chunks and not exchange.is_answered:
+            await _news(lane, exchange, self._work.deadline)
+        if not exchange.chunks:
+            return False
+        self._taken += 1
+        if self._taken * 2 >= self._room and not exchange.is_answered:
+            lane.put(pack(messages.encode(More(exchange.call_id, self._taken))))
+            lane.flush_soon()
+            self._taken = 0
+        return True
+
+    async def _leave(self) -> None:
+        await self._driver.leave_async(self._seat, self._exchange)
 
 
 class Served:
@@ -412,6 +511,7 @@ class Served:
         self,
         host: Host,
         seat: Seat,
+        exchange: Exchange,
         work: Work,
         context: contextvars.Context,
         *,
@@ -419,15 +519,23 @@ class Served:
     ) -> None:
         self._host = host
         self._seat = seat
+        self._exchange = exchange
         self._work = work
         self._in_threads = in_threads
         self._loop = asyncio.get_running_loop()
         self._context = context
         self._tasks: set[asyncio.Task[None]] = set()
+        self._awaited: set[int] = set()  # host calls whose answer the worker waits for
 
     def begin(self, call: HostCall, frame: Frame) -> None:
         """Serve a host call, now or soon."""
-        session = self._work.session
+        self._awaited.add(call.id)
+        self._begin(call, frame)
+
+    def _begin(self, call: HostCall, frame: Frame) -> None:
+        if call.id not in self._awaited:
+            return
+        lane, session = self._seat.lane, self._work.session
         link = _link(self._seat, self._work, call, self._loop)
         if self._in_threads:
             serve = partial(self._context.copy().run, self._serve_apart, link, call, frame)
@@ -439,25 +547,47 @@ class Served:
             )
             self._tasks.add(task)
             task.add_done_callback(self._tasks.discard)
+        elif lane.depth >= MAX_DEPTH and not lane.is_innermost(self._exchange):
+            self._loop.call_soon(self._begin, call, frame)  # which runs when these have ended
         else:
             serve = partial(self._host.serve, link, call, frame, session)
-            self._answer(self._context.copy().run(serve))
+            lane.depth += 1
+            try:
+                answer = self._context.copy().run(serve)
+            finally:
+                lane.depth -= 1
+            self._answer(call, answer)
 
     async def _serve_soon(self, link: Link, call: HostCall, frame: Frame) -> None:
         try:
             answer = await self._host.serve_async(link, call, frame, self._work.session)
         except BaseException:
-            carrier = self._seat.lane.carrier
-            self._answer(answers.with_error(carrier, call.id, KeyboardInterrupt()))
+            self._answer_interrupted(call.id)
             raise
-        self._answer(answer)
+        self._answer(call, answer)
 
     def _serve_apart(self, link: Link, call: HostCall, frame: Frame) -> None:
-        answer = self._host.serve(link, call, frame, self._work.session)
+        try:
+            answer = self._host.serve(link, call, frame, self._work.session)
+        except BaseException as error:  # noqa: BLE001 - sys.exit() there; the worker must hear of it
+            answer = answers.with_error(self._seat.lane.carrier, call.id, error)
         with contextlib.suppress(RuntimeError):  # the pool has ended meanwhile
-            self._loop.call_soon_threadsafe(self._answer, answer)
+            self._loop.call_soon_threadsafe(self._answer, call, answer)
 
-    def _answer(self, answer: list[Segment]) -> None:
+    def _answer_interrupted(self, number: int) -> None:
+        if number in self._awaited:
+            self._awaited.remove(number)
+            carrier = self._seat.lane.carrier
+            self._send(answers.with_error(carrier, number, KeyboardInterrupt()))
+
+    def _answer(self, call: HostCall, answer: list[Segment]) -> None:
+        if call.id in self._awaited:
+            self._awaited.remove(call.id)
+            self._send(answer)
+        else:  # the call has ended, and the lane may be somebody else's by now
+            self._seat.lane.carrier.withdraw(answer)
+
+    def _send(self, answer: list[Segment]) -> None:
         lane: Lane = self._seat.lane
         with contextlib.suppress(LaneClosed):  # seen by who waits for the call itself
             lane.put(answer)
@@ -470,6 +600,18 @@ class Served:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+        self.release()
+
+    def release(self) -> None:
+        """Let the worker wait no more for host calls whose thread cannot be stopped."""
+        for number in list(self._awaited):
+            self._answer_interrupted(number)
+
+    def end(self) -> None:
+        """Send no more answers: what is still under way was left behind by the call."""
+        self._awaited.clear()
+        for task in self._tasks:
+            task.cancel()
 
 
 @contextlib.contextmanager

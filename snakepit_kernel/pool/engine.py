@@ -9,21 +9,20 @@ from __future__ import annotations
 
 import asyncio
 import atexit
-import contextlib
 import contextvars
 import json
 import logging
 import os
 import threading
 import time
-from collections.abc import AsyncGenerator, Generator
+from collections.abc import AsyncGenerator, Callable, Generator
 from typing import Any
 from weakref import WeakSet
 
 import zmq
 import zmq.asyncio
 
-from ..errors import PoolClosed, SnakepitError, ToolError, WorkerDied
+from ..errors import SnakepitError, ToolError, WorkerDied
 from ..lane.answers import Interrupted
 from ..lane.arena import TRIM_AFTER
 from ..lane.exchange import Exchange
@@ -38,7 +37,7 @@ from .crew import Crew
 from .driver import Driver, insisting
 from .errands import Errands
 from .futures import CallFuture
-from .hosting import Host, HostTools, Link, links
+from .hosting import Host, HostTools, Link, current_link, links
 from .results import CellResult
 from .status import PoolStats, PoolStatus, WorkerStatus, memory_of, status_path
 from .work import Work, outcome_of
@@ -122,9 +121,8 @@ class Engine:
     def _explain(self, worker: Worker, death: WorkerDied) -> SnakepitError:
         """Say why a worker left whoever held it."""
         self._crew.strand(worker)  # or it is lent again before the supervisor has seen that it died
-        if self._crew.is_dismissed:
-            reason = self._admission.closed_because or "it was shut down"
-            return PoolClosed(self.config.name, reason)
+        if (closed := self._admission.dismissal()) is not None:
+            return closed
         if death.status is None and not worker.died.is_set():
             worker.condemn()  # it lives, but nobody can talk to it
         return death
@@ -142,7 +140,12 @@ class Engine:
         PoolClosed
             It does not any more.
         """
-        self._admission.check_open()
+        self._admission.check_open(current_link())
+
+    @property
+    def is_awaited(self) -> bool:
+        """Whether this pool waits for the code that asks: its thread, or a host tool."""
+        return self.is_own_thread or self._admission.waits_for(current_link())
 
     def _nesting(self, work: Work, *, can_hop: bool) -> Link | None:
         """Return the host call that the work is made from, if its worker can do it meanwhile.
@@ -154,7 +157,7 @@ class Engine:
         can_hop
             Whether it may be driven by the event loop that drives that worker's lane.
         """
-        for link in links() if work.link is not None else ():
+        for link in links(work.link):
             if self._crew.workers.get(link.seat.worker.slot) is link.seat.worker:
                 in_reach = link.is_here or (can_hop and link.loop is not None)
                 return link if link.can_nest and in_reach and work.fits(link.seat) else None
@@ -225,6 +228,9 @@ class Engine:
         try:
             value = exchange.outcome()
         except Interrupted as interrupted:  # by somebody else than its caller
+            if (closed := self._admission.dismissal()) is not None:  # by the pool's end
+                self._admission.settle(work, "lost")
+                raise closed from None
             self._admission.settle(work, "cancelled")
             message = f"{work.name} was interrupted in its worker"
             raise ToolError("KeyboardInterrupt", message, interrupted.traceback) from None
@@ -257,17 +263,17 @@ class Engine:
         return self._conclude(work, exchange)
 
     async def astream(
-        self, work: Work, make_frames: MakeFrames, room: int
+        self, begin: Callable[[], tuple[Work, MakeFrames]], room: int
     ) -> AsyncGenerator[Any, None]:
         """Run a stream on a worker, driven by the running event loop."""
+        work, make_frames = begin()
         try:
             seat = await self._admission.wait_async(work, self._nesting(work, can_hop=False))
             exchange = Exchange(seat.lane.new_call_id(), work.name)
             segments = make_frames(seat, exchange.call_id, work.inside)
-            chunks = self._driver.stream_async(seat, exchange, segments, work, room)
-            async with contextlib.aclosing(chunks):
-                async for chunk in chunks:
-                    yield chunk
+            async with self._driver.stream_async(seat, exchange, segments, work, room) as stream:
+                while await stream.has_more():
+                    yield exchange.next_chunk()
         except BaseException as error:
             self._admission.settle(work, outcome_of(error))
             raise
@@ -411,6 +417,7 @@ class Engine:
         self._admission.closed_because = (
             f"it belongs to process {self.pid}; a forked child cannot use it"
         )
+        self._crew.is_dismissed = True
 
     def close(self, reason: str = "it was shut down", grace: float | None = None) -> None:
         """End everything now; return when it is verified gone. What runs is interrupted."""

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-from ..errors import SnakepitError, WorkerDied
+from ..errors import PoolClosed, SnakepitError, WorkerDied
 from ..processes.supervisor import Supervisor
 from .admission import Admission
 from .conveyor import Conveyor, Errand, MakeFrames, Pace
@@ -105,6 +105,10 @@ class Errands:
         errand.future.on_cancel(cancel)
         if errand.future.cancelled():  # just before
             cancel()
+
+    def closed(self) -> PoolClosed | None:
+        """Return what to tell of work that ends with the pool, if that ends."""
+        return self._admission.dismissal()
 
     def take_along(self, seat: Seat, count: int) -> list[Errand]:
         """Return errands from the head of the queue that a seat can have as well."""

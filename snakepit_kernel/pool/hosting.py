@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import threading
 from collections.abc import Awaitable, Callable, Iterator, Mapping
 from contextvars import ContextVar
@@ -27,6 +28,13 @@ class Closable(Protocol):
         """Close it."""
 
 
+class AsyncClosable(Protocol):
+    """What has to be closed, and takes its time."""
+
+    async def aclose(self) -> None:
+        """Close it."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Link:
     """A host call that is being served: the last link of a chain of calls.
@@ -45,8 +53,8 @@ class Link:
         The event loop that drives it; None when the thread itself does.
     above
         The link before.
-    streams
-        Streams that run inside the worker that waits; they end with the host call.
+    streams, async_streams
+        Streams that may run inside the worker that waits; they end with the host call.
     """
 
     seat: Seat
@@ -57,6 +65,7 @@ class Link:
     loop: asyncio.AbstractEventLoop | None
     above: Link | None
     streams: list[Closable] = field(default_factory=list)
+    async_streams: list[AsyncClosable] = field(default_factory=list)
 
     @property
     def is_here(self) -> bool:
@@ -72,9 +81,8 @@ def current_link() -> Link | None:
     return _link.get()
 
 
-def links() -> Iterator[Link]:
-    """Give the chain of host calls that this code runs in, the innermost first."""
-    link = _link.get()
+def links(link: Link | None) -> Iterator[Link]:
+    """Give a chain of host calls, the innermost first."""
     while link is not None:
         yield link
         link = link.above
@@ -212,7 +220,7 @@ class Host:
                 return answers.with_error(carrier, call.id, error)
             return answers.with_value(carrier, call.id, value)
         finally:
-            _close_all(link)
+            await _close_all_async(link)
 
     def _prepare(
         self, carrier: Carrier, call: HostCall, frame: Frame, session: str | None
@@ -225,6 +233,13 @@ class Host:
 def _close_all(link: Link) -> None:
     while link.streams:
         link.streams.pop().close()
+
+
+async def _close_all_async(link: Link) -> None:
+    while link.async_streams:
+        with contextlib.suppress(RuntimeError):  # another task is taking its next chunk
+            await link.async_streams.pop().aclose()
+    _close_all(link)
 
 
 def _run_apart(running: Any) -> Any:

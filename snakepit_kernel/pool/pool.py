@@ -271,7 +271,7 @@ class Pool(Caller, concurrent.futures.Executor):
             Cancel what still waits in the queue.
         """
         self._engine.stop_accepting(cancel_queued=cancel_futures)
-        if wait and not self._engine.is_own_thread:  # a future's callback would wait for itself
+        if wait and not self._engine.is_awaited:  # a callback, a host tool: who waits for whom?
             self._engine.wait_until_quiet()
             self._engine.close()
         else:

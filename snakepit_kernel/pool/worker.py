@@ -202,6 +202,7 @@ class Worker:
         self.cells: CellClient | None = None
         self.configured: Configured | None = None
         self.died = asyncio.Event()
+        self._last_words = ""
         self.is_condemned = False  # to be ended when nobody holds a seat any more
         self.process: GuardedProcess | None = None
         self._config = config
@@ -426,6 +427,7 @@ class Worker:
         self.apply(WorkerEvent.EXIT)
         if not self.is_held:  # else whoever holds it closes them when it gives the worker back
             self.close_channels()
+        self._last_words = self.last_output()  # somebody may still have to be told
         self.log_path.unlink(missing_ok=True)
 
     def close_channels(self) -> None:
@@ -469,7 +471,7 @@ class Worker:
                 log.seek(max(0, log.tell() - 16 * OUTPUT_BYTES))
                 output = log.read()
         except OSError:
-            return ""
+            return self._last_words
         crash = output.rfind(b"Fatal Python error")  # faulthandler: what matters comes first
         shown = output[crash:][:OUTPUT_BYTES] if crash >= 0 else output[-OUTPUT_BYTES:]
         return shown.decode("utf-8", "replace").strip()

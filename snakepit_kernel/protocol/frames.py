@@ -63,6 +63,14 @@ def pack(header: bytes, body: bytes = b"", buffers: Sequence[memoryview] = ()) -
     return [prefix + lengths + header, body, *buffers]
 
 
+def header_of(segments: Sequence[Segment]) -> bytes:
+    """Return the header of a frame that `pack` has laid out."""
+    first = bytes(segments[0])
+    length, buffer_count, _ = _PREFIX.unpack_from(first)
+    start = _PREFIX.size + _LENGTH.size * buffer_count
+    return first[start : start + length]
+
+
 class FrameReader:
     """Takes bytes in, gives frames out."""
 

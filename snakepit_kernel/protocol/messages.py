@@ -293,6 +293,12 @@ ToWorker = (
 )
 FromWorker = Hello | Configured | Output | Progress | Chunk | HostCall | Returned | Result | Failure
 
+
+def sendable(text: str) -> str:
+    """Return a text with escapes for what is no Unicode, as names of files may hold."""
+    return text if text.isascii() else text.encode("utf-8", "backslashreplace").decode()
+
+
 encode = msgspec.msgpack.Encoder().encode
 decode_for_worker = msgspec.msgpack.Decoder(ToWorker).decode
 decode_from_worker = msgspec.msgpack.Decoder(FromWorker).decode

@@ -6,12 +6,13 @@ what can be imported travels by its name.
 
 from __future__ import annotations
 
+import contextlib
 import io
 import pickle
 import sys
 import types
 from collections import ChainMap
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -187,6 +188,40 @@ class _TolerantPickler(_Pickler):
 def loads(body: bytes | memoryview, buffers: Sequence[bytearray | memoryview] = ()) -> Any:
     """Restore a value from its pickle. Only for bytes of an authenticated peer."""
     return pickle.loads(body, buffers=buffers)
+
+
+def pickled(
+    codec: Codec,
+    tool: str,
+    args: Sequence[Any],
+    kwargs: Mapping[str, Any],
+    *,
+    to: str = "a worker",
+) -> Pickled:
+    """Pickle the arguments of a call.
+
+    Raises
+    ------
+    TypeError, ValueError
+        An argument cannot travel, or is too large; it is named.
+    """
+    try:
+        return codec.dumps((tuple(args), dict(kwargs)))
+    except Exception as error:
+        named = [(f"argument {i + 1}", value) for i, value in enumerate(args)]
+        named += [(f"argument {name!r}", value) for name, value in kwargs.items()]
+        culprits = [label for label, value in named if not _can_travel(codec, value)]
+        which = ", ".join(culprits) or "an argument"
+        msg = f"{which} of {tool} cannot travel to {to}: {error}"
+        kind = ValueError if isinstance(error, ValueTooLarge) else TypeError
+        raise kind(msg) from error
+
+
+def _can_travel(codec: Codec, value: object) -> bool:
+    with contextlib.suppress(Exception):
+        codec.dumps(value)
+        return True
+    return False
 
 
 def _has_name(function: Callable[..., Any]) -> bool:

@@ -14,6 +14,7 @@ from ..lane.worker import WorkerLane
 from ..protocol import messages
 from ..protocol.frames import Frame, Segment
 from ..protocol.messages import CELL
+from ..protocol.values import pickled
 
 Answer = tuple[messages.Result | messages.Failure, Frame]
 Arguments = tuple[tuple[Any, ...], dict[str, Any]]
@@ -35,7 +36,7 @@ class HostCalls:
         self._cell_is_served = cell_is_served
         self._ids = itertools.count(1)
         self._running: set[int] = set()
-        self._awaited: dict[int, Callable[[], None]] = {}
+        self._awaited: dict[int, tuple[int, Callable[[], None]]] = {}  # by call, and whom to tell
         self._answers: dict[int, Answer] = {}
 
     def begin(self, call_id: int) -> None:
@@ -43,17 +44,20 @@ class HostCalls:
         self._running.add(call_id)
 
     def end(self, call_id: int) -> None:
-        """Let a call make no more host calls: nobody would hear them."""
+        """Let a call make no more host calls, and end those it has left: nobody hears them."""
         self._running.discard(call_id)
+        for caller, tell in list(self._awaited.values()):
+            if caller == call_id:
+                tell()
 
     def take(self, message: messages.Result | messages.Failure, frame: Frame) -> None:
         """Take in an answer; one that nobody waits for any more is dropped."""
-        tell = self._awaited.get(message.id)
-        if tell is None:
+        awaited = self._awaited.get(message.id)
+        if awaited is None:
             self._lane.carrier.drop(message)
         else:
             self._answers[message.id] = message, frame
-            tell()
+            awaited[1]()
 
     def call(self, call_id: int, tool: str, arguments: Arguments) -> Any:
         """Call a host tool from a call, in any thread, and wait for its value.
@@ -71,11 +75,11 @@ class HostCalls:
         """
         # A thread that a tool started cannot serve calls: these belong to the lane's own thread.
         number, frames = self._request(call_id, tool, arguments, self._lane.is_own_thread)
-        self._awaited[number] = _nothing
+        self._awaited[number] = call_id, _nothing
         try:
             self._lane.send(frames)
-            self._lane.wait(lambda: number in self._answers)
-            return self._outcome(tool, *self._answers[number])
+            self._lane.wait(lambda: number in self._answers or not self._is_served(call_id))
+            return self._answered(number, tool)
         finally:
             self._forget(number)
 
@@ -84,32 +88,33 @@ class HostCalls:
         loop = asyncio.get_running_loop()
         answered = asyncio.Event()
         number, frames = self._request(call_id, tool, arguments, can_nest=True)
-        self._awaited[number] = partial(_tell, loop, answered)
+        self._awaited[number] = call_id, partial(_tell, loop, answered)
         try:
-            self._lane.send(frames)
-            await answered.wait()
-            return self._outcome(tool, *self._answers[number])
+            with self._lane.also_read_in(loop):  # which may be one that the tool has made
+                self._lane.send(frames)
+                await answered.wait()
+            return self._answered(number, tool)
         finally:
             self._forget(number)
 
     def _request(
         self, call_id: int, tool: str, arguments: Arguments, can_nest: bool
     ) -> tuple[int, list[Segment]]:
-        is_served = self._cell_is_served() if call_id == CELL else call_id in self._running
-        if not is_served:
-            msg = (
-                f"host tool {tool!r} cannot be called: nobody listens; host tools work while a "
-                "call, or a cell that the pool runs, has not ended"
-            )
-            raise RuntimeError(msg)
-        try:
-            body, buffers = self._lane.carrier.codec.dumps(arguments)
-        except Exception as error:
-            msg = f"an argument of host tool {tool!r} cannot travel to the notebook: {error}"
-            raise TypeError(msg) from error
+        if not self._is_served(call_id):
+            raise _unheard(tool)
+        codec = self._lane.carrier.codec
+        body, buffers = pickled(codec, f"host tool {tool!r}", *arguments, to="the notebook")
         number = next(self._ids)
         message = messages.HostCall(number, call_id, tool, can_nest)
         return number, self._lane.carrier.pack(message, body, buffers)
+
+    def _is_served(self, call_id: int) -> bool:
+        return self._cell_is_served() if call_id == CELL else call_id in self._running
+
+    def _answered(self, number: int, tool: str) -> Any:
+        if number not in self._answers:
+            raise _unheard(tool)
+        return self._outcome(tool, *self._answers[number])
 
     def _forget(self, number: int) -> None:
         self._awaited.pop(number, None)
@@ -123,6 +128,13 @@ class HostCalls:
         if isinstance(error, Interrupted):
             raise KeyboardInterrupt
         raise error
+
+
+def _unheard(tool: str) -> RuntimeError:
+    return RuntimeError(
+        f"host tool {tool!r} cannot be called: nobody listens; host tools work while a call, or a "
+        "cell that the pool runs, has not ended"
+    )
 
 
 def _tell(loop: asyncio.AbstractEventLoop, answered: asyncio.Event) -> None:

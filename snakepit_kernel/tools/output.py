@@ -84,7 +84,7 @@ class RoutedOutput:
 
     def __init__(self, lane: WorkerLane) -> None:
         self._lane = lane
-        self._open: dict[int, tuple[CallOutput, CallOutput]] = {}
+        self._open: dict[int, tuple[_Pair, _Pair | None]] = {}  # and what was there before
 
     def begin(self, call_id: int) -> None:
         """Send what the running task prints from now on, as output of a call."""
@@ -95,14 +95,15 @@ class RoutedOutput:
         pair = CallOutput(self._lane, "stdout"), CallOutput(self._lane, "stderr")
         for output in pair:
             output.call_id = call_id
-        self._open[call_id] = pair
+        self._open[call_id] = pair, _current.get()
         _current.set(pair)
 
     def end(self, call_id: int) -> None:
         """Send what is left of a call's output."""
-        for output in self._open.pop(call_id, ()):
+        pair, before = self._open.pop(call_id, ((), None))
+        for output in pair:
             output.flush()
-        _current.set(None)
+        _current.set(before)
 
     @contextlib.contextmanager
     def aside(self) -> Iterator[None]:
@@ -110,7 +111,9 @@ class RoutedOutput:
         yield
 
 
-_current: ContextVar[tuple[CallOutput, CallOutput] | None] = ContextVar("output", default=None)
+_Pair = tuple[CallOutput, CallOutput]
+
+_current: ContextVar[_Pair | None] = ContextVar("output", default=None)
 
 
 def output_of_call(stream: object) -> CallOutput | None:

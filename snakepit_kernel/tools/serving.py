@@ -95,21 +95,23 @@ class Server:
 
     # -- frames in -----------------------------------------------------------------------------
 
-    def _take(self, frame: Frame) -> None:
+    def _take(self, frame: Frame) -> Callable[[], None] | None:
         message = messages.decode_for_worker(frame.header)
         if isinstance(message, _CALLS):
-            if not self.lane.is_own_thread:  # a thread of a tool has read it
+            if not message.inside:
                 self._put_off.append((message, frame))
-                self._loop.call_soon_threadsafe(self._run_next)
-            elif message.inside:
-                self._answer(message, frame)
-            else:
-                self._put_off.append((message, frame))
-                self._run_next()
-            return
-        self._take_other(message, frame)
+                if self.lane.is_own_thread:
+                    return self._run_next
+                self._loop.call_soon_threadsafe(self._run_next)  # a thread of a tool has read it
+                return None
+            answer = functools.partial(self._answer, message, frame)
+            if self.lane.is_own_thread:
+                return answer
+            self.lane.hand_over(answer)
+            return None
+        return self._take_other(message, frame)
 
-    def _take_other(self, message: messages.ToWorker, frame: Frame) -> None:
+    def _take_other(self, message: messages.ToWorker, frame: Frame) -> Callable[[], None] | None:
         match message:
             case messages.Result() | messages.Failure():
                 self.host_calls.take(message, frame)
@@ -124,16 +126,19 @@ class Server:
             case messages.Encode():
                 encoders.add(*self.lane.carrier.load(message, frame))
             case _:
-                self._on_message(message, frame)
+                return functools.partial(self._on_message, message, frame)
+        return None
 
     def _run_next(self) -> None:
         """Run the calls that were put off, one after the other."""
         while not self._is_busy and self._put_off:
+            try:
+                call = self._put_off.popleft()
+            except IndexError:  # a signal came, and with it they were given back
+                break
             self._is_busy = True
             try:
-                self._answer(*self._put_off.popleft())
-            except IndexError:  # a signal came, and with it they were given back
-                pass
+                self._answer(*call)
             finally:
                 self._is_busy = bool(self._tasks)
         if self.lane.carrier.is_warm and self._trimmer is None:
@@ -157,8 +162,8 @@ class Server:
             message = messages.decode_for_worker(frame.header)
             if isinstance(message, _CALLS):
                 self._put_off.append((message, frame))
-            else:
-                self._take_other(message, frame)
+            elif (act := self._take_other(message, frame)) is not None:
+                self._loop.call_soon_threadsafe(act)
         ids = []
         with contextlib.suppress(IndexError):  # its own thread takes them as well
             while self._put_off[0][0].id <= recalled:

@@ -116,17 +116,22 @@ class Worker:
 
     def open(self) -> None:
         """Say hello: from now on calls are served."""
-        servers = [self._server, *(thread.server for thread in self._threads)]
-        install(signal.SIGINT, [server.interrupts.deliver for server in servers])
-        install(RECALL_SIGNAL, [server.give_back for server in servers])
+        others = [thread.server.interrupts for thread in self._threads]
+        self._heeds_interrupt = install(self._server.interrupts, others)
+        signal.signal(RECALL_SIGNAL, self._give_back)
         self._page.offer_stacks()
         self.channels.offer_shell(self._build_in_call)
         self._send(messages.Hello(os.getpid(), __version__))
         self._server.open()
 
+    def _give_back(self, *_: object) -> None:
+        """Return the calls that have not begun, on the lanes where that was asked."""
+        for server in (self._server, *(thread.server for thread in self._threads)):
+            server.give_back()
+
     def _adopt(self, kernel: SnakepitKernel) -> None:
         """Take in the kernel that was built around us."""
-        kernel.heeds_interrupt = self._server.interrupts.is_news
+        kernel.heeds_interrupt = self._heeds_interrupt
 
     def _build_in_call(self) -> None:
         """Build the rest of the kernel in the middle of a call, which must not notice."""
