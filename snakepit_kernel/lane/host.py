@@ -161,12 +161,13 @@ class Lane:
 
     def _look_out(self) -> bool:
         """Stay awake for an answer, if no other thread here does; say whether one came."""
-        if not _awake.acquire(blocking=False):
-            return False
+        taken: list[bool] = []
         try:
-            return self._lookout.look(self._has_come)
+            taken.extend(map(_awake.acquire, (False,)))  # in C: Ctrl-C cannot lose the lock
+            return taken[0] and self._lookout.look(self._has_come)
         finally:
-            _awake.release()
+            if taken and taken[0]:
+                _awake.release()
 
     def _has_come(self) -> bool:
         if self._timeout:  # recv would wait so long, whatever its flags say

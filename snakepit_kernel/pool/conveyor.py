@@ -168,6 +168,7 @@ class Conveyor:
         self._since = time.perf_counter()  # the first of them is being done
         self._patience: asyncio.TimerHandle | None = None
         self._is_going_on = False
+        self._done: list[tuple[Errand, Exchange]] = []
         self._reading = self._lane.read_in(self._loop)
         self._lane.on_returned = self._take_back
 
@@ -216,10 +217,15 @@ class Conveyor:
             self._loop.call_soon(self._go_on)
 
     def _go_on(self) -> None:
-        """Take more errands along, or give the seat back."""
+        """Take more errands along, or give the seat back; then tell of those that are done."""
         self._is_going_on = False
-        if self.settled:
-            return
+        if not self.settled:
+            self._take_along()
+        done, self._done = self._done, []
+        for errand, exchange in done:
+            self._conclude(errand, exchange)
+
+    def _take_along(self) -> None:
         ahead = self._dispatcher.pace.ahead
         if len(self._under_way) * 2 <= ahead:
             more = self._dispatcher.take_along(self._seat, ahead - len(self._under_way))
@@ -256,7 +262,7 @@ class Conveyor:
         self._dispatcher.pace.note(now - self._since)
         self._since = now
         self._drop(errand)
-        self._conclude(errand, errand.exchange)
+        self._done.append((errand, errand.exchange))
         self._go_on_soon()
 
     def _conclude(self, errand: Errand, exchange: Exchange) -> None:
