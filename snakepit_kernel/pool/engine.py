@@ -361,7 +361,8 @@ class Engine:
             task = self._supervisor.spawn(self._run_future(work, make_frames, future, output))
             future.on_cancel(partial(self._supervisor.soon, task.cancel))
             if future.cancelled():  # between the two lines above
-                task.cancel()
+                # Soon, not now: a task that has not begun would not, and would settle nothing.
+                self._supervisor.soon(task.cancel)
 
     async def _run_future(
         self, work: Work, make_frames: MakeFrames, future: CallFuture[Any], output: OnOutput

@@ -9,15 +9,15 @@ from __future__ import annotations
 import contextlib
 import io
 import pickle
-from collections import ChainMap
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from types import FunctionType
 from typing import Any
 
 import cloudpickle
 
 from ..errors import ValueTooLarge
-from .encoders import Reducer, encoders
+from .encoders import encoders
 from .frames import MAX_BUFFERS
 from .unserializable import Policy, marker
 
@@ -147,11 +147,27 @@ class _Limited(io.BytesIO):
 class _Pickler(cloudpickle.Pickler):  # type: ignore[misc] # cloudpickle is untyped
     """Pickles by value what a notebook defines, and by its encoder what has one."""
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        if encoders.reducers:
-            table: ChainMap[type, Reducer] = self.dispatch_table  # type: ignore[has-type]
-            self.dispatch_table = table.new_child(encoders.reducers)
+    def reducer_override(self, obj: Any) -> Any:
+        """Take an object apart, or leave that to pickle."""
+        encoded = encoders.reducers.get(type(obj))
+        if encoded is not None:
+            return encoded(obj)
+        reduced = super().reducer_override(obj)
+        if isinstance(obj, type) and reduced is not NotImplemented and "__slots__" in vars(obj):
+            _keep_slots(obj, reduced)
+        return reduced
+
+
+def _keep_slots(kind: type, reduced: Any) -> None:
+    """Have a class made anew with its ``__slots__``.
+
+    cloudpickle makes it without, and sets them afterwards, when they are an attribute like others:
+    what is in the slots of an object comes back as its ``__dict__``, which it does not have here.
+    """
+    for argument in reduced[1]:
+        if isinstance(argument, dict):  # what the class is made with
+            argument.setdefault("__slots__", vars(kind)["__slots__"])
+            return
 
 
 class _TolerantPickler(_Pickler):
@@ -163,9 +179,12 @@ class _TolerantPickler(_Pickler):
 
     def reducer_override(self, obj: Any) -> Any:
         """Take an object apart, or give its marker."""
-        reduced = super().reducer_override(obj)
-        if reduced is not NotImplemented:
-            return reduced
+        try:
+            reduced = super().reducer_override(obj)
+        except Exception:  # noqa: BLE001 - an encoder that fails
+            return marker(obj, self._policy).__reduce__()
+        if reduced is not NotImplemented or isinstance(obj, type | FunctionType):
+            return reduced  # pickle finds the latter by their names
         reduce = self.dispatch_table.get(type(obj))
         try:
             return obj.__reduce_ex__(5) if reduce is None else reduce(obj)
@@ -185,6 +204,7 @@ def pickled(
     kwargs: Mapping[str, Any],
     *,
     to: str = "a worker",
+    kind: str = "argument",
 ) -> Pickled:
     """Pickle the arguments of a call.
 
@@ -196,13 +216,12 @@ def pickled(
     try:
         return codec.dumps((tuple(args), dict(kwargs)))
     except Exception as error:
-        named = [(f"argument {i + 1}", value) for i, value in enumerate(args)]
-        named += [(f"argument {name!r}", value) for name, value in kwargs.items()]
+        named = [(f"{kind} {i + 1}", value) for i, value in enumerate(args)]
+        named += [(f"{kind} {name!r}", value) for name, value in kwargs.items()]
         culprits = [label for label, value in named if not _can_travel(codec, value)]
-        which = ", ".join(culprits) or "an argument"
+        which = ", ".join(culprits) or f"one {kind}"
         msg = f"{which} of {tool} cannot travel to {to}: {error}"
-        kind = ValueError if isinstance(error, ValueTooLarge) else TypeError
-        raise kind(msg) from error
+        raise (ValueError if isinstance(error, ValueTooLarge) else TypeError)(msg) from error
 
 
 def _can_travel(codec: Codec, value: object) -> bool:
