@@ -191,6 +191,7 @@ class Worker:
         self.died = asyncio.Event()
         self.is_condemned = False  # to be ended when nobody holds a seat any more
         self.process: GuardedProcess | None = None
+        self._output_at_end = ""
         self._config = config
         base = folder / f"{slot}.{incarnation}"
         self.log_path = base.with_name(f"{base.name}.log")
@@ -412,6 +413,7 @@ class Worker:
         self.apply(WorkerEvent.EXIT)
         if not self.is_held:  # else whoever holds it closes them when it gives the worker back
             self.close_channels()
+        self._output_at_end = self.last_output()  # who held it may ask only now
         self.log_path.unlink(missing_ok=True)
 
     def close_channels(self) -> None:
@@ -455,7 +457,7 @@ class Worker:
                 log.seek(max(0, log.tell() - 16 * OUTPUT_BYTES))
                 output = log.read()
         except OSError:
-            return ""
+            return self._output_at_end
         crash = output.rfind(b"Fatal Python error")  # faulthandler: what matters comes first
         shown = output[crash:][:OUTPUT_BYTES] if crash >= 0 else output[-OUTPUT_BYTES:]
         return shown.decode("utf-8", "replace").strip()
