@@ -51,13 +51,17 @@ def with_value(carrier: Carrier, call_id: int, value: object) -> list[Segment]:
     try:
         pickled = carrier.codec.dumps_what_can_travel(value)
     except Exception as error:  # noqa: BLE001 - pickling runs any code
-        kind = type(value)
-        problem = (ValueError if isinstance(error, ValueTooLarge) else TypeError)(
-            f"the result, a {kind.__module__}.{kind.__qualname__}, cannot travel: {error}"
-        )
+        problem = cannot_travel("the result", value, error)
         problem.__cause__ = error
         return with_error(carrier, call_id, problem)
     return carrier.pack(messages.Result(call_id), *pickled)
+
+
+def cannot_travel(what: str, value: object, error: Exception) -> Exception:
+    """Return the error that says that a value cannot travel, and why."""
+    kind = type(value)
+    text = f"{what}, a {kind.__module__}.{kind.__qualname__}, cannot travel: {error}"
+    return (ValueError if isinstance(error, ValueTooLarge) else TypeError)(text)
 
 
 def with_error(

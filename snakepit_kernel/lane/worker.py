@@ -353,7 +353,7 @@ class Interrupts:
             if self._slot.interrupted_call == call_id and self.is_news():
                 self._cancelled.add(call_id)
                 task.cancel()
-            return await task
+            value, ended_by = await task
         except asyncio.CancelledError:
             if call_id not in self._cancelled:
                 raise  # the tool's own doing
@@ -361,6 +361,9 @@ class Interrupts:
         finally:
             self._cancels.pop(call_id, None)
             self._cancelled.discard(call_id)
+        if ended_by is not None:
+            raise ended_by
+        return value
 
     def is_news(self) -> bool:
         """Note that an interrupt was heard; say whether it is more than its own repetition."""
@@ -479,8 +482,11 @@ def _nothing() -> None:
     pass
 
 
-async def _awaited(function: Callable[[], Any]) -> Any:
-    return await function()
+async def _awaited(function: Callable[[], Any]) -> tuple[Any, BaseException | None]:
+    try:
+        return await function(), None
+    except (KeyboardInterrupt, SystemExit) as error:  # a task that raised these would end the loop
+        return None, error
 
 
 class CallOutput(io.TextIOBase):

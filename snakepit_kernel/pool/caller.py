@@ -7,7 +7,7 @@ import contextvars
 from collections.abc import AsyncGenerator, Callable, Generator, Iterable, Mapping
 from typing import Any, Final, Literal, ParamSpec, TypeVar
 
-from ..errors import ToolNotFound
+from ..errors import ToolNotFound, ValueTooLarge
 from ..protocol.frames import Segment
 from ..protocol.messages import Apply, Call, ToolInfo
 from ..protocol.values import pickled
@@ -303,7 +303,7 @@ class Caller:
             body, buffers = self._engine.config.codec.dumps_call(fn, args, kwargs)
         except Exception as error:
             msg = f"{name} or one of its arguments cannot travel to a worker: {error}"
-            raise TypeError(msg) from error
+            raise (ValueError if isinstance(error, ValueTooLarge) else TypeError)(msg) from error
         session = self._session_id
 
         def make_frames(seat: Seat, call_id: int, inside: int) -> list[Segment]:

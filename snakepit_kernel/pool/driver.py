@@ -21,6 +21,7 @@ from ..lane.host import Lane, LaneClosed
 from ..protocol import messages
 from ..protocol.frames import Frame, Segment, pack
 from ..protocol.messages import CELL, Apply, HostCall, Leave, More, OpenChannels
+from ..protocol.values import pickled
 from ..tools.context import enter_cell
 from ..tools.namespace import last_value, pull, push
 from .cells import Cell, CellClient, CellRun
@@ -227,7 +228,11 @@ class Driver:
             self._apply_on(seat, work, enter_cell, work.session)
             worker.session = work.session
         if cell.push:
-            self._apply_on(seat, work, push, dict(cell.push))
+            try:
+                self._apply_on(seat, work, push, dict(cell.push))
+            except Exception:
+                pickled(seat.lane.carrier.codec, "the cell", (), cell.push, kind="variable")
+                raise  # it was not that one of them cannot travel, or is too large
         run = cells.begin(cell)
         with self._serving_cell(seat, work):
             try:
@@ -332,17 +337,22 @@ class Driver:
             return False
         return True
 
-    async def stop_async(self, seat: Seat, exchange: Exchange) -> bool:
-        """Interrupt a call, while the running event loop goes on; say whether it listened."""
+    async def stop_async(self, seat: Seat, exchange: Exchange, *, streams: bool = False) -> bool:
+        """Interrupt a call, while the running event loop goes on; say whether it listened.
+
+        It goes on when it is cancelled, once: an outer call may have the same deadline. A stream
+        that is left when `asyncio.run` ends may get its GeneratorExit behind a cancellation.
+        """
         until = time.monotonic() + self._grace
-        cancelled: asyncio.CancelledError | None = None
+        once = (asyncio.CancelledError, GeneratorExit) if streams else asyncio.CancelledError
+        cancelled: BaseException | None = None
         try:
             with insisting(seat, exchange.call_id):
                 while not exchange.is_answered:
                     exchange.chunks.clear()
                     try:
                         await _news(seat.lane, exchange, until)
-                    except asyncio.CancelledError as error:
+                    except once as error:
                         if cancelled is not None:
                             raise
                         cancelled = error
@@ -393,6 +403,8 @@ class Drive:
         As for `Driver.drive_async`.
     """
 
+    streams = False
+
     def __init__(
         self,
         driver: Driver,
@@ -437,7 +449,7 @@ class Drive:
             if isinstance(error, TimeoutError):
                 stacks = await asyncio.to_thread(seat.worker.stacks)
         finally:  # an outer call may have the same deadline, and cancels this one meanwhile
-            listened = await driver.stop_async(seat, exchange)
+            listened = await driver.stop_async(seat, exchange, streams=self.streams)
         if isinstance(error, TimeoutError):
             raise _timed_out(seat, self._work, stacks, not listened) from None
 
@@ -456,6 +468,8 @@ class StreamDrive(Drive):
     room
         Chunks that the worker may be ahead.
     """
+
+    streams = True
 
     def __init__(
         self,

@@ -11,7 +11,6 @@ import io
 import pickle
 import sys
 import types
-from collections import ChainMap
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -19,7 +18,7 @@ from typing import Any
 import cloudpickle
 
 from ..errors import ValueTooLarge
-from .encoders import Reducer, encoders
+from .encoders import encoders
 from .frames import MAX_BUFFERS
 from .unserializable import Policy, marker
 
@@ -159,11 +158,27 @@ class _Limited(io.BytesIO):
 class _Pickler(cloudpickle.Pickler):  # type: ignore[misc] # cloudpickle is untyped
     """Pickles by value what a notebook defines, and by its encoder what has one."""
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        if encoders.reducers:  # first: the pickler in C looks once
-            table: ChainMap[type, Reducer] = self.dispatch_table  # type: ignore[has-type]
-            self.dispatch_table = table.new_child(encoders.reducers)
-        super().__init__(*args, **kwargs)
+    def reducer_override(self, obj: Any) -> Any:
+        """Take an object apart, or leave that to pickle."""
+        encoded = encoders.reducers.get(type(obj))
+        if encoded is not None:
+            return encoded(obj)
+        reduced = super().reducer_override(obj)
+        if isinstance(obj, type) and reduced is not NotImplemented and "__slots__" in vars(obj):
+            _keep_slots(obj, reduced)
+        return reduced
+
+
+def _keep_slots(kind: type, reduced: Any) -> None:
+    """Have a class made anew with its ``__slots__``.
+
+    cloudpickle makes it without, and sets them afterwards, when they are an attribute like others:
+    what is in the slots of an object comes back as its ``__dict__``, which it does not have here.
+    """
+    for argument in reduced[1]:
+        if isinstance(argument, dict):  # what the class is made with
+            argument.setdefault("__slots__", vars(kind)["__slots__"])
+            return
 
 
 class _TolerantPickler(_Pickler):
@@ -175,9 +190,12 @@ class _TolerantPickler(_Pickler):
 
     def reducer_override(self, obj: Any) -> Any:
         """Take an object apart, or give its marker."""
-        reduced = super().reducer_override(obj)
+        try:
+            reduced = super().reducer_override(obj)
+        except Exception:  # noqa: BLE001 - an encoder that fails
+            return marker(obj, self._policy).__reduce__()
         if reduced is not NotImplemented or isinstance(obj, type | types.FunctionType):
-            return reduced  # a class has a __reduce_ex__ as well, which is that of its instances
+            return reduced  # pickle finds the latter by their names
         reduce = self.dispatch_table.get(type(obj))
         try:
             return obj.__reduce_ex__(5) if reduce is None else reduce(obj)
@@ -197,6 +215,7 @@ def pickled(
     kwargs: Mapping[str, Any],
     *,
     to: str = "a worker",
+    kind: str = "argument",
 ) -> Pickled:
     """Pickle the arguments of a call.
 
@@ -208,13 +227,12 @@ def pickled(
     try:
         return codec.dumps((tuple(args), dict(kwargs)))
     except Exception as error:
-        named = [(f"argument {i + 1}", value) for i, value in enumerate(args)]
-        named += [(f"argument {name!r}", value) for name, value in kwargs.items()]
+        named = [(f"{kind} {i + 1}", value) for i, value in enumerate(args)]
+        named += [(f"{kind} {name!r}", value) for name, value in kwargs.items()]
         culprits = [label for label, value in named if not _can_travel(codec, value)]
-        which = ", ".join(culprits) or "an argument"
+        which = ", ".join(culprits) or f"one {kind}"
         msg = f"{which} of {tool} cannot travel to {to}: {error}"
-        kind = ValueError if isinstance(error, ValueTooLarge) else TypeError
-        raise kind(msg) from error
+        raise (ValueError if isinstance(error, ValueTooLarge) else TypeError)(msg) from error
 
 
 def _can_travel(codec: Codec, value: object) -> bool:

@@ -93,7 +93,11 @@ class HostCalls:
             with self._lane.also_read_in(loop):  # which may be one that the tool has made
                 self._lane.send(frames)
                 await answered.wait()
-            return self._answered(number, tool)
+            try:
+                return self._answered(number, tool)
+            except KeyboardInterrupt:  # which would end the loop, not the task
+                msg = f"host tool {tool!r} was interrupted"
+                raise asyncio.CancelledError(msg) from None
         finally:
             self._forget(number)
 

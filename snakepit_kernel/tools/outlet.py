@@ -7,6 +7,7 @@ import contextlib
 from collections.abc import AsyncGenerator, Generator
 from typing import Any
 
+from ..lane import answers
 from ..lane.page import Slot
 from ..lane.worker import WorkerLane
 from ..protocol import messages
@@ -35,6 +36,7 @@ class Outlet:
         self._header = messages.encode(self._message)
         self._news: asyncio.Event | None = None
         self._is_left = False
+        self._sent = 0
 
     def add_room(self, count: int) -> None:
         """Take in that chunks were taken."""
@@ -73,7 +75,11 @@ class Outlet:
                     return
 
     def _send(self, chunk: object) -> None:
-        body, buffers = self._lane.carrier.codec.dumps_what_can_travel(chunk)
+        self._sent += 1
+        try:
+            body, buffers = self._lane.carrier.codec.dumps_what_can_travel(chunk)
+        except Exception as error:
+            raise answers.cannot_travel(f"chunk {self._sent}", chunk, error) from error
         if buffers:
             self._lane.send(self._lane.carrier.pack(self._message, body, buffers))
         else:

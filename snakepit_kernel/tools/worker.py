@@ -56,8 +56,10 @@ def run(argv: Sequence[str]) -> None:
         [socket.socket(fileno=n) for n in sockets], Page(int(page), len(sockets)), loop, argv
     )
     loop.call_soon(worker.open)  # when this runs, the main loop does
-    with contextlib.suppress(KeyboardInterrupt):
-        main_loop.start()
+    while True:
+        with contextlib.suppress(KeyboardInterrupt, SystemExit):  # of a task that a tool made
+            main_loop.start()
+            break
     worker.channels.close()
 
 

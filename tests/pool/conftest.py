@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import textwrap
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from snakepit_kernel import Pool
@@ -87,3 +90,36 @@ def open_pool() -> Iterator[Callable[..., Pool]]:
 def pool(shop: str, open_pool: Callable[..., Pool]) -> Pool:
     """A pool of one worker with the shop's tools."""
     return open_pool(adapter=shop)
+
+
+@pytest.fixture(scope="module")
+def open_for_all() -> Iterator[Callable[..., Pool]]:
+    """Open pools that are ended with the module, with all that a pool opens when it is needed.
+
+    Each test's own check for what it leaves behind would find it else.
+    """
+    pools: list[Pool] = []
+
+    def open_one(workers: int = 1, **options: object) -> Pool:
+        pool = Pool(workers, **options)  # type: ignore[arg-type]
+        pools.append(pool)
+        pool.run_all("0")
+        places = workers * options.get("threads_per_worker", 1)
+        list(pool.map(_array_back, [np.zeros(10**6)] * places * 2))
+        counts = [-1, 0]
+        while counts[-1] != counts[-2]:
+            time.sleep(0.1)  # ZeroMQ opens its sockets in threads of its own, and tells nobody
+            counts.append(len(os.listdir("/proc/self/fd")))
+        return pool
+
+    yield open_one
+    for pool in pools:
+        pool.terminate()
+
+
+def _array_back(array: np.ndarray) -> np.ndarray:
+    time.sleep(0.02)
+    return array + 1
+
+
+_array_back.__module__ = "__main__"  # by value: this module is no module of the workers

@@ -518,6 +518,8 @@ def test_a_worker_that_does_not_read_holds_up_no_other_future(open_pool):
     stuck.cancel()
 
 
+# A finalizer, or a callback of the garbage collector, that it hits is none of ours.
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_ctrl_c_at_random_moments_loses_no_work_and_no_worker(open_pool):
     pool = open_pool(2)
 

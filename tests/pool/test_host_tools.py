@@ -102,13 +102,8 @@ Desk.__module__ = "__main__"  # it travels by value, as from a notebook
 
 
 @pytest.fixture(scope="module")
-def pools() -> Iterator[dict[int, Pool]]:
-    opened = {workers: Pool(workers, adapter=Desk) for workers in (1, 2)}
-    for pool in opened.values():
-        pool.run_all("0")  # or each test's own check finds the channels of another one
-    yield opened
-    for pool in opened.values():
-        pool.terminate()
+def pools(open_for_all: Callable[..., Pool]) -> dict[int, Pool]:
+    return {workers: open_for_all(workers, adapter=Desk) for workers in (1, 2)}
 
 
 @pytest.fixture(params=[1, 2], ids=["one worker", "two workers"])
