@@ -347,7 +347,7 @@ def nothing_is_left_behind() -> Iterator[Surroundings]:
     complaints += [f"run {item}" for item in _settle(before.new_runs, deadline)]
     complaints += [f"descriptor {item}" for item in _settle(before.new_descriptors, deadline)]
     for path in map(Path, reversed(before.new_files())):
-        path.rmdir() if path.is_dir() else path.unlink()
+        path.rmdir() if path.is_dir() else path.unlink(missing_ok=True)
     if complaints:
         pytest.fail("left behind:\n  " + "\n  ".join(complaints), pytrace=False)
 

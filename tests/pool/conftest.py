@@ -13,6 +13,9 @@ import pytest
 
 from snakepit_kernel import Pool
 
+SAME = 5
+"""Looks in a row that find the same number of descriptors, before it counts as final."""
+
 SHOP = '''
     import os, signal, sys, time
     from snakepit_kernel import Adapter, tool
@@ -106,8 +109,8 @@ def open_for_all() -> Iterator[Callable[..., Pool]]:
         pool.run_all("0")
         places = workers * options.get("threads_per_worker", 1)
         list(pool.map(_array_back, [np.zeros(10**6)] * places * 2))
-        counts = [-1, 0]
-        while counts[-1] != counts[-2]:
+        counts = [-1] * SAME
+        while len(set(counts[-SAME:])) > 1 or counts[-1] < 0:
             time.sleep(0.1)  # ZeroMQ opens its sockets in threads of its own, and tells nobody
             counts.append(len(os.listdir("/proc/self/fd")))
         return pool

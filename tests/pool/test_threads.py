@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import io
 import os
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -124,18 +126,22 @@ def test_an_adapter_that_does_not_say_that_it_is_safe_is_refused():
         Pool(1, adapter=Unsafe, profile="thread")
 
 
-def test_the_output_of_calls_at_the_same_time_is_not_mixed_up(pool):
-    heard: dict[str, list[str]] = {}
+def test_the_output_of_calls_at_the_same_time_is_not_mixed_up(pool, monkeypatch):
+    heard: dict[int, list[str]] = {}  # by the thread that called, which is where it is printed
+
+    class Ear(io.StringIO):
+        def write(self, text: str) -> int:
+            heard.setdefault(threading.get_ident(), []).append(text)
+            return len(text)
 
     def say(text: str) -> None:
-        stream = []
-        heard[text] = stream
-        work, frames = pool._tool_work("say", (), {"text": text, "n": 40}, 10.0)
-        pool._engine.call(work, frames, on_output=lambda _, line: stream.append(line))
+        pool.call("say", {"text": text, "n": 40}, timeout=10.0)
 
+    monkeypatch.setattr(sys, "stdout", Ear())
     assert together(*[lambda text=text: say(text) for text in "abcd"]) == [None] * 4
-    for text, lines in heard.items():
-        assert "".join(lines) == "".join(f"{text} {n}\n" for n in range(40))
+    monkeypatch.undo()
+    said = sorted("".join(lines) for lines in heard.values())
+    assert said == ["".join(f"{text} {n}\n" for n in range(40)) for text in "abcd"]
 
 
 def test_what_a_tool_prints_after_a_call_inside_it_is_heard_too(pool, capsys):
