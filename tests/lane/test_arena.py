@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import mmap
 import os
@@ -304,19 +305,27 @@ def test_a_place_that_is_withdrawn_is_free(arena):
     assert arena.writer.used_bytes == 0
 
 
-@pytest.fixture
-def memory_ends_at() -> Iterator[Callable[[int], None]]:
-    """Let the system refuse to write a file beyond a size, as it does when memory has run out."""
+@contextlib.contextmanager
+def memory_that_ends_at(size: int) -> Iterator[None]:
+    """Let the system refuse to write a file beyond a size, as it does when memory has run out.
+
+    For a moment only: the report of the tests may be written to a file that is longer.
+    """
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    yield lambda size: resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
-    resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
-def test_a_buffer_for_which_there_is_no_memory_is_not_placed_and_takes_none(arena, memory_ends_at):
+def test_a_buffer_for_which_there_is_no_memory_is_not_placed_and_takes_none(arena):
     view = arena.send(pages(2, b"v"))
-    memory_ends_at(10 * PAGE)
 
-    assert arena.writer.place(memoryview(pages(20))) is None
+    with memory_that_ends_at(10 * PAGE):
+        refused = arena.writer.place(memoryview(pages(20)))
+
+    assert refused is None
     assert arena.writer.held_bytes == arena.writer.used_bytes == 2 * PAGE
     assert arena.file_bytes == 3 * PAGE
     assert bytes(view) == pages(2, b"v")
