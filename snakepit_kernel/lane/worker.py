@@ -423,7 +423,8 @@ class ThreadInterrupts(Interrupts):
 
     def __init__(self, slot: Slot) -> None:
         super().__init__(slot)
-        self._guard = threading.Lock()  # the handler runs in the main thread, which never holds it
+        # The handler runs in the main thread, where the next signal may come in the middle of it.
+        self._guard = threading.RLock()
 
     def run(self, call_id: int, function: Callable[[], Any]) -> Any:
         """Run a function that an interrupt of this call may stop."""

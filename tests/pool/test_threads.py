@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import io
 import os
+import signal
 import sys
 import threading
 import time
@@ -84,7 +85,8 @@ def opened(open_for_all: Callable[..., Pool]) -> Pool:
 def pool(opened: Pool) -> Iterator[Pool]:
     died = opened.stats().died
     yield opened
-    stats = opened.stats()
+    while (stats := opened.stats()).running:
+        time.sleep(0.005)  # futures that were cancelled at the end of a test
     assert (stats.running, stats.queued, stats.died) == (0, 0, died)
 
 
@@ -202,6 +204,26 @@ def test_cancelling_calls_at_any_moment_never_hits_another(pool):
 
     assert together(cancel_many, call_many, call_many) == [None] * 3
     assert wrong == []
+
+
+def test_signals_that_come_while_one_is_handled_do_no_harm(pool):
+    pid = pool.call("whoami")[0]
+    end = time.monotonic() + 2.0
+
+    def shoot() -> None:
+        while time.monotonic() < end:
+            os.kill(pid, signal.SIGINT)
+            time.sleep(0.0003)
+
+    def cancel() -> None:
+        while time.monotonic() < end:
+            futures = [pool.submit(_spin, 5.0) for _ in range(4)]
+            time.sleep(0.003)
+            for future in futures:
+                future.cancel()
+
+    assert together(shoot, shoot, cancel) == [None] * 3
+    assert pool.call("whoami", timeout=5)[0] == pid
 
 
 def _spin(seconds: float) -> None:
