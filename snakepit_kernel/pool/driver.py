@@ -233,8 +233,8 @@ class Driver:
             except Exception:
                 pickled(seat.lane.carrier.codec, "the cell", (), cell.push, kind="variable")
                 raise  # it was not that one of them cannot travel, or is too large
-        run = cells.begin(cell)
         with self._serving_cell(seat, work):
+            run = cells.begin(cell)
             try:
                 cells.follow(run, work.deadline, lambda: not worker.died.is_set(), seat.lane)
             except TimeoutError:

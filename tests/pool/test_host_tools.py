@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import inspect
 import os
 import signal
 import subprocess
@@ -98,7 +99,8 @@ class Desk(Adapter):
         return 1 + below
 
 
-Desk.__module__ = "__main__"  # it travels by value, as from a notebook
+for _item in (Desk, *filter(inspect.isfunction, vars(Desk).values())):
+    _item.__module__ = "__main__"  # it travels by value, as from a notebook
 
 
 @pytest.fixture(scope="module")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import inspect
 import io
 import os
 import signal
@@ -73,7 +74,8 @@ class Shared(Adapter):
         return os.getpid(), threading.get_ident(), self.context.session_id
 
 
-Shared.__module__ = "__main__"
+for _item in (Shared, *filter(inspect.isfunction, vars(Shared).values())):
+    _item.__module__ = "__main__"  # it travels by value, as from a notebook
 
 
 @pytest.fixture(scope="module")
