@@ -19,6 +19,8 @@ from snakepit_kernel.processes.registry import Registry
 
 WARM = 3  # cycles until caches are filled
 
+FEW = 60  # cycles that may grow as much together as so many: memory is taken in large pieces
+
 MEMORY_PER_CYCLE = 50_000  # bytes; jupyter_client itself keeps some
 
 
@@ -67,7 +69,7 @@ def test_kernels_leave_nothing_in_their_owner(start_kernel, request, kept_ready)
 
     before, after, grown = asyncio.run(scenario())
     assert after == before
-    assert grown < max(cycles, 20) * MEMORY_PER_CYCLE
+    assert grown < max(cycles, FEW) * MEMORY_PER_CYCLE
 
 
 @pytest.mark.timeout(1800)
@@ -85,4 +87,4 @@ def test_pools_leave_nothing_in_their_owner(request):
     for _ in range(cycles):
         cycle()
     assert holdings() == before
-    assert psutil.Process().memory_full_info().uss - memory < max(cycles, 20) * MEMORY_PER_CYCLE
+    assert psutil.Process().memory_full_info().uss - memory < max(cycles, FEW) * MEMORY_PER_CYCLE
