@@ -340,11 +340,12 @@ class Driver:
     async def stop_async(self, seat: Seat, exchange: Exchange, *, streams: bool = False) -> bool:
         """Interrupt a call, while the running event loop goes on; say whether it listened.
 
-        It goes on when it is cancelled, once: an outer call may have the same deadline. A stream
-        that is left when `asyncio.run` ends may get its GeneratorExit behind a cancellation.
+        It goes on when it is cancelled, for the time that the worker has: an outer call may have
+        the same deadline, and a group of tasks end in that moment. A stream that is left when
+        `asyncio.run` ends may get its GeneratorExit behind a cancellation.
         """
         until = time.monotonic() + self._grace
-        once = (asyncio.CancelledError, GeneratorExit) if streams else asyncio.CancelledError
+        ends = (asyncio.CancelledError, GeneratorExit) if streams else asyncio.CancelledError
         cancelled: BaseException | None = None
         try:
             with insisting(seat, exchange.call_id):
@@ -352,10 +353,8 @@ class Driver:
                     exchange.chunks.clear()
                     try:
                         await _news(seat.lane, exchange, until)
-                    except once as error:
-                        if cancelled is not None:
-                            raise
-                        cancelled = error
+                    except ends as error:
+                        cancelled = cancelled or error
         except LaneClosed:
             pass
         except BaseException as error:
