@@ -7,7 +7,7 @@ interpreter, and the next step may be a system call that waits for an hour. So t
 down which interrupt it has heard, and the owner repeats the signal until it has.
 
 Behind the page lie the arenas of the lanes, in which large buffers travel. Behind those the worker
-writes its stacks when it is asked to, by a signal handler in C, which works while Python does not.
+writes its stacks when it is asked to, in C if need be, which works while Python does not.
 """
 
 from __future__ import annotations
@@ -18,9 +18,12 @@ import mmap
 import os
 import signal
 import struct
+import sys
 import tempfile
+import threading
 import time
 from collections.abc import Callable
+from types import FrameType
 
 from .arena import ArenaReader, ArenaWriter
 from .carrier import Carrier
@@ -39,11 +42,16 @@ It costs address space; memory is taken when it is used.
 
 MAX_STACKS_BYTES = 1 << 16
 
-STACKS_PATIENCE = 0.5
+MAX_FRAMES = 100
+
+STACKS_PATIENCE = 0.25
 """Seconds that the writing of the stacks may take; it takes less than a millisecond."""
 
 STACKS_SIGNAL = signal.SIGRTMAX - 1
-"""Asks for the stacks. A signal that neither Python nor libraries use."""
+"""Asks Python for the stacks. A signal that neither Python nor libraries use."""
+
+STACKS_IN_C_SIGNAL = signal.SIGRTMAX - 3
+"""Asks for the stacks where Python does not answer."""
 
 
 RECALL_SIGNAL = signal.SIGRTMAX - 2
@@ -110,21 +118,36 @@ class Page:
     # -- stacks --------------------------------------------------------------------------------
 
     def offer_stacks(self) -> None:
-        """Have the stacks of this process's threads written whenever the signal comes."""
-        faulthandler.register(STACKS_SIGNAL, file=self.descriptor, all_threads=True)
+        """Have the stacks of this process's threads written whenever one of the signals comes."""
+        signal.signal(STACKS_SIGNAL, self._write_stacks)
+        faulthandler.register(STACKS_IN_C_SIGNAL, file=self.descriptor, all_threads=True)
 
-    def read_stacks(self, ask: Callable[[], None]) -> str:
+    def _write_stacks(self, _signum: int, interrupted: FrameType | None) -> None:
+        frames = sys._current_frames()  # noqa: SLF001 - documented, for debuggers
+        if interrupted is not None:  # that of this thread is the handler's own
+            frames[threading.get_ident()] = interrupted
+        text = "\n\n".join(_described(thread, frame) for thread, frame in frames.items())
+        os.write(self.descriptor, text.encode("utf-8", "replace")[:MAX_STACKS_BYTES])
+
+    def read_stacks(self, ask: Callable[[int], None]) -> str:
         """Return the stacks of all threads of the worker; empty when none come.
+
+        Python itself writes them, between two of its steps. Where it does not come to that, because
+        code in C goes on and on, `faulthandler` does: it reads what Python changes meanwhile, which
+        is safe only where Python stands still.
 
         Parameters
         ----------
         ask
-            Sends the worker `STACKS_SIGNAL`.
+            Sends the worker a signal.
         """
+        return self._written(STACKS_SIGNAL, ask) or self._written(STACKS_IN_C_SIGNAL, ask)
+
+    def _written(self, signum: int, ask: Callable[[int], None]) -> str:
         # Both processes have one position in the file: what the worker writes moves it.
         end = os.lseek(self.descriptor, self._stacks_at, os.SEEK_SET)
         until = time.monotonic() + STACKS_PATIENCE
-        ask()
+        ask(signum)
         while time.monotonic() < until:
             # The handler in C tells nobody when it has finished; that it has stopped is all there
             # is to see.
@@ -134,6 +157,16 @@ class Page:
                 break
         size = min(end - self._stacks_at, MAX_STACKS_BYTES)
         return os.pread(self.descriptor, size, self._stacks_at).decode("utf-8", "replace")
+
+
+def _described(thread: int, frame: FrameType | None) -> str:
+    """Describe where a thread is, in the words of `faulthandler`."""
+    lines = [f"Thread 0x{thread:016x} (most recent call first):"]
+    while frame is not None and len(lines) <= MAX_FRAMES:
+        code = frame.f_code
+        lines.append(f'  File "{code.co_filename}", line {frame.f_lineno} in {code.co_name}')
+        frame = frame.f_back
+    return "\n".join(lines)
 
 
 class Slot:

@@ -28,7 +28,7 @@ from ..errors import (
 )
 from ..lane.exchange import Exchange
 from ..lane.host import Lane, LaneClosed
-from ..lane.page import RECALL_SIGNAL, STACKS_SIGNAL, Page
+from ..lane.page import RECALL_SIGNAL, Page
 from ..protocol import messages
 from ..protocol.frames import pack
 from ..protocol.messages import Assign, Configure, Configured, WorkerSetup
@@ -459,7 +459,7 @@ class Worker:
         """Return where its threads are, also when Python does not run there; takes milliseconds."""
         if self.process is None or self.died.is_set():
             return ""
-        return self._page.read_stacks(lambda: self.signal(STACKS_SIGNAL))
+        return self._page.read_stacks(self.signal)
 
     # -- looking -------------------------------------------------------------------------------
 
