@@ -242,10 +242,21 @@ def test_a_deaf_worker_is_replaced_and_the_error_shows_where_it_was(open_pool, n
     assert 0.5 < time.monotonic() - began < 1.6
     assert caught.value.was_replaced
     assert f"in {name}" in caught.value.stacks
+    assert "Current thread" in caught.value.stacks  # faulthandler's words: Python did not answer
     assert "worker was replaced" in str(caught.value)
     assert pool.submit(os.getpid).result(10) != pid
     stats = pool.stats()
     assert (stats.timeout, stats.died, stats.running) == (1, 1, 0)
+
+
+@pytest.mark.parametrize("name", ["sleep", "asleep", "loop"])
+def test_python_writes_where_it_is_itself_wherever_it_runs(pool, name):
+    """From C, in the middle of what Python does, it is not safe to look."""
+    with pytest.raises(CallTimeout) as caught:
+        pool.call(name, timeout=0.2)
+
+    assert "serving.py" in caught.value.stacks or name == "asleep"
+    assert "Current thread" not in caught.value.stacks
 
 
 def test_a_future_on_a_deaf_worker_is_cancelled_at_once_and_the_slot_works_again(open_pool):
