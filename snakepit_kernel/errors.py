@@ -11,7 +11,18 @@
     ├── PoolClosed                the pool has ended                   (also RuntimeError)
     ├── ToolNotFound              no tool of that name                 (also LookupError)
     ├── InvalidArguments          arguments do not fit the tool        (also ValueError)
-    ├── ValueTooLarge             a value is larger than the pool lets travel (also ValueError)
+    ├── ValueTooLarge             a value is larger than it may be     (also ValueError)
+    ├── SessionNotFound           no session of that name, or no more  (also LookupError)
+    ├── QuotaExceeded             there are as many as there may be
+    ├── VariableNotFound          no variable of that name             (also KeyError)
+    ├── VariableTypeError         a value is not of the variable's type (also ValueError)
+    ├── ConstraintViolation       a value is not what a variable may be (also ValueError)
+    ├── VariableLocked            a variable must not be changed now
+    ├── VersionConflict           somebody else changed a variable
+    ├── BatchRejected             several variables at once, and some of them cannot be
+    ├── ProgramNotFound           no program of that name              (also KeyError)
+    ├── ProgramDamaged            a program is not what was stored
+    ├── StoreError                the store could not be read or written
     ├── ToolError                 an exception raised at the other end
     │   └── CellError             … while it ran a cell
     ├── StartFailed               a process could not be started
@@ -24,21 +35,32 @@ A mistake of the caller that has nothing to do with a pool is a plain ``ValueErr
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 __all__ = [
+    "BatchRejected",
     "CallTimeout",
     "CellError",
+    "ConstraintViolation",
     "InvalidArguments",
     "PoolClosed",
     "PoolSaturated",
+    "ProgramDamaged",
+    "ProgramNotFound",
     "QueueTimeout",
+    "QuotaExceeded",
+    "SessionNotFound",
     "SnakepitError",
     "StartFailed",
+    "StoreError",
     "SurvivorsError",
     "ToolError",
     "ToolNotFound",
     "ValueTooLarge",
+    "VariableLocked",
+    "VariableNotFound",
+    "VariableTypeError",
+    "VersionConflict",
     "WorkerBusy",
     "WorkerDied",
 ]
@@ -209,17 +231,186 @@ class InvalidArguments(SnakepitError, ValueError):
 
 
 class ValueTooLarge(SnakepitError, ValueError):
-    """A value is larger than a pool lets travel (``max_value_bytes``)."""
+    """A value is larger than a pool lets travel, or a session lets a variable be."""
 
-    def __init__(self, limit_bytes: int) -> None:
-        super().__init__(limit_bytes)
+    def __init__(
+        self, limit_bytes: int, setting: str = "max_value_bytes of the pool", what: str = "it"
+    ) -> None:
+        super().__init__(limit_bytes, setting, what)
         self.limit_bytes = limit_bytes
+        self.setting = setting
+        self.what = what
 
     def __str__(self) -> str:
         return (
-            f"it takes more than {self.limit_bytes:,} bytes (max_value_bytes of the pool); "
-            "pass a part of it, a path, or give the pool another limit"
+            f"{self.what} takes more than {self.limit_bytes:,} bytes ({self.setting}); "
+            "pass a part of it, a path, or set another limit"
         )
+
+
+class SessionNotFound(SnakepitError, LookupError):
+    """A session does not exist, or not any more."""
+
+    def __init__(self, session_id: str, known: Sequence[str] = ()) -> None:
+        super().__init__(session_id, tuple(known))
+        self.session_id = session_id
+        self.known = tuple(known)
+
+    def __str__(self) -> str:
+        if self.known:
+            return f"there is no session {self.session_id!r}{suggest(self.session_id, self.known)}"
+        return (
+            f"session {self.session_id!r} is gone: it was deleted, or nobody used it for its time "
+            "to live (ttl); open it again to begin anew"
+        )
+
+
+class QuotaExceeded(SnakepitError):
+    """There are as many of something as there may be; nothing was added."""
+
+    def __init__(self, what: str, limit: int, remedy: str) -> None:
+        super().__init__(what, limit, remedy)
+        self.what = what
+        self.limit = limit
+        self.remedy = remedy
+
+    def __str__(self) -> str:
+        return f"there are {self.limit:,} {self.what} already, and may be no more; {self.remedy}"
+
+
+class VariableNotFound(SnakepitError, KeyError):
+    """A session has no variable of that name or id."""
+
+    def __init__(self, name: str | int, known: Sequence[str] = ()) -> None:
+        super().__init__(name, tuple(known))
+        self.name = name
+        self.known = tuple(known)
+
+    def __str__(self) -> str:
+        remedy = suggest(str(self.name), self.known) if self.known else "; register() adds one"
+        return f"there is no variable {self.name!r} in this session{remedy}"
+
+
+class VariableTypeError(SnakepitError, ValueError):
+    """A value is not of the type that a variable was registered with; nothing was changed."""
+
+    def __init__(self, name: str, wanted: str, given: str) -> None:
+        super().__init__(name, wanted, given)
+        self.name = name
+        self.wanted = wanted
+        self.given = given
+
+    def __str__(self) -> str:
+        return f"variable {self.name!r} takes {self.wanted}, not {self.given}"
+
+
+class ConstraintViolation(SnakepitError, ValueError):
+    """A value breaks a constraint of its variable; nothing was changed.
+
+    Attributes
+    ----------
+    name
+        Name of the variable.
+    constraint
+        Which constraint: ``"min"``, ``"max"``, ``"choices"`` …
+    bound
+        What that allows.
+    problem
+        What is wrong, without the value, which may be a secret.
+    """
+
+    def __init__(self, name: str, constraint: str, bound: object, problem: str) -> None:
+        super().__init__(name, constraint, bound, problem)
+        self.name = name
+        self.constraint = constraint
+        self.bound = bound
+        self.problem = problem
+
+    def __str__(self) -> str:
+        return f"variable {self.name!r}: {self.problem} ({self.constraint}={self.bound!r})"
+
+
+class VariableLocked(SnakepitError):
+    """A variable must not be changed until it is unlocked; nothing was changed."""
+
+    def __init__(self, name: str, reason: str) -> None:
+        super().__init__(name, reason)
+        self.name = name
+        self.reason = reason
+
+    def __str__(self) -> str:
+        return f"variable {self.name!r} is locked ({self.reason}); unlock() lets it be changed"
+
+
+class VersionConflict(SnakepitError):
+    """A variable is not at the version that was expected; nothing was changed."""
+
+    def __init__(self, name: str, expected: int, actual: int) -> None:
+        super().__init__(name, expected, actual)
+        self.name = name
+        self.expected = expected
+        self.actual = actual
+
+    def __str__(self) -> str:
+        return (
+            f"variable {self.name!r} is at version {self.actual}, not {self.expected}: somebody "
+            "else has changed it; read it again, and decide anew"
+        )
+
+
+class BatchRejected(SnakepitError, ValueError):
+    """Some of several variables cannot be set; none of them was.
+
+    Attributes
+    ----------
+    errors
+        Why, by name.
+    """
+
+    def __init__(self, errors: Mapping[str, Exception]) -> None:
+        super().__init__(dict(errors))
+        self.errors = dict(errors)
+
+    def __str__(self) -> str:
+        listed = "; ".join(str(error) for error in self.errors.values())
+        return f"nothing was changed: {listed}"
+
+
+class ProgramNotFound(SnakepitError, KeyError):
+    """There is no program of that name."""
+
+    def __init__(self, name: str, known: Sequence[str] = ()) -> None:
+        super().__init__(name, tuple(known))
+        self.name = name
+        self.known = tuple(known)
+
+    def __str__(self) -> str:
+        return f"there is no program {self.name!r}{suggest(self.name, self.known)}"
+
+
+class ProgramDamaged(SnakepitError):
+    """A program is not what was stored under its name."""
+
+    def __init__(self, name: str, problem: str) -> None:
+        super().__init__(name, problem)
+        self.name = name
+        self.problem = problem
+
+    def __str__(self) -> str:
+        return f"program {self.name!r} is damaged: {self.problem}; store it again"
+
+
+class StoreError(SnakepitError):
+    """The store of sessions could not be read or written; what was there is there still."""
+
+    def __init__(self, path: str, problem: str, remedy: str) -> None:
+        super().__init__(path, problem, remedy)
+        self.path = path
+        self.problem = problem
+        self.remedy = remedy
+
+    def __str__(self) -> str:
+        return f"the store of sessions {self.path}: {self.problem}; {self.remedy}"
 
 
 class ToolError(SnakepitError):

@@ -76,6 +76,14 @@ class Codec:
             return body, []
         return self._dumps(_Pickler, value)
 
+    def dumps_whole(self, value: object) -> bytes:
+        """Pickle a value with everything in one piece. Raises what `dumps` raises."""
+        if is_plain(value):
+            return self.dumps(value)[0]
+        file = _Limited(self.max_bytes)
+        _Pickler(file, protocol=5).dump(value)
+        return file.getvalue()
+
     def dumps_call(
         self, function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> Pickled:

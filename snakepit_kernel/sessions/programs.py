@@ -1,0 +1,131 @@
+"""Named objects of a session, and what was noted about it, as users hold them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, MutableMapping
+from typing import Any
+
+from .values import Program
+
+Find = Callable[[str], Callable[..., Any]]
+
+
+class Programs(MutableMapping[str, Any]):
+    """Named objects, models and pipelines for instance, that outlive the kernel.
+
+    A mapping. An object is stored as it is in that moment, and replaced as a whole: whoever reads
+    gets the old one or the new one. Reading gives a new copy each time.
+
+    Parameters
+    ----------
+    find
+        Gives the methods of the `ProgramService`, which may be in another process.
+    """
+
+    def __init__(self, find: Find) -> None:
+        self._find = find
+
+    def __getitem__(self, name: str) -> Any:
+        return self._find("load")(name)
+
+    def __setitem__(self, name: str, value: Any) -> None:
+        self._find("put")(name, value)
+
+    def put(
+        self,
+        name: str,
+        value: Any,
+        *,
+        metadata: Mapping[str, Any] | None = None,
+        ttl: float | None = None,
+    ) -> Program:
+        """Store an object under a name.
+
+        Parameters
+        ----------
+        name
+            1 to 64 characters of ``[A-Za-z0-9_.-]`` that start with a letter or a digit.
+        value
+            Anything that can be pickled.
+        metadata
+            For people and programs: a dictionary of what JSON knows.
+        ttl
+            Of a global program: seconds that it lives without being used. Default: 3,600.
+
+        Raises
+        ------
+        QuotaExceeded
+            There are 200 already; of global ones 10,000.
+        TypeError, ValueTooLarge
+            It cannot be pickled, or takes more than 2 GiB.
+        """
+        stored: Program = self._find("put")(name, value, metadata, ttl)
+        return stored
+
+    def __delitem__(self, name: str) -> None:
+        self._find("delete")(name)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter([program.name for program in self.list()])
+
+    def __len__(self) -> int:
+        return len(self.list())
+
+    def __contains__(self, name: object) -> bool:
+        return any(program.name == name for program in self.list())  # without reading it
+
+    def list(self) -> list[Program]:
+        """Return what is known of all programs, by name."""
+        programs: list[Program] = self._find("infos")()
+        return programs
+
+    def info(self, name: str) -> Program:
+        """Return what is known of one: size, version, checksum, metadata.
+
+        Raises
+        ------
+        ProgramNotFound
+            There is none of that name.
+        """
+        program: Program = self._find("info")(name)
+        return program
+
+    def __repr__(self) -> str:
+        return f"<Programs {', '.join(self)}>"
+
+    def _ipython_key_completions_(self) -> list[str]:
+        return [*self]
+
+
+class Metadata(MutableMapping[str, Any]):
+    """What was noted about a session: small values by name, durable as its variables are.
+
+    Parameters
+    ----------
+    find
+        Gives the methods of the `MetadataService`, which may be in another process.
+    """
+
+    def __init__(self, find: Find) -> None:
+        self._find = find
+
+    def __getitem__(self, name: str) -> Any:
+        return self._find("all")()[name]
+
+    def __setitem__(self, name: str, value: Any) -> None:
+        self._find("put")(name, value)
+
+    def __delitem__(self, name: str) -> None:
+        self._find("delete")(name)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._find("all")())
+
+    def __len__(self) -> int:
+        return len(self._find("all")())
+
+    def __repr__(self) -> str:
+        return f"<Metadata {', '.join(self)}>"
+
+    def _ipython_key_completions_(self) -> list[str]:
+        return [*self]

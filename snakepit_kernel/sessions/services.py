@@ -1,0 +1,578 @@
+"""The parts of a session as its owner serves them: to the notebook itself, and to its workers.
+
+Each method takes and gives what can travel, so that a worker asks for the same by its lane. What
+users hold (`Variables`, `Programs`, `Metadata`) is above, and the same at both ends.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from dataclasses import replace
+from collections.abc import Iterable, Mapping, Sequence
+from fnmatch import fnmatchcase
+from typing import Any, Final
+
+from ..errors import (
+    BatchRejected,
+    ProgramNotFound,
+    SessionNotFound,
+    SnakepitError,
+    VariableLocked,
+    VariableNotFound,
+)
+from ..ids import check_name
+from ..protocol.values import Codec, loads
+from ..store.schema import GLOBAL
+from ..store.sessions import SessionRow
+from ..store.store import Store
+from ..store.variables import Key, NewVariable, Update, VariableRow
+from .types import VariableType
+from .values import (
+    MAX_VARIABLE_BYTES,
+    Change,
+    Found,
+    Program,
+    SetResult,
+    Variable,
+    change_of,
+    encode,
+    json_of,
+    program_of,
+    variable_of,
+)
+
+MAX_PROGRAMS = 200
+"""Programs of a session."""
+
+MAX_GLOBAL_PROGRAMS = 10_000
+"""Programs that belong to no session."""
+
+GLOBAL_PROGRAM_TTL = 3600.0
+"""Seconds that such a program lives without being used, when nothing else was said."""
+
+MAX_PROGRAM_BYTES = 1 << 31
+"""What one program may take, pickled."""
+
+MAX_NOTE_BYTES = 1 << 20
+"""What one entry of the metadata may take, pickled."""
+
+REMEMBERED_NAMES = 10_000
+"""Variables whose definition, and number of reads, this process remembers of a session."""
+
+
+class SavedSession:
+    """A session in the store, as this process knows it: whether it lives, and for how long.
+
+    Parameters
+    ----------
+    store
+        Where it is.
+    row
+        What was read of it.
+    """
+
+    def __init__(self, store: Store, row: SessionRow) -> None:
+        self.store = store
+        self.row = row
+        self._look_again = 0.0
+
+    def touch(self) -> None:
+        """Note that it is used.
+
+        Raises
+        ------
+        SessionNotFound
+            It has expired, or was deleted.
+        """
+        now = time.monotonic()
+        if now < self._look_again:
+            return
+        if self.row.number != GLOBAL:
+            self.row = self.store.sessions.touch(self.row)
+            if self.row.ttl is None and not self.store.sessions.exists(self.row.number):
+                raise SessionNotFound(self.row.id)
+        step = LOOK_AGAIN if self.row.ttl is None else min(LOOK_AGAIN, self.row.ttl / 20)
+        self._look_again = now + step
+
+    def expect_the_end(self) -> None:
+        """Look again with the next use."""
+        self._look_again = 0.0
+        self.row = replace(self.row, used=0.0)
+
+    def check(self) -> None:
+        """Do nothing if it is still there; the error is that of `touch`."""
+        if not self.store.sessions.exists(self.row.number):
+            raise SessionNotFound(self.row.id)
+
+
+LOOK_AGAIN = 30.0
+"""Seconds after which a session that is in use is looked at again, if its time is longer."""
+
+
+class VariableService:
+    """The variables of a session.
+
+    Parameters
+    ----------
+    session
+        The session.
+    max_bytes
+        What one value may take.
+
+    Attributes
+    ----------
+    reads
+        How often each variable was read in this process.
+    """
+
+    REMOTE: Final = frozenset(
+        "value fetch get_many register register_many assign set_many delete lock unlock describe history rollback"
+        " names matching changes revision".split()
+    )
+    """What workers may ask for."""
+
+    WRITES: Final = frozenset({"register", "register_many", "assign", "set_many", "delete", "rollback"})
+    """What is told who does it."""
+
+    def __init__(self, session: SavedSession, max_bytes: int = MAX_VARIABLE_BYTES) -> None:
+        self._session = session
+        self._number = session.row.number
+        self._table = session.store.variables
+        self._value = session.store.variables.value
+        self.max_bytes = max_bytes
+        self._codec = Codec(max_bytes=max_bytes)
+        self._definitions: dict[str, tuple[int, VariableType]] = {}
+        self.reads: Counter[str] = Counter()
+
+    # -- reading -------------------------------------------------------------------------------
+
+    def value(self, name: Key) -> Any:
+        """Return the value of a variable."""
+        self._session.touch()
+        body = self._value(self._number, name) if isinstance(name, str) else None
+        if body is None:
+            return self._one(name).value
+        self.reads[name] += 1  # type: ignore[index]
+        return loads(body)
+
+    def fetch(self, keys: Sequence[Key]) -> list[Variable]:
+        """Return those variables that exist, oldest first."""
+        self._session.touch()
+        rows = self._table.find(self._number, keys)
+        self.reads.update(row.name for row in rows)
+        if not rows:
+            self._session.check()
+        return [variable_of(row) for row in rows]
+
+    def get_many(self, keys: Iterable[Key]) -> Found:
+        """Return the values of variables, and which do not exist."""
+        wanted = list(dict.fromkeys(keys))
+        known = {variable.id: variable for variable in self.fetch(wanted)}
+        names = {variable.name: variable.value for variable in known.values()}
+        by_id = {variable.id: variable.value for variable in known.values()}
+        found: dict[Key, Any] = {}
+        missing: list[Key] = []
+        for key in wanted:
+            values: Mapping[Any, Any] = names if isinstance(key, str) else by_id
+            if key in values:
+                found[key] = values[key]
+            else:
+                missing.append(key)
+        return Found(found, missing)
+
+    def names(self, pattern: str = "*") -> list[str]:
+        """Return the names that match a pattern, oldest first."""
+        self._session.touch()
+        names = self._table.names(self._number)
+        if not names:
+            self._session.check()
+        return [name for name in names if pattern == "*" or fnmatchcase(name, pattern)]
+
+    def matching(self, pattern: str) -> list[Variable]:
+        """Return the variables whose names match a pattern, oldest first."""
+        return self.fetch(self.names(pattern))
+
+    def history(self, key: Key) -> list[Change]:
+        """Return the values that a variable had, the present one last."""
+        return [change_of(row) for row in self._table.history(self._number, self._row(key).id)]
+
+    def revision(self) -> int:
+        """Return the number of the last change of all."""
+        return self._table.revision()
+
+    def changes(self, after: int, limit: int, pattern: str) -> tuple[list[Change], int]:
+        """Return the changes behind a revision, and the revision to go on from."""
+        rows = self._table.changes(self._number, after, limit)
+        if any(not row.name for row in rows):
+            raise SessionNotFound(self._session.row.id)
+        seen = max((row.revision for row in rows), default=after)
+        return [change_of(row) for row in rows if fnmatchcase(row.name, pattern)], seen
+
+    # -- writing -------------------------------------------------------------------------------
+
+    def register(
+        self,
+        name: str,
+        type_name: str,
+        value: Any,
+        constraints: Mapping[str, Any],
+        description: str = "",
+        metadata: Mapping[str, Any] | None = None,
+        *,
+        source: str,
+    ) -> Variable:
+        """Add a variable, or return the one that is there if it is the same but for its value."""
+        new = self._new(name, type_name, value, constraints, description, metadata)
+        return self._register([new], source)[0]
+
+    def register_many(self, wanted: Mapping[str, Any], *, source: str) -> list[Variable]:
+        """Add variables, all or none."""
+        errors: dict[str, Exception] = {}
+        new = []
+        for name, spec in wanted.items():
+            try:
+                new.append(self._new(name, **_spec(name, spec)))
+            except (SnakepitError, TypeError, ValueError) as error:
+                errors[str(name)] = error
+        if errors:
+            raise BatchRejected(errors)
+        return self._register(new, source)
+
+    def _new(
+        self,
+        name: str,
+        type_name: str,
+        value: Any,
+        constraints: Mapping[str, Any],
+        description: str = "",
+        metadata: Mapping[str, Any] | None = None,
+    ) -> NewVariable:
+        check_name("variable", name)
+        kind = VariableType.checked(type_name, constraints)
+        return NewVariable(
+            name=name,
+            type=kind.name,
+            constraints=kind.as_json(),
+            description=str(description),
+            metadata=json_of(metadata),
+            value=self._encode(name, kind.accept(name, value)),
+        )
+
+    def _register(self, new: Sequence[NewVariable], source: str) -> list[Variable]:
+        self._session.touch()
+        added = self._table.register(self._number, new, source)
+        rows = {row.name: row for row in self._table.find(self._number, [v.name for v in new])}
+        for variable in new:
+            row = rows.get(variable.name)
+            if row is None:
+                self._session.check()
+                raise VariableNotFound(variable.name)  # deleted in this very moment
+            if variable.name not in added:
+                _check_same(variable, row)
+        return [variable_of(rows[variable.name]) for variable in new]
+
+    def assign(
+        self, name: Key, value: Any, version: int | None = None, *, source: str
+    ) -> int | None:
+        """Give a variable a value; return its new version if the old one was given."""
+        self._session.touch()
+        for _ in range(2):
+            variable, (number, kind), was_known = self._definition(name)
+            body = self._encode(variable, kind.accept(variable, value))
+            try:
+                self._table.set(self._number, Update(number, variable, body, version), source)
+            except VariableNotFound:
+                self._definitions.pop(variable, None)  # deleted, and perhaps registered anew
+                if not was_known:
+                    raise self._missing(name) from None
+            else:
+                return None if version is None else version + 1
+        raise self._missing(name)
+
+    def set_many(
+        self,
+        values: Mapping[Key, Any],
+        versions: Mapping[Key, int],
+        *,
+        atomic: bool,
+        source: str,
+    ) -> SetResult:
+        """Set variables in one transaction."""
+        self._session.touch()
+        rows = self._table.find(self._number, [key for key in values if not self._knows(key)])
+        for row in rows:
+            self._definitions[row.name] = row.id, VariableType.from_json(row.type, row.constraints)
+        ids = {row.id: row.name for row in rows}
+        updates, errors = [], {}
+        for key, value in values.items():
+            name = ids.get(key, "") if isinstance(key, int) else key
+            try:
+                if name not in self._definitions:
+                    raise self._missing(key)
+                number, kind = self._definitions[name]
+                body = self._encode(name, kind.accept(name, value))
+                updates.append(Update(number, name, body, versions.get(key)))
+            except (SnakepitError, TypeError) as error:
+                errors[str(key)] = error
+        if atomic and errors:  # the first phase: each value is looked at, and none is set
+            raise BatchRejected(errors)
+        done, refused = self._table.set_many(self._number, updates, source, atomic=atomic)
+        for name, error in refused.items():
+            if isinstance(error, VariableNotFound):
+                self._definitions.pop(name, None)
+        if atomic and refused:
+            raise BatchRejected(refused)
+        return SetResult(done, errors | refused)
+
+    def delete(self, keys: Sequence[Key], *, source: str) -> list[str]:
+        """Delete variables and their past; return the names of those that were there."""
+        self._session.touch()
+        rows = self._table.find(self._number, keys)
+        for row in rows:
+            self._definitions.pop(row.name, None)
+        return self._table.delete(self._number, {row.id: row.name for row in rows}, source)
+
+    def lock(self, key: Key, reason: str) -> None:
+        """Refuse changes of a variable for a reason."""
+        row = self._row(key)
+        if not self._table.lock(self._number, row.id, reason):
+            raise VariableLocked(row.name, self._row(key).locked or reason)
+
+    def unlock(self, key: Key) -> bool:
+        """Allow changes again; say whether they were refused."""
+        return self._table.lock(self._number, self._row(key).id, None)
+
+    def describe(
+        self, key: Key, description: str | None, metadata: Mapping[str, Any] | None
+    ) -> None:
+        """Change what people wrote about a variable."""
+        row = self._row(key)
+        written = row.description if description is None else str(description)
+        noted = row.metadata if metadata is None else json_of(metadata)
+        self._table.describe(self._number, row.id, written, noted)
+
+    def rollback(self, key: Key, version: int, *, source: str) -> Variable:
+        """Give a variable the value again that it had."""
+        row = self._row(key)
+        history = self._table.history(self._number, row.id)
+        for change in history:
+            if change.version == version and change.value is not None:
+                update = Update(row.id, row.name, change.value, row.version, "rolled back")
+                self._table.set(self._number, update, source)
+                return self._one(key)
+        kept = ", ".join(str(change.version) for change in history)
+        msg = f"variable {row.name!r} has no version {version} any more; there are: {kept}"
+        raise ValueError(msg)
+
+    # -- details -------------------------------------------------------------------------------
+
+    def _encode(self, name: str, value: Any) -> bytes:
+        return encode("variable", name, value, self._codec, "max_variable_bytes")
+
+    def _knows(self, key: Key) -> bool:
+        return isinstance(key, str) and key in self._definitions
+
+    def _definition(self, key: Key) -> tuple[str, tuple[int, VariableType], bool]:
+        """Return the name and definition of a variable, and whether that was known already."""
+        if isinstance(key, str) and key in self._definitions:
+            return key, self._definitions[key], True
+        row = self._row(key)
+        if len(self._definitions) >= REMEMBERED_NAMES:
+            self._definitions.clear()
+        found = row.id, VariableType.from_json(row.type, row.constraints)
+        self._definitions[row.name] = found
+        return row.name, found, False
+
+    def _row(self, key: Key) -> VariableRow:
+        rows = self._table.find(self._number, [check_key(key)])
+        if not rows:
+            raise self._missing(key)
+        return rows[0]
+
+    def _one(self, key: Key) -> Variable:
+        row = self._row(key)
+        self.reads[row.name] += 1
+        return variable_of(row)
+
+    def _missing(self, key: Key) -> VariableNotFound:
+        self._session.check()
+        return VariableNotFound(key, self._table.names(self._number))
+
+
+def check_key(key: object) -> Key:
+    """Return what may name a variable.
+
+    Raises
+    ------
+    TypeError
+        It is neither a name nor an id.
+    """
+    if isinstance(key, str) or (isinstance(key, int) and not isinstance(key, bool)):
+        return key
+    msg = f"a variable is named by text or by its id, not by {type(key).__name__}"
+    raise TypeError(msg)
+
+
+def _spec(name: str, spec: Any) -> dict[str, Any]:
+    """Read what one of several variables is to be: ``(type, value)``, or a dictionary."""
+    if isinstance(spec, tuple) and len(spec) == 2:
+        return {"type_name": spec[0], "value": spec[1], "constraints": {}}
+    if isinstance(spec, Mapping) and {"type", "value"} <= set(spec):
+        rest = {key: value for key, value in spec.items() if key not in _OPTIONS}
+        return {
+            "type_name": spec["type"],
+            "value": spec["value"],
+            "description": spec.get("description", ""),
+            "metadata": spec.get("metadata"),
+            "constraints": rest,
+        }
+    msg = f"variable {name!r} is given as (type, value), or as a dictionary with type and value"
+    raise TypeError(msg)
+
+
+_OPTIONS = {"type", "value", "description", "metadata"}
+
+
+def _check_same(new: NewVariable, row: VariableRow) -> None:
+    """Let a variable be registered again as what it is, as a notebook does that runs again."""
+    wanted = VariableType.from_json(new.type, new.constraints)
+    present = VariableType.from_json(row.type, row.constraints)
+    if wanted != present:
+        listed = ", ".join(f"{key}={value!r}" for key, value in present.constraints.items())
+        msg = (
+            f"variable {new.name!r} is registered already, as {present.name}"
+            f"{f' with {listed}' if listed else ''}; delete it first"
+        )
+        raise ValueError(msg)
+
+
+class ProgramService:
+    """The programs of a session, or the global ones.
+
+    Parameters
+    ----------
+    session
+        The session; that with the number `GLOBAL` for none.
+    """
+
+    REMOTE: Final = frozenset({"load", "put", "delete", "infos", "info"})
+    WRITES: Final = frozenset({"put", "delete"})
+
+    def __init__(self, session: SavedSession) -> None:
+        self._session = session
+        self._number = session.row.number
+        self._table = session.store.programs
+        self._is_global = self._number == GLOBAL
+        self._max_programs = MAX_GLOBAL_PROGRAMS if self._is_global else MAX_PROGRAMS
+
+    def load(self, name: str) -> Any:
+        """Return an object."""
+        self._session.touch()
+        found = self._table.load(self._number, name)
+        if found is None:
+            raise self._missing(name)
+        row, body = found
+        self._table.touch(row)
+        return loads(body)
+
+    def put(
+        self,
+        name: str,
+        value: Any,
+        metadata: Mapping[str, Any] | None = None,
+        ttl: float | None = None,
+        *,
+        source: str,
+    ) -> Program:
+        """Store an object."""
+        self._session.touch()
+        check_name("program", name)
+        if ttl is not None and not self._is_global:
+            msg = "a program of a session lives as long as that; ttl is for global ones"
+            raise ValueError(msg)
+        lifetime = (ttl or GLOBAL_PROGRAM_TTL) if self._is_global else None
+        codec = Codec(max_bytes=MAX_PROGRAM_BYTES)
+        row = self._table.store(
+            self._number,
+            name,
+            encode("program", name, value, codec, "the most that a program may take"),
+            metadata=json_of(metadata),
+            source=source,
+            ttl=lifetime,
+            max_programs=self._max_programs,
+        )
+        if row is None:
+            raise SessionNotFound(self._session.row.id)
+        return program_of(row)
+
+    def delete(self, name: str, *, source: str) -> None:
+        """Delete an object."""
+        self._session.touch()
+        if not self._table.delete(self._number, name):
+            raise self._missing(name)
+
+    def infos(self) -> list[Program]:
+        """Return what is known of all, by name."""
+        self._session.touch()
+        rows = self._table.all(self._number)
+        if not rows:
+            self._session.check()
+        return [program_of(row) for row in rows]
+
+    def info(self, name: str) -> Program:
+        """Return what is known of one."""
+        self._session.touch()
+        row = self._table.find(self._number, name)
+        if row is None:
+            raise self._missing(name)
+        return program_of(row)
+
+    def _missing(self, name: str) -> ProgramNotFound:
+        self._session.check()
+        return ProgramNotFound(name, [row.name for row in self._table.all(self._number)])
+
+
+class MetadataService:
+    """What was noted about a session.
+
+    Parameters
+    ----------
+    session
+        The session.
+    """
+
+    REMOTE: Final = frozenset({"all", "put", "delete"})
+    WRITES: Final = frozenset({"put", "delete"})
+
+    def __init__(self, session: SavedSession) -> None:
+        self._session = session
+        self._number = session.row.number
+        self._table = session.store.sessions
+
+    def all(self) -> dict[str, Any]:
+        """Return all, by name."""
+        self._session.touch()
+        notes = self._table.metadata(self._number)
+        if not notes:
+            self._session.check()
+        return {name: loads(body) for name, body in notes}
+
+    def put(self, name: str, value: Any, *, source: str) -> None:
+        """Note a value."""
+        self._session.touch()
+        if not isinstance(name, str) or not name:
+            msg = f"metadata is named by text, not by {name!r}"
+            raise TypeError(msg)
+        codec = Codec(max_bytes=MAX_NOTE_BYTES)
+        body = encode("metadata", name, value, codec, "the most that a note may take")
+        if not self._table.note(self._number, name, body):
+            raise SessionNotFound(self._session.row.id)
+
+    def delete(self, name: str, *, source: str) -> None:
+        """Delete a note."""
+        self._session.touch()
+        if not self._table.unnote(self._number, name):
+            raise KeyError(name)
+
+

@@ -1,0 +1,419 @@
+"""The types of variables and their constraints. Pure: no clock, no I/O.
+
+=============  =============================================  ===============================
+type           values                                         constraints
+=============  =============================================  ===============================
+``string``     text                                           min_length, max_length, pattern
+``integer``    whole numbers of any size; no booleans         min, max
+``float``      numbers, also nan and inf; no booleans         min, max
+``boolean``    True, False
+``choice``     one of ``choices``                             choices (required)
+``list``       lists                                          min_length, max_length
+``dict``       dictionaries                                   min_length, max_length
+``bytes``      bytes                                          min_length, max_length
+``array``      NumPy arrays                                   shape, min, max
+``embedding``  vectors: finite numbers, a list or an array    shape, min, max
+``any``        whatever can be pickled
+=============  =============================================  ===============================
+
+NumPy's scalars count as the numbers that they are, and come back as Python's. A value is never
+turned into one of another meaning: ``"1"`` is no integer, and ``True`` is none either.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+import msgspec
+
+from ..errors import ConstraintViolation, VariableTypeError, suggest
+
+_LENGTHS = ("min_length", "max_length")
+_BOUNDS = ("min", "max")
+
+CONSTRAINTS: Final[dict[str, tuple[str, ...]]] = {
+    "string": (*_LENGTHS, "pattern"),
+    "integer": _BOUNDS,
+    "float": _BOUNDS,
+    "boolean": (),
+    "choice": ("choices",),
+    "list": _LENGTHS,
+    "dict": _LENGTHS,
+    "bytes": _LENGTHS,
+    "array": ("shape", *_BOUNDS),
+    "embedding": ("shape", *_BOUNDS),
+    "any": (),
+}
+"""The constraints that each type knows."""
+
+_WORDS: Final = {
+    "string": "text",
+    "integer": "a whole number",
+    "float": "a number",
+    "boolean": "True or False",
+    "choice": "one of its choices",
+    "list": "a list",
+    "dict": "a dictionary",
+    "bytes": "bytes",
+    "array": "a NumPy array",
+    "embedding": "a vector of finite numbers, as a list or a NumPy array",
+}
+
+ANY_SIZE: Final = None
+"""Stands in a ``shape`` for an axis of any length."""
+
+_SCALARS = (str, int, float, bool)
+
+
+@dataclass(frozen=True, slots=True)
+class VariableType:
+    """What values a variable may have.
+
+    Attributes
+    ----------
+    name
+        Name of the type.
+    constraints
+        By name, as they were given.
+    """
+
+    name: str
+    constraints: Mapping[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def checked(cls, name: object, constraints: Mapping[str, Any]) -> VariableType:
+        """Make one of what a user gave.
+
+        Raises
+        ------
+        TypeError, ValueError
+            There is no such type or constraint, or a constraint contradicts itself.
+        """
+        if not isinstance(name, str) or name not in CONSTRAINTS:
+            known = tuple(CONSTRAINTS)
+            near = suggest(name, known) if isinstance(name, str) else f"; there are: {known}"
+            msg = f"there is no type {name!r} of variables{near}"
+            raise ValueError(msg)
+        given = {key: value for key, value in constraints.items() if value is not None}
+        for constraint in given:
+            if constraint not in CONSTRAINTS[name]:
+                near = suggest(constraint, CONSTRAINTS[name])
+                msg = f"variables of type {name} have no constraint {constraint!r}{near}"
+                raise ValueError(msg)
+        normal = {key: _NORMAL[key](value) for key, value in given.items()}
+        _check_together(name, normal)
+        return cls(name, normal)
+
+    @classmethod
+    def from_json(cls, name: str, constraints: str) -> VariableType:
+        """Read one that was written down."""
+        return cls(name, msgspec.json.decode(constraints))
+
+    def as_json(self) -> str:
+        """Write the constraints down."""
+        return msgspec.json.encode(self.constraints).decode()
+
+    def accept(self, variable: str, value: object) -> Any:
+        """Return a value as a variable of this type holds it.
+
+        Parameters
+        ----------
+        variable
+            Name of the variable, for the error.
+        value
+            The value.
+
+        Raises
+        ------
+        VariableTypeError
+            It is of another type.
+        ConstraintViolation
+            It breaks a constraint.
+        """
+        if self.name == "any":
+            return value
+        try:
+            accepted = _ACCEPT[self.name](value, self.constraints)
+        except _WrongType as wrong:
+            given = str(wrong) or type(value).__name__
+            raise VariableTypeError(variable, _WORDS[self.name], given) from None
+        for constraint, bound in self.constraints.items():
+            problem = _PROBLEM[constraint](accepted, bound)
+            if problem:
+                raise ConstraintViolation(variable, constraint, bound, problem)
+        return accepted
+
+
+class _WrongType(Exception):
+    """A value is of another type; the text says what it is, if its class does not."""
+
+
+# -- values ------------------------------------------------------------------------------------
+
+
+def _accept_string(value: object, _: object) -> str:
+    if isinstance(value, str):
+        return str(value)
+    raise _WrongType
+
+
+def _accept_integer(value: object, _: object) -> int:
+    if isinstance(value, int) and not isinstance(value, bool):
+        return int(value)
+    if _is_numpy_scalar(value, "iu"):
+        return int(value)  # type: ignore[call-overload, no-any-return]
+    raise _WrongType
+
+
+def _accept_float(value: object, _: object) -> float:
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        try:
+            return float(value)
+        except OverflowError:
+            raise _WrongType("a whole number too large for a float") from None
+    if _is_numpy_scalar(value, "fiu"):
+        return float(value)  # type: ignore[arg-type]
+    raise _WrongType
+
+
+def _accept_boolean(value: object, _: object) -> bool:
+    if isinstance(value, bool) or _is_numpy_scalar(value, "b"):
+        return bool(value)
+    raise _WrongType
+
+
+def _accept_choice(value: object, constraints: Mapping[str, Any]) -> object:
+    choices = constraints["choices"]
+    for choice in choices:
+        if type(choice) is type(value) and choice == value:
+            return value
+    if isinstance(value, _SCALARS):
+        return value  # of a type that might be: it is the constraint that is broken
+    raise _WrongType
+
+
+def _accept_list(value: object, _: object) -> object:
+    if isinstance(value, list):
+        return value
+    raise _WrongType
+
+
+def _accept_dict(value: object, _: object) -> object:
+    if isinstance(value, dict):
+        return value
+    raise _WrongType
+
+
+def _accept_bytes(value: object, _: object) -> bytes:
+    if isinstance(value, bytes | bytearray | memoryview):
+        return bytes(value)
+    raise _WrongType
+
+
+def _accept_array(value: object, _: object) -> object:
+    if _is_array(value):
+        return value
+    raise _WrongType
+
+
+def _accept_embedding(value: object, _: object) -> object:
+    if _is_array(value):
+        if value.ndim != 1 or value.dtype.kind not in "fiu":  # type: ignore[attr-defined]
+            raise _WrongType(f"an array of {value.ndim} axes and type {value.dtype}")  # type: ignore[attr-defined]
+        import numpy as np
+
+        if not np.isfinite(value).all():  # type: ignore[call-overload]
+            raise _WrongType("one with nan or inf in it")
+        return value
+    if isinstance(value, Sequence) and not isinstance(value, str | bytes | bytearray | memoryview):
+        return [_component(item) for item in value]
+    raise _WrongType
+
+
+def _component(item: object) -> float:
+    try:
+        number = _accept_float(item, None)
+    except _WrongType:
+        raise _WrongType(f"a sequence with {type(item).__name__} in it") from None
+    if not math.isfinite(number):
+        raise _WrongType("one with nan or inf in it")
+    return number
+
+
+def _is_numpy_scalar(value: object, kinds: str) -> bool:
+    """Whether a value is a NumPy scalar of some kinds; does not import NumPy."""
+    dtype = getattr(value, "dtype", None)
+    return (
+        dtype is not None
+        and getattr(value, "ndim", None) == 0
+        and not _is_array(value)
+        and getattr(dtype, "kind", "") in kinds
+    )
+
+
+def _is_array(value: object) -> bool:
+    return type(value).__name__ != "generic" and any(
+        base.__module__ == "numpy" and base.__qualname__ == "ndarray" for base in type(value).__mro__
+    )
+
+
+_ACCEPT: Final[dict[str, Callable[[object, Mapping[str, Any]], Any]]] = {
+    "string": _accept_string,
+    "integer": _accept_integer,
+    "float": _accept_float,
+    "boolean": _accept_boolean,
+    "choice": _accept_choice,
+    "list": _accept_list,
+    "dict": _accept_dict,
+    "bytes": _accept_bytes,
+    "array": _accept_array,
+    "embedding": _accept_embedding,
+}
+
+
+# -- constraints -------------------------------------------------------------------------------
+
+
+def _normal_bound(value: object) -> int | float:
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        if _is_numpy_scalar(value, "iuf"):
+            return value.item()  # type: ignore[attr-defined, no-any-return]
+        msg = f"min and max are numbers, not {type(value).__name__}"
+        raise TypeError(msg)
+    if math.isnan(value):
+        msg = "min and max are numbers, not nan"
+        raise ValueError(msg)
+    return value
+
+
+def _normal_length(value: object) -> int:
+    if isinstance(value, bool) or not isinstance(value, int) or value < 0:
+        msg = f"min_length and max_length are whole numbers from 0, not {value!r}"
+        raise ValueError(msg)
+    return value
+
+
+def _normal_choices(value: object) -> list[Any]:
+    if isinstance(value, str | bytes) or not isinstance(value, Sequence | set | frozenset):
+        msg = f"choices are a list, not {type(value).__name__}"
+        raise TypeError(msg)
+    choices = list(value)
+    if not choices:
+        msg = "choices must have at least one"
+        raise ValueError(msg)
+    for choice in choices:
+        if not isinstance(choice, _SCALARS):
+            msg = f"choices are text, numbers or booleans, not {type(choice).__name__}"
+            raise TypeError(msg)
+    return choices
+
+
+def _normal_pattern(value: object) -> str:
+    if isinstance(value, re.Pattern):
+        value = value.pattern
+    if not isinstance(value, str):
+        msg = f"pattern is a regular expression, not {type(value).__name__}"
+        raise TypeError(msg)
+    try:
+        re.compile(value)
+    except re.error as error:
+        msg = f"pattern {value!r} is no regular expression: {error}"
+        raise ValueError(msg) from None
+    return value
+
+
+def _normal_shape(value: object) -> list[int | None]:
+    axes = [value] if isinstance(value, int) else value
+    if isinstance(axes, str) or not isinstance(axes, Sequence):
+        msg = f"shape is a tuple of lengths, not {type(value).__name__}"
+        raise TypeError(msg)
+    for axis in axes:
+        if axis is not ANY_SIZE and (isinstance(axis, bool) or not isinstance(axis, int)):
+            msg = f"an axis of a shape is a whole number, or None for any, not {axis!r}"
+            raise TypeError(msg)
+    return [ANY_SIZE if axis is None or axis < 0 else axis for axis in axes]
+
+
+_NORMAL: Final[dict[str, Callable[[Any], Any]]] = {
+    "min": _normal_bound,
+    "max": _normal_bound,
+    "min_length": _normal_length,
+    "max_length": _normal_length,
+    "choices": _normal_choices,
+    "pattern": _normal_pattern,
+    "shape": _normal_shape,
+}
+
+
+def _check_together(name: str, constraints: Mapping[str, Any]) -> None:
+    if name == "choice" and "choices" not in constraints:
+        msg = "variables of type choice need choices: choices=['fast', 'exact']"
+        raise ValueError(msg)
+    for low, high in (_BOUNDS, _LENGTHS):
+        if low in constraints and high in constraints and constraints[low] > constraints[high]:
+            msg = f"{low}={constraints[low]!r} is more than {high}={constraints[high]!r}"
+            raise ValueError(msg)
+    if name == "embedding" and len(constraints.get("shape", [None])) != 1:
+        msg = f"a vector has one axis: shape is its length, not {constraints['shape']}"
+        raise ValueError(msg)
+
+
+def _below(value: Any, bound: float) -> str:
+    if _holds(value, lambda item: item >= bound):
+        return ""
+    return f"the value must be at least {bound!r}"
+
+
+def _above(value: Any, bound: float) -> str:
+    if _holds(value, lambda item: item <= bound):
+        return ""
+    return f"the value must be at most {bound!r}"
+
+
+def _holds(value: Any, test: Callable[[Any], Any]) -> bool:
+    """Whether a test holds, for each element where there are several. It never does for nan."""
+    if isinstance(value, list):
+        return all(map(test, value))
+    held = test(value)
+    return bool(held.all()) if hasattr(held, "all") else bool(held)
+
+
+def _too_short(value: Any, bound: int) -> str:
+    return "" if len(value) >= bound else f"it has {len(value)} elements, and needs {bound}"
+
+
+def _too_long(value: Any, bound: int) -> str:
+    return "" if len(value) <= bound else f"it has {len(value)} elements, and may have {bound}"
+
+
+def _no_choice(value: Any, choices: Sequence[Any]) -> str:
+    if any(type(choice) is type(value) and choice == value for choice in choices):
+        return ""
+    return "the value is none of its choices"
+
+
+def _no_match(value: str, pattern: str) -> str:
+    return "" if re.fullmatch(pattern, value) else "the text does not match its pattern as a whole"
+
+
+def _misshapen(value: Any, shape: Sequence[int | None]) -> str:
+    actual = tuple(value.shape) if _is_array(value) else (len(value),)
+    fits = len(actual) == len(shape) and all(
+        wanted is ANY_SIZE or wanted == length for wanted, length in zip(shape, actual, strict=True)
+    )
+    return "" if fits else f"its shape is {actual}"
+
+
+_PROBLEM: Final[dict[str, Callable[[Any, Any], str]]] = {
+    "min": _below,
+    "max": _above,
+    "min_length": _too_short,
+    "max_length": _too_long,
+    "choices": _no_choice,
+    "pattern": _no_match,
+    "shape": _misshapen,
+}

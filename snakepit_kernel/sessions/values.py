@@ -1,0 +1,244 @@
+"""What users see of variables and programs: values with what is known about them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Any
+
+import msgspec
+
+from ..errors import SnakepitError, ValueTooLarge
+from ..protocol.values import Codec, loads
+from ..store.programs import ProgramRow
+from ..store.variables import ChangeRow, Kind, VariableRow
+
+MAX_VARIABLE_BYTES = 1 << 20
+"""What the value of one variable may take, pickled, when nothing else was said."""
+
+
+def encode(kind: str, name: str, value: object, codec: Codec, setting: str) -> bytes:
+    """Pickle a value for the store.
+
+    Raises
+    ------
+    ValueTooLarge
+        It takes more than it may.
+    TypeError
+        It cannot be pickled.
+    """
+    try:
+        return codec.dumps_whole(value)
+    except ValueTooLarge:
+        raise ValueTooLarge(codec.max_bytes, setting, f"{kind} {name!r}") from None
+    except Exception as error:
+        type_name = f"{type(value).__module__}.{type(value).__qualname__}"
+        msg = f"{kind} {name!r}, a {type_name}, cannot be stored: {error}"
+        raise TypeError(msg) from error
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Variable:
+    """A variable, its value, and what is known about it.
+
+    Attributes
+    ----------
+    id
+        Its number, never used again; variables can be named by it.
+    name, type, constraints, description, metadata
+        As they were registered.
+    value
+        Its value. It is not part of the text of this object, which may end in a log.
+    version
+        Counts its values, from 1.
+    source
+        Who set the value: ``"notebook"``, ``"script"``, or the name of a worker.
+    created, updated
+        When.
+    locked
+        Why it must not be changed; None when it may.
+    """
+
+    id: int
+    name: str
+    type: str
+    value: Any = field(repr=False)
+    version: int
+    constraints: Mapping[str, Any]
+    description: str
+    metadata: Mapping[str, Any]
+    source: str
+    created: datetime
+    updated: datetime
+    locked: str | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Change:
+    """A change of a variable.
+
+    Attributes
+    ----------
+    revision
+        Grows with each change of any variable of any session.
+    name, version
+        The variable, and its version since then.
+    kind
+        ``"registered"``, ``"updated"``, ``"rolled back"`` or ``"deleted"``.
+    value
+        The value since then; None when it was deleted. It is not part of the text of this object.
+    source
+        Who did it.
+    time
+        When.
+    """
+
+    revision: int
+    name: str
+    kind: Kind
+    version: int
+    value: Any = field(repr=False)
+    source: str
+    time: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """What several variables were asked for at once gave.
+
+    Attributes
+    ----------
+    found
+        Values by name, or id.
+    missing
+        Names, or ids, that do not exist.
+    """
+
+    found: dict[str | int, Any]
+    missing: list[str | int]
+
+
+@dataclass(frozen=True, slots=True)
+class SetResult:
+    """What became of several variables that were set at once.
+
+    Attributes
+    ----------
+    versions
+        The new versions of those that were set, by name.
+    errors
+        Why the others were not, by name.
+    """
+
+    versions: dict[str, int]
+    errors: dict[str, SnakepitError]
+
+    @property
+    def ok(self) -> bool:
+        """Whether all were set."""
+        return not self.errors
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Program:
+    """What is known of a program, without the object itself.
+
+    Attributes
+    ----------
+    name
+        Its name.
+    version
+        Counts how often it was stored, from 1.
+    size_bytes
+        What it takes, pickled.
+    checksum
+        SHA-256 of the pickle, hexadecimal.
+    metadata
+        As it was stored.
+    source
+        Who stored it.
+    created, updated
+        When.
+    expires
+        When it is over unless it is used; None for never.
+    """
+
+    name: str
+    version: int
+    size_bytes: int
+    checksum: str
+    metadata: Mapping[str, Any]
+    source: str
+    created: datetime
+    updated: datetime
+    expires: datetime | None
+
+
+def variable_of(row: VariableRow) -> Variable:
+    """Restore a variable from the store."""
+    return Variable(
+        id=row.id,
+        name=row.name,
+        type=row.type,
+        value=loads(row.value),
+        version=row.version,
+        constraints=msgspec.json.decode(row.constraints),
+        description=row.description,
+        metadata=msgspec.json.decode(row.metadata),
+        source=row.source,
+        created=when(row.created),
+        updated=when(row.updated),
+        locked=row.locked,
+    )
+
+
+def change_of(row: ChangeRow) -> Change:
+    """Restore a change from the store."""
+    return Change(
+        revision=row.revision,
+        name=row.name,
+        kind=row.kind,
+        version=row.version,
+        value=None if row.value is None else loads(row.value),
+        source=row.source,
+        time=when(row.time),
+    )
+
+
+def program_of(row: ProgramRow) -> Program:
+    """Make of a row what users see."""
+    return Program(
+        name=row.name,
+        version=row.version,
+        size_bytes=row.size,
+        checksum=row.checksum,
+        metadata=msgspec.json.decode(row.metadata),
+        source=row.source,
+        created=when(row.created),
+        updated=when(row.updated),
+        expires=None if row.expires is None else when(row.expires),
+    )
+
+
+def when(seconds: float) -> datetime:
+    """Return a moment, in seconds since the epoch, in local time."""
+    return datetime.fromtimestamp(seconds).astimezone()
+
+
+def json_of(metadata: Mapping[str, Any] | None) -> str:
+    """Write metadata down.
+
+    Raises
+    ------
+    TypeError
+        It is no dictionary of what JSON knows.
+    """
+    if metadata is not None and not isinstance(metadata, Mapping):
+        msg = f"metadata is a dictionary, not {type(metadata).__name__}"
+        raise TypeError(msg)
+    try:
+        return msgspec.json.encode(dict(metadata or {})).decode()
+    except TypeError as error:
+        msg = f"metadata holds what JSON knows (text, numbers, lists, dictionaries): {error}"
+        raise TypeError(msg) from None

@@ -1,0 +1,365 @@
+"""The variables of a session, as users hold them: in the notebook and in workers."""
+
+from __future__ import annotations
+
+import contextlib
+import html
+import reprlib
+from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping, Sequence
+from typing import Any, overload
+
+from .services import check_key
+from .values import Change, Found, SetResult, Variable
+from .watch import Watch
+
+Key = str | int
+Find = Callable[[str], Callable[..., Any]]
+"""Gives a method of a service, which may be in another process, by its name."""
+
+Watching = Callable[[str], Watch]
+
+_SHOWN = reprlib.Repr()
+_SHOWN.maxstring = _SHOWN.maxother = 60
+
+
+class Variables(MutableMapping[str, Any]):
+    """The variables of a session: typed, constrained, versioned, and durable.
+
+    A mapping of names to values; a variable is registered once, and set as often as you like.
+    Each value that was accepted is durable when the call returns. Where a name is asked for, the
+    variable's id will do.
+
+    Parameters
+    ----------
+    find
+        Gives the methods of the `VariableService`.
+    watch
+        Watches for changes, by a pattern.
+    """
+
+    def __init__(self, find: Find, watch: Watching) -> None:
+        self._find = find
+        self._watch = watch
+        self._value = find("value")  # looked up once: reading is to cost next to nothing
+        self._assign = find("assign")
+
+    # -- one ---------------------------------------------------------------------------------
+
+    def register(
+        self,
+        name: str,
+        type: str,  # noqa: A002 - the word of the field
+        value: Any,
+        *,
+        description: str = "",
+        metadata: Mapping[str, Any] | None = None,
+        **constraints: Any,
+    ) -> Variable:
+        """Add a variable.
+
+        Registering it again as what it is changes nothing: it keeps its value, so that a notebook
+        can run again from the top.
+
+        Parameters
+        ----------
+        name
+            1 to 64 characters of ``[A-Za-z0-9_.-]`` that start with a letter or a digit.
+        type
+            ``"string"``, ``"integer"``, ``"float"``, ``"boolean"``, ``"choice"``, ``"list"``,
+            ``"dict"``, ``"bytes"``, ``"array"``, ``"embedding"`` or ``"any"``.
+        value
+            Its first value.
+        description, metadata
+            For people and programs: a text, and a dictionary of what JSON knows.
+        constraints
+            ``min``, ``max``, ``choices``, ``pattern``, ``min_length``, ``max_length``, ``shape``,
+            as far as the type knows them.
+
+        Returns
+        -------
+        Variable
+            The variable as it is now.
+
+        Raises
+        ------
+        VariableTypeError, ConstraintViolation, ValueTooLarge
+            The value cannot be that of such a variable.
+        TypeError, ValueError
+            The name, the type or a constraint cannot be; or there is another variable of that name.
+        """
+        registered: Variable = self._find("register")(
+            name, type, value, constraints, description, metadata
+        )
+        return registered
+
+    def register_many(self, variables: Mapping[str, Any]) -> list[Variable]:
+        """Add several variables, all or none.
+
+        Parameters
+        ----------
+        variables
+            By name: ``(type, value)``, or a dictionary with ``type``, ``value`` and whatever else
+            `register` takes.
+
+        Raises
+        ------
+        BatchRejected
+            Some cannot be; each is named. None was added.
+        """
+        registered: list[Variable] = self._find("register_many")(dict(variables))
+        return registered
+
+    def __getitem__(self, name: Key) -> Any:
+        return self._value(name)
+
+    def __setitem__(self, name: Key, value: Any) -> None:
+        self._assign(name, value)
+
+    def set(self, name: Key, value: Any, *, version: int | None = None) -> None:
+        """Give a variable a value.
+
+        Parameters
+        ----------
+        name, value
+            The variable, and the value.
+        version
+            Set it only if the variable is at this version: nobody has changed it meanwhile.
+
+        Raises
+        ------
+        VariableNotFound
+            There is none; `register` adds one.
+        VariableTypeError, ConstraintViolation, ValueTooLarge
+            It cannot have that value.
+        VariableLocked, VersionConflict
+            It must not be changed, or somebody else has changed it.
+        """
+        self._assign(name, value, version)
+
+    def __delitem__(self, name: Key) -> None:
+        if not self.delete(name):
+            self._value(name)  # which raises
+
+    def delete(self, *names: Key) -> list[str]:
+        """Delete variables, with their past; return the names of those that were there.
+
+        Raises
+        ------
+        VariableLocked
+            One of them must not be changed; none was deleted.
+        """
+        deleted: list[str] = self._find("delete")(list(map(check_key, names)))
+        return deleted
+
+    def info(self, name: Key) -> Variable:
+        """Return a variable with all that is known about it.
+
+        Raises
+        ------
+        VariableNotFound
+            There is none.
+        """
+        found: list[Variable] = self._find("fetch")([check_key(name)])
+        if not found:
+            self._value(name)  # which raises
+        return found[0]
+
+    def describe(
+        self,
+        name: Key,
+        description: str | None = None,
+        metadata: Mapping[str, Any] | None = None,
+    ) -> None:
+        """Change the description, or the metadata, of a variable."""
+        self._find("describe")(name, description, metadata)
+
+    # -- several -------------------------------------------------------------------------------
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._find("names")())
+
+    def __len__(self) -> int:
+        return len(self._find("names")())
+
+    def list(self, pattern: str = "*") -> list[Variable]:
+        """Return the variables whose names match a pattern (``temp_*``), oldest first."""
+        found: list[Variable] = self._find("matching")(pattern)
+        return found
+
+    def get_many(self, names: Iterable[Key]) -> Found:
+        """Return the values of several variables at one moment, and which do not exist."""
+        found: Found = self._find("get_many")(list(map(check_key, names)))
+        return found
+
+    def set_many(
+        self,
+        values: Mapping[Key, Any],
+        *,
+        atomic: bool = True,
+        versions: Mapping[Key, int] | None = None,
+    ) -> SetResult:
+        """Set several variables.
+
+        Parameters
+        ----------
+        values
+            By name.
+        atomic
+            Set all or none. Else those that can be set are, and the result tells of the others.
+        versions
+            Versions that some of them must be at, by name.
+
+        Raises
+        ------
+        BatchRejected
+            It is to be all or none, and some cannot be set; each is named.
+        """
+        done: SetResult = self._find("set_many")(dict(values), dict(versions or {}), atomic=atomic)
+        return done
+
+    # -- locks and history ---------------------------------------------------------------------
+
+    def lock(self, name: Key, reason: str = "optimizing") -> None:
+        """Refuse every change of a variable until `unlock`, also those of other processes.
+
+        Raises
+        ------
+        VariableLocked
+            It is locked already.
+        """
+        self._find("lock")(name, reason)
+
+    def unlock(self, name: Key) -> bool:
+        """Let a variable be changed again; say whether it was locked."""
+        was_locked: bool = self._find("unlock")(name)
+        return was_locked
+
+    def history(self, name: Key) -> Sequence[Change]:
+        """Return the last values of a variable, at least 100, the present one last."""
+        changes: Sequence[Change] = self._find("history")(name)
+        return changes
+
+    def rollback(self, name: Key, version: int) -> Variable:
+        """Give a variable the value again that it had in a version; return it.
+
+        Raises
+        ------
+        ValueError
+            That version is not kept any more.
+        """
+        restored: Variable = self._find("rollback")(name, version)
+        return restored
+
+    # -- watching ------------------------------------------------------------------------------
+
+    @overload
+    def watch(self, pattern: str = "*") -> Watch: ...
+
+    @overload
+    def watch(self, pattern: str, callback: Callable[[Change], object]) -> Watch: ...
+
+    def watch(self, pattern: str = "*", callback: Callable[[Change], object] | None = None) -> Watch:
+        """Follow the changes of variables from now on, whichever process makes them.
+
+        Parameters
+        ----------
+        pattern
+            Of the names.
+        callback
+            Called with each `Change`, in a thread of its own. Without one, iterate over what this
+            returns: ``for change in watch`` or ``async for change in watch``.
+
+        Returns
+        -------
+        Watch
+            Close it when you have seen enough; a context manager.
+        """
+        watch = self._watch(pattern)
+        if callback is not None:
+            watch.call(callback)
+        return watch
+
+    # -- showing -------------------------------------------------------------------------------
+
+    def __repr__(self) -> str:
+        return f"<Variables {', '.join(self)}>"  # no values: this may end in a log
+
+    def _repr_html_(self) -> str:
+        return table_of(self.list())
+
+    def _ipython_key_completions_(self) -> list[str]:
+        return [*self]
+
+
+class Attributes:
+    """Variables as attributes: ``session.v.temperature = 0.7``.
+
+    Parameters
+    ----------
+    variables
+        The variables.
+    """
+
+    __slots__ = ("_variables",)
+
+    def __init__(self, variables: Variables) -> None:
+        object.__setattr__(self, "_variables", variables)
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("_"):
+            raise AttributeError(name)
+        with _as_attribute():
+            return self._variables[name]
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        with _as_attribute():
+            self._variables[name] = value
+
+    def __delattr__(self, name: str) -> None:
+        with _as_attribute():
+            del self._variables[name]
+
+    def __dir__(self) -> list[str]:
+        return [name for name in self._variables if name.isidentifier()]
+
+    def __repr__(self) -> str:
+        return repr(self._variables)
+
+
+@contextlib.contextmanager
+def _as_attribute() -> Iterator[None]:
+    try:
+        yield
+    except KeyError as error:
+        raise AttributeError(str(error)) from error
+
+
+def table_of(variables: Sequence[Variable]) -> str:
+    """Return variables as a table of html."""
+    head = "".join(f"<th>{word}</th>" for word in _COLUMNS)
+    rows = "".join(f"<tr>{''.join(_cells(variable))}</tr>" for variable in variables)
+    return f"<table><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table>"
+
+
+_COLUMNS = ("name", "type", "value", "version", "set by", "updated", "constraints")
+
+
+def row_of(variable: Variable) -> tuple[str, ...]:
+    """Return what a table shows of a variable, in the order of its columns."""
+    constraints = [f"{name}={bound!r}" for name, bound in variable.constraints.items()]
+    locked = [f"locked: {variable.locked}"] if variable.locked is not None else []
+    return (
+        variable.name,
+        variable.type,
+        _SHOWN.repr(variable.value),
+        str(variable.version),
+        variable.source,
+        f"{variable.updated:%Y-%m-%d %H:%M:%S}",
+        ", ".join([*constraints, *locked]),
+    )
+
+
+def _cells(variable: Variable) -> Iterator[str]:
+    title = html.escape(variable.description, quote=True)
+    for text in row_of(variable):
+        yield f'<td style="text-align: left" title="{title}">{html.escape(text)}</td>'

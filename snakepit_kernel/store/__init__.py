@@ -1,0 +1,1 @@
+"""The durable home of sessions: nothing else opens their database."""

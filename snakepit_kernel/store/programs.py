@@ -1,0 +1,295 @@
+"""Programs: named objects of a session, or of all. Large ones are files beside the database."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import time
+import uuid
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ..errors import ProgramDamaged, QuotaExceeded
+from .database import Database
+
+FILE_FROM_BYTES = 256 * 1024
+"""Size from which a program is a file of its own."""
+
+ORPHAN_SECONDS = 3600.0
+"""Age at which a file that belongs to no row is removed: its writer has died."""
+
+_READ_TRIES = 5
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ProgramRow:
+    """A program as it is written down, without the object itself.
+
+    Attributes
+    ----------
+    session
+        Number of its session; `GLOBAL` for none.
+    version
+        Counts how often it was stored under this name, from 1.
+    size
+        Bytes.
+    checksum
+        SHA-256, hexadecimal.
+    file
+        Name of the file that holds it; None when the database does.
+    metadata
+        JSON.
+    source
+        Who stored it.
+    created, updated
+        Seconds since the epoch.
+    ttl, expires
+        As for a session.
+    """
+
+    session: int
+    name: str
+    version: int
+    size: int
+    checksum: str
+    file: str | None
+    metadata: str
+    source: str
+    created: float
+    updated: float
+    ttl: float | None
+    expires: float | None
+
+
+_COLUMNS = (
+    "session, name, version, size, checksum, file, metadata, source, created, updated, ttl, expires"
+)
+_ALIVE = "(expires IS NULL OR expires > ?)"
+
+
+class ProgramTable:
+    """Programs in a database and a folder beside it.
+
+    Parameters
+    ----------
+    database
+        Where they are.
+    folder
+        Where large ones are.
+    """
+
+    def __init__(self, database: Database, folder: Path) -> None:
+        self._database = database
+        self._folder = folder
+
+    def store(
+        self,
+        session: int,
+        name: str,
+        value: bytes,
+        *,
+        metadata: str,
+        source: str,
+        ttl: float | None,
+        max_programs: int,
+    ) -> ProgramRow | None:
+        """Store an object under a name, in the place of the one that was there.
+
+        Whoever reads gets the one or the other, whole.
+
+        Returns
+        -------
+        ProgramRow
+            What is known of it now; None when the session is gone.
+
+        Raises
+        ------
+        QuotaExceeded
+            There are as many programs already.
+        """
+        file = self._write_file(value) if len(value) >= FILE_FROM_BYTES else None
+        now = time.time()
+        replaced: list[str | None] = [file]
+        try:
+            with self._database.writing() as connection:
+                select = "SELECT 1 FROM sessions WHERE number = ?"
+                if not connection.execute(select, (session,)).fetchall():
+                    return None
+                delete = (
+                    "DELETE FROM programs WHERE session = ? AND name = ?"
+                    " RETURNING version, created, expires, file"
+                )
+                old = connection.execute(delete, (session, name)).fetchall()
+                count = "SELECT count(*) FROM programs WHERE session = ?"
+                if not old and connection.execute(count, (session,)).fetchone()[0] >= max_programs:
+                    raise QuotaExceeded("programs", max_programs, "delete some first")
+                is_known = bool(old) and (old[0][2] is None or old[0][2] > now)
+                row = ProgramRow(
+                    session=session,
+                    name=name,
+                    version=old[0][0] + 1 if is_known else 1,
+                    size=len(value),
+                    checksum=hashlib.sha256(value).hexdigest(),
+                    file=file,
+                    metadata=metadata,
+                    source=source,
+                    created=old[0][1] if is_known else now,
+                    updated=now,
+                    ttl=ttl,
+                    expires=None if ttl is None else now + ttl,
+                )
+                values = tuple(getattr(row, column) for column in ProgramRow.__slots__)
+                connection.execute(
+                    f"INSERT INTO programs ({_COLUMNS}, value)"  # noqa: S608 - constants
+                    f" VALUES ({', '.join('?' * len(values))}, ?)",
+                    (*values, None if file else value),
+                )
+            replaced = [found[3] for found in old]
+            return row
+        finally:
+            self.remove_files(replaced)
+
+    def load(self, session: int, name: str) -> tuple[ProgramRow, bytes] | None:
+        """Return a program, or None when there is none of that name.
+
+        Raises
+        ------
+        ProgramDamaged
+            What is there is not what was stored.
+        """
+        select = (
+            f"SELECT {_COLUMNS}, value FROM programs WHERE session = ? AND name = ? AND {_ALIVE}"  # noqa: S608 - constants
+        )
+        problem = "its file is gone"
+        for _ in range(_READ_TRIES):
+            rows = self._database.read(select, (session, name, time.time()))
+            if not rows:
+                return None
+            row, value = _program(rows[0][:-1]), rows[0][-1]
+            if row.file is not None:
+                try:
+                    value = (self._folder / row.file).read_bytes()
+                except FileNotFoundError:
+                    continue  # it was replaced in between; read what it is now
+            if hashlib.sha256(value).hexdigest() == row.checksum:
+                return row, value
+            problem = "its checksum is wrong"
+            break
+        raise ProgramDamaged(name, problem)
+
+    def find(self, session: int, name: str) -> ProgramRow | None:
+        """Return what is known of a program, without reading it."""
+        rows = self._database.read(
+            f"SELECT {_COLUMNS} FROM programs WHERE session = ? AND name = ? AND {_ALIVE}",  # noqa: S608 - constants
+            (session, name, time.time()),
+        )
+        return _program(rows[0]) if rows else None
+
+    def all(self, session: int) -> list[ProgramRow]:
+        """Return what is known of all programs of a session, by name."""
+        rows = self._database.read(
+            f"SELECT {_COLUMNS} FROM programs WHERE session = ? AND {_ALIVE} ORDER BY name",  # noqa: S608 - constants
+            (session, time.time()),
+        )
+        return [_program(row) for row in rows]
+
+    def delete(self, session: int, name: str) -> bool:
+        """Delete a program; say whether it was there."""
+        with self._database.writing() as connection:
+            deleted = connection.execute(
+                "DELETE FROM programs WHERE session = ? AND name = ? RETURNING file",
+                (session, name),
+            ).fetchall()
+        self.remove_files(row[0] for row in deleted)
+        return bool(deleted)
+
+    def touch(self, row: ProgramRow) -> None:
+        """Note that a program with a time to live is used."""
+        now = time.time()
+        if row.ttl is None or row.expires is None or row.expires - now > row.ttl * 0.95:
+            return
+        update = "UPDATE programs SET expires = ? WHERE session = ? AND name = ? AND expires > ?"
+        with self._database.writing() as connection:
+            connection.execute(update, (now + row.ttl, row.session, row.name, now))
+
+    def sweep(self) -> None:
+        """Delete what has expired, and files that belong to nothing."""
+        over = (time.time(),)
+        if self._database.read("SELECT 1 FROM programs WHERE expires <= ? LIMIT 1", over):
+            with self._database.writing() as connection:
+                connection.execute("DELETE FROM programs WHERE expires <= ?", over)
+        if self._folder.is_dir():
+            self._remove_orphans()
+
+    def copy(self, session: int, target: int) -> None:
+        """Give a session the programs of another one."""
+        copied: list[str] = []
+        try:
+            for found in self.all(session):
+                with contextlib.suppress(FileNotFoundError):  # it was deleted in between
+                    file = self._copy_file(found.file) if found.file is not None else None
+                    copied += [file] if file is not None else []
+                    insert = (
+                        f"INSERT INTO programs ({_COLUMNS}, value) SELECT ?, name, version, size,"  # noqa: S608 - constants
+                        " checksum, ?, metadata, source, created, updated, NULL, NULL, value"
+                        " FROM programs WHERE session = ? AND name = ? AND checksum = ?"
+                    )
+                    self._database.write(
+                        insert, (target, file, session, found.name, found.checksum)
+                    )
+        except BaseException:
+            self.remove_files(copied)
+            raise
+
+    def _copy_file(self, name: str) -> str:
+        copy = uuid.uuid4().hex
+        os.link(self._folder / name, self._folder / copy)  # files are replaced, never changed
+        return copy
+
+    def files_of(self, sessions: Sequence[int]) -> list[str]:
+        """Return the names of the files of sessions' programs."""
+        select = "SELECT file FROM programs WHERE session = ? AND file IS NOT NULL"
+        return [row[0] for number in sessions for row in self._database.read(select, (number,))]
+
+    def remove_files(self, names: Iterable[str | None]) -> None:
+        """Remove files whose rows are gone."""
+        for name in names:
+            if name is not None:
+                with contextlib.suppress(FileNotFoundError):
+                    (self._folder / name).unlink()
+
+    def _remove_orphans(self) -> None:
+        with os.scandir(self._folder) as entries:
+            old = time.time() - ORPHAN_SECONDS
+            names = {entry.name for entry in entries if entry.stat().st_mtime < old}
+        if names:
+            select = "SELECT file FROM programs WHERE file IS NOT NULL"
+            names -= {name for (name,) in self._database.read(select)}
+            self.remove_files(names)
+
+    def _write_file(self, value: bytes) -> str:
+        self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        name = uuid.uuid4().hex
+        path = self._folder / name
+        try:
+            with open(path, "xb", opener=_private) as file:  # noqa: PTH123 - Path.open has no opener
+                file.write(value)
+                file.flush()
+                os.fsync(file.fileno())  # the row that names it must not outlive a power cut alone
+        except BaseException:
+            path.unlink(missing_ok=True)
+            raise
+        return name
+
+
+def _private(path: str, flags: int) -> int:
+    return os.open(path, flags, 0o600)
+
+
+def _program(row: Sequence[Any]) -> ProgramRow:
+    return ProgramRow(**dict(zip(ProgramRow.__slots__, row, strict=True)))
+
+

@@ -1,0 +1,137 @@
+"""The tables of sessions, and how older files become like these.
+
+A value is stored once, in the row of ``changes`` that brought it. A variable names the row of its
+present value, and each row the one before it: that chain is the history, and needs no index, which
+would cost each write a page more. ``revision`` grows with each change of any session and is not
+used again, so whoever watches knows where it was: the row with the highest one is never deleted
+before there is a higher one.
+
+A new value is inserted into ``writes``: one statement, and so one transaction, that checks the
+version and the lock, and adds to the history.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+GLOBAL: Final = 0
+"""Number of the session of what belongs to none: the global programs."""
+
+_FIRST = (
+    """
+    CREATE TABLE sessions (
+        number  INTEGER PRIMARY KEY AUTOINCREMENT,
+        id      TEXT NOT NULL UNIQUE,
+        created REAL NOT NULL,
+        used    REAL NOT NULL,
+        ttl     REAL,
+        expires REAL
+    ) STRICT
+    """,
+    "CREATE INDEX sessions_expire ON sessions (expires)",
+    """
+    CREATE TABLE totals (
+        name  TEXT PRIMARY KEY,
+        count INTEGER NOT NULL
+    ) STRICT
+    """,
+    """
+    CREATE TABLE metadata (
+        session INTEGER NOT NULL REFERENCES sessions (number) ON DELETE CASCADE,
+        name    TEXT NOT NULL,
+        value   BLOB NOT NULL,
+        PRIMARY KEY (session, name)
+    ) STRICT
+    """,
+    """
+    CREATE TABLE host_tools (
+        session INTEGER NOT NULL REFERENCES sessions (number) ON DELETE CASCADE,
+        name    TEXT NOT NULL,
+        PRIMARY KEY (session, name)
+    ) STRICT
+    """,
+    """
+    CREATE TABLE variables (
+        id          INTEGER PRIMARY KEY AUTOINCREMENT,
+        session     INTEGER NOT NULL REFERENCES sessions (number) ON DELETE CASCADE,
+        name        TEXT NOT NULL,
+        type        TEXT NOT NULL,
+        constraints TEXT NOT NULL,
+        description TEXT NOT NULL,
+        metadata    TEXT NOT NULL,
+        created     REAL NOT NULL,
+        version     INTEGER NOT NULL,
+        revision    INTEGER NOT NULL,
+        locked      TEXT,
+        UNIQUE (session, name)
+    ) STRICT
+    """,
+    """
+    CREATE TABLE changes (
+        revision INTEGER PRIMARY KEY,
+        previous INTEGER,
+        session  INTEGER NOT NULL,
+        variable INTEGER NOT NULL,
+        name     TEXT NOT NULL,
+        kind     TEXT NOT NULL,
+        version  INTEGER NOT NULL,
+        value    BLOB,
+        source   TEXT NOT NULL,
+        time     REAL NOT NULL
+    ) STRICT
+    """,
+    "CREATE INDEX tombstones ON changes (time) WHERE value IS NULL",
+    """
+    CREATE VIEW writes AS
+        SELECT id AS variable, session, '' AS kind, x'' AS value, '' AS source, 0.0 AS time,
+            version AS expected
+        FROM variables
+    """,
+    """
+    CREATE TRIGGER write_value INSTEAD OF INSERT ON writes BEGIN
+        INSERT INTO changes (previous, session, variable, name, kind, version, value, source, time)
+            SELECT revision, session, id, name, new.kind, version + 1, new.value, new.source,
+                new.time
+            FROM variables
+            WHERE id = new.variable AND session = new.session AND locked IS NULL
+                AND (new.expected IS NULL OR new.expected = version);
+        SELECT raise(FAIL, 'refused') WHERE changes() = 0;
+        UPDATE variables SET version = version + 1, revision = last_insert_rowid()
+            WHERE id = new.variable;
+    END
+    """,
+    """
+    CREATE TABLE programs (
+        session  INTEGER NOT NULL REFERENCES sessions (number) ON DELETE CASCADE,
+        name     TEXT NOT NULL,
+        version  INTEGER NOT NULL,
+        size     INTEGER NOT NULL,
+        checksum TEXT NOT NULL,
+        value    BLOB,
+        file     TEXT,
+        metadata TEXT NOT NULL,
+        source   TEXT NOT NULL,
+        created  REAL NOT NULL,
+        updated  REAL NOT NULL,
+        ttl      REAL,
+        expires  REAL,
+        PRIMARY KEY (session, name)
+    ) STRICT
+    """,
+    "CREATE INDEX programs_expire ON programs (expires)",
+    f"INSERT INTO sessions (number, id, created, used) VALUES ({GLOBAL}, '', 0, 0)",
+    "INSERT INTO totals (name, count) VALUES ('sessions', 0)",
+)
+
+_MAJOR = 1000
+
+MIGRATIONS: Final[dict[int, tuple[str, ...]]] = {1 * _MAJOR: _FIRST}
+"""Statements by the version that they lead to. A version of the same thousand can be used by all
+programs that know an earlier one of it: it has only added something."""
+
+VERSION: Final = max(MIGRATIONS)
+
+
+def is_compatible(version: int) -> bool:
+    """Whether this program can use a file of a version."""
+    return version // _MAJOR <= VERSION // _MAJOR

@@ -1,0 +1,339 @@
+"""The rows of sessions: who exists, until when, and what people noted about them."""
+
+from __future__ import annotations
+
+import sqlite3
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from ..errors import QuotaExceeded, SessionNotFound
+from .database import Database
+from .schema import GLOBAL
+from .variables import forget_session
+
+SLACK = 0.05
+"""Part of a time to live by which a session may live longer: what its use need not write down."""
+
+SWEEP_BATCH = 200
+"""Sessions that one transaction deletes, so that other writers get their turn."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SessionRow:
+    """A session as it is written down.
+
+    Attributes
+    ----------
+    number
+        Never used again: a session of the same name that is made later has another one.
+    id
+        Its name.
+    created, used
+        Seconds since the epoch; ``used`` is late by at most a twentieth of ``ttl``.
+    ttl
+        Seconds that it lives without being used; None for ever.
+    expires
+        Seconds since the epoch at which it is over unless it is used; None for never.
+    """
+
+    number: int
+    id: str
+    created: float
+    used: float
+    ttl: float | None
+    expires: float | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SessionSummary:
+    """A session in a list.
+
+    Attributes
+    ----------
+    session
+        The session.
+    variables, programs
+        How many it has.
+    size_bytes
+        What their present values take.
+    """
+
+    session: SessionRow
+    variables: int
+    programs: int
+    size_bytes: int
+
+
+_COLUMNS = "number, id, created, used, ttl, expires"
+
+
+class SessionTable:
+    """Sessions in a database.
+
+    Parameters
+    ----------
+    database
+        Where they are.
+    """
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    def find(self, session_id: str) -> SessionRow | None:
+        """Return a session that exists and has not expired."""
+        rows = self._database.read(
+            f"SELECT {_COLUMNS} FROM sessions WHERE id = ? AND number <> {GLOBAL}",  # noqa: S608 - constants
+            (session_id,),
+        )
+        row = _session(rows[0]) if rows else None
+        return row if row is not None and not _is_over(row, time.time()) else None
+
+    def open(
+        self, session_id: str, *, ttl: float | None, change_ttl: bool, max_sessions: int
+    ) -> tuple[SessionRow, bool]:
+        """Return a session; make it if there is none. Also say whether it was made.
+
+        Parameters
+        ----------
+        session_id
+            Its name.
+        ttl
+            Seconds that it shall live without being used; None for ever.
+        change_ttl
+            Whether that is meant for a session that exists, too.
+        max_sessions
+            How many there may be. One that exists can always be opened.
+
+        Raises
+        ------
+        QuotaExceeded
+            There are as many already.
+        """
+        found = self.find(session_id)
+        if found is not None:
+            if change_ttl and found.ttl != ttl:
+                return self._change_ttl(found, ttl), False
+            return self.touch(found), False
+        now = time.time()
+        with self._database.writing() as connection:
+            select = f"SELECT {_COLUMNS} FROM sessions WHERE id = ?"  # noqa: S608 - constants
+            rows = connection.execute(select, (session_id,)).fetchall()
+            if rows and not _is_over(_session(rows[0]), now):
+                return _session(rows[0]), False  # somebody else was faster
+            if rows:
+                _delete(connection, [rows[0][0]])
+            elif not _count_one(connection, max_sessions):
+                _delete(connection, _expired(connection, now))  # nobody has swept them yet
+                if not _count_one(connection, max_sessions):
+                    raise QuotaExceeded("sessions", max_sessions, "delete some, or let them expire")
+            if rows:
+                _count_one(connection, None)
+            expires = None if ttl is None else now + ttl * (1 + SLACK)
+            insert = "INSERT INTO sessions (id, created, used, ttl, expires) VALUES (?, ?, ?, ?, ?)"
+            (made,) = connection.execute(
+                f"{insert} RETURNING {_COLUMNS}", (session_id, now, now, ttl, expires)
+            ).fetchall()
+            return _session(made), True
+
+    def touch(self, row: SessionRow) -> SessionRow:
+        """Note that a session is used, if that has to be written down; return it as it is then.
+
+        Raises
+        ------
+        SessionNotFound
+            It has expired, or was deleted.
+        """
+        now = time.time()
+        if row.ttl is None or now - row.used < row.ttl * SLACK:
+            return row
+        with self._database.writing() as connection:
+            updated = connection.execute(
+                f"UPDATE sessions SET used = ?, expires = ? + ttl * {1 + SLACK}"  # noqa: S608 - constants
+                f" WHERE number = ? AND expires > ? RETURNING {_COLUMNS}",
+                (now, now, row.number, now),
+            ).fetchall()
+        if not updated:
+            raise SessionNotFound(row.id)
+        return _session(updated[0])
+
+    def _change_ttl(self, row: SessionRow, ttl: float | None) -> SessionRow:
+        now = time.time()
+        expires = None if ttl is None else now + ttl * (1 + SLACK)
+        with self._database.writing() as connection:
+            updated = connection.execute(
+                "UPDATE sessions SET used = ?, ttl = ?, expires = ?"
+                f" WHERE number = ? RETURNING {_COLUMNS}",
+                (now, ttl, expires, row.number),
+            ).fetchall()
+        if not updated:
+            raise SessionNotFound(row.id)
+        return _session(updated[0])
+
+    def exists(self, number: int) -> bool:
+        """Whether a session is still there and has not expired."""
+        rows = self._database.read("SELECT expires FROM sessions WHERE number = ?", (number,))
+        return bool(rows) and (rows[0][0] is None or rows[0][0] > time.time())
+
+    def delete(self, number: int) -> bool:
+        """Delete a session and everything in it; say whether it was there."""
+        with self._database.writing() as connection:
+            return _delete(connection, [number]) > 0
+
+    def sweep(self) -> list[SessionRow]:
+        """Delete what has expired; return it."""
+        swept: list[SessionRow] = []
+        select = f"SELECT {_COLUMNS} FROM sessions WHERE expires <= ? LIMIT {SWEEP_BATCH}"  # noqa: S608 - constants
+        while rows := self._database.read(select, (time.time(),)):
+            with self._database.writing() as connection:
+                over = connection.execute(select, (time.time(),)).fetchall()
+                _delete(connection, [row[0] for row in over])
+            swept += map(_session, over)
+            if len(rows) < SWEEP_BATCH:
+                break
+        return swept
+
+    def all(self) -> list[SessionSummary]:
+        """Return every session that has not expired, the one used last first."""
+        rows = self._database.read(_SUMMARIES, (time.time(),))
+        return [
+            SessionSummary(
+                session=_session(row[:6]),
+                variables=row[6],
+                programs=row[7],
+                size_bytes=(row[8] or 0) + (row[9] or 0),
+            )
+            for row in rows
+        ]
+
+    def count(self) -> int:
+        """Return how many sessions there are, those that have expired and were not swept too."""
+        return int(self._database.read("SELECT count FROM totals WHERE name = 'sessions'")[0][0])
+
+    # -- metadata ------------------------------------------------------------------------------
+
+    def metadata(self, number: int) -> list[tuple[str, bytes]]:
+        """Return the names and values that were noted about a session."""
+        select = "SELECT name, value FROM metadata WHERE session = ? ORDER BY name"
+        return [(name, value) for name, value in self._database.read(select, (number,))]
+
+    def note(self, number: int, name: str, value: bytes) -> bool:
+        """Note a value about a session; say whether that is still there."""
+        insert = (
+            "INSERT INTO metadata (session, name, value)"
+            " SELECT number, ?, ? FROM sessions WHERE number = ?"
+            " ON CONFLICT (session, name) DO UPDATE SET value = excluded.value"
+        )
+        with self._database.writing() as connection:
+            return connection.execute(insert, (name, value, number)).rowcount > 0
+
+    def unnote(self, number: int, name: str) -> bool:
+        """Delete what was noted; say whether it was there."""
+        delete = "DELETE FROM metadata WHERE session = ? AND name = ?"
+        with self._database.writing() as connection:
+            return connection.execute(delete, (number, name)).rowcount > 0
+
+    # -- host tools ----------------------------------------------------------------------------
+
+    def host_tools(self, number: int) -> list[str]:
+        """Return the names of the host tools that a session had, also in an earlier kernel."""
+        select = "SELECT name FROM host_tools WHERE session = ? ORDER BY name"
+        return [name for (name,) in self._database.read(select, (number,))]
+
+    def add_host_tool(self, number: int, name: str) -> None:
+        """Remember that a session has a host tool."""
+        insert = (
+            "INSERT INTO host_tools (session, name) SELECT number, ? FROM sessions"
+            " WHERE number = ? ON CONFLICT (session, name) DO NOTHING"
+        )
+        with self._database.writing() as connection:
+            connection.execute(insert, (name, number))
+
+
+_SUMMARIES = f"""
+    SELECT {", ".join(f"s.{column}" for column in _COLUMNS.split(", "))},
+        (SELECT count(*) FROM variables v WHERE v.session = s.number),
+        (SELECT count(*) FROM programs p WHERE p.session = s.number),
+        (SELECT sum(length(c.value)) FROM variables v JOIN changes c ON c.revision = v.revision
+            WHERE v.session = s.number),
+        (SELECT sum(p.size) FROM programs p WHERE p.session = s.number)
+    FROM sessions s WHERE s.number <> {GLOBAL} AND (s.expires IS NULL OR s.expires > ?)
+    ORDER BY s.used DESC
+"""  # noqa: S608 - constants
+
+
+def _session(row: Sequence[object]) -> SessionRow:
+    number, session_id, created, used, ttl, expires = row
+    return SessionRow(
+        number=number,  # type: ignore[arg-type]
+        id=session_id,  # type: ignore[arg-type]
+        created=created,  # type: ignore[arg-type]
+        used=used,  # type: ignore[arg-type]
+        ttl=ttl,  # type: ignore[arg-type]
+        expires=expires,  # type: ignore[arg-type]
+    )
+
+
+def _is_over(row: SessionRow, now: float) -> bool:
+    return row.expires is not None and row.expires <= now
+
+
+def _count_one(connection: sqlite3.Connection, limit: int | None) -> bool:
+    """Count one session more, unless there are as many as may be."""
+    update = "UPDATE totals SET count = count + 1 WHERE name = 'sessions'"
+    if limit is None:
+        return connection.execute(update).rowcount > 0
+    return connection.execute(f"{update} AND count < ?", (limit,)).rowcount > 0
+
+
+def _expired(connection: sqlite3.Connection, now: float) -> list[int]:
+    select = "SELECT number FROM sessions WHERE expires <= ?"
+    return [number for (number,) in connection.execute(select, (now,))]
+
+
+def _delete(connection: sqlite3.Connection, numbers: Sequence[int]) -> int:
+    deleted = 0
+    for number in numbers:
+        forget_session(connection, number)
+        deleted += connection.execute(
+            f"DELETE FROM sessions WHERE number = ? AND number <> {GLOBAL}",  # noqa: S608 - constants
+            (number,),
+        ).rowcount
+    if deleted:
+        connection.execute(
+            "UPDATE totals SET count = count - ? WHERE name = 'sessions'", (deleted,)
+        )
+    return deleted
+
+
+def copy_session(connection: sqlite3.Connection, number: int, target: int) -> None:
+    """Give a session what another one has, but for programs: variables without their past,
+    metadata, the names of host tools.
+    """
+    now = time.time()
+    (last,) = connection.execute("SELECT max(revision) FROM changes").fetchone()
+    connection.execute(
+        "INSERT INTO variables (session, name, type, constraints, description, metadata,"
+        " created, version, revision, locked) SELECT ?, name, type, constraints,"
+        " description, metadata, ?, version, revision, NULL FROM variables"
+        " WHERE session = ? ORDER BY id",
+        (target, now, number),
+    )
+    connection.execute(
+        "INSERT INTO changes (session, variable, name, kind, version, value, source, time)"
+        " SELECT v.session, v.id, v.name, 'registered', v.version, c.value, c.source, ?"
+        " FROM variables v JOIN changes c ON c.revision = v.revision WHERE v.session = ?"
+        " ORDER BY v.id",
+        (now, target),
+    )
+    copies = "SELECT revision, variable FROM changes WHERE revision > ?"
+    connection.executemany(
+        "UPDATE variables SET revision = ? WHERE id = ?",
+        connection.execute(copies, (last or 0,)).fetchall(),
+    )
+    for table, columns in (("metadata", "name, value"), ("host_tools", "name")):
+        connection.execute(
+            f"INSERT INTO {table} (session, {columns})"  # noqa: S608 - constants
+            f" SELECT ?, {columns} FROM {table} WHERE session = ?",
+            (target, number),
+        )

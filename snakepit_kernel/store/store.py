@@ -1,0 +1,144 @@
+"""The store: one database, its tables, and who shares them in this process."""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from pathlib import Path
+from weakref import WeakValueDictionary
+
+from ..paths import data_dir
+from .database import Database
+from .programs import ProgramTable
+from .sessions import SessionRow, SessionTable, copy_session
+from .variables import VariableTable
+from .watching import ChangeHub
+
+SWEEP_INTERVAL = 60.0
+"""Seconds between looks for what has expired."""
+
+FILE_NAME = "sessions.sqlite"
+
+
+class Store:
+    """Sessions, variables and programs, durable beyond every process.
+
+    Another back end is another class with these attributes.
+
+    Parameters
+    ----------
+    path
+        The database file. Large programs lie in a folder beside it.
+
+    Attributes
+    ----------
+    sessions, variables, programs
+        The tables.
+    hub
+        Tells of changes.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self._database = Database(path)
+        self.sessions = SessionTable(self._database)
+        self.variables = VariableTable(self._database)
+        self.programs = ProgramTable(self._database, path.with_name(f"{path.name}-programs"))
+        self.hub = ChangeHub(path)
+        self._swept = time.monotonic()
+
+    def __repr__(self) -> str:
+        return f"<Store {str(self.path)!r}>"
+
+    def sweep(self) -> list[SessionRow]:
+        """Delete what has expired; return the sessions among it."""
+        self._swept = time.monotonic()
+        swept = self.sessions.sweep()
+        self.variables.sweep()
+        self.programs.sweep()
+        return swept
+
+    def sweep_if_due(self) -> list[SessionRow]:
+        """Do the same, once in a while."""
+        return self.sweep() if time.monotonic() - self._swept > SWEEP_INTERVAL else []
+
+    def delete_session(self, number: int) -> bool:
+        """Delete a session with everything in it; say whether it was there."""
+        files = self.programs.files_of([number])
+        was_there = self.sessions.delete(number)
+        if was_there:
+            self.programs.remove_files(files)
+        return was_there
+
+    def copy_session(self, number: int, target: int) -> None:
+        """Give a session what another one has: variables without their past, and the rest."""
+        with self._database.writing() as connection:
+            copy_session(connection, number, target)
+        self.programs.copy(number, target)
+
+    def check(self) -> list[str]:
+        """Return what is wrong with the file, one line each; nothing when it is sound."""
+        return self._database.check()
+
+    def close(self) -> None:
+        """Close the database; a later use is an error."""
+        self._database.close()
+
+
+_stores: WeakValueDictionary[str, Store] = WeakValueDictionary()
+_opening = threading.Lock()
+
+
+def open_store(where: str | os.PathLike[str] | Store | None = None) -> Store:
+    """Return a store; all who name the same file share one.
+
+    Parameters
+    ----------
+    where
+        A path, or ``sqlite:///PATH``. Default: ``sessions.sqlite`` in the data directory.
+
+    Raises
+    ------
+    TypeError, ValueError
+        It is no path, or a kind of database that is not known.
+    """
+    if isinstance(where, Store):
+        return where
+    path = _path_of(where)
+    with _opening:
+        store = _stores.get(str(path))
+        if store is None:
+            store = _stores[str(path)] = Store(path)
+        return store
+
+
+def _path_of(where: str | os.PathLike[str] | None) -> Path:
+    if where is None:
+        return data_dir() / FILE_NAME
+    if not isinstance(where, str | os.PathLike):
+        msg = f"store must be a path or a URL, not {type(where).__name__}"
+        raise TypeError(msg)
+    text = os.fspath(where)
+    scheme, separator, rest = text.partition("://")
+    if separator and scheme != "sqlite":
+        msg = f"store {text!r}: {scheme!r} is not known; use a path, or sqlite:///PATH"
+        raise ValueError(msg)
+    path = Path(rest.removeprefix("/") if separator else text)
+    if separator and rest.startswith("//"):
+        path = Path(rest[1:])
+    if not path.name or path.is_dir():
+        msg = f"store {text!r} is not the path of a file"
+        raise ValueError(msg)
+    return path.absolute()
+
+
+def _leave_to_the_parent() -> None:
+    global _opening  # noqa: PLW0603 - another thread of the parent may hold it
+    _opening = threading.Lock()
+    for store in list(_stores.values()):
+        store.hub.forget()
+
+
+os.register_at_fork(after_in_child=_leave_to_the_parent)

@@ -1,0 +1,98 @@
+"""Telling those who watch that something has changed, whichever process has changed it."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import select
+import threading
+from collections.abc import Callable
+from pathlib import Path
+
+from inotify_simple import INotify, flags
+
+logger = logging.getLogger(__name__)
+
+LOOK_AGAIN = 0.5
+"""Seconds after which watchers look by themselves: a file system may tell nothing of changes."""
+
+Listener = Callable[[], None]
+
+_GONE = flags.DELETE_SELF | flags.MOVE_SELF | flags.IGNORED
+
+
+class ChangeHub:
+    """Calls listeners whenever the log of a database has grown.
+
+    That is a hint and may come too often, or half a second late: what has changed, a listener
+    reads from the database. One thread serves all; it runs while somebody listens.
+
+    Parameters
+    ----------
+    path
+        The database.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._log = path.with_name(path.name + "-wal")
+        self._listeners: list[Listener] = []
+        self._lock = threading.RLock()  # a watch may be collected in the middle
+        self._wake: int | None = None  # to end the thread by; None when it does not run
+
+    def add(self, listener: Listener) -> None:
+        """Call a listener from now on, in the hub's own thread; it must be brief."""
+        with self._lock:
+            self._listeners.append(listener)
+            if self._wake is None:
+                self._wake = os.eventfd(0)
+                threading.Thread(
+                    target=self._run, args=(self._wake,), name="snakepit-watch", daemon=True
+                ).start()
+
+    def remove(self, listener: Listener) -> None:
+        """Call a listener no more."""
+        with self._lock, contextlib.suppress(ValueError):
+            self._listeners.remove(listener)
+            if not self._listeners and self._wake is not None:
+                os.eventfd_write(self._wake, 1)
+                self._wake = None
+
+    def forget(self) -> None:
+        """Begin anew in a forked child, which has no thread."""
+        self._listeners = []
+        self._lock = threading.RLock()  # a watch may be collected in the middle
+        self._wake = None
+
+    def _run(self, wake: int) -> None:
+        with contextlib.ExitStack() as open_files:
+            open_files.callback(os.close, wake)
+            changes = None
+            with contextlib.suppress(OSError):  # there may be too many: then we only look
+                changes = open_files.enter_context(INotify())
+            self._follow(wake, changes)
+
+    def _follow(self, wake: int, changes: INotify | None) -> None:
+        sources = [wake] if changes is None else [wake, changes]
+        is_watched = changes is None
+        while True:
+            if not is_watched:
+                assert changes is not None
+                with contextlib.suppress(OSError):  # it appears with the first change
+                    changes.add_watch(self._log, flags.MODIFY | flags.DELETE_SELF | flags.MOVE_SELF)
+                    is_watched = True
+            ready, _, _ = select.select(sources, [], [], LOOK_AGAIN)
+            if wake in ready:
+                return
+            if changes is not None and changes in ready:
+                is_watched = not any(event.mask & _GONE for event in changes.read(timeout=0))
+            self._tell()
+
+    def _tell(self) -> None:
+        with self._lock:
+            listeners = list(self._listeners)
+        for listener in listeners:
+            try:
+                listener()
+            except Exception:
+                logger.exception("a listener to changes of the store failed")
