@@ -1,0 +1,109 @@
+"""The session of a call, in its worker: what its owner serves over the lane."""
+
+from __future__ import annotations
+
+import pickle
+import time
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+from ..protocol.values import is_plain
+from ..sessions.programs import Metadata, Programs
+from ..sessions.variables import Find, Key, Variables
+from ..sessions.watch import Watch
+
+CACHE_SECONDS = 0.1
+"""Time for which a call that goes on need not ask again for a value that it has read."""
+
+_CACHE_BYTES = 64 * 1024
+
+Ask = Callable[..., Any]
+
+
+class RemoteState:
+    """The variables, programs and metadata of the session that a call belongs to.
+
+    Parameters
+    ----------
+    ask
+        Asks the owner: for a part, a method of it, and its arguments.
+    is_cached
+        Whether values that were read may be kept for a moment: this is a call, that ends.
+    """
+
+    def __init__(self, ask: Ask, *, is_cached: bool) -> None:
+        self._watches: list[Watch] = []
+
+        def find(part: str) -> Find:
+            return partial(partial, ask, part)
+
+        kind = CachedVariables if is_cached else Variables
+        self.variables: Variables = kind(find("variables"), self._watch)
+        self.programs = Programs(find("programs"))
+        self.metadata = Metadata(find("metadata"))
+        self._changes = _Changes(find("variables"))
+
+    def _watch(self, pattern: str) -> Watch:
+        watch = Watch(self._changes, pattern, None)
+        self._watches.append(watch)
+        return watch
+
+    def close(self) -> None:
+        """Close the watches."""
+        while self._watches:
+            self._watches.pop().close()
+
+
+class _Changes:
+    """Finds changes by asking."""
+
+    def __init__(self, find: Find) -> None:
+        self.revision: Callable[[], int] = find("revision")
+        self.changes: Callable[..., Any] = find("changes")
+
+
+class CachedVariables(Variables):
+    """Variables of a call: what it has read it need not ask for again at once.
+
+    A value is never older than the call, nor than 0.1 s; and a new copy each time.
+    """
+
+    def __init__(self, find: Find, watch: Callable[[str], Watch]) -> None:
+        self._cache: dict[Key, tuple[float, bytes | None, Any]] = {}
+        super().__init__(partial(self._find_fresh, find), watch)
+
+    def __getitem__(self, name: Key) -> Any:
+        until, body, value = self._cache.get(name, _NOTHING)
+        if time.monotonic() < until:
+            return value if body is None else pickle.loads(body)
+        value = super().__getitem__(name)
+        self._keep(name, value)
+        return value
+
+    def _keep(self, name: Key, value: Any) -> None:
+        until = time.monotonic() + CACHE_SECONDS
+        if type(value) in _ATOMS:
+            self._cache[name] = until, None, value
+        elif is_plain(value):
+            body = pickle.dumps(value, protocol=5)
+            if len(body) <= _CACHE_BYTES:
+                self._cache[name] = until, body, None
+
+    def _find_fresh(self, find: Find, method: str) -> Callable[..., Any]:
+        """Give a method of the owner's; whatever it does, what was read may be old then."""
+        found = find(method)
+        if method == "value":
+            return found
+
+        def call(*args: Any, **kwargs: Any) -> Any:
+            try:
+                return found(*args, **kwargs)
+            finally:
+                self._cache.clear()
+
+        return call
+
+
+_ATOMS = frozenset({type(None), bool, int, float, complex, str, bytes})
+_NOTHING: tuple[float, bytes | None, Any] = (0.0, None, None)
