@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import inspect
 import os
@@ -10,24 +11,59 @@ from pathlib import PurePath
 
 from IPython.core.interactiveshell import InteractiveShell
 
-from snakepit_kernel.ids import own_run_id
+from snakepit_kernel.ids import check_name, own_run_id
+from snakepit_kernel.processes.identity import ProcessIdentity
 from snakepit_kernel.processes.registry import Registry
 
+SESSION_VARIABLE = "SNAKEPIT_SESSION"
+"""Environment variable that names the session, whatever the notebook's path is."""
+
 _PATH_VARIABLE = "JPY_SESSION_NAME"  # jupyter_server puts the notebook's path there
-_VSCODE_NAME = "__vsc_ipynb_file__"  # VS Code puts it among the notebook's variables
+_PATH_NAMES = (
+    "__vsc_ipynb_file__",  # VS Code puts it among the notebook's variables,
+    "PAPERMILL_OUTPUT_PATH",  # and papermill with --inject-paths
+    "PAPERMILL_INPUT_PATH",
+)
 
 
 def notebook_session(shell: InteractiveShell) -> str:
-    """Return the name of the notebook's session: from its path where Jupyter tells, else ``main``.
+    """Return the name of the notebook's session, the same again when its kernel has restarted.
 
-    The name is made of the file's own, for people, and of a digest of the whole path, so that two
-    notebooks of one name are two sessions.
+    It is, the first that there is: what ``--session`` of the kernel or `SESSION_VARIABLE` say; a
+    name made of the notebook's path, which Jupyter Server, VS Code and papermill tell; the kernel's
+    connection file, which a restart keeps; for a plain IPython, this process.
+
+    Raises
+    ------
+    ValueError
+        What was given is no name of a session.
     """
-    path = os.environ.get(_PATH_VARIABLE) or shell.user_ns.get(_VSCODE_NAME)
-    if not path:
-        return "main"
-    stem = re.sub(r"[^A-Za-z0-9_.-]+", "-", PurePath(str(path)).stem).strip("-._") or "notebook"
-    digest = hashlib.sha256(str(path).encode()).hexdigest()[:8]
+    app = getattr(getattr(shell, "kernel", None), "parent", None)
+    given = getattr(app, "notebook_session", "") or os.environ.get(SESSION_VARIABLE, "")
+    if given:
+        return check_name("session", given)
+    named = (shell.user_ns.get(name) for name in _PATH_NAMES)
+    path = os.environ.get(_PATH_VARIABLE) or next(filter(None, named), None)
+    if path:
+        return _name_of(_absolute(str(path)))
+    connection = getattr(app, "abs_connection_file", "")
+    if connection:
+        return _name_of(connection)
+    return f"ipython-{os.getpid()}-{ProcessIdentity.of(os.getpid()).start_time}"
+
+
+@functools.cache
+def _absolute(path: str) -> str:
+    """Return a whole path, the same again when a cell has changed the directory."""
+    return os.path.abspath(path)  # noqa: PTH100 - no more than text
+
+
+def _name_of(path: str) -> str:
+    """Make a name of a path: the file's own, for people, and a digest, for it is not the only one
+    of that name.
+    """
+    stem = re.sub(r"[^A-Za-z0-9_.-]+", "-", PurePath(path).stem).strip("-._") or "notebook"
+    digest = hashlib.sha256(path.encode(errors="surrogateescape")).hexdigest()[:8]
     return f"{stem[:50]}-{digest}"
 
 

@@ -69,6 +69,7 @@ class SnakepitKernelApp(IPKernelApp):
             **kernel_aliases,
             RUN_ID_OPTION.strip("-="): "SnakepitKernelApp.run_id",
             "lane": "SnakepitKernelApp.lane",
+            "session": "SnakepitKernelApp.notebook_session",
         }
     )
     kernel_class: Any = Type(SnakepitKernel, klass="ipykernel.kernelbase.Kernel").tag(config=True)
@@ -80,6 +81,10 @@ class SnakepitKernelApp(IPKernelApp):
     lane = Unicode(
         help="File descriptors of the lane to a pool and of the page beside it, FD:FD. "
         "Makes this kernel a worker."
+    ).tag(config=True)
+
+    notebook_session = Unicode(
+        help="Name of the session that the notebook's magics use. Default: from its path."
     ).tag(config=True)
 
     awaits_connection = False
