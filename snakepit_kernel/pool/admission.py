@@ -12,9 +12,11 @@ import time
 from functools import partial
 from typing import TYPE_CHECKING
 
+from .. import telemetry
 from ..errors import CallTimeout, PoolClosed, PoolSaturated, QueueTimeout, SnakepitError, WorkerBusy
 from .config import PoolConfig
 from .hosting import Link, links
+from .reports import report_work
 from .scheduler import QueueFull, Scheduler
 from .states import WorkerEvent, WorkerState
 from .work import OUTCOMES, Work
@@ -139,6 +141,7 @@ class Admission:
     def _nest(self, work: Work, link: Link) -> None:
         """Let the worker that waits for a host call do it."""
         work.seat = link.seat
+        work.began = time.monotonic()
         work.nested_in = link
         link.seat.worker.calls += 1
 
@@ -155,6 +158,7 @@ class Admission:
         seat = work.seat
         assert seat is not None
         worker = seat.worker
+        work.began = time.monotonic()
         seat.holder = work
         if not worker.current:
             worker.apply(WorkerEvent.LEND)
@@ -250,6 +254,8 @@ class Admission:
                 self._take_back(work.seat, work.name)
             if self._pending == 0:
                 self._quiet.notify_all()
+        if telemetry.is_on():
+            report_work(work, outcome)
 
     def _take_back(self, seat: Seat, name: str) -> None:
         worker = seat.worker
@@ -291,6 +297,7 @@ class Admission:
                     break
                 self.scheduler.withdraw(ticket)
                 ticket.seat = seat
+                ticket.began = time.monotonic()
                 ticket.is_along = True
                 taken.append(ticket)
             seat.worker.calls += len(taken)
@@ -299,7 +306,7 @@ class Admission:
     def put_back(self, work: Work) -> None:
         """Put work that was not begun to the head of the queue."""
         with self.lock:
-            work.seat = None
+            work.seat = work.began = None
             work.is_along = False
             if not self.crew.workers or self.closed_because is not None:
                 work.on_grant()  # that there is none

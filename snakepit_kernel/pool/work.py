@@ -6,7 +6,9 @@ import asyncio
 import time
 from typing import Any
 
+from .. import telemetry
 from ..errors import CallTimeout, QueueTimeout, SnakepitError
+from ..telemetry.correlation import correlation_of_work
 from .hosting import Link
 from .scheduler import Purpose, Ticket
 from .worker import Seat
@@ -36,9 +38,19 @@ class Work(Ticket[Seat]):
         What it needs a place at a worker for.
     link
         The host call that it is made from, if it is.
+    pool
+        Name of the pool.
 
     Attributes
     ----------
+    kind
+        What it is, for people: ``"call"``, ``"stream"``, ``"future"`` or ``"cell"``.
+    correlation
+        Id of the outermost call that it is done for.
+    caller
+        Whose it is, for `telemetry.emit`; None when nobody listens.
+    asked, began
+        `time.monotonic` when it was asked for, and when it last got a seat; None before.
     settled
         Whether its outcome is counted and its place given back.
     is_given_up
@@ -53,14 +65,19 @@ class Work(Ticket[Seat]):
 
     __slots__ = (
         "asked",
+        "began",
         "bounded",
+        "caller",
+        "correlation",
         "deadline",
         "errand",
         "is_along",
         "is_given_up",
+        "kind",
         "link",
         "name",
         "nested_in",
+        "pool",
         "queue_deadline",
         "settled",
         "slot",
@@ -78,9 +95,15 @@ class Work(Ticket[Seat]):
         slot: int | None = None,
         purpose: Purpose = "call",
         link: Link | None = None,
+        pool: str = "",
     ) -> None:
         super().__init__(_nothing, session, purpose=purpose)
         self.name = name
+        self.pool = pool
+        self.kind: str = purpose
+        self.correlation = correlation_of_work()
+        self.caller = telemetry.here() if telemetry.is_on() else None
+        self.began: float | None = None
         self.link = link
         self.nested_in: Link | None = None
         self.errand: Any = None
@@ -103,6 +126,10 @@ class Work(Ticket[Seat]):
     def inside(self) -> int:
         """The host call, in the worker that does it, on behalf of which it is done; 0 for none."""
         return 0 if self.nested_in is None else self.nested_in.call_id
+
+    def caller_of(self, _: int) -> object:
+        """Return whose the calls are that it makes."""
+        return self.caller
 
 
 def outcome_of(error: BaseException) -> str:
