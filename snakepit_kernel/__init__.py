@@ -13,6 +13,7 @@ from ._version import __version__
 if TYPE_CHECKING:
     from IPython.core.interactiveshell import InteractiveShell
 
+    from . import telemetry
     from .errors import (
         CallTimeout,
         CellError,
@@ -35,7 +36,6 @@ if TYPE_CHECKING:
     from .pool.session import Session
     from .pool.status import PoolStats, PoolStatus
     from .pool.streams import Stream
-    from . import telemetry
     from .processes.keeping import keep
     from .protocol.encoders import register_encoder
     from .protocol.unserializable import Unserializable

@@ -81,11 +81,11 @@ class HostReport:
 
 def report_event(seat: Seat, event: Event) -> None:
     """Tell what code in a worker tells of."""
-    telemetry.note_dropped(event.dropped)
     if telemetry.is_on():
+        telemetry.note_dropped(event.dropped)
         attributes = event.attributes | _origin(seat, event.session, event.correlation)
         caller = None if seat.holder is None else seat.holder.caller_of(event.id)
-        telemetry.emit(event.name, attributes, caller=caller)
+        telemetry.emit(event.name, attributes, caller=caller, at=event.at)
 
 
 def _origin(seat: Seat, session: str | None, correlation: str) -> Attributes:

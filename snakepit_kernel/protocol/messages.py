@@ -216,6 +216,8 @@ class Event(_Message, frozen=True, tag="event"):
     ----------
     id
         The call that tells of it, or `CELL`.
+    at
+        When: nanoseconds since 1970. It may be read much later.
     session, correlation
         What that belongs to.
     dropped
@@ -225,6 +227,7 @@ class Event(_Message, frozen=True, tag="event"):
     id: int
     name: str
     attributes: dict[str, bool | int | float | str]
+    at: int = 0
     session: str | None = None
     correlation: str = ""
     dropped: int = 0

@@ -153,19 +153,16 @@ class Hub:
 
     # -- in ------------------------------------------------------------------------------------
 
-    def take(
-        self, name: str, attributes: Mapping[str, Scalar], seconds: float, caller: object
-    ) -> None:
+    def take(self, record: Record) -> None:
         """Put an event into the buffer, if there is room."""
         if threading.current_thread() is self._thread:
             return  # what a handler does itself would go round and round
-        now = time.time_ns()
         with self._guard:
             has_room = self._buffer.qsize() < CAPACITY and self._has_thread()
-            if not has_room or not self._buckets.take(name):
+            if has_room and self._buckets.take(record[0]):
+                self._buffer.put(record)
+            else:
                 self.dropped += 1
-                return
-            self._buffer.put((name, dict(attributes), now, seconds, caller))
 
     def _has_thread(self) -> bool:
         """Start the thread if it is not there; say whether it is."""
@@ -225,9 +222,15 @@ class Hub:
 
 
 _hub = Hub()
-os.register_at_fork(after_in_child=lambda: _hub.begin())
 
 _modules = sys.modules
+
+
+def _begin_in_child() -> None:
+    _hub.begin()
+
+
+os.register_at_fork(after_in_child=_begin_in_child)
 
 
 def is_on() -> bool:
@@ -241,6 +244,7 @@ def emit(
     *,
     seconds: float = 0.0,
     caller: object = None,
+    at: int = 0,
 ) -> None:
     """Tell those who listen of something that has just happened; never waits, never raises.
 
@@ -254,9 +258,12 @@ def emit(
         How long it took.
     caller
         Whose it is, as `here` said then. Default: whoever calls.
+    at
+        When it had happened: nanoseconds since 1970. Default: now.
     """
     if is_on():
-        _hub.take(name, attributes, seconds, sdk.here() if caller is None else caller)
+        caller = sdk.here() if caller is None else caller
+        _hub.take((name, dict(attributes), at or time.time_ns(), seconds, caller))
 
 
 def subscribe(handler: Handler) -> Subscription:

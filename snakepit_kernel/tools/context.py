@@ -40,6 +40,7 @@ class SessionContext:
         worker: str,
         host_calls: HostCalls | None = None,
         call_id: int = CELL,
+        *,
         correlation_id: str = "",
     ) -> None:
         self.session_id = session_id
@@ -52,9 +53,9 @@ class SessionContext:
     def __repr__(self) -> str:
         return f"<SessionContext of {self.session_id!r} on worker {self.worker}>"
 
-    def __reduce__(self) -> tuple[type, tuple[object, ...]]:
-        known = (self.session_id, self.pool, self.worker)
-        return SessionContext, (*known, None, CELL, self.correlation_id)  # the way back stays here
+    def __reduce__(self) -> tuple[object, ...]:
+        known = (self.session_id, self.pool, self.worker)  # the way back stays here
+        return SessionContext, known, (None, {"correlation_id": self.correlation_id})
 
     @property
     def host_tools(self) -> HostTools:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import threading
+import time
 from collections.abc import Mapping
 from numbers import Integral, Real
 from typing import Any
@@ -65,7 +66,9 @@ class Emitter:
         plain = _checked(name, attributes)
         with self._guard:
             dropped = self._dropped
-            event = messages.Event(call_id, name, plain, session, correlation, dropped)
+            event = messages.Event(
+                call_id, name, plain, time.time_ns(), session, correlation, dropped
+            )
             is_sent = self._buckets.take(name) and self._lane.offer(pack(messages.encode(event)))
             self._dropped = 0 if is_sent else dropped + 1
 

@@ -9,6 +9,7 @@ from opentelemetry import trace
 from opentelemetry.trace import StatusCode
 
 from snakepit_kernel import telemetry
+from snakepit_kernel.telemetry.correlation import correlation_of_work
 
 
 def test_the_api_alone_is_nobody_who_listens():
@@ -107,3 +108,28 @@ def test_handlers_and_sdk_get_the_same_events(sdk):
     with telemetry.subscribe(got.append):
         telemetry.emit("done", {})
     assert [event.name for event in got] == [span.name for span in sdk.spans()] == ["done"]
+
+
+def test_a_broken_opentelemetry_disturbs_nothing(sdk, monkeypatch):
+    def fail():
+        raise ImportError
+
+    for name in ("get_tracer_provider", "get_current_span"):
+        monkeypatch.setattr(trace, name, fail)
+    telemetry.emit("done", {})
+
+    assert correlation_of_work()
+    assert telemetry.flush(10)
+
+
+def test_an_event_may_have_happened_before_it_is_emitted(sdk):
+    got = []
+    with telemetry.subscribe(got.append):
+        telemetry.emit("done", {}, seconds=1.0, at=1_700_000_000_500_000_000)
+
+    (span,) = sdk.spans()
+    assert (span.start_time, span.end_time) == (
+        1_699_999_999_500_000_000,
+        1_700_000_000_500_000_000,
+    )
+    assert got[0].time == 1_700_000_000.5

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import enum
+import pickle
 import socket
 import time
 
@@ -53,17 +54,19 @@ def sent(ends) -> list[messages.Event]:
 
 
 def test_an_event_says_whose_it_is(emit, ends):
+    before = time.time_ns()
     emit("epoch.done", epoch=3, loss=0.5, best=True, stage="fit")
 
-    assert sent(ends) == [
-        messages.Event(
-            7,
-            "epoch.done",
-            {"epoch": 3, "loss": 0.5, "best": True, "stage": "fit"},
-            session="mine",
-            correlation="abc",
-        )
-    ]
+    (event,) = sent(ends)
+    assert before <= event.at <= time.time_ns()
+    assert event == messages.Event(
+        7,
+        "epoch.done",
+        {"epoch": 3, "loss": 0.5, "best": True, "stage": "fit"},
+        event.at,
+        session="mine",
+        correlation="abc",
+    )
 
 
 @pytest.mark.parametrize(
@@ -177,3 +180,8 @@ def test_a_closed_lane_drops_events(emit, ends):
 def test_a_context_that_has_left_its_worker_emits_nothing():
     with pytest.raises(RuntimeError, match="has left its worker, where events can be emitted"):
         SessionContext("mine", "p", "w").emit("done")
+
+
+def test_a_context_that_travels_takes_its_id_along():
+    context = pickle.loads(pickle.dumps(SessionContext("mine", "p", "w", correlation_id="abc")))
+    assert (context.session_id, context.correlation_id) == ("mine", "abc")
