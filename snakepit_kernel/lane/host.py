@@ -208,14 +208,13 @@ class Lane:
             if self.on_returned is not None:
                 self.on_returned(message.ids)
             return
-        if isinstance(message, messages.Event):
-            if self.on_event is not None:
-                self.on_event(message)
-            return
         number = message.call if isinstance(message, messages.HostCall) else message.id
         exchange = self._exchanges.get(number)
         if exchange is not None:
             exchange.take(message, frame, self.carrier)
+        elif isinstance(message, messages.Event):
+            if self.on_event is not None:
+                self.on_event(message)
         elif isinstance(message, messages.WithValue):
             self.carrier.drop(message)
 

@@ -12,7 +12,6 @@ import time
 from functools import partial
 from typing import TYPE_CHECKING
 
-from .. import telemetry
 from ..errors import CallTimeout, PoolClosed, PoolSaturated, QueueTimeout, SnakepitError, WorkerBusy
 from .config import PoolConfig
 from .hosting import Link, links
@@ -141,9 +140,10 @@ class Admission:
     def _nest(self, work: Work, link: Link) -> None:
         """Let the worker that waits for a host call do it."""
         work.seat = link.seat
-        work.began = time.monotonic()
         work.nested_in = link
         link.seat.worker.calls += 1
+        if work.caller is not None:
+            work.began = time.monotonic()
 
     def _check_chain(self, work: Work) -> None:
         """Refuse work that only workers could do which wait for it."""
@@ -158,12 +158,13 @@ class Admission:
         seat = work.seat
         assert seat is not None
         worker = seat.worker
-        work.began = time.monotonic()
         seat.holder = work
         if not worker.current:
             worker.apply(WorkerEvent.LEND)
         worker.current.append(work.name)
         worker.calls += 1
+        if work.caller is not None:
+            work.began = time.monotonic()
 
     def lend(self, seat: Seat) -> None:
         """Give a free seat to the first whom it fits."""
@@ -254,8 +255,8 @@ class Admission:
                 self._take_back(work.seat, work.name)
             if self._pending == 0:
                 self._quiet.notify_all()
-        if telemetry.is_on():
-            report_work(work, outcome)
+        if work.caller is not None:
+            report_work(work, outcome, self._config.name)
 
     def _take_back(self, seat: Seat, name: str) -> None:
         worker = seat.worker

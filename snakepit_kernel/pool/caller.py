@@ -474,7 +474,6 @@ class Caller:
             slot=slot,
             purpose=purpose,
             link=current_link(),
-            pool=config.name,
         )
 
 

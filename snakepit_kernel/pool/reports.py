@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 Attributes = dict[str, Scalar]
 
 
-def report_work(work: Work, outcome: str) -> None:
+def report_work(work: Work, outcome: str, pool: str) -> None:
     """Tell how a piece of work has ended.
 
     Parameters
@@ -26,13 +26,15 @@ def report_work(work: Work, outcome: str) -> None:
         The work.
     outcome
         Its counter.
+    pool
+        Name of the pool.
     """
     now = time.monotonic()
     began = now if work.began is None else work.began
     attributes: Attributes = {
         "kind": work.kind,
         "tool": work.name,
-        "pool": work.pool,
+        "pool": pool,
         "outcome": outcome,
         "correlation_id": work.correlation,
         "queue_seconds": began - work.asked,
@@ -84,7 +86,7 @@ def report_event(seat: Seat, event: Event) -> None:
     if telemetry.is_on():
         telemetry.note_dropped(event.dropped)
         attributes = event.attributes | _origin(seat, event.session, event.correlation)
-        caller = None if seat.holder is None else seat.holder.caller_of(event.id)
+        caller = None if seat.holder is None else seat.holder.caller_of(event.call)
         telemetry.emit(event.name, attributes, caller=caller, at=event.at)
 
 

@@ -38,8 +38,6 @@ class Work(Ticket[Seat]):
         What it needs a place at a worker for.
     link
         The host call that it is made from, if it is.
-    pool
-        Name of the pool.
 
     Attributes
     ----------
@@ -48,9 +46,9 @@ class Work(Ticket[Seat]):
     correlation
         Id of the outermost call that it is done for.
     caller
-        Whose it is, for `telemetry.emit`; None when nobody listens.
+        Whose it is, for `telemetry.emit`; None when nobody listened when it was asked for.
     asked, began
-        `time.monotonic` when it was asked for, and when it last got a seat; None before.
+        `time.monotonic` when it was asked for, and when it last got a seat, if somebody listens.
     settled
         Whether its outcome is counted and its place given back.
     is_given_up
@@ -77,7 +75,6 @@ class Work(Ticket[Seat]):
         "link",
         "name",
         "nested_in",
-        "pool",
         "queue_deadline",
         "settled",
         "slot",
@@ -95,11 +92,9 @@ class Work(Ticket[Seat]):
         slot: int | None = None,
         purpose: Purpose = "call",
         link: Link | None = None,
-        pool: str = "",
     ) -> None:
         super().__init__(_nothing, session, purpose=purpose)
         self.name = name
-        self.pool = pool
         self.kind: str = purpose
         self.correlation = correlation_of_work()
         self.caller = telemetry.here() if telemetry.is_on() else None

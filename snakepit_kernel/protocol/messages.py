@@ -214,7 +214,7 @@ class Event(_Message, frozen=True, tag="event"):
 
     Attributes
     ----------
-    id
+    call
         The call that tells of it, or `CELL`.
     at
         When: nanoseconds since 1970. It may be read much later.
@@ -224,13 +224,18 @@ class Event(_Message, frozen=True, tag="event"):
         Events that this worker has not sent since the last one.
     """
 
-    id: int
+    call: int
     name: str
     attributes: dict[str, bool | int | float | str]
     at: int = 0
     session: str | None = None
     correlation: str = ""
     dropped: int = 0
+
+    @property
+    def id(self) -> int:
+        """No call's: it may come when that has ended."""
+        return -1
 
 
 class Chunk(WithValue, frozen=True, tag="chunk"):

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from contextvars import ContextVar, Token
 
 from ..errors import SnakepitError
-from . import sdk
+from .sdk import SDK, trace_id
 
 METADATA_KEY = "snakepit_correlation_id"
 """Where the metadata of a cell's request has it."""
@@ -38,7 +38,7 @@ def correlation_of_work() -> str:
     A caller inside of a span that OpenTelemetry records gets the id of its trace.
     """
     known = _served.get() or (_source is not None and _source())
-    return known or (sdk.SDK in _modules and sdk.trace_id()) or _mint()
+    return known or (SDK in _modules and trace_id()) or _mint()
 
 
 def serve(value: str) -> Token[str]:

@@ -18,8 +18,8 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
-from . import sdk
 from .limits import Buckets
+from .sdk import SDK, here, is_installed
 
 if TYPE_CHECKING:
     from .otel import Bridge
@@ -196,7 +196,7 @@ class Hub:
             event = Event(name=name, attributes=attributes, time=ended / 1e9, seconds=seconds)
             for subscription in self.subscriptions:
                 subscription.take(event)
-        if sdk.is_installed():
+        if is_installed():
             try:
                 self._bridge_to_sdk().take(record)
             except Exception:  # an exporter's or a processor's own; events are no reason to fail
@@ -235,7 +235,9 @@ os.register_at_fork(after_in_child=_begin_in_child)
 
 def is_on() -> bool:
     """Whether somebody listens. So cheap that it can be asked for each call."""
-    return bool(_hub.subscriptions) or (sdk.SDK in _modules and sdk.is_installed())
+    if _hub.subscriptions:
+        return True
+    return SDK in _modules and is_installed()
 
 
 def emit(
@@ -262,7 +264,7 @@ def emit(
         When it had happened: nanoseconds since 1970. Default: now.
     """
     if is_on():
-        caller = sdk.here() if caller is None else caller
+        caller = here() if caller is None else caller
         _hub.take((name, dict(attributes), at or time.time_ns(), seconds, caller))
 
 

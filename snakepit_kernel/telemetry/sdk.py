@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import sys
-from typing import Any
+from typing import Any, Final
 
 SDK = "opentelemetry.sdk"
 """Module that is there when somebody has imported the SDK."""
+
+NOBODY: Final = object()
+"""Whose work it is where OpenTelemetry does not say."""
 
 _modules = sys.modules
 
@@ -21,8 +24,8 @@ def is_installed() -> bool:
 
 
 def here() -> object:
-    """Return the OpenTelemetry context of whoever calls, to be given to `emit` later, or None."""
-    return _ask("context", "get_current") if SDK in _modules else None
+    """Return whose work this is, to be given to `emit` later: OpenTelemetry's context, if any."""
+    return (SDK in _modules and _ask("context", "get_current")) or NOBODY
 
 
 def trace_id() -> str:
