@@ -13,6 +13,7 @@ from ._version import __version__
 if TYPE_CHECKING:
     from IPython.core.interactiveshell import InteractiveShell
 
+    from . import telemetry
     from .errors import (
         CallTimeout,
         CellError,
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
     from .processes.keeping import keep
     from .protocol.encoders import register_encoder
     from .protocol.unserializable import Unserializable
+    from .telemetry.correlation import correlation_id
     from .tools.adapter import Adapter, tool
     from .tools.context import SessionContext, context
 
@@ -68,9 +70,11 @@ __all__ = [
     "WorkerDied",
     "__version__",
     "context",
+    "correlation_id",
     "keep",
     "load_ipython_extension",
     "register_encoder",
+    "telemetry",
     "tool",
     "unload_ipython_extension",
 ]
@@ -88,6 +92,7 @@ _HOMES = {
     "Unserializable": "protocol.unserializable",
     "register_encoder": "protocol.encoders",
     "context": "tools.context",
+    "correlation_id": "telemetry.correlation",
     "keep": "processes.keeping",
     "tool": "tools.adapter",
 }
@@ -99,6 +104,8 @@ def __getattr__(name: str) -> Any:
         raise AttributeError(msg)
     import importlib
 
+    if name == "telemetry":
+        return importlib.import_module(".telemetry", __name__)
     module = importlib.import_module(f".{_HOMES.get(name, 'errors')}", __name__)
     value = globals()[name] = getattr(module, name)
     return value

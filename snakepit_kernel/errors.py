@@ -67,7 +67,15 @@ __all__ = [
 
 
 class SnakepitError(Exception):
-    """Base of all errors that this package raises for a failure of the world."""
+    """Base of all errors that this package raises for a failure of the world.
+
+    Attributes
+    ----------
+    correlation_id
+        Of the call that it is about, as worker, host tools and events have it; empty for none.
+    """
+
+    correlation_id: str = ""
 
 
 class PoolSaturated(SnakepitError):

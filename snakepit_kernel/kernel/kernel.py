@@ -28,12 +28,15 @@ class SnakepitKernel(IPythonKernel):
     ----------
     heeds_interrupt
         Asked at each SIGINT for a cell: whether it is more than a repetition of the last one.
+    on_cell
+        Gets the metadata of each cell before it runs.
     """
 
     # In ipykernel a trait that imports the debugger to check the class.
     debugger_class: Any = None
 
     heeds_interrupt: Callable[[], bool] = staticmethod(lambda: True)
+    on_cell: Callable[[dict[str, Any]], None] = staticmethod(lambda _: None)
 
     def __init__(self, **kwargs: Any) -> None:
         with _debugger_not_imported():
@@ -124,6 +127,7 @@ class SnakepitKernel(IPythonKernel):
         """Run a cell, which alone an interrupt may stop."""
         if threading.current_thread() is not threading.main_thread():  # a subshell has no signals
             return await self._execute(code, silent, *args, **kwargs)
+        self.on_cell(kwargs.get("cell_meta") or {})
         previous = signal.signal(signal.SIGINT, self._interrupt_cell)
         activity.begin_cell()
         try:

@@ -43,6 +43,8 @@ class Lane:
     ----------
     on_returned
         Gets the ids of calls that the worker has given back.
+    on_event
+        Gets what the worker's code tells of.
     """
 
     def __init__(self, sock: socket.socket, slot: Slot, carrier: Carrier) -> None:
@@ -57,6 +59,7 @@ class Lane:
         self._loops: dict[asyncio.AbstractEventLoop, int] = {}  # that read it, by their readers
         self.slot = slot
         self.on_returned: Callable[[list[int]], None] | None = None
+        self.on_event: Callable[[messages.Event], None] | None = None
         self.carrier = carrier
         self.depth = 0  # host calls that are served in this moment, each inside the one before
         _open_lanes.add(self)
@@ -209,6 +212,9 @@ class Lane:
         exchange = self._exchanges.get(number)
         if exchange is not None:
             exchange.take(message, frame, self.carrier)
+        elif isinstance(message, messages.Event):
+            if self.on_event is not None:
+                self.on_event(message)
         elif isinstance(message, messages.WithValue):
             self.carrier.drop(message)
 

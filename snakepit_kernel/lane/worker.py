@@ -7,6 +7,7 @@ import contextlib
 import ctypes
 import io
 import os
+import select
 import signal
 import socket
 import sys
@@ -151,6 +152,27 @@ class WorkerLane:
                     pass
         except OSError:
             self._owner_is_gone()  # nobody is left to hear it
+
+    def offer(self, segments: Sequence[Segment]) -> bool:
+        """Send a small frame if the owner takes it at once; say whether it was sent."""
+        taken: list[bool] = []
+        try:
+            taken.extend(map(self._sending.acquire, (False,)))  # in C: Ctrl-C cannot lose the lock
+            if not taken[0] or not self._has_room():
+                return False
+            self.send(segments)
+            return True
+        finally:
+            if taken and taken[0]:
+                self._sending.release()
+
+    def _has_room(self) -> bool:
+        """Whether the owner reads: a socket counts as writable when most of its buffer is free."""
+        if not self.is_open:
+            return False
+        poll = select.poll()
+        poll.register(self._socket, select.POLLOUT)
+        return poll.poll(0) == [(self._socket.fileno(), select.POLLOUT)]
 
     # -- reading, in the loop ------------------------------------------------------------------
 

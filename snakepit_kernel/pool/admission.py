@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 from ..errors import CallTimeout, PoolClosed, PoolSaturated, QueueTimeout, SnakepitError, WorkerBusy
 from .config import PoolConfig
 from .hosting import Link, links
+from .reports import report_work
 from .scheduler import QueueFull, Scheduler
 from .states import WorkerEvent, WorkerState
 from .work import OUTCOMES, Work
@@ -141,6 +142,8 @@ class Admission:
         work.seat = link.seat
         work.nested_in = link
         link.seat.worker.calls += 1
+        if work.caller is not None:
+            work.began = time.monotonic()
 
     def _check_chain(self, work: Work) -> None:
         """Refuse work that only workers could do which wait for it."""
@@ -160,6 +163,8 @@ class Admission:
             worker.apply(WorkerEvent.LEND)
         worker.current.append(work.name)
         worker.calls += 1
+        if work.caller is not None:
+            work.began = time.monotonic()
 
     def lend(self, seat: Seat) -> None:
         """Give a free seat to the first whom it fits."""
@@ -250,6 +255,8 @@ class Admission:
                 self._take_back(work.seat, work.name)
             if self._pending == 0:
                 self._quiet.notify_all()
+        if work.caller is not None:
+            report_work(work, outcome, self._config.name)
 
     def _take_back(self, seat: Seat, name: str) -> None:
         worker = seat.worker
@@ -291,6 +298,7 @@ class Admission:
                     break
                 self.scheduler.withdraw(ticket)
                 ticket.seat = seat
+                ticket.began = time.monotonic()
                 ticket.is_along = True
                 taken.append(ticket)
             seat.worker.calls += len(taken)
@@ -299,7 +307,7 @@ class Admission:
     def put_back(self, work: Work) -> None:
         """Put work that was not begun to the head of the queue."""
         with self.lock:
-            work.seat = None
+            work.seat = work.began = None
             work.is_along = False
             if not self.crew.workers or self.closed_because is not None:
                 work.on_grant()  # that there is none

@@ -219,8 +219,8 @@ class Caller:
         body, buffers = pickled(self._engine.config.codec, info.name, args, kwargs)
         tool, session = info.name, self._session_id
 
-        def make_frames(seat: Seat, call_id: int, inside: int) -> list[Segment]:
-            message = Call(call_id, tool, session, room, inside)
+        def make_frames(seat: Seat, call_id: int, work: Work) -> list[Segment]:
+            message = Call(call_id, tool, session, room, work.inside, work.correlation)
             segments = seat.lane.carrier.pack(message, body, buffers)
             return [*self._definitions.missing(seat, tool), *segments]
 
@@ -306,9 +306,9 @@ class Caller:
             raise (ValueError if isinstance(error, ValueTooLarge) else TypeError)(msg) from error
         session = self._session_id
 
-        def make_frames(seat: Seat, call_id: int, inside: int) -> list[Segment]:
-            segments = seat.lane.carrier.pack(Apply(call_id, session, inside), body, buffers)
-            return [*new_encoders(seat), *segments]
+        def make_frames(seat: Seat, call_id: int, work: Work) -> list[Segment]:
+            message = Apply(call_id, session, work.inside, work.correlation)
+            return [*new_encoders(seat), *seat.lane.carrier.pack(message, body, buffers)]
 
         work = self._work(
             name,

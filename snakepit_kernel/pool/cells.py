@@ -13,6 +13,7 @@ from jupyter_client.connect import KernelConnectionInfo
 
 from ..errors import CellError
 from ..lane.host import Lane
+from ..telemetry.correlation import METADATA_KEY
 from .results import CellResult
 
 OnMessage = Callable[[dict[str, Any]], None]
@@ -94,11 +95,23 @@ class CellClient:
         self._iopub.stop()
         self._shell.stop()
 
-    def begin(self, cell: Cell) -> CellRun:
-        """Send a cell to the worker."""
+    def begin(self, cell: Cell, correlation: str) -> CellRun:
+        """Send a cell to the worker, with its correlation id."""
+        content = {
+            "code": cell.code,
+            "silent": False,
+            "store_history": True,
+            "user_expressions": {},
+            "allow_stdin": False,
+            "stop_on_error": False,
+        }
+        # Not execute(): it sends no metadata.
+        request = self._client.session.msg(
+            "execute_request", content, metadata={METADATA_KEY: correlation}
+        )
+        self._shell.send(request)
         result = CellResult(worker=self._worker)
-        request_id = self._client.execute(cell.code, allow_stdin=False, stop_on_error=False)
-        return CellRun(request_id, result, cell.on_message)
+        return CellRun(request["header"]["msg_id"], result, cell.on_message)
 
     def follow(
         self, run: CellRun, deadline: float | None, is_alive: Callable[[], bool], lane: Lane

@@ -36,9 +36,8 @@ MAX_AHEAD = 64
 PATIENCE = 5e-3
 """Seconds that a call may take before those behind it are called back."""
 
-MakeFrames = Callable[[Seat, int, int], list[Segment]]
-"""Lays out a call's request for one seat, with the id of the call there, and that of the host call
-that it is made on behalf of, inside the same worker; else 0."""
+MakeFrames = Callable[[Seat, int, Work], list[Segment]]
+"""Lays out the request of a piece of work for one seat, with the id of the call there."""
 
 
 class Errand:
@@ -192,7 +191,7 @@ class Conveyor:
             exchange.on_host_call = partial(self._serve, errand)
             errand.exchange = exchange
             try:
-                segments += errand.make_frames(self._seat, exchange.call_id, 0)
+                segments += errand.make_frames(self._seat, exchange.call_id, errand.work)
             except Exception as error:  # noqa: BLE001 - it is the future's outcome
                 self._dispatcher.end(errand, outcome_of(error), error)
                 continue
@@ -246,6 +245,11 @@ class Conveyor:
     def seat(self) -> Seat:
         """The seat that it holds."""
         return self._seat
+
+    def caller_of(self, call_id: int) -> object:
+        """Return whose a call is that it has at the worker."""
+        errand = self._under_way.get(call_id)
+        return None if errand is None else errand.work.caller
 
     # -- and back ------------------------------------------------------------------------------
 

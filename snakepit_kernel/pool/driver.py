@@ -234,7 +234,7 @@ class Driver:
                 pickled(seat.lane.carrier.codec, "the cell", (), cell.push, kind="variable")
                 raise  # it was not that one of them cannot travel, or is too large
         with self._serving_cell(seat, work):
-            run = cells.begin(cell)
+            run = cells.begin(cell, work.correlation)
             try:
                 cells.follow(run, work.deadline, lambda: not worker.died.is_set(), seat.lane)
             except TimeoutError:
@@ -293,7 +293,7 @@ class Driver:
     def _apply_on(self, seat: Seat, work: Work, function: Callable[..., Any], *args: Any) -> Any:
         """Call a function in a worker that is held."""
         exchange = Exchange(seat.lane.new_call_id(), work.name)
-        message = Apply(exchange.call_id, work.session)
+        message = Apply(exchange.call_id, work.session, correlation=work.correlation)
         segments = seat.lane.carrier.pack_value(message, (function, args, {}))
         self.drive(seat, exchange, segments, work)
         return exchange.outcome()
@@ -653,6 +653,7 @@ def _link(seat: Seat, work: Work, call: HostCall, loop: asyncio.AbstractEventLoo
         thread=threading.get_ident(),
         loop=loop,
         above=work.link,
+        correlation=work.correlation,
     )
 
 

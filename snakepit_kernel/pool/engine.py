@@ -29,6 +29,7 @@ from ..lane.exchange import Exchange
 from ..processes.folders import make_folder, remove_folder, sweep_folders
 from ..processes.supervisor import Supervisor
 from ..protocol.messages import ToolInfo
+from ..telemetry.correlation import stamp
 from .admission import Admission
 from .cells import Cell
 from .config import PoolConfig
@@ -179,7 +180,7 @@ class Engine:
                 exchange = Exchange(
                     seat.lane.new_call_id(), work.name, raise_original=raise_original
                 )
-                segments = make_frames(seat, exchange.call_id, work.inside)
+                segments = make_frames(seat, exchange.call_id, work)
                 if work.nested_in is None or work.nested_in.is_here:
                     self._driver.drive(seat, exchange, segments, work)
                 else:  # another thread's loop reads that lane
@@ -187,7 +188,7 @@ class Engine:
                     assert work.nested_in.loop is not None
                     asyncio.run_coroutine_threadsafe(drive, work.nested_in.loop).result()
             except BaseException as error:
-                self._admission.settle(work, outcome_of(error))
+                self._fail(work, error)
                 raise
             return self._conclude(work, exchange)
         except KeyboardInterrupt:
@@ -196,15 +197,16 @@ class Engine:
 
     def stream(self, work: Work, make_frames: MakeFrames, room: int) -> Generator[Any, None, None]:
         """Run a stream on a worker, driven by the thread that takes its chunks."""
+        work.kind = "stream"
         try:
             try:
                 nesting = self._nesting(work, can_hop=False)
                 seat = self._admission.wait(work, nesting)
                 exchange = Exchange(seat.lane.new_call_id(), work.name)
-                segments = make_frames(seat, exchange.call_id, work.inside)
+                segments = make_frames(seat, exchange.call_id, work)
                 yield from self._driver.stream(seat, exchange, segments, work, room)
             except BaseException as error:
-                self._admission.settle(work, outcome_of(error))
+                self._fail(work, error)
                 raise
             self._conclude(work, exchange)
         except KeyboardInterrupt:
@@ -220,7 +222,7 @@ class Engine:
             self._supervisor.soon(self._admission.mend, work)
             raise
         except BaseException as error:
-            self._admission.settle(work, outcome_of(error))
+            self._fail(work, error)
             raise
 
     def _conclude(self, work: Work, exchange: Exchange) -> Any:
@@ -229,16 +231,22 @@ class Engine:
             value = exchange.outcome()
         except Interrupted as interrupted:  # by somebody else than its caller
             if (closed := self._admission.dismissal()) is not None:  # by the pool's end
-                self._admission.settle(work, "lost")
+                self._fail(work, closed, "lost")
                 raise closed from None
-            self._admission.settle(work, "cancelled")
             message = f"{work.name} was interrupted in its worker"
-            raise ToolError("KeyboardInterrupt", message, interrupted.traceback) from None
-        except BaseException:
-            self._admission.settle(work, "error")
+            told = ToolError("KeyboardInterrupt", message, interrupted.traceback)
+            self._fail(work, told, "cancelled")
+            raise told from None
+        except BaseException as error:
+            self._fail(work, error, "error")
             raise
         self._admission.settle(work, "ok")
         return value
+
+    def _fail(self, work: Work, error: BaseException, outcome: str = "") -> None:
+        """Count work that ended with an error, which tells from now on whose it is."""
+        stamp(error, work.correlation)
+        self._admission.settle(work, outcome or outcome_of(error))
 
     # -- work of an event loop -----------------------------------------------------------------
 
@@ -249,7 +257,7 @@ class Engine:
         try:
             seat = await self._admission.wait_async(work, self._nesting(work, can_hop=True))
             exchange = Exchange(seat.lane.new_call_id(), work.name, raise_original=raise_original)
-            segments = make_frames(seat, exchange.call_id, work.inside)
+            segments = make_frames(seat, exchange.call_id, work)
             drive = self._driver.drive_async(seat, exchange, segments, work)
             nested = work.nested_in
             if nested is None or nested.is_here:
@@ -258,7 +266,7 @@ class Engine:
                 assert nested.loop is not None
                 await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(drive, nested.loop))
         except BaseException as error:
-            self._admission.settle(work, outcome_of(error))
+            self._fail(work, error)
             raise
         return self._conclude(work, exchange)
 
@@ -267,15 +275,16 @@ class Engine:
     ) -> AsyncGenerator[Any, None]:
         """Run a stream on a worker, driven by the running event loop."""
         work, make_frames = begin()
+        work.kind = "stream"
         try:
             seat = await self._admission.wait_async(work, self._nesting(work, can_hop=False))
             exchange = Exchange(seat.lane.new_call_id(), work.name)
-            segments = make_frames(seat, exchange.call_id, work.inside)
+            segments = make_frames(seat, exchange.call_id, work)
             async with self._driver.stream_async(seat, exchange, segments, work, room) as stream:
                 while await stream.has_more():
                     yield exchange.next_chunk()
         except BaseException as error:
-            self._admission.settle(work, outcome_of(error))
+            self._fail(work, error)
             raise
         self._conclude(work, exchange)
 
@@ -284,7 +293,7 @@ class Engine:
         try:
             seat = await self._admission.wait_async(work)
         except BaseException as error:
-            self._admission.settle(work, outcome_of(error))
+            self._fail(work, error)
             raise
         context = contextvars.copy_context()
         # Not a task: asyncio.run() cancels those that are left, and the thread would go on alone.
@@ -307,8 +316,10 @@ class Engine:
         try:
             result = self._driver.run_cell(seat, work, cell)
         except BaseException as error:
-            self._admission.settle(work, "cancelled" if work.is_given_up else outcome_of(error))
+            self._fail(work, error, "cancelled" if work.is_given_up else "")
             raise
+        stamp(result.error, work.correlation)
+        stamp(result.value_error, work.correlation)
         outcome = "ok" if result.ok else "error"
         self._admission.settle(work, "cancelled" if work.is_given_up else outcome)
         return result

@@ -10,6 +10,7 @@ from typing import Any
 
 from ..errors import PoolClosed, SnakepitError, WorkerDied
 from ..processes.supervisor import Supervisor
+from ..telemetry.correlation import stamp
 from .admission import Admission
 from .conveyor import Conveyor, Errand, MakeFrames, Pace
 from .futures import CallFuture
@@ -60,7 +61,9 @@ class Errands:
     def submit(self, work: Work, make_frames: MakeFrames) -> CallFuture[Any]:
         """Run a call on a worker; return its future."""
         errand = Errand(work, make_frames)
+        errand.future.correlation_id = work.correlation
         work.errand = errand
+        work.kind = "future"
         begin = partial(self._supervisor.soon, self._begin, errand)
         work.on_grant = begin
         errand.future.on_cancel(partial(self._cancel_queued, work))
@@ -167,6 +170,7 @@ class Errands:
         """Count how an errand ended, and tell its future."""
         if errand.future.cancelled():
             outcome = "cancelled"
+        stamp(error, errand.work.correlation)
         self._admission.settle(errand.work, outcome)
         errand.work.errand = None
         errand.future.deliver(value, error)

@@ -17,7 +17,14 @@ class CallFuture(concurrent.futures.Future[T]):
 
     A queued call is taken out of the queue and never runs. A running one is interrupted; the
     future is cancelled at once, and the worker serves others as soon as it has stopped.
+
+    Attributes
+    ----------
+    correlation_id
+        Of the call, as its worker, host tools and events have it.
     """
+
+    correlation_id: str = ""
 
     def __init__(self) -> None:
         # What the base class does, with one condition instead of two: there may be many thousands.

@@ -15,9 +15,11 @@ from ..lane import answers
 from ..lane.carrier import Carrier
 from ..protocol.frames import Frame, Segment
 from ..protocol.messages import HostCall, ToolInfo
+from ..telemetry import correlation
 from ..tools.adapter import ToolOptions, options_of
 from ..tools.context import LIST_HOST_TOOLS
 from ..tools.registry import Tool
+from .reports import HostReport
 from .worker import Seat
 
 
@@ -53,6 +55,8 @@ class Link:
         The event loop that drives it; None when the thread itself does.
     above
         The link before.
+    correlation
+        Id of the outermost call of the chain.
     streams, async_streams
         Streams that may run inside the worker that waits; they end with the host call.
     """
@@ -64,6 +68,7 @@ class Link:
     thread: int
     loop: asyncio.AbstractEventLoop | None
     above: Link | None
+    correlation: str
     streams: list[Closable] = field(default_factory=list)
     async_streams: list[AsyncClosable] = field(default_factory=list)
 
@@ -185,42 +190,60 @@ class Host:
 
         What is no `Exception` (Ctrl-C) is raised here.
         """
-        carrier = link.seat.lane.carrier
-        token = _link.set(link)
+        token, told = _link.set(link), correlation.serve(link.correlation)
         try:
-            try:
-                ready = self._prepare(carrier, call, frame, session)
-            except Exception as error:  # noqa: BLE001 - the worker that asked must hear of it
-                return answers.with_error(carrier, call.id, error, before_running=True)
-            try:
-                value = ready()
-                if asyncio.iscoroutine(value):
-                    value = _run_apart(value)
-            except Exception as error:  # noqa: BLE001 - the same
-                return answers.with_error(carrier, call.id, error)
-            return answers.with_value(carrier, call.id, value)
+            with HostReport(link, call, session) as report:
+                return self._serve(link, call, frame, session, report)
         finally:
+            correlation.leave(told)
             _link.reset(token)
             _close_all(link)
+
+    def _serve(
+        self, link: Link, call: HostCall, frame: Frame, session: str | None, report: HostReport
+    ) -> list[Segment]:
+        carrier = link.seat.lane.carrier
+        try:
+            ready = self._prepare(carrier, call, frame, session)
+        except Exception as error:  # noqa: BLE001 - the worker that asked must hear of it
+            report.outcome = "error"
+            return answers.with_error(carrier, call.id, error, before_running=True)
+        try:
+            value = ready()
+            if asyncio.iscoroutine(value):
+                value = _run_apart(value)
+        except Exception as error:  # noqa: BLE001 - the same
+            report.outcome = "error"
+            return answers.with_error(carrier, call.id, error)
+        return answers.with_value(carrier, call.id, value)
 
     async def serve_async(
         self, link: Link, call: HostCall, frame: Frame, session: str | None
     ) -> list[Segment]:
         """Do the same for a coroutine function, in a task of its own."""
-        carrier = link.seat.lane.carrier
         _link.set(link)
+        correlation.serve(link.correlation)
         try:
-            try:
-                ready: Callable[[], Awaitable[Any]] = self._prepare(carrier, call, frame, session)
-            except Exception as error:  # noqa: BLE001 - the worker that asked must hear of it
-                return answers.with_error(carrier, call.id, error, before_running=True)
-            try:
-                value = await ready()
-            except Exception as error:  # noqa: BLE001 - the same
-                return answers.with_error(carrier, call.id, error)
-            return answers.with_value(carrier, call.id, value)
+            with HostReport(link, call, session) as report:
+                return await self._serve_async(link, call, frame, session, report)
         finally:
             await _close_all_async(link)
+
+    async def _serve_async(
+        self, link: Link, call: HostCall, frame: Frame, session: str | None, report: HostReport
+    ) -> list[Segment]:
+        carrier = link.seat.lane.carrier
+        try:
+            ready: Callable[[], Awaitable[Any]] = self._prepare(carrier, call, frame, session)
+        except Exception as error:  # noqa: BLE001 - the worker that asked must hear of it
+            report.outcome = "error"
+            return answers.with_error(carrier, call.id, error, before_running=True)
+        try:
+            value = await ready()
+        except Exception as error:  # noqa: BLE001 - the same
+            report.outcome = "error"
+            return answers.with_error(carrier, call.id, error)
+        return answers.with_value(carrier, call.id, value)
 
     def _prepare(
         self, carrier: Carrier, call: HostCall, frame: Frame, session: str | None

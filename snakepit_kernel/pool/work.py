@@ -6,7 +6,9 @@ import asyncio
 import time
 from typing import Any
 
+from .. import telemetry
 from ..errors import CallTimeout, QueueTimeout, SnakepitError
+from ..telemetry.correlation import correlation_of_work
 from .hosting import Link
 from .scheduler import Purpose, Ticket
 from .worker import Seat
@@ -39,6 +41,14 @@ class Work(Ticket[Seat]):
 
     Attributes
     ----------
+    kind
+        What it is, for people: ``"call"``, ``"stream"``, ``"future"`` or ``"cell"``.
+    correlation
+        Id of the outermost call that it is done for.
+    caller
+        Whose it is, for `telemetry.emit`; None when nobody listened when it was asked for.
+    asked, began
+        `time.monotonic` when it was asked for, and when it last got a seat, if somebody listens.
     settled
         Whether its outcome is counted and its place given back.
     is_given_up
@@ -53,11 +63,15 @@ class Work(Ticket[Seat]):
 
     __slots__ = (
         "asked",
+        "began",
         "bounded",
+        "caller",
+        "correlation",
         "deadline",
         "errand",
         "is_along",
         "is_given_up",
+        "kind",
         "link",
         "name",
         "nested_in",
@@ -81,6 +95,10 @@ class Work(Ticket[Seat]):
     ) -> None:
         super().__init__(_nothing, session, purpose=purpose)
         self.name = name
+        self.kind: str = purpose
+        self.correlation = correlation_of_work()
+        self.caller = telemetry.here() if telemetry.is_on() else None
+        self.began: float | None = None
         self.link = link
         self.nested_in: Link | None = None
         self.errand: Any = None
@@ -103,6 +121,10 @@ class Work(Ticket[Seat]):
     def inside(self) -> int:
         """The host call, in the worker that does it, on behalf of which it is done; 0 for none."""
         return 0 if self.nested_in is None else self.nested_in.call_id
+
+    def caller_of(self, _: int) -> object:
+        """Return whose the calls are that it makes."""
+        return self.caller
 
 
 def outcome_of(error: BaseException) -> str:

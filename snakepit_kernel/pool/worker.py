@@ -11,6 +11,7 @@ import socket
 import sys
 import time
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -34,6 +35,7 @@ from ..protocol.frames import pack
 from ..protocol.messages import Assign, Configure, Configured, WorkerSetup
 from ..provisioner import SnakepitProvisioner
 from .cells import CellClient
+from .reports import report_event
 from .scheduler import Purpose
 from .states import WorkerEvent, WorkerState, next_state
 
@@ -105,6 +107,9 @@ class Holder(Protocol):
     name: str
     settled: bool
 
+    def caller_of(self, call_id: int) -> object:
+        """Return whose a call is that it has at the worker, for `telemetry.emit`."""
+
 
 class Seat:
     """A place at a worker for one piece of work at a time: what a pool lends.
@@ -132,6 +137,7 @@ class Seat:
         self.holder: Holder | None = None
         self.defined: dict[str, int] = {}
         self.encoders = 0
+        lane.on_event = partial(report_event, self)
 
     @property
     def load(self) -> int:
@@ -192,6 +198,7 @@ class Worker:
         specs: KernelSpecs,
     ) -> None:
         self.name = f"{config.name}-{slot}.{incarnation}"
+        self.pool = config.name
         self.slot = slot
         self.incarnation = incarnation
         self.state = WorkerState.RESERVED

@@ -17,6 +17,7 @@ message        direction  body
 `Leave`        → worker   none; nobody wants the rest of a stream
 `Output`       ← worker   none; what the running call printed
 `Progress`     ← worker   none; how far a progress bar of the running call is
+`Event`        ← worker   none; something that the worker's code tells of
 `HostCall`     ← worker   ``(args, kwargs)`` of a host tool
 `Returned`     ← worker   none; calls that have not begun
 `Result`       both       the value that a call returned
@@ -28,7 +29,8 @@ A worker answers each `Configure`, `Call` and `Apply` exactly once, by `Configur
 answers each `HostCall` by `Result` or `Failure` of the host call's own ``id``, which the worker
 minted. While a worker waits for that, it serves calls that were made on behalf of the host call,
 and no others. Several calls may be sent at once: a worker runs them one after the other, and gives
-back those that it has not begun when the owner asks for them (`Slot.recalled_call`).
+back those that it has not begun when the owner asks for them (`Slot.recalled_call`). An `Event`
+may come at any time, and is not answered.
 """
 
 from __future__ import annotations
@@ -158,6 +160,8 @@ class Call(WithValue, frozen=True, tag="call"):
         that returns its value.
     inside
         The host call that it is made on behalf of, which this worker waits for; 0 for none.
+    correlation
+        Id of the outermost call that it is made for.
     """
 
     id: int
@@ -165,14 +169,16 @@ class Call(WithValue, frozen=True, tag="call"):
     session: str | None = None
     room: int = 0
     inside: int = 0
+    correlation: str = ""
 
 
 class Apply(WithValue, frozen=True, tag="apply"):
-    """Run a function that travels with the call. ``inside`` is as in `Call`."""
+    """Run a function that travels with the call. The rest is as in `Call`."""
 
     id: int
     session: str | None = None
     inside: int = 0
+    correlation: str = ""
 
 
 class Output(_Message, frozen=True, tag="output"):
@@ -201,6 +207,35 @@ class Progress(_Message, frozen=True, tag="progress"):
     bar: int
     settings: dict[str, bool | int | float | str | None]
     ended: bool = False
+
+
+class Event(_Message, frozen=True, tag="event"):
+    """Something that code in a worker tells of.
+
+    Attributes
+    ----------
+    call
+        The call that tells of it, or `CELL`.
+    at
+        When: nanoseconds since 1970. It may be read much later.
+    session, correlation
+        What that belongs to.
+    dropped
+        Events that this worker has not sent since the last one.
+    """
+
+    call: int
+    name: str
+    attributes: dict[str, bool | int | float | str]
+    at: int = 0
+    session: str | None = None
+    correlation: str = ""
+    dropped: int = 0
+
+    @property
+    def id(self) -> int:
+        """No call's: it may come when that has ended."""
+        return -1
 
 
 class Chunk(WithValue, frozen=True, tag="chunk"):
@@ -291,7 +326,9 @@ ToWorker = (
     | Result
     | Failure
 )
-FromWorker = Hello | Configured | Output | Progress | Chunk | HostCall | Returned | Result | Failure
+FromWorker = (
+    Hello | Configured | Output | Progress | Event | Chunk | HostCall | Returned | Result | Failure
+)
 
 
 def sendable(text: str) -> str:

@@ -7,6 +7,7 @@ from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any
 
 from ..protocol.messages import CELL
+from ..telemetry.correlation import follow
 
 if TYPE_CHECKING:
     from .hostcalls import HostCalls
@@ -26,9 +27,11 @@ class SessionContext:
         Name of the pool.
     worker
         Name of the worker that runs the call.
+    correlation_id
+        Id of the outermost call of the notebook that this is done for.
     """
 
-    __slots__ = ("_call_id", "_host_calls", "pool", "session_id", "worker")
+    __slots__ = ("_call_id", "_host_calls", "correlation_id", "pool", "session_id", "worker")
 
     def __init__(
         self,
@@ -37,18 +40,22 @@ class SessionContext:
         worker: str,
         host_calls: HostCalls | None = None,
         call_id: int = CELL,
+        *,
+        correlation_id: str = "",
     ) -> None:
         self.session_id = session_id
         self.pool = pool
         self.worker = worker
         self._host_calls = host_calls
         self._call_id = call_id
+        self.correlation_id = correlation_id
 
     def __repr__(self) -> str:
         return f"<SessionContext of {self.session_id!r} on worker {self.worker}>"
 
-    def __reduce__(self) -> tuple[type, tuple[str | None, str, str]]:
-        return SessionContext, (self.session_id, self.pool, self.worker)  # the way back stays here
+    def __reduce__(self) -> tuple[object, ...]:
+        known = (self.session_id, self.pool, self.worker)  # the way back stays here
+        return SessionContext, known, (None, {"correlation_id": self.correlation_id})
 
     @property
     def host_tools(self) -> HostTools:
@@ -82,6 +89,35 @@ class SessionContext:
     async def acall_host_tool(self, name: str, arguments: Mapping[str, Any] | None = None) -> Any:
         """Do what `call_host_tool` does, while the event loop goes on."""
         return await self._way_back().acall(self._call_id, name, ((), dict(arguments or {})))
+
+    def emit(self, name: str, /, **attributes: object) -> None:
+        """Tell those who listen in the notebook of something, see ``telemetry.subscribe`` there.
+
+        Waits for nothing. What is too much is dropped, and counted: from 1000 events of a name a
+        second on, or when nobody reads them there just now.
+
+        Parameters
+        ----------
+        name
+            What has happened: 1 to 64 of ``A-Za-z0-9_.-``.
+        attributes
+            What is known of it, at most 32: strings, of which the first KiB is kept, numbers and
+            booleans, also those of NumPy and arrays without a dimension. Session, worker, pool and
+            correlation id are added.
+
+        Raises
+        ------
+        TypeError, ValueError
+            The name or an attribute is not like that.
+        RuntimeError
+            This context has left its worker.
+        """
+        if self._host_calls is None:
+            msg = "this context has left its worker, where events can be emitted"
+            raise RuntimeError(msg)
+        self._host_calls.events.emit(
+            self._call_id, name, attributes, self.session_id, self.correlation_id
+        )
 
     def _way_back(self) -> HostCalls:
         if self._host_calls is None:
@@ -145,6 +181,7 @@ def enter_worker(pool: str, worker: str, host_calls: HostCalls | None = None) ->
     """Make this process a worker."""
     global _cell  # noqa: PLW0603 - a process is one worker
     _cell = SessionContext(None, pool, worker, host_calls)
+    follow(_correlation)
 
 
 def enter_slot(worker: str) -> None:
@@ -159,6 +196,16 @@ def enter_cell(session_id: str | None) -> None:
     global _cell  # noqa: PLW0603
     cell = context_of_cells()
     _cell = SessionContext(session_id, cell.pool, cell.worker, cell._host_calls)  # noqa: SLF001
+
+
+def correlate_cell(correlation: str) -> None:
+    """Give the cell that is about to run its correlation id."""
+    context_of_cells().correlation_id = correlation
+
+
+def _correlation() -> str:
+    found = _call.get() or _cell
+    return "" if found is None else found.correlation_id
 
 
 def context_of_cells() -> SessionContext:

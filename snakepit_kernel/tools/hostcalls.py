@@ -15,6 +15,8 @@ from ..protocol import messages
 from ..protocol.frames import Frame, Segment
 from ..protocol.messages import CELL
 from ..protocol.values import pickled
+from ..telemetry.correlation import correlation_id, stamp
+from .emitting import Emitter
 
 Answer = tuple[messages.Result | messages.Failure, Frame]
 Arguments = tuple[tuple[Any, ...], dict[str, Any]]
@@ -29,9 +31,15 @@ class HostCalls:
         The lane.
     cell_is_served
         Asked whether the owner listens to the cell that runs.
+
+    Attributes
+    ----------
+    events
+        Sends what these calls tell of.
     """
 
     def __init__(self, lane: WorkerLane, cell_is_served: Callable[[], bool]) -> None:
+        self.events = Emitter(lane)
         self._lane = lane
         self._cell_is_served = cell_is_served
         self._ids = itertools.count(1)
@@ -131,6 +139,7 @@ class HostCalls:
         error = error_of(carrier, message, frame, tool, "notebook")
         if isinstance(error, Interrupted):
             raise KeyboardInterrupt
+        stamp(error, correlation_id())
         raise error
 
 

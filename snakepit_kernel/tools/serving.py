@@ -183,7 +183,12 @@ class Server:
     def _answer(self, call: CallMessage, frame: Frame) -> None:
         base = context_of_cells()
         call_context = SessionContext(
-            call.session, base.pool, base.worker, self.host_calls, call.id
+            call.session,
+            base.pool,
+            base.worker,
+            self.host_calls,
+            call.id,
+            correlation_id=call.correlation,
         )
         try:
             ready, is_async = self._prepare(call, frame, call_context)

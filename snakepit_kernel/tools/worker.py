@@ -23,9 +23,10 @@ from ..lane.worker import Interrupts, ThreadInterrupts, install
 from ..processes import activity
 from ..protocol import messages
 from ..protocol.frames import Frame, pack
+from ..telemetry.correlation import METADATA_KEY
 from .bars import follow_bars
 from .channels import Channels
-from .context import enter_slot, enter_worker
+from .context import correlate_cell, enter_slot, enter_worker
 from .output import RedirectedOutput, RoutedOutput
 from .registry import ToolRegistry
 from .serving import OnMessage, Server
@@ -134,6 +135,7 @@ class Worker:
     def _adopt(self, kernel: SnakepitKernel) -> None:
         """Take in the kernel that was built around us."""
         kernel.heeds_interrupt = self._heeds_interrupt
+        kernel.on_cell = lambda metadata: correlate_cell(str(metadata.get(METADATA_KEY, "")))
 
     def _build_in_call(self) -> None:
         """Build the rest of the kernel in the middle of a call, which must not notice."""

@@ -1,0 +1,101 @@
+"""What a pool tells of its work, when somebody listens."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING, Self
+
+from .. import telemetry
+from ..protocol.messages import Event, HostCall
+from ..telemetry.events import Scalar
+
+if TYPE_CHECKING:
+    from .hosting import Link
+    from .work import Work
+    from .worker import Seat
+
+Attributes = dict[str, Scalar]
+
+
+def report_work(work: Work, outcome: str, pool: str) -> None:
+    """Tell how a piece of work has ended.
+
+    Parameters
+    ----------
+    work
+        The work.
+    outcome
+        Its counter.
+    pool
+        Name of the pool.
+    """
+    now = time.monotonic()
+    began = now if work.began is None else work.began
+    attributes: Attributes = {
+        "kind": work.kind,
+        "tool": work.name,
+        "pool": pool,
+        "outcome": outcome,
+        "correlation_id": work.correlation,
+        "queue_seconds": began - work.asked,
+        "run_seconds": now - began,
+    }
+    if work.seat is not None:
+        attributes["worker"] = work.seat.worker.name
+    if work.session is not None:
+        attributes["session"] = work.session
+    telemetry.emit("call", attributes, seconds=now - work.asked, caller=work.caller)
+
+
+class HostReport:
+    """Tells how a host call has ended, when that leaves a ``with`` block.
+
+    Parameters
+    ----------
+    link, call, session
+        The host call.
+
+    Attributes
+    ----------
+    outcome
+        ``"ok"`` or ``"error"``; ``"cancelled"`` when an exception leaves the block.
+    """
+
+    __slots__ = ("_began", "_call", "_link", "_session", "outcome")
+
+    def __init__(self, link: Link, call: HostCall, session: str | None) -> None:
+        self.outcome = "ok"
+        self._link = link
+        self._call = call
+        self._session = session
+
+    def __enter__(self) -> Self:
+        self._began = time.monotonic()
+        return self
+
+    def __exit__(self, kind: object, error: object, traceback: object) -> None:
+        if telemetry.is_on():
+            attributes = _origin(self._link.seat, self._session, self._link.correlation)
+            attributes["tool"] = self._call.tool
+            attributes["outcome"] = self.outcome if kind is None else "cancelled"
+            telemetry.emit("host_call", attributes, seconds=time.monotonic() - self._began)
+
+
+def report_event(seat: Seat, event: Event) -> None:
+    """Tell what code in a worker tells of."""
+    if telemetry.is_on():
+        telemetry.note_dropped(event.dropped)
+        attributes = event.attributes | _origin(seat, event.session, event.correlation)
+        caller = None if seat.holder is None else seat.holder.caller_of(event.call)
+        telemetry.emit(event.name, attributes, caller=caller, at=event.at)
+
+
+def _origin(seat: Seat, session: str | None, correlation: str) -> Attributes:
+    attributes: Attributes = {
+        "pool": seat.worker.pool,
+        "worker": seat.worker.name,
+        "correlation_id": correlation,
+    }
+    if session is not None:
+        attributes["session"] = session
+    return attributes

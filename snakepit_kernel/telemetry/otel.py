@@ -1,0 +1,139 @@
+"""Events as spans and metrics of OpenTelemetry; imported when the user has installed an SDK."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING
+
+from opentelemetry import metrics, trace
+from opentelemetry.context import Context
+from opentelemetry.metrics import CallbackOptions, Observation
+
+from .._version import __version__
+from .limits import Names
+
+if TYPE_CHECKING:
+    from .events import Record
+
+LIBRARY = "snakepit_kernel"
+
+METRIC_ATTRIBUTES = ("pool", "kind", "tool", "outcome")
+"""Attributes that metrics have too; of each only so many values, see `Names`."""
+
+SECONDS = [
+    1e-4,
+    2.5e-4,
+    5e-4,
+    1e-3,
+    2.5e-3,
+    5e-3,
+    0.01,
+    0.025,
+    0.05,
+    0.1,
+    0.25,
+    0.5,
+    1,
+    2.5,
+    10,
+    60,
+]
+"""Boundaries of the histogram; those of the SDK are made for milliseconds."""
+
+_FINE = ("ok", "cancelled")
+
+
+class Bridge:
+    """Makes spans and metrics of events, with the providers that are set now.
+
+    Parameters
+    ----------
+    dropped
+        Asked how many events were dropped.
+    """
+
+    def __init__(self, dropped: Callable[[], int]) -> None:
+        self._spans = Spans(trace.get_tracer_provider())
+        self._metrics = Metrics(metrics.get_meter_provider(), dropped)
+        self._dropped = dropped
+
+    def take(self, record: Record) -> None:
+        """Take an event in."""
+        tracers, meters = trace.get_tracer_provider(), metrics.get_meter_provider()
+        if tracers is not self._spans.provider:
+            self._spans = Spans(tracers)
+        if meters is not self._metrics.provider:
+            self._metrics = Metrics(meters, self._dropped)
+        self._spans.take(record)
+        self._metrics.take(record)
+
+
+class Spans:
+    """Makes a span of each event.
+
+    Parameters
+    ----------
+    provider
+        Where spans come from.
+    """
+
+    def __init__(self, provider: trace.TracerProvider) -> None:
+        self.provider = provider
+        self._tracer = provider.get_tracer(LIBRARY, __version__)
+
+    def take(self, record: Record) -> None:
+        """Make the span of an event, below that of its caller."""
+        name, attributes, ended, seconds, caller = record
+        span = self._tracer.start_span(
+            name,
+            context=caller if isinstance(caller, Context) else Context(),
+            attributes=attributes,
+            start_time=ended - round(seconds * 1e9),
+        )
+        if attributes.get("outcome", "ok") not in _FINE:
+            span.set_status(trace.StatusCode.ERROR)
+        span.end(ended)
+
+
+class Metrics:
+    """Counts events, and how long they took.
+
+    Parameters
+    ----------
+    provider
+        Where instruments come from.
+    dropped
+        Asked how many events were dropped.
+    """
+
+    def __init__(self, provider: metrics.MeterProvider, dropped: Callable[[], int]) -> None:
+        self.provider = provider
+        self._names = Names()
+        meter = provider.get_meter(LIBRARY, __version__)
+        self._events = meter.create_counter(
+            "snakepit.events", unit="{event}", description="Events, by name"
+        )
+        self._duration = meter.create_histogram(
+            "snakepit.duration",
+            unit="s",
+            description="How long events took",
+            explicit_bucket_boundaries_advisory=SECONDS,
+        )
+
+        def observe(_: CallbackOptions) -> Iterable[Observation]:
+            return [Observation(dropped())]
+
+        meter.create_observable_counter(
+            "snakepit.events.dropped", [observe], unit="{event}", description="Events dropped"
+        )
+
+    def take(self, record: Record) -> None:
+        """Count an event."""
+        name, attributes, _, seconds, _ = record
+        labels = {"event": self._names.bounded("event", name)}
+        for key in METRIC_ATTRIBUTES:
+            if key in attributes:
+                labels[key] = self._names.bounded(key, str(attributes[key]))
+        self._events.add(1, labels)
+        if seconds:
+            self._duration.record(seconds, labels)
