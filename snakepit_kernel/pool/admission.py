@@ -12,8 +12,17 @@ import time
 from functools import partial
 from typing import TYPE_CHECKING
 
-from ..errors import CallTimeout, PoolClosed, PoolSaturated, QueueTimeout, SnakepitError, WorkerBusy
+from ..errors import (
+    CallTimeout,
+    PoolClosed,
+    PoolSaturated,
+    QueueTimeout,
+    SessionLost,
+    SnakepitError,
+    WorkerBusy,
+)
 from .config import PoolConfig
+from .homes import Home
 from .hosting import Link, links
 from .scheduler import QueueFull, Scheduler
 from .states import WorkerEvent, WorkerState
@@ -114,20 +123,28 @@ class Admission:
             if work.session is not None:
                 self.sessions[work.session] = None
             try:
-                if not self.crew.workers:
+                if not self.crew.workers or work.has_lost_home:
                     raise self.unserved(work)
-                if nesting is not None and not self.scheduler.grant(work):
-                    self._nest(work, nesting)
-                elif nesting is not None or self.scheduler.request(work, bounded=work.bounded):
-                    self.hold(work)
-                elif work.link is not None:
-                    self._check_chain(work)
+                self._place(work, nesting)
             except QueueFull:
                 self.settle(work, "saturated")
                 raise PoolSaturated(self._config.name, self._config.max_queue) from None
+            except WorkerBusy:
+                self.settle(work, "saturated")
+                raise
             except SnakepitError:
                 self.settle(work, "lost")
                 raise
+
+    def _place(self, work: Work, nesting: Link | None) -> None:
+        """Give a piece of work a seat, that of a worker that waits for it, or a queued place."""
+        if self.scheduler.grant(work):
+            self.hold(work)
+        elif nesting is not None and work.fits(nesting.seat):
+            self._nest(work, nesting)
+        else:
+            self._check_wait(work)
+            self.scheduler.request(work, bounded=work.bounded)
 
     def _worker_in(self, slot: int) -> Worker:
         workers = self.crew.workers
@@ -141,9 +158,19 @@ class Admission:
         work.seat = link.seat
         work.nested_in = link
         link.seat.worker.calls += 1
+        if work.session is not None:
+            self.scheduler.homes.note(work.session, link.seat)
 
-    def _check_chain(self, work: Work) -> None:
-        """Refuse work that only workers could do which wait for it."""
+    def _check_wait(self, work: Work) -> None:
+        """Refuse work that must not wait for its home, or that only workers could do which wait.
+
+        Who is refused had no place: the scheduler knows nothing of it.
+        """
+        bound_to = work.wanted or (work.home.place if work.home is not None else None)
+        if work.fails_fast and bound_to is not None:
+            raise WorkerBusy(work.name, self._config.name, [bound_to.worker.name], work.session)
+        if work.link is None:
+            return
         fitting = {seat for w in self.crew.workers.values() for seat in w.seats if work.fits(seat)}
         waiting = {link.seat for link in links(work.link)}
         if fitting and fitting <= waiting:
@@ -222,6 +249,10 @@ class Admission:
 
     def unserved(self, work: Work) -> SnakepitError:
         """Say why a piece of work will never get a seat."""
+        if work.has_lost_home and self.closed_because is None:
+            assert work.home is not None and work.home.place is not None  # noqa: PT018
+            assert work.session is not None
+            return SessionLost(work.session, work.home.place.worker.name)
         if self.crew.problem is not None:
             return self.crew.problem
         if work.wanted is not None and self.closed_because is None:
@@ -278,7 +309,8 @@ class Admission:
     def take_along(self, seat: Seat, count: int) -> list[Work]:
         """Take work from the head of the queue for a seat that a conveyor holds.
 
-        Whoever waits for a seat of its own is not overtaken.
+        Whoever could have this seat for itself is not overtaken; nor does that hold up anybody who
+        waits for another worker.
         """
         taken: list[Work] = []
         with self.lock:
@@ -286,6 +318,8 @@ class Admission:
                 return taken  # it is to end
             for ticket in self.scheduler.first(count):
                 assert isinstance(ticket, Work)
+                if not ticket.fits(seat):
+                    continue
                 is_bound = ticket.wanted is not None or ticket.session is not None
                 if ticket.errand is None or is_bound or ticket.deadline is not None:
                     break
@@ -301,7 +335,7 @@ class Admission:
         with self.lock:
             work.seat = None
             work.is_along = False
-            if not self.crew.workers or self.closed_because is not None:
+            if not self.crew.workers or self.closed_because is not None or work.has_lost_home:
                 work.on_grant()  # that there is none
             elif self.scheduler.grant(work):
                 self.hold(work)
@@ -349,6 +383,13 @@ class Admission:
             others = (other.holder for other in seat.worker.seats if other is not seat)
             seat.worker.current[:] = [other.name for other in others if other is not None]
             self._take_back(seat, "")
+
+    # -- sessions ------------------------------------------------------------------------------
+
+    def open_home(self, session: str) -> Home[Seat]:
+        """Return the home of a session whose work is bound to one worker."""
+        with self.lock:
+            return self.scheduler.homes.open(session)
 
     # -- counting ------------------------------------------------------------------------------
 

@@ -18,6 +18,7 @@ from .conveyor import MakeFrames
 from .definitions import Definitions, new_encoders
 from .engine import Engine
 from .futures import CallFuture
+from .homes import Home
 from .hosting import HostToolList, current_link
 from .results import CellResult
 from .scheduler import Purpose
@@ -45,6 +46,8 @@ class Caller:
     _engine: Engine
     _definitions: Definitions
     _session_id: str | None = None
+    _home: Home[Seat] | None = None
+    _fails_fast = False
 
     # -- tools ---------------------------------------------------------------------------------
 
@@ -79,6 +82,8 @@ class Caller:
             There was no time, or no room. After a CallTimeout the work was interrupted.
         WorkerDied
             The worker died under the call.
+        SessionLost, WorkerBusy
+            The worker that a strict session is bound to has ended, or is busy; nothing ran.
         PoolClosed
             The pool has ended.
 
@@ -280,7 +285,7 @@ class Caller:
         ------
         TypeError
             The function or an argument cannot travel.
-        PoolSaturated, PoolClosed
+        PoolSaturated, SessionLost, WorkerBusy, PoolClosed
             The work was not accepted.
         """
         work, make_frames = self._function_work(fn, args, kwargs)
@@ -355,7 +360,7 @@ class Caller:
 
         Raises
         ------
-        CallTimeout, QueueTimeout, PoolSaturated, WorkerDied, PoolClosed
+        CallTimeout, QueueTimeout, PoolSaturated, WorkerDied, SessionLost, WorkerBusy, PoolClosed
             As for `call`.
 
         Notes
@@ -474,6 +479,8 @@ class Caller:
             slot=slot,
             purpose=purpose,
             link=current_link(),
+            home=self._home,
+            fails_fast=self._fails_fast,
         )
 
 

@@ -30,7 +30,7 @@ class PoolStats:
     timeout
         Passed a deadline, in the queue or on a worker.
     saturated
-        Refused because the queue was full.
+        Refused because the queue was full, or the only worker that could do it was busy.
     lost
         Their worker died, or the pool was closed.
     queued, running

@@ -7,6 +7,7 @@ import time
 from typing import Any
 
 from ..errors import CallTimeout, QueueTimeout, SnakepitError
+from .homes import Home
 from .hosting import Link
 from .scheduler import Purpose, Ticket
 from .worker import Seat
@@ -36,6 +37,10 @@ class Work(Ticket[Seat]):
         What it needs a place at a worker for.
     link
         The host call that it is made from, if it is.
+    home
+        The home of its session, if it is bound to that.
+    fails_fast
+        Whether it is refused where it would have to wait for its home.
 
     Attributes
     ----------
@@ -56,6 +61,7 @@ class Work(Ticket[Seat]):
         "bounded",
         "deadline",
         "errand",
+        "fails_fast",
         "is_along",
         "is_given_up",
         "link",
@@ -78,8 +84,11 @@ class Work(Ticket[Seat]):
         slot: int | None = None,
         purpose: Purpose = "call",
         link: Link | None = None,
+        home: Home[Seat] | None = None,
+        fails_fast: bool = False,
     ) -> None:
-        super().__init__(_nothing, session, purpose=purpose)
+        super().__init__(_nothing, session, purpose=purpose, home=home)
+        self.fails_fast = fails_fast
         self.name = name
         self.link = link
         self.nested_in: Link | None = None
