@@ -129,9 +129,6 @@ class Admission:
             except QueueFull:
                 self.settle(work, "saturated")
                 raise PoolSaturated(self._config.name, self._config.max_queue) from None
-            except WorkerBusy:
-                self.settle(work, "saturated")
-                raise
             except SnakepitError:
                 self.settle(work, "lost")
                 raise
@@ -160,6 +157,7 @@ class Admission:
         link.seat.worker.calls += 1
         if work.session is not None:
             self.scheduler.homes.note(work.session, link.seat)
+            link.seat.worker.serve(work.session, link.seat)
 
     def _check_wait(self, work: Work) -> None:
         """Refuse work that must not wait for its home, or that only workers could do which wait.
@@ -183,6 +181,8 @@ class Admission:
         assert seat is not None
         worker = seat.worker
         seat.holder = work
+        if work.session is not None:
+            worker.serve(work.session, seat)
         if not worker.current:
             worker.apply(WorkerEvent.LEND)
         worker.current.append(work.name)
@@ -275,6 +275,8 @@ class Admission:
             work.settled = True  # these three belong together: no call between them, no Ctrl-C
             self._counts[outcome] += 1
             self._pending -= 1
+            if work.seat is not None and outcome == "ok":
+                _told(work.seat)
             if work.seat is None:
                 self.scheduler.withdraw(work)
             elif work.nested_in is None and not work.is_along:
@@ -391,6 +393,14 @@ class Admission:
         with self.lock:
             return self.scheduler.homes.open(session)
 
+    def forget_session(self, session: str) -> None:
+        """Let a session begin again: without a home, and with nothing in any worker."""
+        with self.lock:
+            self.scheduler.homes.forget(session)
+            self.sessions.pop(session, None)
+            for worker in self.crew.workers.values():
+                worker.forget(session)
+
     # -- counting ------------------------------------------------------------------------------
 
     def counts(self) -> dict[str, int]:
@@ -419,3 +429,9 @@ class Admission:
             cancelled = self.scheduler.drain()
         for ticket in cancelled:
             ticket.on_grant()
+
+
+def _told(seat: Seat) -> None:
+    """Note that a worker has got what was sent ahead of a request that it has answered."""
+    while seat.forgets and seat.forgets[0].number <= seat.forgotten:
+        seat.forgets.popleft()

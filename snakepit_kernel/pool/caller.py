@@ -15,7 +15,7 @@ from ..tools import namespace
 from .cells import Cell, OnMessage
 from .config import check_count, check_seconds
 from .conveyor import MakeFrames
-from .definitions import Definitions, new_encoders
+from .definitions import Definitions, ahead
 from .engine import Engine
 from .futures import CallFuture
 from .homes import Home
@@ -313,7 +313,7 @@ class Caller:
 
         def make_frames(seat: Seat, call_id: int, inside: int) -> list[Segment]:
             segments = seat.lane.carrier.pack(Apply(call_id, session, inside), body, buffers)
-            return [*new_encoders(seat), *segments]
+            return [*ahead(seat), *segments]
 
         work = self._work(
             name,

@@ -12,6 +12,7 @@ from jupyter_client.blocking.client import BlockingKernelClient
 from jupyter_client.connect import KernelConnectionInfo
 
 from ..errors import CellError
+from ..ids import SESSION_KEY
 from ..lane.host import Lane
 from .results import CellResult
 
@@ -94,11 +95,23 @@ class CellClient:
         self._iopub.stop()
         self._shell.stop()
 
-    def begin(self, cell: Cell) -> CellRun:
-        """Send a cell to the worker."""
+    def begin(self, cell: Cell, session: str | None) -> CellRun:
+        """Send a cell of a session to the worker."""
+        content = {
+            "code": cell.code,
+            "silent": False,
+            "store_history": True,
+            "user_expressions": {},
+            "allow_stdin": False,
+            "stop_on_error": False,
+        }
+        # Not client.execute(): it has no place for metadata.
+        request = self._client.session.msg(
+            "execute_request", content, metadata={SESSION_KEY: session}
+        )
+        self._shell.send(request)
         result = CellResult(worker=self._worker)
-        request_id = self._client.execute(cell.code, allow_stdin=False, stop_on_error=False)
-        return CellRun(request_id, result, cell.on_message)
+        return CellRun(request["header"]["msg_id"], result, cell.on_message)
 
     def follow(
         self, run: CellRun, deadline: float | None, is_alive: Callable[[], bool], lane: Lane

@@ -175,6 +175,15 @@ class Engine:
         """Return the home of a session whose work is bound to one worker."""
         return self._admission.open_home(session_id)
 
+    def forget_session(self, session_id: str) -> None:
+        """Drop what a session has in this pool, and in its workers before their next request.
+
+        That is its home, its host tools, and in each worker its names, its working directory and
+        its environment. Work of the session that runs goes on, with nothing around it.
+        """
+        self.host_tools.forget(session_id)
+        self._admission.forget_session(session_id)
+
     # -- work of a thread that waits -----------------------------------------------------------
 
     def call(

@@ -30,9 +30,9 @@ class PoolStats:
     timeout
         Passed a deadline, in the queue or on a worker.
     saturated
-        Refused because the queue was full, or the only worker that could do it was busy.
+        Refused because the queue was full.
     lost
-        Their worker died, or the pool was closed.
+        Their worker died, or was busy and not to be waited for; or the pool was closed.
     queued, running
         Not ended yet.
     started, died

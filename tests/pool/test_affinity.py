@@ -140,7 +140,7 @@ def test_a_session_that_fails_fast_does_not_wait_for_its_busy_home(open_pool, sh
     assert not napping.done()
     napping.result()
     assert session.call("whoami")["pid"] == home["pid"]
-    assert pool.stats().saturated == 3
+    assert pool.stats().lost == 3
 
 
 def test_a_session_that_fails_fast_waits_for_its_first_worker(pool):
@@ -279,7 +279,8 @@ def test_a_strict_session_takes_any_seat_of_its_home(open_pool, tmp_path, monkey
     (tmp_path / "web.py").write_text(
         "import os, time\nfrom snakepit_kernel import Adapter, tool\n"
         "class Web(Adapter):\n    thread_safe = True\n    @tool\n"
-        "    def pid(self, nap: float) -> int:\n        time.sleep(nap)\n        return os.getpid()\n"
+        "    def pid(self, nap: float) -> int:\n"
+        "        time.sleep(nap)\n        return os.getpid()\n"
     )
     monkeypatch.chdir(tmp_path)
     pool = open_pool(2, adapter="web:Web", profile="thread", threads_per_worker=3)
