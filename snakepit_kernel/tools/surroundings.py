@@ -139,25 +139,31 @@ class Surroundings:
 
     @contextlib.contextmanager
     def for_all(self) -> Iterator[None]:
-        """Let all sessions have what is changed in the environment meanwhile."""
-        before = dict(_environment())
+        """Go where the worker began, and let all sessions have what is changed there meanwhile.
+
+        To be used where no interrupt comes.
+        """
+        left, first = self._look(), self._first
+        if left is None or first is None:
+            yield
+            return
+        self._go(left, first, None)
         try:
             yield
         finally:
-            now = _environment()
-            news = {key: value for key, value in now.items() if before.get(key) != value}
-            gone = before.keys() - now.keys()
-            if (news or gone) and self._first is not None:
-                self._renew(news, gone)
+            now = Place(os.getcwd(), dict(_environment()))  # noqa: PTH109
+            self._first = now
+            self._renew(first.environment, now.environment)
+            mine = self._places.get(self.current, now)
+            self._here = self._go(now, mine, self.current)
 
-    def _renew(self, news: dict[bytes, bytes], gone: set[bytes]) -> None:
-        assert self._first is not None and self._here is not None  # noqa: PT018
-        renewed: dict[int, Place] = {}
-        for place in (self._first, self._here, *self._places.values()):
+    def _renew(self, before: dict[bytes, bytes], after: dict[bytes, bytes]) -> None:
+        """Change the environments that sessions have in the way that one has changed."""
+        news = {key: value for key, value in after.items() if before.get(key) != value}
+        gone = before.keys() - after.keys()
+        for session, place in self._places.items():
             kept = {k: v for k, v in place.environment.items() if k not in gone}
-            renewed[id(place)] = Place(place.directory, {**kept, **news})
-        self._first, self._here = renewed[id(self._first)], renewed[id(self._here)]
-        self._places = {name: renewed[id(place)] for name, place in self._places.items()}
+            self._places[session] = Place(place.directory, {**kept, **news})
 
     def forget(self, session: str, number: int) -> None:
         """Drop what a session has here; a repetition of what was told before changes nothing."""

@@ -244,8 +244,9 @@ def test_completion_and_inspection_know_the_names_of_the_session(sessions):
     a, b, _ = sessions
     a.run("temperature_of_a = 1")
     code = (
-        "from IPython import get_ipython\nshell = get_ipython()\n"
-        "shell.complete('temperature_')[1], shell.object_inspect('temperature_of_a')['found']"
+        "kernel = get_ipython().kernel\n"
+        "matches = kernel.do_complete('temperature_', 12)['matches']\n"
+        "matches, kernel.do_inspect('temperature_of_a', 3)['found']"
     )
 
     assert a.run(code).value == (["temperature_of_a"], True)
@@ -629,3 +630,18 @@ def test_many_threads_with_a_session_each_keep_apart_on_few_workers(folder, open
 
     assert not wrong
     assert sorted(p.name for p in Path(folder).glob("dir*")) == [f"dir{n}" for n in range(6)]
+
+
+def test_a_kernel_that_is_built_in_the_call_of_a_session_is_built_where_the_worker_began(
+    folder, sessions
+):
+    a, b, pool = sessions
+    (folder / "of_a").mkdir()
+    (folder / "of_a" / "ipython_config.py").write_text("raise SystemExit('read in of_a')")
+    a.call("go", {"name": "of_a"})
+
+    a.push({"x": 1})
+
+    assert a.run("x").value == 1
+    assert a.call("where") == ("of_a", "of_a")
+    assert [session.call("where") for session in (b, pool)] == [(folder.name, None)] * 2
