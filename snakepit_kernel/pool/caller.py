@@ -424,7 +424,7 @@ class Caller:
     # -- namespaces ----------------------------------------------------------------------------
 
     def push(self, variables: Mapping[str, Any], *, worker: int | None = None) -> None:
-        """Set variables in the namespace of a worker's cells.
+        """Set variables in a worker, among the names of the session's cells.
 
         Parameters
         ----------
@@ -436,7 +436,7 @@ class Caller:
         self._apply(namespace.push, dict(variables), worker=worker)
 
     def pull(self, names: Iterable[str], *, worker: int | None = None) -> dict[str, Any]:
-        """Return variables from the namespace of a worker's cells.
+        """Return variables from a worker, from among the names of the session's cells.
 
         Raises
         ------
