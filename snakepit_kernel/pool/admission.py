@@ -160,20 +160,33 @@ class Admission:
             link.seat.worker.serve(work.session, link.seat)
 
     def _check_wait(self, work: Work) -> None:
-        """Refuse work that must not wait for its home, or that only workers could do which wait.
+        """Refuse work that must not wait for its home, or that would wait for ever.
 
         Who is refused had no place: the scheduler knows nothing of it.
         """
         bound_to = work.wanted or (work.home.place if work.home is not None else None)
         if work.fails_fast and bound_to is not None:
             raise WorkerBusy(work.name, self._config.name, [bound_to.worker.name], work.session)
-        if work.link is None:
-            return
-        fitting = {seat for w in self.crew.workers.values() for seat in w.seats if work.fits(seat)}
-        waiting = {link.seat for link in links(work.link)}
-        if fitting and fitting <= waiting:
-            names = sorted({seat.worker.name for seat in fitting})
+        if work.link is not None and self._would_wait_for_ever(work):
+            names = sorted({seat.worker.name for seat in self._fitting(work)})
             raise WorkerBusy(work.name, self._config.name, names)
+
+    def _would_wait_for_ever(self, work: Work) -> bool:
+        """Whether all who could do it wait for host calls which wait for it, or for each other.
+
+        Two strict sessions, each called from the other one's home, are such a ring.
+        """
+        queued = self.scheduler.first(self.scheduler.waiting)
+        waiting = [each for each in (*queued, work) if isinstance(each, Work) and each.link]
+        while True:
+            held = {link.seat for each in waiting for link in links(each.link)}
+            stuck = [each for each in waiting if (fits := self._fitting(each)) and fits <= held]
+            if len(stuck) == len(waiting):
+                return work in stuck
+            waiting = stuck
+
+    def _fitting(self, work: Work) -> set[Seat]:
+        return {seat for w in self.crew.workers.values() for seat in w.seats if work.fits(seat)}
 
     def hold(self, work: Work) -> None:
         """Note who has a seat."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import threading
 import time
 from concurrent.futures import wait
 
@@ -95,8 +96,10 @@ def test_strict_work_waits_for_its_busy_home_while_another_worker_is_idle(open_p
     home = session.call("pid")
     napping = keep_home_busy(session)
 
+    began = time.monotonic()
     assert work(session) == home
-    assert napping.done()
+    assert time.monotonic() - began > 0.2
+    napping.result(5)
 
 
 def test_a_strict_call_that_waits_too_long_does_not_run(open_pool, shop):
@@ -138,7 +141,7 @@ def test_a_session_that_fails_fast_does_not_wait_for_its_busy_home(open_pool, sh
 
     assert (caught.value.session_id, caught.value.workers) == ("s", (home["worker"],))
     assert not napping.done()
-    napping.result()
+    napping.result(5)
     assert session.call("whoami")["pid"] == home["pid"]
     assert pool.stats().lost == 3
 
@@ -147,7 +150,7 @@ def test_a_session_that_fails_fast_waits_for_its_first_worker(pool):
     napping = keep_home_busy(pool, 0.3)
 
     assert pool.session("s", affinity="strict_fail_fast").call("whoami")["session"] == "s"
-    assert napping.done()
+    napping.result(5)
 
 
 def test_a_pools_affinity_is_that_of_its_sessions(open_pool):
@@ -273,6 +276,56 @@ def test_a_cell_of_a_strict_session_is_refused_while_its_home_waits_for_it(open_
 
     with pytest.raises(ToolError, match="WorkerBusy"):
         session.call("ask", {"name": "again"}, timeout=10)
+
+
+def test_strict_sessions_that_are_called_from_each_others_homes_do_not_wait_for_ever(
+    open_pool, asking
+):
+    pool = open_pool(2, adapter=asking)
+    first, second = (pool.session(name, affinity="strict_queue") for name in "ab")
+    napping = keep_home_busy(first)
+    assert second.call("pid") != first.call("pid")
+    napping.result()
+    both = threading.Barrier(2)
+
+    def ask(session):
+        both.wait(5)
+        return session.call("pid")
+
+    pool.host_tool(lambda_named("ask_first", lambda: ask(first)))
+    pool.host_tool(lambda_named("ask_second", lambda: ask(second)))
+    began = time.monotonic()
+
+    futures = [
+        first.submit(asker("ask_second")),
+        second.submit(asker("ask_first")),
+    ]
+    wait(futures, 10)
+
+    refused = [future.exception() for future in futures if future.exception() is not None]
+    assert time.monotonic() - began < 5
+    assert [type(error) for error in refused] == [ToolError]
+    assert "WorkerBusy" in str(refused[0])
+
+
+def asker(name):
+    def ask():
+        from snakepit_kernel import context
+
+        return context().call_host_tool(name)
+
+    ask.__module__ = "__main__"
+    return ask
+
+
+def test_a_session_that_fails_fast_is_served_in_its_home_while_that_waits_for_it(open_pool, asking):
+    pool = open_pool(2, adapter=asking)
+    session = pool.session("s", affinity="strict_fail_fast")
+    pool.host_tool(lambda_named("again", lambda: session.call("pid")))
+
+    outer, inner = session.call("ask", {"name": "again"}, timeout=10)
+
+    assert inner == outer
 
 
 def test_a_strict_session_takes_any_seat_of_its_home(open_pool, tmp_path, monkeypatch):
