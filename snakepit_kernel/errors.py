@@ -6,8 +6,9 @@
     ├── PoolSaturated             the queue was full
     ├── QueueTimeout              no worker became free in time        (also TimeoutError)
     ├── CallTimeout               a deadline passed                    (also TimeoutError)
-    ├── WorkerBusy                the only workers that could do it wait for it
+    ├── WorkerBusy                the only workers that could do it are busy, or wait for it
     ├── WorkerDied                a worker's process ended
+    ├── SessionLost               the worker that a session is bound to has ended
     ├── PoolClosed                the pool has ended                   (also RuntimeError)
     ├── ToolNotFound              no tool of that name                 (also LookupError)
     ├── InvalidArguments          arguments do not fit the tool        (also ValueError)
@@ -49,6 +50,7 @@ __all__ = [
     "ProgramNotFound",
     "QueueTimeout",
     "QuotaExceeded",
+    "SessionLost",
     "SessionNotFound",
     "SnakepitError",
     "StartFailed",
@@ -152,15 +154,33 @@ class CallTimeout(SnakepitError, TimeoutError):
 
 
 class WorkerBusy(SnakepitError):
-    """The work would wait for ever: whoever could do it waits for it."""
+    """The work did not run: it would wait for ever, or for a worker that it must not wait for.
 
-    def __init__(self, what: str, pool: str, workers: Sequence[str]) -> None:
-        super().__init__(what, pool, tuple(workers))
+    Attributes
+    ----------
+    workers
+        Names of the workers that could do it.
+    session_id
+        The session that must not wait for its home (``affinity="strict_fail_fast"``); None when
+        whoever could do it waits for it.
+    """
+
+    def __init__(
+        self, what: str, pool: str, workers: Sequence[str], session_id: str | None = None
+    ) -> None:
+        super().__init__(what, pool, tuple(workers), session_id)
         self.what = what
         self.pool = pool
         self.workers = tuple(workers)
+        self.session_id = session_id
 
     def __str__(self) -> str:
+        if self.session_id is not None:
+            return (
+                f"{self.what} did not run: worker {', '.join(self.workers)} of session "
+                f"{self.session_id!r} is busy, and the session's affinity is 'strict_fail_fast'; "
+                "try again later, or open the session with affinity='strict_queue', which waits"
+            )
         return (
             f"{self.what} cannot run in pool {self.pool!r}: it was asked for by a host tool, and "
             f"{', '.join(self.workers)} wait for that host tool to return; give the pool more "
@@ -192,6 +212,32 @@ class WorkerDied(SnakepitError):
         if self.output:
             text += f"; its last output:\n{self.output}"
         return text
+
+
+class SessionLost(SnakepitError):
+    """The worker that a session is bound to has ended; the work did not run.
+
+    Attributes
+    ----------
+    session_id
+        The session.
+    worker
+        Name of the worker.
+    """
+
+    def __init__(self, session_id: str, worker: str) -> None:
+        super().__init__(session_id, worker)
+        self.session_id = session_id
+        self.worker = worker
+
+    def __str__(self) -> str:
+        return (
+            f"worker {self.worker} of session {self.session_id!r} has ended, and with it went what "
+            "the session had there: the names of its cells, its objects in memory, its working "
+            "directory and environment. The session's variables, programs and metadata are in the "
+            f"store and still there. Open it anew, by pool.session({self.session_id!r}, …), to go "
+            "on: then its next call takes another worker"
+        )
 
 
 class PoolClosed(SnakepitError, RuntimeError):

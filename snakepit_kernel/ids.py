@@ -13,6 +13,9 @@ RUN_ID_VARIABLE = "SNAKEPIT_RUN_ID"
 RUN_ID_OPTION = "--snakepit-run-id="
 """Command line option that does the same."""
 
+SESSION_KEY = "snakepit_session"
+"""In the metadata of a Jupyter request to a worker: the session that it belongs to."""
+
 _RUN_ID = re.compile(r"[a-z2-7]{13}")
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
 

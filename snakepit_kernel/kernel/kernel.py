@@ -5,16 +5,19 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import importlib.util
+import inspect
 import os
 import signal
 import sys
 import threading
 import types
-from collections.abc import Callable, Iterator
+from collections.abc import Awaitable, Callable, Coroutine, Iterator
+from functools import partial, wraps
 from typing import Any
 
 from ipykernel.ipkernel import IPythonKernel
 
+from ..ids import SESSION_KEY
 from ..processes import activity
 from ..processes.tags import parent_is_guardian
 
@@ -55,6 +58,55 @@ class SnakepitKernel(IPythonKernel):
         if not self._has_started:
             self._has_started = True
             super().start()
+
+    # -- sessions ------------------------------------------------------------------------------
+
+    def keep_sessions_apart(
+        self,
+        begin_cell: Callable[[str | None], None],
+        within: Callable[[str | None, Callable[[], Coroutine[Any, Any, Any]]], Awaitable[Any]],
+        current: Callable[[], str | None],
+    ) -> None:
+        """Handle each request among the things of its session, which its metadata name.
+
+        One that names none, as those of an attached client, is anonymous work.
+
+        Parameters
+        ----------
+        begin_cell
+            Called with the session of each cell before it runs.
+        within
+            Makes a coroutine that awaits what a function gives, among the things of a session.
+        current
+            Asked for the session of what runs.
+        """
+
+        def apart(kind: str, handler: Callable[..., Any]) -> Callable[..., Awaitable[None]]:
+            async def handle(stream: Any, ident: Any, parent: dict[str, Any]) -> None:
+                if not _is_main_thread():  # a subshell
+                    await _settled(handler(stream, ident, parent))
+                    return
+                session = parent.get("metadata", {}).get(SESSION_KEY)
+                if kind == "execute_request":
+                    begin_cell(session)
+                await within(session, lambda: _settled(handler(stream, ident, parent)))
+
+            return handle
+
+        self.shell_handlers = {
+            kind: apart(kind, handler) for kind, handler in self.shell_handlers.items()
+        }
+        shell = self.shell
+        assert shell is not None
+        run_cell = shell.run_cell_async
+
+        @wraps(run_cell)
+        def run_cell_async(*args: Any, **kwargs: Any) -> Awaitable[Any]:
+            # ipykernel runs a cell that awaits in a task of its own.
+            running = partial(run_cell, *args, **kwargs)
+            return within(current(), running) if _is_main_thread() else running()
+
+        shell.run_cell_async = run_cell_async
 
     # -- the debugger, imported when a client first asks for it --------------------------------
 
@@ -190,6 +242,14 @@ class SnakepitKernel(IPythonKernel):
             os.kill(os.getppid(), signal.SIGUSR2)
         else:
             await super()._progressively_terminate_all_children()
+
+
+def _is_main_thread() -> bool:
+    return threading.current_thread() is threading.main_thread()
+
+
+async def _settled(value: Any) -> Any:
+    return await value if inspect.isawaitable(value) else value
 
 
 @contextlib.contextmanager

@@ -12,8 +12,17 @@ import time
 from functools import partial
 from typing import TYPE_CHECKING
 
-from ..errors import CallTimeout, PoolClosed, PoolSaturated, QueueTimeout, SnakepitError, WorkerBusy
+from ..errors import (
+    CallTimeout,
+    PoolClosed,
+    PoolSaturated,
+    QueueTimeout,
+    SessionLost,
+    SnakepitError,
+    WorkerBusy,
+)
 from .config import PoolConfig
+from .homes import Home
 from .hosting import Link, links
 from .reports import report_work
 from .scheduler import QueueFull, Scheduler
@@ -115,20 +124,25 @@ class Admission:
             if work.session is not None:
                 self.sessions[work.session] = None
             try:
-                if not self.crew.workers:
+                if not self.crew.workers or work.has_lost_home:
                     raise self.unserved(work)
-                if nesting is not None and not self.scheduler.grant(work):
-                    self._nest(work, nesting)
-                elif nesting is not None or self.scheduler.request(work, bounded=work.bounded):
-                    self.hold(work)
-                elif work.link is not None:
-                    self._check_chain(work)
+                self._place(work, nesting)
             except QueueFull:
                 self.settle(work, "saturated")
                 raise PoolSaturated(self._config.name, self._config.max_queue) from None
             except SnakepitError:
                 self.settle(work, "lost")
                 raise
+
+    def _place(self, work: Work, nesting: Link | None) -> None:
+        """Give a piece of work a seat, that of a worker that waits for it, or a queued place."""
+        if self.scheduler.grant(work):
+            self.hold(work)
+        elif nesting is not None and work.fits(nesting.seat):
+            self._nest(work, nesting)
+        else:
+            self._check_wait(work)
+            self.scheduler.request(work, bounded=work.bounded)
 
     def _worker_in(self, slot: int) -> Worker:
         workers = self.crew.workers
@@ -144,14 +158,38 @@ class Admission:
         link.seat.worker.calls += 1
         if work.caller is not None:
             work.began = time.monotonic()
+        if work.session is not None:
+            self.scheduler.homes.note(work.session, link.seat)
+            link.seat.worker.serve(work.session, link.seat)
 
-    def _check_chain(self, work: Work) -> None:
-        """Refuse work that only workers could do which wait for it."""
-        fitting = {seat for w in self.crew.workers.values() for seat in w.seats if work.fits(seat)}
-        waiting = {link.seat for link in links(work.link)}
-        if fitting and fitting <= waiting:
-            names = sorted({seat.worker.name for seat in fitting})
+    def _check_wait(self, work: Work) -> None:
+        """Refuse work that must not wait for its home, or that would wait for ever.
+
+        Who is refused had no place: the scheduler knows nothing of it.
+        """
+        bound_to = work.wanted or (work.home.place if work.home is not None else None)
+        if work.fails_fast and bound_to is not None:
+            raise WorkerBusy(work.name, self._config.name, [bound_to.worker.name], work.session)
+        if work.link is not None and self._would_wait_for_ever(work):
+            names = sorted({seat.worker.name for seat in self._fitting(work)})
             raise WorkerBusy(work.name, self._config.name, names)
+
+    def _would_wait_for_ever(self, work: Work) -> bool:
+        """Whether all who could do it wait for host calls which wait for it, or for each other.
+
+        Two strict sessions, each called from the other one's home, are such a ring.
+        """
+        queued = self.scheduler.first(self.scheduler.waiting)
+        waiting = [each for each in (*queued, work) if isinstance(each, Work) and each.link]
+        while True:
+            held = {link.seat for each in waiting for link in links(each.link)}
+            stuck = [each for each in waiting if (fits := self._fitting(each)) and fits <= held]
+            if len(stuck) == len(waiting):
+                return work in stuck
+            waiting = stuck
+
+    def _fitting(self, work: Work) -> set[Seat]:
+        return {seat for w in self.crew.workers.values() for seat in w.seats if work.fits(seat)}
 
     def hold(self, work: Work) -> None:
         """Note who has a seat."""
@@ -159,6 +197,8 @@ class Admission:
         assert seat is not None
         worker = seat.worker
         seat.holder = work
+        if work.session is not None:
+            worker.serve(work.session, seat)
         if not worker.current:
             worker.apply(WorkerEvent.LEND)
         worker.current.append(work.name)
@@ -227,6 +267,10 @@ class Admission:
 
     def unserved(self, work: Work) -> SnakepitError:
         """Say why a piece of work will never get a seat."""
+        if work.has_lost_home and self.closed_because is None:
+            assert work.home is not None and work.home.place is not None  # noqa: PT018
+            assert work.session is not None
+            return SessionLost(work.session, work.home.place.worker.name)
         if self.crew.problem is not None:
             return self.crew.problem
         if work.wanted is not None and self.closed_because is None:
@@ -249,6 +293,8 @@ class Admission:
             work.settled = True  # these three belong together: no call between them, no Ctrl-C
             self._counts[outcome] += 1
             self._pending -= 1
+            if work.seat is not None and outcome == "ok":
+                _told(work.seat)
             if work.seat is None:
                 self.scheduler.withdraw(work)
             elif work.nested_in is None and not work.is_along:
@@ -285,7 +331,8 @@ class Admission:
     def take_along(self, seat: Seat, count: int) -> list[Work]:
         """Take work from the head of the queue for a seat that a conveyor holds.
 
-        Whoever waits for a seat of its own is not overtaken.
+        Whoever could have this seat for itself is not overtaken; nor does that hold up anybody who
+        waits for another worker.
         """
         taken: list[Work] = []
         with self.lock:
@@ -293,6 +340,8 @@ class Admission:
                 return taken  # it is to end
             for ticket in self.scheduler.first(count):
                 assert isinstance(ticket, Work)
+                if not ticket.fits(seat):
+                    continue
                 is_bound = ticket.wanted is not None or ticket.session is not None
                 if ticket.errand is None or is_bound or ticket.deadline is not None:
                     break
@@ -309,7 +358,7 @@ class Admission:
         with self.lock:
             work.seat = work.began = None
             work.is_along = False
-            if not self.crew.workers or self.closed_because is not None:
+            if not self.crew.workers or self.closed_because is not None or work.has_lost_home:
                 work.on_grant()  # that there is none
             elif self.scheduler.grant(work):
                 self.hold(work)
@@ -358,6 +407,21 @@ class Admission:
             seat.worker.current[:] = [other.name for other in others if other is not None]
             self._take_back(seat, "")
 
+    # -- sessions ------------------------------------------------------------------------------
+
+    def open_home(self, session: str) -> Home[Seat]:
+        """Return the home of a session whose work is bound to one worker."""
+        with self.lock:
+            return self.scheduler.homes.open(session)
+
+    def forget_session(self, session: str) -> None:
+        """Let a session begin again: without a home, and with nothing in any worker."""
+        with self.lock:
+            self.scheduler.homes.forget(session)
+            self.sessions.pop(session, None)
+            for worker in self.crew.workers.values():
+                worker.forget(session)
+
     # -- counting ------------------------------------------------------------------------------
 
     def counts(self) -> dict[str, int]:
@@ -386,3 +450,9 @@ class Admission:
             cancelled = self.scheduler.drain()
         for ticket in cancelled:
             ticket.on_grant()
+
+
+def _told(seat: Seat) -> None:
+    """Note that a worker has got what was sent ahead of a request that it has answered."""
+    while seat.forgets and seat.forgets[0].number <= seat.forgotten:
+        seat.forgets.popleft()

@@ -15,9 +15,10 @@ from ..tools import namespace
 from .cells import Cell, OnMessage
 from .config import check_count, check_seconds
 from .conveyor import MakeFrames
-from .definitions import Definitions, new_encoders
+from .definitions import Definitions, ahead
 from .engine import Engine
 from .futures import CallFuture
+from .homes import Home
 from .hosting import HostToolList, current_link
 from .results import CellResult
 from .scheduler import Purpose
@@ -45,6 +46,8 @@ class Caller:
     _engine: Engine
     _definitions: Definitions
     _session_id: str | None = None
+    _home: Home[Seat] | None = None
+    _fails_fast = False
 
     # -- tools ---------------------------------------------------------------------------------
 
@@ -79,6 +82,8 @@ class Caller:
             There was no time, or no room. After a CallTimeout the work was interrupted.
         WorkerDied
             The worker died under the call.
+        SessionLost, WorkerBusy
+            The worker that a strict session is bound to has ended, or is busy; nothing ran.
         PoolClosed
             The pool has ended.
 
@@ -280,7 +285,7 @@ class Caller:
         ------
         TypeError
             The function or an argument cannot travel.
-        PoolSaturated, PoolClosed
+        PoolSaturated, SessionLost, WorkerBusy, PoolClosed
             The work was not accepted.
         """
         work, make_frames = self._function_work(fn, args, kwargs)
@@ -308,7 +313,7 @@ class Caller:
 
         def make_frames(seat: Seat, call_id: int, work: Work) -> list[Segment]:
             message = Apply(call_id, session, work.inside, work.correlation)
-            return [*new_encoders(seat), *seat.lane.carrier.pack(message, body, buffers)]
+            return [*ahead(seat), *seat.lane.carrier.pack(message, body, buffers)]
 
         work = self._work(
             name,
@@ -355,7 +360,7 @@ class Caller:
 
         Raises
         ------
-        CallTimeout, QueueTimeout, PoolSaturated, WorkerDied, PoolClosed
+        CallTimeout, QueueTimeout, PoolSaturated, WorkerDied, SessionLost, WorkerBusy, PoolClosed
             As for `call`.
 
         Notes
@@ -419,7 +424,7 @@ class Caller:
     # -- namespaces ----------------------------------------------------------------------------
 
     def push(self, variables: Mapping[str, Any], *, worker: int | None = None) -> None:
-        """Set variables in the namespace of a worker's cells.
+        """Set variables in a worker, among the names of the session's cells.
 
         Parameters
         ----------
@@ -431,7 +436,7 @@ class Caller:
         self._apply(namespace.push, dict(variables), worker=worker)
 
     def pull(self, names: Iterable[str], *, worker: int | None = None) -> dict[str, Any]:
-        """Return variables from the namespace of a worker's cells.
+        """Return variables from a worker, from among the names of the session's cells.
 
         Raises
         ------
@@ -474,6 +479,8 @@ class Caller:
             slot=slot,
             purpose=purpose,
             link=current_link(),
+            home=self._home,
+            fails_fast=self._fails_fast,
         )
 
 

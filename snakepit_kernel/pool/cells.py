@@ -12,6 +12,7 @@ from jupyter_client.blocking.client import BlockingKernelClient
 from jupyter_client.connect import KernelConnectionInfo
 
 from ..errors import CellError
+from ..ids import SESSION_KEY
 from ..lane.host import Lane
 from ..telemetry.correlation import METADATA_KEY
 from .results import CellResult
@@ -95,8 +96,8 @@ class CellClient:
         self._iopub.stop()
         self._shell.stop()
 
-    def begin(self, cell: Cell, correlation: str) -> CellRun:
-        """Send a cell to the worker, with its correlation id."""
+    def begin(self, cell: Cell, session: str | None, correlation: str) -> CellRun:
+        """Send a cell of a session to the worker, with its correlation id."""
         content = {
             "code": cell.code,
             "silent": False,
@@ -105,10 +106,9 @@ class CellClient:
             "allow_stdin": False,
             "stop_on_error": False,
         }
-        # Not execute(): it sends no metadata.
-        request = self._client.session.msg(
-            "execute_request", content, metadata={METADATA_KEY: correlation}
-        )
+        # Not client.execute(): it has no place for metadata.
+        metadata = {SESSION_KEY: session, METADATA_KEY: correlation}
+        request = self._client.session.msg("execute_request", content, metadata=metadata)
         self._shell.send(request)
         result = CellResult(worker=self._worker)
         return CellRun(request["header"]["msg_id"], result, cell.on_message)

@@ -17,7 +17,7 @@ from ..protocol.values import Codec
 from ..tools.registry import name_of
 from .scheduler import Purpose
 
-Affinity = Literal["hint"]
+Affinity = Literal["hint", "strict_queue", "strict_fail_fast"]
 Profile = Literal["process", "thread"]
 
 MAX_WORKERS = 150
@@ -96,9 +96,6 @@ class PoolConfig:
         count = (
             usable_cores() if workers is None else check_count("workers", workers, 1, MAX_WORKERS)
         )
-        if affinity not in get_args(Affinity):
-            msg = f"affinity {affinity!r} is not known{suggest(affinity, get_args(Affinity))}"
-            raise ValueError(msg)
         if unserializable not in get_args(Policy):
             msg = (
                 f"unserializable {unserializable!r} is not known"
@@ -133,7 +130,7 @@ class PoolConfig:
             threads_per_worker=check_count(
                 "threads_per_worker", threads_per_worker, 1, MAX_THREADS
             ),
-            affinity="hint",
+            affinity=check_affinity(affinity),
             max_queue=check_count("max_queue", max_queue, 0),
             queue_timeout=(
                 DEFAULT_QUEUE_TIMEOUT
@@ -181,6 +178,17 @@ class PoolConfig:
         environment = {**dict.fromkeys(_THREAD_CAPS, "1"), **os.environ, **self.env}
         environment.pop("JPY_SESSION_NAME", None)  # the notebook's own
         return environment
+
+
+def check_affinity(value: object) -> Affinity:
+    """Return one of the three modes; name them when it is none."""
+    if value in get_args(Affinity):
+        return cast("Affinity", value)
+    modes = ", ".join(map(repr, get_args(Affinity)))
+    near = suggest(value, get_args(Affinity)) if isinstance(value, str) else ""
+    meant = f"{near} affinity" if near.endswith("?") else "; it"
+    msg = f"affinity {value!r} is not known{meant} is one of {modes}"
+    raise ValueError(msg)
 
 
 def check_count(name: str, value: Any, least: int, most: int | None = None) -> int:

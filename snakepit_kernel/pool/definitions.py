@@ -33,16 +33,20 @@ class Definitions:
         """Return the frame that a worker needs before it can call a tool, or nothing."""
         definition = self._frames.get(name)
         if definition is None or seat.defined.get(name) == definition[0]:
-            return new_encoders(seat)
+            return ahead(seat)
         seat.defined[name] = definition[0]
-        return [*new_encoders(seat), *definition[1]]
+        return [*ahead(seat), *definition[1]]
 
 
-def new_encoders(seat: Seat) -> list[Segment]:
-    """Return the frames of the encoders that a worker does not know yet."""
+def ahead(seat: Seat) -> list[Segment]:
+    """Return the frames that a worker needs before its next request, whatever that is."""
     known = encoders.known
-    if seat.encoders == len(known):
+    if seat.encoders == len(known) and not seat.forgets:
         return []
     missing, seat.encoders = known[seat.encoders :], len(known)
     carrier = seat.lane.carrier
-    return [part for each in missing for part in carrier.pack_value(Encode(), each)]
+    frames = [part for each in missing for part in carrier.pack_value(Encode(), each)]
+    for forget in list(seat.forgets):
+        frames += pack(messages.encode(forget))
+        seat.forgotten = forget.number
+    return frames

@@ -22,9 +22,9 @@ from ..protocol import messages
 from ..protocol.frames import Frame, Segment, pack
 from ..protocol.messages import CELL, Apply, HostCall, Leave, More, OpenChannels
 from ..protocol.values import pickled
-from ..tools.context import enter_cell
 from ..tools.namespace import last_value, pull, push
 from .cells import Cell, CellClient, CellRun
+from .definitions import ahead
 from .hosting import Host, Link
 from .results import CellResult
 from .work import Work
@@ -221,12 +221,11 @@ class Driver:
     # -- cells ---------------------------------------------------------------------------------
 
     def run_cell(self, seat: Seat, work: Work, cell: Cell) -> CellResult:
-        """Run a cell, and what belongs to it: its session, variables to push and to pull."""
+        """Run a cell, and what belongs to it: variables to push and to pull."""
         worker = seat.worker
         cells = worker.cells or self._open_channels(seat, work)
-        if worker.session != work.session:
-            self._apply_on(seat, work, enter_cell, work.session)
-            worker.session = work.session
+        if seat.forgets:  # to be heard before the cell, which takes another way
+            self._apply_on(seat, work, abs, 0)
         if cell.push:
             try:
                 self._apply_on(seat, work, push, dict(cell.push))
@@ -234,7 +233,7 @@ class Driver:
                 pickled(seat.lane.carrier.codec, "the cell", (), cell.push, kind="variable")
                 raise  # it was not that one of them cannot travel, or is too large
         with self._serving_cell(seat, work):
-            run = cells.begin(cell, work.correlation)
+            run = cells.begin(cell, work.session, work.correlation)
             try:
                 cells.follow(run, work.deadline, lambda: not worker.died.is_set(), seat.lane)
             except TimeoutError:
@@ -295,7 +294,7 @@ class Driver:
         exchange = Exchange(seat.lane.new_call_id(), work.name)
         message = Apply(exchange.call_id, work.session, correlation=work.correlation)
         segments = seat.lane.carrier.pack_value(message, (function, args, {}))
-        self.drive(seat, exchange, segments, work)
+        self.drive(seat, exchange, [*ahead(seat), *segments], work)
         return exchange.outcome()
 
     # -- stopping ------------------------------------------------------------------------------

@@ -38,6 +38,7 @@ from .crew import Crew
 from .driver import Driver, insisting
 from .errands import Errands
 from .futures import CallFuture
+from .homes import Home
 from .hosting import Host, HostTools, Link, current_link, links
 from .results import CellResult
 from .status import PoolStats, PoolStatus, WorkerStatus, memory_of, status_path
@@ -151,6 +152,8 @@ class Engine:
     def _nesting(self, work: Work, *, can_hop: bool) -> Link | None:
         """Return the host call that the work is made from, if its worker can do it meanwhile.
 
+        Work that is bound to a worker may come from it by way of others, which wait as well.
+
         Parameters
         ----------
         work
@@ -161,8 +164,26 @@ class Engine:
         for link in links(work.link):
             if self._crew.workers.get(link.seat.worker.slot) is link.seat.worker:
                 in_reach = link.is_here or (can_hop and link.loop is not None)
-                return link if link.can_nest and in_reach and work.fits(link.seat) else None
+                if link.can_nest and in_reach and work.fits(link.seat):
+                    return link
+                if work.home is None:
+                    return None
         return None
+
+    # -- sessions ------------------------------------------------------------------------------
+
+    def open_home(self, session_id: str) -> Home[Seat]:
+        """Return the home of a session whose work is bound to one worker."""
+        return self._admission.open_home(session_id)
+
+    def forget_session(self, session_id: str) -> None:
+        """Drop what a session has in this pool, and in its workers before their next request.
+
+        That is its home, its host tools, and in each worker its names, its working directory and
+        its environment. Work of the session that runs goes on, with nothing around it.
+        """
+        self.host_tools.forget(session_id)
+        self._admission.forget_session(session_id)
 
     # -- work of a thread that waits -----------------------------------------------------------
 

@@ -117,6 +117,10 @@ class HostTools:
         self._tools.setdefault(session, {})[tool.name] = tool
         return tool
 
+    def forget(self, session: str) -> None:
+        """Drop the functions of one session."""
+        self._tools.pop(session, None)
+
     def names(self, session: str | None = None) -> list[str]:
         """Return the names of the functions that a session's calls may call."""
         return sorted({**self._tools.get(None, {}), **self._tools.get(session, {})})

@@ -16,7 +16,7 @@ from ..ids import check_name
 from ..protocol.values import MAX_VALUE_BYTES
 from ..tools.registry import AdapterError, describe
 from .caller import DEFAULT, Caller, Timeout
-from .config import PoolConfig
+from .config import Affinity, PoolConfig, check_affinity
 from .definitions import Definitions
 from .engine import Engine
 from .futures import CallFuture
@@ -48,7 +48,11 @@ class Pool(Caller, concurrent.futures.Executor):
     threads_per_worker
         Calls that a worker runs at the same time in the profile ``"thread"``, 1 to 63.
     affinity
-        ``"hint"``: a session's work prefers the worker that served it last.
+        Which worker does a session's work, where the session says nothing else. ``"hint"``: the one
+        that served it last, if that is free. ``"strict_queue"``: that one alone, its home; the work
+        waits for it. ``"strict_fail_fast"``: the same, and `WorkerBusy` is raised where it would
+        have to wait. When a strict session's home ends, its work raises `SessionLost`, until the
+        session is opened anew.
     max_queue
         Calls, cells and futures that may wait; one more raises `PoolSaturated`.
     queue_timeout
@@ -102,7 +106,7 @@ class Pool(Caller, concurrent.futures.Executor):
         name: str = "default",
         profile: Literal["process", "thread"] = "process",
         threads_per_worker: int = 10,
-        affinity: str = "hint",
+        affinity: Affinity = "hint",
         max_queue: int = 1000,
         queue_timeout: Timeout = DEFAULT,
         timeout: float | None = None,
@@ -178,20 +182,30 @@ class Pool(Caller, concurrent.futures.Executor):
 
     # -- sessions and tools --------------------------------------------------------------------
 
-    def session(self, session_id: str, *, affinity: Literal["hint"] = "hint") -> Session:
+    def session(self, session_id: str, *, affinity: Affinity | None = None) -> Session:
         """Return the session of that id; it is made when it is first used.
+
+        It begins again with another worker if it has lost its home.
 
         Parameters
         ----------
         session_id
             1 to 64 characters of ``[A-Za-z0-9_.-]`` that start with a letter or a digit.
         affinity
-            ``"hint"``: the worker that served it last is preferred.
+            Which worker does its work, see `Pool`. Default: the pool's.
+
+        Raises
+        ------
+        ValueError
+            The name cannot be one, or there is no such affinity.
         """
-        if affinity != "hint":
-            msg = f"affinity {affinity!r} is not known; there is: hint"
-            raise ValueError(msg)
-        return Session(check_name("session", session_id), self, self._engine, self._definitions)
+        return Session(
+            check_name("session", session_id),
+            self,
+            self._engine,
+            self._definitions,
+            affinity=self._engine.config.affinity if affinity is None else check_affinity(affinity),
+        )
 
     def tool(self, function: F) -> F:
         """Make a function of the notebook a tool of this pool; a decorator.

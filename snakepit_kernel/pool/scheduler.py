@@ -7,6 +7,8 @@ from collections import OrderedDict
 from collections.abc import Callable, Hashable, Iterable
 from typing import Any, Generic, Literal, Protocol, TypeVar
 
+from .homes import Home, Homes
+
 Purpose = Literal["call", "cell"]
 
 
@@ -29,10 +31,6 @@ class Place(Hashable, Protocol):
 W = TypeVar("W", bound=Place)
 
 
-MAX_HOMES = 10_000
-"""Sessions whose last worker is remembered; the oldest are forgotten first."""
-
-
 class QueueFull(Exception):
     """The queue is at its bound."""
 
@@ -51,9 +49,11 @@ class Ticket(Generic[W]):
         The one place that will do; None for any.
     purpose
         What it is wanted for.
+    home
+        The worker that alone will do; None where the session's last one is only preferred.
     """
 
-    __slots__ = ("on_grant", "purpose", "seat", "session", "wanted")
+    __slots__ = ("home", "on_grant", "purpose", "seat", "session", "wanted")
 
     def __init__(
         self,
@@ -61,7 +61,9 @@ class Ticket(Generic[W]):
         session: str | None = None,
         wanted: W | None = None,
         purpose: Purpose = "call",
+        home: Home[W] | None = None,
     ) -> None:
+        self.home = home
         self.on_grant = on_grant
         self.session = session
         self.wanted = wanted
@@ -72,7 +74,12 @@ class Ticket(Generic[W]):
         """Whether a place will do."""
         if self.wanted is not None:
             return self.wanted == seat
-        return self.purpose in seat.purposes
+        return self.purpose in seat.purposes and (self.home is None or self.home.takes(seat))
+
+    @property
+    def has_lost_home(self) -> bool:
+        """Whether the worker that alone would do is gone."""
+        return self.home is not None and self.home.is_lost
 
 
 class Scheduler(Generic[W]):
@@ -80,7 +87,7 @@ class Scheduler(Generic[W]):
 
     A free place goes to the first in the queue whom it fits. Free places are taken from the worker
     that has least to do, and least recently used first, except that a session gets its last worker
-    again when that has a free place.
+    again when that has a free place, and a strict one waits for its home.
 
     Parameters
     ----------
@@ -89,6 +96,8 @@ class Scheduler(Generic[W]):
 
     Attributes
     ----------
+    homes
+        Which worker each session had last, or is bound to.
     granted
         The ticket from the queue that got a place last, until its owner knows of it and clears
         this. Ctrl-C may come between any two calls; then this says what was under way.
@@ -98,7 +107,7 @@ class Scheduler(Generic[W]):
         self._max_queue = max_queue
         self._idle: OrderedDict[W, None] = OrderedDict()
         self._queue: OrderedDict[Ticket[W], None] = OrderedDict()
-        self._homes: OrderedDict[str, W] = OrderedDict()
+        self.homes: Homes[W] = Homes()
         self.granted: Ticket[W] | None = None
 
     @property
@@ -158,9 +167,12 @@ class Scheduler(Generic[W]):
     def remove(self, seat: W) -> list[Ticket[W]]:
         """Forget a place that is not to be lent any more; return what waited for it alone."""
         self._idle.pop(seat, None)
-        for session in [session for session, home in self._homes.items() if home == seat]:
-            del self._homes[session]
-        stranded = [ticket for ticket in self._queue if ticket.wanted == seat]
+        self.homes.leave(seat)
+        stranded = [
+            ticket
+            for ticket in self._queue
+            if ticket.wanted == seat or (ticket.wanted is None and ticket.has_lost_home)
+        ]
         for ticket in stranded:
             del self._queue[ticket]
         return stranded
@@ -187,9 +199,11 @@ class Scheduler(Generic[W]):
         return tickets
 
     def _choose(self, ticket: Ticket[W]) -> W | None:
+        if ticket.has_lost_home:
+            return None
         if ticket.wanted is not None:
             return ticket.wanted if ticket.wanted in self._idle else None
-        home = self._homes.get(ticket.session) if ticket.session is not None else None
+        home = self.homes.preferred(ticket.session) if ticket.session is not None else None
         if home is not None:
             for seat in home.neighbours:
                 if seat in self._idle and ticket.fits(seat):
@@ -210,7 +224,4 @@ class Scheduler(Generic[W]):
 
     def _remember(self, ticket: Ticket[W], seat: W) -> None:
         if ticket.session is not None:
-            self._homes[ticket.session] = seat
-            self._homes.move_to_end(ticket.session)
-            if len(self._homes) > MAX_HOMES:
-                self._homes.popitem(last=False)
+            self.homes.note(ticket.session, seat)

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from .caller import Caller
+from .config import Affinity
 from .definitions import Definitions
 from .engine import Engine
 
 
 class Session(Caller):
-    """Work that belongs together: its calls and cells prefer the worker that served it last.
+    """Work that belongs together, and has names of its own in the workers that do it.
 
     `Pool.session` makes one; two of the same id are the same session.
 
@@ -16,12 +17,23 @@ class Session(Caller):
     ----------
     session_id
         Name of the session.
+    affinity
+        Which worker does its work, see `Pool`.
     """
 
     def __init__(
-        self, session_id: str, pool: Caller, engine: Engine, definitions: Definitions
+        self,
+        session_id: str,
+        pool: Caller,
+        engine: Engine,
+        definitions: Definitions,
+        *,
+        affinity: Affinity = "hint",
     ) -> None:
         self.session_id = session_id
+        self.affinity = affinity
+        self._home = None if affinity == "hint" else engine.open_home(session_id)
+        self._fails_fast = affinity == "strict_fail_fast"
         self._pool = pool  # a pool that nobody holds any more is ended
         self._session_id = session_id
         self._engine = engine

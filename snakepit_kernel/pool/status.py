@@ -32,7 +32,7 @@ class PoolStats:
     saturated
         Refused because the queue was full.
     lost
-        Their worker died, or the pool was closed.
+        Their worker died, or was busy and not to be waited for; or the pool was closed.
     queued, running
         Not ended yet.
     started, died

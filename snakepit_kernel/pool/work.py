@@ -9,6 +9,7 @@ from typing import Any
 from .. import telemetry
 from ..errors import CallTimeout, QueueTimeout, SnakepitError
 from ..telemetry.correlation import correlation_of_work
+from .homes import Home
 from .hosting import Link
 from .scheduler import Purpose, Ticket
 from .worker import Seat
@@ -38,6 +39,10 @@ class Work(Ticket[Seat]):
         What it needs a place at a worker for.
     link
         The host call that it is made from, if it is.
+    home
+        The home of its session, if it is bound to that.
+    fails_fast
+        Whether it is refused where it would have to wait for its home.
 
     Attributes
     ----------
@@ -69,6 +74,7 @@ class Work(Ticket[Seat]):
         "correlation",
         "deadline",
         "errand",
+        "fails_fast",
         "is_along",
         "is_given_up",
         "kind",
@@ -92,8 +98,11 @@ class Work(Ticket[Seat]):
         slot: int | None = None,
         purpose: Purpose = "call",
         link: Link | None = None,
+        home: Home[Seat] | None = None,
+        fails_fast: bool = False,
     ) -> None:
-        super().__init__(_nothing, session, purpose=purpose)
+        super().__init__(_nothing, session, purpose=purpose, home=home)
+        self.fails_fast = fails_fast
         self.name = name
         self.kind: str = purpose
         self.correlation = correlation_of_work()

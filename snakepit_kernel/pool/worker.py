@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 import logging
 import os
 import signal
 import socket
 import sys
 import time
+from collections import deque
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -32,7 +34,7 @@ from ..lane.host import Lane, LaneClosed
 from ..lane.page import RECALL_SIGNAL, Page
 from ..protocol import messages
 from ..protocol.frames import pack
-from ..protocol.messages import Assign, Configure, Configured, WorkerSetup
+from ..protocol.messages import Assign, Configure, Configured, Forget, WorkerSetup
 from ..provisioner import SnakepitProvisioner
 from .cells import CellClient
 from .reports import report_event
@@ -126,9 +128,23 @@ class Seat:
         The functions of the notebook that were sent on its lane, by name, with their version.
     encoders
         How many encoders were sent on its lane.
+    forgets
+        What its worker is to be told ahead of each request until one of them was answered: the
+        sessions that begin again.
+    forgotten
+        Number of the last of these that was sent.
     """
 
-    __slots__ = ("defined", "encoders", "holder", "lane", "purposes", "worker")
+    __slots__ = (
+        "defined",
+        "encoders",
+        "forgets",
+        "forgotten",
+        "holder",
+        "lane",
+        "purposes",
+        "worker",
+    )
 
     def __init__(self, worker: Worker, lane: Lane, purposes: frozenset[Purpose]) -> None:
         self.worker = worker
@@ -138,6 +154,8 @@ class Seat:
         self.defined: dict[str, int] = {}
         self.encoders = 0
         lane.on_event = partial(report_event, self)
+        self.forgets: deque[Forget] = deque()
+        self.forgotten = 0
 
     @property
     def load(self) -> int:
@@ -205,7 +223,8 @@ class Worker:
         self.calls = 0
         self.current: list[str] = []  # what it does, one for each seat that is lent
         self.since = time.monotonic()
-        self.session: str | None = None  # of the last cell
+        self._served: set[str] = set()  # sessions that have something in its main thread
+        self._forgets = itertools.count(1)
         self.cells: CellClient | None = None
         self.configured: Configured | None = None
         self.died = asyncio.Event()
@@ -255,6 +274,17 @@ class Worker:
     def is_held(self) -> bool:
         """Whether somebody has a seat."""
         return any(seat.holder is not None for seat in self.seats)
+
+    def serve(self, session: str, seat: Seat) -> None:
+        """Note that a session has work at a seat. Called with the pool's lock held."""
+        if seat is self.main_seat:
+            self._served.add(session)
+
+    def forget(self, session: str) -> None:
+        """Have a session begin again with the next request. Called with the pool's lock held."""
+        if session in self._served:
+            self._served.remove(session)
+            self.main_seat.forgets.append(Forget(session, next(self._forgets)))
 
     def apply(self, event: WorkerEvent) -> None:
         """Go to the state that follows an event."""

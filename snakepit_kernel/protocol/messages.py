@@ -10,6 +10,7 @@ message        direction  body
 `Configured`   ← worker   none
 `Define`       → worker   a function of the notebook; a tool from now on
 `Encode`       → worker   ``(type, encode, decode)``
+`Forget`       → worker   none; a session begins again
 `Call`         → worker   ``(args, kwargs)`` of a tool
 `Apply`        → worker   ``(function, args, kwargs)``
 `Chunk`        ← worker   what a stream yielded
@@ -148,6 +149,19 @@ class Define(WithValue, frozen=True, tag="define"):
 
 class Encode(WithValue, frozen=True, tag="encode"):
     """Values of a type travel in a way of their own from now on. Not answered."""
+
+
+class Forget(_Message, frozen=True, tag="forget"):
+    """Drop what a session has in this worker, before the next call. Not answered.
+
+    Attributes
+    ----------
+    number
+        Grows with each that a worker is sent. One may be sent again, and is heeded once.
+    """
+
+    session: str
+    number: int
 
 
 class Call(WithValue, frozen=True, tag="call"):
@@ -319,6 +333,7 @@ ToWorker = (
     | OpenChannels
     | Define
     | Encode
+    | Forget
     | Call
     | Apply
     | More

@@ -132,7 +132,9 @@ class VariableService:
     )
     """What workers may ask for."""
 
-    WRITES: Final = frozenset({"register", "register_many", "assign", "set_many", "delete", "rollback"})
+    WRITES: Final = frozenset(
+        {"register", "register_many", "assign", "set_many", "delete", "rollback"}
+    )
     """What is told who does it."""
 
     def __init__(self, session: SavedSession, max_bytes: int = MAX_VARIABLE_BYTES) -> None:
@@ -574,5 +576,3 @@ class MetadataService:
         self._session.touch()
         if not self._table.unnote(self._number, name):
             raise KeyError(name)
-
-

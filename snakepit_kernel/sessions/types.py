@@ -257,7 +257,8 @@ def _is_numpy_scalar(value: object, kinds: str) -> bool:
 
 def _is_array(value: object) -> bool:
     return type(value).__name__ != "generic" and any(
-        base.__module__ == "numpy" and base.__qualname__ == "ndarray" for base in type(value).__mro__
+        base.__module__ == "numpy" and base.__qualname__ == "ndarray"
+        for base in type(value).__mro__
     )
 
 

@@ -258,7 +258,9 @@ class Variables(MutableMapping[str, Any]):
     @overload
     def watch(self, pattern: str, callback: Callable[[Change], object]) -> Watch: ...
 
-    def watch(self, pattern: str = "*", callback: Callable[[Change], object] | None = None) -> Watch:
+    def watch(
+        self, pattern: str = "*", callback: Callable[[Change], object] | None = None
+    ) -> Watch:
         """Follow the changes of variables from now on, whichever process makes them.
 
         Parameters

@@ -72,7 +72,9 @@ class Watch:
         self._news = threading.Event()
         self._tell: Callable[[], None] = self._news.set
         self._is_closed = False
-        self._listener = partial(_tell_if_alive, weakref.ref(self))  # or it would never be collected
+        self._listener = partial(
+            _tell_if_alive, weakref.ref(self)
+        )  # or it would never be collected
         if hub is not None:
             hub.add(self._listener)
 

@@ -291,5 +291,3 @@ def _private(path: str, flags: int) -> int:
 
 def _program(row: Sequence[Any]) -> ProgramRow:
     return ProgramRow(**dict(zip(ProgramRow.__slots__, row, strict=True)))
-
-

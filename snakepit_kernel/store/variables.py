@@ -382,9 +382,7 @@ class VariableTable:
     def sweep(self) -> None:
         """Forget what was deleted long ago."""
         over = (time.time() - TOMBSTONE_SECONDS,)
-        where = (
-            "value IS NULL AND time < ? AND revision < (SELECT max(revision) FROM changes)"
-        )
+        where = "value IS NULL AND time < ? AND revision < (SELECT max(revision) FROM changes)"
         if self._read(f"SELECT 1 FROM changes WHERE {where} LIMIT 1", over):  # noqa: S608 - constants
             with self._database.writing() as connection:
                 connection.execute(f"DELETE FROM changes WHERE {where}", over)  # noqa: S608 - constants
@@ -467,5 +465,3 @@ def _variable(row: Sequence[Any]) -> VariableRow:
 
 def _change(row: Sequence[Any]) -> ChangeRow:
     return ChangeRow(**dict(zip(ChangeRow.__slots__, row, strict=True)))
-
-

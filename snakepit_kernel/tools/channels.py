@@ -11,6 +11,7 @@ import contextlib
 import signal
 import threading
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING
 
 import IPython
@@ -43,6 +44,8 @@ class Channels:
         Asked whether no call runs, not even one that awaits something.
     adopt
         Gets the kernel when it is complete.
+    around
+        Makes what each part is built within.
     """
 
     def __init__(
@@ -53,12 +56,14 @@ class Channels:
         rests: Callable[[float], bool],
         is_free: Callable[[], bool],
         adopt: Callable[[SnakepitKernel], None],
+        around: Callable[[], AbstractContextManager[None]],
     ) -> None:
         self._argv = list(argv)
         self._loop = loop
         self._rests = rests
         self._is_free = is_free
         self._adopt = adopt
+        self._around = around
         self._app: SnakepitKernelApp | None = None
         self._parts = self._build()
         self._turn = Turn()
@@ -117,7 +122,8 @@ class Channels:
         blocked = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
         self._is_building = True
         try:
-            yield
+            with self._around():
+                yield
         except BaseException as error:
             self._failure = error
             raise

@@ -1,4 +1,4 @@
-"""The namespace of a worker's cells, as its pool reaches it: functions that travel by name."""
+"""The names of a session in a worker, as its pool reaches them: functions that travel by name."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from ..errors import suggest
 
 
 def push(variables: dict[str, Any]) -> None:
-    """Set variables in the worker's namespace."""
+    """Set variables among the names of the session."""
     _shell().push(variables)
 
 
 def pull(names: list[str]) -> dict[str, Any]:
-    """Return variables of the worker's namespace.
+    """Return variables from among the names of the session.
 
     Raises
     ------

@@ -23,6 +23,7 @@ from .hostcalls import HostCalls
 from .outlet import Outlet
 from .output import RedirectedOutput, RoutedOutput
 from .registry import AdapterError, ToolRegistry
+from .surroundings import Surroundings
 
 OnMessage = Callable[[messages.ToWorker, Frame], None]
 
@@ -47,6 +48,8 @@ class Server:
         Gets the messages that are no calls.
     on_close
         Called once when the owner has closed its end or died.
+    surroundings
+        What calls of each session find around them.
 
     Attributes
     ----------
@@ -66,6 +69,7 @@ class Server:
         make_output: Callable[[WorkerLane], RedirectedOutput | RoutedOutput],
         on_message: OnMessage,
         on_close: Callable[[], None],
+        surroundings: Surroundings,
     ) -> None:
         slot = page.slot(number)
         carrier = page.carrier(number, is_owner=False)
@@ -76,6 +80,8 @@ class Server:
         self._slot = slot
         self._loop = loop
         self._registry = registry
+        self._surroundings = surroundings
+        self._to_forget: deque[messages.Forget] = deque()
         self._on_message = on_message
         self._outlets: dict[int, Outlet] = {}
         self._tasks: set[asyncio.Task[None]] = set()
@@ -123,6 +129,8 @@ class Server:
                     self._outlets[call_id].leave()
             case messages.Define():
                 self._define(message, frame)
+            case messages.Forget():
+                self._to_forget.append(message)  # a thread of a tool may have read it
             case messages.Encode():
                 encoders.add(*self.lane.carrier.load(message, frame))
             case _:
@@ -181,6 +189,17 @@ class Server:
     # -- calls ---------------------------------------------------------------------------------
 
     def _answer(self, call: CallMessage, frame: Frame) -> None:
+        while self._to_forget:
+            forget = self._to_forget.popleft()
+            self._surroundings.forget(forget.session, forget.number)
+        before = self._surroundings.enter(call.session)
+        try:
+            self._answer_here(call, frame)
+        finally:
+            if call.inside:
+                self._surroundings.enter(before)
+
+    def _answer_here(self, call: CallMessage, frame: Frame) -> None:
         base = context_of_cells()
         call_context = SessionContext(
             call.session,
@@ -200,10 +219,14 @@ class Server:
         loop = asyncio._get_running_loop()  # noqa: SLF001 - public in asyncio.events
         if not is_async:
             self._run(call.id, ready, call_context)
-        elif loop is None:  # inside another call, whose thread waits
-            self._run_apart(self._run_async(call.id, ready, call_context))
+            return
+        running = self._surroundings.within(
+            call.session, functools.partial(self._run_async, call.id, ready, call_context)
+        )
+        if loop is None:  # inside another call, whose thread waits
+            self._run_apart(running)
         else:
-            task = loop.create_task(self._run_async(call.id, ready, call_context))
+            task = loop.create_task(running)
             self._tasks.add(task)
             task.add_done_callback(self._end_task)
 
@@ -268,7 +291,8 @@ class Server:
     ) -> None:
         self._begin(call_id, call_context)  # its context is that of this task alone
         try:
-            value = await self.interrupts.run_async(call_id, ready)
+            within = functools.partial(self._surroundings.within, call_context.session_id, ready)
+            value = await self.interrupts.run_async(call_id, within)
         except BaseException as error:  # noqa: BLE001 - the edge of a request: it answers
             self._end(call_id)
             self.lane.send(answers.with_error(self.lane.carrier, call_id, error))
@@ -280,6 +304,7 @@ class Server:
         enter_call(call_context)
         self.host_calls.begin(call_id)
         self.output.begin(call_id)
+        self._surroundings.tell()
 
     def _end(self, call_id: int) -> None:
         self.output.end(call_id)

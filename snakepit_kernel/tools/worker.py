@@ -26,10 +26,11 @@ from ..protocol.frames import Frame, pack
 from ..telemetry.correlation import METADATA_KEY
 from .bars import follow_bars
 from .channels import Channels
-from .context import correlate_cell, enter_slot, enter_worker
+from .context import correlate_cell, enter_cell, enter_slot, enter_worker
 from .output import RedirectedOutput, RoutedOutput
 from .registry import ToolRegistry
 from .serving import OnMessage, Server
+from .surroundings import NoSurroundings, Surroundings
 
 if TYPE_CHECKING:
     from ..kernel.kernel import SnakepitKernel
@@ -93,6 +94,7 @@ class Worker:
         self._loop = loop
         self._page = page
         self._registry = ToolRegistry()
+        self._surroundings = Surroundings()
         first, *others = sockets
         self._server = Server(
             first,
@@ -104,6 +106,7 @@ class Worker:
             make_output=RedirectedOutput,
             on_message=self._take,
             on_close=self._stop,
+            surroundings=self._surroundings,
         )
         self._threads = [
             _Thread(sock, page, number, self._registry, self._take)
@@ -115,6 +118,7 @@ class Worker:
             rests=self._server.lane.rests,
             is_free=lambda: self._server.is_free,
             adopt=self._adopt,
+            around=self._surroundings.for_all,
         )
 
     def open(self) -> None:
@@ -136,6 +140,18 @@ class Worker:
         """Take in the kernel that was built around us."""
         kernel.heeds_interrupt = self._heeds_interrupt
         kernel.on_cell = lambda metadata: correlate_cell(str(metadata.get(METADATA_KEY, "")))
+        surroundings = self._surroundings
+        kernel.keep_sessions_apart(
+            self._enter_cell, surroundings.within, lambda: surroundings.current
+        )
+        assert kernel.shell is not None
+        surroundings.adopt(kernel.shell)
+
+    def _enter_cell(self, session: str | None) -> None:
+        """Go to the surroundings of the session of a cell."""
+        enter_cell(session)
+        self._surroundings.enter(session)
+        self._surroundings.tell()
 
     def _build_in_call(self) -> None:
         """Build the rest of the kernel in the middle of a call, which must not notice."""
@@ -175,6 +191,8 @@ class Worker:
             self._registry.load(setup.adapter, has_threads=setup.has_threads)
             for thread in self._threads:
                 thread.start()
+            if not setup.has_threads:
+                self._surroundings.begin()
         except BaseException as error:  # noqa: BLE001 - importing runs any code; the pool must hear of it
             lane.send(answers.with_error(lane.carrier, message.id, error))
         else:
@@ -217,6 +235,7 @@ class _Thread:
             make_output=RoutedOutput,
             on_message=on_message,
             on_close=self._loop.stop,
+            surroundings=NoSurroundings(),
         )
         self._thread = threading.Thread(
             target=self._run, name=f"snakepit-lane-{number}", daemon=True

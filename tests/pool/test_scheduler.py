@@ -8,7 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from snakepit_kernel.pool.scheduler import MAX_HOMES, QueueFull, Scheduler, Ticket
+from snakepit_kernel.pool.homes import MAX_LAST
+from snakepit_kernel.pool.scheduler import QueueFull, Scheduler, Ticket
 
 
 class Seat(str):  # noqa: SLOT000 - its tests give it attributes
@@ -115,11 +116,11 @@ def test_a_worker_that_was_removed_is_not_lent(scheduler):
 
 def test_sessions_that_came_and_went_are_forgotten():
     scheduler: Scheduler[Seat] = Scheduler(max_queue=0)
-    for number in range(MAX_HOMES + 10):
+    for number in range(MAX_LAST + 10):
         scheduler.add(Seat("a"))
         grant(scheduler, ticket(f"s{number}"))
 
-    assert len(scheduler._homes) == MAX_HOMES
+    assert len(scheduler.homes._last) == MAX_LAST
 
 
 @given(st.lists(st.sampled_from(["request", "release", "withdraw", "die"]), max_size=80))

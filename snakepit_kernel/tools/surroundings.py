@@ -1,0 +1,246 @@
+"""What a session finds around it in a worker, and finds again: names, directory, environment.
+
+A worker has one of each. It changes them when work of another session begins, and leaves them at
+its end, because the next work is likely to be of the same session.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import sys
+from collections.abc import Callable, Coroutine, Generator, Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from .names import ShellNames
+
+if TYPE_CHECKING:
+    from IPython.core.interactiveshell import InteractiveShell
+
+
+_REMOVED = "a directory that was removed"
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Place:
+    """A working directory, and an environment as bytes."""
+
+    directory: str
+    environment: dict[bytes, bytes]
+
+
+class Surroundings:
+    """Changes what belongs to a session, in the main thread of a worker.
+
+    Attributes
+    ----------
+    current
+        The session that the surroundings are of; None for anonymous work.
+    """
+
+    def __init__(self) -> None:
+        self.current: str | None = None
+        self._names: ShellNames | None = None
+        self._first: Place | None = None
+        self._here: Place | None = None  # where the current session began
+        self._places: dict[str | None, Place] = {}  # of sessions that are not where they began
+        self._notice = ""
+        self._forgotten = 0
+
+    def begin(self) -> None:
+        """Have sessions find the working directory and environment of this moment.
+
+        Not where calls run in several threads: there they stay those of the process.
+        """
+        self._first = self._here = Place(os.getcwd(), dict(_environment()))  # noqa: PTH109 - much faster
+
+    def adopt(self, shell: InteractiveShell) -> None:
+        """Take in the shell, when it is there."""
+        self._names = ShellNames(shell)
+        self._names.show(None, self.current)
+
+    # -- changing ------------------------------------------------------------------------------
+
+    def enter(self, session: str | None) -> str | None:
+        """Go to a session's surroundings; return whose they were before."""
+        before = self.current
+        if session != before:
+            self._change(session)
+        return before
+
+    def _change(self, session: str | None) -> None:
+        left = self._look()
+        wanted = self._places.get(session, self._first)
+        names = self._names
+        if wanted is left and (names is None or names.is_shown(session)):
+            self.current = session
+            return
+        # An interrupt is for the call: what is half changed would be kept as somebody's own.
+        blocked = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
+        try:
+            if left is not None and wanted is not None:
+                self._here = self._go(left, wanted, session)
+            if names is not None:
+                names.show(self.current, session)
+            self.current = session
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
+
+    def _look(self) -> Place | None:
+        """Return where the current session is, and keep that if it has changed."""
+        here = self._here
+        if here is None:
+            return None
+        try:
+            directory = os.getcwd()  # noqa: PTH109 - much faster
+        except FileNotFoundError:
+            directory = _REMOVED
+        environment = _environment()
+        if directory == here.directory and environment == here.environment:
+            return here
+        left = self._places[self.current] = Place(directory, dict(environment))
+        return left
+
+    def _go(self, left: Place, wanted: Place, session: str | None) -> Place:
+        """Change directory and environment; return where that has led."""
+        if left.environment is not wanted.environment:
+            _change_environment(left.environment, wanted.environment)
+        if left.directory == wanted.directory:
+            return wanted
+        try:
+            os.chdir(wanted.directory)
+        except OSError as error:
+            assert self._first is not None
+            home = self._first.directory
+            with contextlib.suppress(OSError):  # that is gone as well
+                os.chdir(home)
+            self._notice = (
+                f"the working directory of session {session!r} cannot be entered any more"
+                f" ({error}); it is {home!r} from now on"
+            )
+            wanted = self._places[session] = Place(home, wanted.environment)
+        return wanted
+
+    def tell(self) -> None:
+        """Tell the running call or cell what has changed without its doing."""
+        if self._notice:
+            notice, self._notice = self._notice, ""
+            sys.stderr.write(f"{notice}\n")
+
+    def within(
+        self, session: str | None, make: Callable[[], Coroutine[Any, Any, Any]]
+    ) -> Coroutine[Any, Any, Any]:
+        """Return a coroutine that awaits in a session's surroundings, whoever runs in between."""
+        return _awaited(_Steps(self, session, make))
+
+    # -- what concerns all ---------------------------------------------------------------------
+
+    @contextlib.contextmanager
+    def for_all(self) -> Iterator[None]:
+        """Go where the worker began, and let all sessions have what is changed there meanwhile.
+
+        To be used where no interrupt comes.
+        """
+        left, first = self._look(), self._first
+        if left is None or first is None:
+            yield
+            return
+        self._go(left, first, None)
+        try:
+            yield
+        finally:
+            now = Place(os.getcwd(), dict(_environment()))  # noqa: PTH109
+            self._first = now
+            self._renew(first.environment, now.environment)
+            mine = self._places.get(self.current, now)
+            self._here = self._go(now, mine, self.current)
+
+    def _renew(self, before: dict[bytes, bytes], after: dict[bytes, bytes]) -> None:
+        """Change the environments that sessions have in the way that one has changed."""
+        news = {key: value for key, value in after.items() if before.get(key) != value}
+        gone = before.keys() - after.keys()
+        for session, place in self._places.items():
+            kept = {k: v for k, v in place.environment.items() if k not in gone}
+            self._places[session] = Place(place.directory, {**kept, **news})
+
+    def forget(self, session: str, number: int) -> None:
+        """Drop what a session has here; a repetition of what was told before changes nothing."""
+        if number <= self._forgotten:
+            return
+        self._forgotten = number
+        if self.current == session:
+            self._change(None)
+        self._places.pop(session, None)
+        if self._names is not None:
+            self._names.forget(session)
+
+
+class NoSurroundings(Surroundings):
+    """For calls that run in several threads: they share what the process has."""
+
+    def enter(self, session: str | None) -> str | None:
+        """Change nothing."""
+        return session
+
+    def within(
+        self,
+        session: str | None,  # noqa: ARG002
+        make: Callable[[], Coroutine[Any, Any, Any]],
+    ) -> Coroutine[Any, Any, Any]:
+        """Return what is to be awaited as it is."""
+        return make()
+
+
+class _Steps:
+    """Awaits something, and goes to a session's surroundings before each of its steps."""
+
+    __slots__ = ("_make", "_session", "_surroundings")
+
+    def __init__(
+        self,
+        surroundings: Surroundings,
+        session: str | None,
+        make: Callable[[], Coroutine[Any, Any, Any]],
+    ) -> None:
+        self._surroundings = surroundings
+        self._session = session
+        self._make = make
+
+    def __await__(self) -> Generator[Any, Any, Any]:
+        enter, session = self._surroundings.enter, self._session
+        enter(session)
+        steps: Any = self._make().__await__()
+        step, value = steps.send, None
+        while True:
+            enter(session)
+            try:
+                awaited = step(value)
+            except StopIteration as end:
+                return end.value
+            try:
+                value = yield awaited
+                step = steps.send
+            except BaseException as error:  # noqa: BLE001 - it is for whom we stand in front of
+                value, step = error, steps.throw
+
+
+async def _awaited(steps: _Steps) -> Any:
+    return await steps
+
+
+def _environment() -> dict[bytes, bytes]:
+    """Return the environment as `os.environ` holds it; to decode it would take 50 times longer."""
+    return os.environ._data  # type: ignore[attr-defined, no-any-return] # noqa: SLF001
+
+
+def _change_environment(left: dict[bytes, bytes], wanted: dict[bytes, bytes]) -> None:
+    now = _environment()
+    for key in left.keys() - wanted.keys():
+        os.unsetenv(key)
+        now.pop(key, None)
+    for key, value in wanted.items():
+        if left.get(key) != value:
+            os.putenv(key, value)
+            now[key] = value

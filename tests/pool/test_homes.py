@@ -1,0 +1,131 @@
+"""The homes of sessions: pure, so tested without workers."""
+
+from __future__ import annotations
+
+import pytest
+
+from snakepit_kernel.pool.homes import MAX_LAST, Homes
+from snakepit_kernel.pool.scheduler import Scheduler, Ticket
+
+
+class Seat(str):
+    """A place of that name, the only one at its worker."""
+
+    __slots__ = ()
+    purposes = frozenset({"call", "cell"})
+    load = 0
+
+    @property
+    def neighbours(self) -> list[Seat]:
+        return [self]
+
+
+A, B = Seat("a"), Seat("b")
+
+
+@pytest.fixture
+def homes() -> Homes[Seat]:
+    return Homes()
+
+
+@pytest.fixture
+def scheduler() -> Scheduler[Seat]:
+    scheduler: Scheduler[Seat] = Scheduler(max_queue=3)
+    for seat in (A, B):
+        scheduler.add(seat)
+    return scheduler
+
+
+def strict(scheduler: Scheduler[Seat], session: str = "s") -> Ticket[Seat]:
+    return Ticket(lambda: None, session, home=scheduler.homes.open(session))
+
+
+def test_a_home_is_where_the_first_work_was_done_and_does_not_move(homes):
+    home = homes.open("s")
+
+    homes.note("s", A)
+    homes.note("s", B)
+
+    assert home.place == A
+    assert homes.open("s") is home
+
+
+def test_a_session_that_was_not_strict_has_its_last_worker_as_its_home(homes):
+    homes.note("s", A)
+    homes.note("s", B)
+
+    assert homes.open("s").place == B
+
+
+def test_a_lost_home_stays_lost_and_who_opens_the_session_gets_another(homes):
+    lost = homes.open("s")
+    homes.note("s", A)
+
+    homes.leave(A)
+    homes.note("s", B)
+
+    assert lost.is_lost
+    assert not homes.open("s").is_lost
+    assert homes.open("s").place == B
+
+
+def test_many_sessions_that_came_do_not_push_out_a_home(homes):
+    home = homes.open("s")
+    homes.note("s", A)
+    del home
+
+    for number in range(MAX_LAST + 10):
+        homes.note(f"s{number}", B)
+
+    assert homes.open("s").place == A
+
+
+def test_a_forgotten_session_begins_again_for_those_who_have_it_open(homes):
+    home = homes.open("s")
+    homes.note("s", A)
+
+    homes.forget("s")
+
+    assert (home.place, home.is_lost) == (None, False)
+    assert homes.open("s") is home
+    homes.note("s", B)
+    homes.leave(A)
+    assert not home.is_lost
+
+
+def test_a_home_without_work_is_gone_when_nobody_holds_it(homes):
+    homes.open("s")
+
+    assert not homes._homes
+
+
+def test_strict_work_waits_for_its_home_while_others_are_idle(scheduler):
+    first, second = strict(scheduler), strict(scheduler)
+    scheduler.request(first)
+
+    assert scheduler.request(second) is False
+    assert scheduler.is_idle(B)
+    assert scheduler.add(A) is second
+
+
+def test_strict_work_that_waits_for_its_first_worker_shares_it(scheduler):
+    for _ in range(2):
+        scheduler.request(Ticket(lambda: None))
+    first, second = strict(scheduler), strict(scheduler)
+    for ticket in (first, second):
+        scheduler.request(ticket)
+
+    assert scheduler.add(B) is first
+    assert scheduler.add(A) is None
+    assert scheduler.add(B) is second
+
+
+def test_strict_work_that_waits_for_a_worker_that_goes_is_given_back(scheduler):
+    first, second, other = strict(scheduler), strict(scheduler), strict(scheduler, "t")
+    for ticket in (first, second, other):
+        scheduler.request(ticket)
+
+    assert scheduler.remove(A) == [second]
+    assert second.has_lost_home
+    assert not other.has_lost_home
+    assert scheduler.grant(second) is False
