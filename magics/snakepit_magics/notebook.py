@@ -49,7 +49,7 @@ def notebook_session(shell: InteractiveShell) -> str:
     connection = getattr(app, "abs_connection_file", "")
     if connection:
         return _name_of(connection)
-    return f"ipython-{os.getpid()}-{ProcessIdentity.of(os.getpid()).start_time}"
+    return f"ipython-{str(ProcessIdentity.of(os.getpid())).replace(':', '-')}"
 
 
 @functools.cache
@@ -59,9 +59,7 @@ def _absolute(path: str) -> str:
 
 
 def _name_of(path: str) -> str:
-    """Make a name of a path: the file's own, for people, and a digest, for it is not the only one
-    of that name.
-    """
+    """Make a name of a path: the file's own, and a digest, for others may be named like it."""
     stem = re.sub(r"[^A-Za-z0-9_.-]+", "-", PurePath(path).stem).strip("-._") or "notebook"
     digest = hashlib.sha256(path.encode(errors="surrogateescape")).hexdigest()[:8]
     return f"{stem[:50]}-{digest}"

@@ -422,6 +422,14 @@ class Admission:
             for worker in self.crew.workers.values():
                 worker.forget(session)
 
+    def working_sessions(self) -> set[str]:
+        """Return the sessions of which something is queued or runs."""
+        with self.lock:
+            waiting = self.scheduler.first(self.scheduler.waiting)
+            seats = [seat for worker in self.crew.workers.values() for seat in worker.seats]
+            working = [seat.holder for seat in seats if isinstance(seat.holder, Work)]
+            return {t.session for t in (*waiting, *working) if t.session is not None}
+
     # -- counting ------------------------------------------------------------------------------
 
     def counts(self) -> dict[str, int]:

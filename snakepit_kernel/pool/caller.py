@@ -454,6 +454,9 @@ class Caller:
 
     # -- details -------------------------------------------------------------------------------
 
+    def _touch(self) -> None:
+        """Note that work is to be done."""
+
     def _work(
         self,
         name: str,
@@ -465,6 +468,7 @@ class Caller:
         slot: int | None = None,
         purpose: Purpose = "call",
     ) -> Work:
+        self._touch()
         config = self._engine.config
         if timeout == DEFAULT:
             seconds = tool_timeout if tool_timeout is not None else config.timeout

@@ -14,6 +14,7 @@ from ..ids import check_name
 from ..lane.page import MAX_LANES
 from ..protocol.unserializable import Policy
 from ..protocol.values import Codec
+from ..store.store import Store, check_store
 from ..tools.registry import name_of
 from .scheduler import Purpose
 
@@ -61,6 +62,8 @@ class PoolConfig:
     kernel_name: str
     start_timeout: float
     codec: Codec
+    store: str | os.PathLike[str] | Store | None
+    max_variable_bytes: int
     futures_queue_timeout: float | None = field(default=None)
 
     @classmethod
@@ -85,6 +88,8 @@ class PoolConfig:
         start_timeout: float,
         max_value_bytes: int,
         unserializable: str,
+        store: str | os.PathLike[str] | Store | None,
+        max_variable_bytes: int,
     ) -> PoolConfig:
         """Check options as a user gave them.
 
@@ -154,6 +159,8 @@ class PoolConfig:
                 check_count("max_value_bytes", max_value_bytes, 1),
                 cast("Policy", unserializable),
             ),
+            store=check_store(store),
+            max_variable_bytes=check_count("max_variable_bytes", max_variable_bytes, 1),
         )
 
     @property

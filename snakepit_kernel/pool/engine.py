@@ -41,6 +41,7 @@ from .futures import CallFuture
 from .homes import Home
 from .hosting import Host, HostTools, Link, current_link, links
 from .results import CellResult
+from .sessions import PoolSessions
 from .status import PoolStats, PoolStatus, WorkerStatus, memory_of, status_path
 from .work import Work, outcome_of
 from .worker import Seat, Worker
@@ -67,6 +68,7 @@ class Engine:
         self.config = config
         self.pid = os.getpid()
         self.host_tools = HostTools()
+        self.sessions = PoolSessions(config, self.forget_session)
         self._admission = Admission(config)
         self._closing = threading.Lock()
         self._published: object = None
@@ -83,7 +85,8 @@ class Engine:
             scheduler=self._admission.scheduler,
             lend=self._admission.lend,
         )
-        host, condemn = Host(self.host_tools), self._crew.condemn
+        host = Host(self.host_tools, self.sessions.serve)
+        condemn = self._crew.condemn
         self._driver = Driver(config.grace, self._context, host, condemn, self._explain)
         self._errands = Errands(
             self._admission,
@@ -417,6 +420,15 @@ class Engine:
             await asyncio.sleep(STATUS_INTERVAL)
             self._publish()
             self._admission.trim(TRIM_AFTER)
+            await asyncio.to_thread(self._care_for_sessions)
+
+    def _care_for_sessions(self) -> None:
+        """Keep those alive that work, and delete what has expired."""
+        try:
+            self.sessions.keep_alive(self._admission.working_sessions())
+            self.sessions.sweep()
+        except SnakepitError as error:  # they are used again, and swept again
+            logger.warning("%s", error)
 
     def _publish(self) -> None:
         status = self.status()

@@ -8,19 +8,21 @@ import threading
 from collections.abc import Awaitable, Callable, Iterator, Mapping
 from contextvars import ContextVar
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Protocol
 
 from ..errors import ToolNotFound
 from ..lane import answers
-from ..lane.carrier import Carrier
 from ..protocol.frames import Frame, Segment
 from ..protocol.messages import HostCall, ToolInfo
 from ..telemetry import correlation
 from ..tools.adapter import ToolOptions, options_of
-from ..tools.context import LIST_HOST_TOOLS
+from ..tools.context import LIST_HOST_TOOLS, SESSION_TOOL
 from ..tools.registry import Tool
 from .reports import HostReport
 from .worker import Seat
+
+ServeSession = Callable[[str | None, str, str, str], Callable[..., Any]]
 
 
 class Closable(Protocol):
@@ -121,6 +123,10 @@ class HostTools:
         """Drop the functions of one session."""
         self._tools.pop(session, None)
 
+    def own_names(self, session: str) -> list[str]:
+        """Return the names of the functions that one session alone has."""
+        return sorted(self._tools.get(session, {}))
+
     def names(self, session: str | None = None) -> list[str]:
         """Return the names of the functions that a session's calls may call."""
         return sorted({**self._tools.get(None, {}), **self._tools.get(session, {})})
@@ -177,13 +183,18 @@ class Host:
     ----------
     tools
         The functions.
+    serve_session
+        Gives what a worker asks of a session: for that, the worker, a part and its method.
     """
 
-    def __init__(self, tools: HostTools) -> None:
+    def __init__(self, tools: HostTools, serve_session: ServeSession) -> None:
         self._tools = tools
+        self._serve_session = serve_session
 
     def is_async(self, call: HostCall, session: str | None) -> bool:
         """Whether a call is of a coroutine function."""
+        if call.tool == SESSION_TOOL:
+            return False
         try:
             return self._tools.find(call.tool, session).is_async
         except ToolNotFound:
@@ -208,7 +219,7 @@ class Host:
     ) -> list[Segment]:
         carrier = link.seat.lane.carrier
         try:
-            ready = self._prepare(carrier, call, frame, session)
+            ready = self._prepare(link, call, frame, session)
         except Exception as error:  # noqa: BLE001 - the worker that asked must hear of it
             report.outcome = "error"
             return answers.with_error(carrier, call.id, error, before_running=True)
@@ -238,7 +249,7 @@ class Host:
     ) -> list[Segment]:
         carrier = link.seat.lane.carrier
         try:
-            ready: Callable[[], Awaitable[Any]] = self._prepare(carrier, call, frame, session)
+            ready: Callable[[], Awaitable[Any]] = self._prepare(link, call, frame, session)
         except Exception as error:  # noqa: BLE001 - the worker that asked must hear of it
             report.outcome = "error"
             return answers.with_error(carrier, call.id, error, before_running=True)
@@ -250,9 +261,14 @@ class Host:
         return answers.with_value(carrier, call.id, value)
 
     def _prepare(
-        self, carrier: Carrier, call: HostCall, frame: Frame, session: str | None
+        self, link: Link, call: HostCall, frame: Frame, session: str | None
     ) -> Callable[[], Any]:
+        carrier = link.seat.lane.carrier
         args, kwargs = carrier.load(call, frame)
+        if call.tool == SESSION_TOOL:
+            part, method, *rest = args
+            found = self._serve_session(session, link.seat.worker.name, part, method)
+            return partial(found, *rest, **kwargs)
         tool = self._tools.find(call.tool, session)
         return tool.bind(None, args, kwargs)
 

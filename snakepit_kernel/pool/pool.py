@@ -12,8 +12,11 @@ import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Literal, TypeVar
 
-from ..ids import check_name
 from ..protocol.values import MAX_VALUE_BYTES
+from ..sessions.programs import Programs
+from ..sessions.state import SessionInfo
+from ..sessions.values import MAX_VARIABLE_BYTES
+from ..store.store import Store
 from ..tools.registry import AdapterError, describe
 from .caller import DEFAULT, Caller, Timeout
 from .config import Affinity, PoolConfig, check_affinity
@@ -83,6 +86,11 @@ class Pool(Caller, concurrent.futures.Executor):
         What becomes of a part of a result that cannot travel (a lock, an open file): ``"type"``, an
         `Unserializable` with its type stands in its place; ``"repr"``, one with its text as well,
         shortened and without secrets; ``"error"``, the call raises.
+    store
+        Where sessions are kept: a path, or ``sqlite:///PATH``. Default: ``sessions.sqlite`` in
+        Jupyter's data directory.
+    max_variable_bytes
+        What the value of one variable of a session may take, pickled.
 
     Raises
     ------
@@ -119,6 +127,8 @@ class Pool(Caller, concurrent.futures.Executor):
         start_timeout: float = 60.0,
         max_value_bytes: int = MAX_VALUE_BYTES,
         unserializable: Literal["type", "repr", "error"] = "type",
+        store: str | os.PathLike[str] | Store | None = None,
+        max_variable_bytes: int = MAX_VARIABLE_BYTES,
     ) -> None:
         config = PoolConfig.checked(
             workers=workers,
@@ -139,6 +149,8 @@ class Pool(Caller, concurrent.futures.Executor):
             start_timeout=start_timeout,
             max_value_bytes=max_value_bytes,
             unserializable=unserializable,
+            store=store,
+            max_variable_bytes=max_variable_bytes,
         )
         self._definitions = Definitions()
         self._engine = Engine(config)
@@ -182,30 +194,53 @@ class Pool(Caller, concurrent.futures.Executor):
 
     # -- sessions and tools --------------------------------------------------------------------
 
-    def session(self, session_id: str, *, affinity: Affinity | None = None) -> Session:
-        """Return the session of that id; it is made when it is first used.
+    def session(
+        self,
+        session_id: str,
+        *,
+        ttl: float | Literal["default"] | None = DEFAULT,
+        affinity: Affinity | None = None,
+        metadata: Mapping[str, Any] | None = None,
+    ) -> Session:
+        """Return the session of that id; make it if there is none.
 
-        It begins again with another worker if it has lost its home.
+        Its variables, programs and metadata outlive the pool, the kernel and the server. All who
+        name the same session of the same store share them. A strict session that has lost its home
+        begins again with another worker.
 
         Parameters
         ----------
         session_id
             1 to 64 characters of ``[A-Za-z0-9_.-]`` that start with a letter or a digit.
+        ttl
+            Seconds that it lives without being used; None for ever. Default: what the session has;
+            for a new one 24 hours in a notebook, an hour elsewhere.
         affinity
             Which worker does its work, see `Pool`. Default: the pool's.
+        metadata
+            Notes for a session that is new.
 
         Raises
         ------
-        ValueError
-            The name cannot be one, or there is no such affinity.
+        TypeError, ValueError
+            An argument is wrong; it is named.
+        QuotaExceeded
+            There are 10,000 sessions already. One that exists can always be opened.
+        StoreError
+            The store cannot be read or written.
         """
-        return Session(
-            check_name("session", session_id),
-            self,
-            self._engine,
-            self._definitions,
-            affinity=self._engine.config.affinity if affinity is None else check_affinity(affinity),
-        )
+        chosen = self._engine.config.affinity if affinity is None else check_affinity(affinity)
+        state = self._engine.sessions.open(session_id, ttl, metadata)
+        return Session(state, self, self._engine, self._definitions, affinity=chosen)
+
+    def sessions(self) -> list[SessionInfo]:
+        """Return all sessions of the pool's store, the one used last first."""
+        return self._engine.sessions.all()
+
+    @property
+    def programs(self) -> Programs:
+        """Objects by name, for all pools and sessions of the store; see `Programs.put`."""
+        return self._engine.sessions.global_state.programs
 
     def tool(self, function: F) -> F:
         """Make a function of the notebook a tool of this pool; a decorator.

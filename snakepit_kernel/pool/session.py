@@ -2,16 +2,26 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+from ..sessions.programs import Metadata, Programs
+from ..sessions.state import SessionState, SessionStats
+from ..sessions.variables import Attributes, Variables
 from .caller import Caller
 from .config import Affinity
 from .definitions import Definitions
 from .engine import Engine
 
+F = TypeVar("F", bound=Callable[..., Any])
+
 
 class Session(Caller):
-    """Work that belongs together, and has names of its own in the workers that do it.
+    """Work that belongs together, and what it keeps: variables, programs, metadata.
 
-    `Pool.session` makes one; two of the same id are the same session.
+    Its calls and cells find names, a working directory and an environment of their own in the
+    workers that do them; these end with the worker. What it keeps is in the store, and outlives
+    kernels. `Pool.session` makes one; two of the same id are the same session.
 
     Attributes
     ----------
@@ -19,25 +29,96 @@ class Session(Caller):
         Name of the session.
     affinity
         Which worker does its work, see `Pool`.
+    state
+        What it keeps, without a pool.
     """
 
     def __init__(
         self,
-        session_id: str,
+        state: SessionState,
         pool: Caller,
         engine: Engine,
         definitions: Definitions,
         *,
         affinity: Affinity = "hint",
     ) -> None:
-        self.session_id = session_id
+        self.session_id = self._session_id = state.id
+        self.state = state
         self.affinity = affinity
-        self._home = None if affinity == "hint" else engine.open_home(session_id)
+        self._home = None if affinity == "hint" else engine.open_home(state.id)
         self._fails_fast = affinity == "strict_fail_fast"
         self._pool = pool  # a pool that nobody holds any more is ended
-        self._session_id = session_id
         self._engine = engine
         self._definitions = definitions
+
+    # -- what it keeps -------------------------------------------------------------------------
+
+    @property
+    def variables(self) -> Variables:
+        """Typed variables, by name."""
+        return self.state.variables
+
+    @property
+    def v(self) -> Attributes:
+        """The variables as attributes: ``session.v.temperature = 0.7``."""
+        return self.state.v
+
+    @property
+    def programs(self) -> Programs:
+        """Objects, models and pipelines for instance, by name."""
+        return self.state.programs
+
+    @property
+    def metadata(self) -> Metadata:
+        """Notes about the session, by name."""
+        return self.state.metadata
+
+    @property
+    def ttl(self) -> float | None:
+        """Seconds that it lives without being used; None for ever."""
+        return self.state.ttl
+
+    def stats(self) -> SessionStats:
+        """Return what the session has become: its size, growth, and what is read most."""
+        return self.state.stats()
+
+    # -- its life ------------------------------------------------------------------------------
+
+    def fork(self, session_id: str) -> Session:
+        """Return a new session that begins as a copy of this one.
+
+        It has the same variables, without their past, programs and metadata.
+
+        Raises
+        ------
+        ValueError
+            There is a session of that name.
+        """
+        self.state.fork(session_id)
+        state = self._engine.sessions.open(session_id, "default", None)
+        return Session(state, self._pool, self._engine, self._definitions, affinity=self.affinity)
+
+    def delete(self) -> None:
+        """Delete the session with everything in it, also what workers remember of it.
+
+        Raises
+        ------
+        SessionNotFound
+            It is gone already.
+        """
+        self._engine.sessions.delete(self.state)
+
+    def host_tool(self, function: F) -> F:
+        """Let the workers of this session call a function of the notebook; see `Pool.host_tool`.
+
+        The session remembers its name: a kernel that has restarted can say what is missing.
+        """
+        super().host_tool(function)
+        self.state.remember_host_tools(self._engine.host_tools.own_names(self.session_id))
+        return function
+
+    def _touch(self) -> None:
+        self.state.touch()
 
     def __repr__(self) -> str:
         return f"<Session {self.session_id!r} of pool {self._engine.config.name!r}>"

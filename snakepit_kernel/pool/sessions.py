@@ -38,7 +38,7 @@ class PoolSessions:
         return open_store(self._config.store)
 
     def open(
-        self, session_id: str, ttl: float | None | str, metadata: Mapping[str, Any] | None
+        self, session_id: str, ttl: float | str | None, metadata: Mapping[str, Any] | None
     ) -> SessionState:
         """Return a session; make it if there is none. Errors are those of `open_session`."""
         state = open_session(

@@ -7,6 +7,9 @@ from typing import Any
 
 from .values import Program
 
+ProgramList = list[Program]
+Names = list[str]
+
 Find = Callable[[str], Callable[..., Any]]
 
 
@@ -74,9 +77,9 @@ class Programs(MutableMapping[str, Any]):
     def __contains__(self, name: object) -> bool:
         return any(program.name == name for program in self.list())  # without reading it
 
-    def list(self) -> list[Program]:
+    def list(self) -> ProgramList:
         """Return what is known of all programs, by name."""
-        programs: list[Program] = self._find("infos")()
+        programs: ProgramList = self._find("infos")()
         return programs
 
     def info(self, name: str) -> Program:
@@ -93,7 +96,7 @@ class Programs(MutableMapping[str, Any]):
     def __repr__(self) -> str:
         return f"<Programs {', '.join(self)}>"
 
-    def _ipython_key_completions_(self) -> list[str]:
+    def _ipython_key_completions_(self) -> Names:
         return [*self]
 
 
@@ -127,5 +130,5 @@ class Metadata(MutableMapping[str, Any]):
     def __repr__(self) -> str:
         return f"<Metadata {', '.join(self)}>"
 
-    def _ipython_key_completions_(self) -> list[str]:
+    def _ipython_key_completions_(self) -> Names:
         return [*self]

@@ -8,18 +8,20 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from dataclasses import replace
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from fnmatch import fnmatchcase
 from typing import Any, Final
 
 from ..errors import (
     BatchRejected,
+    ConstraintViolation,
     ProgramNotFound,
     SessionNotFound,
     SnakepitError,
     VariableLocked,
     VariableNotFound,
+    VariableTypeError,
 )
 from ..ids import check_name
 from ..protocol.values import Codec, loads
@@ -27,6 +29,7 @@ from ..store.schema import GLOBAL
 from ..store.sessions import SessionRow
 from ..store.store import Store
 from ..store.variables import Key, NewVariable, Update, VariableRow
+from ..telemetry import correlation_id, emit, is_on
 from .types import VariableType
 from .values import (
     MAX_VARIABLE_BYTES,
@@ -127,8 +130,11 @@ class VariableService:
     """
 
     REMOTE: Final = frozenset(
-        "value fetch get_many register register_many assign set_many delete lock unlock describe history rollback"
-        " names matching changes revision".split()
+        {
+            *("value", "fetch", "get_many", "names", "matching", "history", "changes", "revision"),
+            *("register", "register_many", "assign", "set_many", "delete", "rollback"),
+            *("lock", "unlock", "describe"),
+        }
     )
     """What workers may ask for."""
 
@@ -152,10 +158,13 @@ class VariableService:
     def value(self, name: Key) -> Any:
         """Return the value of a variable."""
         self._session.touch()
+        began = time.perf_counter() if is_on() else 0.0
         body = self._value(self._number, name) if isinstance(name, str) else None
         if body is None:
-            return self._one(name).value
+            return self._one(name, began).value
         self.reads[name] += 1  # type: ignore[index]
+        if began:
+            self._tell("get", began, name, size_bytes=len(body), found=True)
         return loads(body)
 
     def fetch(self, keys: Sequence[Key]) -> list[Variable]:
@@ -169,6 +178,7 @@ class VariableService:
 
     def get_many(self, keys: Iterable[Key]) -> Found:
         """Return the values of variables, and which do not exist."""
+        began = time.perf_counter()
         wanted = list(dict.fromkeys(keys))
         known = {variable.id: variable for variable in self.fetch(wanted)}
         names = {variable.name: variable.value for variable in known.values()}
@@ -181,6 +191,7 @@ class VariableService:
                 found[key] = values[key]
             else:
                 missing.append(key)
+        self._tell("batch_get", began, count=len(wanted), found=len(found), missing=len(missing))
         return Found(found, missing)
 
     def names(self, pattern: str = "*") -> list[str]:
@@ -218,14 +229,21 @@ class VariableService:
         name: str,
         type_name: str,
         value: Any,
+        *,
         constraints: Mapping[str, Any],
         description: str = "",
         metadata: Mapping[str, Any] | None = None,
-        *,
         source: str,
     ) -> Variable:
         """Add a variable, or return the one that is there if it is the same but for its value."""
-        new = self._new(name, type_name, value, constraints, description, metadata)
+        new = self._new(
+            name,
+            type_name,
+            value,
+            constraints=constraints,
+            description=description,
+            metadata=metadata,
+        )
         return self._register([new], source)[0]
 
     def register_many(self, wanted: Mapping[str, Any], *, source: str) -> list[Variable]:
@@ -246,6 +264,7 @@ class VariableService:
         name: str,
         type_name: str,
         value: Any,
+        *,
         constraints: Mapping[str, Any],
         description: str = "",
         metadata: Mapping[str, Any] | None = None,
@@ -258,11 +277,12 @@ class VariableService:
             constraints=kind.as_json(),
             description=str(description),
             metadata=json_of(metadata),
-            value=self._encode(name, kind.accept(name, value)),
+            value=self._encode(name, self._accept(name, kind, value)),
         )
 
     def _register(self, new: Sequence[NewVariable], source: str) -> list[Variable]:
         self._session.touch()
+        began = time.perf_counter()
         added = self._table.register(self._number, new, source)
         rows = {row.name: row for row in self._table.find(self._number, [v.name for v in new])}
         for variable in new:
@@ -272,6 +292,12 @@ class VariableService:
                 raise VariableNotFound(variable.name)  # deleted in this very moment
             if variable.name not in added:
                 _check_same(variable, row)
+        if is_on():
+            total = self._table.count(self._number)
+            for variable in new:
+                if variable.name in added:
+                    size = {"size_bytes": len(variable.value), "total": total}
+                    self._tell("registered", began, variable.name, type=variable.type, **size)
         return [variable_of(rows[variable.name]) for variable in new]
 
     def assign(
@@ -279,9 +305,10 @@ class VariableService:
     ) -> int | None:
         """Give a variable a value; return its new version if the old one was given."""
         self._session.touch()
+        began = time.perf_counter() if is_on() else 0.0
         for _ in range(2):
             variable, (number, kind), was_known = self._definition(name)
-            body = self._encode(variable, kind.accept(variable, value))
+            body = self._encode(variable, self._accept(variable, kind, value))
             try:
                 self._table.set(self._number, Update(number, variable, body, version), source)
             except VariableNotFound:
@@ -289,6 +316,8 @@ class VariableService:
                 if not was_known:
                     raise self._missing(name) from None
             else:
+                if began:
+                    self._tell("updated", began, variable, type=kind.name, size_bytes=len(body))
                 return None if version is None else version + 1
         raise self._missing(name)
 
@@ -302,38 +331,47 @@ class VariableService:
     ) -> SetResult:
         """Set variables in one transaction."""
         self._session.touch()
+        began = time.perf_counter()
         rows = self._table.find(self._number, [key for key in values if not self._knows(key)])
         for row in rows:
             self._definitions[row.name] = row.id, VariableType.from_json(row.type, row.constraints)
         ids = {row.id: row.name for row in rows}
-        updates, errors = [], {}
+        updates: list[Update] = []
+        errors: dict[str, Exception] = {}
         for key, value in values.items():
             name = ids.get(key, "") if isinstance(key, int) else key
             try:
                 if name not in self._definitions:
                     raise self._missing(key)
                 number, kind = self._definitions[name]
-                body = self._encode(name, kind.accept(name, value))
+                body = self._encode(name, self._accept(name, kind, value))
                 updates.append(Update(number, name, body, versions.get(key)))
             except (SnakepitError, TypeError) as error:
                 errors[str(key)] = error
         if atomic and errors:  # the first phase: each value is looked at, and none is set
+            self._tell("batch_update", began, count=len(values), failed=len(errors), atomic=True)
             raise BatchRejected(errors)
         done, refused = self._table.set_many(self._number, updates, source, atomic=atomic)
-        for name, error in refused.items():
-            if isinstance(error, VariableNotFound):
+        for name, refusal in refused.items():
+            if isinstance(refusal, VariableNotFound):
                 self._definitions.pop(name, None)
+        failed = len(errors) + len(refused)
+        self._tell("batch_update", began, count=len(values), failed=failed, atomic=atomic)
         if atomic and refused:
             raise BatchRejected(refused)
-        return SetResult(done, errors | refused)
+        return SetResult(done, {**errors, **refused})
 
     def delete(self, keys: Sequence[Key], *, source: str) -> list[str]:
         """Delete variables and their past; return the names of those that were there."""
         self._session.touch()
+        began = time.perf_counter()
         rows = self._table.find(self._number, keys)
         for row in rows:
             self._definitions.pop(row.name, None)
-        return self._table.delete(self._number, {row.id: row.name for row in rows}, source)
+        deleted = self._table.delete(self._number, {row.id: row.name for row in rows}, source)
+        for row in rows:
+            self._tell("deleted", began, row.name, type=row.type, size_bytes=len(row.value))
+        return deleted
 
     def lock(self, key: Key, reason: str) -> None:
         """Refuse changes of a variable for a reason."""
@@ -369,6 +407,34 @@ class VariableService:
 
     # -- details -------------------------------------------------------------------------------
 
+    def _tell(
+        self, event: str, began: float, name: Key = "", **attributes: str | float | bool
+    ) -> None:
+        """Tell who listens of something that was done, never of a value."""
+        if is_on():
+            if name != "":
+                attributes["name"] = name
+            known = self._definitions.get(str(name))
+            if known is not None:
+                attributes.setdefault("type", known[1].name)
+            seconds = time.perf_counter() - began
+            attributes["session"] = self._session.row.id
+            attributes["correlation_id"] = correlation_id()
+            emit(f"variable.{event}", attributes, seconds=seconds)
+
+    def _accept(self, name: str, kind: VariableType, value: Any) -> Any:
+        """Return a value as its type holds it, and tell when that cannot be."""
+        began = time.perf_counter() if is_on() else 0.0
+        try:
+            return kind.accept(name, value)
+        except VariableTypeError as error:
+            self._tell("validation_failed", began, name, type=kind.name, given=error.given)
+            raise
+        except ConstraintViolation as error:
+            told = {"type": kind.name, "constraint": error.constraint}
+            self._tell("constraint_violation", began, name, **told)
+            raise
+
     def _encode(self, name: str, value: Any) -> bytes:
         return encode("variable", name, value, self._codec, "max_variable_bytes")
 
@@ -392,9 +458,14 @@ class VariableService:
             raise self._missing(key)
         return rows[0]
 
-    def _one(self, key: Key) -> Variable:
-        row = self._row(key)
+    def _one(self, key: Key, began: float = 0.0) -> Variable:
+        try:
+            row = self._row(key)
+        except VariableNotFound:
+            self._tell("get", began, key, found=False)
+            raise
         self.reads[row.name] += 1
+        self._tell("get", began, row.name, type=row.type, size_bytes=len(row.value), found=True)
         return variable_of(row)
 
     def _missing(self, key: Key) -> VariableNotFound:
@@ -459,7 +530,7 @@ class ProgramService:
     """
 
     REMOTE: Final = frozenset({"load", "put", "delete", "infos", "info"})
-    WRITES: Final = frozenset({"put", "delete"})
+    WRITES: Final = frozenset({"put"})
 
     def __init__(self, session: SavedSession) -> None:
         self._session = session
@@ -508,7 +579,7 @@ class ProgramService:
             raise SessionNotFound(self._session.row.id)
         return program_of(row)
 
-    def delete(self, name: str, *, source: str) -> None:
+    def delete(self, name: str) -> None:
         """Delete an object."""
         self._session.touch()
         if not self._table.delete(self._number, name):
@@ -545,7 +616,7 @@ class MetadataService:
     """
 
     REMOTE: Final = frozenset({"all", "put", "delete"})
-    WRITES: Final = frozenset({"put", "delete"})
+    WRITES: Final[frozenset[str]] = frozenset()
 
     def __init__(self, session: SavedSession) -> None:
         self._session = session
@@ -560,7 +631,7 @@ class MetadataService:
             self._session.check()
         return {name: loads(body) for name, body in notes}
 
-    def put(self, name: str, value: Any, *, source: str) -> None:
+    def put(self, name: str, value: Any) -> None:
         """Note a value."""
         self._session.touch()
         if not isinstance(name, str) or not name:
@@ -571,7 +642,7 @@ class MetadataService:
         if not self._table.note(self._number, name, body):
             raise SessionNotFound(self._session.row.id)
 
-    def delete(self, name: str, *, source: str) -> None:
+    def delete(self, name: str) -> None:
         """Delete a note."""
         self._session.touch()
         if not self._table.unnote(self._number, name):

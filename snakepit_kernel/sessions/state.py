@@ -6,7 +6,7 @@ import os
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from functools import partial
@@ -18,14 +18,8 @@ from ..store.schema import GLOBAL
 from ..store.sessions import SessionRow, SessionSummary
 from ..store.store import Store, open_store
 from .programs import Metadata, Programs
-from .services import (
-    MAX_VARIABLE_BYTES,
-    MetadataService,
-    ProgramService,
-    SavedSession,
-    VariableService,
-)
-from .values import when
+from .services import MetadataService, ProgramService, SavedSession, VariableService
+from .values import MAX_VARIABLE_BYTES, when
 from .variables import Attributes, Variables
 from .watch import Watch
 
@@ -208,6 +202,18 @@ class SessionState:
             most_read=reads.most_common(MOST_READ),
         )
 
+    @property
+    def host_tools(self) -> list[str]:
+        """The names of the host tools that it had, also in an earlier kernel."""
+        return self.store.sessions.host_tools(self.number)
+
+    def remember_host_tools(self, names: Iterable[str]) -> None:
+        """Remember what host tools it has; the functions themselves go with the kernel."""
+        known = set(self.host_tools)
+        for name in names:
+            if name not in known:
+                self.store.sessions.add_host_tool(self.number, name)
+
     # -- living --------------------------------------------------------------------------------
 
     def touch(self) -> None:
@@ -288,7 +294,7 @@ def bound(service: Service, source: str, method: str) -> Callable[..., Any]:
 def open_session(
     session_id: str,
     *,
-    ttl: float | None | str = DEFAULT,
+    ttl: float | str | None = DEFAULT,
     metadata: Mapping[str, Any] | None = None,
     store: str | os.PathLike[str] | Store | None = None,
     max_variable_bytes: int = MAX_VARIABLE_BYTES,
@@ -337,7 +343,7 @@ def open_session(
     return state
 
 
-def check_ttl(ttl: float | None | str) -> float | None:
+def check_ttl(ttl: float | str | None) -> float | None:
     """Return seconds to live.
 
     Raises

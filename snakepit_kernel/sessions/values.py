@@ -9,7 +9,7 @@ from typing import Any
 
 import msgspec
 
-from ..errors import SnakepitError, ValueTooLarge
+from ..errors import ValueTooLarge
 from ..protocol.values import Codec, loads
 from ..store.programs import ProgramRow
 from ..store.variables import ChangeRow, Kind, VariableRow
@@ -132,7 +132,7 @@ class SetResult:
     """
 
     versions: dict[str, int]
-    errors: dict[str, SnakepitError]
+    errors: dict[str, Exception]
 
     @property
     def ok(self) -> bool:

@@ -13,6 +13,7 @@ from .values import Change, Found, SetResult, Variable
 from .watch import Watch
 
 Key = str | int
+Names = list[str]
 Find = Callable[[str], Callable[..., Any]]
 """Gives a method of a service, which may be in another process, by its name."""
 
@@ -88,7 +89,12 @@ class Variables(MutableMapping[str, Any]):
             The name, the type or a constraint cannot be; or there is another variable of that name.
         """
         registered: Variable = self._find("register")(
-            name, type, value, constraints, description, metadata
+            name,
+            type,
+            value,
+            constraints=constraints,
+            description=description,
+            metadata=metadata,
         )
         return registered
 
@@ -289,7 +295,7 @@ class Variables(MutableMapping[str, Any]):
     def _repr_html_(self) -> str:
         return table_of(self.list())
 
-    def _ipython_key_completions_(self) -> list[str]:
+    def _ipython_key_completions_(self) -> Names:
         return [*self]
 
 

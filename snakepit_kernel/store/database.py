@@ -293,9 +293,11 @@ class Database:
         except sqlite3.Error:
             return False
         try:
-            return connection.execute("PRAGMA quick_check(1)").fetchone() == ("ok",)
+            found: Row = connection.execute("PRAGMA quick_check(1)").fetchone()
         except sqlite3.Error:
             return False
+        else:
+            return found == ("ok",)
         finally:
             connection.close()
 

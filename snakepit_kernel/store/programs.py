@@ -143,7 +143,7 @@ class ProgramTable:
                 )
                 values = tuple(getattr(row, column) for column in ProgramRow.__slots__)
                 connection.execute(
-                    f"INSERT INTO programs ({_COLUMNS}, value)"  # noqa: S608 - constants
+                    f"INSERT INTO programs ({_COLUMNS}, value)"
                     f" VALUES ({', '.join('?' * len(values))}, ?)",
                     (*values, None if file else value),
                 )
@@ -161,7 +161,7 @@ class ProgramTable:
             What is there is not what was stored.
         """
         select = (
-            f"SELECT {_COLUMNS}, value FROM programs WHERE session = ? AND name = ? AND {_ALIVE}"  # noqa: S608 - constants
+            f"SELECT {_COLUMNS}, value FROM programs WHERE session = ? AND name = ? AND {_ALIVE}"
         )
         problem = "its file is gone"
         for _ in range(_READ_TRIES):
@@ -183,7 +183,7 @@ class ProgramTable:
     def find(self, session: int, name: str) -> ProgramRow | None:
         """Return what is known of a program, without reading it."""
         rows = self._database.read(
-            f"SELECT {_COLUMNS} FROM programs WHERE session = ? AND name = ? AND {_ALIVE}",  # noqa: S608 - constants
+            f"SELECT {_COLUMNS} FROM programs WHERE session = ? AND name = ? AND {_ALIVE}",
             (session, name, time.time()),
         )
         return _program(rows[0]) if rows else None
@@ -191,7 +191,7 @@ class ProgramTable:
     def all(self, session: int) -> list[ProgramRow]:
         """Return what is known of all programs of a session, by name."""
         rows = self._database.read(
-            f"SELECT {_COLUMNS} FROM programs WHERE session = ? AND {_ALIVE} ORDER BY name",  # noqa: S608 - constants
+            f"SELECT {_COLUMNS} FROM programs WHERE session = ? AND {_ALIVE} ORDER BY name",
             (session, time.time()),
         )
         return [_program(row) for row in rows]
@@ -233,7 +233,7 @@ class ProgramTable:
                     file = self._copy_file(found.file) if found.file is not None else None
                     copied += [file] if file is not None else []
                     insert = (
-                        f"INSERT INTO programs ({_COLUMNS}, value) SELECT ?, name, version, size,"  # noqa: S608 - constants
+                        f"INSERT INTO programs ({_COLUMNS}, value) SELECT ?, name, version, size,"
                         " checksum, ?, metadata, source, created, updated, NULL, NULL, value"
                         " FROM programs WHERE session = ? AND name = ? AND checksum = ?"
                     )
@@ -275,7 +275,7 @@ class ProgramTable:
         name = uuid.uuid4().hex
         path = self._folder / name
         try:
-            with open(path, "xb", opener=_private) as file:  # noqa: PTH123 - Path.open has no opener
+            with open(path, "xb", opener=_private) as file:
                 file.write(value)
                 file.flush()
                 os.fsync(file.fileno())  # the row that names it must not outlive a power cut alone

@@ -83,14 +83,14 @@ def rescue(backup: Path, connection: sqlite3.Connection) -> int:
     for table in tables_of(connection):
         columns = [row[1] for row in connection.execute(f"PRAGMA table_info({table})")]
         marks = ", ".join("?" * len(columns))
-        insert = f"INSERT OR IGNORE INTO {table} ({', '.join(columns)}) VALUES ({marks})"  # noqa: S608 - names of our own schema
+        insert = f"INSERT OR IGNORE INTO {table} ({', '.join(columns)}) VALUES ({marks})"
         for row in _readable_rows(backup, table, columns):
             with contextlib.suppress(sqlite3.IntegrityError):  # a damaged row
                 rescued += connection.execute(insert, row).rowcount
     for table in tables_of(connection):  # rows whose session or variable could not be read
         for row in connection.execute(f"PRAGMA foreign_key_check({table})").fetchall():
             rescued -= connection.execute(
-                f"DELETE FROM {table} WHERE rowid = ?",  # noqa: S608 - the same
+                f"DELETE FROM {table} WHERE rowid = ?",
                 (row[1],),
             ).rowcount
     connection.execute("PRAGMA foreign_keys = ON")
@@ -110,7 +110,7 @@ def _readable_rows(backup: Path, table: str, columns: list[str]) -> Iterator[tup
         damaged.text_factory = lambda raw: raw.decode("utf-8", "replace")
         try:
             yield from damaged.execute(
-                f"SELECT {', '.join(columns)} FROM {table} ORDER BY rowid {order}"  # noqa: S608 - the same
+                f"SELECT {', '.join(columns)} FROM {table} ORDER BY rowid {order}"
             )
         except sqlite3.DatabaseError:
             continue

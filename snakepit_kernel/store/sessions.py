@@ -83,7 +83,7 @@ class SessionTable:
     def find(self, session_id: str) -> SessionRow | None:
         """Return a session that exists and has not expired."""
         rows = self._database.read(
-            f"SELECT {_COLUMNS} FROM sessions WHERE id = ? AND number <> {GLOBAL}",  # noqa: S608 - constants
+            f"SELECT {_COLUMNS} FROM sessions WHERE id = ? AND number <> {GLOBAL}",
             (session_id,),
         )
         row = _session(rows[0]) if rows else None
@@ -117,7 +117,7 @@ class SessionTable:
             return self.touch(found), False
         now = time.time()
         with self._database.writing() as connection:
-            select = f"SELECT {_COLUMNS} FROM sessions WHERE id = ?"  # noqa: S608 - constants
+            select = f"SELECT {_COLUMNS} FROM sessions WHERE id = ?"
             rows = connection.execute(select, (session_id,)).fetchall()
             if rows and not _is_over(_session(rows[0]), now):
                 return _session(rows[0]), False  # somebody else was faster
@@ -149,7 +149,7 @@ class SessionTable:
             return row
         with self._database.writing() as connection:
             updated = connection.execute(
-                f"UPDATE sessions SET used = ?, expires = ? + ttl * {1 + SLACK}"  # noqa: S608 - constants
+                f"UPDATE sessions SET used = ?, expires = ? + ttl * {1 + SLACK}"
                 f" WHERE number = ? AND expires > ? RETURNING {_COLUMNS}",
                 (now, now, row.number, now),
             ).fetchall()
@@ -183,7 +183,7 @@ class SessionTable:
     def sweep(self) -> list[SessionRow]:
         """Delete what has expired; return it."""
         swept: list[SessionRow] = []
-        select = f"SELECT {_COLUMNS} FROM sessions WHERE expires <= ? LIMIT {SWEEP_BATCH}"  # noqa: S608 - constants
+        select = f"SELECT {_COLUMNS} FROM sessions WHERE expires <= ? LIMIT {SWEEP_BATCH}"
         while rows := self._database.read(select, (time.time(),)):
             with self._database.writing() as connection:
                 over = connection.execute(select, (time.time(),)).fetchall()
@@ -259,7 +259,7 @@ _SUMMARIES = f"""
         (SELECT sum(p.size) FROM programs p WHERE p.session = s.number)
     FROM sessions s WHERE s.number <> {GLOBAL} AND (s.expires IS NULL OR s.expires > ?)
     ORDER BY s.used DESC
-"""  # noqa: S608 - constants
+"""
 
 
 def _session(row: Sequence[object]) -> SessionRow:
@@ -296,7 +296,7 @@ def _delete(connection: sqlite3.Connection, numbers: Sequence[int]) -> int:
     for number in numbers:
         forget_session(connection, number)
         deleted += connection.execute(
-            f"DELETE FROM sessions WHERE number = ? AND number <> {GLOBAL}",  # noqa: S608 - constants
+            f"DELETE FROM sessions WHERE number = ? AND number <> {GLOBAL}",
             (number,),
         ).rowcount
     if deleted:
@@ -307,9 +307,7 @@ def _delete(connection: sqlite3.Connection, numbers: Sequence[int]) -> int:
 
 
 def copy_session(connection: sqlite3.Connection, number: int, target: int) -> None:
-    """Give a session what another one has, but for programs: variables without their past,
-    metadata, the names of host tools.
-    """
+    """Give a session the variables, without their past, metadata and host tools of another."""
     now = time.time()
     (last,) = connection.execute("SELECT max(revision) FROM changes").fetchone()
     connection.execute(
@@ -333,7 +331,7 @@ def copy_session(connection: sqlite3.Connection, number: int, target: int) -> No
     )
     for table, columns in (("metadata", "name, value"), ("host_tools", "name")):
         connection.execute(
-            f"INSERT INTO {table} (session, {columns})"  # noqa: S608 - constants
+            f"INSERT INTO {table} (session, {columns})"
             f" SELECT ?, {columns} FROM {table} WHERE session = ?",
             (target, number),
         )

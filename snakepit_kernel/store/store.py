@@ -106,7 +106,7 @@ def open_store(where: str | os.PathLike[str] | Store | None = None) -> Store:
     """
     if isinstance(where, Store):
         return where
-    path = _path_of(where)
+    path = _path_of(where) if where is not None else data_dir() / FILE_NAME
     with _opening:
         store = _stores.get(str(path))
         if store is None:
@@ -114,9 +114,16 @@ def open_store(where: str | os.PathLike[str] | Store | None = None) -> Store:
         return store
 
 
-def _path_of(where: str | os.PathLike[str] | None) -> Path:
-    if where is None:
-        return data_dir() / FILE_NAME
+def check_store(
+    where: str | os.PathLike[str] | Store | None,
+) -> str | os.PathLike[str] | Store | None:
+    """Return what names a store, without opening it. Errors are those of `open_store`."""
+    if where is None or isinstance(where, Store):
+        return where
+    return _path_of(where)
+
+
+def _path_of(where: str | os.PathLike[str]) -> Path:
     if not isinstance(where, str | os.PathLike):
         msg = f"store must be a path or a URL, not {type(where).__name__}"
         raise TypeError(msg)

@@ -85,7 +85,7 @@ class NewVariable:
 
 
 class Update(NamedTuple):
-    """A new value for a variable. (A tuple is made five times faster than a dataclass.)
+    """A new value for a variable; a tuple, which is made five times faster than a dataclass.
 
     Attributes
     ----------
@@ -135,7 +135,7 @@ _COLUMNS = (
     " v.version, v.locked, c.value, c.source"
 )
 _PRESENT = "FROM variables v JOIN changes c ON c.revision = v.revision"
-_VALUE_BY_NAME = f"SELECT c.value {_PRESENT} WHERE v.session = ? AND v.name = ?"  # noqa: S608 - constants
+_VALUE_BY_NAME = f"SELECT c.value {_PRESENT} WHERE v.session = ? AND v.name = ?"
 _CHANGE_COLUMNS = "revision, variable, name, kind, version, value, source, time"
 _PAST = """
     WITH RECURSIVE past (revision, previous) AS (
@@ -148,7 +148,7 @@ _PAST = """
 _PAST_OF_ONE = _PAST.format(which="v.id = ? AND v.session = ?")
 _PAST_OF_ALL = _PAST.format(which="v.session = ?")
 _CUT = (
-    f"{_PAST_OF_ONE} DELETE FROM changes WHERE revision IN"  # noqa: S608 - constants
+    f"{_PAST_OF_ONE} DELETE FROM changes WHERE revision IN"
     " (SELECT revision FROM past ORDER BY revision DESC LIMIT -1 OFFSET ?)"
 )
 _ADD = (
@@ -192,7 +192,7 @@ class VariableTable:
             for begin in range(0, len(wanted), _MANY):
                 part = wanted[begin : begin + _MANY]
                 marks = ", ".join("?" * len(part))
-                select = f"SELECT {_COLUMNS} {_PRESENT} WHERE v.session = ? AND v.{column}"  # noqa: S608 - constants
+                select = f"SELECT {_COLUMNS} {_PRESENT} WHERE v.session = ? AND v.{column}"
                 found += map(_variable, self._read(f"{select} IN ({marks})", (session, *part)))
         return sorted({row.id: row for row in found}.values(), key=lambda row: row.id)
 
@@ -214,7 +214,7 @@ class VariableTable:
     def history(self, session: int, variable: int) -> list[ChangeRow]:
         """Return the values that a variable had, the present one last."""
         select = (
-            f"{_PAST_OF_ONE} SELECT {_CHANGE_COLUMNS} FROM changes"  # noqa: S608 - constants
+            f"{_PAST_OF_ONE} SELECT {_CHANGE_COLUMNS} FROM changes"
             " WHERE revision IN (SELECT revision FROM past) ORDER BY revision"
         )
         return [_change(row) for row in self._read(select, (variable, session))]
@@ -227,7 +227,7 @@ class VariableTable:
     def changes(self, session: int, after: int, limit: int) -> list[ChangeRow]:
         """Return the changes of a session behind a revision, in their order."""
         select = (
-            f"SELECT {_CHANGE_COLUMNS} FROM changes"  # noqa: S608 - constants
+            f"SELECT {_CHANGE_COLUMNS} FROM changes"
             " WHERE revision > ? AND session = ? ORDER BY revision LIMIT ?"
         )
         return [_change(row) for row in self._read(select, (after, session, limit))]
@@ -364,11 +364,12 @@ class VariableTable:
         return deleted
 
     def lock(self, session: int, variable: int, reason: str | None) -> bool:
-        """Refuse changes of a variable for a reason, or None to allow them; say whether that
-        was news. A variable that is locked is not locked again.
+        """Refuse changes of a variable for a reason, None to allow them; say whether it was so.
+
+        A variable that is locked is not locked again.
         """
         condition = "locked IS NULL" if reason is not None else "locked IS NOT NULL"
-        update = f"UPDATE variables SET locked = ? WHERE id = ? AND session = ? AND {condition}"  # noqa: S608 - constants
+        update = f"UPDATE variables SET locked = ? WHERE id = ? AND session = ? AND {condition}"
         with self._database.writing() as connection:
             return connection.execute(update, (reason, variable, session)).rowcount > 0
 
@@ -383,9 +384,9 @@ class VariableTable:
         """Forget what was deleted long ago."""
         over = (time.time() - TOMBSTONE_SECONDS,)
         where = "value IS NULL AND time < ? AND revision < (SELECT max(revision) FROM changes)"
-        if self._read(f"SELECT 1 FROM changes WHERE {where} LIMIT 1", over):  # noqa: S608 - constants
+        if self._read(f"SELECT 1 FROM changes WHERE {where} LIMIT 1", over):
             with self._database.writing() as connection:
-                connection.execute(f"DELETE FROM changes WHERE {where}", over)  # noqa: S608 - constants
+                connection.execute(f"DELETE FROM changes WHERE {where}", over)
 
 
 def forget_session(connection: sqlite3.Connection, session: int) -> None:
@@ -399,7 +400,7 @@ def forget_session(connection: sqlite3.Connection, session: int) -> None:
 
 
 def _forget(connection: sqlite3.Connection, past: str, parameters: tuple[int, ...]) -> None:
-    delete = f"{past} DELETE FROM changes WHERE revision IN (SELECT revision FROM past)"  # noqa: S608 - constants
+    delete = f"{past} DELETE FROM changes WHERE revision IN (SELECT revision FROM past)"
     connection.execute(delete, parameters)
 
 
@@ -431,7 +432,7 @@ def _versions(
 def _cut_to_size(connection: sqlite3.Connection, session: int, variable: int) -> None:
     """Forget the oldest values of a variable that take too much together."""
     sizes = connection.execute(
-        f"{_PAST_OF_ONE} SELECT c.revision, length(c.value) FROM changes c JOIN past p"  # noqa: S608 - constants
+        f"{_PAST_OF_ONE} SELECT c.revision, length(c.value) FROM changes c JOIN past p"
         " ON c.revision = p.revision ORDER BY c.revision DESC",
         (variable, session),
     ).fetchall()

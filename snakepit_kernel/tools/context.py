@@ -4,16 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from contextvars import ContextVar
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
+from ..errors import ToolError
 from ..protocol.messages import CELL
 from ..telemetry.correlation import follow
 
 if TYPE_CHECKING:
+    from ..sessions.programs import Metadata, Programs
+    from ..sessions.variables import Variables
     from .hostcalls import HostCalls
+    from .state import RemoteState
 
 LIST_HOST_TOOLS = "__names__"
 """The host tool that every owner has: it gives the names of the others."""
+
+SESSION_TOOL = "__session__"
+"""Stands for a host tool: a part of the session, a method of that, and its arguments."""
 
 
 class SessionContext:
@@ -31,7 +38,15 @@ class SessionContext:
         Id of the outermost call of the notebook that this is done for.
     """
 
-    __slots__ = ("_call_id", "_host_calls", "correlation_id", "pool", "session_id", "worker")
+    __slots__ = (
+        "_call_id",
+        "_host_calls",
+        "_state",
+        "correlation_id",
+        "pool",
+        "session_id",
+        "worker",
+    )
 
     def __init__(
         self,
@@ -48,6 +63,7 @@ class SessionContext:
         self.worker = worker
         self._host_calls = host_calls
         self._call_id = call_id
+        self._state: RemoteState | None = None
         self.correlation_id = correlation_id
 
     def __repr__(self) -> str:
@@ -89,6 +105,51 @@ class SessionContext:
     async def acall_host_tool(self, name: str, arguments: Mapping[str, Any] | None = None) -> Any:
         """Do what `call_host_tool` does, while the event loop goes on."""
         return await self._way_back().acall(self._call_id, name, ((), dict(arguments or {})))
+
+    # -- the session ---------------------------------------------------------------------------
+
+    @property
+    def variables(self) -> Variables:
+        """The variables of the session, as `Session.variables` has them in the notebook."""
+        return self._session_state.variables
+
+    @property
+    def programs(self) -> Programs:
+        """The programs of the session; of anonymous work the global ones."""
+        return self._session_state.programs
+
+    @property
+    def metadata(self) -> Metadata:
+        """What was noted about the session."""
+        return self._session_state.metadata
+
+    @property
+    def _session_state(self) -> RemoteState:
+        if self._state is None:
+            from .state import RemoteState
+
+            self._state = RemoteState(self._ask, is_cached=self._call_id != CELL)
+        return self._state
+
+    def _ask(self, part: str, method: str, *args: Any, **kwargs: Any) -> Any:
+        """Ask the notebook for something of the session; an exception is raised as it is."""
+        way_back = self._way_back()
+        try:
+            return way_back.call(self._call_id, SESSION_TOOL, ((part, method, *args), kwargs))
+        except ToolError as error:
+            if isinstance(error.__cause__, Exception):
+                raise error.__cause__ from None
+            raise
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Close what was opened here, such as watches; what is stored stays."""
+        if self._state is not None:
+            self._state.close()
+
+    # -- events --------------------------------------------------------------------------------
 
     def emit(self, name: str, /, **attributes: object) -> None:
         """Tell those who listen in the notebook of something, see ``telemetry.subscribe`` there.
