@@ -5,6 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING
 
+from snakepit_kernel.sessions.state import sessions_of
+from snakepit_kernel.sessions.types import CONSTRAINTS
+from snakepit_kernel.store.store import open_store
+
 from .notebook import functions_of
 from .parsing import COMMANDS, cell_parser, command_parsers, line_parser
 
@@ -35,15 +39,21 @@ class Completer:
             "stop": self._pools,
             "restart": self._pools,
             "status": self._pools,
-            "sessions": self._pools,
             "logs": self._pools,
             "use": self._sessions,
+            "set": lambda: (f"{name}=" for name in self._session_variables()),
+            "get": self._session_variables,
+            "vars": self._session_variables,
+            "del": self._session_variables,
+            "watch": self._session_variables,
             "cancel": lambda: map(str, magics.jobs),
             "help": lambda: COMMANDS,
         }
         self._values: dict[str, Callable[[], Iterable[str]]] = {
             "--session": self._sessions,
             "--pool": self._pools,
+            "--delete": self._sessions,
+            "--type": lambda: CONSTRAINTS,
             "--push": self._variables,
             "--adapter": self._classes,
             "-a": self._classes,
@@ -83,7 +93,10 @@ class Completer:
         return self._magics.pools
 
     def _sessions(self) -> Iterable[str]:
-        return [name for pool in self._magics.pools.values() for name in pool.status().sessions]
+        return [session.id for session in sessions_of(open_store())]
+
+    def _session_variables(self) -> Iterable[str]:
+        return self._magics.state(None).variables
 
     def _tools(self) -> Iterable[str]:
         pool = self._magics.pools.get(self._magics.chosen_pool)

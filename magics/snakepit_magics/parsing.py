@@ -12,6 +12,7 @@ from typing import Any, NoReturn
 from IPython.core.error import UsageError
 
 from snakepit_kernel.errors import suggest
+from snakepit_kernel.sessions.types import CONSTRAINTS
 
 DESCRIPTION = "A pool of worker kernels, and what to do with it."
 
@@ -23,8 +24,17 @@ COMMANDS = {
     "tools": "list the tools, or describe one",
     "call": "call a tool: %%snakepit call price item=tea amount=2",
     "expose": "let workers call a function of this notebook, or list those that they may",
+    "set": "set variables of the session: %%snakepit set temperature=0.7 --type float --max 2",
+    "get": "give the value of a variable of the session",
+    "vars": "show the variables of the session",
+    "del": "delete variables of the session",
+    "watch": "tell of changes of the session's variables as they come",
+    "stats": "show what the session has become",
     "use": "choose the session, or the pool, that cells and calls go to",
     "sessions": "list the sessions",
+    "fork": "go on in a copy of the session",
+    "export": "write the session to a file",
+    "import": "read a file that export has written into the session",
     "push": "copy variables of this notebook to a worker",
     "pull": "copy variables of a worker to this notebook",
     "jobs": "list what runs in the background",
@@ -79,12 +89,13 @@ def line_parser() -> Parser:
         "name", nargs="?", help="name of the pool; default: the chosen one"
     )
     parsers["stop"].add_argument("--all", action="store_true", help="end all pools")
-    for command in ("restart", "status", "sessions", "logs"):
+    for command in ("restart", "status", "logs"):
         parsers[command].add_argument("name", nargs="?", help="name of the pool")
     parsers["tools"].add_argument("tool", nargs="?", help="name of a tool")
     _add_call_options(parsers["call"])
     parsers["expose"].add_argument("function", nargs="?", help="name of the function")
     parsers["expose"].add_argument("--session", help="for this session alone; default: the pool")
+    _add_session_commands(parsers)
     parsers["use"].add_argument("session", nargs="?", help="name of the session")
     parsers["use"].add_argument("--pool", help="name of the pool")
     for command in ("push", "pull"):
@@ -112,6 +123,40 @@ def _add_start_options(parser: Parser) -> None:
     add("--cwd", help="working directory of the workers")
     add("--env", nargs="+", default=[], metavar="NAME=VALUE", help="environment of the workers")
     add("--kernel-name", help="kernelspec of the workers")
+
+
+def _add_session_commands(parsers: Mapping[str, Parser]) -> None:
+    values = parsers["set"]
+    values.add_argument(
+        "assignments",
+        nargs="+",
+        metavar="NAME=VALUE",
+        help="Python literals, plain text, or @VARIABLE of this notebook",
+    )
+    add = values.add_argument
+    add("--type", choices=CONSTRAINTS, help="type of a new variable; default: that of its value")
+    add("--min", type=_number, help="least number")
+    add("--max", type=_number, help="greatest number")
+    add("--choices", nargs="+", metavar="VALUE", help="what a choice may be")
+    add("--pattern", help="regular expression that text has to match as a whole")
+    add("--min-length", type=_whole, help="least length")
+    add("--max-length", type=_whole, help="greatest length")
+    add("--shape", type=_shape, help="lengths of the axes, N,N,*: * stands for any")
+    add("--description", help="a text for people")
+    parsers["get"].add_argument("names", nargs="+", metavar="NAME", help="names of variables")
+    parsers["vars"].add_argument("pattern", nargs="?", default="*", help="of the names: temp_*")
+    parsers["del"].add_argument("names", nargs="+", metavar="NAME", help="names of variables")
+    parsers["watch"].add_argument("pattern", nargs="?", default="*", help="of the names")
+    parsers["watch"].add_argument("--stop", action="store_true", help="tell no more of them")
+    for command in ("set", "get", "vars", "del", "watch", "stats", "export", "import"):
+        parsers[command].add_argument("--session", help="name of the session")
+    parsers["sessions"].add_argument("--delete", metavar="NAME", help="delete a session")
+    parsers["fork"].add_argument("session", metavar="NEW", help="name of the copy")
+    for command in ("export", "import"):
+        parsers[command].add_argument("file", metavar="FILE", help="path of the file, JSON")
+    parsers["import"].add_argument(
+        "--trust", action="store_true", help="read pickles, too, which can run code"
+    )
 
 
 def _add_call_options(parser: Parser) -> None:
@@ -178,8 +223,10 @@ def environment_of(pairs: list[str]) -> dict[str, str]:
     return environment
 
 
-def arguments_of(words: list[str], variables: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a tool's arguments of ``NAME=VALUE`` words.
+def arguments_of(
+    words: list[str], variables: Mapping[str, Any], command: str = "call"
+) -> dict[str, Any]:
+    """Return values by name of ``NAME=VALUE`` words.
 
     A value is a Python literal where it reads as one, ``@NAME`` for a variable of the notebook, and
     text otherwise. Nothing is evaluated.
@@ -188,20 +235,26 @@ def arguments_of(words: list[str], variables: Mapping[str, Any]) -> dict[str, An
     for word in words:
         name, separator, text = word.partition("=")
         if not separator or not name:
-            msg = f"%snakepit call: an argument is NAME=VALUE, not {word!r}"
+            msg = f"%snakepit {command}: an argument is NAME=VALUE, not {word!r}"
             raise UsageError(msg)
         if text.startswith("@"):
             if text[1:] not in variables:
                 known = [key for key in variables if not key.startswith("_")]
-                msg = f"%snakepit call: there is no variable {text[1:]!r}{suggest(text[1:], known)}"
+                near = suggest(text[1:], known)
+                msg = f"%snakepit {command}: there is no variable {text[1:]!r}{near}"
                 raise UsageError(msg)
             arguments[name] = variables[text[1:]]
             continue
-        try:
-            arguments[name] = ast.literal_eval(text)
-        except (ValueError, SyntaxError):
-            arguments[name] = text
+        arguments[name] = literal(text)
     return arguments
+
+
+def literal(text: str) -> Any:
+    """Return the Python literal that a text is, or the text itself."""
+    try:
+        return ast.literal_eval(text)
+    except (ValueError, SyntaxError):
+        return text
 
 
 def _whole(text: str) -> int:
@@ -209,6 +262,22 @@ def _whole(text: str) -> int:
         return int(text)
     except ValueError:
         msg = f"{text!r} is not a whole number"
+        raise argparse.ArgumentTypeError(msg) from None
+
+
+def _number(text: str) -> float:
+    value = literal(text)
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        msg = f"{text!r} is not a number"
+        raise argparse.ArgumentTypeError(msg)
+    return value
+
+
+def _shape(text: str) -> list[int | None]:
+    try:
+        return [None if axis == "*" else int(axis) for axis in text.split(",")]
+    except ValueError:
+        msg = f"{text!r} is not a shape: write lengths with commas, such as 3,4 or 3,*"
         raise argparse.ArgumentTypeError(msg) from None
 
 

@@ -7,7 +7,6 @@ users hold (`Variables`, `Programs`, `Metadata`) is above, and the same at both 
 from __future__ import annotations
 
 import time
-from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from fnmatch import fnmatchcase
@@ -151,7 +150,7 @@ class VariableService:
         self.max_bytes = max_bytes
         self._codec = Codec(max_bytes=max_bytes)
         self._definitions: dict[str, tuple[int, VariableType]] = {}
-        self.reads: Counter[str] = Counter()
+        self.reads = session.store.reads[self._number]
 
     # -- reading -------------------------------------------------------------------------------
 
@@ -205,6 +204,11 @@ class VariableService:
     def matching(self, pattern: str) -> list[Variable]:
         """Return the variables whose names match a pattern, oldest first."""
         return self.fetch(self.names(pattern))
+
+    def sizes(self) -> list[tuple[VariableRow, int]]:
+        """Return all variables with what their values take; that is no reading of them."""
+        rows = self._table.find(self._number, self._table.names(self._number))
+        return [(row, len(row.value)) for row in rows]
 
     def history(self, key: Key) -> list[Change]:
         """Return the values that a variable had, the present one last."""

@@ -183,19 +183,18 @@ class SessionState:
 
     def stats(self) -> SessionStats:
         """Return what the session has become."""
-        variables, programs = self.variables.list(), self.programs.list()
-        (summary,) = (each for each in self.store.sessions.all() if each.session.id == self.id)
-        now = datetime.now().astimezone()
-        ages = [(now - variable.created).total_seconds() for variable in variables]
+        self.touch()
+        rows, programs = self._variable_service.sizes(), self.programs.list()
+        now = time.time()
+        ages = [now - row.created for row, _ in rows]
         reads = self._variable_service.reads
-        program_bytes = sum(program.size_bytes for program in programs)
         return SessionStats(
-            variables=len(variables),
+            variables=len(rows),
             programs=len(programs),
-            variable_bytes=summary.size_bytes - program_bytes,
-            program_bytes=program_bytes,
-            types=Counter(variable.type for variable in variables),
-            updates=sum(variable.version - 1 for variable in variables),
+            variable_bytes=sum(size_bytes for _, size_bytes in rows),
+            program_bytes=sum(program.size_bytes for program in programs),
+            types=Counter(row.type for row, _ in rows),
+            updates=sum(row.version - 1 for row, _ in rows),
             registered_last_hour=sum(age < 3600 for age in ages),
             registered_last_day=sum(age < 86400 for age in ages),
             reads=reads.total(),

@@ -199,10 +199,10 @@ class Variables(MutableMapping[str, Any]):
 
     def set_many(
         self,
-        values: Mapping[Key, Any],
+        values: Mapping[str, Any] | Mapping[Key, Any],
         *,
         atomic: bool = True,
-        versions: Mapping[Key, int] | None = None,
+        versions: Mapping[str, int] | Mapping[Key, int] | None = None,
     ) -> SetResult:
         """Set several variables.
 
@@ -344,12 +344,12 @@ def _as_attribute() -> Iterator[None]:
 
 def table_of(variables: Sequence[Variable]) -> str:
     """Return variables as a table of html."""
-    head = "".join(f"<th>{word}</th>" for word in _COLUMNS)
+    head = "".join(f"<th>{word}</th>" for word in COLUMNS)
     rows = "".join(f"<tr>{''.join(_cells(variable))}</tr>" for variable in variables)
     return f"<table><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table>"
 
 
-_COLUMNS = ("name", "type", "value", "version", "set by", "updated", "constraints")
+COLUMNS = ("name", "type", "value", "version", "set by", "updated", "constraints")
 
 
 def row_of(variable: Variable) -> tuple[str, ...]:
@@ -359,12 +359,17 @@ def row_of(variable: Variable) -> tuple[str, ...]:
     return (
         variable.name,
         variable.type,
-        _SHOWN.repr(variable.value),
+        shown(variable.value),
         str(variable.version),
         variable.source,
         f"{variable.updated:%Y-%m-%d %H:%M:%S}",
         ", ".join([*constraints, *locked]),
     )
+
+
+def shown(value: Any) -> str:
+    """Return a short text of a value, for people who ask for it."""
+    return _SHOWN.repr(value)
 
 
 def _cells(variable: Variable) -> Iterator[str]:

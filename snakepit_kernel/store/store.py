@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import threading
 import time
+from collections import Counter, defaultdict
 from pathlib import Path
 from weakref import WeakValueDictionary
 
@@ -37,6 +38,8 @@ class Store:
         The tables.
     hub
         Tells of changes.
+    reads
+        How often this process has read each variable, by the number of its session.
     """
 
     def __init__(self, path: Path) -> None:
@@ -47,6 +50,7 @@ class Store:
         self.variables = VariableTable(self._database)
         self.programs = ProgramTable(self._database, path.with_name(f"{path.name}-programs"))
         self.hub = ChangeHub(path)
+        self.reads: defaultdict[int, Counter[str]] = defaultdict(Counter)
         self._swept = time.monotonic()
 
     def __repr__(self) -> str:
@@ -56,6 +60,8 @@ class Store:
         """Delete what has expired; return the sessions among it."""
         self._swept = time.monotonic()
         swept = self.sessions.sweep()
+        for row in swept:
+            self.reads.pop(row.number, None)
         self.variables.sweep()
         self.programs.sweep()
         return swept
@@ -70,6 +76,7 @@ class Store:
         was_there = self.sessions.delete(number)
         if was_there:
             self.programs.remove_files(files)
+            self.reads.pop(number, None)
         return was_there
 
     def copy_session(self, number: int, target: int) -> None:

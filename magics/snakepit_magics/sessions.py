@@ -1,0 +1,130 @@
+"""Sessions and their variables as a notebook shows them: tables of html, and text."""
+
+from __future__ import annotations
+
+import html
+from collections.abc import Iterable, Sequence
+
+from snakepit_kernel import Change, SessionInfo, SessionStats, Variable
+from snakepit_kernel.sessions.variables import COLUMNS, row_of, shown, table_of
+
+
+class VariableList(list[Variable]):
+    """Variables; shows itself as a table."""
+
+    def _repr_html_(self) -> str:
+        return table_of(self)
+
+    def __repr__(self) -> str:
+        return _text(COLUMNS, map(row_of, self)) if self else "no variables"
+
+    def _repr_pretty_(self, printer: object, _: bool) -> None:
+        printer.text(repr(self))  # type: ignore[attr-defined]
+
+
+class SessionList(list[SessionInfo]):
+    """Sessions; shows itself as a table.
+
+    Parameters
+    ----------
+    sessions
+        The sessions.
+    chosen
+        Name of the one that is used now.
+    """
+
+    def __init__(self, sessions: Iterable[SessionInfo], chosen: str) -> None:
+        super().__init__(sessions)
+        self._chosen = chosen
+
+    def _rows(self) -> list[Sequence[str]]:
+        return [
+            (
+                "*" if session.id == self._chosen else "",
+                session.id,
+                str(session.variables),
+                str(session.programs),
+                f"{session.size_bytes:,}",
+                f"{session.used:%Y-%m-%d %H:%M}",
+                "never" if session.expires is None else f"{session.expires:%Y-%m-%d %H:%M}",
+            )
+            for session in self
+        ]
+
+    def _repr_html_(self) -> str:
+        head = "".join(f"<th>{word}</th>" for word in _SESSION_COLUMNS)
+        rows = "".join(
+            f"<tr>{''.join(f'<td>{html.escape(text)}</td>' for text in row)}</tr>"
+            for row in self._rows()
+        )
+        return f"<table><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table>"
+
+    def __repr__(self) -> str:
+        return _text(_SESSION_COLUMNS, self._rows())
+
+    def _repr_pretty_(self, printer: object, _: bool) -> None:
+        printer.text(repr(self))  # type: ignore[attr-defined]
+
+
+_SESSION_COLUMNS = ("", "session", "variables", "programs", "bytes", "used", "expires")
+
+
+class StatsView:
+    """Statistics of a session, for people.
+
+    Parameters
+    ----------
+    name
+        Name of the session.
+    stats
+        The statistics.
+    """
+
+    def __init__(self, name: str, stats: SessionStats) -> None:
+        self._name = name
+        self.stats = stats
+
+    def __repr__(self) -> str:
+        stats = self.stats
+        types = ", ".join(f"{count} {kind}" for kind, count in sorted(stats.types.items()))
+        read = ", ".join(f"{name} {count}" for name, count in stats.most_read)
+        return (
+            f"session    {self._name}\n"
+            f"variables  {stats.variables}, {stats.variable_bytes:,} bytes"
+            f"{f': {types}' if types else ''}\n"
+            f"programs   {stats.programs}, {stats.program_bytes:,} bytes\n"
+            f"growth     {stats.registered_last_hour} registered in the last hour, "
+            f"{stats.registered_last_day} in the last day; {stats.updates} updates\n"
+            f"reads      {stats.reads} in this kernel{f': {read}' if read else ''}"
+        )
+
+
+def tell_of_change(change: Change) -> None:
+    """Print a change of a variable where it is watched."""
+    value = "" if change.kind == "deleted" else f" = {shown(change.value)}"
+    print(f"{change.name}{value}  ({change.kind} by {change.source}, version {change.version})")  # noqa: T201
+
+
+def type_for(value: object) -> str:
+    """Return the type of variables that a value of no given type is for."""
+    for kind, name in _TYPES:
+        if type(value) is kind:
+            return name
+    return "array" if type(value).__name__ == "ndarray" else "any"
+
+
+_TYPES = (
+    *((bool, "boolean"), (int, "integer"), (float, "float"), (str, "string")),
+    *((list, "list"), (dict, "dict"), (bytes, "bytes")),
+)
+
+
+def _text(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """Lay a table out as text."""
+    table = [columns, *rows]
+    widths = [max(len(row[number]) for row in table) for number in range(len(columns))]
+    lines = (
+        "  ".join(text.ljust(width) for text, width in zip(row, widths, strict=True))
+        for row in table
+    )
+    return "\n".join(line.rstrip() for line in lines)
