@@ -205,11 +205,6 @@ class VariableService:
         """Return the variables whose names match a pattern, oldest first."""
         return self.fetch(self.names(pattern))
 
-    def sizes(self) -> list[tuple[VariableRow, int]]:
-        """Return all variables with what their values take; that is no reading of them."""
-        rows = self._table.find(self._number, self._table.names(self._number))
-        return [(row, len(row.value)) for row in rows]
-
     def history(self, key: Key) -> list[Change]:
         """Return the values that a variable had, the present one last."""
         return [change_of(row) for row in self._table.history(self._number, self._row(key).id)]

@@ -184,17 +184,17 @@ class SessionState:
     def stats(self) -> SessionStats:
         """Return what the session has become."""
         self.touch()
-        rows, programs = self._variable_service.sizes(), self.programs.list()
+        rows, programs = self.store.variables.sizes(self.number), self.programs.list()
         now = time.time()
-        ages = [now - row.created for row, _ in rows]
+        ages = [now - created for _, _, created, _ in rows]
         reads = self._variable_service.reads
         return SessionStats(
             variables=len(rows),
             programs=len(programs),
-            variable_bytes=sum(size_bytes for _, size_bytes in rows),
+            variable_bytes=sum(size_bytes for *_, size_bytes in rows),
             program_bytes=sum(program.size_bytes for program in programs),
-            types=Counter(row.type for row, _ in rows),
-            updates=sum(row.version - 1 for row, _ in rows),
+            types=Counter(type_name for type_name, *_ in rows),
+            updates=sum(version - 1 for _, version, *_ in rows),
             registered_last_hour=sum(age < 3600 for age in ages),
             registered_last_day=sum(age < 86400 for age in ages),
             reads=reads.total(),

@@ -62,6 +62,7 @@ _FIRST = (
         created     REAL NOT NULL,
         version     INTEGER NOT NULL,
         revision    INTEGER NOT NULL,
+        size        INTEGER NOT NULL,
         locked      TEXT,
         UNIQUE (session, name)
     ) STRICT
@@ -96,7 +97,8 @@ _FIRST = (
             WHERE id = new.variable AND session = new.session AND locked IS NULL
                 AND (new.expected IS NULL OR new.expected = version);
         SELECT raise(FAIL, 'refused') WHERE changes() = 0;
-        UPDATE variables SET version = version + 1, revision = last_insert_rowid()
+        UPDATE variables
+            SET version = version + 1, revision = last_insert_rowid(), size = length(new.value)
             WHERE id = new.variable;
     END
     """,

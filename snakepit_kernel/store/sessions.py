@@ -195,15 +195,16 @@ class SessionTable:
 
     def all(self) -> list[SessionSummary]:
         """Return every session that has not expired, the one used last first."""
-        rows = self._database.read(_SUMMARIES, (time.time(),))
+        pages = self._database.read_gently(_SUMMARIES, (time.time(),))
         return [
             SessionSummary(
                 session=_session(row[:6]),
                 variables=row[6],
-                programs=row[7],
-                size_bytes=(row[8] or 0) + (row[9] or 0),
+                programs=row[8],
+                size_bytes=row[7] + row[9],
             )
-            for row in rows
+            for page in pages
+            for row in page
         ]
 
     def count(self) -> int:
@@ -252,12 +253,13 @@ class SessionTable:
 
 _SUMMARIES = f"""
     SELECT {", ".join(f"s.{column}" for column in _COLUMNS.split(", "))},
-        (SELECT count(*) FROM variables v WHERE v.session = s.number),
-        (SELECT count(*) FROM programs p WHERE p.session = s.number),
-        (SELECT sum(length(c.value)) FROM variables v JOIN changes c ON c.revision = v.revision
-            WHERE v.session = s.number),
-        (SELECT sum(p.size) FROM programs p WHERE p.session = s.number)
-    FROM sessions s WHERE s.number <> {GLOBAL} AND (s.expires IS NULL OR s.expires > ?)
+        coalesce(v.count, 0), coalesce(v.size, 0), coalesce(p.count, 0), coalesce(p.size, 0)
+    FROM sessions s
+    LEFT JOIN (SELECT session, count(*) AS count, sum(size) AS size FROM variables
+        GROUP BY session) v ON v.session = s.number
+    LEFT JOIN (SELECT session, count(*) AS count, sum(size) AS size FROM programs
+        GROUP BY session) p ON p.session = s.number
+    WHERE s.number <> {GLOBAL} AND (s.expires IS NULL OR s.expires > ?)
     ORDER BY s.used DESC
 """
 
@@ -312,8 +314,8 @@ def copy_session(connection: sqlite3.Connection, number: int, target: int) -> No
     (last,) = connection.execute("SELECT max(revision) FROM changes").fetchone()
     connection.execute(
         "INSERT INTO variables (session, name, type, constraints, description, metadata,"
-        " created, version, revision, locked) SELECT ?, name, type, constraints,"
-        " description, metadata, ?, version, revision, NULL FROM variables"
+        " created, version, revision, size, locked) SELECT ?, name, type, constraints,"
+        " description, metadata, ?, version, revision, size, NULL FROM variables"
         " WHERE session = ? ORDER BY id",
         (target, now, number),
     )

@@ -211,6 +211,11 @@ class VariableTable:
         select = "SELECT count(*) FROM variables WHERE session = ?"
         return int(self._read(select, (session,))[0][0])
 
+    def sizes(self, session: int) -> list[tuple[str, int, float, int]]:
+        """Return type, version, time of registration and size of each variable."""
+        select = "SELECT type, version, created, size FROM variables WHERE session = ?"
+        return self._read(select, (session,))  # type: ignore[return-value]
+
     def history(self, session: int, variable: int) -> list[ChangeRow]:
         """Return the values that a variable had, the present one last."""
         select = (
@@ -242,14 +247,16 @@ class VariableTable:
         added: dict[str, int] = {}
         insert = (
             "INSERT INTO variables (session, name, type, constraints, description, metadata,"
-            " created, version, revision)"
-            " SELECT number, ?, ?, ?, ?, ?, ?, ?, 0 FROM sessions WHERE number = ?"
+            " created, version, size, revision)"
+            " SELECT number, ?, ?, ?, ?, ?, ?, ?, ?, 0 FROM sessions WHERE number = ?"
             " ON CONFLICT (session, name) DO NOTHING RETURNING id"
         )
         with self._database.writing() as connection:
             for new in variables:
                 row = (new.name, new.type, new.constraints, new.description, new.metadata)
-                made = connection.execute(insert, (*row, now, new.version, session)).fetchall()
+                made = connection.execute(
+                    insert, (*row, now, new.version, len(new.value), session)
+                ).fetchall()
                 if made:
                     added[new.name] = made[0][0]
                     change = (None, session, made[0][0], new.name, "registered", new.version)
