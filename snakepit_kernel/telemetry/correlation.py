@@ -20,7 +20,8 @@ METADATA_KEY = "snakepit_correlation_id"
 
 _served: ContextVar[str] = ContextVar("snakepit_correlation", default="")
 _source: Callable[[], str] | None = None  # of what runs in this process, if it is a worker
-_mint: Callable[[], str]
+_prefix: str
+_next: Callable[[], int]
 _modules = sys.modules
 
 
@@ -38,7 +39,7 @@ def correlation_of_work() -> str:
     A caller inside of a span that OpenTelemetry records gets the id of its trace.
     """
     known = _served.get() or (_source is not None and _source())
-    return known or (SDK in _modules and trace_id()) or _mint()
+    return known or (SDK in _modules and trace_id()) or f"{_prefix}{_next()}"
 
 
 def serve(value: str) -> Token[str]:
@@ -65,9 +66,9 @@ def stamp(error: BaseException | None, value: str) -> None:
 
 def _begin() -> None:
     """Mint ids that no other process has."""
-    global _mint  # noqa: PLW0603
-    # In C: they are minted for each call, whether somebody asks for them or not.
-    _mint = map((os.urandom(6).hex() + "-%x").__mod__, itertools.count(1)).__next__
+    global _prefix, _next  # noqa: PLW0603
+    _prefix = f"{os.urandom(6).hex()}-"
+    _next = itertools.count(1).__next__
 
 
 _begin()
