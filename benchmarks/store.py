@@ -101,10 +101,11 @@ def redis(folder: Path, count: int) -> dict[str, Callable[[], float]]:
         return {}
     import redis as client_library
 
-    address = folder / "redis.sock"
     process = subprocess.Popen(
-        [server, "--port", "16379", "--appendonly", "yes", "--appendfsync", "always"]
-        + ["--dir", str(folder), "--daemonize", "no", "--logfile", str(address) + ".log"],
+        [
+            *(server, "--port", "16379", "--appendonly", "yes", "--appendfsync", "always"),
+            *("--dir", str(folder), "--logfile", str(folder / "redis.log")),
+        ],
     )
     CLOSERS.append(lambda: (process.terminate(), process.wait()))
     client = client_library.Redis(port=16379)

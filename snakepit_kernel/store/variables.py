@@ -214,7 +214,7 @@ class VariableTable:
     def sizes(self, session: int) -> list[tuple[str, int, float, int]]:
         """Return type, version, time of registration and size of each variable."""
         select = "SELECT type, version, created, size FROM variables WHERE session = ?"
-        return self._read(select, (session,))  # type: ignore[return-value]
+        return self._read(select, (session,))
 
     def history(self, session: int, variable: int) -> list[ChangeRow]:
         """Return the values that a variable had, the present one last."""
