@@ -37,7 +37,7 @@ from snakepit_kernel import (
 from snakepit_kernel.errors import suggest
 from snakepit_kernel.pool.streams import LiveView
 from snakepit_kernel.sessions.state import sessions_of
-from snakepit_kernel.store.store import open_store
+from snakepit_kernel.store.store import Store, open_store
 from snakepit_kernel.tools.adapter import options_of
 
 from .completion import Completer
@@ -76,6 +76,7 @@ class SnakepitMagics(Magics):
         self.chosen_pool = "default"
         self.chosen_session: str | None = None
         self.jobs: dict[int, Job] = {}
+        self._store: Store | None = None
         self._watches: dict[tuple[str, str], Watch] = {}
         self._start_options: dict[str, dict[str, Any]] = {}
         self._last_run_is_told = False
@@ -241,7 +242,9 @@ class SnakepitMagics(Magics):
 
     def state(self, name: str | None) -> SessionState:
         """Return what a session keeps; no pool is needed for that."""
-        return open_session(self._session_name(name))
+        found = open_session(self._session_name(name))
+        self._store = found.store  # kept open: to open it again takes longer than to use it
+        return found
 
     def _session_name(self, name: str | None) -> str:
         return name or self.chosen_session or notebook_session(self.shell)

@@ -330,6 +330,9 @@ class Database:
         self._is_closed = True
         self._drop_connections()
 
+    def __del__(self) -> None:
+        self._drop_connections()
+
     def _drop_connections(self) -> None:
         while self._free:
             self._free.pop().close()
