@@ -214,14 +214,10 @@ class Server:
         loop = asyncio._get_running_loop()  # noqa: SLF001 - public in asyncio.events
         if not is_async:
             self._run(call.id, ready, call_context)
-            return
-        running = self._surroundings.within(
-            call.session, functools.partial(self._run_async, call.id, ready, call_context)
-        )
-        if loop is None:  # inside another call, whose thread waits
-            self._run_apart(running)
+        elif loop is None:  # inside another call, whose thread waits
+            self._run_apart(self._run_async(call.id, ready, call_context))
         else:
-            task = loop.create_task(running)
+            task = loop.create_task(self._run_async(call.id, ready, call_context))
             self._tasks.add(task)
             task.add_done_callback(self._end_task)
 
@@ -285,9 +281,11 @@ class Server:
         self, call_id: int, ready: Callable[[], Any], call_context: SessionContext
     ) -> None:
         self._begin(call_id, call_context)  # its context is that of this task alone
+        session = call_context.session_id
+        within = functools.partial(self._surroundings.within, session, ready)
         try:
-            within = functools.partial(self._surroundings.within, call_context.session_id, ready)
             value = await self.interrupts.run_async(call_id, within)
+            self._surroundings.enter(session)  # to pickle what has come
         except BaseException as error:  # noqa: BLE001 - the edge of a request: it answers
             self._end(call_id)
             self.lane.send(answers.with_error(self.lane.carrier, call_id, error))

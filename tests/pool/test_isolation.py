@@ -145,6 +145,15 @@ def test_outputs_inputs_and_prompts_are_each_sessions_own(sessions):
     assert [session.run("0").execution_count for session in sessions] == [4, 3, 2]
 
 
+def test_the_last_error_is_that_of_the_session(sessions):
+    a, b, _ = sessions
+    a.run("secret = 1\nsecret / 0")
+
+    assert b.run("import sys; hasattr(sys, 'last_value')").value is False
+    assert "secret" not in b.run("%tb").stdout + b.run("%tb").stderr
+    assert a.run("import sys; repr(sys.last_value)").value.startswith("ZeroDivisionError")
+
+
 def test_a_future_import_is_for_its_session_alone(sessions):
     a, b, _ = sessions
     code = "def f(x: undefined_name): pass\nf.__annotations__"
