@@ -192,7 +192,7 @@ class Server:
         while self._to_forget:
             forget = self._to_forget.popleft()
             self._surroundings.forget(forget.session, forget.number)
-        before = self._surroundings.enter(call.session)
+        before = self._surroundings.current
         try:
             self._answer_here(call, frame)
         finally:
@@ -205,6 +205,7 @@ class Server:
             call.session, base.pool, base.worker, self.host_calls, call.id
         )
         try:
+            self._surroundings.enter(call.session)
             ready, is_async = self._prepare(call, frame, call_context)
         except BaseException as error:  # noqa: BLE001 - unpickling runs any code; the caller must hear of it
             self.lane.send(
