@@ -24,13 +24,14 @@ _SHELLS = (
     "last_execution_succeeded",
 )
 _HOOKS = ("_", "__", "___")
+_LAST_ERROR = ("last_type", "last_value", "last_traceback", "last_exc")
 
 _of_shell = attrgetter(*_SHELLS)
 _of_hook = attrgetter(*_HOOKS)
 
 
 class Names:
-    """What a shell has of one session: its namespace, its history, its counters.
+    """What a shell has of one session: namespace, history, counters, the last error.
 
     Parameters
     ----------
@@ -46,6 +47,8 @@ class Names:
         self._of_shell = _of_shell(shell)
         self._of_hook = _of_hook(shell.displayhook)
         self._flags = shell.compile.flags  # what `from __future__ import` has set
+        self._traceback = getattr(shell.InteractiveTB, "tb", None)
+        self._error = {name: vars(sys).pop(name) for name in _LAST_ERROR if name in vars(sys)}
 
     def show(self, shell: InteractiveShell) -> None:
         """Have the shell show it."""
@@ -55,6 +58,8 @@ class Names:
         for name, value in zip(_HOOKS, self._of_hook, strict=True):
             setattr(shell.displayhook, name, value)
         shell.compile.flags = self._flags
+        shell.InteractiveTB.tb = self._traceback
+        vars(sys).update(self._error)
         shell.set_completer_frame()  # type: ignore[no-untyped-call]
         sys.modules["__main__"] = shell.user_module
 
@@ -147,6 +152,7 @@ class ShellNames:
         hook._ = hook.__ = hook.___ = ""
         names.update(dict.fromkeys(_HOOKS, ""))
         shell.compile.flags = self._flags
+        shell.InteractiveTB.tb = None
         shell.set_completer_frame()  # type: ignore[no-untyped-call]
         sys.modules["__main__"] = module
         self._empty = Names(shell)

@@ -192,7 +192,7 @@ class Server:
         while self._to_forget:
             forget = self._to_forget.popleft()
             self._surroundings.forget(forget.session, forget.number)
-        before = self._surroundings.enter(call.session)
+        before = self._surroundings.current
         try:
             self._answer_here(call, frame)
         finally:
@@ -210,6 +210,7 @@ class Server:
             correlation_id=call.correlation,
         )
         try:
+            self._surroundings.enter(call.session)
             ready, is_async = self._prepare(call, frame, call_context)
         except BaseException as error:  # noqa: BLE001 - unpickling runs any code; the caller must hear of it
             self.lane.send(
@@ -219,14 +220,10 @@ class Server:
         loop = asyncio._get_running_loop()  # noqa: SLF001 - public in asyncio.events
         if not is_async:
             self._run(call.id, ready, call_context)
-            return
-        running = self._surroundings.within(
-            call.session, functools.partial(self._run_async, call.id, ready, call_context)
-        )
-        if loop is None:  # inside another call, whose thread waits
-            self._run_apart(running)
+        elif loop is None:  # inside another call, whose thread waits
+            self._run_apart(self._run_async(call.id, ready, call_context))
         else:
-            task = loop.create_task(running)
+            task = loop.create_task(self._run_async(call.id, ready, call_context))
             self._tasks.add(task)
             task.add_done_callback(self._end_task)
 
@@ -290,9 +287,11 @@ class Server:
         self, call_id: int, ready: Callable[[], Any], call_context: SessionContext
     ) -> None:
         self._begin(call_id, call_context)  # its context is that of this task alone
+        session = call_context.session_id
+        within = functools.partial(self._surroundings.within, session, ready)
         try:
-            within = functools.partial(self._surroundings.within, call_context.session_id, ready)
             value = await self.interrupts.run_async(call_id, within)
+            self._surroundings.enter(session)  # to pickle what has come
         except BaseException as error:  # noqa: BLE001 - the edge of a request: it answers
             self._end(call_id)
             self.lane.send(answers.with_error(self.lane.carrier, call_id, error))

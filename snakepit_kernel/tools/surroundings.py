@@ -1,7 +1,9 @@
 """What a session finds around it in a worker, and finds again: names, directory, environment.
 
 A worker has one of each. It changes them when work of another session begins, and leaves them at
-its end, because the next work is likely to be of the same session.
+its end, because the next work is likely to be of the same session. Work that awaits finds its own
+again after each wait. Tasks and threads that it has started beside itself do not: they find those
+of whatever runs in the main thread.
 """
 
 from __future__ import annotations
@@ -63,12 +65,10 @@ class Surroundings:
 
     # -- changing ------------------------------------------------------------------------------
 
-    def enter(self, session: str | None) -> str | None:
-        """Go to a session's surroundings; return whose they were before."""
-        before = self.current
-        if session != before:
+    def enter(self, session: str | None) -> None:
+        """Go to a session's surroundings."""
+        if session != self.current:
             self._change(session)
-        return before
 
     def _change(self, session: str | None) -> None:
         left = self._look()
@@ -180,9 +180,8 @@ class Surroundings:
 class NoSurroundings(Surroundings):
     """For calls that run in several threads: they share what the process has."""
 
-    def enter(self, session: str | None) -> str | None:
+    def enter(self, session: str | None) -> None:
         """Change nothing."""
-        return session
 
     def within(
         self,

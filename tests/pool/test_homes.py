@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
+
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from snakepit_kernel.pool.homes import MAX_LAST, Homes
 from snakepit_kernel.pool.scheduler import Scheduler, Ticket
@@ -129,3 +133,45 @@ def test_strict_work_that_waits_for_a_worker_that_goes_is_given_back(scheduler):
     assert second.has_lost_home
     assert not other.has_lost_home
     assert scheduler.grant(second) is False
+
+
+ACTIONS = st.tuples(st.sampled_from(["ask", "end", "die", "reopen", "forget"]), st.integers(0, 2))
+
+
+@given(st.lists(ACTIONS, max_size=80))
+def test_whatever_happens_strict_work_is_done_at_its_home_or_told_that_it_is_lost(actions):
+    scheduler: Scheduler[Seat] = Scheduler(max_queue=1000)
+    names = (Seat(f"seat {number}") for number in itertools.count())
+    for _ in range(2):
+        scheduler.add(next(names))
+    homes = [scheduler.homes.open(str(number)) for number in range(3)]
+    lent: list[Ticket[Seat]] = []
+    queue: list[Ticket[Seat]] = []
+
+    def take(seat: Seat) -> None:
+        served = scheduler.add(seat)
+        if served is not None:
+            queue.remove(served)
+            lent.append(served)
+
+    for action, number in actions:
+        if action == "ask" and not homes[number].is_lost:
+            ticket: Ticket[Seat] = Ticket(lambda: None, str(number), home=homes[number])
+            (lent if scheduler.request(ticket) else queue).append(ticket)
+        elif action == "end" and lent:
+            take(lent.pop(0).seat)
+        elif action == "die" and lent:
+            died = lent.pop().seat
+            stranded = scheduler.remove(died)
+            assert all(each.home.is_lost for each in stranded)
+            queue = [each for each in queue if each not in stranded]
+            assert not any(each.home.is_lost for each in queue)
+            take(next(names))
+        elif action == "reopen":
+            homes[number] = scheduler.homes.open(str(number))
+            assert not homes[number].is_lost
+        elif action == "forget":
+            scheduler.homes.forget(str(number))
+        if action == "ask" and lent and lent[-1].home is homes[number]:
+            assert lent[-1].home.place == lent[-1].seat
+        assert scheduler.waiting == len(queue)

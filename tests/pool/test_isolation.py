@@ -145,6 +145,15 @@ def test_outputs_inputs_and_prompts_are_each_sessions_own(sessions):
     assert [session.run("0").execution_count for session in sessions] == [4, 3, 2]
 
 
+def test_the_last_error_is_that_of_the_session(sessions):
+    a, b, _ = sessions
+    a.run("secret = 1\nsecret / 0")
+
+    assert b.run("import sys; hasattr(sys, 'last_value')").value is False
+    assert "secret" not in b.run("%tb").stdout + b.run("%tb").stderr
+    assert a.run("import sys; repr(sys.last_value)").value.startswith("ZeroDivisionError")
+
+
 def test_a_future_import_is_for_its_session_alone(sessions):
     a, b, _ = sessions
     code = "def f(x: undefined_name): pass\nf.__annotations__"
@@ -221,6 +230,9 @@ def test_what_a_tool_puts_into_the_main_module_is_its_sessions_own(sessions):
     a, b, pool = sessions
     pool.run("0")
 
+    a.call("set_main", {"name": "_"})
+    assert b.run("_").value == ""
+    assert a.run("_").value == 1
     a.call("set_main", {"name": "by_a"})
     pool.call("set_main", {"name": "by_nobody"})
 
@@ -281,6 +293,24 @@ def test_a_cell_that_awaits_keeps_its_names_while_another_session_is_served(pool
     assert result.value == (False, True, "of a")
     assert a.run("y").value == "after"
     assert not b.run("y").ok
+
+
+def test_a_cell_that_awaits_goes_on_in_its_own_environment(folder, pool):
+    a, b = pool.session("a"), pool.session("b")
+
+    @pool.host_tool
+    def look():
+        return b.call("ago", {"name": "of_b"})
+
+    result = a.run(
+        "import os, snakepit_kernel\nos.environ['MARK'] = 'of a'\n"
+        "seen = await snakepit_kernel.context().acall_host_tool('look')\n"
+        "seen, os.environ['MARK'], os.path.basename(os.getcwd())"
+    )
+
+    assert result.value == (("of_b", "of_b"), "of a", folder.name)
+    assert a.run("seen").ok
+    assert b.call("where") == ("of_b", "of_b")
 
 
 def test_an_attached_client_sees_the_names_of_anonymous_work(sessions):
@@ -391,6 +421,7 @@ def test_what_a_session_takes_out_of_the_environment_stays_for_others(folder, op
 
 def test_what_the_kernel_sets_up_for_itself_is_there_for_all_sessions(sessions):
     a, b, pool = sessions
+    a.call("go", {"name": "of_a"})
     a.push({"x": 1})  # which builds the kernel
 
     pagers = {session.run("import os; os.environ.get('PAGER')").value for session in sessions}
