@@ -109,7 +109,7 @@ def test_tools_complete_by_tab_as_attributes_and_as_keys(notebook):
 
 
 MISTAKES = [
-    ("stat", "there is no command 'stat'; did you mean 'status'"),
+    ("statu", "there is no command 'statu'; did you mean 'status'"),
     ("call", "the following arguments are required: tool"),
     ("call nope", "there is no tool 'nope'; there are: double"),
     ("call double x=three", "argument 'x': Expected `int`, got `str`"),
@@ -194,7 +194,7 @@ def test_a_session_can_be_chosen_and_is_listed(notebook):
     assert seen == "'experiment-1'"
     rows = [line.split()[:2] for line in notebook.run("%snakepit sessions").text.splitlines()[1:]]
     assert ["*", "experiment-1"] in rows
-    assert [row for row in rows if row[0].startswith("kernel-")]  # that of the notebook itself
+    assert len(rows) > 1  # the notebook's own is there as well
 
 
 def test_push_and_pull_copy_variables(notebook):
