@@ -15,13 +15,14 @@ import logging
 import os
 import sqlite3
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from ..ids import is_run_id
 from ..paths import data_dir
+from ..store.recovery import is_corrupt, locked, set_aside
 from .anchor import Anchor
 from .identity import ProcessIdentity
 from .place import Place, Reach, here
@@ -66,9 +67,6 @@ _SCHEMA = (
 
 BUSY_PATIENCE = 10.0
 """Seconds to wait for another process that writes to the registry."""
-
-LOCK_INTERVAL = 0.01
-"""Seconds between tries to lock the file."""
 
 REMEMBERED_RUNS = 200
 """Ended runs that stay written down, for people."""
@@ -279,11 +277,11 @@ class Registry:
         whole = [item if isinstance(item, tuple) else (item, ()) for item in statements]
         try:
             path = self.path
-            with _lock(path, fcntl.LOCK_SH):
+            with locked(path, fcntl.LOCK_SH, BUSY_PATIENCE):
                 try:
                     return _transaction(path, whole)
                 except sqlite3.DatabaseError as error:
-                    if not _is_corrupt(error):
+                    if not is_corrupt(error):
                         raise
             return _rebuild(path, whole)
         except (sqlite3.DatabaseError, OSError) as error:
@@ -390,47 +388,17 @@ def _transaction(path: Path, statements: Sequence[Statement]) -> list[Any]:
 
 def _rebuild(path: Path, statements: Sequence[Statement]) -> list[Any]:
     """Keep a corrupt file as a backup, and execute a statement in a fresh one."""
-    with _lock(path, fcntl.LOCK_EX):
+    with locked(path, fcntl.LOCK_EX, BUSY_PATIENCE):
         try:
             return _transaction(path, statements)  # another process was faster
         except sqlite3.DatabaseError as error:
-            if not _is_corrupt(error):
+            if not is_corrupt(error):
                 raise
             _anchor.drop(path)
-            backup = path.with_name(f"{path.name}.corrupt-{int(time.time())}-{os.getpid()}")
-            path.replace(backup)
-            for suffix in ("-wal", "-shm"):
-                path.with_name(path.name + suffix).unlink(missing_ok=True)
+            backup = set_aside(path)
             logger.warning(
                 "the registry of runs was corrupt (%s); it is kept as %s and starts anew",
                 error,
                 backup,
             )
             return _transaction(path, statements)
-
-
-@contextlib.contextmanager
-def _lock(path: Path, kind: int) -> Iterator[None]:
-    """Share the file with all who use it; exclude them while it is replaced.
-
-    SQLite's own locks lie in the file that is replaced: whoever still had the old one open would
-    empty the log of the new one into it.
-    """
-    deadline = time.monotonic() + BUSY_PATIENCE
-    with path.with_name(f"{path.name}.lock").open("w") as file:
-        while True:
-            try:
-                fcntl.flock(file, kind | fcntl.LOCK_NB)
-                break
-            except BlockingIOError:
-                if time.monotonic() > deadline:
-                    raise TimeoutError("another process holds its lock") from None
-                time.sleep(LOCK_INTERVAL)
-        yield
-
-
-def _is_corrupt(error: sqlite3.DatabaseError) -> bool:
-    return getattr(error, "sqlite_errorcode", None) in {
-        sqlite3.SQLITE_CORRUPT,
-        sqlite3.SQLITE_NOTADB,
-    }
