@@ -23,6 +23,7 @@ from .leavings import (
     check_processes,
     check_registry,
     check_runtime_directory,
+    check_store,
 )
 from .smoke import check_start
 
@@ -37,6 +38,7 @@ CHECKS: dict[str, Check] = {
     "runtime directory": check_runtime_directory,
     "data directory": check_data_directory,
     "registry": check_registry,
+    "sessions": check_store,
     "processes": check_processes,
     "leftovers": check_leftovers,
 }

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TypeVar
 
+from ..errors import StoreError
 from ..ids import is_run_id
 from ..paths import DATA_VARIABLE, RUNTIME_VARIABLE, data_dir, fits_sockets, runtime_dir
 from ..processes import registry as registry_module
@@ -18,6 +19,8 @@ from ..processes.folders import is_leftover
 from ..processes.identity import all_statuses, read_command
 from ..processes.registry import Registry, Run
 from ..processes.sweep import TaggedProcess, survey
+from ..store import database as database_module
+from ..store.store import FILE_NAME, Store
 from .findings import Finding, hint, listing, ok, problem
 from .installation import KERNEL
 
@@ -85,22 +88,44 @@ def check_registry() -> Iterator[Finding]:
     yield ok("registry", f"{live} live runs in {Registry().path}")
 
 
+def check_store() -> Iterator[Finding]:
+    """Look whether the store of sessions is sound."""
+    path = data_dir() / FILE_NAME
+    if not path.exists():
+        yield ok("sessions", "none are stored yet")
+        return
+    (found, count), complaints = _quietly(lambda: _look_at(path), database_module.logger)
+    if found or complaints:
+        advice = "what could be read was kept; export the sessions that matter"
+        yield problem("sessions", "; ".join([*complaints, *found]), advice)
+        return
+    yield ok("sessions", f"{count} in {path}")
+
+
+def _look_at(path: Path) -> tuple[list[str], int]:
+    store = Store(path)
+    try:
+        return store.check(), store.sessions.count()
+    except StoreError as error:
+        return [str(error)], 0
+    finally:
+        store.close()
+
+
 def read_runs() -> tuple[list[Run], list[str]]:
     """Return the registry's runs, and what it says is wrong with it."""
-    return _quietly(lambda: Registry().runs())
+    # It never raises, because it must not stand in the way of a kernel's start; it logs.
+    return _quietly(lambda: Registry().runs(), registry_module.logger)
 
 
-def _quietly(look: Callable[[], T]) -> tuple[T, list[str]]:
-    """Look at the registry; return what was found, and what the registry said meanwhile.
-
-    It never raises, because it must not stand in the way of a kernel's start; it logs.
-    """
+def _quietly(look: Callable[[], T], logger: logging.Logger) -> tuple[T, list[str]]:
+    """Look at something; return what was found, and what a logger was told meanwhile."""
     warnings = _Warnings()
-    registry_module.logger.addHandler(warnings)
+    logger.addHandler(warnings)
     try:
         return look(), warnings.texts
     finally:
-        registry_module.logger.removeHandler(warnings)
+        logger.removeHandler(warnings)
 
 
 # -- processes -------------------------------------------------------------------------------------
@@ -109,7 +134,7 @@ def _quietly(look: Callable[[], T]) -> tuple[T, list[str]]:
 def check_processes() -> Iterator[Finding]:
     """Look for processes of runs whose owner and guardian are dead."""
     name = "processes"
-    found, _ = _quietly(lambda: survey(Registry()))
+    found, _ = _quietly(lambda: survey(Registry()), registry_module.logger)
     orphans = [(run.run_id, run.label, processes) for run, processes in found.dead if processes]
     for run_id, label, processes in orphans:
         text = f"orphan run {run_id} ({label}): its owner and its guardian are dead, and "

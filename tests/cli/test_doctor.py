@@ -16,6 +16,7 @@ from typing import Any
 
 import pytest
 
+from snakepit_kernel import open_session
 from snakepit_kernel.cli import doctor, installation
 from snakepit_kernel.cli.findings import Finding, Level, listing, ok
 from snakepit_kernel.ids import new_run_id
@@ -402,6 +403,29 @@ def test_a_corrupt_registry_is_a_problem_once_and_is_kept_aside(
     assert first["level"] == "problem"
     assert "corrupt" in first["text"]
     assert len(list(place.data.glob("runs.sqlite.corrupt-*"))) == 1
+    assert second["level"] == "ok"
+
+
+def test_stored_sessions_are_counted(place: Any, findings: Callable[..., Findings]) -> None:
+    open_session("one", store=place.data / "sessions.sqlite")
+
+    (found,) = findings("sessions")
+
+    assert found["level"] == "ok"
+    assert found["text"].startswith("1 in ")
+
+
+def test_a_damaged_store_of_sessions_is_a_problem_once_and_is_kept_aside(
+    place: Any, findings: Callable[..., Findings]
+) -> None:
+    (place.data / "sessions.sqlite").write_text("no database " * 1000)
+
+    (first,) = findings("sessions")
+    (second,) = findings("sessions")
+
+    assert first["level"] == "problem"
+    assert "damaged" in first["text"]
+    assert len(list(place.data.glob("sessions.sqlite.corrupt-*"))) == 1
     assert second["level"] == "ok"
 
 
