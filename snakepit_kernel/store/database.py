@@ -27,7 +27,7 @@ Row = tuple[Any, ...]
 PATIENCE = 10.0
 """Seconds to wait for other processes that write."""
 
-FIRST_PAUSE, LONGEST_PAUSE = 0.0002, 0.004
+FIRST_PAUSE, LONGEST_PAUSE = 0.0003, 0.002
 """Seconds, at most, before the next try to write while another process does."""
 
 PAGE_ROWS, PAGE_PAUSE = 100, 0.0002
