@@ -324,6 +324,14 @@ def with_templates() -> Iterator[None]:
 
 
 @pytest.fixture(autouse=True)
+def no_sessions_of_other_tests() -> Iterator[None]:
+    """Begin with an empty store: sessions outlive all processes of a test."""
+    yield
+    for path in Path(os.environ["SNAKEPIT_DATA_DIR"]).glob("sessions.sqlite*"):
+        shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+
+
+@pytest.fixture(autouse=True)
 def nothing_is_left_behind() -> Iterator[Surroundings]:
     """Fail a test that leaves a process, a run, a runtime file, shared memory or a descriptor."""
     before = Surroundings()
