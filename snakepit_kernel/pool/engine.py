@@ -485,6 +485,7 @@ class Engine:
                 # Who held a worker has noticed, unless its event loop stands.
                 self._admission.wait_until_quiet(FAREWELL)
                 self._supervisor.close()
+                self.sessions.close()
                 self._context.destroy(linger=0)
             finally:  # a second Ctrl-C: the guardians go on by themselves
                 remove_folder(self._folder)

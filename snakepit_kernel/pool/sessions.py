@@ -105,6 +105,12 @@ class PoolSessions:
             state = self.open(session_id, "default", None)
         return state.serve(worker, part, method)
 
+    def close(self) -> None:
+        """Let go of the store."""
+        with self._lock:
+            self._states.clear()
+            self._global = None
+
     # -- in the background -----------------------------------------------------------------------
 
     def keep_alive(self, working: set[str]) -> None:

@@ -145,7 +145,8 @@ class SessionState:
         }
         here = source or where_we_are()
         find = {name: partial(bound, each, here) for name, each in self._services.items()}
-        self.variables = Variables(find["variables"], self._watch)
+        watch = partial(_watch, self._variable_service, store)  # not a method: that were a cycle
+        self.variables = Variables(find["variables"], watch)
         self.v = Attributes(self.variables)
         self.programs = Programs(find["programs"])
         self.metadata = Metadata(find["metadata"])
@@ -278,10 +279,9 @@ class SessionState:
             raise ValueError(msg)
         return bound(service, source, method)
 
-    # -- details -------------------------------------------------------------------------------
 
-    def _watch(self, pattern: str) -> Watch:
-        return Watch(self._variable_service, pattern, self.store.hub)
+def _watch(service: VariableService, store: Store, pattern: str) -> Watch:
+    return Watch(service, pattern, store.hub)
 
 
 def bound(service: Service, source: str, method: str) -> Callable[..., Any]:
