@@ -71,6 +71,7 @@ class Admission:
         self._quiet = threading.Condition(self.lock)
         self._counts = dict.fromkeys(COUNTERS, 0)
         self._pending = 0
+        self._working: dict[str, int] = {}  # pieces of work under way, by session
 
     # -- asking --------------------------------------------------------------------------------
 
@@ -123,6 +124,7 @@ class Admission:
             self._pending += 1
             if work.session is not None:
                 self.sessions[work.session] = None
+                self._working[work.session] = self._working.get(work.session, 0) + 1
             try:
                 if not self.crew.workers or work.has_lost_home:
                     raise self.unserved(work)
@@ -299,6 +301,10 @@ class Admission:
                 self.scheduler.withdraw(work)
             elif work.nested_in is None and not work.is_along:
                 self._take_back(work.seat, work.name)
+            if work.session is not None:
+                left = self._working.pop(work.session, 1) - 1
+                if left:
+                    self._working[work.session] = left
             if self._pending == 0:
                 self._quiet.notify_all()
         if work.caller is not None:
@@ -425,10 +431,7 @@ class Admission:
     def working_sessions(self) -> set[str]:
         """Return the sessions of which something is queued or runs."""
         with self.lock:
-            waiting = self.scheduler.first(self.scheduler.waiting)
-            seats = [seat for worker in self.crew.workers.values() for seat in worker.seats]
-            working = [seat.holder for seat in seats if isinstance(seat.holder, Work)]
-            return {t.session for t in (*waiting, *working) if t.session is not None}
+            return set(self._working)
 
     # -- counting ------------------------------------------------------------------------------
 

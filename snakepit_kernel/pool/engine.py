@@ -420,7 +420,8 @@ class Engine:
             await asyncio.sleep(STATUS_INTERVAL)
             self._publish()
             self._admission.trim(TRIM_AFTER)
-            await asyncio.to_thread(self._care_for_sessions)
+            if self.sessions.are_used:
+                await asyncio.to_thread(self._care_for_sessions)
 
     def _care_for_sessions(self) -> None:
         """Keep those alive that work, and delete what has expired."""

@@ -37,6 +37,11 @@ class PoolSessions:
         """The pool's store."""
         return open_store(self._config.store)
 
+    @property
+    def are_used(self) -> bool:
+        """Whether there is one to care for."""
+        return bool(self._states)
+
     def open(
         self, session_id: str, ttl: float | str | None, metadata: Mapping[str, Any] | None
     ) -> SessionState:
@@ -106,10 +111,13 @@ class PoolSessions:
         return state.serve(worker, part, method)
 
     def close(self) -> None:
-        """Let go of the store."""
+        """Let go of the store; who still holds one of the sessions opens it again."""
         with self._lock:
+            used = [*self._states.values(), *([self._global] if self._global is not None else [])]
             self._states.clear()
             self._global = None
+        for store in {state.store for state in used}:
+            store.rest()
 
     # -- in the background -----------------------------------------------------------------------
 
@@ -125,8 +133,6 @@ class PoolSessions:
 
     def sweep(self) -> None:
         """Delete what has expired, once in a while."""
-        if not self._states:
-            return
         over = {row.number for row in self.store.sweep_if_due()}
         for state in list(self._states.values()):
             if state.number in over:

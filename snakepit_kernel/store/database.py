@@ -166,9 +166,9 @@ class Database:
         """Return a connection to the file that has the name now."""
         try:
             if os.stat(self.path).st_ino != self._inode:  # noqa: PTH116 - a third of the cost
-                self._drop_connections()  # it was replaced: what we wrote would be lost
+                self.rest()  # it was replaced: what we wrote would be lost
         except OSError:  # removed
-            self._drop_connections()
+            self.rest()
         return self._take()
 
     def _take(self) -> sqlite3.Connection:
@@ -282,7 +282,7 @@ class Database:
     def _start_anew(self, error: sqlite3.Error) -> None:
         """Replace a file that was found damaged while it was open."""
         with self._opening:
-            self._drop_connections()
+            self.rest()
             try:
                 self._replace(error)
             except (OSError, sqlite3.Error) as failure:
@@ -328,12 +328,13 @@ class Database:
     def close(self) -> None:
         """Close the file. Whoever uses it in this moment ends that first."""
         self._is_closed = True
-        self._drop_connections()
+        self.rest()
 
     def __del__(self) -> None:
-        self._drop_connections()
+        self.rest()
 
-    def _drop_connections(self) -> None:
+    def rest(self) -> None:
+        """Close the connections that nobody uses just now; the next use opens one again."""
         while self._free:
             self._free.pop().close()
 

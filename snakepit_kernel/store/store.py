@@ -89,6 +89,10 @@ class Store:
         """Return what is wrong with the file, one line each; nothing when it is sound."""
         return self._database.check()
 
+    def rest(self) -> None:
+        """Close what is open and not in use; the next use opens it again."""
+        self._database.rest()
+
     def close(self) -> None:
         """Close the database; a later use is an error."""
         self._database.close()

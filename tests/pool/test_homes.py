@@ -158,6 +158,7 @@ def test_whatever_happens_strict_work_is_done_at_its_home_or_told_that_it_is_los
         if action == "ask" and not homes[number].is_lost:
             ticket: Ticket[Seat] = Ticket(lambda: None, str(number), home=homes[number])
             (lent if scheduler.request(ticket) else queue).append(ticket)
+            assert ticket in queue or ticket.home.place == ticket.seat
         elif action == "end" and lent:
             take(lent.pop(0).seat)
         elif action == "die" and lent:
@@ -172,6 +173,4 @@ def test_whatever_happens_strict_work_is_done_at_its_home_or_told_that_it_is_los
             assert not homes[number].is_lost
         elif action == "forget":
             scheduler.homes.forget(str(number))
-        if action == "ask" and lent and lent[-1].home is homes[number]:
-            assert lent[-1].home.place == lent[-1].seat
         assert scheduler.waiting == len(queue)
