@@ -56,6 +56,7 @@ class PoolSessions:
         with self._lock:
             known = self._states.get(session_id)
             if known is not None and known.number == state.number:
+                known.update(state)
                 return known
             self._states[session_id] = state
         if known is not None:

@@ -75,7 +75,7 @@ class Programs(MutableMapping[str, Any]):
         return len(self.list())
 
     def __contains__(self, name: object) -> bool:
-        return any(program.name == name for program in self.list())  # without reading it
+        return isinstance(name, str) and bool(self._find("has")(name))  # without reading it
 
     def list(self) -> ProgramList:
         """Return what is known of all programs, by name."""

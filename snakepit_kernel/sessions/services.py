@@ -528,7 +528,7 @@ class ProgramService:
         The session; that with the number `GLOBAL` for none.
     """
 
-    REMOTE: Final = frozenset({"load", "put", "delete", "infos", "info"})
+    REMOTE: Final = frozenset({"load", "has", "put", "delete", "infos", "info"})
     WRITES: Final = frozenset({"put"})
 
     def __init__(self, session: SavedSession) -> None:
@@ -583,6 +583,11 @@ class ProgramService:
         self._session.touch()
         if not self._table.delete(self._number, name):
             raise self._missing(name)
+
+    def has(self, name: str) -> bool:
+        """Whether there is an object of that name."""
+        self._session.touch()
+        return self._table.find(self._number, name) is not None
 
     def infos(self) -> list[Program]:
         """Return what is known of all, by name."""

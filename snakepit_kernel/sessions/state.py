@@ -226,6 +226,10 @@ class SessionState:
         """
         self._saved.touch()
 
+    def update(self, other: SessionState) -> None:
+        """Take over what another object knows of the same session, such as a new time to live."""
+        self._saved.row = other._saved.row
+
     def delete(self) -> None:
         """Delete the session with everything in it.
 

@@ -111,6 +111,7 @@ class ProgramTable:
             There are as many programs already.
         """
         file = self._write_file(value) if len(value) >= FILE_FROM_BYTES else None
+        checksum = hashlib.sha256(value).hexdigest()
         now = time.time()
         replaced: list[str | None] = [file]
         try:
@@ -132,7 +133,7 @@ class ProgramTable:
                     name=name,
                     version=old[0][0] + 1 if is_known else 1,
                     size=len(value),
-                    checksum=hashlib.sha256(value).hexdigest(),
+                    checksum=checksum,
                     file=file,
                     metadata=metadata,
                     source=source,
@@ -220,7 +221,9 @@ class ProgramTable:
         over = (time.time(),)
         if self._database.read("SELECT 1 FROM programs WHERE expires <= ? LIMIT 1", over):
             with self._database.writing() as connection:
-                connection.execute("DELETE FROM programs WHERE expires <= ?", over)
+                delete = "DELETE FROM programs WHERE expires <= ? RETURNING file"
+                deleted = connection.execute(delete, over).fetchall()
+            self.remove_files(name for (name,) in deleted)
         if self._folder.is_dir():
             self._remove_orphans()
 
@@ -249,10 +252,10 @@ class ProgramTable:
         os.link(self._folder / name, self._folder / copy)  # files are replaced, never changed
         return copy
 
-    def files_of(self, sessions: Sequence[int]) -> list[str]:
-        """Return the names of the files of sessions' programs."""
+    def files_of(self, session: int) -> list[str]:
+        """Return the names of the files of a session's programs."""
         select = "SELECT file FROM programs WHERE session = ? AND file IS NOT NULL"
-        return [row[0] for number in sessions for row in self._database.read(select, (number,))]
+        return [name for (name,) in self._database.read(select, (session,))]
 
     def remove_files(self, names: Iterable[str | None]) -> None:
         """Remove files whose rows are gone."""

@@ -180,6 +180,11 @@ class SessionTable:
         with self._database.writing() as connection:
             return _delete(connection, [number]) > 0
 
+    def expired(self) -> list[SessionRow]:
+        """Return what has expired and was not deleted yet."""
+        select = f"SELECT {_COLUMNS} FROM sessions WHERE expires <= ?"
+        return [_session(row) for row in self._database.read(select, (time.time(),))]
+
     def sweep(self) -> list[SessionRow]:
         """Delete what has expired; return it."""
         swept: list[SessionRow] = []

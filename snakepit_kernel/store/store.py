@@ -59,9 +59,11 @@ class Store:
     def sweep(self) -> list[SessionRow]:
         """Delete what has expired; return the sessions among it."""
         self._swept = time.monotonic()
+        files = {row.number: self.programs.files_of(row.number) for row in self.sessions.expired()}
         swept = self.sessions.sweep()
         for row in swept:
             self.reads.pop(row.number, None)
+            self.programs.remove_files(files.get(row.number, ()))
         self.variables.sweep()
         self.programs.sweep()
         return swept
@@ -72,7 +74,7 @@ class Store:
 
     def delete_session(self, number: int) -> bool:
         """Delete a session with everything in it; say whether it was there."""
-        files = self.programs.files_of([number])
+        files = self.programs.files_of(number)
         was_there = self.sessions.delete(number)
         if was_there:
             self.programs.remove_files(files)

@@ -149,7 +149,7 @@ _PAST_OF_ONE = _PAST.format(which="v.id = ? AND v.session = ?")
 _PAST_OF_ALL = _PAST.format(which="v.session = ?")
 _CUT = (
     f"{_PAST_OF_ONE} DELETE FROM changes WHERE revision IN"
-    " (SELECT revision FROM past ORDER BY revision DESC LIMIT -1 OFFSET ?)"
+    " (SELECT revision FROM past ORDER BY revision DESC LIMIT 1000000 OFFSET ?)"
 )
 _ADD = (
     "INSERT INTO changes (previous, session, variable, name, kind, version, value, source, time)"
