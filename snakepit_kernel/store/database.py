@@ -30,7 +30,7 @@ PATIENCE = 10.0
 FIRST_PAUSE, LONGEST_PAUSE = 0.0003, 0.002
 """Seconds, at most, before the next try to write while another process does."""
 
-PAGE_ROWS, PAGE_PAUSE = 100, 0.0002
+PAGE_ROWS, PAGE_PAUSE = 25, 0.0002
 """Rows that are read at a time of a long list, and seconds between."""
 
 _BUSY = {sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED}
