@@ -10,7 +10,7 @@ Ratio = tuple[str, str, str, float]
 
 
 def run_in_cell(benchmark: Path, call: str) -> int:
-    """Run a benchmark's own text in a cell of a notebook kernel, and then a call; 0 if all is well."""
+    """Run a benchmark's text in a cell of a notebook kernel, and then a call; 0 if all is well."""
     from jupyter_client.manager import start_new_kernel
 
     manager, client = start_new_kernel(kernel_name="snakepit")
