@@ -253,14 +253,23 @@ class PoolClosed(SnakepitError, RuntimeError):
 
 
 class ToolNotFound(SnakepitError, LookupError):
-    """A pool has no tool of that name."""
+    """A pool has no tool of that name.
 
-    def __init__(self, tool: str, known: Sequence[str]) -> None:
-        super().__init__(tool, tuple(known))
+    Attributes
+    ----------
+    hint
+        Where it has gone, and how to get it back; empty when it never was there.
+    """
+
+    def __init__(self, tool: str, known: Sequence[str], hint: str = "") -> None:
+        super().__init__(tool, tuple(known), hint)
         self.tool = tool
         self.known = tuple(known)
+        self.hint = hint
 
     def __str__(self) -> str:
+        if self.hint:
+            return f"there is no tool {self.tool!r} now: {self.hint}"
         return f"there is no tool {self.tool!r}{suggest(self.tool, self.known)}"
 
 

@@ -228,11 +228,17 @@ class WorkerLane:
             frames.append(frame)
 
     def _take_frame(self) -> Callable[[], None] | None:
-        with self._reading:
+        taken: list[bool] = []
+        try:
+            taken.extend(map(self._reading.acquire, (False,)))
+            if not taken[0]:
+                return None  # a thread of a tool reads, and takes it; it may wait for the next
             frame = self._reader.next_frame()
-            act = None if frame is None else self._on_frame(frame) or _nothing
-        self._tell_followers()
-        return act
+            return None if frame is None else self._on_frame(frame) or _nothing
+        finally:
+            if taken and taken[0]:
+                self._reading.release()
+                self._tell_followers()
 
     def rests(self, seconds: float) -> bool:
         """Whether nothing has arrived for some time."""
@@ -266,6 +272,9 @@ class WorkerLane:
         finally:
             asyncio._set_running_loop(loop)  # noqa: SLF001
             self._tell_followers()  # one of them is to read now
+            if not self._reader.is_empty and self._own_loops:
+                # What came behind the last frame: of the socket no loop would hear of it any more.
+                self._own_loops[-1].call_soon_threadsafe(self._handle_frames)
 
     def _lead(self) -> Callable[[], None] | None:
         """Read until a frame is there; return what it asks for, or None when another one reads."""

@@ -67,8 +67,8 @@ class Engine:
     def __init__(self, config: PoolConfig) -> None:
         self.config = config
         self.pid = os.getpid()
-        self.host_tools = HostTools()
         self.sessions = PoolSessions(config, self.forget_session)
+        self.host_tools = HostTools(self.sessions.host_tools_of)
         self._admission = Admission(config)
         self._closing = threading.Lock()
         self._published: object = None

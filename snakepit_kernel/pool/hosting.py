@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import threading
-from collections.abc import Awaitable, Callable, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from functools import partial
@@ -96,9 +96,16 @@ def links(link: Link | None) -> Iterator[Link]:
 
 
 class HostTools:
-    """The functions of the notebook that the workers of a pool may call."""
+    """The functions of the notebook that the workers of a pool may call.
 
-    def __init__(self) -> None:
+    Parameters
+    ----------
+    remembered
+        Gives the names of those that a session had, also in an earlier kernel.
+    """
+
+    def __init__(self, remembered: Callable[[str], Iterable[str]]) -> None:
+        self._remembered = remembered
         self._tools: dict[str | None, dict[str, Tool]] = {}
 
     def add(self, function: Callable[..., Any], session: str | None = None) -> Tool:
@@ -144,7 +151,17 @@ class HostTools:
             return found
         if name == LIST_HOST_TOOLS:
             return Tool(lambda: self.names(session), ToolOptions(name=name))
-        raise ToolNotFound(name, self.names(session))
+        raise ToolNotFound(name, self.names(session), self._trace(name, session))
+
+    def _trace(self, name: str, session: str | None) -> str:
+        """Say where a function has gone that a session had."""
+        if session is None or name not in self._remembered(session):
+            return ""
+        return (
+            f"session {session!r} had it before its kernel was restarted, or in another pool; "
+            f"expose it again, by session.host_tool({name}) or "
+            f"%snakepit expose {name} --session {session}"
+        )
 
 
 class HostToolList(Mapping[str, ToolInfo]):

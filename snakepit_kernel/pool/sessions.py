@@ -6,7 +6,7 @@ import threading
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from ..errors import SnakepitError
+from ..errors import SessionNotFound, SnakepitError
 from ..sessions.state import SessionInfo, SessionState, global_state, open_session, sessions_of
 from ..store.store import Store, open_store
 from .config import PoolConfig
@@ -97,6 +97,8 @@ class PoolSessions:
         ------
         RuntimeError
             The call belongs to no session, and so has no variables.
+        SessionNotFound
+            The session was deleted, or has expired, while its work went on.
         """
         if session_id is None:
             if part != "programs":
@@ -107,9 +109,17 @@ class PoolSessions:
                 raise RuntimeError(msg)
             return self.global_state.serve(worker, part, method)
         state = self._states.get(session_id)
-        if state is None:
-            state = self.open(session_id, "default", None)
+        if state is None:  # deleted while its work goes on, which must not bring it back
+            raise SessionNotFound(session_id)
         return state.serve(worker, part, method)
+
+    def host_tools_of(self, session_id: str) -> list[str]:
+        """Return the names of the host tools that a session had, also in an earlier kernel."""
+        state = self._states.get(session_id)
+        try:
+            return [] if state is None else state.host_tools
+        except SnakepitError:  # whoever asks has an error to tell of already
+            return []
 
     def close(self) -> None:
         """Let go of the store; who still holds one of the sessions opens it again."""
@@ -129,7 +139,7 @@ class PoolSessions:
             if state is not None:
                 try:
                     state.touch()
-                except SnakepitError:  # it is gone, as its work will find out
+                except SessionNotFound:  # as its work will find out
                     self.drop(state)
 
     def sweep(self) -> None:

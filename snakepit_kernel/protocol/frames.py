@@ -83,6 +83,11 @@ class FrameReader:
         self._counts: list[int] = []
         self.at_end = False
 
+    @property
+    def is_empty(self) -> bool:
+        """Whether all that was received has been given out."""
+        return self._start == self._end and self._large is None and not self._counts
+
     def receive(self, recv_into: Callable[[memoryview], int]) -> None:
         """Make one system call that receives, and take in what it got.
 

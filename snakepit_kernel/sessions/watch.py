@@ -172,7 +172,7 @@ class Watch:
                     callback(change)
                 except Exception:
                     logger.exception("a watcher of %r failed", self._pattern)
-        except SnakepitError as error:
+        except (SnakepitError, RuntimeError) as error:  # its session, or its call, has ended
             logger.info("a watch of %r ends: %s", self._pattern, error)
 
     # -- closing -------------------------------------------------------------------------------

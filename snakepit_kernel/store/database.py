@@ -321,7 +321,7 @@ class Database:
             connection.close()
 
     def _fail(self, error: Exception) -> NoReturn:
-        raise StoreError(str(self.path), _problem(error), _remedy(error)) from error
+        raise failure(self.path, error) from error
 
     # -- closing -------------------------------------------------------------------------------
 
@@ -364,6 +364,11 @@ def _patiently(attempt: Callable[[], T]) -> T:
 
 
 _ORPHANS = "SELECT * FROM pragma_foreign_key_check"
+
+
+def failure(path: Path, error: Exception) -> StoreError:
+    """Return what says that a store cannot be read or written, and what to do."""
+    return StoreError(str(path), _problem(error), _remedy(error))
 
 
 def _problem(error: Exception) -> str:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import ProgramDamaged, QuotaExceeded
-from .database import Database
+from .database import Database, failure
 
 FILE_FROM_BYTES = 256 * 1024
 """Size from which a program is a file of its own."""
@@ -175,6 +175,8 @@ class ProgramTable:
                     value = (self._folder / row.file).read_bytes()
                 except FileNotFoundError:
                     continue  # it was replaced in between; read what it is now
+                except OSError as error:
+                    raise failure(self._folder / row.file, error) from error
             if hashlib.sha256(value).hexdigest() == row.checksum:
                 return row, value
             problem = "its checksum is wrong"
@@ -274,16 +276,19 @@ class ProgramTable:
             self.remove_files(names)
 
     def _write_file(self, value: bytes) -> str:
-        self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         name = uuid.uuid4().hex
         path = self._folder / name
         try:
+            self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
             with open(path, "xb", opener=_private) as file:
                 file.write(value)
                 file.flush()
                 os.fsync(file.fileno())  # the row that names it must not outlive a power cut alone
-        except BaseException:
-            path.unlink(missing_ok=True)
+        except BaseException as error:
+            with contextlib.suppress(OSError):
+                path.unlink(missing_ok=True)
+            if isinstance(error, OSError):
+                raise failure(path, error) from error
             raise
         return name
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from weakref import WeakValueDictionary
 
 from ..paths import data_dir
-from .database import Database
+from .database import Database, failure
 from .programs import ProgramTable
 from .sessions import SessionRow, SessionTable, copy_session
 from .variables import VariableTable
@@ -44,7 +44,10 @@ class Store:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        try:
+            path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        except OSError as error:
+            raise failure(path, error) from error
         self._database = Database(path)
         self.sessions = SessionTable(self._database)
         self.variables = VariableTable(self._database)
@@ -116,6 +119,8 @@ def open_store(where: str | os.PathLike[str] | Store | None = None) -> Store:
     ------
     TypeError, ValueError
         It is no path, or a kind of database that is not known.
+    StoreError
+        Its directory cannot be made.
     """
     if isinstance(where, Store):
         return where

@@ -100,11 +100,26 @@ class SessionContext:
         RuntimeError
             The call or cell has ended, so that nobody listens.
         """
-        return self._way_back().call(self._call_id, name, ((), dict(arguments or {})))
+        return self._call_back(name, (), dict(arguments or {}))
 
     async def acall_host_tool(self, name: str, arguments: Mapping[str, Any] | None = None) -> Any:
         """Do what `call_host_tool` does, while the event loop goes on."""
-        return await self._way_back().acall(self._call_id, name, ((), dict(arguments or {})))
+        arguments = dict(arguments or {})
+        try:
+            return await self._way_back().acall(self._call_id, name, ((), arguments))
+        finally:
+            self._read_anew()
+
+    def _call_back(self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        try:
+            return self._way_back().call(self._call_id, name, (args, kwargs))
+        finally:
+            self._read_anew()
+
+    def _read_anew(self) -> None:
+        """Keep no values that a host tool may just have changed."""
+        if self._state is not None:
+            self._state.read_anew()
 
     # -- the session ---------------------------------------------------------------------------
 
@@ -140,6 +155,10 @@ class SessionContext:
             if isinstance(error.__cause__, Exception):
                 raise error.__cause__ from None
             raise
+        except (TypeError, ValueError) as error:  # something of it cannot travel
+            from .state import told_as_in_the_notebook
+
+            raise told_as_in_the_notebook(error, part, method, args) from None
 
     def __enter__(self) -> Self:
         return self
@@ -204,8 +223,7 @@ class HostTools:
             raise AttributeError(name)
 
         def call(*args: Any, **kwargs: Any) -> Any:
-            context = self._context
-            return context._way_back().call(context._call_id, name, (args, kwargs))  # noqa: SLF001 - one idea in two classes
+            return self._context._call_back(name, args, kwargs)  # noqa: SLF001 - one idea in two classes
 
         call.__name__ = call.__qualname__ = name
         return call

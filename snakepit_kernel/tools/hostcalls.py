@@ -16,6 +16,7 @@ from ..protocol.frames import Frame, Segment
 from ..protocol.messages import CELL
 from ..protocol.values import pickled
 from ..telemetry.correlation import correlation_id, stamp
+from .context import SESSION_TOOL
 from .emitting import Emitter
 
 Answer = tuple[messages.Result | messages.Failure, Frame]
@@ -144,6 +145,9 @@ class HostCalls:
 
 
 def _unheard(tool: str) -> RuntimeError:
+    if tool == SESSION_TOOL:
+        msg = "the session cannot be used here any more: the call, or cell, of this code has ended"
+        return RuntimeError(msg)
     return RuntimeError(
         f"host tool {tool!r} cannot be called: nobody listens; host tools work while a call, or a "
         "cell that the pool runs, has not ended"

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import pickle
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
-from ..protocol.values import is_plain
+from ..errors import BatchRejected, ValueTooLarge
+from ..protocol.values import Codec, is_plain
 from ..sessions.programs import Metadata, Programs
+from ..sessions.values import encode
 from ..sessions.variables import Find, Key, Variables
 from ..sessions.watch import Watch
 
@@ -49,6 +51,11 @@ class RemoteState:
         self._watches.append(watch)
         return watch
 
+    def read_anew(self) -> None:
+        """Keep no values that were read."""
+        if isinstance(self.variables, CachedVariables):
+            self.variables.read_anew()
+
     def close(self) -> None:
         """Close the watches."""
         while self._watches:
@@ -81,6 +88,10 @@ class CachedVariables(Variables):
         self._keep(name, value)
         return value
 
+    def read_anew(self) -> None:
+        """Ask again for whatever is read from now on."""
+        self._cache.clear()
+
     def _keep(self, name: Key, value: Any) -> None:
         until = time.monotonic() + CACHE_SECONDS
         if type(value) in _ATOMS:
@@ -104,6 +115,42 @@ class CachedVariables(Variables):
 
         return call
 
+
+def told_as_in_the_notebook(
+    error: Exception, part: str, method: str, args: Sequence[Any]
+) -> Exception:
+    """Return the error that the notebook gets for a value that cannot be pickled.
+
+    Parameters
+    ----------
+    error
+        What to return if it is something else.
+    part, method, args
+        What was asked for, see `RemoteState`.
+    """
+    is_batch = method in {"set_many", "register_many"}
+    if is_batch:
+        values = {name: _value_in(spec, method) for name, spec in args[0].items()}
+    elif method in _VALUE_AT:
+        values = {args[0]: args[_VALUE_AT[method]]}
+    else:
+        values = {}
+    for name, value in values.items():
+        try:
+            encode(_KINDS[part], name, value, Codec(), "max_value_bytes of the pool")
+        except (TypeError, ValueTooLarge) as problem:
+            return BatchRejected({str(name): problem}) if is_batch else problem
+    return error
+
+
+def _value_in(spec: Any, method: str) -> Any:
+    if method == "set_many":
+        return spec
+    return spec.get("value") if isinstance(spec, Mapping) else spec
+
+
+_VALUE_AT = {"assign": 1, "put": 1, "register": 2}
+_KINDS = {"variables": "variable", "programs": "program", "metadata": "metadata"}
 
 _ATOMS = frozenset({type(None), bool, int, float, complex, str, bytes})
 _NOTHING: tuple[float, bytes | None, Any] = (0.0, None, None)
