@@ -757,6 +757,23 @@ def test_a_thread_that_its_call_has_left_behind_cannot_write_any_more(one):
     assert not one.metadata
 
 
+def test_calls_that_end_while_a_thread_of_theirs_asks_do_not_hold_up_the_next(one):
+    one.variables.register("x", "integer", 0)
+
+    def leave(context: Any) -> None:
+        def ask() -> None:
+            with contextlib.suppress(RuntimeError):
+                while True:
+                    context.variables.info("x")
+
+        threading.Thread(target=ask).start()
+        context.variables.info("x")
+
+    for _ in range(40):
+        one.call("do", {"what": leave}, timeout=10)
+        assert one.call("ado", {"what": lambda context: context.variables["x"]}, timeout=10) == 0
+
+
 @pytest.mark.parametrize("profile", ["process", "thread"])
 def test_a_worker_that_was_given_up_cannot_write_any_more(open_pool, store, profile):
     pool = open_pool(adapter=Desk, store=store, profile=profile, grace=0.3)
