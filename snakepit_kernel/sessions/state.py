@@ -225,6 +225,10 @@ class SessionState:
         """
         self._saved.touch()
 
+    def look_again(self) -> None:
+        """See with the next use whether the session is there, and for how long."""
+        self._saved.look_again()
+
     def delete(self) -> None:
         """Delete the session with everything in it.
 
@@ -235,7 +239,7 @@ class SessionState:
         """
         if not self.store.delete_session(self.number):
             raise SessionNotFound(self.id)
-        self._saved.expect_the_end()
+        self._saved.look_again()
 
     def fork(self, session_id: str) -> SessionState:
         """Copy the session: its variables without their past, programs and metadata.

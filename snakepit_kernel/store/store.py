@@ -9,6 +9,7 @@ from collections import Counter, defaultdict
 from pathlib import Path
 from weakref import WeakValueDictionary
 
+from ..errors import StoreError
 from ..paths import data_dir
 from .database import Database
 from .programs import ProgramTable
@@ -40,11 +41,20 @@ class Store:
         Tells of changes.
     reads
         How often this process has read each variable, by the number of its session.
+    is_closed
+        Whether it was closed.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        try:
+            path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        except OSError as error:
+            raise StoreError(
+                str(path),
+                error.strerror or str(error),
+                "see that the directory can be made, or set SNAKEPIT_DATA_DIR to another one",
+            ) from error
         self._database = Database(path)
         self.sessions = SessionTable(self._database)
         self.variables = VariableTable(self._database)
@@ -52,6 +62,7 @@ class Store:
         self.hub = ChangeHub(path)
         self.reads: defaultdict[int, Counter[str]] = defaultdict(Counter)
         self._swept = time.monotonic()
+        self.is_closed = False
 
     def __repr__(self) -> str:
         return f"<Store {str(self.path)!r}>"
@@ -81,8 +92,7 @@ class Store:
 
     def copy_session(self, number: int, target: int) -> None:
         """Give a session what another one has: variables without their past, and the rest."""
-        with self._database.writing() as connection:
-            copy_session(connection, number, target)
+        self._database.transaction(lambda connection: copy_session(connection, number, target))
         self.programs.copy(number, target)
 
     def check(self) -> list[str]:
@@ -90,7 +100,8 @@ class Store:
         return self._database.check()
 
     def close(self) -> None:
-        """Close the database; a later use is an error."""
+        """Close the database; a later use is an error. Who opens it again gets another one."""
+        self.is_closed = True
         self._database.close()
 
 
@@ -116,7 +127,7 @@ def open_store(where: str | os.PathLike[str] | Store | None = None) -> Store:
     path = _path_of(where) if where is not None else data_dir() / FILE_NAME
     with _opening:
         store = _stores.get(str(path))
-        if store is None:
+        if store is None or store.is_closed:
             store = _stores[str(path)] = Store(path)
         return store
 
