@@ -66,6 +66,7 @@ KEPT_COMMANDS = (b"multiprocessing.resource_tracker", b"multiprocessing.forkserv
 def pytest_addoption(parser: pytest.Parser) -> None:
     group = parser.getgroup("chaos")
     group.addoption("--chaos-kills", type=int, default=12, help="rounds of the chaos test")
+    group.addoption("--store-kills", type=int, default=30, help="writers that are killed")
     group.addoption("--soak-calls", type=int, default=2500, help="calls of the soak test")
     group.addoption("--cycles", type=int, default=10, help="cycles of the test of leaks")
     group.addoption("--chaos-seed", type=int, help="its seed; by default another each time")

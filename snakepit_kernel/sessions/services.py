@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import replace
 from fnmatch import fnmatchcase
 from typing import Any, Final
 
@@ -27,7 +26,7 @@ from ..protocol.values import Codec, loads
 from ..store.schema import GLOBAL
 from ..store.sessions import SessionRow
 from ..store.store import Store
-from ..store.variables import Key, NewVariable, Update, VariableRow
+from ..store.variables import Key, NewVariable, Update, VariableDiffers, VariableRow
 from ..telemetry import correlation_id, emit, is_on
 from .types import VariableType
 from .values import (
@@ -77,7 +76,7 @@ class SavedSession:
     def __init__(self, store: Store, row: SessionRow) -> None:
         self.store = store
         self.row = row
-        self._look_again = 0.0
+        self._look_at = 0.0
 
     def touch(self) -> None:
         """Note that it is used.
@@ -88,19 +87,17 @@ class SavedSession:
             It has expired, or was deleted.
         """
         now = time.monotonic()
-        if now < self._look_again:
+        if now < self._look_at:
             return
         if self.row.number != GLOBAL:
-            self.row = self.store.sessions.touch(self.row)
-            if self.row.ttl is None and not self.store.sessions.exists(self.row.number):
-                raise SessionNotFound(self.row.id)
+            # As it is now: another process may have changed its time to live.
+            self.row = self.store.sessions.touch(self.store.sessions.again(self.row))
         step = LOOK_AGAIN if self.row.ttl is None else min(LOOK_AGAIN, self.row.ttl / 20)
-        self._look_again = now + step
+        self._look_at = now + step
 
-    def expect_the_end(self) -> None:
-        """Look again with the next use."""
-        self._look_again = 0.0
-        self.row = replace(self.row, used=0.0)
+    def look_again(self) -> None:
+        """Look at it with the next use."""
+        self._look_at = 0.0
 
     def check(self) -> None:
         """Do nothing if it is still there; the error is that of `touch`."""
@@ -243,7 +240,10 @@ class VariableService:
             description=description,
             metadata=metadata,
         )
-        return self._register([new], source)[0]
+        try:
+            return self._register([new], source)[0]
+        except VariableDiffers as present:
+            raise ValueError(_difference(present)) from None
 
     def register_many(self, wanted: Mapping[str, Any], *, source: str) -> list[Variable]:
         """Add variables, all or none."""
@@ -256,7 +256,11 @@ class VariableService:
                 errors[str(name)] = error
         if errors:
             raise BatchRejected(errors)
-        return self._register(new, source)
+        try:
+            return self._register(new, source)
+        except VariableDiffers as present:
+            difference = ValueError(_difference(present))
+            raise BatchRejected({present.name: difference}) from None
 
     def _new(
         self,
@@ -285,12 +289,9 @@ class VariableService:
         added = self._table.register(self._number, new, source)
         rows = {row.name: row for row in self._table.find(self._number, [v.name for v in new])}
         for variable in new:
-            row = rows.get(variable.name)
-            if row is None:
+            if variable.name not in rows:
                 self._session.check()
                 raise VariableNotFound(variable.name)  # deleted in this very moment
-            if variable.name not in added:
-                _check_same(variable, row)
         if is_on():
             total = self._table.count(self._number)
             for variable in new:
@@ -331,7 +332,12 @@ class VariableService:
         """Set variables in one transaction."""
         self._session.touch()
         began = time.perf_counter()
-        rows = self._table.find(self._number, [key for key in values if not self._knows(key)])
+        for key in versions:
+            if key not in values:
+                msg = f"there is a version for variable {key!r}, but no value"
+                raise ValueError(msg)
+        unknown = [key for key in map(check_key, values) if not self._knows(key)]
+        rows = self._table.find(self._number, unknown)
         for row in rows:
             self._definitions[row.name] = row.id, VariableType.from_json(row.type, row.constraints)
         ids = {row.id: row.name for row in rows}
@@ -351,9 +357,19 @@ class VariableService:
             self._tell("batch_update", began, count=len(values), failed=len(errors), atomic=True)
             raise BatchRejected(errors)
         done, refused = self._table.set_many(self._number, updates, source, atomic=atomic)
-        for name, refusal in refused.items():
-            if isinstance(refusal, VariableNotFound):
-                self._definitions.pop(name, None)
+        gone = {name for name, why in refused.items() if isinstance(why, VariableNotFound)}
+        for name in gone:
+            self._definitions.pop(name, None)
+        stale = gone.intersection(values).difference(unknown)
+        if stale:  # deleted, and perhaps registered anew: what we knew of it is not what it is
+            rest = {key: value for key, value in values.items() if atomic or key in stale}
+            kept = {key: version for key, version in versions.items() if key in rest}
+            again = self.set_many(rest, kept, atomic=atomic, source=source)
+            if atomic:
+                return again
+            done |= again.versions
+            refused = {name: why for name, why in refused.items() if name not in stale}
+            errors |= again.errors
         failed = len(errors) + len(refused)
         self._tell("batch_update", began, count=len(values), failed=failed, atomic=atomic)
         if atomic and refused:
@@ -506,17 +522,14 @@ def _spec(name: str, spec: Any) -> dict[str, Any]:
 _OPTIONS = {"type", "value", "description", "metadata"}
 
 
-def _check_same(new: NewVariable, row: VariableRow) -> None:
-    """Let a variable be registered again as what it is, as a notebook does that runs again."""
-    wanted = VariableType.from_json(new.type, new.constraints)
-    present = VariableType.from_json(row.type, row.constraints)
-    if wanted != present:
-        listed = ", ".join(f"{key}={value!r}" for key, value in present.constraints.items())
-        msg = (
-            f"variable {new.name!r} is registered already, as {present.name}"
-            f"{f' with {listed}' if listed else ''}; delete it first"
-        )
-        raise ValueError(msg)
+def _difference(present: VariableDiffers) -> str:
+    """Say why a variable cannot be registered: it can be again only as what it is."""
+    constraints = VariableType.from_json(present.type, present.constraints).constraints
+    listed = ", ".join(f"{key}={value!r}" for key, value in constraints.items())
+    return (
+        f"variable {present.name!r} is registered already, as {present.type}"
+        f"{f' with {listed}' if listed else ''}; delete it first"
+    )
 
 
 class ProgramService:
