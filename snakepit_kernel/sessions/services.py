@@ -6,6 +6,7 @@ users hold (`Variables`, `Programs`, `Metadata`) is above, and the same at both 
 
 from __future__ import annotations
 
+import pickle
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from fnmatch import fnmatchcase
@@ -161,7 +162,7 @@ class VariableService:
         self.reads[name] += 1  # type: ignore[index]
         if began:
             self._tell("get", began, name, size_bytes=len(body), found=True)
-        return loads(body)
+        return pickle.loads(body)
 
     def fetch(self, keys: Sequence[Key]) -> list[Variable]:
         """Return those variables that exist, oldest first."""
