@@ -110,7 +110,8 @@ def run_writer(path: Path, name: str, seed: int, ledger: Ledger) -> None:
                 ledger.note(line)
         killer.join()
     _, errors = writer.communicate()
-    assert line != "" and writer.returncode == -9, f"seed {seed}: {errors}"
+    assert line != "", f"seed {seed}: {errors}"
+    assert writer.returncode == -9, f"seed {seed}: {errors}"
 
 
 def complaints(path: Path, ledgers: dict[str, Ledger]) -> list[str]:
@@ -139,8 +140,9 @@ def complaints(path: Path, ledgers: dict[str, Ledger]) -> list[str]:
             "program": first == known or (begun is not None and first == begun % 256),
             "program in parts": len(set(program)) <= 1,
         }
-        found += [f"{name}: {what} ({ledger.done} {ledger.begun})" for what in checks
-                  if not checks[what]]
+        found += [
+            f"{name}: {what} ({ledger.done} {ledger.begun})" for what in checks if not checks[what]
+        ]
         ledger.settle(n=values["n"], xy=values["x"], there=there)
         if first is not None and first != known and begun is not None:
             ledger.done["program"] = begun
