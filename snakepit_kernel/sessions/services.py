@@ -263,6 +263,31 @@ class VariableService:
             difference = ValueError(_difference(present))
             raise BatchRejected({present.name: difference}) from None
 
+    def put_many(self, wanted: Mapping[str, Any], *, source: str) -> None:
+        """Add variables, or set those that are there, all or none."""
+        self._session.touch()
+        present = {row.name: row for row in self._table.find(self._number, list(wanted))}
+        new: list[NewVariable] = []
+        updates: list[Update] = []
+        errors: dict[str, Exception] = {}
+        for name, spec in wanted.items():
+            try:
+                variable = self._new(name, **_spec(name, spec))
+            except (SnakepitError, TypeError, ValueError) as error:
+                errors[str(name)] = error
+                continue
+            new.append(variable)  # what is there is compared with it
+            if name in present:
+                updates.append(Update(present[name].id, name, variable.value))
+        if errors:
+            raise BatchRejected(errors)
+        try:
+            self._table.register(self._number, new, source, updates)
+        except VariableDiffers as other:
+            raise BatchRejected({other.name: ValueError(_difference(other))}) from None
+        except (VariableLocked, VariableNotFound) as error:
+            raise BatchRejected({error.name: error}) from error
+
     def _new(
         self,
         name: str,
@@ -309,13 +334,16 @@ class VariableService:
         began = time.perf_counter() if is_on() else 0.0
         for _ in range(2):
             variable, (number, kind), was_known = self._definition(name)
-            body = self._encode(variable, self._accept(variable, kind, value))
             try:
+                body = self._encode(variable, self._accept(variable, kind, value))
                 self._table.set(self._number, Update(number, variable, body, version), source)
             except VariableNotFound:
                 self._definitions.pop(variable, None)  # deleted, and perhaps registered anew
                 if not was_known:
                     raise self._missing(name) from None
+            except _REFUSALS:
+                if not (was_known and self._forget_old([variable])):
+                    raise
             else:
                 if began:
                     self._tell("updated", began, variable, type=kind.name, size_bytes=len(body))
@@ -338,22 +366,10 @@ class VariableService:
                 msg = f"there is a version for variable {key!r}, but no value"
                 raise ValueError(msg)
         unknown = [key for key in map(check_key, values) if not self._knows(key)]
-        rows = self._table.find(self._number, unknown)
-        for row in rows:
-            self._definitions[row.name] = row.id, VariableType.from_json(row.type, row.constraints)
-        ids = {row.id: row.name for row in rows}
-        updates: list[Update] = []
-        errors: dict[str, Exception] = {}
-        for key, value in values.items():
-            name = ids.get(key, "") if isinstance(key, int) else key
-            try:
-                if name not in self._definitions:
-                    raise self._missing(key)
-                number, kind = self._definitions[name]
-                body = self._encode(name, self._accept(name, kind, value))
-                updates.append(Update(number, name, body, versions.get(key)))
-            except (SnakepitError, TypeError) as error:
-                errors[str(key)] = error
+        updates, errors = self._updates(values, versions, unknown)
+        wrong = [n for n, why in errors.items() if isinstance(why, _REFUSALS) and n not in unknown]
+        if wrong and self._forget_old(wrong):
+            return self.set_many(values, versions, atomic=atomic, source=source)
         if atomic and errors:  # the first phase: each value is looked at, and none is set
             self._tell("batch_update", began, count=len(values), failed=len(errors), atomic=True)
             raise BatchRejected(errors)
@@ -376,6 +392,28 @@ class VariableService:
         if atomic and refused:
             raise BatchRejected(refused)
         return SetResult(done, {**errors, **refused})
+
+    def _updates(
+        self, values: Mapping[Key, Any], versions: Mapping[Key, int], unknown: Sequence[Key]
+    ) -> tuple[list[Update], dict[str, Exception]]:
+        """Look at several values; return how they are written, and what is wrong with others."""
+        rows = self._table.find(self._number, unknown)
+        for row in rows:
+            self._definitions[row.name] = row.id, VariableType.from_json(row.type, row.constraints)
+        ids = {row.id: row.name for row in rows}
+        updates: list[Update] = []
+        errors: dict[str, Exception] = {}
+        for key, value in values.items():
+            name = ids.get(key, "") if isinstance(key, int) else key
+            try:
+                if name not in self._definitions:
+                    raise self._missing(key)
+                number, kind = self._definitions[name]
+                body = self._encode(name, self._accept(name, kind, value))
+                updates.append(Update(number, name, body, versions.get(key)))
+            except (SnakepitError, TypeError) as error:
+                errors[str(key)] = error
+        return updates, errors
 
     def delete(self, keys: Sequence[Key], *, source: str) -> list[str]:
         """Delete variables and their past; return the names of those that were there."""
@@ -468,6 +506,15 @@ class VariableService:
         self._definitions[row.name] = found
         return row.name, found, False
 
+    def _forget_old(self, names: Sequence[str]) -> bool:
+        """Forget definitions of variables that were registered anew; say whether there were any."""
+        present = {row.name: row.id for row in self._table.find(self._number, names)}
+        known = [name for name in names if name in self._definitions]
+        old = [name for name in known if self._definitions[name][0] != present.get(name)]
+        for name in old:
+            del self._definitions[name]
+        return bool(old)
+
     def _row(self, key: Key) -> VariableRow:
         rows = self._table.find(self._number, [check_key(key)])
         if not rows:
@@ -487,6 +534,9 @@ class VariableService:
     def _missing(self, key: Key) -> VariableNotFound:
         self._session.check()
         return VariableNotFound(key, self._table.names(self._number))
+
+
+_REFUSALS = (VariableTypeError, ConstraintViolation)
 
 
 def check_key(key: object) -> Key:

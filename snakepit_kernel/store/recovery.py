@@ -7,6 +7,7 @@ import fcntl
 import os
 import sqlite3
 import time
+from collections import deque
 from collections.abc import Generator, Iterator
 from pathlib import Path
 
@@ -141,20 +142,24 @@ def _readable_rows(backup: Path, table: str, columns: list[str]) -> Iterator[tup
             return _run(damaged, f"{select} {order}", after, before, before)
 
         low, is_all = yield from ascending(-1, _LAST)
-        high, _ = (_LAST, True) if is_all else (yield from descending(low, _LAST))
-        if low < 0:  # the first page is damaged: where the numbers begin is not known
-            low = max(0, high - FARTHEST)
-        gaps = [(low, high)] if high < _LAST else []
+        if is_all:
+            return
+        high, _ = yield from descending(low, _LAST)
+        # Where the first page, or the last, is damaged, the end of the numbers is not known.
+        first = low if low >= 0 else max(0, high - FARTHEST)
+        last = high if high < _LAST else low + FARTHEST
+        gaps = deque([(first, last)] if low >= 0 or high < _LAST else [])
         for _ in range(MAX_PROBES):
             if not gaps:
                 return
-            low, high = gaps.pop()
+            low, high = gaps.popleft()
             middle = (low + high) // 2
             if low < middle:
                 below, _ = yield from descending(low, middle)
                 above, is_all = yield from ascending(middle + 1, high)
                 gaps.append((low, below))
-                gaps += [] if is_all else [(above, high)]
+                if not is_all:
+                    gaps.append((above, high))
 
 
 def _run(damaged: sqlite3.Connection, select: str, low: int, high: int, last: int) -> Rows:
@@ -169,9 +174,9 @@ def _run(damaged: sqlite3.Connection, select: str, low: int, high: int, last: in
 
 
 FARTHEST = 100_000
-"""Numbers of rows that are tried where the first of a table cannot be read."""
+"""Numbers of rows that are tried where the first or the last of a table cannot be read."""
 
-MAX_PROBES = 2000
+MAX_PROBES = 8000
 """How often a place between damaged ones is looked for in a table."""
 
 _LAST = (1 << 63) - 1

@@ -19,7 +19,7 @@ NAN, INF = math.nan, math.inf
 WRONG, VIOLATES = VariableTypeError, ConstraintViolation
 
 
-class Color(str, enum.Enum):
+class Color(str, enum.Enum):  # noqa: UP042 - its text is not its value
     RED = "red"
 
 
@@ -253,7 +253,7 @@ def test_an_error_never_tells_the_value():
         ("array", {}),
     ]
     for name, constraints in wrong:
-        with pytest.raises(ValueError) as caught:
+        with pytest.raises((VariableTypeError, ConstraintViolation)) as caught:
             VariableType.checked(name, constraints).accept("v", secret)
         assert secret not in f"{caught.value} {caught.value!r}"
 

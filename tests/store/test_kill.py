@@ -110,7 +110,8 @@ def run_writer(path: Path, name: str, seed: int, ledger: Ledger) -> None:
                 ledger.note(line)
         killer.join()
     _, errors = writer.communicate()
-    assert line != "" and writer.returncode == -9, f"seed {seed}: {errors}"
+    assert line != "", f"seed {seed}: {errors}"
+    assert writer.returncode == -9, f"seed {seed}: {errors}"
 
 
 def complaints(path: Path, ledgers: dict[str, Ledger]) -> list[str]:
