@@ -286,7 +286,7 @@ class VariableService:
         except VariableDiffers as other:
             raise BatchRejected({other.name: ValueError(_difference(other))}) from None
         except (VariableLocked, VariableNotFound) as error:
-            raise BatchRejected({error.name: error}) from error
+            raise BatchRejected({str(error.name): error}) from error
 
     def _new(
         self,

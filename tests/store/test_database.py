@@ -550,7 +550,7 @@ def test_a_place_that_cannot_be_written_is_named(path, obstacle):
             database.write(ADD, ("a",))
         return
     path.touch()
-    with pytest.raises(StoreError, match="see that the directory can be made"):
+    with pytest.raises(StoreError, match="see that the directory exists"):
         open_session("a", store=path / "below" / "sessions.sqlite")
 
 
