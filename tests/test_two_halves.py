@@ -67,7 +67,7 @@ def test_the_halves_are_more_than_nothing():
         "[0.7, 1.2]",
         "pool second has ended",
     ]
-    assert len(first) == 6
+    assert len(first) == 7
 
 
 def test_a_notebook_goes_on_after_a_restart_in_nbclient(tmp_path):
