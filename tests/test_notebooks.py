@@ -1,4 +1,4 @@
-"""The tour gives the outputs that it holds; `.ci/run` runs every notebook."""
+"""The short notebooks give the outputs that they hold; `.ci/run` runs every notebook."""
 
 from __future__ import annotations
 
@@ -10,13 +10,14 @@ import nbformat
 import pytest
 
 NOTEBOOKS = sorted((Path(__file__).parents[1] / "notebooks").glob("*.ipynb"))
-TOUR = next(path for path in NOTEBOOKS if path.stem == "tour")
+SHORT = [path for path in NOTEBOOKS if path.stem in {"tour", "sessions"}]
 
 
-def test_the_tour_passes_nbval(tmp_path):
+@pytest.mark.parametrize("notebook", SHORT, ids=lambda path: path.stem)
+def test_a_short_notebook_passes_nbval(tmp_path, notebook):
     done = subprocess.run(
         [
-            *(str(Path(sys.executable).with_name("pytest")), "--nbval", str(TOUR)),
+            *(str(Path(sys.executable).with_name("pytest")), "--nbval", str(notebook)),
             *("-q", "-p", "no:cacheprovider", f"--rootdir={tmp_path}", "--override-ini=addopts="),
         ],
         capture_output=True,

@@ -14,6 +14,7 @@ from typing import Any
 import nbformat
 import pytest
 from jupyter_client.manager import KernelManager
+from traitlets.config import Config
 
 from snakepit_kernel import open_session, standby
 from snakepit_kernel.processes.registry import Registry
@@ -541,9 +542,10 @@ def start_named(write_kernelspec: Callable[..., Path]) -> Any:
     """Start kernels of a kernelspec; give what their first ``%snakepit`` says of the session."""
     managers: list[KernelManager] = []
 
-    def start(name: str, **env: str) -> str:
-        manager = KernelManager(kernel_name=name)
-        manager.start_kernel(env={**os.environ, **env}, stderr=-3)
+    def start(name: str, *, standby: int = 0, **env: str) -> str:
+        config = Config({"SnakepitProvisioner": {"standby": standby, "grace": 0.5}})
+        manager = KernelManager(kernel_name=name, config=config)
+        manager.start_kernel(env={**os.environ, **env})  # with a stderr of its own none is ready
         managers.append(manager)
         client = manager.client()
         client.start_channels()
@@ -579,18 +581,17 @@ def wait_for_standby() -> None:
         time.sleep(0.02)
 
 
-def test_kernels_that_are_kept_ready_have_the_session_of_their_command_line(
-    start_named, write_kernelspec, monkeypatch, with_templates
+def test_kernels_that_are_kept_ready_are_of_the_session_that_their_start_names(
+    start_named, write_kernelspec, with_templates
 ):
-    monkeypatch.setenv("SNAKEPIT_STANDBY", "1")
     for name in ("red", "blue"):
         write_named(write_kernelspec, name, "--session", name)
     try:
-        for name in ("red", "blue", "red", "blue", "blue"):
-            assert start_named(name) == name
-            wait_for_standby()
-        assert start_named("snakepit", SNAKEPIT_SESSION="mine") == "mine"
+        assert start_named("snakepit", standby=1, SNAKEPIT_SESSION="mine") == "mine"
         wait_for_standby()
-        assert start_named("snakepit", SNAKEPIT_SESSION="yours") == "yours"
+        for name in ("red", "blue", "red"):
+            assert start_named(name, standby=1) == name
+        wait_for_standby()
+        assert start_named("snakepit", standby=1, SNAKEPIT_SESSION="yours") == "yours"
     finally:
         standby.close()
