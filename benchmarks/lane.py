@@ -25,6 +25,8 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+from cells import run_in_cell, show
+
 MEGABYTE = 1_000_000
 
 
@@ -289,16 +291,7 @@ def measure(rounds: int, calls: int) -> None:
                 measured[name].append(taken)
     for close in CLOSERS:
         close()
-    medians = {name: statistics.median(taken) for name, taken in measured.items()}
-    print(f"{'':36}   median µs  (min-max of {rounds} rounds)")
-    for name, taken in measured.items():
-        print(f"{name:36} {medians[name]:11.1f}  ({min(taken):.1f}-{max(taken):.1f})")
-    print()
-    for one, other, relation, goal in RATIOS:
-        ratio = medians[one] / medians[other]
-        reached = ratio <= goal if relation == "<=" else ratio >= goal
-        verdict = "" if reached else "   MISSED"
-        print(f"{one} / {other}: {ratio:.2f} (goal {relation} {goal}){verdict}")
+    show(measured, rounds, RATIOS)
 
 
 def main() -> int:
@@ -306,17 +299,7 @@ def main() -> int:
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--calls", type=int, default=1000, help="calls in a round")
     options = parser.parse_args()
-
-    from jupyter_client.manager import start_new_kernel
-
-    manager, client = start_new_kernel(kernel_name="snakepit")
-    cell = f"{Path(__file__).read_text()}\nmeasure({options.rounds}, {options.calls})"
-    try:
-        reply = client.execute_interactive(cell.replace("sys.exit(main())", "pass"), timeout=3600)
-    finally:
-        client.stop_channels()
-        manager.shutdown_kernel(now=True)
-    return 0 if reply["content"]["status"] == "ok" else 1
+    return run_in_cell(Path(__file__), f"measure({options.rounds}, {options.calls})")
 
 
 if __name__ == "__main__":

@@ -13,7 +13,6 @@ matter with their goals.
 from __future__ import annotations
 
 import argparse
-import os
 import shutil
 import sqlite3
 import statistics
@@ -24,6 +23,8 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
+
+from cells import run_in_cell, show
 
 RATIOS = [
     ("read", "sqlite3 SELECT", "<=", 2),
@@ -277,7 +278,7 @@ def measure(rounds: int, count: int) -> None:
         for _ in range(rounds):
             for name, task in tasks.items():
                 measured[name].append(task())
-        show(measured, rounds)
+        show(measured, rounds, RATIOS)
         for _ in range(3):
             write_at_once(folder, 2.0)
     finally:
@@ -287,36 +288,12 @@ def measure(rounds: int, count: int) -> None:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def show(measured: dict[str, list[float]], rounds: int) -> None:
-    medians = {name: statistics.median(taken) for name, taken in measured.items()}
-    print(f"{'':36}   median µs  (min-max of {rounds} rounds)")
-    for name, taken in measured.items():
-        print(f"{name:36} {medians[name]:11.1f}  ({min(taken):.1f}-{max(taken):.1f})")
-    print()
-    for one, other, relation, goal in RATIOS:
-        if one in medians and other in medians:
-            ratio = medians[one] / medians[other]
-            reached = ratio <= goal if relation == "<=" else ratio >= goal
-            verdict = "" if reached else "   MISSED"
-            print(f"{one} / {other}: {ratio:.2f} (goal {relation} {goal}){verdict}")
-
-
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--count", type=int, default=2000, help="reads and writes in a round")
     options = parser.parse_args()
-
-    from jupyter_client.manager import start_new_kernel
-
-    manager, client = start_new_kernel(kernel_name="snakepit", env=dict(os.environ))
-    cell = f"{Path(__file__).read_text()}\nmeasure({options.rounds}, {options.count})"
-    try:
-        reply = client.execute_interactive(cell.replace("sys.exit(main())", "pass"), timeout=3600)
-    finally:
-        client.stop_channels()
-        manager.shutdown_kernel(now=True)
-    return 0 if reply["content"]["status"] == "ok" else 1
+    return run_in_cell(Path(__file__), f"measure({options.rounds}, {options.count})")
 
 
 if __name__ == "__main__":

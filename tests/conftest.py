@@ -31,6 +31,7 @@ import pytest
 from traitlets.config import Config
 
 from snakepit_kernel.processes import template as template_module
+from snakepit_kernel.store import store as store_module
 
 GRACE = 0.5
 """Seconds that the kernels of tests give to what is deaf to SIGTERM; by default it would be 2."""
@@ -65,6 +66,7 @@ KEPT_COMMANDS = (b"multiprocessing.resource_tracker", b"multiprocessing.forkserv
 def pytest_addoption(parser: pytest.Parser) -> None:
     group = parser.getgroup("chaos")
     group.addoption("--chaos-kills", type=int, default=12, help="rounds of the chaos test")
+    group.addoption("--store-kills", type=int, default=30, help="writers that are killed")
     group.addoption("--soak-calls", type=int, default=2500, help="calls of the soak test")
     group.addoption("--cycles", type=int, default=10, help="cycles of the test of leaks")
     group.addoption("--chaos-seed", type=int, help="its seed; by default another each time")
@@ -324,9 +326,14 @@ def with_templates() -> Iterator[None]:
 
 
 @pytest.fixture(autouse=True)
-def no_sessions_of_other_tests() -> Iterator[None]:
-    """Begin with an empty store: sessions outlive all processes of a test."""
+def no_sessions_of_other_tests(nothing_is_left_behind: object) -> Iterator[None]:
+    """Begin with an empty store: sessions outlive all processes of a test.
+
+    A pool that outlives the test keeps the store open; what is in use then is a leak, no more.
+    """
     yield
+    for store in list(store_module._stores.values()):
+        store.rest()
     for path in Path(os.environ["SNAKEPIT_DATA_DIR"]).glob("sessions.sqlite*"):
         shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
 

@@ -184,8 +184,9 @@ def error_of(
             return InvalidArguments(name, message.problems)
         case "tool":
             refusal = _original(carrier, message, frame)  # it may say where the tool has gone
-            known = isinstance(refusal, ToolNotFound)
-            return refusal if known else ToolNotFound(name, message.problems)
+            if isinstance(refusal, ToolNotFound):
+                return refusal
+            return ToolNotFound(name, message.problems)
     text = with_sources(message.traceback)
     original = _original(carrier, message, frame)
     if original is not None and raise_original:

@@ -70,16 +70,19 @@ class Codec:
             Whatever pickling raises for a value that cannot travel.
         """
         if is_plain(value):
-            body = pickle.dumps(value, protocol=5)
-            if len(body) > self.max_bytes:
-                raise ValueTooLarge(self.max_bytes)
-            return body, []
+            return self._dumps_plain(value), []
         return self._dumps(_Pickler, value)
+
+    def _dumps_plain(self, value: object) -> bytes:
+        body = pickle.dumps(value, protocol=5)
+        if len(body) > self.max_bytes:
+            raise ValueTooLarge(self.max_bytes)
+        return body
 
     def dumps_whole(self, value: object) -> bytes:
         """Pickle a value with everything in one piece. Raises what `dumps` raises."""
         if is_plain(value):
-            return self.dumps(value)[0]
+            return self._dumps_plain(value)
         file = _Limited(self.max_bytes)
         _Pickler(file, protocol=5).dump(value)
         return file.getvalue()

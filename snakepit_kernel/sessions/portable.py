@@ -11,6 +11,7 @@ import base64
 import json
 import math
 import pickle
+import uuid
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
@@ -26,7 +27,11 @@ FORMAT: Final = "snakepit-session"
 FORMAT_VERSION: Final = 1
 
 _TAG: Final = "$"
+_NUMBERS: Final = "biufc"
+"""Kinds of arrays that are written as they are."""
 _DEPTH = 50
+_BITS: Final = 1024
+"""Of a whole number, beyond which Python is slow, or refuses, to write its digits."""
 
 
 def export_session(session: SessionState, path: str | Path) -> int:
@@ -57,7 +62,7 @@ def export_session(session: SessionState, path: str | Path) -> int:
         "metadata": metadata,
     }
     target = Path(path).expanduser()
-    temporary = target.with_name(f".{target.name}.part")
+    temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex[:8]}.part")
     try:
         temporary.write_text(json.dumps(content, indent=2, ensure_ascii=False), encoding="utf-8")
         temporary.replace(target)
@@ -92,21 +97,24 @@ def import_session(session: SessionState, path: str | Path, *, trust: bool = Fal
         The file cannot be read.
     """
     content = _read(Path(path).expanduser())
+    untrusted = [] if trust else _pickles(content)
+    if untrusted:
+        listed = ", ".join(untrusted[:8]) + (", …" if len(untrusted) > 8 else "")
+        msg = (
+            f"{listed} can only be read as a pickle, which can run code; if you trust whoever "
+            "wrote the file, say so (--trust, trust=True)"
+        )
+        raise ValueError(msg)
     try:
-        variables, programs, notes = _decoded_parts(content, trust)
-    except (KeyError, TypeError, AttributeError) as error:
+        variables, programs, notes = _decoded_parts(content)
+    except Exception as error:  # a pickle that is damaged can raise anything
         msg = f"{path} is damaged: {type(error).__name__}: {error}"
         raise ValueError(msg) from error
     known = {variable.name: variable for variable in session.variables.list()}
     errors = _misfits(variables, known)
     if errors:
         raise BatchRejected(errors)
-    session.variables.register_many(
-        {name: spec for name, spec in variables.items() if name not in known}
-    )
-    session.variables.set_many(
-        {name: spec["value"] for name, spec in variables.items() if name in known}
-    )
+    session.import_variables(variables)
     for name, (value, metadata) in programs.items():
         session.programs.put(name, value, metadata=metadata)
     session.metadata.update(notes)
@@ -144,8 +152,12 @@ class _NotPlain(Exception):
 
 def _plain(value: Any, depth: int) -> Any:
     kind = type(value)
-    if value is None or kind in {bool, int, str}:
+    if value is None or kind is bool:
         return value
+    if kind is int and value.bit_length() <= _BITS:
+        return value
+    if kind is str:
+        return _encodable(value)
     if depth == 0:
         raise _NotPlain
     if kind is float:
@@ -153,10 +165,10 @@ def _plain(value: Any, depth: int) -> Any:
     if kind is list:
         return [_plain(item, depth - 1) for item in value]
     if kind is dict and all(type(key) is str for key in value) and _TAG not in value:
-        return {key: _plain(item, depth - 1) for key, item in value.items()}
+        return {_encodable(key): _plain(item, depth - 1) for key, item in value.items()}
     if kind is bytes:
         return {_TAG: "bytes", "base64": _text(value)}
-    if kind.__module__ == "numpy" and kind.__name__ == "ndarray" and value.dtype.kind in "biufc":
+    if kind.__module__ == "numpy" and kind.__name__ == "ndarray" and value.dtype.kind in _NUMBERS:
         array = value if value.dtype.isnative else value.astype(value.dtype.newbyteorder("="))
         return {
             _TAG: "array",
@@ -165,6 +177,14 @@ def _plain(value: Any, depth: int) -> Any:
             "base64": _text(array.tobytes()),
         }
     raise _NotPlain
+
+
+def _encodable(text: str) -> str:
+    try:
+        text.encode()
+    except UnicodeEncodeError:  # half of a pair of surrogates
+        raise _NotPlain from None
+    return text
 
 
 def _text(data: bytes) -> str:
@@ -177,7 +197,7 @@ def _text(data: bytes) -> str:
 def _read(path: Path) -> dict[str, Any]:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
         msg = f"{path} is no exported session: {error}"
         raise ValueError(msg) from error
     if not isinstance(content, dict) or content.get("format") != FORMAT:
@@ -196,16 +216,8 @@ Programs = dict[str, tuple[Any, Mapping[str, Any]]]
 
 
 def _decoded_parts(
-    content: dict[str, Any], trust: bool
+    content: dict[str, Any],
 ) -> tuple[dict[str, dict[str, Any]], Programs, dict[str, Any]]:
-    untrusted = [name for name, value in _values(content) if _has_pickle(value)]
-    if untrusted and not trust:
-        listed = ", ".join(untrusted[:8]) + (", …" if len(untrusted) > 8 else "")
-        msg = (
-            f"{listed} can only be read as a pickle, which can run code; if you trust whoever "
-            "wrote the file, say so (--trust, trust=True)"
-        )
-        raise ValueError(msg)
     variables = {
         entry["name"]: {
             "type": entry["type"],
@@ -227,12 +239,20 @@ def _decoded_parts(
     )
 
 
-def _values(content: dict[str, Any]) -> list[tuple[str, Any]]:
-    return [
-        *((entry["name"], entry["value"]) for entry in content["variables"]),
-        *((name, entry["value"]) for name, entry in content["programs"].items()),
-        *content["metadata"].items(),
-    ]
+def _pickles(content: dict[str, Any]) -> list[str]:
+    """Return the names of what is a pickle, or has one in it, wherever it is in the file."""
+    found = []
+    for part, entries in content.items():
+        if isinstance(entries, list):
+            named = [(_name_of(entry, part), entry) for entry in entries]
+        else:
+            named = [*entries.items()] if isinstance(entries, dict) else []
+        found += [str(name) for name, entry in named if _has_pickle(entry)]
+    return found
+
+
+def _name_of(entry: Any, part: str) -> Any:
+    return entry.get("name", part) if isinstance(entry, dict) else part
 
 
 def _has_pickle(value: Any) -> bool:
@@ -261,7 +281,11 @@ def _decoded(value: Any) -> Any:
         case "array":
             import numpy as np
 
-            flat = np.frombuffer(base64.b64decode(value["base64"]), np.dtype(value["dtype"]))
+            dtype = np.dtype(value["dtype"])
+            if dtype.kind not in _NUMBERS:
+                msg = f"an array of {dtype}"
+                raise ValueError(msg)
+            flat = np.frombuffer(base64.b64decode(value["base64"]), dtype)
             return flat.reshape(value["shape"]).copy()
         case tag:
             msg = f"a value of an unknown kind {tag!r}"

@@ -6,9 +6,9 @@ users hold (`Variables`, `Programs`, `Metadata`) is above, and the same at both 
 
 from __future__ import annotations
 
+import pickle
 import time
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import replace
 from fnmatch import fnmatchcase
 from typing import Any, Final
 
@@ -27,7 +27,7 @@ from ..protocol.values import Codec, loads
 from ..store.schema import GLOBAL
 from ..store.sessions import SessionRow
 from ..store.store import Store
-from ..store.variables import Key, NewVariable, Update, VariableRow
+from ..store.variables import Key, NewVariable, Update, VariableDiffers, VariableRow
 from ..telemetry import correlation_id, emit, is_on
 from .types import VariableType
 from .values import (
@@ -77,7 +77,7 @@ class SavedSession:
     def __init__(self, store: Store, row: SessionRow) -> None:
         self.store = store
         self.row = row
-        self._look_again = 0.0
+        self._look_at = 0.0
 
     def touch(self) -> None:
         """Note that it is used.
@@ -88,19 +88,17 @@ class SavedSession:
             It has expired, or was deleted.
         """
         now = time.monotonic()
-        if now < self._look_again:
+        if now < self._look_at:
             return
         if self.row.number != GLOBAL:
-            self.row = self.store.sessions.touch(self.row)
-            if self.row.ttl is None and not self.store.sessions.exists(self.row.number):
-                raise SessionNotFound(self.row.id)
+            # As it is now: another process may have changed its time to live.
+            self.row = self.store.sessions.touch(self.store.sessions.again(self.row))
         step = LOOK_AGAIN if self.row.ttl is None else min(LOOK_AGAIN, self.row.ttl / 20)
-        self._look_again = now + step
+        self._look_at = now + step
 
-    def expect_the_end(self) -> None:
-        """Look again with the next use."""
-        self._look_again = 0.0
-        self.row = replace(self.row, used=0.0)
+    def look_again(self) -> None:
+        """Look at it with the next use."""
+        self._look_at = 0.0
 
     def check(self) -> None:
         """Do nothing if it is still there; the error is that of `touch`."""
@@ -164,7 +162,7 @@ class VariableService:
         self.reads[name] += 1  # type: ignore[index]
         if began:
             self._tell("get", began, name, size_bytes=len(body), found=True)
-        return loads(body)
+        return pickle.loads(body)
 
     def fetch(self, keys: Sequence[Key]) -> list[Variable]:
         """Return those variables that exist, oldest first."""
@@ -243,7 +241,10 @@ class VariableService:
             description=description,
             metadata=metadata,
         )
-        return self._register([new], source)[0]
+        try:
+            return self._register([new], source)[0]
+        except VariableDiffers as present:
+            raise ValueError(_difference(present)) from None
 
     def register_many(self, wanted: Mapping[str, Any], *, source: str) -> list[Variable]:
         """Add variables, all or none."""
@@ -256,7 +257,36 @@ class VariableService:
                 errors[str(name)] = error
         if errors:
             raise BatchRejected(errors)
-        return self._register(new, source)
+        try:
+            return self._register(new, source)
+        except VariableDiffers as present:
+            difference = ValueError(_difference(present))
+            raise BatchRejected({present.name: difference}) from None
+
+    def put_many(self, wanted: Mapping[str, Any], *, source: str) -> None:
+        """Add variables, or set those that are there, all or none."""
+        self._session.touch()
+        present = {row.name: row for row in self._table.find(self._number, list(wanted))}
+        new: list[NewVariable] = []
+        updates: list[Update] = []
+        errors: dict[str, Exception] = {}
+        for name, spec in wanted.items():
+            try:
+                variable = self._new(name, **_spec(name, spec))
+            except (SnakepitError, TypeError, ValueError) as error:
+                errors[str(name)] = error
+                continue
+            new.append(variable)  # what is there is compared with it
+            if name in present:
+                updates.append(Update(present[name].id, name, variable.value))
+        if errors:
+            raise BatchRejected(errors)
+        try:
+            self._table.register(self._number, new, source, updates)
+        except VariableDiffers as other:
+            raise BatchRejected({other.name: ValueError(_difference(other))}) from None
+        except (VariableLocked, VariableNotFound) as error:
+            raise BatchRejected({str(error.name): error}) from error
 
     def _new(
         self,
@@ -285,12 +315,9 @@ class VariableService:
         added = self._table.register(self._number, new, source)
         rows = {row.name: row for row in self._table.find(self._number, [v.name for v in new])}
         for variable in new:
-            row = rows.get(variable.name)
-            if row is None:
+            if variable.name not in rows:
                 self._session.check()
                 raise VariableNotFound(variable.name)  # deleted in this very moment
-            if variable.name not in added:
-                _check_same(variable, row)
         if is_on():
             total = self._table.count(self._number)
             for variable in new:
@@ -307,13 +334,16 @@ class VariableService:
         began = time.perf_counter() if is_on() else 0.0
         for _ in range(2):
             variable, (number, kind), was_known = self._definition(name)
-            body = self._encode(variable, self._accept(variable, kind, value))
             try:
+                body = self._encode(variable, self._accept(variable, kind, value))
                 self._table.set(self._number, Update(number, variable, body, version), source)
             except VariableNotFound:
                 self._definitions.pop(variable, None)  # deleted, and perhaps registered anew
                 if not was_known:
                     raise self._missing(name) from None
+            except _REFUSALS:
+                if not (was_known and self._forget_old([variable])):
+                    raise
             else:
                 if began:
                     self._tell("updated", began, variable, type=kind.name, size_bytes=len(body))
@@ -331,7 +361,43 @@ class VariableService:
         """Set variables in one transaction."""
         self._session.touch()
         began = time.perf_counter()
-        rows = self._table.find(self._number, [key for key in values if not self._knows(key)])
+        for key in versions:
+            if key not in values:
+                msg = f"there is a version for variable {key!r}, but no value"
+                raise ValueError(msg)
+        unknown = [key for key in map(check_key, values) if not self._knows(key)]
+        updates, errors = self._updates(values, versions, unknown)
+        wrong = [n for n, why in errors.items() if isinstance(why, _REFUSALS) and n not in unknown]
+        if wrong and self._forget_old(wrong):
+            return self.set_many(values, versions, atomic=atomic, source=source)
+        if atomic and errors:  # the first phase: each value is looked at, and none is set
+            self._tell("batch_update", began, count=len(values), failed=len(errors), atomic=True)
+            raise BatchRejected(errors)
+        done, refused = self._table.set_many(self._number, updates, source, atomic=atomic)
+        gone = {name for name, why in refused.items() if isinstance(why, VariableNotFound)}
+        for name in gone:
+            self._definitions.pop(name, None)
+        stale = gone.intersection(values).difference(unknown)
+        if stale:  # deleted, and perhaps registered anew: what we knew of it is not what it is
+            rest = {key: value for key, value in values.items() if atomic or key in stale}
+            kept = {key: version for key, version in versions.items() if key in rest}
+            again = self.set_many(rest, kept, atomic=atomic, source=source)
+            if atomic:
+                return again
+            done |= again.versions
+            refused = {name: why for name, why in refused.items() if name not in stale}
+            errors |= again.errors
+        failed = len(errors) + len(refused)
+        self._tell("batch_update", began, count=len(values), failed=failed, atomic=atomic)
+        if atomic and refused:
+            raise BatchRejected(refused)
+        return SetResult(done, {**errors, **refused})
+
+    def _updates(
+        self, values: Mapping[Key, Any], versions: Mapping[Key, int], unknown: Sequence[Key]
+    ) -> tuple[list[Update], dict[str, Exception]]:
+        """Look at several values; return how they are written, and what is wrong with others."""
+        rows = self._table.find(self._number, unknown)
         for row in rows:
             self._definitions[row.name] = row.id, VariableType.from_json(row.type, row.constraints)
         ids = {row.id: row.name for row in rows}
@@ -347,18 +413,7 @@ class VariableService:
                 updates.append(Update(number, name, body, versions.get(key)))
             except (SnakepitError, TypeError) as error:
                 errors[str(key)] = error
-        if atomic and errors:  # the first phase: each value is looked at, and none is set
-            self._tell("batch_update", began, count=len(values), failed=len(errors), atomic=True)
-            raise BatchRejected(errors)
-        done, refused = self._table.set_many(self._number, updates, source, atomic=atomic)
-        for name, refusal in refused.items():
-            if isinstance(refusal, VariableNotFound):
-                self._definitions.pop(name, None)
-        failed = len(errors) + len(refused)
-        self._tell("batch_update", began, count=len(values), failed=failed, atomic=atomic)
-        if atomic and refused:
-            raise BatchRejected(refused)
-        return SetResult(done, {**errors, **refused})
+        return updates, errors
 
     def delete(self, keys: Sequence[Key], *, source: str) -> list[str]:
         """Delete variables and their past; return the names of those that were there."""
@@ -451,6 +506,15 @@ class VariableService:
         self._definitions[row.name] = found
         return row.name, found, False
 
+    def _forget_old(self, names: Sequence[str]) -> bool:
+        """Forget definitions of variables that were registered anew; say whether there were any."""
+        present = {row.name: row.id for row in self._table.find(self._number, names)}
+        known = [name for name in names if name in self._definitions]
+        old = [name for name in known if self._definitions[name][0] != present.get(name)]
+        for name in old:
+            del self._definitions[name]
+        return bool(old)
+
     def _row(self, key: Key) -> VariableRow:
         rows = self._table.find(self._number, [check_key(key)])
         if not rows:
@@ -470,6 +534,9 @@ class VariableService:
     def _missing(self, key: Key) -> VariableNotFound:
         self._session.check()
         return VariableNotFound(key, self._table.names(self._number))
+
+
+_REFUSALS = (VariableTypeError, ConstraintViolation)
 
 
 def check_key(key: object) -> Key:
@@ -506,17 +573,14 @@ def _spec(name: str, spec: Any) -> dict[str, Any]:
 _OPTIONS = {"type", "value", "description", "metadata"}
 
 
-def _check_same(new: NewVariable, row: VariableRow) -> None:
-    """Let a variable be registered again as what it is, as a notebook does that runs again."""
-    wanted = VariableType.from_json(new.type, new.constraints)
-    present = VariableType.from_json(row.type, row.constraints)
-    if wanted != present:
-        listed = ", ".join(f"{key}={value!r}" for key, value in present.constraints.items())
-        msg = (
-            f"variable {new.name!r} is registered already, as {present.name}"
-            f"{f' with {listed}' if listed else ''}; delete it first"
-        )
-        raise ValueError(msg)
+def _difference(present: VariableDiffers) -> str:
+    """Say why a variable cannot be registered: it can be again only as what it is."""
+    constraints = VariableType.from_json(present.type, present.constraints).constraints
+    listed = ", ".join(f"{key}={value!r}" for key, value in constraints.items())
+    return (
+        f"variable {present.name!r} is registered already, as {present.type}"
+        f"{f' with {listed}' if listed else ''}; delete it first"
+    )
 
 
 class ProgramService:

@@ -214,6 +214,21 @@ class SessionState:
             if name not in known:
                 self.store.sessions.add_host_tool(self.number, name)
 
+    def import_variables(self, variables: Mapping[str, Mapping[str, Any]]) -> None:
+        """Add variables, or give those that are there the values, all or none.
+
+        Parameters
+        ----------
+        variables
+            As `Variables.register_many` takes them.
+
+        Raises
+        ------
+        BatchRejected
+            Some cannot be; each is named. Nothing was changed.
+        """
+        self._variable_service.put_many(variables, source="import")
+
     # -- living --------------------------------------------------------------------------------
 
     def touch(self) -> None:
@@ -226,9 +241,9 @@ class SessionState:
         """
         self._saved.touch()
 
-    def update(self, other: SessionState) -> None:
-        """Take over what another object knows of the same session, such as a new time to live."""
-        self._saved.row = other._saved.row
+    def look_again(self) -> None:
+        """See with the next use whether the session is there, and for how long."""
+        self._saved.look_again()
 
     def delete(self) -> None:
         """Delete the session with everything in it.
@@ -240,7 +255,7 @@ class SessionState:
         """
         if not self.store.delete_session(self.number):
             raise SessionNotFound(self.id)
-        self._saved.expect_the_end()
+        self._saved.look_again()
 
     def fork(self, session_id: str) -> SessionState:
         """Copy the session: its variables without their past, programs and metadata.

@@ -22,13 +22,12 @@ turned into one of another meaning: ``"1"`` is no integer, and ``True`` is none 
 
 from __future__ import annotations
 
+import json
 import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
-
-import msgspec
 
 from ..errors import ConstraintViolation, VariableTypeError, suggest
 
@@ -111,11 +110,11 @@ class VariableType:
     @classmethod
     def from_json(cls, name: str, constraints: str) -> VariableType:
         """Read one that was written down."""
-        return cls(name, msgspec.json.decode(constraints))
+        return cls(name, json.loads(constraints))
 
     def as_json(self) -> str:
         """Write the constraints down."""
-        return msgspec.json.encode(self.constraints).decode()
+        return json.dumps(self.constraints)  # with infinity and whole numbers of any size
 
     def accept(self, variable: str, value: object) -> Any:
         """Return a value as a variable of this type holds it.
@@ -157,7 +156,7 @@ class _WrongType(Exception):
 
 def _accept_string(value: object, _: object) -> str:
     if isinstance(value, str):
-        return str(value)
+        return str.__str__(value)  # not what a subclass, an enum for instance, makes of it
     raise _WrongType
 
 
@@ -171,13 +170,21 @@ def _accept_integer(value: object, _: object) -> int:
 
 def _accept_float(value: object, _: object) -> float:
     if isinstance(value, int | float) and not isinstance(value, bool):
-        try:
-            return float(value)
-        except OverflowError:
-            raise _WrongType("a whole number too large for a float") from None
+        return _float_of(value)
     if _is_numpy_scalar(value, "fiu"):
-        return float(value)  # type: ignore[arg-type]
+        return _float_of(value.item())  # type: ignore[attr-defined]
     raise _WrongType
+
+
+def _float_of(value: float) -> float:
+    """Return the same number as a float."""
+    try:
+        number = float(value)
+    except OverflowError:
+        raise _WrongType("a whole number too large for a float") from None
+    if number != value and not math.isnan(number):
+        raise _WrongType("a number that no float is equal to")
+    return number
 
 
 def _accept_boolean(value: object, _: object) -> bool:
@@ -187,13 +194,23 @@ def _accept_boolean(value: object, _: object) -> bool:
 
 
 def _accept_choice(value: object, constraints: Mapping[str, Any]) -> object:
-    choices = constraints["choices"]
-    for choice in choices:
-        if type(choice) is type(value) and choice == value:
-            return value
-    if isinstance(value, _SCALARS):
-        return value  # of a type that might be: it is the constraint that is broken
+    given = _scalar(value)
+    for choice in constraints["choices"]:
+        if type(choice) is type(given) and choice == given:
+            return choice
+    if isinstance(given, _SCALARS):
+        return given  # of a type that might be: it is the constraint that is broken
     raise _WrongType
+
+
+def _scalar(value: object) -> object:
+    """Return text, a number or a boolean as Python's own, and anything else as it is."""
+    if isinstance(value, bool) or _is_numpy_scalar(value, "b"):
+        return bool(value)
+    for kind, kinds in ((int, "iu"), (float, "f")):
+        if isinstance(value, kind) or _is_numpy_scalar(value, kinds):
+            return kind(value)  # type: ignore[call-overload, arg-type]
+    return str.__str__(value) if isinstance(value, str) else value
 
 
 def _accept_list(value: object, _: object) -> object:
@@ -251,7 +268,7 @@ def _is_numpy_scalar(value: object, kinds: str) -> bool:
         dtype is not None
         and getattr(value, "ndim", None) == 0
         and not _is_array(value)
-        and getattr(dtype, "kind", "") in kinds
+        and getattr(dtype, "kind", "none") in kinds
     )
 
 
@@ -280,9 +297,8 @@ _ACCEPT: Final[dict[str, Callable[[object, Mapping[str, Any]], Any]]] = {
 
 
 def _normal_bound(value: object) -> int | float:
+    value = _scalar(value)
     if isinstance(value, bool) or not isinstance(value, int | float):
-        if _is_numpy_scalar(value, "iuf"):
-            return value.item()  # type: ignore[attr-defined, no-any-return]
         msg = f"min and max are numbers, not {type(value).__name__}"
         raise TypeError(msg)
     if math.isnan(value):
@@ -302,20 +318,23 @@ def _normal_choices(value: object) -> list[Any]:
     if isinstance(value, str | bytes) or not isinstance(value, Sequence | set | frozenset):
         msg = f"choices are a list, not {type(value).__name__}"
         raise TypeError(msg)
-    choices = list(value)
+    choices = list(map(_scalar, value))
+    if isinstance(value, set | frozenset):  # always in the same order, whatever process asks
+        choices.sort(key=lambda choice: (type(choice).__name__, choice))
     if not choices:
         msg = "choices must have at least one"
         raise ValueError(msg)
-    for choice in choices:
-        if not isinstance(choice, _SCALARS):
+    for choice in value:
+        if not isinstance(_scalar(choice), _SCALARS):
             msg = f"choices are text, numbers or booleans, not {type(choice).__name__}"
             raise TypeError(msg)
     return choices
 
 
 def _normal_pattern(value: object) -> str:
-    if isinstance(value, re.Pattern):
-        value = value.pattern
+    if isinstance(value, re.Pattern) and isinstance(value.pattern, str):
+        letters = [letter for letter, flag in _FLAGS.items() if value.flags & flag]
+        value = f"(?{''.join(letters)}){value.pattern}" if letters else value.pattern
     if not isinstance(value, str):
         msg = f"pattern is a regular expression, not {type(value).__name__}"
         raise TypeError(msg)
@@ -325,6 +344,16 @@ def _normal_pattern(value: object) -> str:
         msg = f"pattern {value!r} is no regular expression: {error}"
         raise ValueError(msg) from None
     return value
+
+
+_FLAGS: Final = {
+    "a": re.ASCII,
+    "i": re.IGNORECASE,
+    "m": re.MULTILINE,
+    "s": re.DOTALL,
+    "x": re.VERBOSE,
+}
+"""What a compiled expression can have been told beside its text, as it is written in that."""
 
 
 def _normal_shape(value: object) -> list[int | None]:
@@ -379,7 +408,10 @@ def _holds(value: Any, test: Callable[[Any], Any]) -> bool:
     """Whether a test holds, for each element where there are several. It never does for nan."""
     if isinstance(value, list):
         return all(map(test, value))
-    held = test(value)
+    try:
+        held = test(value)
+    except TypeError:
+        return False  # an array of what has no order
     return bool(held.all()) if hasattr(held, "all") else bool(held)
 
 

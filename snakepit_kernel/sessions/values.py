@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -183,7 +184,7 @@ def variable_of(row: VariableRow) -> Variable:
         type=row.type,
         value=loads(row.value),
         version=row.version,
-        constraints=msgspec.json.decode(row.constraints),
+        constraints=json.loads(row.constraints),
         description=row.description,
         metadata=msgspec.json.decode(row.metadata),
         source=row.source,

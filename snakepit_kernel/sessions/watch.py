@@ -14,7 +14,7 @@ from collections.abc import AsyncIterator, Callable, Iterator
 from functools import partial
 from typing import Protocol, Self
 
-from ..errors import SnakepitError
+from ..errors import SessionNotFound, SnakepitError
 from .values import Change
 
 logger = logging.getLogger(__name__)
@@ -24,6 +24,10 @@ BATCH = 100
 
 POLL = 0.05
 """Seconds between looks where nothing tells of a change."""
+
+
+PATIENCE = 1.0
+"""Seconds between looks where somebody should tell."""
 
 
 class Source(Protocol):
@@ -116,7 +120,8 @@ class Watch:
             if self._hub is None:  # in a worker nothing tells: it has to ask
                 time.sleep(POLL if left is None else min(POLL, left))
             elif not self._is_closed:
-                self._news.wait(left)
+                # In a forked child nobody tells either; but there it is not worth a thread.
+                self._news.wait(PATIENCE if left is None else min(PATIENCE, left))
         return None
 
     def __iter__(self) -> Iterator[Change]:
@@ -132,15 +137,19 @@ class Watch:
                 loop.call_soon_threadsafe(news.set)
 
         self._tell = tell
-        while not self._is_closed:
-            news.clear()
-            change = self._next()
-            if change is not None:
-                yield change
-            elif self._hub is None:
-                await asyncio.sleep(POLL)  # as above
-            else:
-                await news.wait()
+        try:
+            while not self._is_closed:
+                news.clear()
+                change = self._next()
+                if change is not None:
+                    yield change
+                elif self._hub is None:
+                    await asyncio.sleep(POLL)  # as above
+                else:
+                    await news.wait()
+        finally:
+            if self._tell is tell:
+                self._tell = self._news.set
 
     def _next(self) -> Change | None:
         """Return a change if there is one."""
@@ -172,8 +181,12 @@ class Watch:
                     callback(change)
                 except Exception:
                     logger.exception("a watcher of %r failed", self._pattern)
-        except (SnakepitError, RuntimeError) as error:  # its session, or its call, has ended
+        except (SessionNotFound, RuntimeError) as error:  # it, or the call, has ended
             logger.info("a watch of %r ends: %s", self._pattern, error)
+        except SnakepitError as error:
+            logger.warning("a watch of %r ends: %s", self._pattern, error)
+        finally:
+            self.close()
 
     # -- closing -------------------------------------------------------------------------------
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import fcntl
 import logging
 import os
@@ -16,7 +15,7 @@ from typing import Any, NoReturn, TypeVar
 from weakref import WeakSet
 
 from ..errors import StoreError
-from .recovery import is_corrupt, locked, rescue, set_aside
+from .recovery import inode_of, is_corrupt, locked, log_of, rescue, set_aside
 from .schema import MIGRATIONS, VERSION, is_compatible
 
 logger = logging.getLogger(__name__)
@@ -33,7 +32,33 @@ FIRST_PAUSE, LONGEST_PAUSE = 0.0003, 0.002
 PAGE_ROWS, PAGE_PAUSE = 25, 0.0002
 """Rows that are read at a time of a long list, and seconds between."""
 
+LOOK_INTERVAL = 0.2
+"""Seconds for which a process that only reads may read a file that was replaced."""
+
+FORK_PATIENCE = 1.0
+"""Seconds that a fork waits for other threads to be done."""
+
+KEPT = 16
+"""Connections that are kept for the next use."""
+
 _BUSY = {sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED}
+
+
+class Connection(sqlite3.Connection):
+    """A connection that knows which file it has open, and whose life can be watched.
+
+    Attributes
+    ----------
+    inode
+        Of the file.
+    own_cursor
+        A cursor, or None; made once: to make one takes a third of the time of a small read.
+    """
+
+    __slots__ = ("__weakref__", "inode", "own_cursor")
+
+    inode: int
+    own_cursor: Any
 
 
 class Database:
@@ -50,10 +75,16 @@ class Database:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._free: list[sqlite3.Connection] = []  # nobody uses these just now
-        self._inode: int | None = None
+        self._name = str(path)
+        self._free: list[Connection] = []  # nobody uses these just now
+        self._all: WeakSet[Connection] = WeakSet()
+        self._inode: int | None = None  # of the file that the connections in use are to have
+        self._seen: tuple[int, int] | None = None  # inodes of the file and its log, the last time
+        self._look_again = 0.0
         self._opening = threading.Lock()
+        self._is_held = False
         self._is_closed = False
+        self._is_inherited = False
         _databases.add(self)
 
     # -- reading and writing -------------------------------------------------------------------
@@ -66,15 +97,23 @@ class Database:
         StoreError
             The file cannot be read.
         """
+        if time.monotonic() >= self._look_again:
+            self._look()
         try:
             connection = self._free.pop()
         except IndexError:
             connection = self._connect()
         try:
-            rows = connection.execute(select, parameters).fetchall()
+            rows = connection.own_cursor.execute(select, parameters).fetchall()
         except sqlite3.Error as error:
             return self._read_again(connection, error, select, parameters)
-        self._free.append(connection)
+        except BaseException:
+            self._give_back(connection)
+            raise
+        if connection.inode == self._inode:
+            self._free.append(connection)
+        else:
+            self._drop(connection)
         return rows
 
     def read_gently(self, select: str, parameters: Sequence[object]) -> Iterator[list[Row]]:
@@ -93,8 +132,10 @@ class Database:
         finally:
             self._give_back(connection)
 
-    def write(self, statement: str, parameters: Sequence[object]) -> None:
-        """Execute one statement as a transaction of its own: twice as fast as a block.
+    def write(self, statement: str, parameters: Sequence[object]) -> int:
+        """Execute one statement as a transaction of its own; return how many rows it changed.
+
+        That is twice as fast as `transaction`.
 
         Raises
         ------
@@ -106,117 +147,158 @@ class Database:
         connection = self._take_current()
         try:
             try:
-                connection.execute(statement, parameters)
+                changed = connection.own_cursor.execute(statement, parameters).rowcount
             except sqlite3.OperationalError as error:
-                if error.sqlite_errorcode & 0xFF not in _BUSY:
+                if not _is_busy(error):
                     raise
-                _patiently(lambda: connection.execute(statement, parameters))
-        except sqlite3.IntegrityError:
+                changed = _patiently(lambda: connection.execute(statement, parameters).rowcount)
+        except sqlite3.DatabaseError as error:
+            self._recover(connection, error)
+            return self.transaction(lambda again: again.execute(statement, parameters).rowcount)
+        except BaseException:
+            self._give_back(connection)
             raise
-        except sqlite3.Error as error:
-            if is_corrupt(error):
-                self._start_anew(error)
-            self._fail(error)
-        finally:
-            self._free.append(connection)
+        self._acknowledge(connection)
+        return changed
 
-    @contextlib.contextmanager
-    def writing(self) -> Iterator[sqlite3.Connection]:
-        """Run a block as one transaction: all of it or nothing, and durable when this returns.
+    def transaction(self, work: Callable[[sqlite3.Connection], T], *, tries: int = 2) -> T:
+        """Run a function as one transaction: all of it or nothing, and durable when this returns.
 
-        The transaction begins as a writer, so that nothing that it reads can change under it.
+        The transaction begins as a writer, so that nothing that it reads can change under it. Not a
+        context manager: an interrupt may come as one is entered or left, and its transaction would
+        stay open, and keep all others from writing, for as long as somebody holds the traceback.
+
+        Parameters
+        ----------
+        work
+            What to do with the connection. It is called again when the file was found damaged,
+            and replaced.
+        tries
+            How often it may be called.
 
         Raises
         ------
+        sqlite3.IntegrityError
+            A statement was refused. This and what ``work`` raises undo all of it.
         StoreError
-            The file cannot be written; nothing of the block was.
+            The file cannot be written; nothing was.
         """
-        connection = self._begin()
-        try:
-            yield connection
-            connection.execute("COMMIT")
-        except sqlite3.Error as error:
-            self._give_back(connection)
-            if is_corrupt(error):
-                self._start_anew(error)
-            self._fail(error)
-        except BaseException:
-            self._give_back(connection)
-            raise
-        self._free.append(connection)
-
-    def _begin(self) -> sqlite3.Connection:
-        """Return a connection in a transaction that may write."""
         connection = self._take_current()
         try:
-            _patiently(lambda: connection.execute("BEGIN IMMEDIATE"))
-        except sqlite3.Error as error:
-            connection.close()
-            if not is_corrupt(error):
-                self._fail(error)
-            self._start_anew(error)
-            connection = self._take()
-            connection.execute("BEGIN IMMEDIATE")
+            try:
+                try:
+                    connection.execute("BEGIN IMMEDIATE")
+                except sqlite3.OperationalError as error:
+                    if not _is_busy(error):
+                        raise
+                    _patiently(lambda: connection.execute("BEGIN IMMEDIATE"))
+                result = work(connection)
+                connection.execute("COMMIT")
+            finally:
+                # An interrupt cannot come before this line is done: it begins no function of
+                # Python and no loop.
+                if connection.in_transaction:
+                    connection.execute("ROLLBACK")
+        except sqlite3.DatabaseError as error:
+            self._recover(connection, error, is_last=tries == 1)
+            return self.transaction(work, tries=tries - 1)
         except BaseException:
             self._give_back(connection)
             raise
-        return connection
+        self._acknowledge(connection)
+        return result
 
-    def _take_current(self) -> sqlite3.Connection:
+    def _recover(
+        self, connection: Connection, error: sqlite3.DatabaseError, *, is_last: bool = False
+    ) -> None:
+        """Mend the file, so that what has failed can be tried again; or raise why it cannot."""
+        if isinstance(error, sqlite3.IntegrityError):
+            self._give_back(connection)
+            raise error
+        self._drop(connection)
+        if is_last or not is_corrupt(error):
+            self._fail(error)
+        self._start_anew(error)
+
+    def _acknowledge(self, connection: Connection) -> None:
+        """See that what was written is in the file that has the name now."""
+        if self._is_current(connection.inode):
+            self._give_back(connection)
+            return
+        self._drop(connection)
+        raise StoreError(
+            str(self.path),
+            "it was replaced in this very moment",
+            "see whether what was written is there, and write it again if not",
+        )
+
+    def _take_current(self) -> Connection:
         """Return a connection to the file that has the name now."""
-        try:
-            if os.stat(self.path).st_ino != self._inode:  # noqa: PTH116 - a third of the cost
-                self.rest()  # it was replaced: what we wrote would be lost
-        except OSError:  # removed
-            self.rest()
+        if not self._is_current(self._inode):
+            self.rest()  # it was replaced: what we wrote would be lost
         return self._take()
 
-    def _take(self) -> sqlite3.Connection:
+    def _look(self) -> None:
+        """See, once in a while, that we read the file that has the name now."""
+        self._look_again = time.monotonic() + LOOK_INTERVAL
+        if not self._is_current(self._inode):
+            self.rest()
+
+    def _is_current(self, inode: int | None) -> bool:
+        try:
+            return os.stat(self._name).st_ino == inode  # noqa: PTH116 - a third of the cost
+        except OSError:  # removed
+            return False
+
+    def _take(self) -> Connection:
         try:
             return self._free.pop()
         except IndexError:
             return self._connect()
 
-    def _give_back(self, connection: sqlite3.Connection) -> None:
-        """Take a connection back whose transaction may not have ended."""
-        try:
-            if connection.in_transaction:
-                connection.execute("ROLLBACK")
-        except sqlite3.Error:
-            connection.close()
-        else:
+    def _give_back(self, connection: Connection) -> None:
+        """Let others use a connection, if it is one to the right file."""
+        if connection.inode == self._inode and len(self._free) < KEPT:
             self._free.append(connection)
+        else:
+            self._drop(connection)
 
     def _read_again(
         self,
-        connection: sqlite3.Connection,
+        connection: Connection,
         error: sqlite3.Error,
         select: str,
         parameters: Sequence[object],
     ) -> list[Row]:
         """Try a query again that has failed: others may have been in the way."""
-        if getattr(error, "sqlite_errorcode", None) in _BUSY:
-            try:
-                rows = _patiently(lambda: connection.execute(select, parameters).fetchall())
-            except sqlite3.Error as again:
-                connection.close()
-                self._fail(again)
-            self._free.append(connection)
-            return rows
-        connection.close()
-        if not is_corrupt(error):
-            self._fail(error)
-        self._start_anew(error)
-        return self.read(select, parameters)
+        try:
+            if not _is_busy(error):
+                raise error
+            rows = _patiently(lambda: connection.execute(select, parameters).fetchall())
+        except sqlite3.DatabaseError as again:
+            self._recover(connection, again)
+            return self.transaction(lambda sound: sound.execute(select, parameters).fetchall())
+        except BaseException:
+            self._give_back(connection)
+            raise
+        self._give_back(connection)
+        return rows
 
     # -- opening -------------------------------------------------------------------------------
 
-    def _connect(self) -> sqlite3.Connection:
+    def _connect(self) -> Connection:
         """Open the file; make it when it is missing, and mend it when it is damaged."""
-        if self._is_closed:
-            raise StoreError(str(self.path), "it was closed", "open it again")
         with self._opening:
+            if self._is_closed:
+                raise StoreError(str(self.path), "it was closed", "open it again")
+            if self._is_inherited:
+                raise StoreError(
+                    str(self.path),
+                    "another thread used it while this process was forked",
+                    "fork when nobody uses it, or start processes by spawning",
+                )
             try:
+                self._remove_strange_log()
                 # Shared, so that nobody replaces the file before we hold its log as well.
                 with locked(self.path, fcntl.LOCK_SH, PATIENCE):
                     return self._open()
@@ -226,13 +308,22 @@ class Database:
                 self._replace(error)
             except OSError as error:
                 self._fail(error)
-            with locked(self.path, fcntl.LOCK_SH, PATIENCE):
-                return self._open()
+            try:
+                with locked(self.path, fcntl.LOCK_SH, PATIENCE):
+                    return self._open()
+            except (OSError, sqlite3.Error) as error:
+                self._fail(error)
 
-    def _open(self) -> sqlite3.Connection:
+    def _open(self) -> Connection:
         connection = sqlite3.connect(
-            self.path, timeout=0, isolation_level=None, check_same_thread=False
+            self.path,
+            timeout=0,
+            isolation_level=None,
+            check_same_thread=False,
+            factory=Connection,
         )
+        connection.own_cursor = None
+        self._all.add(connection)
         try:
             _patiently(lambda: connection.execute("PRAGMA journal_mode = WAL"))
             connection.execute("PRAGMA synchronous = NORMAL")
@@ -240,14 +331,34 @@ class Database:
             # Its cost, two waits for the disk, is shared by more writes than by default.
             connection.execute("PRAGMA wal_autocheckpoint = 4000")
             self._migrate(connection)
+            self.path.chmod(0o600)
+            connection.own_cursor = connection.cursor()
+            connection.inode = self._inode = self.path.stat().st_ino
+            self._seen = self._inode, inode_of(log_of(self.path))
         except BaseException:
-            connection.close()
+            self._drop(connection)
             raise
-        self.path.chmod(0o600)
-        self._inode = self.path.stat().st_ino
         return connection
 
-    def _migrate(self, connection: sqlite3.Connection) -> None:
+    def _remove_strange_log(self) -> None:
+        """Remove the log of a file that is gone: SQLite would take it for the log of the new one.
+
+        Not while it belongs to another one: who has replaced the file, whether a process like this
+        one or a person, has taken the log with it or not.
+        """
+        if self._has_strange_log():
+            with locked(self.path, fcntl.LOCK_EX, PATIENCE):
+                if self._has_strange_log():
+                    for name in (log_of(self.path), self.path.with_name(f"{self.path.name}-shm")):
+                        name.unlink(missing_ok=True)
+
+    def _has_strange_log(self) -> bool:
+        inode, log = inode_of(self.path), inode_of(log_of(self.path))
+        if not inode:
+            return bool(log)
+        return self._seen is not None and inode != self._seen[0] and 0 < log == self._seen[1]
+
+    def _migrate(self, connection: Connection) -> None:
         """Bring the tables up to date."""
         (found,) = _patiently(lambda: connection.execute("PRAGMA user_version").fetchone())
         if found >= VERSION and is_compatible(found):
@@ -297,7 +408,7 @@ class Database:
             try:
                 rescued = rescue(backup, connection)
             finally:
-                connection.close()
+                self._drop(connection)
         logger.warning(
             "the store of sessions was damaged (%s); it is kept as %s, and %d rows that could be "
             "read were taken over",
@@ -318,7 +429,7 @@ class Database:
         else:
             return found == ("ok",)
         finally:
-            connection.close()
+            self._drop(connection)
 
     def _fail(self, error: Exception) -> NoReturn:
         raise failure(self.path, error) from error
@@ -330,17 +441,51 @@ class Database:
         self._is_closed = True
         self.rest()
 
-    def __del__(self) -> None:
-        self.rest()
-
     def rest(self) -> None:
-        """Close the connections that nobody uses just now; the next use opens one again."""
-        while self._free:
-            self._free.pop().close()
+        """Close what nobody uses; what is in use is closed when it is given back.
+
+        The next use opens the file again.
+        """
+        self._inode = None
+        while True:
+            try:
+                connection = self._free.pop()
+            except IndexError:
+                return
+            self._drop(connection)
+
+    def _drop(self, connection: Connection) -> None:
+        if connection.own_cursor is not None:
+            connection.own_cursor.close()  # or what it was in the middle of keeps the file open
+            connection.own_cursor = None
+        connection.close()
+        self._all.discard(connection)  # last: a fork waits for this
+
+    # -- forks ---------------------------------------------------------------------------------
+
+    def hold(self) -> None:
+        """Before a fork: close all, and let nobody open anything.
+
+        SQLite notes once for a whole process which locks it holds on a file; a child inherits the
+        note, but not the locks. It would write without any: while it did, the last one beside it
+        would remove the log, with all that the child has written.
+        """
+        self._is_held = self._opening.acquire(timeout=FORK_PATIENCE)
+        deadline = time.monotonic() + FORK_PATIENCE
+        self.rest()
+        while self._all and time.monotonic() < deadline:
+            time.sleep(FIRST_PAUSE)  # nothing tells that another thread has given one back
+
+    def let_go(self) -> None:
+        """After a fork, in the parent: go on."""
+        if self._is_held:
+            self._opening.release()
 
     def forget(self) -> None:
-        """Leave the connections alone in a forked child: they are the parent's."""
-        _inherited.extend(self._free)
+        """After a fork, in the child: begin anew, unless something was in use all the time."""
+        _inherited.extend(self._all)
+        self._is_inherited = bool(self._all)
+        self._all = WeakSet()
         self._free = []
         self._opening = threading.Lock()
 
@@ -357,10 +502,15 @@ def _patiently(attempt: Callable[[], T]) -> T:
         try:
             return attempt()
         except sqlite3.OperationalError as error:
-            if error.sqlite_errorcode & 0xFF not in _BUSY or time.monotonic() > deadline:
+            if not _is_busy(error) or time.monotonic() > deadline:
                 raise
         time.sleep(random.uniform(0, pause))  # noqa: S311 - no secret; nothing tells of the lock's end
         pause = min(pause * 1.5, LONGEST_PAUSE)
+
+
+def _is_busy(error: Exception) -> bool:
+    """Whether an error says that somebody else is in the way."""
+    return getattr(error, "sqlite_errorcode", 0) & 0xFF in _BUSY
 
 
 _ORPHANS = "SELECT * FROM pragma_foreign_key_check"
@@ -375,7 +525,7 @@ def _problem(error: Exception) -> str:
     code = getattr(error, "sqlite_errorcode", 0) & 0xFF
     if code == sqlite3.SQLITE_FULL:
         return "the disk is full; nothing was changed"
-    if code in _BUSY:
+    if _is_busy(error):
         return f"other processes wrote to it for {PATIENCE:g} s without a gap"
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
@@ -386,18 +536,34 @@ def _remedy(error: Exception) -> str:
     code = getattr(error, "sqlite_errorcode", 0) & 0xFF
     if code == sqlite3.SQLITE_FULL:
         return "free some space and try again"
-    if code in _BUSY:
+    if _is_busy(error):
         return "try again; write several variables at once by set_many()"
     return "see that the directory exists and is yours, or set SNAKEPIT_DATA_DIR to another one"
 
 
 _databases: WeakSet[Database] = WeakSet()
-_inherited: list[sqlite3.Connection] = []
+_forking = threading.Lock()  # one thread at a time
+_held: list[Database] = []
+_inherited: list[Connection] = []
 
 
-def _leave_to_the_parent() -> None:
-    for database in list(_databases):
-        database.forget()
+def _hold() -> None:
+    _forking.acquire()
+    _held[:] = _databases
+    for database in _held:
+        database.hold()
 
 
-os.register_at_fork(after_in_child=_leave_to_the_parent)
+def _let_go() -> None:
+    while _held:
+        _held.pop().let_go()
+    _forking.release()
+
+
+def _forget() -> None:
+    while _held:
+        _held.pop().forget()
+    _forking.release()
+
+
+os.register_at_fork(before=_hold, after_in_parent=_let_go, after_in_child=_forget)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
+import sqlite3
 import time
 import uuid
 from collections.abc import Iterable, Sequence
@@ -12,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..errors import ProgramDamaged, QuotaExceeded
+from ..errors import ProgramDamaged, QuotaExceeded, StoreError
 from .database import Database, failure
 
 FILE_FROM_BYTES = 256 * 1024
@@ -113,45 +114,51 @@ class ProgramTable:
         file = self._write_file(value) if len(value) >= FILE_FROM_BYTES else None
         checksum = hashlib.sha256(value).hexdigest()
         now = time.time()
-        replaced: list[str | None] = [file]
+
+        def put(connection: sqlite3.Connection) -> tuple[ProgramRow | None, list[str | None]]:
+            select = "SELECT 1 FROM sessions WHERE number = ?"
+            if not connection.execute(select, (session,)).fetchall():
+                return None, [file]
+            delete = (
+                "DELETE FROM programs WHERE session = ? AND name = ?"
+                " RETURNING version, created, expires, file"
+            )
+            old = connection.execute(delete, (session, name)).fetchall()
+            if not old:
+                _see_that_there_is_room(connection, session, max_programs, now)
+            is_known = bool(old) and (old[0][2] is None or old[0][2] > now)
+            row = ProgramRow(
+                session=session,
+                name=name,
+                version=old[0][0] + 1 if is_known else 1,
+                size=len(value),
+                checksum=checksum,
+                file=file,
+                metadata=metadata,
+                source=source,
+                created=old[0][1] if is_known else now,
+                updated=now,
+                ttl=ttl,
+                expires=None if ttl is None else now + ttl,
+            )
+            values = tuple(getattr(row, column) for column in ProgramRow.__slots__)
+            connection.execute(
+                f"INSERT INTO programs ({_COLUMNS}, value)"
+                f" VALUES ({', '.join('?' * len(values))}, ?)",
+                (*values, None if file else value),
+            )
+            return row, [found[3] for found in old]
+
         try:
-            with self._database.writing() as connection:
-                select = "SELECT 1 FROM sessions WHERE number = ?"
-                if not connection.execute(select, (session,)).fetchall():
-                    return None
-                delete = (
-                    "DELETE FROM programs WHERE session = ? AND name = ?"
-                    " RETURNING version, created, expires, file"
-                )
-                old = connection.execute(delete, (session, name)).fetchall()
-                count = "SELECT count(*) FROM programs WHERE session = ?"
-                if not old and connection.execute(count, (session,)).fetchone()[0] >= max_programs:
-                    raise QuotaExceeded("programs", max_programs, "delete some first")
-                is_known = bool(old) and (old[0][2] is None or old[0][2] > now)
-                row = ProgramRow(
-                    session=session,
-                    name=name,
-                    version=old[0][0] + 1 if is_known else 1,
-                    size=len(value),
-                    checksum=checksum,
-                    file=file,
-                    metadata=metadata,
-                    source=source,
-                    created=old[0][1] if is_known else now,
-                    updated=now,
-                    ttl=ttl,
-                    expires=None if ttl is None else now + ttl,
-                )
-                values = tuple(getattr(row, column) for column in ProgramRow.__slots__)
-                connection.execute(
-                    f"INSERT INTO programs ({_COLUMNS}, value)"
-                    f" VALUES ({', '.join('?' * len(values))}, ?)",
-                    (*values, None if file else value),
-                )
-            replaced = [found[3] for found in old]
-            return row
-        finally:
-            self.remove_files(replaced)
+            row, replaced = self._database.transaction(put)
+        except BaseException:
+            # Not without a look: an interrupt may have come when it was done.
+            with contextlib.suppress(StoreError):
+                if file is not None and not self._is_named(file):
+                    self.remove_files([file])
+            raise
+        self.remove_files(replaced)
+        return row
 
     def load(self, session: int, name: str) -> tuple[ProgramRow, bytes] | None:
         """Return a program, or None when there is none of that name.
@@ -201,11 +208,10 @@ class ProgramTable:
 
     def delete(self, session: int, name: str) -> bool:
         """Delete a program; say whether it was there."""
-        with self._database.writing() as connection:
-            deleted = connection.execute(
-                "DELETE FROM programs WHERE session = ? AND name = ? RETURNING file",
-                (session, name),
-            ).fetchall()
+        delete = "DELETE FROM programs WHERE session = ? AND name = ? RETURNING file"
+        deleted = self._database.transaction(
+            lambda connection: connection.execute(delete, (session, name)).fetchall()
+        )
         self.remove_files(row[0] for row in deleted)
         return bool(deleted)
 
@@ -215,17 +221,19 @@ class ProgramTable:
         if row.ttl is None or row.expires is None or row.expires - now > row.ttl * 0.95:
             return
         update = "UPDATE programs SET expires = ? WHERE session = ? AND name = ? AND expires > ?"
-        with self._database.writing() as connection:
-            connection.execute(update, (now + row.ttl, row.session, row.name, now))
+        self._database.write(update, (now + row.ttl, row.session, row.name, now))
 
     def sweep(self) -> None:
         """Delete what has expired, and files that belong to nothing."""
         over = (time.time(),)
         if self._database.read("SELECT 1 FROM programs WHERE expires <= ? LIMIT 1", over):
-            with self._database.writing() as connection:
-                delete = "DELETE FROM programs WHERE expires <= ? RETURNING file"
-                deleted = connection.execute(delete, over).fetchall()
-            self.remove_files(name for (name,) in deleted)
+            delete = "DELETE FROM programs WHERE expires <= ? RETURNING file"
+            self.remove_files(
+                name
+                for (name,) in self._database.transaction(
+                    lambda connection: connection.execute(delete, over).fetchall()
+                )
+            )
         if self._folder.is_dir():
             self._remove_orphans()
 
@@ -251,6 +259,7 @@ class ProgramTable:
 
     def _copy_file(self, name: str) -> str:
         copy = uuid.uuid4().hex
+        os.utime(self._folder / name)  # it shall not look like one that nothing needs
         os.link(self._folder / name, self._folder / copy)  # files are replaced, never changed
         return copy
 
@@ -269,7 +278,7 @@ class ProgramTable:
     def _remove_orphans(self) -> None:
         with os.scandir(self._folder) as entries:
             old = time.time() - ORPHAN_SECONDS
-            names = {entry.name for entry in entries if entry.stat().st_mtime < old}
+            names = {entry.name for entry in entries if _is_older(entry, old)}
         if names:
             select = "SELECT file FROM programs WHERE file IS NOT NULL"
             names -= {name for (name,) in self._database.read(select)}
@@ -291,6 +300,26 @@ class ProgramTable:
                 raise failure(path, error) from error
             raise
         return name
+
+    def _is_named(self, file: str) -> bool:
+        return bool(self._database.read("SELECT 1 FROM programs WHERE file = ?", (file,)))
+
+
+def _see_that_there_is_room(
+    connection: sqlite3.Connection, session: int, max_programs: int, now: float
+) -> None:
+    count = "SELECT count(*) FROM programs WHERE session = ?"
+    if connection.execute(count, (session,)).fetchone()[0] >= max_programs:
+        delete = "DELETE FROM programs WHERE session = ? AND expires <= ?"  # nobody has swept them
+        if not connection.execute(delete, (session, now)).rowcount:
+            raise QuotaExceeded("programs", max_programs, "delete some first")
+
+
+def _is_older(entry: os.DirEntry[str], moment: float) -> bool:
+    try:
+        return entry.stat().st_mtime < moment
+    except FileNotFoundError:
+        return False  # removed meanwhile
 
 
 def _private(path: str, flags: int) -> int:

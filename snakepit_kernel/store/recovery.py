@@ -7,8 +7,11 @@ import fcntl
 import os
 import sqlite3
 import time
-from collections.abc import Iterator
+from collections import deque
+from collections.abc import Generator, Iterator
 from pathlib import Path
+
+from .schema import CONSISTENT
 
 LOCK_INTERVAL = 0.01
 """Seconds between tries to lock the file."""
@@ -45,13 +48,29 @@ def locked(path: Path, kind: int, patience: float) -> Iterator[None]:
                 if time.monotonic() > deadline:
                     raise TimeoutError("another process holds its lock") from None
                 time.sleep(LOCK_INTERVAL)  # flock cannot wait for a limited time
-        yield
+        try:
+            yield
+        finally:  # closing alone would leave it to a child that was forked meanwhile
+            fcntl.flock(file, fcntl.LOCK_UN)
 
 
 def is_corrupt(error: BaseException) -> bool:
     """Whether an error says that the file is no database, or a damaged one."""
     code = getattr(error, "sqlite_errorcode", None)
     return code is not None and code & 0xFF in {sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB}
+
+
+def log_of(path: Path) -> Path:
+    """Return where the log of a database is."""
+    return path.with_name(f"{path.name}-wal")
+
+
+def inode_of(path: Path) -> int:
+    """Return the number of a file, or 0 when there is none."""
+    try:
+        return path.stat().st_ino
+    except OSError:
+        return 0
 
 
 def set_aside(path: Path) -> Path:
@@ -80,6 +99,7 @@ def rescue(backup: Path, connection: sqlite3.Connection) -> int:
     """
     rescued = 0
     connection.execute("PRAGMA foreign_keys = OFF")
+    connection.execute("BEGIN IMMEDIATE")
     for table in tables_of(connection):
         columns = [row[1] for row in connection.execute(f"PRAGMA table_info({table})")]
         marks = ", ".join("?" * len(columns))
@@ -87,12 +107,14 @@ def rescue(backup: Path, connection: sqlite3.Connection) -> int:
         for row in _readable_rows(backup, table, columns):
             with contextlib.suppress(sqlite3.IntegrityError):  # a damaged row
                 rescued += connection.execute(insert, row).rowcount
-    for table in tables_of(connection):  # rows whose session or variable could not be read
+    for table in tables_of(connection):  # rows whose session could not be read
         for row in connection.execute(f"PRAGMA foreign_key_check({table})").fetchall():
-            rescued -= connection.execute(
-                f"DELETE FROM {table} WHERE rowid = ?",
-                (row[1],),
-            ).rowcount
+            delete = f"DELETE FROM {table} WHERE rowid = ?"
+            rescued -= connection.execute(delete, (row[1],)).rowcount
+    for statement in CONSISTENT:
+        removed = connection.execute(statement).rowcount
+        rescued -= removed if statement.startswith("DELETE") else 0
+    connection.execute("COMMIT")
     connection.execute("PRAGMA foreign_keys = ON")
     return rescued
 
@@ -103,18 +125,58 @@ def tables_of(connection: sqlite3.Connection) -> list[str]:
     return [name for (name,) in connection.execute(f"{select} ORDER BY rowid")]
 
 
+Rows = Generator[tuple[object, ...], None, tuple[int, bool]]
+
+
 def _readable_rows(backup: Path, table: str, columns: list[str]) -> Iterator[tuple[object, ...]]:
-    """Read a table from its beginning up to the damage, then from its end down to it."""
-    for order in ("ASC", "DESC"):
-        damaged = sqlite3.connect(backup)
+    """Read a table from both ends up to the damage, then what lies between damaged places."""
+    with contextlib.closing(sqlite3.connect(backup)) as damaged:
         damaged.text_factory = lambda raw: raw.decode("utf-8", "replace")
-        try:
-            yield from damaged.execute(
-                f"SELECT {', '.join(columns)} FROM {table} ORDER BY rowid {order}"
-            )
-        except sqlite3.DatabaseError:
-            continue
-        else:
+        select = f"SELECT rowid, {', '.join(columns)} FROM {table} NOT INDEXED WHERE rowid"
+
+        def ascending(after: int, before: int) -> Rows:
+            return _run(damaged, f"{select} BETWEEN ? AND ? ORDER BY rowid", after, before, after)
+
+        def descending(after: int, before: int) -> Rows:
+            order = "BETWEEN ? AND ? ORDER BY rowid DESC"
+            return _run(damaged, f"{select} {order}", after, before, before)
+
+        low, is_all = yield from ascending(-1, _LAST)
+        if is_all:
             return
-        finally:
-            damaged.close()
+        high, _ = yield from descending(low, _LAST)
+        # Where the first page, or the last, is damaged, the end of the numbers is not known.
+        first = low if low >= 0 else max(0, high - FARTHEST)
+        last = high if high < _LAST else low + FARTHEST
+        gaps = deque([(first, last)] if low >= 0 or high < _LAST else [])
+        for _ in range(MAX_PROBES):
+            if not gaps:
+                return
+            low, high = gaps.popleft()
+            middle = (low + high) // 2
+            if low < middle:
+                below, _ = yield from descending(low, middle)
+                above, is_all = yield from ascending(middle + 1, high)
+                gaps.append((low, below))
+                if not is_all:
+                    gaps.append((above, high))
+
+
+def _run(damaged: sqlite3.Connection, select: str, low: int, high: int, last: int) -> Rows:
+    """Yield rows up to the damage; return the number of the last, and whether none is damaged."""
+    try:
+        for found in damaged.execute(select, (low, high)):
+            last = found[0]
+            yield found[1:]
+    except sqlite3.DatabaseError:
+        return last, False
+    return last, True
+
+
+FARTHEST = 100_000
+"""Numbers of rows that are tried where the first or the last of a table cannot be read."""
+
+MAX_PROBES = 8000
+"""How often a place between damaged ones is looked for in a table."""
+
+_LAST = (1 << 63) - 1

@@ -17,6 +17,10 @@ from typing import Final
 GLOBAL: Final = 0
 """Number of the session of what belongs to none: the global programs."""
 
+_NOW: Final = (
+    "CAST((julianday('now') - 2440587.5) * 86400000 AS INTEGER) * 1000 + abs(random() % 1000)"
+)
+
 _FIRST = (
     """
     CREATE TABLE sessions (
@@ -123,7 +127,35 @@ _FIRST = (
     "CREATE INDEX programs_expire ON programs (expires)",
     f"INSERT INTO sessions (number, id, created, used) VALUES ({GLOBAL}, '', 0, 0)",
     "INSERT INTO totals (name, count) VALUES ('sessions', 0)",
+    # Numbers of sessions and revisions go on from the clock. Else, when the file is lost and made
+    # anew, who has an old session in hand would find in it the one that got the same number.
+    f"UPDATE sqlite_sequence SET seq = {_NOW} WHERE name = 'sessions'",
+    f"""
+    INSERT INTO changes (revision, session, variable, name, kind, version, source, time)
+        VALUES ({_NOW}, {GLOBAL}, 0, '', 'deleted', 0, '', 0)
+    """,
 )
+
+CONSISTENT: Final = (
+    """
+    UPDATE variables SET (revision, version, size) =
+            (SELECT revision, version, length(value) FROM changes
+            WHERE variable = variables.id AND value IS NOT NULL ORDER BY revision DESC LIMIT 1)
+        WHERE revision NOT IN (SELECT revision FROM changes)
+            AND id IN (SELECT variable FROM changes WHERE value IS NOT NULL)
+    """,
+    "DELETE FROM variables WHERE revision NOT IN (SELECT revision FROM changes)",
+    """
+    DELETE FROM changes
+        WHERE value IS NOT NULL AND variable NOT IN (SELECT id FROM variables)
+    """,
+    f"""
+    UPDATE totals SET count = (SELECT count(*) FROM sessions WHERE number <> {GLOBAL})
+        WHERE name = 'sessions'
+    """,
+)
+"""What makes of rows that were rescued a sound whole: a variable has the last value that is left of
+it, and there is no value without a variable."""
 
 _MAJOR = 1000
 

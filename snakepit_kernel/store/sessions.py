@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import sqlite3
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from ..errors import QuotaExceeded, SessionNotFound
-from .database import Database
+from .database import Database, Row
 from .schema import GLOBAL
 from .variables import forget_session
 
@@ -110,31 +111,42 @@ class SessionTable:
         QuotaExceeded
             There are as many already.
         """
-        found = self.find(session_id)
-        if found is not None:
-            if change_ttl and found.ttl != ttl:
-                return self._change_ttl(found, ttl), False
-            return self.touch(found), False
+        while True:
+            found = self.find(session_id)
+            if found is None:
+                made = self._make(session_id, ttl, max_sessions)
+                if made is not None:
+                    return made, True
+                continue  # somebody else was faster
+            with contextlib.suppress(SessionNotFound):  # it ended in this moment
+                if change_ttl and found.ttl != ttl:
+                    return self._change_ttl(found, ttl), False
+                return self.touch(found), False
+
+    def _make(self, session_id: str, ttl: float | None, max_sessions: int) -> SessionRow | None:
+        """Add a session; return None when there is one."""
         now = time.time()
-        with self._database.writing() as connection:
+        expires = None if ttl is None else now + ttl * (1 + SLACK)
+
+        def make(connection: sqlite3.Connection) -> SessionRow | None:
             select = f"SELECT {_COLUMNS} FROM sessions WHERE id = ?"
             rows = connection.execute(select, (session_id,)).fetchall()
             if rows and not _is_over(_session(rows[0]), now):
-                return _session(rows[0]), False  # somebody else was faster
+                return None
             if rows:
                 _delete(connection, [rows[0][0]])
+                _count_one(connection, None)
             elif not _count_one(connection, max_sessions):
                 _delete(connection, _expired(connection, now))  # nobody has swept them yet
                 if not _count_one(connection, max_sessions):
                     raise QuotaExceeded("sessions", max_sessions, "delete some, or let them expire")
-            if rows:
-                _count_one(connection, None)
-            expires = None if ttl is None else now + ttl * (1 + SLACK)
             insert = "INSERT INTO sessions (id, created, used, ttl, expires) VALUES (?, ?, ?, ?, ?)"
             (made,) = connection.execute(
                 f"{insert} RETURNING {_COLUMNS}", (session_id, now, now, ttl, expires)
             ).fetchall()
-            return _session(made), True
+            return _session(made)
+
+        return self._database.transaction(make)
 
     def touch(self, row: SessionRow) -> SessionRow:
         """Note that a session is used, if that has to be written down; return it as it is then.
@@ -147,28 +159,42 @@ class SessionTable:
         now = time.time()
         if row.ttl is None or now - row.used < row.ttl * SLACK:
             return row
-        with self._database.writing() as connection:
-            updated = connection.execute(
-                f"UPDATE sessions SET used = ?, expires = ? + ttl * {1 + SLACK}"
-                f" WHERE number = ? AND expires > ? RETURNING {_COLUMNS}",
-                (now, now, row.number, now),
-            ).fetchall()
-        if not updated:
-            raise SessionNotFound(row.id)
-        return _session(updated[0])
+        update = (
+            f"UPDATE sessions SET used = ?, expires = ? + ttl * {1 + SLACK}"
+            f" WHERE number = ? AND (expires IS NULL OR expires > ?) RETURNING {_COLUMNS}"
+        )
+        return self._update(row, update, (now, now, row.number, now))
 
     def _change_ttl(self, row: SessionRow, ttl: float | None) -> SessionRow:
         now = time.time()
         expires = None if ttl is None else now + ttl * (1 + SLACK)
-        with self._database.writing() as connection:
-            updated = connection.execute(
-                "UPDATE sessions SET used = ?, ttl = ?, expires = ?"
-                f" WHERE number = ? RETURNING {_COLUMNS}",
-                (now, ttl, expires, row.number),
-            ).fetchall()
+        update = (
+            "UPDATE sessions SET used = ?, ttl = ?, expires = ?"
+            f" WHERE number = ? RETURNING {_COLUMNS}"
+        )
+        return self._update(row, update, (now, ttl, expires, row.number))
+
+    def _update(self, row: SessionRow, update: str, parameters: Sequence[object]) -> SessionRow:
+        updated = self._database.transaction(
+            lambda connection: connection.execute(update, parameters).fetchall()
+        )
         if not updated:
             raise SessionNotFound(row.id)
         return _session(updated[0])
+
+    def again(self, row: SessionRow) -> SessionRow:
+        """Return a session as it is now.
+
+        Raises
+        ------
+        SessionNotFound
+            It has expired, or was deleted.
+        """
+        select = f"SELECT {_COLUMNS} FROM sessions WHERE number = ?"
+        rows = [_session(found) for found in self._database.read(select, (row.number,))]
+        if not rows or _is_over(rows[0], time.time()):
+            raise SessionNotFound(row.id)
+        return rows[0]
 
     def exists(self, number: int) -> bool:
         """Whether a session is still there and has not expired."""
@@ -177,8 +203,7 @@ class SessionTable:
 
     def delete(self, number: int) -> bool:
         """Delete a session and everything in it; say whether it was there."""
-        with self._database.writing() as connection:
-            return _delete(connection, [number]) > 0
+        return self._database.transaction(lambda connection: _delete(connection, [number])) > 0
 
     def expired(self) -> list[SessionRow]:
         """Return what has expired and was not deleted yet."""
@@ -189,11 +214,14 @@ class SessionTable:
         """Delete what has expired; return it."""
         swept: list[SessionRow] = []
         select = f"SELECT {_COLUMNS} FROM sessions WHERE expires <= ? LIMIT {SWEEP_BATCH}"
+
+        def sweep(connection: sqlite3.Connection) -> list[Row]:
+            over = connection.execute(select, (time.time(),)).fetchall()
+            _delete(connection, [row[0] for row in over])
+            return over
+
         while rows := self._database.read(select, (time.time(),)):
-            with self._database.writing() as connection:
-                over = connection.execute(select, (time.time(),)).fetchall()
-                _delete(connection, [row[0] for row in over])
-            swept += map(_session, over)
+            swept += map(_session, self._database.transaction(sweep))
             if len(rows) < SWEEP_BATCH:
                 break
         return swept
@@ -230,14 +258,12 @@ class SessionTable:
             " SELECT number, ?, ? FROM sessions WHERE number = ?"
             " ON CONFLICT (session, name) DO UPDATE SET value = excluded.value"
         )
-        with self._database.writing() as connection:
-            return connection.execute(insert, (name, value, number)).rowcount > 0
+        return self._database.write(insert, (name, value, number)) > 0
 
     def unnote(self, number: int, name: str) -> bool:
         """Delete what was noted; say whether it was there."""
         delete = "DELETE FROM metadata WHERE session = ? AND name = ?"
-        with self._database.writing() as connection:
-            return connection.execute(delete, (number, name)).rowcount > 0
+        return self._database.write(delete, (number, name)) > 0
 
     # -- host tools ----------------------------------------------------------------------------
 
@@ -252,8 +278,7 @@ class SessionTable:
             "INSERT INTO host_tools (session, name) SELECT number, ? FROM sessions"
             " WHERE number = ? ON CONFLICT (session, name) DO NOTHING"
         )
-        with self._database.writing() as connection:
-            connection.execute(insert, (name, number))
+        self._database.write(insert, (name, number))
 
 
 _SUMMARIES = f"""

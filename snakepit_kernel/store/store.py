@@ -40,6 +40,8 @@ class Store:
         Tells of changes.
     reads
         How often this process has read each variable, by the number of its session.
+    is_closed
+        Whether it was closed.
     """
 
     def __init__(self, path: Path) -> None:
@@ -55,6 +57,7 @@ class Store:
         self.hub = ChangeHub(path)
         self.reads: defaultdict[int, Counter[str]] = defaultdict(Counter)
         self._swept = time.monotonic()
+        self.is_closed = False
 
     def __repr__(self) -> str:
         return f"<Store {str(self.path)!r}>"
@@ -86,8 +89,7 @@ class Store:
 
     def copy_session(self, number: int, target: int) -> None:
         """Give a session what another one has: variables without their past, and the rest."""
-        with self._database.writing() as connection:
-            copy_session(connection, number, target)
+        self._database.transaction(lambda connection: copy_session(connection, number, target))
         self.programs.copy(number, target)
 
     def check(self) -> list[str]:
@@ -99,7 +101,8 @@ class Store:
         self._database.rest()
 
     def close(self) -> None:
-        """Close the database; a later use is an error."""
+        """Close the database; a later use is an error. Who opens it again gets another one."""
+        self.is_closed = True
         self._database.close()
 
 
@@ -127,7 +130,7 @@ def open_store(where: str | os.PathLike[str] | Store | None = None) -> Store:
     path = _path_of(where) if where is not None else data_dir() / FILE_NAME
     with _opening:
         store = _stores.get(str(path))
-        if store is None:
+        if store is None or store.is_closed:
             store = _stores[str(path)] = Store(path)
         return store
 

@@ -3,13 +3,21 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import sqlite3
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal, NamedTuple
 
-from ..errors import SnakepitError, VariableLocked, VariableNotFound, VersionConflict
+from ..errors import (
+    SnakepitError,
+    StoreError,
+    VariableLocked,
+    VariableNotFound,
+    VersionConflict,
+)
 from .database import Database, Row
 
 Kind = Literal["registered", "updated", "deleted", "rolled back"]
@@ -82,6 +90,10 @@ class NewVariable:
     metadata: str
     value: bytes
     version: int = 1
+
+    def is_the_same_as(self, type_name: str, constraints: str) -> bool:
+        """Whether what is there already is what is to be added."""
+        return self.type == type_name and json.loads(self.constraints) == json.loads(constraints)
 
 
 class Update(NamedTuple):
@@ -181,14 +193,17 @@ class VariableTable:
 
     def value(self, session: int, name: str) -> bytes | None:
         """Return the value of a variable, or None when there is none of that name."""
-        rows = self._read(_VALUE_BY_NAME, (session, name))
+        try:
+            rows = self._read(_VALUE_BY_NAME, (session, name))
+        except UnicodeEncodeError:  # half of a pair of surrogates
+            return None
         return rows[0][0] if rows else None
 
     def find(self, session: int, keys: Sequence[Key]) -> list[VariableRow]:
         """Return variables by name or id, oldest first; what does not exist is missing."""
         found: list[VariableRow] = []
         for kind, column in ((str, "name"), (int, "id")):
-            wanted = [key for key in keys if isinstance(key, kind)]
+            wanted = [key for key in keys if isinstance(key, kind) and _can_be(key)]
             for begin in range(0, len(wanted), _MANY):
                 part = wanted[begin : begin + _MANY]
                 marks = ", ".join("?" * len(part))
@@ -240,18 +255,37 @@ class VariableTable:
     # -- writing -------------------------------------------------------------------------------
 
     def register(
-        self, session: int, variables: Iterable[NewVariable], source: str
+        self,
+        session: int,
+        variables: Sequence[NewVariable],
+        source: str,
+        updates: Sequence[Update] = (),
     ) -> dict[str, int]:
-        """Add variables, all or none; return the ids of those that were not there already."""
+        """Add variables, all or none; return the ids of those that were not there already.
+
+        Parameters
+        ----------
+        session, variables, source
+            What is added, where, and by whom.
+        updates
+            New values of other variables, which are part of the same transaction.
+
+        Raises
+        ------
+        VariableDiffers
+            One of them is there as something else; nothing was changed.
+        """
         now = time.time()
-        added: dict[str, int] = {}
         insert = (
             "INSERT INTO variables (session, name, type, constraints, description, metadata,"
             " created, version, size, revision)"
             " SELECT number, ?, ?, ?, ?, ?, ?, ?, ?, 0 FROM sessions WHERE number = ?"
             " ON CONFLICT (session, name) DO NOTHING RETURNING id"
         )
-        with self._database.writing() as connection:
+        present = "SELECT type, constraints FROM variables WHERE session = ? AND name = ?"
+
+        def add(connection: sqlite3.Connection) -> dict[str, int]:
+            added: dict[str, int] = {}
             for new in variables:
                 row = (new.name, new.type, new.constraints, new.description, new.metadata)
                 made = connection.execute(
@@ -265,7 +299,18 @@ class VariableTable:
                         "UPDATE variables SET revision = ? WHERE id = ?",
                         (cursor.lastrowid, made[0][0]),
                     )
-        return added
+                    continue
+                for found in connection.execute(present, (session, new.name)).fetchall():
+                    if not new.is_the_same_as(*found):
+                        raise VariableDiffers(new.name, *found)
+            for update in updates:
+                try:
+                    connection.execute(_WRITE, _parameters(session, update, source))
+                except sqlite3.IntegrityError:
+                    raise _why_not(connection, session, update) from None
+            return added
+
+        return self._database.transaction(add)
 
     def set(self, session: int, update: Update, source: str) -> None:
         """Give a variable a value.
@@ -294,10 +339,13 @@ class VariableTable:
             Whether nothing is done when something goes wrong.
         """
         rows = [_parameters(session, update, source) for update in updates]
+
+        def set_all(connection: sqlite3.Connection) -> dict[str, int]:
+            connection.executemany(_WRITE, rows)
+            return _versions(connection, session, updates)
+
         try:
-            with self._database.writing() as connection:
-                connection.executemany(_WRITE, rows)
-                versions = _versions(connection, session, updates)
+            versions = self._database.transaction(set_all)
         except sqlite3.IntegrityError:
             versions, errors = self._set_each(session, updates, rows, atomic)
         else:
@@ -310,8 +358,9 @@ class VariableTable:
     ) -> tuple[dict[str, int], dict[str, SnakepitError]]:
         """Do that one by one, to see what goes wrong."""
         errors: dict[str, SnakepitError] = {}
-        versions: dict[str, int] = {}
-        with contextlib.suppress(_Undone), self._database.writing() as connection:
+
+        def set_each(connection: sqlite3.Connection) -> dict[str, int]:
+            errors.clear()
             for update, row in zip(updates, rows, strict=True):
                 try:
                     connection.execute(_WRITE, row)
@@ -320,12 +369,15 @@ class VariableTable:
             if atomic and errors:
                 raise _Undone
             good = [update for update in updates if update.name not in errors]
-            versions = _versions(connection, session, good)
-        return versions, errors
+            return _versions(connection, session, good)
+
+        try:
+            return self._database.transaction(set_each), errors
+        except _Undone:
+            return {}, errors
 
     def _why_not(self, session: int, update: Update) -> SnakepitError:
-        with self._database.writing() as connection:
-            return _why_not(connection, session, update)
+        return self._database.transaction(lambda connection: _why_not(connection, session, update))
 
     def _note(self, session: int, updates: Sequence[Update]) -> None:
         """Cut the history of variables, once in a while."""
@@ -337,10 +389,9 @@ class VariableTable:
                 written[update.id] = count, size_bytes
                 continue
             written.pop(update.id, None)
-            with self._database.writing() as connection:
-                connection.execute(_CUT, (update.id, session, HISTORY_VERSIONS))
-                if size_bytes >= PRUNE_AFTER_BYTES:
-                    _cut_to_size(connection, session, update.id)
+            cut = partial(_cut, session, update.id, size_bytes >= PRUNE_AFTER_BYTES)
+            with contextlib.suppress(StoreError):  # what was to be written is; cut it next time
+                self._database.transaction(cut)
 
     def delete(self, session: int, variables: Mapping[int, str], source: str) -> list[str]:
         """Delete variables and their past; return the names of those that were there.
@@ -351,8 +402,9 @@ class VariableTable:
             One of them must not be changed; none was deleted.
         """
         now = time.time()
-        deleted = []
-        with self._database.writing() as connection:
+
+        def delete(connection: sqlite3.Connection) -> list[str]:
+            deleted = []
             for variable, name in variables.items():
                 rows = connection.execute(
                     "SELECT version, locked FROM variables WHERE id = ? AND session = ?",
@@ -368,7 +420,9 @@ class VariableTable:
                 _forget(connection, _PAST_OF_ONE, (variable, session))
                 connection.execute("DELETE FROM variables WHERE id = ?", (variable,))
                 deleted.append(name)
-        return deleted
+            return deleted
+
+        return self._database.transaction(delete)
 
     def lock(self, session: int, variable: int, reason: str | None) -> bool:
         """Refuse changes of a variable for a reason, None to allow them; say whether it was so.
@@ -377,23 +431,19 @@ class VariableTable:
         """
         condition = "locked IS NULL" if reason is not None else "locked IS NOT NULL"
         update = f"UPDATE variables SET locked = ? WHERE id = ? AND session = ? AND {condition}"
-        with self._database.writing() as connection:
-            return connection.execute(update, (reason, variable, session)).rowcount > 0
+        return self._database.write(update, (reason, variable, session)) > 0
 
     def describe(self, session: int, variable: int, description: str, metadata: str) -> bool:
         """Change what people wrote about a variable; say whether it is there."""
         update = "UPDATE variables SET description = ?, metadata = ? WHERE id = ? AND session = ?"
-        with self._database.writing() as connection:
-            row = (description, metadata, variable, session)
-            return connection.execute(update, row).rowcount > 0
+        return self._database.write(update, (description, metadata, variable, session)) > 0
 
     def sweep(self) -> None:
         """Forget what was deleted long ago."""
         over = (time.time() - TOMBSTONE_SECONDS,)
         where = "value IS NULL AND time < ? AND revision < (SELECT max(revision) FROM changes)"
         if self._read(f"SELECT 1 FROM changes WHERE {where} LIMIT 1", over):
-            with self._database.writing() as connection:
-                connection.execute(f"DELETE FROM changes WHERE {where}", over)
+            self._database.write(f"DELETE FROM changes WHERE {where}", over)
 
 
 def forget_session(connection: sqlite3.Connection, session: int) -> None:
@@ -415,6 +465,24 @@ class _Undone(Exception):
     """Nothing of a transaction is to be done."""
 
 
+class VariableDiffers(Exception):
+    """A variable that is to be added is there as something else.
+
+    Attributes
+    ----------
+    name
+        Its name.
+    type, constraints
+        What it is.
+    """
+
+    def __init__(self, name: str, type_name: str, constraints: str) -> None:
+        super().__init__(name, type_name, constraints)
+        self.name = name
+        self.type = type_name
+        self.constraints = constraints
+
+
 def _parameters(session: int, update: Update, source: str) -> Row:
     return (
         *(update.id, session, update.kind, update.value, source),
@@ -434,6 +502,13 @@ def _versions(
         )
         versions |= connection.execute(select, (session, *part)).fetchall()
     return versions
+
+
+def _cut(session: int, variable: int, is_large: bool, connection: sqlite3.Connection) -> None:
+    """Forget the oldest values of a variable."""
+    connection.execute(_CUT, (variable, session, HISTORY_VERSIONS))
+    if is_large:
+        _cut_to_size(connection, session, variable)
 
 
 def _cut_to_size(connection: sqlite3.Connection, session: int, variable: int) -> None:
@@ -465,6 +540,13 @@ def _why_not(connection: sqlite3.Connection, session: int, update: Update) -> Sn
     if update.version is None:  # it was unlocked in this moment
         return VersionConflict(update.name, version, version)
     return VersionConflict(update.name, update.version, version)
+
+
+def _can_be(key: Key) -> bool:
+    """Whether there can be such a name or id: the database takes no other."""
+    if isinstance(key, int):
+        return 0 <= key < 1 << 63
+    return key.isascii()
 
 
 def _variable(row: Sequence[Any]) -> VariableRow:

@@ -43,12 +43,18 @@ class ChangeHub:
     def add(self, listener: Listener) -> None:
         """Call a listener from now on, in the hub's own thread; it must be brief."""
         with self._lock:
-            self._listeners.append(listener)
             if self._wake is None:
-                self._wake = os.eventfd(0)
-                threading.Thread(
-                    target=self._run, args=(self._wake,), name="snakepit-watch", daemon=True
-                ).start()
+                wake = os.eventfd(0)
+                thread = threading.Thread(
+                    target=self._run, args=(wake,), name="snakepit-watch", daemon=True
+                )
+                try:
+                    thread.start()
+                except RuntimeError:  # there are too many
+                    os.close(wake)
+                    raise
+                self._wake = wake
+            self._listeners.append(listener)
 
     def remove(self, listener: Listener) -> None:
         """Call a listener no more."""
@@ -73,7 +79,9 @@ class ChangeHub:
             self._follow(wake, changes)
 
     def _follow(self, wake: int, changes: INotify | None) -> None:
-        sources = [wake] if changes is None else [wake, changes]
+        poll = select.poll()  # select() itself knows no descriptors from 1024 on
+        for descriptor in [wake] if changes is None else [wake, changes.fileno()]:
+            poll.register(descriptor, select.POLLIN)
         is_watched = changes is None
         while True:
             if not is_watched:
@@ -81,10 +89,10 @@ class ChangeHub:
                 with contextlib.suppress(OSError):  # it appears with the first change
                     changes.add_watch(self._log, flags.MODIFY | flags.DELETE_SELF | flags.MOVE_SELF)
                     is_watched = True
-            ready, _, _ = select.select(sources, [], [], LOOK_AGAIN)
+            ready = {descriptor for descriptor, _ in poll.poll(LOOK_AGAIN * 1000)}
             if wake in ready:
                 return
-            if changes is not None and changes in ready:
+            if changes is not None and changes.fileno() in ready:
                 is_watched = not any(event.mask & _GONE for event in changes.read(timeout=0))
             self._tell()
 

@@ -88,12 +88,22 @@ def test_a_variable_is_set_got_shown_and_deleted(mine):
 
 
 def test_constraints_and_a_description_are_those_of_the_variable(mine):
-    assert mine.run("%snakepit set t=1 --type float --min 0 --max 2 --description 'How hot.'").status == "ok"
-    assert mine.run("%snakepit set name=abc --pattern [a-z]+ --min-length 2 --max-length 4").status == "ok"
+    assert (
+        mine.run("%snakepit set t=1 --type float --min 0 --max 2 --description 'How hot.'").status
+        == "ok"
+    )
+    assert (
+        mine.run("%snakepit set name=abc --pattern [a-z]+ --min-length 2 --max-length 4").status
+        == "ok"
+    )
 
     session = open_session("mine")
     info = session.variables.info("t")
-    assert (info.type, info.constraints, info.description) == ("float", {"min": 0, "max": 2}, "How hot.")
+    assert (info.type, info.constraints, info.description) == (
+        "float",
+        {"min": 0, "max": 2},
+        "How hot.",
+    )
     assert session.variables.info("name").constraints == {
         "pattern": "[a-z]+",
         "min_length": 2,
@@ -397,7 +407,9 @@ def test_what_a_worker_keeps_is_the_notebooks_and_the_other_way(mine):
     mine.run("pool = %snakepit start --workers 1")
     mine.run("%snakepit set x=1")
 
-    mine.run("%%snakepit\nimport snakepit_kernel\nc = snakepit_kernel.context()\nc.variables['x'] += 1")
+    mine.run(
+        "%%snakepit\nimport snakepit_kernel\nc = snakepit_kernel.context()\nc.variables['x'] += 1"
+    )
 
     assert mine.run("%snakepit get x").text == "2"
     assert "default-1.1" in mine.run("%snakepit vars").text

@@ -106,7 +106,9 @@ WAYS: dict[str, Callable[[Session, Do], Any]] = {
     "async tool": lambda session, what: session.call("ado", {"what": what}),
     "async tool, acall": lambda session, what: asyncio.run(session.acall("ado", {"what": what})),
     "stream": lambda session, what: next(iter(session.stream("stream", {"what": what}))),
-    "astream": lambda session, what: asyncio.run(_first(session.astream("astream", {"what": what}))),
+    "astream": lambda session, what: asyncio.run(
+        _first(session.astream("astream", {"what": what}))
+    ),
     "cell": by_cell,
     "future": lambda session, what: session.submit(_in_context, what).result(),
 }
@@ -396,6 +398,7 @@ def test_an_async_tool_sees_what_its_host_tool_has_just_set(one):
 
 def test_a_worker_watches_what_the_notebook_changes(session):
     session.variables.register("x", "integer", 0)
+
     def begin() -> None:
         for value in (1, 2, 3):
             session.variables["x"] = value
@@ -982,7 +985,9 @@ def test_a_store_that_cannot_be_made_fails_sessions_clearly_and_nothing_else(
     pool = open_pool(adapter=Desk, store=tmp_path / below)
 
     for attempt in (lambda: pool.session("s"), pool.sessions, lambda: list(pool.programs)):
-        with pytest.raises(StoreError, match=r"the store of sessions .*file.*set SNAKEPIT_DATA_DIR"):
+        with pytest.raises(
+            StoreError, match=r"the store of sessions .*file.*set SNAKEPIT_DATA_DIR"
+        ):
             attempt()
     with pytest.raises(ToolError) as caught:
         pool.call("do", {"what": lambda context: list(context.programs)})
@@ -1041,9 +1046,7 @@ def _answer() -> int:
     return 42
 
 
-def test_a_host_tool_that_went_with_a_kernel_is_named_and_comes_back_when_exposed(
-    open_pool, store
-):
+def test_a_host_tool_that_went_with_a_kernel_is_named_and_comes_back_when_exposed(open_pool, store):
     before = open_pool(adapter=Desk, store=store)
     before.session("s").host_tool(_answer)
     before.terminate()  # to its session this is what the end of a kernel is
