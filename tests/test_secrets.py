@@ -34,14 +34,13 @@ SECRET = "".join(["Open", "Sesame", "4711"])  # in one piece nowhere but in what
 
 HOLDERS: dict[str, Callable[[str], Any]] = {
     "string": str,
-    "choice": str,
     "list": lambda secret: [secret],
     "dict": lambda secret: {secret: secret},
     "bytes": str.encode,
     "array": lambda secret: np.array([secret]),
     "any": lambda secret: (secret,),
 }
-"""How each type holds a secret; numbers, booleans and vectors cannot."""
+"""How each type holds a secret. Numbers, booleans and vectors cannot; choices are told to all."""
 
 DEBUGGING = """
 import logging
@@ -64,7 +63,7 @@ class Everything:
 
     def hear_of(self, error: BaseException) -> None:
         """Note an error, its causes, and all that is shown of it."""
-        self.said.append("".join(_without_sources(error)))
+        self.said += traceback.format_exception(error)
         seen: set[int] = set()
         while error is not None and id(error) not in seen:
             seen.add(id(error))
@@ -77,10 +76,6 @@ class Everything:
         spans = [span.to_json() for span in self.exporter.get_finished_spans()]
         data = self.reader.get_metrics_data()
         return "\n".join([self.log.getvalue(), *self.said, *spans, data.to_json() if data else ""])
-
-
-def _without_sources(error: BaseException) -> list[str]:
-    return traceback.format_exception(error)
 
 
 @pytest.fixture
@@ -99,7 +94,7 @@ def everything(monkeypatch) -> Iterator[Everything]:
     ):
         monkeypatch.setattr(state, name, None)
         monkeypatch.setattr(getattr(state, once), "_done", False)
-    tracers, meters = TracerProvider(shutdown_on_exit=False), None
+    tracers = TracerProvider(shutdown_on_exit=False)
     tracers.add_span_processor(SimpleSpanProcessor(heard.exporter))
     meters = MeterProvider([heard.reader], shutdown_on_exit=False)
     trace.set_tracer_provider(tracers)
@@ -151,14 +146,9 @@ FAILURES: dict[str, Callable[[Any, str], Any]] = {
 }
 
 
-class Desk:
-    """What a worker does with a secret that it finds in its environment."""
-
-
 def prepare(session: Any) -> None:
     for kind, make in HOLDERS.items():
-        about = {"choices": ["red", SECRET]} if kind == "choice" else {}
-        session.variables.register(kind, kind, make(SECRET), **about)
+        session.variables.register(kind, kind, make(SECRET), metadata={"key": SECRET})
     session.variables.register("number", "integer", 1)
     session.variables.register("embedding", "embedding", [1.0])
     session.variables.register("colour", "choice", "red", choices=["red"])
@@ -166,7 +156,7 @@ def prepare(session: Any) -> None:
     session.variables.register("short", "string", "a", max_length=2)
     session.variables.register("locked", "string", SECRET)
     session.variables.lock("locked")
-    session.programs["model"] = {"key": SECRET}
+    session.programs.put("model", {"key": SECRET}, metadata={"key": SECRET})
     session.programs["large"] = [SECRET] * 100_000
     session.metadata["key"] = SECRET
 
@@ -265,8 +255,9 @@ def open_pools() -> Iterator[Callable[..., Pool]]:
 
 def check(everything: Everything, session: Any, places: list[Path], store: Path) -> None:
     """See that the secret is where it is kept, and in nothing else."""
-    for text in session._engine.logs().values() if hasattr(session._engine, "logs") else ():
-        everything.said.append(text)
+    logs = session._pool.logs()
+    assert logs
+    everything.said += logs.values()
     said = everything.texts()
     assert SECRET not in said, said[max(0, said.index(SECRET) - 500) :][:1000]
     assert len(said) > 1000, "somebody has listened"

@@ -68,7 +68,7 @@ class Variable:
     version: int
     constraints: Mapping[str, Any]
     description: str
-    metadata: Mapping[str, Any]
+    metadata: Mapping[str, Any] = field(repr=False)
     source: str
     created: datetime
     updated: datetime
@@ -169,7 +169,7 @@ class Program:
     version: int
     size_bytes: int
     checksum: str
-    metadata: Mapping[str, Any]
+    metadata: Mapping[str, Any] = field(repr=False)
     source: str
     created: datetime
     updated: datetime

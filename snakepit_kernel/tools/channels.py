@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import contextvars
 import signal
 import threading
 from collections.abc import Callable, Iterator, Sequence
@@ -112,9 +113,14 @@ class Channels:
         if self._is_building:
             return  # we are asked by what is being built
         with self._building():
-            for _ in self._parts:
-                pass
+            # Its tasks live on, and take the context along in which they are made: were it that of
+            # a call, each cell would be taken for that call.
+            contextvars.Context().run(self._build_rest)
         self._turn.end()
+
+    def _build_rest(self) -> None:
+        for _ in self._parts:
+            pass
 
     @contextlib.contextmanager
     def _building(self) -> Iterator[None]:

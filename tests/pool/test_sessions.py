@@ -1085,6 +1085,18 @@ def test_a_host_tool_that_another_session_had_is_not_hinted_at(open_pool, store)
             session.call("do", {"what": lambda context: context.call_host_tool("_answer")})
 
 
+def test_a_cell_is_of_its_own_session_whoever_has_had_the_kernel_built(open_pool, store):
+    pool = open_pool(adapter=Desk, store=store)
+    first, second = pool.session("first"), pool.session("second")
+    first.push({"x": 1})  # the first that needs a shell, in the middle of a call
+    first.variables.register("x", "integer", 1)
+    second.variables.register("x", "integer", 2)
+
+    for session in (first, second, first):
+        seen = by_cell(session, lambda context: (context.session_id, context.variables["x"]))
+        assert seen == (session.session_id, session.variables["x"])
+
+
 def test_the_context_of_a_cell_is_that_of_its_session(one):
     one.variables.register("x", "integer", 1)
     one.run("import snakepit_kernel; snakepit_kernel.context().variables['x'] = 2")

@@ -19,7 +19,9 @@ from snakepit_kernel import (
 
 @pytest.fixture
 def session(tmp_path):
-    return open_session("s", store=tmp_path / "sessions.sqlite")
+    state = open_session("s", store=tmp_path / "sessions.sqlite")
+    yield state
+    state.store.close()
 
 
 def told_of(sdk, *names):
