@@ -264,7 +264,7 @@ class VariableService:
 
     def put_many(self, wanted: Mapping[str, Any], *, source: str) -> None:
         """Add variables, or set those that are there, all or none."""
-        self._session.touch()
+        self._session.check()
         present = {row.name: row for row in self._table.find(self._number, list(wanted))}
         new: list[NewVariable] = []
         updates: list[Update] = []
@@ -285,7 +285,7 @@ class VariableService:
         except VariableDiffers as other:
             raise BatchRejected({other.name: ValueError(_difference(other))}) from None
         except (VariableLocked, VariableNotFound) as error:
-            raise BatchRejected({error.name: error}) from error
+            raise BatchRejected({str(error.name): error}) from error
 
     def _new(
         self,
