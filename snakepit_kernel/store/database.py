@@ -98,7 +98,7 @@ class Database:
             The file cannot be read.
         """
         if time.monotonic() >= self._look_again:
-            self._look()
+            self.look()
         try:
             connection = self._free.pop()
         except IndexError:
@@ -238,8 +238,8 @@ class Database:
             self.rest()  # it was replaced: what we wrote would be lost
         return self._take()
 
-    def _look(self) -> None:
-        """See, once in a while, that we read the file that has the name now."""
+    def look(self) -> None:
+        """See that we read the file that has the name now; reading does that once in a while."""
         self._look_again = time.monotonic() + LOOK_INTERVAL
         if not self._is_current(self._inode):
             self.rest()
