@@ -354,9 +354,11 @@ def test_a_secret_does_not_appear_when_the_store_fails(everything, session, plac
             lambda: session.programs.update(large=[SECRET] * 100_000),
             lambda: session.metadata.update(key=SECRET * 10_000),
             lambda: session.submit(
-                lambda: __import__("snakepit_kernel")
-                .context()
-                .variables.update(string="".join(PARTS) * 10_000)
+                lambda: (
+                    __import__("snakepit_kernel")
+                    .context()
+                    .variables.update(string="".join(PARTS) * 10_000)
+                )
             ).result(),
         ):
             with pytest.raises(Exception, match="the store of sessions") as caught:
