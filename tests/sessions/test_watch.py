@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import gc
 import logging
 import os
@@ -268,12 +269,19 @@ def test_a_forked_child_gets_the_changes_of_a_watch_that_it_inherited(numbered):
         reading, writing = os.pipe()
         child = os.fork()
         if child == 0:
-            os.write(writing, str(watch.get(10).value).encode())
+            with contextlib.suppress(TimeoutError):
+                watch.get(0.01)
+            os.write(writing, b"waits ")
+            began = time.monotonic()
+            change = watch.get(8)
+            os.write(writing, f"{change.value} {time.monotonic() - began < 4}".encode())
             os._exit(0)
         os.close(writing)
-        numbered.variables["n"] = 4
         with open(reading, "rb") as file:
-            assert file.read() == b"4"
+            assert file.read(6) == b"waits "
+            time.sleep(0.2)  # until it does: nothing tells
+            numbered.variables["n"] = 4
+            assert file.read() == b"4 True"
         os.waitpid(child, 0)
 
 

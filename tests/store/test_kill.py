@@ -19,7 +19,7 @@ from snakepit_kernel.sessions.state import open_session
 from snakepit_kernel.store import programs as programs_module
 from snakepit_kernel.store.store import open_store
 
-WRITERS = 3
+WRITERS = 4
 
 WRITE = """
 import os, random, sys
