@@ -17,9 +17,11 @@ from ..ids import check_name
 from ..store.schema import GLOBAL
 from ..store.sessions import SessionRow, SessionSummary
 from ..store.store import Store, open_store
+from .program_service import MetadataService, ProgramService
 from .programs import Metadata, Programs
-from .services import MetadataService, ProgramService, SavedSession, VariableService
+from .saved import SavedSession
 from .values import MAX_VARIABLE_BYTES, when
+from .variable_service import VariableService
 from .variables import Attributes, Variables
 from .watch import Watch
 

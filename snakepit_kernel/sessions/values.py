@@ -6,11 +6,13 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
+from pathlib import Path
 from typing import Any
 
 import msgspec
 
-from ..errors import ValueTooLarge
+from ..errors import StoreError, ValueTooLarge
+from ..protocol.unserializable import Unserializable
 from ..protocol.values import Codec, loads
 from ..store.programs import ProgramRow
 from ..store.variables import ChangeRow, Kind, VariableRow
@@ -176,13 +178,27 @@ class Program:
     expires: datetime | None
 
 
+def restored(body: bytes) -> Any:
+    """Restore a value; where that cannot be, a marker that says why stands in its place."""
+    try:
+        return loads(body)
+    except Exception as error:  # noqa: BLE001 - the class of a value may do anything, or be gone
+        return Unserializable(f"a value that cannot be restored: {type(error).__name__}: {error}")
+
+
+def cannot_restore(store: Path, what: str, error: Exception) -> StoreError:
+    """Return what says that a value cannot be restored."""
+    problem = f"{what} cannot be restored here: {type(error).__name__}: {error}"
+    return StoreError(str(store), problem, "install, or define, what its class needs")
+
+
 def variable_of(row: VariableRow) -> Variable:
     """Restore a variable from the store."""
     return Variable(
         id=row.id,
         name=row.name,
         type=row.type,
-        value=loads(row.value),
+        value=restored(row.value),
         version=row.version,
         constraints=json.loads(row.constraints),
         description=row.description,
@@ -201,7 +217,7 @@ def change_of(row: ChangeRow) -> Change:
         name=row.name,
         kind=row.kind,
         version=row.version,
-        value=None if row.value is None else loads(row.value),
+        value=None if row.value is None else restored(row.value),
         source=row.source,
         time=when(row.time),
     )

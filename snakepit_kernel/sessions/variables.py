@@ -8,8 +8,8 @@ import reprlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping, Sequence
 from typing import Any, overload
 
-from .services import check_key
 from .values import Change, Found, SetResult, Variable
+from .variable_service import check_key
 from .watch import Watch
 
 Key = str | int

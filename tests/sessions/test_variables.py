@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import decimal
+import importlib
 import logging
 import math
 import pickle
@@ -27,6 +28,7 @@ from snakepit_kernel.errors import (
     BatchRejected,
     ConstraintViolation,
     SessionNotFound,
+    StoreError,
     ValueTooLarge,
     VariableLocked,
     VariableNotFound,
@@ -686,3 +688,25 @@ class Machine(RuleBasedStateMachine):
 
 Machine.TestCase.settings = settings(max_examples=25, stateful_step_count=25, deadline=None)
 test_variables_behave_as_a_dictionary_of_histories = Machine.TestCase
+
+
+def test_a_value_whose_class_is_gone_is_named_and_hides_no_other(tmp_path, monkeypatch):
+    (tmp_path / "shop_of_yore.py").write_text("class Tea: pass\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    shop = importlib.import_module("shop_of_yore")
+    session = open_session("yore", store=tmp_path / "s.sqlite")
+    session.variables.register("tea", "any", shop.Tea())
+    session.variables.register("price", "float", 2.5)
+    session.programs["brew"] = shop.Tea()
+    session.metadata["cup"] = shop.Tea()
+    monkeypatch.delitem(sys.modules, "shop_of_yore")
+    (tmp_path / "shop_of_yore.py").unlink()
+    importlib.invalidate_caches()
+
+    for read in (lambda: session.variables["tea"], lambda: session.programs["brew"]):
+        with pytest.raises(StoreError, match=r"cannot be restored here.*shop_of_yore"):
+            read()
+    tea, price = session.variables.list()
+    assert price.value == 2.5
+    assert "No module named 'shop_of_yore'" in repr(tea.value)
+    assert "shop_of_yore" in repr(session.metadata["cup"])

@@ -1,7 +1,7 @@
-"""The parts of a session as its owner serves them: to the notebook itself, and to its workers.
+"""The variables of a session as its owner serves them: to the notebook itself, and to its workers.
 
 Each method takes and gives what can travel, so that a worker asks for the same by its lane. What
-users hold (`Variables`, `Programs`, `Metadata`) is above, and the same at both ends.
+users hold (`Variables`) is above, and the same at both ends.
 """
 
 from __future__ import annotations
@@ -15,99 +15,34 @@ from typing import Any, Final
 from ..errors import (
     BatchRejected,
     ConstraintViolation,
-    ProgramNotFound,
     SessionNotFound,
     SnakepitError,
+    StoreError,
     VariableLocked,
     VariableNotFound,
     VariableTypeError,
 )
 from ..ids import check_name
-from ..protocol.values import Codec, loads
-from ..store.schema import GLOBAL
-from ..store.sessions import SessionRow
-from ..store.store import Store
+from ..protocol.values import Codec
 from ..store.variables import Key, NewVariable, Update, VariableDiffers, VariableRow
 from ..telemetry import correlation_id, emit, is_on
+from .saved import SavedSession
 from .types import VariableType
 from .values import (
     MAX_VARIABLE_BYTES,
     Change,
     Found,
-    Program,
     SetResult,
     Variable,
+    cannot_restore,
     change_of,
     encode,
     json_of,
-    program_of,
     variable_of,
 )
 
-MAX_PROGRAMS = 200
-"""Programs of a session."""
-
-MAX_GLOBAL_PROGRAMS = 10_000
-"""Programs that belong to no session."""
-
-GLOBAL_PROGRAM_TTL = 3600.0
-"""Seconds that such a program lives without being used, when nothing else was said."""
-
-MAX_PROGRAM_BYTES = 1 << 31
-"""What one program may take, pickled."""
-
-MAX_NOTE_BYTES = 1 << 20
-"""What one entry of the metadata may take, pickled."""
-
 REMEMBERED_NAMES = 10_000
 """Variables whose definition, and number of reads, this process remembers of a session."""
-
-
-class SavedSession:
-    """A session in the store, as this process knows it: whether it lives, and for how long.
-
-    Parameters
-    ----------
-    store
-        Where it is.
-    row
-        What was read of it.
-    """
-
-    def __init__(self, store: Store, row: SessionRow) -> None:
-        self.store = store
-        self.row = row
-        self._look_at = 0.0
-
-    def touch(self) -> None:
-        """Note that it is used.
-
-        Raises
-        ------
-        SessionNotFound
-            It has expired, or was deleted.
-        """
-        now = time.monotonic()
-        if now < self._look_at:
-            return
-        if self.row.number != GLOBAL:
-            # As it is now: another process may have changed its time to live.
-            self.row = self.store.sessions.touch(self.store.sessions.again(self.row))
-        step = LOOK_AGAIN if self.row.ttl is None else min(LOOK_AGAIN, self.row.ttl / 20)
-        self._look_at = now + step
-
-    def look_again(self) -> None:
-        """Look at it with the next use."""
-        self._look_at = 0.0
-
-    def check(self) -> None:
-        """Do nothing if it is still there; the error is that of `touch`."""
-        if not self.store.sessions.exists(self.row.number):
-            raise SessionNotFound(self.row.id)
-
-
-LOOK_AGAIN = 30.0
-"""Seconds after which a session that is in use is looked at again, if its time is longer."""
 
 
 class VariableService:
@@ -158,11 +93,19 @@ class VariableService:
         began = time.perf_counter() if is_on() else 0.0
         body = self._value(self._number, name) if isinstance(name, str) else None
         if body is None:
-            return self._one(name, began).value
-        self.reads[name] += 1  # type: ignore[index]
+            try:
+                row = self._row(name)
+            except VariableNotFound:
+                self._tell("get", began, name, found=False)
+                raise
+            name, body = row.name, row.value
+        self.reads[str(name)] += 1
         if began:
             self._tell("get", began, name, size_bytes=len(body), found=True)
-        return pickle.loads(body)
+        try:
+            return pickle.loads(body)
+        except Exception as error:
+            raise self._cannot_restore(name, error) from error
 
     def fetch(self, keys: Sequence[Key]) -> list[Variable]:
         """Return those variables that exist, oldest first."""
@@ -454,7 +397,7 @@ class VariableService:
             if change.version == version and change.value is not None:
                 update = Update(row.id, row.name, change.value, row.version, "rolled back")
                 self._table.set(self._number, update, source)
-                return self._one(key)
+                return variable_of(self._row(key))
         kept = ", ".join(str(change.version) for change in history)
         msg = f"variable {row.name!r} has no version {version} any more; there are: {kept}"
         raise ValueError(msg)
@@ -521,15 +464,8 @@ class VariableService:
             raise self._missing(key)
         return rows[0]
 
-    def _one(self, key: Key, began: float = 0.0) -> Variable:
-        try:
-            row = self._row(key)
-        except VariableNotFound:
-            self._tell("get", began, key, found=False)
-            raise
-        self.reads[row.name] += 1
-        self._tell("get", began, row.name, type=row.type, size_bytes=len(row.value), found=True)
-        return variable_of(row)
+    def _cannot_restore(self, name: Key, error: Exception) -> StoreError:
+        return cannot_restore(self._session.store.path, f"variable {name!r}", error)
 
     def _missing(self, key: Key) -> VariableNotFound:
         self._session.check()
@@ -581,137 +517,3 @@ def _difference(present: VariableDiffers) -> str:
         f"variable {present.name!r} is registered already, as {present.type}"
         f"{f' with {listed}' if listed else ''}; delete it first"
     )
-
-
-class ProgramService:
-    """The programs of a session, or the global ones.
-
-    Parameters
-    ----------
-    session
-        The session; that with the number `GLOBAL` for none.
-    """
-
-    REMOTE: Final = frozenset({"load", "has", "put", "delete", "infos", "info"})
-    WRITES: Final = frozenset({"put"})
-
-    def __init__(self, session: SavedSession) -> None:
-        self._session = session
-        self._number = session.row.number
-        self._table = session.store.programs
-        self._is_global = self._number == GLOBAL
-        self._max_programs = MAX_GLOBAL_PROGRAMS if self._is_global else MAX_PROGRAMS
-
-    def load(self, name: str) -> Any:
-        """Return an object."""
-        self._session.touch()
-        found = self._table.load(self._number, name)
-        if found is None:
-            raise self._missing(name)
-        row, body = found
-        self._table.touch(row)
-        return loads(body)
-
-    def put(
-        self,
-        name: str,
-        value: Any,
-        metadata: Mapping[str, Any] | None = None,
-        ttl: float | None = None,
-        *,
-        source: str,
-    ) -> Program:
-        """Store an object."""
-        self._session.touch()
-        check_name("program", name)
-        if ttl is not None and not self._is_global:
-            msg = "a program of a session lives as long as that; ttl is for global ones"
-            raise ValueError(msg)
-        lifetime = (ttl or GLOBAL_PROGRAM_TTL) if self._is_global else None
-        codec = Codec(max_bytes=MAX_PROGRAM_BYTES)
-        row = self._table.store(
-            self._number,
-            name,
-            encode("program", name, value, codec, "the most that a program may take"),
-            metadata=json_of(metadata),
-            source=source,
-            ttl=lifetime,
-            max_programs=self._max_programs,
-        )
-        if row is None:
-            raise SessionNotFound(self._session.row.id)
-        return program_of(row)
-
-    def delete(self, name: str) -> None:
-        """Delete an object."""
-        self._session.touch()
-        if not self._table.delete(self._number, name):
-            raise self._missing(name)
-
-    def has(self, name: str) -> bool:
-        """Whether there is an object of that name."""
-        self._session.touch()
-        return self._table.find(self._number, name) is not None
-
-    def infos(self) -> list[Program]:
-        """Return what is known of all, by name."""
-        self._session.touch()
-        rows = self._table.all(self._number)
-        if not rows:
-            self._session.check()
-        return [program_of(row) for row in rows]
-
-    def info(self, name: str) -> Program:
-        """Return what is known of one."""
-        self._session.touch()
-        row = self._table.find(self._number, name)
-        if row is None:
-            raise self._missing(name)
-        return program_of(row)
-
-    def _missing(self, name: str) -> ProgramNotFound:
-        self._session.check()
-        return ProgramNotFound(name, [row.name for row in self._table.all(self._number)])
-
-
-class MetadataService:
-    """What was noted about a session.
-
-    Parameters
-    ----------
-    session
-        The session.
-    """
-
-    REMOTE: Final = frozenset({"all", "put", "delete"})
-    WRITES: Final[frozenset[str]] = frozenset()
-
-    def __init__(self, session: SavedSession) -> None:
-        self._session = session
-        self._number = session.row.number
-        self._table = session.store.sessions
-
-    def all(self) -> dict[str, Any]:
-        """Return all, by name."""
-        self._session.touch()
-        notes = self._table.metadata(self._number)
-        if not notes:
-            self._session.check()
-        return {name: loads(body) for name, body in notes}
-
-    def put(self, name: str, value: Any) -> None:
-        """Note a value."""
-        self._session.touch()
-        if not isinstance(name, str) or not name:
-            msg = f"metadata is named by text, not by {name!r}"
-            raise TypeError(msg)
-        codec = Codec(max_bytes=MAX_NOTE_BYTES)
-        body = encode("metadata", name, value, codec, "the most that a note may take")
-        if not self._table.note(self._number, name, body):
-            raise SessionNotFound(self._session.row.id)
-
-    def delete(self, name: str) -> None:
-        """Delete a note."""
-        self._session.touch()
-        if not self._table.unnote(self._number, name):
-            raise KeyError(name)
