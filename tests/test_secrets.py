@@ -30,7 +30,10 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 from snakepit_kernel import CallTimeout, Pool, WorkerDied, telemetry
 from snakepit_kernel.telemetry import events
 
-SECRET = "".join(["Open", "Sesame", "4711"])  # in one piece nowhere but in what is kept
+PARTS = ["Open", "Sesame", "4711"]
+"""The secret as arguments of calls and text of cells have it, which may be shown."""
+
+SECRET = "".join(PARTS)
 
 HOLDERS: dict[str, Callable[[str], Any]] = {
     "string": str,
@@ -200,10 +203,6 @@ for _item in (Unpicklable, prepare, read_all, look_again, fail_in_worker, fail_a
     _item.__module__ = "__main__"  # by value
 
 
-PARTS = ["Open", "Sesame", "4711"]
-"""So that the arguments of a call, which may be shown, are not the secret."""
-
-
 def holders_of(secret: str, *folders: Path) -> list[Path]:
     """Return the files below some folders that hold a secret in some form."""
     forms = [secret.encode(), secret.encode("utf-16-le"), secret.encode("utf-32-le")]
@@ -354,9 +353,11 @@ def test_a_secret_does_not_appear_when_the_store_fails(everything, session, plac
             lambda: session.programs.update(large=[SECRET] * 100_000),
             lambda: session.metadata.update(key=SECRET * 10_000),
             lambda: session.submit(
-                lambda: __import__("snakepit_kernel")
-                .context()
-                .variables.update(string="".join(PARTS) * 10_000)
+                lambda: (
+                    __import__("snakepit_kernel")
+                    .context()
+                    .variables.update(string="".join(PARTS) * 10_000)
+                )
             ).result(),
         ):
             with pytest.raises(Exception, match="the store of sessions") as caught:

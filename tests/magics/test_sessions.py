@@ -446,7 +446,7 @@ def test_a_restart_comes_back_to_the_session_with_all_that_is_in_it(open_noteboo
     notebook.run(code or "pass")
     before = session_of(notebook)
     notebook.run("%snakepit set x=1")
-    notebook.run("import snakepit_kernel; s = snakepit_kernel.open_session(%s)" % repr(before))
+    notebook.run(f"import snakepit_kernel; s = snakepit_kernel.open_session({before!r})")
     notebook.run("s.programs['model'] = [1]; s.metadata['note'] = 'mine'")
 
     notebook.restart()
@@ -454,7 +454,7 @@ def test_a_restart_comes_back_to_the_session_with_all_that_is_in_it(open_noteboo
 
     assert session_of(notebook) == before
     assert notebook.run("%snakepit get x").text == "1"
-    notebook.run("import snakepit_kernel; s = snakepit_kernel.open_session(%s)" % repr(before))
+    notebook.run(f"import snakepit_kernel; s = snakepit_kernel.open_session({before!r})")
     assert notebook.run("s.programs['model'], s.metadata['note']").text == "([1], 'mine')"
 
 
@@ -502,7 +502,7 @@ def texts_of(path: Path) -> list[str]:
 
 def test_papermill_that_injects_paths_names_the_session_by_them(tmp_path):
     first = notebook_file(tmp_path, "first.ipynb", "%snakepit set x=1\n%snakepit")
-    second = notebook_file(tmp_path, "second.ipynb", "print(%s)\n%%snakepit" % "'begun'")
+    second = notebook_file(tmp_path, "second.ipynb", "print('begun')\n%snakepit")
 
     def papermill(source: Path, target: str) -> list[str]:
         done = subprocess.run(

@@ -80,8 +80,7 @@ for _item in (Desk, *filter(inspect.isfunction, vars(Desk).values())):
 
 async def _first(stream: Any) -> Any:
     async with contextlib.aclosing(stream) as chunks:
-        async for chunk in chunks:
-            return chunk
+        return await anext(chunks)
 
 
 def _in_context(what: Do) -> Any:
@@ -269,7 +268,9 @@ SHAPES: dict[str, Do] = {
     "by id": lambda c: c.variables[c.variables.info("x").id],
     "list": lambda c: [(v.name, v.type, v.value, v.version) for v in c.variables.list("*")],
     "wildcard": lambda c: [v.name for v in c.variables.list("x*")],
-    "info": lambda c: (lambda v: (v.constraints, v.description, v.metadata))(c.variables.info("x")),
+    "info": lambda c: [
+        getattr(c.variables.info("x"), name) for name in ("constraints", "description", "metadata")
+    ],
     "get_many": lambda c: c.variables.get_many(["y", "none"]),
     "set_many": lambda c: c.variables.set_many({"x": 3, "y": 4.0}),
     "set_many, one by one": lambda c: c.variables.set_many({"x": 3, "y": 9.5}, atomic=False).ok,
@@ -288,7 +289,10 @@ SHAPES: dict[str, Do] = {
     "rollback": lambda c: (c.variables.update(x=2), c.variables.rollback("x", 1).version),
     "lock": lambda c: (c.variables.lock("x"), c.variables.info("x").locked),
     "unlock": lambda c: (c.variables.lock("x"), c.variables.unlock("x"), c.variables.unlock("x")),
-    "describe": lambda c: (c.variables.describe("x", "what it is"), c.variables.info("x").description),
+    "describe": lambda c: (
+        c.variables.describe("x", "what it is"),
+        c.variables.info("x").description,
+    ),
     "repr": lambda c: repr(c.variables),
     "html": lambda c: "<td" in c.variables._repr_html_(),
     "programs": lambda c: (sorted(c.programs), len(c.programs), "model" in c.programs),
@@ -334,7 +338,7 @@ Point.__module__ = "__main__"
 
 VALUES = [
     *(None, True, 2**70, float("nan"), float("inf"), "t\u00e9xt", b"\0\xff", (1, "a"), {1, 2}),
-    *(datetime.datetime(2026, 1, 2, 3, 4), decimal.Decimal("0.1"), Point(3)),
+    *(datetime.datetime(2026, 1, 2, 3, 4, tzinfo=datetime.UTC), decimal.Decimal("0.1"), Point(3)),
     *(np.arange(6.0).reshape(2, 3), np.float32(2.5), pd.DataFrame({"a": [1, 2]})),
     {"nested": [(1, {2: b"3"}), None, Point(4)]},
 ]  # fmt: skip
@@ -427,9 +431,9 @@ def test_a_worker_watches_in_its_event_loop_and_by_a_callback(one):
         with context.variables.watch("x") as watch, context.variables.watch("x", take):
             context.variables["x"] = 5
             async with asyncio.timeout(5):
-                async for change in watch:
-                    await called.wait()
-                    return [change.value, *seen]
+                change = await anext(aiter(watch))
+                await called.wait()
+        return [change.value, *seen]
 
     assert one.submit(work).result() == [5, 5]
 
@@ -527,8 +531,8 @@ def test_a_batch_with_one_bad_value_sets_none_and_names_each_bad_one(session):
     """Acceptance case 37, from a worker."""
     session.variables.register_many({"a": ("integer", 1), "b": ("float", 1.0), "c": ("list", [])})
 
+    values = {"a": 2, "b": "two", "c": 3}
     with pytest.raises(ToolError) as caught:
-        values = {"a": 2, "b": "two", "c": 3}
         session.call("do", {"what": lambda context: context.variables.set_many(values)})
 
     assert isinstance(caught.value.__cause__, BatchRejected)

@@ -101,9 +101,7 @@ use.__module__ = "__main__"  # by value
 
 
 @pytest.mark.parametrize("way", ["call", "cell", "future"])
-def test_one_id_goes_from_the_work_to_the_worker_to_what_it_does_to_variables(
-    sdk, tmp_path, way
-):
+def test_one_id_goes_from_the_work_to_the_worker_to_what_it_does_to_variables(sdk, tmp_path, way):
     with Pool(1, name="shop", store=tmp_path / "sessions.sqlite") as pool:
         session = pool.session("s")
         session.variables.register("x", "integer", 1)
