@@ -96,7 +96,7 @@ class Completer:
         return [session.id for session in sessions_of(open_store())]
 
     def _session_variables(self) -> Iterable[str]:
-        return self._magics.state(None).variables
+        return self._magics.sessions.state(None).variables
 
     def _tools(self) -> Iterable[str]:
         pool = self._magics.pools.get(self._magics.chosen_pool)

@@ -24,38 +24,28 @@ from snakepit_kernel import (
     PoolClosed,
     PoolStatus,
     Session,
-    SessionNotFound,
-    SessionState,
     SnakepitError,
     ToolError,
     ToolNotFound,
-    Watch,
-    export_session,
-    import_session,
-    open_session,
 )
 from snakepit_kernel.errors import suggest
 from snakepit_kernel.pool.streams import LiveView
-from snakepit_kernel.sessions.state import sessions_of
-from snakepit_kernel.store.store import Store, open_store
 from snakepit_kernel.tools.adapter import options_of
 
 from .completion import Completer
 from .jobs import Job, WorkFactory
 from .notebook import functions_of, notebook_session, told_of_last_run
 from .parsing import (
+    SESSION_COMMANDS,
     arguments_of,
     cell_parser,
     environment_of,
     help_text,
     line_parser,
-    literal,
     names_of,
 )
-from .sessions import SessionList, StatsView, VariableList, tell_of_change, type_for
+from .session_commands import SessionCommands
 from .showing import as_cell_error, described, listed, raise_here, shower, shown_in_one_line
-
-CONSTRAINT_OPTIONS = ("min", "max", "choices", "pattern", "min_length", "max_length", "shape")
 
 
 @magics_class
@@ -76,8 +66,7 @@ class SnakepitMagics(Magics):
         self.chosen_pool = "default"
         self.chosen_session: str | None = None
         self.jobs: dict[int, Job] = {}
-        self._store: Store | None = None
-        self._watches: dict[tuple[str, str], Watch] = {}
+        self.sessions = SessionCommands(self)
         self._start_options: dict[str, dict[str, Any]] = {}
         self._last_run_is_told = False
         self._parser = line_parser()
@@ -99,6 +88,8 @@ class SnakepitMagics(Magics):
             options = self._parser.parse(line)
             if options.command is None:
                 return self._overview()
+            if options.command in SESSION_COMMANDS:
+                return self.sessions.run(options)
             return getattr(self, f"_{options.command}")(options)
         except CellError:
             raise
@@ -202,115 +193,15 @@ class SnakepitMagics(Magics):
         if options.pool is not None:
             self.chosen_pool = self._pool(options.pool).name
         if options.session is not None:
-            self.state(options.session)  # checks the name
+            self.sessions.state(options.session)  # checks the name
             self.chosen_session = options.session
 
-    def _sessions(self, options: Namespace) -> SessionList | None:
-        if options.delete is not None:
-            self._delete_session(options.delete)
-            return None
-        chosen = self.state(None)
-        return SessionList(sessions_of(chosen.store), chosen.id)
-
-    def _delete_session(self, name: str) -> None:
-        store = open_store()
-        row = store.sessions.find(name)
-        if row is None:
-            raise UsageError(str(SessionNotFound(name, [s.id for s in sessions_of(store)])))
-        open_session(name).delete()
-        print(f"session {name} is gone")  # noqa: T201
-        if name == self.chosen_session:
-            self.chosen_session = None
-
-    def _fork(self, options: Namespace) -> None:
-        before = self.state(None)
-        before.fork(options.session)
-        self.chosen_session = options.session
-        print(f"session {options.session} is a copy of {before.id}, and chosen now")  # noqa: T201
-
-    def _export(self, options: Namespace) -> None:
-        count = export_session(self.state(options.session), options.file)
-        print(f"{count} entries written to {options.file}")  # noqa: T201
-
-    def _import(self, options: Namespace) -> None:
-        count = import_session(self.state(options.session), options.file, trust=options.trust)
-        print(f"{count} entries read from {options.file}")  # noqa: T201
-
-    def _stats(self, options: Namespace) -> StatsView:
-        state = self.state(options.session)
-        return StatsView(state.id, state.stats())
-
-    def state(self, name: str | None) -> SessionState:
-        """Return what a session keeps; no pool is needed for that."""
-        found = open_session(self._session_name(name))
-        self._store = found.store  # kept open: to open it again takes longer than to use it
-        return found
-
-    def _session_name(self, name: str | None) -> str:
+    def session_name(self, name: str | None) -> str:
+        """Return a name that was given, else the chosen session's, else the notebook's own."""
         return name or self.chosen_session or notebook_session(self.shell)
 
     def _session(self, name: str | None, pool: str | None = None) -> Session:
-        return self._pool(pool).session(self._session_name(name))
-
-    # -- variables -----------------------------------------------------------------------------
-
-    def _set(self, options: Namespace) -> None:
-        variables = self.state(options.session).variables
-        values = arguments_of(options.assignments, self.shell.user_ns, "set")
-        constraints = {name: getattr(options, name) for name in CONSTRAINT_OPTIONS}
-        if constraints["choices"] is not None:
-            constraints["choices"] = list(map(literal, constraints["choices"]))
-        about = {name: given for name, given in constraints.items() if given is not None}
-        present = {found.name: found for found in map(variables.info, values.keys() & variables)}
-        new = {
-            name: {
-                "type": options.type or ("choice" if "choices" in about else type_for(value)),
-                "value": value,
-                "description": options.description or "",
-                **about,
-            }
-            for name, value in values.items()
-            if name not in present or about or options.type not in {None, present[name].type}
-        }
-        variables.register_many(new)
-        if options.description is not None:
-            for name in values:
-                variables.describe(name, options.description)
-        changed = {name: values[name] for name in present}
-        if len(changed) == 1:  # its own error says it best
-            variables.update(changed)
-        else:
-            variables.set_many(changed)
-
-    def _get(self, options: Namespace) -> Any:
-        variables = self.state(options.session).variables
-        if len(options.names) == 1:
-            return variables[options.names[0]]
-        found = variables.get_many(options.names)
-        for name in found.missing:
-            variables[name]  # raises
-        return found.found
-
-    def _vars(self, options: Namespace) -> VariableList:
-        return VariableList(self.state(options.session).variables.list(options.pattern))
-
-    def _del(self, options: Namespace) -> None:
-        variables = self.state(options.session).variables
-        missing = variables.get_many(options.names).missing
-        for name in missing:
-            variables[name]  # raises
-        variables.delete(*options.names)
-
-    def _watch(self, options: Namespace) -> None:
-        state = self.state(options.session)
-        key = state.id, options.pattern
-        before = self._watches.pop(key, None)
-        if before is not None:
-            before.close()
-        if not options.stop:
-            self._watches[key] = state.variables.watch(options.pattern, tell_of_change)
-        elif before is None:
-            print(f"nothing like {options.pattern} is watched")  # noqa: T201
+        return self._pool(pool).session(self.session_name(name))
 
     # -- tools ---------------------------------------------------------------------------------
 
@@ -491,7 +382,7 @@ class SnakepitMagics(Magics):
                 print(f"{'*' if name == self.chosen_pool else ' '} {pool!r}")  # noqa: T201
         else:
             print("no pool is running; %snakepit start opens one")  # noqa: T201
-        print(f"session {self._session_name(None)}; %snakepit help shows the commands")  # noqa: T201
+        print(f"session {self.session_name(None)}; %snakepit help shows the commands")  # noqa: T201
 
     def _help(self, options: Namespace) -> None:
         print(help_text(options.about))  # noqa: T201
@@ -525,8 +416,7 @@ class SnakepitMagics(Magics):
         """End the pools, and take the magics out of the shell."""
         for job in self.jobs.values():
             job.cancel()
-        for watch in self._watches.values():
-            watch.close()
+        self.sessions.close()
         for pool in self._running().values():
             pool.terminate()
         manager = self.shell.magics_manager

@@ -44,6 +44,14 @@ COMMANDS = {
     "help": "show this, or the options of a command",
 }
 
+SESSION_COMMANDS = frozenset(
+    {
+        *("set", "get", "vars", "del", "watch", "stats"),
+        *("sessions", "fork", "export", "import"),
+    }
+)
+"""Those that need no pool."""
+
 
 class Parser(argparse.ArgumentParser):
     """A parser whose errors are one line, and that never leaves the interpreter."""

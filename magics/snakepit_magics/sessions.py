@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html
+import sys
 from collections.abc import Iterable, Sequence
 
 from snakepit_kernel import Change, SessionInfo, SessionStats, Variable
@@ -102,7 +103,8 @@ class StatsView:
 def tell_of_change(change: Change) -> None:
     """Print a change of a variable where it is watched."""
     value = "" if change.kind == "deleted" else f" = {shown(change.value)}"
-    print(f"{change.name}{value}  ({change.kind} by {change.source}, version {change.version})")  # noqa: T201
+    about = f"{change.kind} by {change.source}, version {change.version}"
+    sys.stdout.write(f"{change.name}{value}  ({about})\n")  # print() may be cut before its newline
 
 
 def type_for(value: object) -> str:

@@ -97,7 +97,11 @@ def import_session(session: SessionState, path: str | Path, *, trust: bool = Fal
         The file cannot be read.
     """
     content = _read(Path(path).expanduser())
-    untrusted = [] if trust else _pickles(content)
+    try:
+        untrusted = [] if trust else _pickles(content)
+    except RecursionError as error:
+        msg = f"{path} is damaged: it is nested too deeply"
+        raise ValueError(msg) from error
     if untrusted:
         listed = ", ".join(untrusted[:8]) + (", …" if len(untrusted) > 8 else "")
         msg = (
@@ -191,6 +195,10 @@ def _text(data: bytes) -> str:
     return base64.b64encode(data).decode("ascii")
 
 
+def _data(text: str) -> bytes:
+    return base64.b64decode(text, validate=True)
+
+
 # -- reading -----------------------------------------------------------------------------------
 
 
@@ -273,9 +281,9 @@ def _decoded(value: Any) -> Any:
         case None:
             return {key: _decoded(item) for key, item in value.items()}
         case "pickle":
-            return pickle.loads(base64.b64decode(value["base64"]))
+            return pickle.loads(_data(value["base64"]))
         case "bytes":
-            return base64.b64decode(value["base64"])
+            return _data(value["base64"])
         case "float":
             return float(value["text"])
         case "array":
@@ -285,7 +293,7 @@ def _decoded(value: Any) -> Any:
             if dtype.kind not in _NUMBERS:
                 msg = f"an array of {dtype}"
                 raise ValueError(msg)
-            flat = np.frombuffer(base64.b64decode(value["base64"]), dtype)
+            flat = np.frombuffer(_data(value["base64"]), dtype)
             return flat.reshape(value["shape"]).copy()
         case tag:
             msg = f"a value of an unknown kind {tag!r}"

@@ -265,7 +265,7 @@ class VariableService:
 
     def put_many(self, wanted: Mapping[str, Any], *, source: str) -> None:
         """Add variables, or set those that are there, all or none."""
-        self._session.touch()
+        self._session.check()
         present = {row.name: row for row in self._table.find(self._number, list(wanted))}
         new: list[NewVariable] = []
         updates: list[Update] = []

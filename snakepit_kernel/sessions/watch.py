@@ -55,7 +55,8 @@ class Watch:
 
     Nothing is kept in memory for a slow reader: changes are read from the store when they are
     asked for. Of a variable that changes more often than its history is long, the oldest may be
-    missing. Iterate over it in one thread or task, or have it call a function.
+    missing, and of one that is deleted, what was not asked for before. Iterate over it in one
+    thread or task, or have it call a function.
 
     Parameters
     ----------

@@ -52,13 +52,13 @@ class Connection(sqlite3.Connection):
     inode
         Of the file.
     own_cursor
-        A cursor, or None; made once: to make one takes a third of the time of a small read.
+        A cursor that is made once: to make one takes a third of the time of a small read.
     """
 
     __slots__ = ("__weakref__", "inode", "own_cursor")
 
     inode: int
-    own_cursor: Any
+    own_cursor: sqlite3.Cursor
 
 
 class Database:
@@ -98,7 +98,7 @@ class Database:
             The file cannot be read.
         """
         if time.monotonic() >= self._look_again:
-            self._look()
+            self.look()
         try:
             connection = self._free.pop()
         except IndexError:
@@ -238,8 +238,8 @@ class Database:
             self.rest()  # it was replaced: what we wrote would be lost
         return self._take()
 
-    def _look(self) -> None:
-        """See, once in a while, that we read the file that has the name now."""
+    def look(self) -> None:
+        """See that we read the file that has the name now; reading does that once in a while."""
         self._look_again = time.monotonic() + LOOK_INTERVAL
         if not self._is_current(self._inode):
             self.rest()
@@ -322,7 +322,6 @@ class Database:
             check_same_thread=False,
             factory=Connection,
         )
-        connection.own_cursor = None
         self._all.add(connection)
         try:
             _patiently(lambda: connection.execute("PRAGMA journal_mode = WAL"))
@@ -455,9 +454,9 @@ class Database:
             self._drop(connection)
 
     def _drop(self, connection: Connection) -> None:
-        if connection.own_cursor is not None:
-            connection.own_cursor.close()  # or what it was in the middle of keeps the file open
-            connection.own_cursor = None
+        cursor: sqlite3.Cursor | None = getattr(connection, "own_cursor", None)
+        if cursor is not None:
+            cursor.close()  # or what it was in the middle of keeps the file open
         connection.close()
         self._all.discard(connection)  # last: a fork waits for this
 

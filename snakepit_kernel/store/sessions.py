@@ -111,6 +111,7 @@ class SessionTable:
         QuotaExceeded
             There are as many already.
         """
+        self._database.look()
         while True:
             found = self.find(session_id)
             if found is None:

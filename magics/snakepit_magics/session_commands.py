@@ -1,0 +1,154 @@
+"""What ``%snakepit`` does with the session: its variables, its copies, its files."""
+
+from __future__ import annotations
+
+from argparse import Namespace
+from typing import TYPE_CHECKING, Any
+
+from IPython.core.error import UsageError
+
+from snakepit_kernel import (
+    SessionNotFound,
+    SessionState,
+    Watch,
+    export_session,
+    import_session,
+    open_session,
+)
+from snakepit_kernel.sessions.state import sessions_of
+from snakepit_kernel.store.store import Store, open_store
+
+from .parsing import arguments_of, literal
+from .sessions import SessionList, StatsView, VariableList, tell_of_change, type_for
+
+if TYPE_CHECKING:
+    from .magics import SnakepitMagics
+
+CONSTRAINT_OPTIONS = ("min", "max", "choices", "pattern", "min_length", "max_length", "shape")
+
+
+class SessionCommands:
+    """The commands that work without a pool, on what is stored.
+
+    Parameters
+    ----------
+    magics
+        Know which session is chosen.
+    """
+
+    def __init__(self, magics: SnakepitMagics) -> None:
+        self._magics = magics
+        self._store: Store | None = None
+        self._watches: dict[tuple[str, str], Watch] = {}
+
+    def run(self, options: Namespace) -> Any:
+        """Run one of ``SESSION_COMMANDS``."""
+        return getattr(self, f"_{options.command}")(options)
+
+    def state(self, name: str | None) -> SessionState:
+        """Return what a session keeps; no pool is needed for that."""
+        found = open_session(self._magics.session_name(name))
+        self._store = found.store  # kept open: to open it again takes longer than to use it
+        return found
+
+    def close(self) -> None:
+        """Tell no more of changes."""
+        for watch in self._watches.values():
+            watch.close()
+
+    # -- sessions ------------------------------------------------------------------------------
+
+    def _sessions(self, options: Namespace) -> SessionList | None:
+        if options.delete is not None:
+            self._delete_session(options.delete)
+            return None
+        chosen = self.state(None)
+        return SessionList(sessions_of(chosen.store), chosen.id)
+
+    def _delete_session(self, name: str) -> None:
+        store = open_store()
+        row = store.sessions.find(name)
+        if row is None:
+            raise UsageError(str(SessionNotFound(name, [s.id for s in sessions_of(store)])))
+        open_session(name).delete()
+        print(f"session {name} is gone")  # noqa: T201
+        if name == self._magics.chosen_session:
+            self._magics.chosen_session = None
+
+    def _fork(self, options: Namespace) -> None:
+        before = self.state(None)
+        before.fork(options.session)
+        self._magics.chosen_session = options.session
+        print(f"session {options.session} is a copy of {before.id}, and chosen now")  # noqa: T201
+
+    def _export(self, options: Namespace) -> None:
+        count = export_session(self.state(options.session), options.file)
+        print(f"{count} entries written to {options.file}")  # noqa: T201
+
+    def _import(self, options: Namespace) -> None:
+        count = import_session(self.state(options.session), options.file, trust=options.trust)
+        print(f"{count} entries read from {options.file}")  # noqa: T201
+
+    def _stats(self, options: Namespace) -> StatsView:
+        state = self.state(options.session)
+        return StatsView(state.id, state.stats())
+
+    # -- variables -----------------------------------------------------------------------------
+
+    def _set(self, options: Namespace) -> None:
+        variables = self.state(options.session).variables
+        values = arguments_of(options.assignments, self._magics.shell.user_ns, "set")
+        constraints = {name: getattr(options, name) for name in CONSTRAINT_OPTIONS}
+        if constraints["choices"] is not None:
+            constraints["choices"] = list(map(literal, constraints["choices"]))
+        about = {name: given for name, given in constraints.items() if given is not None}
+        present = {found.name: found for found in map(variables.info, values.keys() & variables)}
+        new = {
+            name: {
+                "type": options.type or ("choice" if "choices" in about else type_for(value)),
+                "value": value,
+                "description": options.description or "",
+                **about,
+            }
+            for name, value in values.items()
+            if name not in present or about or options.type not in {None, present[name].type}
+        }
+        variables.register_many(new)
+        if options.description is not None:
+            for name in values:
+                variables.describe(name, options.description)
+        changed = {name: values[name] for name in present}
+        if len(changed) == 1:  # its own error says it best
+            variables.update(changed)
+        else:
+            variables.set_many(changed)
+
+    def _get(self, options: Namespace) -> Any:
+        variables = self.state(options.session).variables
+        if len(options.names) == 1:
+            return variables[options.names[0]]
+        found = variables.get_many(options.names)
+        for name in found.missing:
+            variables[name]  # raises
+        return found.found
+
+    def _vars(self, options: Namespace) -> VariableList:
+        return VariableList(self.state(options.session).variables.list(options.pattern))
+
+    def _del(self, options: Namespace) -> None:
+        variables = self.state(options.session).variables
+        missing = variables.get_many(options.names).missing
+        for name in missing:
+            variables[name]  # raises
+        variables.delete(*options.names)
+
+    def _watch(self, options: Namespace) -> None:
+        state = self.state(options.session)
+        key = state.id, options.pattern
+        before = self._watches.pop(key, None)
+        if before is not None:
+            before.close()
+        if not options.stop:
+            self._watches[key] = state.variables.watch(options.pattern, tell_of_change)
+        elif before is None:
+            print(f"nothing like {options.pattern} is watched")  # noqa: T201
