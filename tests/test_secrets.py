@@ -30,7 +30,10 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 from snakepit_kernel import CallTimeout, Pool, WorkerDied, telemetry
 from snakepit_kernel.telemetry import events
 
-SECRET = "".join(["Open", "Sesame", "4711"])  # in one piece nowhere but in what is kept
+PARTS = ["Open", "Sesame", "4711"]
+"""The secret as arguments of calls and text of cells have it, which may be shown."""
+
+SECRET = "".join(PARTS)
 
 HOLDERS: dict[str, Callable[[str], Any]] = {
     "string": str,
@@ -198,10 +201,6 @@ def fail_and_let_go(name: str, secret_parts: list[str]) -> None:
 
 for _item in (Unpicklable, prepare, read_all, look_again, fail_in_worker, fail_and_let_go):
     _item.__module__ = "__main__"  # by value
-
-
-PARTS = ["Open", "Sesame", "4711"]
-"""So that the arguments of a call, which may be shown, are not the secret."""
 
 
 def holders_of(secret: str, *folders: Path) -> list[Path]:

@@ -17,7 +17,7 @@ from snakepit_kernel.errors import (
     SessionNotFound,
     ValueTooLarge,
 )
-from snakepit_kernel.sessions import services
+from snakepit_kernel.sessions import program_service
 from snakepit_kernel.sessions.state import global_state, open_session
 from snakepit_kernel.store import programs as table
 
@@ -80,7 +80,7 @@ def test_deleting_a_program_or_its_session_removes_its_file(session, store):
 
 
 def test_there_may_be_only_so_many_but_those_that_are_there_can_be_replaced(session, monkeypatch):
-    monkeypatch.setattr(services, "MAX_PROGRAMS", 2)
+    monkeypatch.setattr(program_service, "MAX_PROGRAMS", 2)
     session = open_session("s", store=session.store)
     session.programs["a"] = session.programs["b"] = 1
     with pytest.raises(QuotaExceeded, match="2"):
@@ -94,7 +94,7 @@ def test_a_program_that_cannot_be_stored_leaves_the_old_one(session, monkeypatch
     session.programs["p"] = 1
     with pytest.raises(TypeError, match="program 'p', a _thread.lock, cannot be stored"):
         session.programs["p"] = __import__("threading").Lock()
-    monkeypatch.setattr(services, "MAX_PROGRAM_BYTES", 1000)
+    monkeypatch.setattr(program_service, "MAX_PROGRAM_BYTES", 1000)
     with pytest.raises(ValueTooLarge, match="program 'p'"):
         session.programs["p"] = LARGE
     with pytest.raises(TypeError, match="JSON"):
@@ -134,7 +134,7 @@ def test_global_programs_belong_to_no_session_and_live_for_a_time(session, store
 
 
 def test_expired_global_programs_make_room_before_they_are_swept(store, monkeypatch):
-    monkeypatch.setattr(services, "MAX_GLOBAL_PROGRAMS", 1)
+    monkeypatch.setattr(program_service, "MAX_GLOBAL_PROGRAMS", 1)
     shared = global_state(store)
     shared.programs.put("old", 1, ttl=60.0)
     with closing(sqlite3.connect(store.path)) as connection, connection:

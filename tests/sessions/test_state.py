@@ -13,7 +13,7 @@ from contextlib import closing
 import pytest
 
 from snakepit_kernel.errors import QuotaExceeded, SessionNotFound, ValueTooLarge
-from snakepit_kernel.sessions import services, state
+from snakepit_kernel.sessions import saved, state
 from snakepit_kernel.sessions.state import SessionState, open_session, sessions_of
 from snakepit_kernel.store.store import open_store
 
@@ -315,7 +315,7 @@ def test_what_workers_may_not_ask_for_is_refused(session):
 def test_the_text_of_a_session_names_it(session):
     assert repr(session) == "<SessionState 's'>"
     assert isinstance(session, SessionState)
-    assert services.LOOK_AGAIN > 0
+    assert saved.LOOK_AGAIN > 0
 
 
 def test_a_store_is_named_by_a_path_or_a_url(tmp_path):
