@@ -16,11 +16,32 @@ _modules = sys.modules
 
 def is_installed() -> bool:
     """Whether the user has set a provider of spans or of metrics."""
-    if SDK not in _modules:
+    if SDK not in _modules or _nobody_has():
         return False
     return _is_real(_ask("trace", "get_tracer_provider")) or _is_real(
         _ask("metrics", "get_meter_provider")
     )
+
+
+def _nobody_has() -> bool:
+    """Whether it is certain that no provider is set, asked in a tenth of the time.
+
+    A library may have imported the SDK for a user who has not set it up. Where the providers lie is
+    OpenTelemetry's own business: where they do not, it is asked each time.
+    """
+    tracing, metering = _modules.get("opentelemetry.trace"), _modules.get(_METERING)
+    if tracing is not None and getattr(tracing, "_TRACER_PROVIDER", NOBODY) is not None:
+        return False
+    if metering is not None and getattr(metering, "_METER_PROVIDER", NOBODY) is not None:
+        return False
+    if not _asked:  # its environment may name providers, which come when they are asked for
+        _asked.append(True)
+        return False
+    return True
+
+
+_METERING = "opentelemetry.metrics._internal"
+_asked: list[bool] = []
 
 
 def here() -> object:

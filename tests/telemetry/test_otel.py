@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+import textwrap
 import time
 
 import pytest
@@ -16,6 +19,20 @@ def test_the_api_alone_is_nobody_who_listens():
     assert not telemetry.is_on()
     assert trace.get_tracer_provider() is not None
     assert not telemetry.is_on()
+
+
+@pytest.mark.parametrize("kind", ["trace", "metrics"])
+def test_an_sdk_that_a_library_has_imported_listens_from_when_a_provider_is_set(kind):
+    code = f"""
+        from snakepit_kernel import telemetry
+        import opentelemetry.sdk.{kind} as sdk, opentelemetry.{kind} as api
+        assert [telemetry.is_on() for _ in range(3)] == [False] * 3
+        api.set_{"tracer" if kind == "trace" else "meter"}_provider(
+            sdk.{"TracerProvider" if kind == "trace" else "MeterProvider"}()
+        )
+        assert telemetry.is_on()
+    """
+    subprocess.run([sys.executable, "-c", textwrap.dedent(code)], check=True, timeout=60)
 
 
 def test_an_event_is_a_span_with_exact_times_and_its_attributes(sdk):
