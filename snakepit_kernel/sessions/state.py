@@ -216,21 +216,6 @@ class SessionState:
             if name not in known:
                 self.store.sessions.add_host_tool(self.number, name)
 
-    def import_variables(self, variables: Mapping[str, Mapping[str, Any]]) -> None:
-        """Add variables, or give those that are there the values, all or none.
-
-        Parameters
-        ----------
-        variables
-            As `Variables.register_many` takes them.
-
-        Raises
-        ------
-        BatchRejected
-            Some cannot be; each is named. Nothing was changed.
-        """
-        self._variable_service.put_many(variables, source="import")
-
     # -- living --------------------------------------------------------------------------------
 
     def touch(self) -> None:

@@ -64,14 +64,14 @@ class VariableService:
     REMOTE: Final = frozenset(
         {
             *("value", "fetch", "get_many", "names", "matching", "history", "changes", "revision"),
-            *("register", "register_many", "assign", "set_many", "delete", "rollback"),
+            *("register", "register_many", "put_many", "assign", "set_many", "delete", "rollback"),
             *("lock", "unlock", "describe"),
         }
     )
     """What workers may ask for."""
 
     WRITES: Final = frozenset(
-        {"register", "register_many", "assign", "set_many", "delete", "rollback"}
+        {"register", "register_many", "put_many", "assign", "set_many", "delete", "rollback"}
     )
     """What is told who does it."""
 

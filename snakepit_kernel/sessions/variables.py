@@ -8,6 +8,14 @@ import reprlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping, Sequence
 from typing import Any, overload
 
+from .encoding import (
+    FORMAT_VERSION,
+    VARIABLES_FORMAT,
+    check_format,
+    check_trust,
+    read_variables,
+    written,
+)
 from .values import Change, Found, SetResult, Variable
 from .variable_service import check_key
 from .watch import Watch
@@ -222,6 +230,44 @@ class Variables(MutableMapping[str, Any]):
         """
         done: SetResult = self._find("set_many")(dict(values), dict(versions or {}), atomic=atomic)
         return done
+
+    def export(self, pattern: str = "*") -> dict[str, Any]:
+        """Return variables as plain data that JSON can write; their past is not part of it.
+
+        Parameters
+        ----------
+        pattern
+            Of the names.
+        """
+        variables = [written(variable) for variable in self.list(pattern)]
+        return {"format": VARIABLES_FORMAT, "version": FORMAT_VERSION, "variables": variables}
+
+    def import_(self, exported: Mapping[str, Any], *, trust: bool = False) -> Names:
+        """Register, or set, the variables that `export` gave, all or none; return their names.
+
+        Parameters
+        ----------
+        exported
+            What `export` gave.
+        trust
+            Read pickles, too, which can run code.
+
+        Raises
+        ------
+        ValueError
+            It is nothing that `export` gave, or needs to be trusted.
+        BatchRejected
+            Some cannot be; each is named. Nothing was changed.
+        """
+        check_format(exported, VARIABLES_FORMAT, "this")
+        check_trust(exported, "this", trust=trust)
+        try:
+            variables = read_variables(exported["variables"])
+        except Exception as error:  # a pickle that is damaged can raise anything
+            msg = f"this is damaged: {type(error).__name__}: {error}"
+            raise ValueError(msg) from error
+        self._find("put_many")(variables)
+        return [*variables]
 
     # -- locks and history ---------------------------------------------------------------------
 

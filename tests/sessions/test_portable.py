@@ -241,3 +241,48 @@ def test_a_file_that_cannot_be_written_leaves_what_was_there(session, tmp_path):
     with pytest.raises(FileNotFoundError):
         export_session(session, tmp_path / "nowhere" / "file")
     assert [path.name for path in tmp_path.iterdir() if path.name.endswith(".part")] == []
+
+
+def test_some_variables_travel_as_plain_data(tmp_path):
+    one = open_session("one", store=tmp_path / "s.sqlite")
+    one.variables.register("temp_low", "float", 0.25, min=0.0, description="how cold")
+    one.variables.register("temp_map", "array", np.arange(4.0))
+    one.variables.register("name", "string", "Max")
+    other = open_session("other", store=tmp_path / "s.sqlite")
+    other.variables.register("temp_low", "float", 0.5, min=0.0)
+
+    exported = json.loads(json.dumps(one.variables.export("temp_*")))
+    names = other.variables.import_(exported)
+
+    assert names == ["temp_low", "temp_map"]
+    assert other.variables["temp_low"] == 0.25
+    np.testing.assert_array_equal(other.variables["temp_map"], np.arange(4.0))
+    assert "name" not in other.variables
+
+
+@pytest.mark.parametrize(
+    ("exported", "said"),
+    [
+        ({}, "this is no exported variables"),
+        ({"format": "snakepit-variables", "version": 2, "variables": []}, "version 2"),
+        ({"format": "snakepit-variables", "version": 1, "variables": [{"name": "x"}]}, "damaged"),
+    ],
+)
+def test_what_is_no_export_of_variables_is_refused(tmp_path, exported, said):
+    session = open_session("one", store=tmp_path / "s.sqlite")
+
+    with pytest.raises(ValueError, match=said):
+        session.variables.import_(exported)
+
+
+def test_exported_variables_that_are_pickles_have_to_be_trusted(tmp_path):
+    session = open_session("one", store=tmp_path / "s.sqlite")
+    session.variables.register("tags", "any", {1, 2})
+    exported = session.variables.export()
+    session.variables["tags"] = {3}
+
+    with pytest.raises(ValueError, match="tags can only be read as a pickle"):
+        session.variables.import_(exported)
+    session.variables.import_(exported, trust=True)
+
+    assert session.variables["tags"] == {1, 2}

@@ -1,0 +1,219 @@
+"""Values as JSON that people can read.
+
+What JSON knows is written as it is. Bytes and NumPy arrays have a form of their own, which is safe
+to read. Everything else is a pickle, which can run code when it is read: whoever reads such a file
+must say that it is trusted.
+"""
+
+from __future__ import annotations
+
+import base64
+import math
+import pickle
+from collections.abc import Mapping
+from typing import Any, Final
+
+import cloudpickle
+
+from .values import Variable
+
+FORMAT_VERSION: Final = 1
+
+VARIABLES_FORMAT: Final = "snakepit-variables"
+
+_TAG: Final = "$"
+_NUMBERS: Final = "biufc"
+"""Kinds of arrays that are written as they are."""
+_DEPTH = 50
+_BITS: Final = 1024
+"""Of a whole number, beyond which Python is slow, or refuses, to write its digits."""
+
+
+def check_format(content: object, wanted: str, what: str) -> None:
+    """Do nothing if something was written in a format.
+
+    Raises
+    ------
+    ValueError
+        It was not, or in a newer version of it.
+    """
+    if not isinstance(content, Mapping) or content.get("format") != wanted:
+        msg = f"{what} is no exported {wanted.removeprefix('snakepit-')}"
+        raise ValueError(msg)
+    if content.get("version") != FORMAT_VERSION:
+        msg = (
+            f"{what} has version {content.get('version')} of the format; this program reads "
+            f"version {FORMAT_VERSION}"
+        )
+        raise ValueError(msg)
+
+
+def check_trust(content: Mapping[str, Any], what: str, *, trust: bool) -> None:
+    """Do nothing if all can be read without running code, or that is trusted.
+
+    Raises
+    ------
+    ValueError
+        There are pickles; they are named.
+    """
+    try:
+        untrusted = [] if trust else _pickles(content)
+    except RecursionError as error:
+        msg = f"{what} is damaged: it is nested too deeply"
+        raise ValueError(msg) from error
+    if untrusted:
+        listed = ", ".join(untrusted[:8]) + (", …" if len(untrusted) > 8 else "")
+        msg = (
+            f"{listed} can only be read as a pickle, which can run code; if you trust whoever "
+            "wrote the file, say so (--trust, trust=True)"
+        )
+        raise ValueError(msg)
+
+
+# -- variables ---------------------------------------------------------------------------------
+
+
+def written(variable: Variable) -> dict[str, Any]:
+    """Return a variable as JSON writes it."""
+    return {
+        "name": variable.name,
+        "type": variable.type,
+        "constraints": dict(variable.constraints),
+        "description": variable.description,
+        "metadata": dict(variable.metadata),
+        "version": variable.version,
+        "updated": variable.updated.isoformat(),
+        "value": encoded(variable.value),
+    }
+
+
+def read_variables(entries: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    """Return what `written` has written as `Variables.register_many` takes it, by name.
+
+    Whatever is wrong with it may raise anything.
+    """
+    return {
+        entry["name"]: {
+            "type": entry["type"],
+            "value": decoded(entry["value"]),
+            "description": entry["description"],
+            "metadata": entry["metadata"],
+            **entry["constraints"],
+        }
+        for entry in entries
+    }
+
+
+# -- values ------------------------------------------------------------------------------------
+
+
+def encoded(value: Any) -> Any:
+    """Return a value as JSON writes it; what JSON does not know is a dictionary with a tag."""
+    try:
+        return _plain(value, _DEPTH)
+    except _NotPlain:
+        pickled = cloudpickle.dumps(value, protocol=5)
+        return {_TAG: "pickle", "base64": _text(pickled), "shows": type(value).__name__}
+
+
+class _NotPlain(Exception):
+    """A value that has to be pickled."""
+
+
+def _plain(value: Any, depth: int) -> Any:
+    kind = type(value)
+    if value is None or kind is bool:
+        return value
+    if kind is int and value.bit_length() <= _BITS:
+        return value
+    if kind is str:
+        return _encodable(value)
+    if depth == 0:
+        raise _NotPlain
+    if kind is float:
+        return value if math.isfinite(value) else {_TAG: "float", "text": str(value)}
+    if kind is list:
+        return [_plain(item, depth - 1) for item in value]
+    if kind is dict and all(type(key) is str for key in value) and _TAG not in value:
+        return {_encodable(key): _plain(item, depth - 1) for key, item in value.items()}
+    if kind is bytes:
+        return {_TAG: "bytes", "base64": _text(value)}
+    if kind.__module__ == "numpy" and kind.__name__ == "ndarray" and value.dtype.kind in _NUMBERS:
+        array = value if value.dtype.isnative else value.astype(value.dtype.newbyteorder("="))
+        return {
+            _TAG: "array",
+            "dtype": array.dtype.str,
+            "shape": list(array.shape),
+            "base64": _text(array.tobytes()),
+        }
+    raise _NotPlain
+
+
+def _encodable(text: str) -> str:
+    try:
+        text.encode()
+    except UnicodeEncodeError:  # half of a pair of surrogates
+        raise _NotPlain from None
+    return text
+
+
+def _text(data: bytes) -> str:
+    return base64.b64encode(data).decode("ascii")
+
+
+def _data(text: str) -> bytes:
+    return base64.b64decode(text, validate=True)
+
+
+def decoded(value: Any) -> Any:
+    """Return the value that `encoded` has written; what is damaged may raise anything."""
+    if isinstance(value, list):
+        return [decoded(item) for item in value]
+    if not isinstance(value, dict):
+        return value
+    match value.get(_TAG):
+        case None:
+            return {key: decoded(item) for key, item in value.items()}
+        case "pickle":
+            return pickle.loads(_data(value["base64"]))
+        case "bytes":
+            return _data(value["base64"])
+        case "float":
+            return float(value["text"])
+        case "array":
+            import numpy as np
+
+            dtype = np.dtype(value["dtype"])
+            if dtype.kind not in _NUMBERS:
+                msg = f"an array of {dtype}"
+                raise ValueError(msg)
+            flat = np.frombuffer(_data(value["base64"]), dtype)
+            return flat.reshape(value["shape"]).copy()
+        case tag:
+            msg = f"a value of an unknown kind {tag!r}"
+            raise ValueError(msg)
+
+
+def _pickles(content: Mapping[str, Any]) -> list[str]:
+    """Return the names of what is a pickle, or has one in it, wherever it is in the file."""
+    found = []
+    for part, entries in content.items():
+        if isinstance(entries, list):
+            named = [(_name_of(entry, part), entry) for entry in entries]
+        else:
+            named = [*entries.items()] if isinstance(entries, dict) else []
+        found += [str(name) for name, entry in named if _has_pickle(entry)]
+    return found
+
+
+def _name_of(entry: Any, part: str) -> Any:
+    return entry.get("name", part) if isinstance(entry, dict) else part
+
+
+def _has_pickle(value: Any) -> bool:
+    """Whether there is a pickle anywhere in it: the file may be made to harm."""
+    if isinstance(value, list):
+        return any(map(_has_pickle, value))
+    if isinstance(value, dict):
+        return value.get(_TAG) == "pickle" or any(map(_has_pickle, value.values()))
+    return False
