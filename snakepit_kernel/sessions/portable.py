@@ -99,7 +99,7 @@ def import_session(session: SessionState, path: str | Path, *, trust: bool = Fal
         msg = f"{path} is damaged: {type(error).__name__}: {error}"
         raise ValueError(msg) from error
     exported = {"format": VARIABLES_FORMAT, "version": FORMAT_VERSION, "variables": variables}
-    names = session.variables.import_(exported, trust=True)  # that was looked at above
+    names = session.variables.import_(exported, trust=True, what=str(path))
     for name, (value, metadata) in programs.items():
         session.programs.put(name, value, metadata=metadata)
     session.metadata.update(notes)

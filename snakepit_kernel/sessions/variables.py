@@ -242,7 +242,9 @@ class Variables(MutableMapping[str, Any]):
         variables = [written(variable) for variable in self.list(pattern)]
         return {"format": VARIABLES_FORMAT, "version": FORMAT_VERSION, "variables": variables}
 
-    def import_(self, exported: Mapping[str, Any], *, trust: bool = False) -> Names:
+    def import_(
+        self, exported: Mapping[str, Any], *, trust: bool = False, what: str = "this"
+    ) -> Names:
         """Register, or set, the variables that `export` gave, all or none; return their names.
 
         Parameters
@@ -251,6 +253,8 @@ class Variables(MutableMapping[str, Any]):
             What `export` gave.
         trust
             Read pickles, too, which can run code.
+        what
+            What errors call it.
 
         Raises
         ------
@@ -259,12 +263,12 @@ class Variables(MutableMapping[str, Any]):
         BatchRejected
             Some cannot be; each is named. Nothing was changed.
         """
-        check_format(exported, VARIABLES_FORMAT, "this")
-        check_trust(exported, "this", trust=trust)
+        check_format(exported, VARIABLES_FORMAT, what)
+        check_trust(exported, what, trust=trust)
         try:
             variables = read_variables(exported["variables"])
         except Exception as error:  # a pickle that is damaged can raise anything
-            msg = f"this is damaged: {type(error).__name__}: {error}"
+            msg = f"{what} is damaged: {type(error).__name__}: {error}"
             raise ValueError(msg) from error
         self._find("put_many")(variables)
         return [*variables]

@@ -209,7 +209,6 @@ def test_variables_that_are_there_get_the_values_of_the_file(session, target, fi
     import_session(target, file)
     assert dict(target.variables) == {"a": 5, "other": 1, "new": 6}
     assert target.variables.info("a").version == 2
-    assert target.variables.info("a").source == "import"
 
 
 @pytest.mark.parametrize("obstacle", ["another type", "a lock", "a value by hand", "a limit"])
