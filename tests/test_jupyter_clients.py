@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 import subprocess
 import sys
 import time
-import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -145,59 +143,9 @@ def test_a_console_in_a_terminal_works_and_leaves_nothing(tmp_path, living, end)
 # -- a server ------------------------------------------------------------------------------------
 
 
-class Server:
-    """A Jupyter server in a process of its own."""
-
-    def __init__(self, folder: Path) -> None:
-        self.log = (folder / "server.log").open("w+")
-        ready = folder / "ready.json"
-        code = f"""
-import json, sys
-from jupyter_server.serverapp import ServerApp
-class App(ServerApp):
-    def write_server_info_file(self):
-        super().write_server_info_file()
-        self.io_loop.add_callback(self.say)
-    def say(self):
-        with open({str(ready)!r}, "w") as file:
-            json.dump([self.port], file)
-App.launch_instance()
-"""
-        os.mkfifo(ready)
-        options = ["--no-browser", "--IdentityProvider.token=t", f"--ServerApp.root_dir={folder}"]
-        options += ["--allow-root", "--ServerApp.port=0", "--ServerApp.terminals_enabled=False"]
-        options += [f"--ServerApp.cookie_secret_file={folder / 'secret'}"]
-        self.process = subprocess.Popen(
-            [sys.executable, "-c", code, *options], stdout=self.log, stderr=self.log, cwd=folder
-        )
-        with ready.open() as file:  # waits until the server opens the other end
-            (self.port,) = json.load(file)
-
-    def request(self, method: str, path: str, body: Any = None) -> Any:
-        request = urllib.request.Request(
-            f"http://127.0.0.1:{self.port}/api/{path}",
-            method=method,
-            data=None if body is None else json.dumps(body).encode(),
-            headers={"Authorization": "token t"},
-        )
-        with urllib.request.urlopen(request, timeout=60) as answer:
-            content = answer.read()
-        return json.loads(content) if content else None
-
-    def close(self) -> None:
-        if self.process.poll() is None:
-            self.process.kill()
-        self.process.wait()
-        self.log.close()
-
-
 @pytest.fixture
-def server(tmp_path) -> Iterator[Server]:
-    server = Server(tmp_path)
-    yield server
-    server.close()
-    for path in Path(os.environ["JUPYTER_RUNTIME_DIR"]).glob("jp*server-*"):
-        path.unlink()
+def server(start_server: Callable[[], Any]) -> Any:
+    return start_server()
 
 
 @pytest.fixture

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import contextlib
+import inspect
 import io
 import logging
 import os
@@ -199,8 +200,11 @@ def fail_and_let_go(name: str, secret_parts: list[str]) -> None:
     FAILURES[name](snakepit_kernel.context(), "".join(secret_parts))
 
 
-for _item in (Unpicklable, prepare, read_all, look_again, fail_in_worker, fail_and_let_go):
-    _item.__module__ = "__main__"  # by value
+for _item in (
+    *(Unpicklable, *filter(inspect.isfunction, vars(Unpicklable).values())),
+    *(prepare, read_all, look_again, fail_in_worker, fail_and_let_go, *FAILURES.values()),
+):
+    _item.__module__ = "__main__"  # it travels by value, as from a notebook
 
 
 def holders_of(secret: str, *folders: Path) -> list[Path]:

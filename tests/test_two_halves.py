@@ -3,18 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
-import subprocess
-import sys
-import urllib.request
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import nbformat
-import pytest
 import websocket
 from jupyter_core.utils import run_sync
 from nbclient import NotebookClient
@@ -98,109 +93,51 @@ def _kernelspec() -> dict[str, Any]:
 # -- a server --------------------------------------------------------------------------------------
 
 
-class Server:
-    """A Jupyter server in a process of its own, and what a browser does with it."""
-
-    def __init__(self, folder: Path, name: str) -> None:
-        self.log = (folder / f"{name}.log").open("w+")
-        ready = folder / f"{name}.ready"
-        code = f"""
-import json
-from jupyter_server.serverapp import ServerApp
-class App(ServerApp):
-    def write_server_info_file(self):
-        super().write_server_info_file()
-        self.io_loop.add_callback(self.say)
-    def say(self):
-        with open({str(ready)!r}, "w") as file:
-            json.dump([self.port], file)
-App.launch_instance()
-"""
-        os.mkfifo(ready)
-        options = ["--no-browser", "--IdentityProvider.token=t", f"--ServerApp.root_dir={folder}"]
-        options += ["--allow-root", "--ServerApp.port=0", "--ServerApp.terminals_enabled=False"]
-        options += [f"--ServerApp.cookie_secret_file={folder / 'secret'}"]
-        self.process = subprocess.Popen(
-            [sys.executable, "-c", code, *options], stdout=self.log, stderr=self.log, cwd=folder
-        )
-        with ready.open() as file:  # waits until the server opens the other end
-            (self.port,) = json.load(file)
-
-    def request(self, method: str, path: str, body: Any = None) -> Any:
-        request = urllib.request.Request(
-            f"http://127.0.0.1:{self.port}/api/{path}",
-            method=method,
-            data=None if body is None else json.dumps(body).encode(),
-            headers={"Authorization": "token t"},
-        )
-        with urllib.request.urlopen(request, timeout=60) as answer:
-            content = answer.read()
-        return json.loads(content) if content else None
-
-    def open(self, path: str) -> str:
-        """Open a notebook, as its page does; return the id of its kernel."""
-        opened = {"path": path, "name": path, "type": "notebook", "kernel": {"name": "snakepit"}}
-        return self.request("POST", "sessions", opened)["kernel"]["id"]
-
-    def run(self, kernel: str, source: str) -> str:
-        """Run a cell over the websocket; return what it shows."""
-        address = f"ws://127.0.0.1:{self.port}/api/kernels/{kernel}/channels?token=t"
-        socket = websocket.create_connection(address, timeout=60)
-        try:
-            return shown_by(self._outputs(socket, source))
-        finally:
-            socket.close()
-
-    def _outputs(self, socket: websocket.WebSocket, source: str) -> list[Any]:
-        number = uuid.uuid4().hex
-        header = {"msg_id": number, "msg_type": "execute_request", "version": "5.3"}
-        header |= {"username": "", "session": number, "date": "2026-01-01T00:00:00Z"}
-        content = {"code": source, "silent": False, "store_history": True, "user_expressions": {}}
-        content |= {"allow_stdin": False, "stop_on_error": True}
-        message = {"header": header, "parent_header": {}, "metadata": {}, "content": content}
-        socket.send(json.dumps({**message, "channel": "shell", "buffers": []}))
-        outputs: list[Any] = []
-        while True:
-            got = json.loads(socket.recv())
-            if got["parent_header"].get("msg_id") != number:
-                continue
-            assert got["msg_type"] != "error", got["content"]
-            if got["msg_type"] in {"stream", "execute_result", "display_data"}:
-                outputs.append(got["content"])
-            elif got["msg_type"] == "status" and got["content"]["execution_state"] == "idle":
-                return outputs
-
-    def close(self) -> None:
-        if self.process.poll() is None:
-            self.process.kill()
-        self.process.wait()
-        self.log.close()
+def open_notebook(server: Any, path: str) -> str:
+    """Open a notebook, as its page does; return the id of its kernel."""
+    opened = {"path": path, "name": path, "type": "notebook", "kernel": {"name": "snakepit"}}
+    return server.request("POST", "sessions", opened)["kernel"]["id"]
 
 
-@pytest.fixture
-def start_server(tmp_path) -> Iterator[Callable[[], Server]]:
-    servers: list[Server] = []
+def run(server: Any, kernel: str, source: str) -> str:
+    """Run a cell over the websocket; return what it shows."""
+    address = f"ws://127.0.0.1:{server.port}/api/kernels/{kernel}/channels?token=t"
+    socket = websocket.create_connection(address, timeout=60)
+    try:
+        return shown_by(_outputs(socket, source))
+    finally:
+        socket.close()
 
-    def start() -> Server:
-        servers.append(Server(tmp_path, f"server-{len(servers)}"))
-        return servers[-1]
 
-    yield start
-    for server in servers:
-        server.close()
-    for path in Path(os.environ["JUPYTER_RUNTIME_DIR"]).glob("jp*server-*"):
-        path.unlink()
+def _outputs(socket: websocket.WebSocket, source: str) -> list[Any]:
+    number = uuid.uuid4().hex
+    header = {"msg_id": number, "msg_type": "execute_request", "version": "5.3"}
+    header |= {"username": "", "session": number, "date": "2026-01-01T00:00:00Z"}
+    content = {"code": source, "silent": False, "store_history": True, "user_expressions": {}}
+    content |= {"allow_stdin": False, "stop_on_error": True}
+    message = {"header": header, "parent_header": {}, "metadata": {}, "content": content}
+    socket.send(json.dumps({**message, "channel": "shell", "buffers": []}))
+    outputs: list[Any] = []
+    while True:
+        got = json.loads(socket.recv())
+        if got["parent_header"].get("msg_id") != number:
+            continue
+        assert got["msg_type"] != "error", got["content"]
+        if got["msg_type"] in {"stream", "execute_result", "display_data"}:
+            outputs.append(got["content"])
+        elif got["msg_type"] == "status" and got["content"]["execution_state"] == "idle":
+            return outputs
 
 
 def test_a_notebook_goes_on_after_a_restart_by_a_server(start_server, tmp_path):
     first, second = halves()
     (tmp_path / "mine.ipynb").write_text(NOTEBOOK.read_text())
     server = start_server()
-    kernel = server.open("mine.ipynb")
+    kernel = open_notebook(server, "mine.ipynb")
 
-    before = check(first, lambda source: server.run(kernel, source))
+    before = check(first, lambda source: run(server, kernel, source))
     server.request("POST", f"kernels/{kernel}/restart")
-    after = check(second, lambda source: server.run(kernel, source))
+    after = check(second, lambda source: run(server, kernel, source))
 
     assert before[1]
     assert not after[1]
@@ -215,19 +152,19 @@ def test_a_notebook_goes_on_when_its_server_was_killed_and_another_opens_it(
     for name in ("mine.ipynb", "other.ipynb"):
         (tmp_path / name).write_text(NOTEBOOK.read_text())
     server = start_server()
-    kernel = server.open("mine.ipynb")
-    before = check(first, lambda source: server.run(kernel, source))
+    kernel = open_notebook(server, "mine.ipynb")
+    before = check(first, lambda source: run(server, kernel, source))
 
     server.process.send_signal(signal.SIGKILL)
     server.process.wait(20)
     assert [str(item) for item in living() if not item.wait_gone(SOON)] == []
     server = start_server()
-    kernel = server.open("mine.ipynb")
-    after = check(second, lambda source: server.run(kernel, source))
+    kernel = open_notebook(server, "mine.ipynb")
+    after = check(second, lambda source: run(server, kernel, source))
 
     assert before[1]
     assert not after[1]
-    other = server.open("other.ipynb")
-    assert server.run(other, "%snakepit vars") == "no variables"
+    other = open_notebook(server, "other.ipynb")
+    assert run(server, other, "%snakepit vars") == "no variables"
     for each in (kernel, other):
         server.request("DELETE", f"kernels/{each}")
