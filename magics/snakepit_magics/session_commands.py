@@ -113,7 +113,11 @@ class SessionCommands:
             for name, value in values.items()
             if name not in present or about or options.type not in {None, present[name].type}
         }
-        variables.register_many(new)
+        if len(new) == 1:  # its own error says it best
+            ((name, about),) = new.items()
+            variables.register(name, about.pop("type"), about.pop("value"), **about)
+        else:
+            variables.register_many(new)
         if options.description is not None:
             for name in values:
                 variables.describe(name, options.description)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import uuid
 from collections.abc import Mapping
@@ -56,6 +57,10 @@ def export_session(session: SessionState, path: str | Path) -> int:
     try:
         temporary.write_text(json.dumps(content, indent=2, ensure_ascii=False), encoding="utf-8")
         temporary.replace(target)
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+        raise type(error)(error.errno, error.strerror, str(target)) from error
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise

@@ -63,7 +63,17 @@ class VariableService:
 
     REMOTE: Final = frozenset(
         {
-            *("value", "fetch", "get_many", "names", "matching", "history", "changes", "revision"),
+            *(
+                "value",
+                "has",
+                "fetch",
+                "get_many",
+                "names",
+                "matching",
+                "history",
+                "changes",
+                "revision",
+            ),
             *("register", "register_many", "put_many", "assign", "set_many", "delete", "rollback"),
             *("lock", "unlock", "describe"),
         }
@@ -106,6 +116,11 @@ class VariableService:
             return pickle.loads(body)
         except Exception as error:
             raise self._cannot_restore(name, error) from error
+
+    def has(self, key: Key) -> bool:
+        """Whether there is such a variable; that is no reading of it."""
+        self._session.touch()
+        return self._table.has(self._number, check_key(key))
 
     def fetch(self, keys: Sequence[Key]) -> list[Variable]:
         """Return those variables that exist, oldest first."""

@@ -189,6 +189,10 @@ class Variables(MutableMapping[str, Any]):
 
     # -- several -------------------------------------------------------------------------------
 
+    def __contains__(self, name: object) -> bool:
+        is_key = isinstance(name, str | int) and not isinstance(name, bool)
+        return is_key and bool(self._find("has")(name))
+
     def __iter__(self) -> Iterator[str]:
         return iter(self._find("names")())
 

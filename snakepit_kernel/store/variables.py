@@ -216,10 +216,11 @@ class VariableTable:
         select = "SELECT name FROM variables WHERE session = ? ORDER BY id"
         return [name for (name,) in self._read(select, (session,))]
 
-    def has(self, session: int, name: str) -> bool:
-        """Whether there is a variable of that name."""
-        select = "SELECT 1 FROM variables WHERE session = ? AND name = ?"
-        return bool(self._read(select, (session, name)))
+    def has(self, session: int, key: Key) -> bool:
+        """Whether there is a variable of that name or id."""
+        column = "name" if isinstance(key, str) else "id"
+        select = f"SELECT 1 FROM variables WHERE session = ? AND {column} = ?"
+        return _can_be(key) and bool(self._read(select, (session, key)))
 
     def count(self, session: int) -> int:
         """Return how many there are."""

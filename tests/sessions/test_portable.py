@@ -285,3 +285,12 @@ def test_exported_variables_that_are_pickles_have_to_be_trusted(tmp_path):
     session.variables.import_(exported, trust=True)
 
     assert session.variables["tags"] == {1, 2}
+
+
+def test_a_file_that_cannot_be_written_is_named(tmp_path):
+    session = open_session("one", store=tmp_path / "s.sqlite")
+
+    with pytest.raises(FileNotFoundError) as caught:
+        export_session(session, tmp_path / "nowhere" / "one.json")
+
+    assert caught.value.filename == str(tmp_path / "nowhere" / "one.json")

@@ -710,3 +710,15 @@ def test_a_value_whose_class_is_gone_is_named_and_hides_no_other(tmp_path, monke
     assert price.value == 2.5
     assert "No module named 'shop_of_yore'" in repr(tea.value)
     assert "shop_of_yore" in repr(session.metadata["cup"])
+
+
+def test_looking_whether_a_variable_is_there_is_no_reading_of_it(tmp_path):
+    session = open_session("one", store=tmp_path / "s.sqlite")
+    number = session.variables.register("x", "integer", 1).id
+
+    assert "x" in session.variables
+    assert number in session.variables
+    assert "y" not in session.variables
+    assert number + 1 not in session.variables
+    assert True not in session.variables
+    assert session.stats().reads == 0
