@@ -35,8 +35,10 @@ class PoolStats:
         Their worker died, or was busy and not to be waited for; or the pool was closed.
     queued, running
         Not ended yet.
-    started, died
-        Workers that were started; that ended unasked.
+    started, died, recycled
+        Workers that were started; that ended unasked; that were replaced on purpose.
+    retried
+        Attempts that failed and were made again: their work is counted once, by its end.
     """
 
     submitted: int = 0
@@ -50,6 +52,33 @@ class PoolStats:
     running: int = 0
     started: int = 0
     died: int = 0
+    recycled: int = 0
+    retried: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WorkerEnd:
+    """How a worker of a pool ended while the pool went on.
+
+    Attributes
+    ----------
+    at
+        When, in seconds since the epoch.
+    seconds
+        How long it had lived.
+    was_wanted
+        Whether it ended unasked; false for one that was replaced on purpose.
+    reason
+        Why, in words.
+    """
+
+    name: str
+    pid: int | None
+    at: float
+    seconds: float
+    calls: int
+    was_wanted: bool
+    reason: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,6 +87,8 @@ class WorkerStatus:
 
     Attributes
     ----------
+    tainted
+        Why no more work goes to it while it lives on, or None.
     seconds
         How long it has been in its state.
     memory_bytes
@@ -72,6 +103,7 @@ class WorkerStatus:
     memory_bytes: int | None
     running: str | None
     run_id: str
+    tainted: str | None = None
 
     def as_row(self) -> tuple[str, ...]:
         """Return its row in a table under `HEADINGS`."""
@@ -95,6 +127,8 @@ class PoolStatus:
     ----------
     problem
         Why the pool cannot replace a worker, or None.
+    ends
+        How workers ended lately, the last one last.
     """
 
     name: str
@@ -104,6 +138,7 @@ class PoolStatus:
     stats: PoolStats = field(default_factory=PoolStats)
     sessions: list[str] = field(default_factory=list)
     problem: str | None = None
+    ends: list[WorkerEnd] = field(default_factory=list)
 
     def as_json(self) -> dict[str, Any]:
         """Return plain data."""
@@ -114,7 +149,8 @@ class PoolStatus:
         """Restore what `as_json` gave, also that of a newer version, which may say more."""
         workers = [_from_fields(WorkerStatus, worker) for worker in data["workers"]]
         stats = _from_fields(PoolStats, data["stats"])
-        return _from_fields(cls, {**data, "workers": workers, "stats": stats})
+        ends = [_from_fields(WorkerEnd, end) for end in data.get("ends", [])]
+        return _from_fields(cls, {**data, "workers": workers, "stats": stats, "ends": ends})
 
     def __str__(self) -> str:
         rows = [HEADINGS, *(worker.as_row() for worker in self.workers)]
