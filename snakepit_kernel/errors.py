@@ -251,11 +251,12 @@ class SessionLost(SnakepitError):
     def __str__(self) -> str:
         why = f" ({self.reason})" if self.reason else ""
         return (
-            f"worker {self.worker} of session {self.session_id!r} has ended{why}, and with it "
-            "went what the session had there: the names of its cells, its objects in memory, its "
+            f"worker {self.worker} of session {self.session_id!r} has ended{why}, and with it went "
+            "what the session had there: the names of its cells, its objects in memory, its "
             "working directory and environment. The session's variables, programs and metadata are "
-            f"in the store and still there. Open it anew, by pool.session({self.session_id!r}, …), to go "
-            "on: then its next call takes another worker"
+            "in the store and still there. Open it anew, by "
+            f"pool.session({self.session_id!r}, …), to go on: then its next call takes another "
+            "worker"
         )
 
 
