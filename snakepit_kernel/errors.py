@@ -10,6 +10,7 @@
     ├── WorkerDied                a worker's process ended
     ├── SessionLost               the worker that a session is bound to has ended
     ├── PoolClosed                the pool has ended                   (also RuntimeError)
+    ├── CellsOnly                 a pool's kernel does nothing but run cells (also TypeError)
     ├── ToolNotFound              no tool of that name                 (also LookupError)
     ├── InvalidArguments          arguments do not fit the tool        (also ValueError)
     ├── ValueTooLarge             a value is larger than it may be     (also ValueError)
@@ -42,6 +43,7 @@ __all__ = [
     "BatchRejected",
     "CallTimeout",
     "CellError",
+    "CellsOnly",
     "ConstraintViolation",
     "InvalidArguments",
     "PoolClosed",
@@ -250,6 +252,35 @@ class PoolClosed(SnakepitError, RuntimeError):
 
     def __str__(self) -> str:
         return f"pool {self.pool!r} is closed: {self.reason}"
+
+
+class CellsOnly(SnakepitError, TypeError):
+    """A pool's workers are kernels that run cells only; nothing ran.
+
+    Attributes
+    ----------
+    what
+        What was asked for.
+    kernel_name
+        The kernelspec of the workers.
+    reason
+        Why they run cells only.
+    remedy
+        What to do about it.
+    """
+
+    def __init__(self, what: str, kernel_name: str, reason: str, remedy: str) -> None:
+        super().__init__(what, kernel_name, reason, remedy)
+        self.what = what
+        self.kernel_name = kernel_name
+        self.reason = reason
+        self.remedy = remedy
+
+    def __str__(self) -> str:
+        return (
+            f"{self.what} is not possible with kernelspec {self.kernel_name!r}, whose workers run "
+            f"cells only: {self.reason}; {self.remedy}"
+        )
 
 
 class ToolNotFound(SnakepitError, LookupError):

@@ -234,6 +234,7 @@ class Caller:
     def _find_tool(self, name: str) -> ToolInfo:
         info = self._definitions.infos.get(name) or self._engine.tools.get(name)
         if info is None:
+            self._engine.config.kernel.check_serves(f"tool {name!r}")
             raise ToolNotFound(name, self.tool_names())
         return info
 
@@ -261,6 +262,7 @@ class Caller:
         TypeError
             It cannot be a host tool.
         """
+        self._engine.config.kernel.check_serves("a host tool")
         self._engine.host_tools.add(function, self._session_id)
         return function
 
@@ -304,6 +306,7 @@ class Caller:
             msg = f"submit() takes a function first, not {type(fn).__name__} {fn!r}"
             raise TypeError(msg)
         name = getattr(fn, "__qualname__", None) or type(fn).__name__
+        self._engine.config.kernel.check_serves(f"{name}()")
         try:
             body, buffers = self._engine.config.codec.dumps_call(fn, args, kwargs)
         except Exception as error:
@@ -367,7 +370,7 @@ class Caller:
         -----
         Ctrl-C interrupts the cell; the worker keeps its variables.
         """
-        cell = _cell(code, push, pull, on_message)
+        cell = self._cell(code, push, pull, on_message)
         return self._engine.run_cell(
             self._work("a cell", timeout, slot=worker, purpose="cell"), cell
         )
@@ -386,7 +389,7 @@ class Caller:
 
         Cancelling the task interrupts the cell.
         """
-        cell = _cell(code, push, pull, on_message)
+        cell = self._cell(code, push, pull, on_message)
         return await self._engine.arun_cell(
             self._work("a cell", timeout, slot=worker, purpose="cell"), cell
         )
@@ -454,6 +457,29 @@ class Caller:
 
     # -- details -------------------------------------------------------------------------------
 
+    def _cell(
+        self,
+        code: str,
+        push: Mapping[str, Any] | None,
+        pull: Iterable[str],
+        on_message: OnMessage | None,
+    ) -> Cell:
+        if not isinstance(code, str):
+            msg = f"a cell is text, not {type(code).__name__}"
+            raise TypeError(msg)
+        names = [pull] if isinstance(pull, str) else list(pull)
+        kernel = self._engine.config.kernel
+        for option, given in (("push", push), ("pull", names)):
+            if given:
+                kernel.check_serves(option)
+        return Cell(
+            code=code,
+            on_message=on_message,
+            with_value=kernel.has_lane,
+            push=dict(push or {}),
+            pull=names,
+        )
+
     def _touch(self) -> None:
         """Note that work is to be done."""
 
@@ -486,16 +512,3 @@ class Caller:
             home=self._home,
             fails_fast=self._fails_fast,
         )
-
-
-def _cell(
-    code: str,
-    push: Mapping[str, Any] | None,
-    pull: Iterable[str],
-    on_message: OnMessage | None,
-) -> Cell:
-    if not isinstance(code, str):
-        msg = f"a cell is text, not {type(code).__name__}"
-        raise TypeError(msg)
-    names = [pull] if isinstance(pull, str) else list(pull)
-    return Cell(code=code, on_message=on_message, push=dict(push or {}), pull=names)

@@ -16,6 +16,7 @@ from ..protocol.unserializable import Policy
 from ..protocol.values import Codec
 from ..store.store import Store, check_store
 from ..tools.registry import name_of
+from .kernels import WorkerKernel, find_kernel
 from .scheduler import Purpose
 
 Affinity = Literal["hint", "strict_queue", "strict_fail_fast"]
@@ -59,7 +60,7 @@ class PoolConfig:
     standby: int
     env: Mapping[str, str]
     cwd: Path
-    kernel_name: str
+    kernel: WorkerKernel
     start_timeout: float
     codec: Codec
     store: str | os.PathLike[str] | Store | None
@@ -127,6 +128,14 @@ class PoolConfig:
             msg = f"cwd {str(folder)!r} is not a directory"
             raise NotADirectoryError(msg)
         chosen = queue_timeout
+        environment = _environment(env)
+        kernel = find_kernel(kernel_name, {**os.environ, **environment})
+        if adapter is not None:
+            kernel.check_serves("an adapter")
+        if profile == "thread":
+            kernel.check_serves("the profile 'thread'")
+        if preload:
+            kernel.check_serves("preload")
         return cls(
             workers=count,
             adapter=adapter,
@@ -151,13 +160,14 @@ class PoolConfig:
             grace=check_seconds("grace", grace, allow_zero=True) or 0.0,
             preload=tuple(preload),
             standby=check_count("standby", standby, 0, MAX_WORKERS),
-            env=_environment(env),
+            env=environment,
             cwd=folder,
-            kernel_name=kernel_name,
+            kernel=kernel,
             start_timeout=check_seconds("start_timeout", start_timeout) or math.inf,
             codec=Codec(
                 check_count("max_value_bytes", max_value_bytes, 1),
                 cast("Policy", unserializable),
+                kernel.why_no_code,
             ),
             store=check_store(store),
             max_variable_bytes=check_count("max_variable_bytes", max_variable_bytes, 1),
@@ -166,6 +176,8 @@ class PoolConfig:
     @property
     def seats(self) -> list[frozenset[Purpose]]:
         """What the places at each worker are good for, that of its main thread first."""
+        if not self.kernel.has_lane:
+            return [frozenset({"cell"})]
         if self.profile == "process":
             return [frozenset({"call", "cell"})]
         for_calls: frozenset[Purpose] = frozenset({"call"})

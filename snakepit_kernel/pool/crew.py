@@ -16,10 +16,11 @@ from ..processes.supervisor import Supervisor
 from ..processes.template import why_not
 from ..protocol.messages import ToolInfo, WorkerSetup
 from .config import PoolConfig
+from .foreign import ForeignWorker
 from .scheduler import Scheduler
 from .spares import Spares
 from .states import WorkerEvent, WorkerState
-from .worker import KernelSpecs, Seat, Worker, import_path
+from .worker import KernelSpecs, Seat, Worker
 
 logger = logging.getLogger(__name__)
 
@@ -94,7 +95,7 @@ class Crew:
         self._lock = lock
         self._scheduler = scheduler
         self._lend = lend
-        self._specs = KernelSpecs()
+        self._specs = KernelSpecs(config.kernel)
         self._watchers: set[asyncio.Task[Any]] = set()
         self._spares = Spares(config.standby, self._start_spare)
 
@@ -108,7 +109,8 @@ class Crew:
         StartFailed
             One of them could not start.
         """
-        gate = asyncio.Semaphore(START_BATCH if why_not() else FORK_BATCH)
+        is_forked = self._config.kernel.has_lane and not why_not()
+        gate = asyncio.Semaphore(FORK_BATCH if is_forked else START_BATCH)
 
         async def start(slot: int) -> None:
             async with gate:
@@ -133,7 +135,8 @@ class Crew:
         self._put_to_work(worker)
 
     def _make_worker(self, slot: int, incarnation: int) -> Worker:
-        return Worker(
+        make = Worker if self._config.kernel.has_lane else ForeignWorker
+        return make(
             self._config,
             slot,
             incarnation,
@@ -155,7 +158,7 @@ class Crew:
     async def _make_ready(self, worker: Worker) -> None:
         setup = WorkerSetup(
             adapter=self._config.adapter,
-            import_path=import_path(),
+            import_path=self._config.kernel.import_path(),
             pool=self._config.name,
             worker=worker.name,
             preload=list(self._config.preload),

@@ -152,7 +152,7 @@ class Pool(Caller, concurrent.futures.Executor):
             store=store,
             max_variable_bytes=max_variable_bytes,
         )
-        self._definitions = Definitions()
+        self._definitions = Definitions(config.codec)
         self._engine = Engine(config)
         self._engine.open()
         # The engine does not know this object, so that can be collected; then the engine ends,
@@ -252,6 +252,7 @@ class Pool(Caller, concurrent.futures.Executor):
         TypeError
             It cannot be a tool, or cannot travel.
         """
+        self._engine.config.kernel.check_serves("a tool")
         if not callable(function):
             msg = f"@pool.tool decorates functions, not {type(function).__name__} {function!r}"
             raise TypeError(msg)

@@ -9,7 +9,6 @@ import logging
 import os
 import signal
 import socket
-import sys
 import time
 from collections import deque
 from collections.abc import Sequence
@@ -21,6 +20,7 @@ from jupyter_client.kernelspec import KernelSpec, KernelSpecManager, NoSuchKerne
 from jupyter_client.manager import AsyncKernelManager
 from traitlets.config import Config
 
+from .._version import __version__
 from ..errors import (
     StartFailed,
     SurvivorsError,
@@ -34,7 +34,7 @@ from ..lane.host import Lane, LaneClosed
 from ..lane.page import RECALL_SIGNAL, Page
 from ..protocol import messages
 from ..protocol.frames import pack
-from ..protocol.messages import Assign, Configure, Configured, Forget, WorkerSetup
+from ..protocol.messages import Assign, Configure, Configured, Forget, Hello, WorkerSetup
 from ..provisioner import SnakepitProvisioner
 from .cells import CellClient
 from .reports import report_event
@@ -46,6 +46,7 @@ if TYPE_CHECKING:
 
     from ..processes.guarded import GuardedProcess
     from .config import PoolConfig
+    from .kernels import WorkerKernel
 
 logger = logging.getLogger(__name__)
 
@@ -57,17 +58,23 @@ DEATH_PATIENCE = 2.0
 
 
 class KernelSpecs(KernelSpecManager):
-    """Reads each kernelspec once for all workers of a pool."""
+    """Gives all workers of a pool the one kernelspec that the pool has found.
 
-    def __init__(self) -> None:
+    Parameters
+    ----------
+    kernel
+        What was found.
+    """
+
+    def __init__(self, kernel: WorkerKernel) -> None:
         super().__init__()
-        self._known: dict[str, KernelSpec] = {}
+        self._kernel = kernel
 
     def get_kernel_spec(self, kernel_name: str) -> KernelSpec:
-        """Return a kernelspec by its name."""
-        if kernel_name not in self._known:
-            self._known[kernel_name] = super().get_kernel_spec(kernel_name)
-        return self._known[kernel_name]
+        """Return the kernelspec."""
+        if self._kernel.spec is None:
+            raise NoSuchKernel(kernel_name)
+        return self._kernel.spec
 
 
 class WorkerManager(AsyncKernelManager):
@@ -177,7 +184,7 @@ class Seat:
         slot = self.lane.slot
         if not call_id or slot.heard_call != call_id:
             slot.interrupted_call = call_id
-            self.worker.signal(signal.SIGINT)
+            self.worker.interrupt(call_id)
 
     def recall(self) -> None:
         """Ask for the calls back that were sent so far and have not begun."""
@@ -248,18 +255,21 @@ class Worker:
             "label": self.name,
             "leftovers": [str(folder.parent)],
             "preload": list(config.preload),
-            "import_path": import_path(),
+            "import_path": config.kernel.import_path(),
             "await_ready": False,  # it is ready when it says so on the lane
         }
         self.manager = WorkerManager(
-            kernel_name=config.kernel_name,
-            transport="ipc",
-            ip=str(base),
+            kernel_name=config.kernel.name,
             connection_file=str(base.with_name(f"{base.name}.json")),
             context=context,
             kernel_spec_manager=specs,
             config=Config({"SnakepitProvisioner": provisioner_options}),
+            **self._transport(base),
         )
+
+    def _transport(self, base: Path) -> dict[str, Any]:
+        """Return how its Jupyter channels are reached."""
+        return {"transport": "ipc", "ip": str(base)}
 
     def _make_lane(self, number: int) -> Lane:
         ours, theirs = socket.socketpair()
@@ -314,13 +324,7 @@ class Worker:
         self.apply(WorkerEvent.SPAWN)
         try:
             async with asyncio.timeout(self._config.start_timeout):
-                # Sent first: the worker finds it when it comes up.
-                lane = self.main_seat.lane
-                exchange = Exchange(lane.new_call_id(), "configuring the worker")
-                lane.put(lane.carrier.pack_value(Configure(exchange.call_id), setup))
-                lane.send_ready()
-                await self._launch()
-                self.configured = await self._configure(exchange)
+                self.configured = await self._begin(setup)
         except StartFailed:
             await self.end(0.0)
             raise
@@ -337,27 +341,38 @@ class Worker:
     def _title(self) -> str:
         return f"worker {self.name}"
 
-    async def _launch(self) -> None:
+    async def _begin(self, setup: WorkerSetup) -> Configured:
+        # Sent first: the worker finds it when it comes up.
+        lane = self.main_seat.lane
+        lane.on_hello = self._check_hello
+        exchange = Exchange(lane.new_call_id(), "configuring the worker")
+        lane.put(lane.carrier.pack_value(Configure(exchange.call_id), setup))
+        lane.send_ready()
         lanes = [theirs.fileno() for theirs in self._theirs]
         page = self._page.descriptor
         try:
+            await self._launch(
+                extra_arguments=[f"--lane={','.join(map(str, lanes))}:{page}"],
+                pass_fds=(*lanes, page),
+            )
+        finally:
+            self._close_theirs()
+        return await self._configure(exchange)
+
+    async def _launch(self, **arguments: Any) -> None:
+        kernel = self._config.kernel
+        if kernel.problem:
+            raise StartFailed(self._title, kernel.problem)
+        try:
             if self.manager.kernel_spec is None:
-                raise NoSuchKernel(self._config.kernel_name)
-            provisioner = self.manager.kernel_spec.metadata.get("kernel_provisioner", {})
-            if provisioner.get("provisioner_name") != "snakepit-provisioner":
-                cause = (
-                    f"kernelspec {self._config.kernel_name!r} does not use the"
-                    " snakepit-provisioner; without it nobody would end what the worker starts"
-                )
-                raise StartFailed(self._title, cause)
+                raise NoSuchKernel(kernel.name)
             with self.log_path.open("ab") as log:
                 await self.manager.launch(
-                    extra_arguments=[f"--lane={','.join(map(str, lanes))}:{page}"],
                     env=self._config.worker_environment(),
                     cwd=str(self._config.cwd),
                     stdout=log,
                     stderr=log,
-                    pass_fds=(*lanes, page),
+                    **arguments,
                 )
         except NoSuchKernel as error:
             known = self.manager.kernel_spec_manager.find_kernel_specs()
@@ -365,8 +380,6 @@ class Worker:
             raise StartFailed(self._title, cause) from None
         except OSError as error:
             raise StartFailed(self._title, str(error)) from error
-        finally:
-            self._close_theirs()
         assert isinstance(self.manager.provisioner, SnakepitProvisioner)
         self.process = self.manager.provisioner.guarded
         self._watch()
@@ -389,6 +402,28 @@ class Worker:
             self.died.set()
 
         loop.add_reader(descriptor, note)
+
+    def _check_hello(self, hello: Hello) -> None:
+        """See that the worker is of our own version, and what it was taken for.
+
+        Raises
+        ------
+        StartFailed
+            It is not.
+        """
+        if hello.version != __version__:
+            cause = (
+                f"it has snakepit-kernel {hello.version}, and this process {__version__}; install "
+                "the same version in its environment"
+            )
+            raise StartFailed(self._title, cause)
+        expected = ".".join(map(str, self._config.kernel.python))
+        if hello.python != expected:
+            cause = (
+                f"it runs Python {hello.python}, and was taken for Python {expected}; let the "
+                "kernelspec name its interpreter as the first word of argv"
+            )
+            raise StartFailed(self._title, cause)
 
     async def _configure(self, exchange: Exchange) -> Configured:
         try:
@@ -421,13 +456,16 @@ class Worker:
 
     def take_slot(self, slot: int, incarnation: int) -> None:
         """Become the worker of a slot, and tell the process so."""
-        self.slot = slot
-        self.incarnation = incarnation
-        self.name = f"{self._config.name}-{slot}.{incarnation}"
+        self._rename(slot, incarnation)
         lane = self.main_seat.lane
         lane.put(pack(messages.encode(Assign(self.name))))
         with contextlib.suppress(LaneClosed):  # it has just died, and that is noticed elsewhere
             lane.send_ready()
+
+    def _rename(self, slot: int, incarnation: int) -> None:
+        self.slot = slot
+        self.incarnation = incarnation
+        self.name = f"{self._config.name}-{slot}.{incarnation}"
 
     # -- ending --------------------------------------------------------------------------------
 
@@ -440,15 +478,12 @@ class Worker:
         """
         self.apply(WorkerEvent.STOP)
         self._close_theirs()
-        for seat in self.seats:
-            if seat.holder is not None:
-                seat.recall()
-                seat.interrupt()
-            seat.lane.hang_up()
+        self._hang_up()
         await self.manager.settled()
         provisioner = self.manager.provisioner
         if isinstance(provisioner, SnakepitProvisioner):
             if self.process is not None and grace > 0:
+                await self._say_goodbye()
                 with contextlib.suppress(TimeoutError):
                     await asyncio.wait_for(self.died.wait(), grace)
             # Not manager.shutdown_kernel(): it interrupts, and looks every 100 ms.
@@ -466,6 +501,17 @@ class Worker:
             self.close_channels()
         self._last_words = self.last_output()  # somebody may still have to be told
         self.log_path.unlink(missing_ok=True)
+
+    def _hang_up(self) -> None:
+        """Interrupt what it does, and close the lanes."""
+        for seat in self.seats:
+            if seat.holder is not None:
+                seat.recall()
+                seat.interrupt()
+            seat.lane.hang_up()
+
+    async def _say_goodbye(self) -> None:
+        """Ask it to end; that the lanes are closed says so already."""
 
     def close_channels(self) -> None:
         """Close the lanes and the Jupyter channels. Only when nobody holds the worker."""
@@ -486,6 +532,10 @@ class Worker:
             await self.process.wait(DEATH_PATIENCE)
 
     # -- interrupting --------------------------------------------------------------------------
+
+    def interrupt(self, call_id: int) -> None:  # noqa: ARG002 - the page names the call
+        """Interrupt what it does, from any thread."""
+        self.signal(signal.SIGINT)
 
     def signal(self, signum: int) -> None:
         """Send a signal to its process, from any thread, if that lives."""
@@ -530,8 +580,3 @@ class Worker:
     def _describe_death(self) -> WorkerDied:
         status = self.process.status if self.process is not None else None
         return WorkerDied(self.name, status, self.last_output())
-
-
-def import_path() -> list[str]:
-    """Return where this process finds modules, as absolute paths."""
-    return list(dict.fromkeys(os.path.abspath(entry) for entry in sys.path))  # noqa: PTH100

@@ -81,10 +81,19 @@ class WithValue(_Message, frozen=True, kw_only=True):
 
 
 class Hello(_Message, frozen=True, tag="hello"):
-    """The first message of a worker: its main loop runs."""
+    """The first message of a worker: its main loop runs.
+
+    Attributes
+    ----------
+    version
+        That of this package.
+    python
+        Major and minor version, as in ``"3.12"``.
+    """
 
     pid: int
     version: str
+    python: str = ""
 
 
 class Configure(WithValue, frozen=True, tag="configure"):

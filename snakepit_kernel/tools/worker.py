@@ -128,7 +128,8 @@ class Worker:
         signal.signal(RECALL_SIGNAL, self._give_back)
         self._page.offer_stacks()
         self.channels.offer_shell(self._build_in_call)
-        self._send(messages.Hello(os.getpid(), __version__))
+        python = "{}.{}".format(*sys.version_info)
+        self._send(messages.Hello(os.getpid(), __version__, python))
         self._server.open()
 
     def _give_back(self, *_: object) -> None:
