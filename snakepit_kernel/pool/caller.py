@@ -74,7 +74,7 @@ class Caller:
 
         Raises
         ------
-        ToolNotFound, InvalidArguments
+        ToolNotFound, InvalidArguments, CellsOnly
             The call cannot be right; nothing ran.
         ToolError
             The tool raised; ``__cause__`` is the exception itself when it can travel.
@@ -286,7 +286,8 @@ class Caller:
         Raises
         ------
         TypeError
-            The function or an argument cannot travel.
+            The function or an argument cannot travel; or the pool's kernel runs cells only
+            (`CellsOnly`).
         PoolSaturated, SessionLost, WorkerBusy, PoolClosed
             The work was not accepted.
         """

@@ -159,10 +159,14 @@ def find_kernel(name: str, env: Mapping[str, str]) -> WorkerKernel:
     env
         The workers' environment.
     """
+    manager = KernelSpecManager()
     try:
-        found = KernelSpecManager().get_kernel_spec(name)
+        found = manager.get_kernel_spec(name)
     except NoSuchKernel:
-        return WorkerKernel(name=name)
+        problem = ""
+        if name in manager.find_kernel_specs():
+            problem = f"kernelspec {name!r} names a kernel provisioner that is not installed here"
+        return WorkerKernel(name=name, problem=problem)
     spec = deepcopy(found)
     named = spec.metadata.get("kernel_provisioner", {})
     runs_under = named.get("provisioner_name", STOCK_PROVISIONER)

@@ -77,7 +77,9 @@ class Pool(Caller, concurrent.futures.Executor):
     cwd
         Working directory of the workers. Default: that of this process.
     kernel_name
-        Kernelspec of the workers.
+        Kernelspec of the workers: any that is installed. One of Python does everything where
+        snakepit-kernel is installed in its environment; any other one runs cells, and nothing else:
+        then ``adapter``, ``preload`` and the profile ``"thread"`` are refused (`CellsOnly`).
     start_timeout
         Seconds that a worker may take to become ready.
     max_value_bytes
@@ -250,7 +252,8 @@ class Pool(Caller, concurrent.futures.Executor):
         Raises
         ------
         TypeError
-            It cannot be a tool, or cannot travel.
+            It cannot be a tool, or cannot travel; or the pool's kernel runs cells only
+            (`CellsOnly`).
         """
         self._engine.config.kernel.check_serves("a tool")
         if not callable(function):
@@ -293,10 +296,13 @@ class Pool(Caller, concurrent.futures.Executor):
         ------
         ValueError
             ``chunksize`` is less than 1.
+        CellsOnly
+            The pool's kernel runs cells only.
         """
         if chunksize < 1:
             msg = f"chunksize must be at least 1, not {chunksize}"
             raise ValueError(msg)
+        self._engine.config.kernel.check_serves("map()")
         end = None if timeout is None else time.monotonic() + timeout
         futures = [self._submit_chunk(fn, chunk) for chunk in _chunks(iterables, chunksize)]
         return _in_order(futures, end)
