@@ -28,13 +28,16 @@ MAX_THREADS = MAX_LANES - 1
 DEFAULT_QUEUE_TIMEOUT = 10.0
 """Seconds that a caller who waits may stay in the queue when the pool was not told otherwise."""
 
+_OWN_THREAD_CAPS = ("VECLIB_MAXIMUM_THREADS",)
+"""Of libraries that do not look at ``OMP_NUM_THREADS``."""
+
 _THREAD_CAPS = (
     "OMP_NUM_THREADS",
     "OPENBLAS_NUM_THREADS",
     "MKL_NUM_THREADS",
     "BLIS_NUM_THREADS",
     "NUMEXPR_NUM_THREADS",
-    "VECLIB_MAXIMUM_THREADS",
+    *_OWN_THREAD_CAPS,
 )
 
 
@@ -193,9 +196,12 @@ class PoolConfig:
         """Return the whole environment of a worker.
 
         Numeric libraries get one thread a worker unless the user set another number: several
-        workers with a thread for each core each would get in each other's way.
+        workers with a thread for each core each would get in each other's way. Where the user set
+        ``OMP_NUM_THREADS``, those that heed it unless their own variable is set heed it here.
         """
-        environment = {**dict.fromkeys(_THREAD_CAPS, "1"), **os.environ, **self.env}
+        given = {**os.environ, **self.env}
+        caps = _OWN_THREAD_CAPS if "OMP_NUM_THREADS" in given else _THREAD_CAPS
+        environment = {**dict.fromkeys(caps, "1"), **given}
         environment.pop("JPY_SESSION_NAME", None)  # the notebook's own
         return environment
 

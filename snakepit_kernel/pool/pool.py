@@ -72,8 +72,9 @@ class Pool(Caller, concurrent.futures.Executor):
     standby
         Workers that are started ahead, beside the others, to replace those that die.
     env
-        Environment variables beside those of this process. Numeric libraries get one thread a
-        worker unless ``OMP_NUM_THREADS`` and its like say otherwise.
+        Environment variables beside those of this process. Numeric libraries (OpenMP, OpenBLAS,
+        MKL, BLIS, numexpr, Accelerate) get one thread a worker unless ``OMP_NUM_THREADS``, for all
+        but the last, or one of their own variables says otherwise, here or in this process.
     cwd
         Working directory of the workers. Default: that of this process.
     kernel_name
