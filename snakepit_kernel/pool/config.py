@@ -16,6 +16,7 @@ from ..protocol.unserializable import Policy
 from ..protocol.values import Codec
 from ..store.store import Store, check_store
 from ..tools.registry import name_of
+from .accelerators import Allotment, Gpus, allot
 from .kernels import WorkerKernel, find_kernel
 from .scheduler import Purpose
 
@@ -69,6 +70,7 @@ class PoolConfig:
     codec: Codec
     store: str | os.PathLike[str] | Store | None
     max_variable_bytes: int
+    accelerators: Allotment = field(default_factory=Allotment)
     futures_queue_timeout: float | None = field(default=None)
 
     @classmethod
@@ -95,6 +97,7 @@ class PoolConfig:
         unserializable: str,
         store: str | os.PathLike[str] | Store | None,
         max_variable_bytes: int,
+        gpus: Gpus,
     ) -> PoolConfig:
         """Check options as a user gave them.
 
@@ -140,6 +143,9 @@ class PoolConfig:
             kernel.check_serves("the profile 'thread'")
         if preload:
             kernel.check_serves("preload")
+        if gpus is not None and standby:
+            msg = "standby cannot be combined with gpus: a worker kept ready has no device yet"
+            raise ValueError(msg)
         return cls(
             workers=count,
             adapter=adapter,
@@ -175,6 +181,7 @@ class PoolConfig:
             ),
             store=check_store(store),
             max_variable_bytes=check_count("max_variable_bytes", max_variable_bytes, 1),
+            accelerators=allot(gpus, count, {**os.environ, **environment}),
         )
 
     @property
@@ -192,8 +199,8 @@ class PoolConfig:
         """The adapter, for people."""
         return "none" if self.adapter is None else name_of(self.adapter)
 
-    def worker_environment(self) -> dict[str, str]:
-        """Return the whole environment of a worker.
+    def worker_environment(self, slot: int) -> dict[str, str]:
+        """Return the whole environment of the worker in a slot.
 
         Numeric libraries get one thread a worker unless the user set another number: several
         workers with a thread for each core each would get in each other's way. Where the user set
@@ -201,7 +208,11 @@ class PoolConfig:
         """
         given = {**os.environ, **self.env}
         caps = _OWN_THREAD_CAPS if "OMP_NUM_THREADS" in given else _THREAD_CAPS
-        environment = {**dict.fromkeys(caps, "1"), **given}
+        environment = {
+            **dict.fromkeys(caps, "1"),
+            **given,
+            **self.accelerators.environment(slot),
+        }
         environment.pop("JPY_SESSION_NAME", None)  # the notebook's own
         return environment
 

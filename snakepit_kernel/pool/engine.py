@@ -377,6 +377,7 @@ class Engine:
                     memory_bytes=memory_of(worker.pid),
                     running=", ".join(worker.current) or None,
                     run_id=worker.run_id,
+                    device=worker.device,
                 )
                 for _, worker in sorted(self._crew.workers.items())
             ]

@@ -18,6 +18,7 @@ from ..sessions.state import SessionInfo
 from ..sessions.values import MAX_VARIABLE_BYTES
 from ..store.store import Store
 from ..tools.registry import AdapterError, describe
+from .accelerators import Gpus
 from .caller import DEFAULT, Caller, Timeout
 from .config import Affinity, PoolConfig, check_affinity
 from .definitions import Definitions
@@ -94,6 +95,12 @@ class Pool(Caller, concurrent.futures.Executor):
         Jupyter's data directory.
     max_variable_bytes
         What the value of one variable of a session may take, pickled.
+    gpus
+        Accelerators (CUDA, ROCm) of the workers: each sees its own alone, from before any code of
+        yours runs there, and whoever replaces it sees the same. ``"auto"``: one for each worker, if
+        there are any; a number: so many for each, 0 to hide them all; a list of numbers or ids, as
+        ``CUDA_VISIBLE_DEVICES`` takes them: those, one for each. Where there are fewer than
+        workers, these share them in turn, which a warning says. None leaves all as it is.
 
     Raises
     ------
@@ -132,6 +139,7 @@ class Pool(Caller, concurrent.futures.Executor):
         unserializable: Literal["type", "repr", "error"] = "type",
         store: str | os.PathLike[str] | Store | None = None,
         max_variable_bytes: int = MAX_VARIABLE_BYTES,
+        gpus: Gpus = None,
     ) -> None:
         config = PoolConfig.checked(
             workers=workers,
@@ -154,6 +162,7 @@ class Pool(Caller, concurrent.futures.Executor):
             unserializable=unserializable,
             store=store,
             max_variable_bytes=max_variable_bytes,
+            gpus=gpus,
         )
         self._definitions = Definitions(config.codec)
         self._engine = Engine(config)

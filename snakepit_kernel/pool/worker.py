@@ -307,6 +307,11 @@ class Worker:
         return self.process.identity.pid if self.process and self.process.identity else None
 
     @property
+    def device(self) -> str | None:
+        """The accelerators that it alone sees, for people; None when it has none of its own."""
+        return self._config.accelerators.label(self.slot)
+
+    @property
     def run_id(self) -> str:
         """The worker's run."""
         return self.process.run_id if self.process else ""
@@ -368,7 +373,7 @@ class Worker:
                 raise NoSuchKernel(kernel.name)
             with self.log_path.open("ab") as log:
                 await self.manager.launch(
-                    env=self._config.worker_environment(),
+                    env=self._config.worker_environment(self.slot),
                     cwd=str(self._config.cwd),
                     stdout=log,
                     stderr=log,
