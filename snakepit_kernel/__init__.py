@@ -44,6 +44,7 @@ if TYPE_CHECKING:
         WorkerDied,
     )
     from .pool.futures import CallFuture
+    from .pool.limits import Limits
     from .pool.pool import Pool
     from .pool.results import CellResult
     from .pool.session import Session
@@ -71,6 +72,7 @@ __all__ = [
     "Change",
     "ConstraintViolation",
     "InvalidArguments",
+    "Limits",
     "Pool",
     "PoolClosed",
     "PoolSaturated",
@@ -123,6 +125,7 @@ _HOMES = {
     "Adapter": "tools.adapter",
     "CallFuture": "pool.futures",
     "CellResult": "pool.results",
+    "Limits": "pool.limits",
     "Pool": "pool.pool",
     "PoolStats": "pool.status",
     "PoolStatus": "pool.status",

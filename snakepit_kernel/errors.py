@@ -201,16 +201,20 @@ class WorkerDied(SnakepitError):
         Its exit status; negative for a signal, as in :mod:`subprocess`. ``None`` when unknown.
     output
         The last of what the process wrote, at most 4 KiB.
+    reason
+        Which limit of the pool ended it, if one did; else empty.
     """
 
-    def __init__(self, worker: str, status: int | None, output: str = "") -> None:
-        super().__init__(worker, status, output)
+    def __init__(self, worker: str, status: int | None, output: str = "", reason: str = "") -> None:
+        super().__init__(worker, status, output, reason)
         self.worker = worker
         self.status = status
         self.output = output
+        self.reason = reason
 
     def __str__(self) -> str:
-        text = f"worker {self.worker} {describe_exit(self.status)}"
+        reason = f"{self.reason} and " if self.reason else ""
+        text = f"worker {self.worker} {reason}{describe_exit(self.status)}"
         if self.output:
             text += f"; its last output:\n{self.output}"
         return text

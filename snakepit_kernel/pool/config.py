@@ -18,6 +18,7 @@ from ..store.store import Store, check_store
 from ..tools.registry import name_of
 from .accelerators import Allotment, Gpus, allot
 from .kernels import WorkerKernel, find_kernel
+from .limits import Limits, check_limits, find_group
 from .scheduler import Purpose
 
 Affinity = Literal["hint", "strict_queue", "strict_fail_fast"]
@@ -70,6 +71,8 @@ class PoolConfig:
     codec: Codec
     store: str | os.PathLike[str] | Store | None
     max_variable_bytes: int
+    limits: Limits = field(default_factory=Limits)
+    group: Path | None = None
     accelerators: Allotment = field(default_factory=Allotment)
     futures_queue_timeout: float | None = field(default=None)
 
@@ -98,6 +101,7 @@ class PoolConfig:
         store: str | os.PathLike[str] | Store | None,
         max_variable_bytes: int,
         gpus: Gpus,
+        limits: Limits | Mapping[str, object] | None,
     ) -> PoolConfig:
         """Check options as a user gave them.
 
@@ -135,6 +139,7 @@ class PoolConfig:
             msg = f"cwd {str(folder)!r} is not a directory"
             raise NotADirectoryError(msg)
         chosen = queue_timeout
+        checked_limits = check_limits(limits)
         environment = _environment(env)
         kernel = find_kernel(kernel_name, {**os.environ, **environment})
         if adapter is not None:
@@ -181,6 +186,8 @@ class PoolConfig:
             ),
             store=check_store(store),
             max_variable_bytes=check_count("max_variable_bytes", max_variable_bytes, 1),
+            limits=checked_limits,
+            group=find_group(checked_limits),
             accelerators=allot(gpus, count, {**os.environ, **environment}),
         )
 

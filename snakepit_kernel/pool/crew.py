@@ -164,6 +164,7 @@ class Crew:
             preload=list(self._config.preload),
             has_threads=self._config.profile == "thread",
             codec=self._config.codec,
+            limits=self._config.limits.of_process(),
         )
         await worker.start(setup)
         worker.apply(WorkerEvent.ANSWER)

@@ -16,6 +16,8 @@ from typing import Any
 import zmq
 
 from ..errors import StartFailed, describe_exit
+from ..processes.identity import descendants
+from ..processes.limits import limit_address_space, limit_cpu, limit_files
 from ..protocol.messages import Configured, WorkerSetup
 from .cells import CellClient
 from .worker import Worker
@@ -42,15 +44,35 @@ class ForeignWorker(Worker):
 
     async def _begin(self, setup: WorkerSetup) -> Configured:  # noqa: ARG002 - for our kernel
         self._loop = asyncio.get_running_loop()
+        limits = self._config.limits
         await self._launch()
         try:
+            if limits.open_files is not None:
+                limit_files(self._present_pid(), limits.open_files)
+            if limits.cpu_seconds is not None:
+                limit_cpu(self._present_pid(), limits.cpu_seconds)
             self.cells = await self._answering_cells()
-        except ConnectionError:
+            if limits.address_space_bytes is not None:
+                self._limit_address_space(limits.address_space_bytes)
+        except (ConnectionError, ProcessLookupError, FileNotFoundError):
             await self._wait_for_status()
             status = self.process.status if self.process else None
             cause = f"it {describe_exit(status)} before it was ready"
             raise StartFailed(self._title, cause, self.last_output()) from None
         return Configured(0, [], {})
+
+    def _limit_address_space(self, size_bytes: int) -> None:
+        """Limit what it takes beyond what it has, and so for what it has started until now."""
+        pid = self._present_pid()
+        for child in descendants(pid):
+            with contextlib.suppress(OSError):  # it has ended
+                limit_address_space(child.pid, size_bytes, finally_so=True)
+        limit_address_space(pid, size_bytes, finally_so=True)
+
+    def _present_pid(self) -> int:
+        if self.pid is None:
+            raise ProcessLookupError
+        return self.pid
 
     async def _answering_cells(self) -> CellClient:
         """Open the channels in a thread, and wait there for the kernel's first answer."""

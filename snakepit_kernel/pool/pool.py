@@ -24,6 +24,7 @@ from .config import Affinity, PoolConfig, check_affinity
 from .definitions import Definitions
 from .engine import Engine
 from .futures import CallFuture
+from .limits import Limits
 from .session import Session
 from .status import PoolStats, PoolStatus
 
@@ -102,6 +103,9 @@ class Pool(Caller, concurrent.futures.Executor):
         ``CUDA_VISIBLE_DEVICES`` takes them: those, one for each. Where there are fewer than
         workers, these share them in turn, which a warning says. None leaves all as it is.
 
+    limits
+        What each worker may take: `Limits`, or a mapping with the names of its attributes.
+
     Raises
     ------
     TypeError, ValueError
@@ -140,6 +144,7 @@ class Pool(Caller, concurrent.futures.Executor):
         store: str | os.PathLike[str] | Store | None = None,
         max_variable_bytes: int = MAX_VARIABLE_BYTES,
         gpus: Gpus = None,
+        limits: Limits | Mapping[str, object] | None = None,
     ) -> None:
         config = PoolConfig.checked(
             workers=workers,
@@ -163,6 +168,7 @@ class Pool(Caller, concurrent.futures.Executor):
             store=store,
             max_variable_bytes=max_variable_bytes,
             gpus=gpus,
+            limits=limits,
         )
         self._definitions = Definitions(config.codec)
         self._engine = Engine(config)

@@ -32,6 +32,7 @@ from ..errors import (
 from ..lane.exchange import Exchange
 from ..lane.host import Lane, LaneClosed
 from ..lane.page import RECALL_SIGNAL, Page
+from ..processes.cgroup import Cgroup
 from ..protocol import messages
 from ..protocol.frames import pack
 from ..protocol.messages import Assign, Configure, Configured, Forget, Hello, WorkerSetup
@@ -249,11 +250,13 @@ class Worker:
         ]
         self.main_seat = self.seats[0]
         self._exit_fd: int | None = None
+        self._group = None if config.group is None else Cgroup(config.group)
+        self._ran_out_of_memory = False
         # With the owner dead the first guardian to end removes all that its run had.
         provisioner_options = {
             "grace": config.grace,
             "label": self.name,
-            "leftovers": [str(folder.parent)],
+            "leftovers": [str(folder.parent), *([str(self._group.path)] if self._group else [])],
             "preload": list(config.preload),
             "import_path": config.kernel.import_path(),
             "await_ready": False,  # it is ready when it says so on the lane
@@ -347,12 +350,12 @@ class Worker:
         return f"worker {self.name}"
 
     async def _begin(self, setup: WorkerSetup) -> Configured:
-        # Sent first: the worker finds it when it comes up.
         lane = self.main_seat.lane
         lane.on_hello = self._check_hello
         exchange = Exchange(lane.new_call_id(), "configuring the worker")
         lane.put(lane.carrier.pack_value(Configure(exchange.call_id), setup))
-        lane.send_ready()
+        if self._group is None:  # sent first: the worker finds it when it comes up
+            lane.send_ready()
         lanes = [theirs.fileno() for theirs in self._theirs]
         page = self._page.descriptor
         try:
@@ -371,6 +374,9 @@ class Worker:
         try:
             if self.manager.kernel_spec is None:
                 raise NoSuchKernel(kernel.name)
+            if self._group is not None:
+                limits = self._config.limits
+                self._group.make(memory_bytes=limits.memory_bytes, cpus=limits.cpus)
             with self.log_path.open("ab") as log:
                 await self.manager.launch(
                     env=self._config.worker_environment(self.slot),
@@ -388,6 +394,9 @@ class Worker:
         assert isinstance(self.manager.provisioner, SnakepitProvisioner)
         self.process = self.manager.provisioner.guarded
         self._watch()
+        if self._group is not None and self.pid is not None:
+            with contextlib.suppress(ProcessLookupError):  # it has ended, and that is told
+                self._group.add(self.pid)
 
     def _watch(self) -> None:
         """Notice the end of the process the moment it happens."""
@@ -496,6 +505,9 @@ class Worker:
             if (report := provisioner.last_report) is not None and report.survivors:
                 logger.warning("%s: %s", self.name, SurvivorsError(self.run_id, report.survivors))
             await self.manager.cleanup_resources()
+        if self._group is not None:
+            self._ran_out_of_memory = self._group.ran_out_of_memory
+            self._group.remove()
         if self._exit_fd is not None:
             asyncio.get_running_loop().remove_reader(self._exit_fd)
             os.close(self._exit_fd)
@@ -584,4 +596,7 @@ class Worker:
 
     def _describe_death(self) -> WorkerDied:
         status = self.process.status if self.process is not None else None
-        return WorkerDied(self.name, status, self.last_output())
+        if self._group is not None:
+            self._ran_out_of_memory = self._ran_out_of_memory or self._group.ran_out_of_memory
+        reason = self._config.limits.why_ended(status, ran_out_of_memory=self._ran_out_of_memory)
+        return WorkerDied(self.name, status, self.last_output(), reason)

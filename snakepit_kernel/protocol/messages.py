@@ -383,6 +383,8 @@ class WorkerSetup:
         Whether calls run in several threads at the same time.
     codec
         How values are pickled.
+    limits
+        What its process may take, by the names of `Limits`.
     """
 
     adapter: object
@@ -392,3 +394,4 @@ class WorkerSetup:
     preload: list[str] = field(default_factory=list)
     has_threads: bool = False
     codec: Codec = field(default_factory=Codec)
+    limits: dict[str, float] = field(default_factory=dict)
