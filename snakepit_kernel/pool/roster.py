@@ -18,12 +18,13 @@ from ..processes.supervisor import Supervisor
 from ..processes.template import why_not
 from ..protocol.messages import ToolInfo, WorkerSetup
 from .config import PoolConfig
+from .foreign import ForeignWorker
 from .scheduler import Scheduler
 from .slots import Slot
 from .spares import Spares
 from .states import LENDABLE, WorkerEvent, WorkerState
 from .status import WorkerEnd
-from .worker import KernelSpecs, Seat, Worker, import_path
+from .worker import KernelSpecs, Seat, Worker
 
 logger = logging.getLogger(__name__)
 
@@ -105,7 +106,7 @@ class Roster:
         self._lock = lock
         self._scheduler = scheduler
         self._lend = lend
-        self._specs = KernelSpecs()
+        self._specs = KernelSpecs(config.kernel)
         self._slots = {number: Slot(number) for number in range(1, config.workers + 1)}
         self._retired: set[Worker] = set()
         self._watchers: set[asyncio.Task[Any]] = set()
@@ -146,7 +147,8 @@ class Roster:
         StartFailed
             One of them could not start.
         """
-        gate = asyncio.Semaphore(START_BATCH if why_not() else FORK_BATCH)
+        is_forked = self._config.kernel.has_lane and not why_not()
+        gate = asyncio.Semaphore(FORK_BATCH if is_forked else START_BATCH)
 
         async def start(slot: Slot) -> None:
             async with gate:
@@ -173,7 +175,8 @@ class Roster:
             self._put_to_work(worker)
 
     def _make_worker(self, slot: int, incarnation: int) -> Worker:
-        return Worker(
+        make = Worker if self._config.kernel.has_lane else ForeignWorker
+        return make(
             self._config,
             slot,
             incarnation,
@@ -194,12 +197,13 @@ class Roster:
     async def _make_ready(self, worker: Worker) -> None:
         setup = WorkerSetup(
             adapter=self._config.adapter,
-            import_path=import_path(),
+            import_path=self._config.kernel.import_path(),
             pool=self._config.name,
             worker=worker.name,
             preload=list(self._config.preload),
             has_threads=self._config.profile == "thread",
             codec=self._config.codec,
+            limits=self._config.limits.of_process(),
             beat_seconds=_beat_seconds(self._config),
         )
         await worker.start(setup)

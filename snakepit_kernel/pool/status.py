@@ -93,6 +93,8 @@ class WorkerStatus:
         How long it has been in its state.
     memory_bytes
         Resident memory of its process, or None when it cannot be read.
+    device
+        The accelerators that it alone sees, or None.
     """
 
     name: str
@@ -104,8 +106,9 @@ class WorkerStatus:
     running: str | None
     run_id: str
     tainted: str | None = None
+    device: str | None = None
 
-    def as_row(self) -> tuple[str, ...]:
+    def as_row(self, *, with_device: bool = False) -> tuple[str, ...]:
         """Return its row in a table under `HEADINGS`."""
         memory = "" if self.memory_bytes is None else f"{self.memory_bytes / 2**20:.0f} MiB"
         return (
@@ -115,6 +118,7 @@ class WorkerStatus:
             duration(self.seconds),
             str(self.calls),
             memory,
+            *([self.device or ""] if with_device else []),
             self.running or "",
         )
 
@@ -153,8 +157,8 @@ class PoolStatus:
         return _from_fields(cls, {**data, "workers": workers, "stats": stats, "ends": ends})
 
     def __str__(self) -> str:
-        rows = [HEADINGS, *(worker.as_row() for worker in self.workers)]
-        widths = [max(len(row[i]) for row in rows) for i in range(len(HEADINGS))]
+        rows = [self.headings, *self.rows()]
+        widths = [max(len(row[i]) for row in rows) for i in range(len(self.headings))]
         lines = ["  ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)) for row in rows]
         return "\n".join([self.title, *(line.rstrip() for line in lines), self.footer])
 
@@ -163,16 +167,29 @@ class PoolStatus:
     def _repr_html_(self) -> str:
         cells = "".join(
             "<tr>"
-            + "".join(f'<td style="text-align:left">{html.escape(c)}</td>' for c in worker.as_row())
+            + "".join(f'<td style="text-align:left">{html.escape(c)}</td>' for c in row)
             + "</tr>"
-            for worker in self.workers
+            for row in self.rows()
         )
-        headings = "".join(f'<th style="text-align:left">{name}</th>' for name in HEADINGS)
+        headings = "".join(f'<th style="text-align:left">{name}</th>' for name in self.headings)
         return (
             f"<div><b>{html.escape(self.title)}</b>"
             f"<table><thead><tr>{headings}</tr></thead><tbody>{cells}</tbody></table>"
             f"<small>{html.escape(self.footer)}</small></div>"
         )
+
+    @property
+    def headings(self) -> tuple[str, ...]:
+        """Those of its table: with the devices, if a worker has one of its own."""
+        return (*HEADINGS[:-1], "device", HEADINGS[-1]) if self._has_devices else HEADINGS
+
+    @property
+    def _has_devices(self) -> bool:
+        return any(worker.device is not None for worker in self.workers)
+
+    def rows(self) -> list[tuple[str, ...]]:
+        """Return those of its table."""
+        return [worker.as_row(with_device=self._has_devices) for worker in self.workers]
 
     @property
     def title(self) -> str:
