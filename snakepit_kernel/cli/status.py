@@ -34,6 +34,7 @@ class Listing:
     headings: tuple[str, ...]
     rows: Sequence[tuple[str, ...]]
     footer: str = ""
+    notes: Sequence[str] = ()
 
     def as_text(self) -> str:
         """Return it as plain lines, for pipes."""
@@ -43,11 +44,16 @@ class Listing:
             "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
             for row in rows
         ]
-        return "\n".join([self.title, *lines, *([self.footer] if self.footer else [])])
+        return "\n".join([self.title, *lines, *self._below()])
+
+    def _below(self) -> list[str]:
+        return [line for line in (self.footer, *self.notes) if line]
 
     def as_table(self) -> Table:
         """Return it as a table, for terminals."""
-        table = Table(title=self.title, caption=self.footer or None, title_justify="left")
+        table = Table(
+            title=self.title, caption="\n".join(self._below()) or None, title_justify="left"
+        )
         table.caption_justify = "left"
         for heading in self.headings:
             table.add_column(heading, overflow="fold")
@@ -168,7 +174,8 @@ def _ended_data(run: EndedRun) -> dict[str, Any]:
 def pool_listing(pool: PoolStatus) -> Listing:
     """Lay out a pool."""
     rows = [worker.as_row() for worker in pool.workers]
-    return Listing(title=pool.title, headings=HEADINGS, rows=rows, footer=pool.footer)
+    ends = [f"{end.name}, {end.ago}: {end.story}" for end in pool.last_ends]
+    return Listing(title=pool.title, headings=HEADINGS, rows=rows, footer=pool.footer, notes=ends)
 
 
 def run_listing(runs: Sequence[Run]) -> Listing:
