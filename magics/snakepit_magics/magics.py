@@ -165,6 +165,9 @@ class SnakepitMagics(Magics):
     def _status(self, options: Namespace) -> PoolStatus:
         return self._pool(options.name).status()
 
+    def _dashboard(self, options: Namespace) -> Any:
+        return self._pool(options.name).dashboard()
+
     def _logs(self, options: Namespace) -> None:
         for worker, text in self._pool(options.name).logs().items():
             print(f"--- {worker}\n{text or '(nothing)'}")  # noqa: T201

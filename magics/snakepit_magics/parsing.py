@@ -21,6 +21,7 @@ COMMANDS = {
     "stop": "end a pool and everything its workers started",
     "restart": "end a pool and open it again with the same options",
     "status": "show the workers, their state, calls and memory",
+    "dashboard": "show a pool live",
     "tools": "list the tools, or describe one",
     "call": "call a tool: %%snakepit call price item=tea amount=2",
     "expose": "let workers call a function of this notebook, or list those that they may",
@@ -97,7 +98,7 @@ def line_parser() -> Parser:
         "name", nargs="?", help="name of the pool; default: the chosen one"
     )
     parsers["stop"].add_argument("--all", action="store_true", help="end all pools")
-    for command in ("restart", "status", "logs"):
+    for command in ("restart", "status", "dashboard", "logs"):
         parsers[command].add_argument("name", nargs="?", help="name of the pool")
     parsers["tools"].add_argument("tool", nargs="?", help="name of a tool")
     _add_call_options(parsers["call"])

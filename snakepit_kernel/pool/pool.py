@@ -10,7 +10,7 @@ import threading
 import time
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from ..protocol.values import MAX_VALUE_BYTES
 from ..sessions.programs import Programs
@@ -25,6 +25,9 @@ from .engine import Engine
 from .futures import CallFuture
 from .session import Session
 from .status import PoolStats, PoolStatus
+
+if TYPE_CHECKING:
+    from .observing.dashboard import Dashboard
 
 F = TypeVar("F", bound=Callable[..., Any])
 T = TypeVar("T")
@@ -178,6 +181,15 @@ class Pool(Caller, concurrent.futures.Executor):
     def stats(self) -> PoolStats:
         """Return the pool's counters."""
         return self._engine.stats()
+
+    def dashboard(self) -> Dashboard:
+        """Return a widget that shows the pool live in a notebook, until the pool is closed.
+
+        It looks at the pool once a second while it is on the screen. ``close()`` ends it.
+        """
+        from .observing.dashboard import Dashboard
+
+        return Dashboard(self._engine)
 
     def slots(self) -> list[int]:
         """Return the numbers of the workers."""

@@ -206,6 +206,11 @@ class PoolStatus:
         return f"pool {self.name} of process {self.owner_pid}: adapter {self.adapter}"
 
     @property
+    def about(self) -> str:
+        """What stands beside its name in a notebook."""
+        return f"process {self.owner_pid} · adapter {self.adapter}"
+
+    @property
     def footer(self) -> str:
         """The line below its table: counters, memory, sessions, and a problem if there is one."""
         stats = self.stats

@@ -63,10 +63,9 @@ def _rare(stats: PoolStats) -> list[tuple[str, int]]:
 
 
 def _heading(pool: PoolStatus) -> str:
-    about = escape(f"process {pool.owner_pid} · adapter {pool.adapter}")
     return (
         f'<div class="snakepit-title">pool {escape(pool.name)} '
-        f'<span class="snakepit-quiet">{about}</span></div>'
+        f'<span class="snakepit-quiet">{escape(pool.about)}</span></div>'
     )
 
 
