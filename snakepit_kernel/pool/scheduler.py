@@ -8,6 +8,7 @@ from collections.abc import Callable, Hashable, Iterable
 from typing import Any, Generic, Literal, Protocol, TypeVar
 
 from .homes import Home, Homes
+from .queue import FairQueue
 
 Purpose = Literal["call", "cell"]
 
@@ -51,9 +52,11 @@ class Ticket(Generic[W]):
         What it is wanted for.
     home
         The worker that alone will do; None where the session's last one is only preferred.
+    priority
+        Higher goes first.
     """
 
-    __slots__ = ("home", "on_grant", "purpose", "seat", "session", "wanted")
+    __slots__ = ("home", "on_grant", "priority", "purpose", "seat", "session", "wanted")
 
     def __init__(
         self,
@@ -62,8 +65,10 @@ class Ticket(Generic[W]):
         wanted: W | None = None,
         purpose: Purpose = "call",
         home: Home[W] | None = None,
+        priority: int = 0,
     ) -> None:
         self.home = home
+        self.priority = priority
         self.on_grant = on_grant
         self.session = session
         self.wanted = wanted
@@ -83,9 +88,9 @@ class Ticket(Generic[W]):
 
 
 class Scheduler(Generic[W]):
-    """One queue in front of idle places: first come, first served.
+    """One queue in front of idle places.
 
-    A free place goes to the first in the queue whom it fits. Free places are taken from the worker
+    A free place goes to the first in the queue whom it fits; see `FairQueue` for who that is. Free places are taken from the worker
     that has least to do, and least recently used first, except that a session gets its last worker
     again when that has a free place, and a strict one waits for its home.
 
@@ -106,7 +111,8 @@ class Scheduler(Generic[W]):
     def __init__(self, max_queue: int) -> None:
         self._max_queue = max_queue
         self._idle: OrderedDict[W, None] = OrderedDict()
-        self._queue: OrderedDict[Ticket[W], None] = OrderedDict()
+        self._queue: FairQueue[Ticket[W]] = FairQueue()
+        self._lent: dict[W, str | None] = {}  # to whose work
         self.homes: Homes[W] = Homes()
         self.granted: Ticket[W] | None = None
 
@@ -132,7 +138,7 @@ class Scheduler(Generic[W]):
             return True
         if bounded and len(self._queue) >= self._max_queue:
             raise QueueFull
-        self._queue[ticket] = None
+        self._queue.append(ticket)
         return False
 
     def grant(self, ticket: Ticket[W]) -> bool:
@@ -142,24 +148,22 @@ class Scheduler(Generic[W]):
             return False
         ticket.seat = seat
         del self._idle[seat]
-        self._remember(ticket, seat)
+        self._lend(seat, ticket)
         return True
 
     def withdraw(self, ticket: Ticket[W]) -> bool:
         """Take a ticket out of the queue; say whether it was still there."""
-        if ticket not in self._queue:
-            return False
-        del self._queue[ticket]
-        return True
+        return self._queue.remove(ticket)
 
     def add(self, seat: W) -> Ticket[W] | None:
         """Take in a place that is free; return the ticket that gets it at once, if any waits."""
+        self._take_back(seat)
         for ticket in self._queue:
             if ticket.fits(seat):
                 ticket.seat = seat
                 self.granted = ticket
-                del self._queue[ticket]
-                self._remember(ticket, seat)
+                self._queue.remove(ticket)
+                self._lend(seat, ticket)
                 return ticket
         self._idle[seat] = None
         return None
@@ -167,6 +171,7 @@ class Scheduler(Generic[W]):
     def remove(self, seat: W) -> list[Ticket[W]]:
         """Forget a place that is not to be lent any more; return what waited for it alone."""
         self._idle.pop(seat, None)
+        self._take_back(seat)
         self.homes.leave(seat)
         stranded = [
             ticket
@@ -174,7 +179,7 @@ class Scheduler(Generic[W]):
             if ticket.wanted == seat or (ticket.wanted is None and ticket.has_lost_home)
         ]
         for ticket in stranded:
-            del self._queue[ticket]
+            self._queue.remove(ticket)
         return stranded
 
     def replace(self, seat: W, successor: W) -> None:
@@ -184,19 +189,16 @@ class Scheduler(Generic[W]):
                 ticket.wanted = successor
 
     def first(self, count: int) -> list[Ticket[W]]:
-        """Return those who wait longest."""
+        """Return those whose turn comes first."""
         return list(itertools.islice(self._queue, count))
 
     def put_first(self, ticket: Ticket[W]) -> None:
         """Put a ticket back to the head of the queue."""
-        self._queue[ticket] = None
-        self._queue.move_to_end(ticket, last=False)
+        self._queue.put_first(ticket)
 
     def drain(self) -> list[Ticket[W]]:
         """Empty the queue; return what waited."""
-        tickets = list(self._queue)
-        self._queue.clear()
-        return tickets
+        return self._queue.clear()
 
     def _choose(self, ticket: Ticket[W]) -> W | None:
         if ticket.has_lost_home:
@@ -222,6 +224,12 @@ class Scheduler(Generic[W]):
         """Whether a place is free."""
         return seat in self._idle
 
-    def _remember(self, ticket: Ticket[W], seat: W) -> None:
+    def _take_back(self, seat: W) -> None:
+        if seat in self._lent:
+            self._queue.let_go(self._lent.pop(seat))
+
+    def _lend(self, seat: W, ticket: Ticket[W]) -> None:
+        self._lent[seat] = ticket.session
+        self._queue.hold(ticket)
         if ticket.session is not None:
             self.homes.note(ticket.session, seat)

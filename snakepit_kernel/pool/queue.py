@@ -1,0 +1,139 @@
+"""The queue of a pool: fair between sessions. Pure: no clock, no lock, no I/O."""
+
+from __future__ import annotations
+
+import itertools
+from collections import OrderedDict
+from collections.abc import Hashable, Iterator
+from typing import Generic, Protocol, TypeVar
+
+
+class Waiting(Hashable, Protocol):
+    """Who waits."""
+
+    @property
+    def session(self) -> str | None:
+        """Whose it is; all work without a session is one more."""
+
+    @property
+    def priority(self) -> int:
+        """Higher goes first."""
+
+
+T = TypeVar("T", bound=Waiting)
+
+Line = OrderedDict[T, None]
+"""What one session has waiting, first come, first served."""
+
+
+class FairQueue(Generic[T]):
+    """Tickets in the order in which they are to be served.
+
+    Higher priority goes first. Within one, the session that holds the fewest places does; among
+    those that hold as many, the one that was served the longest ago; within a session, whoever came
+    first. So a session that asks for a thousand things at once delays another one by what runs, and
+    not by what waits. With one session, or none, it is first come, first served.
+    """
+
+    def __init__(self) -> None:
+        self._levels: dict[int, OrderedDict[str | None, Line[T]]] = {}
+        self._priorities: list[int] = []  # of the levels, the highest first
+        self._held: dict[str | None, int] = {}  # places, by session; no zeros
+        self._count = 0
+
+    def __len__(self) -> int:
+        return self._count
+
+    def __contains__(self, ticket: T) -> bool:
+        line = self._levels.get(ticket.priority, {}).get(ticket.session)
+        return line is not None and ticket in line
+
+    def __iter__(self) -> Iterator[T]:
+        """Iterate in the order of service; nothing may be added or removed meanwhile."""
+        for priority in self._priorities:
+            lines = self._levels[priority]
+            if len(lines) == 1:
+                yield from next(iter(lines.values()))
+            else:
+                yield from self._in_turns(lines)
+
+    def _in_turns(self, lines: OrderedDict[str | None, Line[T]]) -> Iterator[T]:
+        """Iterate over what several sessions have waiting, as if each place given were kept."""
+        turns: dict[int, list[Iterator[T]]] = {}
+        for session, line in lines.items():
+            held = self._held.get(session, 0)
+            if held == 0:  # the most likely one first: mostly nobody asks for a second
+                ahead = iter(line)
+                yield next(ahead)
+                turns.setdefault(1, []).append(ahead)
+            else:
+                turns.setdefault(held, []).append(iter(line))
+        for held in itertools.count(1):
+            if not turns:
+                return
+            for ahead in turns.pop(held, ()):
+                for ticket in itertools.islice(ahead, 1):
+                    yield ticket
+                    turns.setdefault(held + 1, []).append(ahead)
+
+    def append(self, ticket: T) -> None:
+        """Take a ticket in, behind the others of its session."""
+        self._line_of(ticket)[ticket] = None
+        self._count += 1
+
+    def put_first(self, ticket: T) -> None:
+        """Take a ticket in, before all others of its priority."""
+        line = self._line_of(ticket)
+        line[ticket] = None
+        line.move_to_end(ticket, last=False)
+        self._levels[ticket.priority].move_to_end(ticket.session, last=False)
+        self._count += 1
+
+    def _line_of(self, ticket: T) -> Line[T]:
+        lines = self._levels.get(ticket.priority)
+        if lines is None:
+            lines = self._levels[ticket.priority] = OrderedDict()
+            self._priorities = sorted(self._levels, reverse=True)
+        line = lines.get(ticket.session)
+        if line is None:
+            line = lines[ticket.session] = OrderedDict()
+        return line
+
+    def remove(self, ticket: T) -> bool:
+        """Take a ticket out; say whether it was there."""
+        lines = self._levels.get(ticket.priority)
+        line = None if lines is None else lines.get(ticket.session)
+        if lines is None or line is None or ticket not in line:
+            return False
+        del line[ticket]
+        self._count -= 1
+        if not line:
+            del lines[ticket.session]
+            if not lines:
+                del self._levels[ticket.priority]
+                self._priorities.remove(ticket.priority)
+        return True
+
+    def clear(self) -> list[T]:
+        """Take all tickets out, and return them."""
+        tickets = list(self)
+        self._levels.clear()
+        self._priorities.clear()
+        self._count = 0
+        return tickets
+
+    # -- who holds what ------------------------------------------------------------------------
+
+    def hold(self, ticket: T) -> None:
+        """Note that a ticket, out of the queue, got a place: its session has had its turn."""
+        session = ticket.session
+        self._held[session] = self._held.get(session, 0) + 1
+        lines = self._levels.get(ticket.priority)
+        if lines is not None and session in lines:
+            lines.move_to_end(session)
+
+    def let_go(self, session: str | None) -> None:
+        """Note that a session gave a place back."""
+        left = self._held.pop(session, 0) - 1
+        if left > 0:
+            self._held[session] = left
