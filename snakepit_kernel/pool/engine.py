@@ -40,6 +40,7 @@ from .errands import Errands
 from .futures import CallFuture
 from .homes import Home
 from .hosting import Host, HostTools, Link, current_link, links
+from .presence import tell_of_activity
 from .results import CellResult
 from .sessions import PoolSessions
 from .status import PoolStats, PoolStatus, WorkerStatus, memory_of, status_path
@@ -49,7 +50,8 @@ from .worker import Seat, Worker
 logger = logging.getLogger(__name__)
 
 STATUS_INTERVAL = 1.0
-"""Seconds between looks whether the file that `snakepit status` reads is out of date."""
+"""Seconds between looks whether the file that `snakepit status` reads is out of date, and between
+messages that keep a notebook from being culled while its pool works."""
 
 FAREWELL = 0.5
 """Seconds that those who held the workers of a pool that has ended may take to let go."""
@@ -419,6 +421,9 @@ class Engine:
             # A look at intervals: telling of each call would cost the call.
             await asyncio.sleep(STATUS_INTERVAL)
             self._publish()
+            stats = self.stats()
+            if stats.queued or stats.running:
+                tell_of_activity()
             self._admission.trim(TRIM_AFTER)
             if self.sessions.are_used:
                 await asyncio.to_thread(self._care_for_sessions)

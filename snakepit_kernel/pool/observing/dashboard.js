@@ -29,9 +29,8 @@ function curve(rates) {
   const svg = document.createElementNS(space, "svg");
   const line = document.createElementNS(space, "polyline");
   const top = Math.max(1, ...rates);
-  const start = SECONDS_SHOWN - rates.length;
-  const points = rates.map((rate, second) => `${start + second},${25 - (24 * rate) / top}`);
-  svg.setAttribute("viewBox", `0 0 ${SECONDS_SHOWN - 1} 26`);
+  const points = rates.map((rate, second) => `${second},${21 - (20 * rate) / top}`);
+  svg.setAttribute("viewBox", `0 0 ${SECONDS_SHOWN - 1} 22`);
   svg.setAttribute("preserveAspectRatio", "none");
   line.setAttribute("points", points.join(" "));
   svg.append(line);
@@ -52,7 +51,7 @@ function tiles(view, rates) {
     tile("queued", stats.queued.toLocaleString()),
     tile("running", stats.running.toLocaleString()),
     tile("calls/s", view.rate.toLocaleString()),
-    make("div", "snakepit-tile", curve(rates), make("span", "", "calls/s, last minute")),
+    make("div", "snakepit-tile", curve(rates), make("span", "", "last minute")),
     tile("calls", stats.submitted.toLocaleString()),
     tile("failed", view.failed.toLocaleString()),
     ...rare.map((name) => tile(name, stats[name].toLocaleString())),
@@ -141,12 +140,12 @@ export default () => {
 
   return {
     render({ model, el }) {
-      const rates = [];
+      const rates = Array(SECONDS_SHOWN).fill(0);
       const redraw = () => el.replaceChildren(draw(model.get("view"), rates));
       const tick = () => {
         if (!seen.has(el) || !model.get("view").is_open) return;
         rates.push(model.get("view").rate);
-        rates.splice(0, rates.length - SECONDS_SHOWN);
+        rates.shift();
         redraw();
       };
       const look = () => see(model, el, !document.hidden && isOnScreen);
