@@ -15,12 +15,16 @@ if TYPE_CHECKING:
 
     from . import telemetry
     from .errors import (
+        Attempt,
         BatchRejected,
+        BreakerOpen,
+        CallDetails,
         CallTimeout,
         CellError,
         ConstraintViolation,
         InvalidArguments,
         PoolClosed,
+        PoolDegraded,
         PoolSaturated,
         ProgramDamaged,
         ProgramNotFound,
@@ -43,10 +47,11 @@ if TYPE_CHECKING:
         WorkerDied,
     )
     from .pool.futures import CallFuture
+    from .pool.policies import Breaker, CrashBarrier, Heartbeat, Retry
     from .pool.pool import Pool
     from .pool.results import CellResult
     from .pool.session import Session
-    from .pool.status import PoolStats, PoolStatus
+    from .pool.status import PoolStats, PoolStatus, WorkerEnd, WorkerStatus
     from .pool.streams import Stream
     from .processes.keeping import keep
     from .protocol.encoders import register_encoder
@@ -61,16 +66,23 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Adapter",
+    "Attempt",
     "BatchRejected",
+    "Breaker",
+    "BreakerOpen",
+    "CallDetails",
     "CallFuture",
     "CallTimeout",
     "CellError",
     "CellResult",
     "Change",
     "ConstraintViolation",
+    "CrashBarrier",
+    "Heartbeat",
     "InvalidArguments",
     "Pool",
     "PoolClosed",
+    "PoolDegraded",
     "PoolSaturated",
     "PoolStats",
     "PoolStatus",
@@ -79,6 +91,7 @@ __all__ = [
     "ProgramNotFound",
     "QueueTimeout",
     "QuotaExceeded",
+    "Retry",
     "Session",
     "SessionContext",
     "SessionInfo",
@@ -103,6 +116,8 @@ __all__ = [
     "Watch",
     "WorkerBusy",
     "WorkerDied",
+    "WorkerEnd",
+    "WorkerStatus",
     "__version__",
     "context",
     "correlation_id",
@@ -122,8 +137,14 @@ _HOMES = {
     "CallFuture": "pool.futures",
     "CellResult": "pool.results",
     "Pool": "pool.pool",
+    "Breaker": "pool.policies",
+    "CrashBarrier": "pool.policies",
+    "Heartbeat": "pool.policies",
+    "Retry": "pool.policies",
     "PoolStats": "pool.status",
     "PoolStatus": "pool.status",
+    "WorkerEnd": "pool.status",
+    "WorkerStatus": "pool.status",
     "Session": "pool.session",
     "SessionContext": "tools.context",
     "Stream": "pool.streams",

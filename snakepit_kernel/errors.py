@@ -10,6 +10,8 @@
     ├── WorkerDied                a worker's process ended
     ├── SessionLost               the worker that a session is bound to has ended
     ├── PoolClosed                the pool has ended                   (also RuntimeError)
+    ├── PoolDegraded              its workers end as soon as they start
+    ├── BreakerOpen               it fails again and again, and rests
     ├── ToolNotFound              no tool of that name                 (also LookupError)
     ├── InvalidArguments          arguments do not fit the tool        (also ValueError)
     ├── ValueTooLarge             a value is larger than it may be     (also ValueError)
@@ -38,13 +40,19 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable, Mapping, Sequence
 
+from .attempts import Attempt, CallDetails
+
 __all__ = [
+    "Attempt",
     "BatchRejected",
+    "BreakerOpen",
+    "CallDetails",
     "CallTimeout",
     "CellError",
     "ConstraintViolation",
     "InvalidArguments",
     "PoolClosed",
+    "PoolDegraded",
     "PoolSaturated",
     "ProgramDamaged",
     "ProgramNotFound",
@@ -75,9 +83,12 @@ class SnakepitError(Exception):
     ----------
     correlation_id
         Of the call that it is about, as worker, host tools and events have it; empty for none.
+    details
+        Which call it is about, where that ran and for how long; None for an error of no call.
     """
 
     correlation_id: str = ""
+    details: CallDetails | None = None
 
 
 class PoolSaturated(SnakepitError):
@@ -106,7 +117,8 @@ class QueueTimeout(SnakepitError, TimeoutError):
     def __str__(self) -> str:
         return (
             f"no worker of pool {self.pool!r} became free within {self.waited:.3g} s "
-            "(queue_timeout); the call did not run"
+            "(queue_timeout); the call did not run; give the pool more workers, or the call more "
+            "time in the queue"
         )
 
 
@@ -199,16 +211,19 @@ class WorkerDied(SnakepitError):
         Its exit status; negative for a signal, as in :mod:`subprocess`. ``None`` when unknown.
     output
         The last of what the process wrote, at most 4 KiB.
+    reason
+        Why it was ended, in words, where its pool did that; else empty.
     """
 
-    def __init__(self, worker: str, status: int | None, output: str = "") -> None:
-        super().__init__(worker, status, output)
+    def __init__(self, worker: str, status: int | None, output: str = "", reason: str = "") -> None:
+        super().__init__(worker, status, output, reason)
         self.worker = worker
         self.status = status
         self.output = output
+        self.reason = reason
 
     def __str__(self) -> str:
-        text = f"worker {self.worker} {describe_exit(self.status)}"
+        text = f"worker {self.worker} {self.reason or describe_exit(self.status)}"
         if self.output:
             text += f"; its last output:\n{self.output}"
         return text
@@ -223,18 +238,22 @@ class SessionLost(SnakepitError):
         The session.
     worker
         Name of the worker.
+    reason
+        Why that was ended, in words, where its pool did that; else empty.
     """
 
-    def __init__(self, session_id: str, worker: str) -> None:
-        super().__init__(session_id, worker)
+    def __init__(self, session_id: str, worker: str, reason: str = "") -> None:
+        super().__init__(session_id, worker, reason)
         self.session_id = session_id
         self.worker = worker
+        self.reason = reason
 
     def __str__(self) -> str:
+        why = f" ({self.reason})" if self.reason else ""
         return (
-            f"worker {self.worker} of session {self.session_id!r} has ended, and with it went what "
-            "the session had there: the names of its cells, its objects in memory, its working "
-            "directory and environment. The session's variables, programs and metadata are in the "
+            f"worker {self.worker} of session {self.session_id!r} has ended{why}, and with it "
+            "went what the session had there: the names of its cells, its objects in memory, its "
+            "working directory and environment. The session's variables, programs and metadata are in the "
             f"store and still there. Open it anew, by pool.session({self.session_id!r}, …), to go "
             "on: then its next call takes another worker"
         )
@@ -250,6 +269,59 @@ class PoolClosed(SnakepitError, RuntimeError):
 
     def __str__(self) -> str:
         return f"pool {self.pool!r} is closed: {self.reason}"
+
+
+class PoolDegraded(SnakepitError):
+    """A pool has no worker left: each ended as soon as it was started. It is tried again.
+
+    Attributes
+    ----------
+    pool
+        Name of the pool.
+    problem
+        How the last worker ended.
+    """
+
+    def __init__(self, pool: str, problem: str) -> None:
+        super().__init__(pool, problem)
+        self.pool = pool
+        self.problem = problem
+
+    def __str__(self) -> str:
+        return (
+            f"pool {self.pool!r} is degraded: its workers end as soon as they start, and it tries "
+            f"again only now and then; mend the cause, or reload() it; the last one: {self.problem}"
+        )
+
+
+class BreakerOpen(SnakepitError):
+    """A pool's calls fail again and again; this one was not made.
+
+    Attributes
+    ----------
+    pool
+        Name of the pool.
+    failures
+        How many calls failed one after the other.
+    seconds
+        Until one is tried again.
+    last
+        The last failure, in words.
+    """
+
+    def __init__(self, pool: str, failures: int, seconds: float, last: str) -> None:
+        super().__init__(pool, failures, seconds, last)
+        self.pool = pool
+        self.failures = failures
+        self.seconds = seconds
+        self.last = last
+
+    def __str__(self) -> str:
+        when = f"in {self.seconds:.3g} s" if self.seconds > 0 else "when the one under way ends"
+        return (
+            f"the breaker of pool {self.pool!r} is open: {self.failures} calls failed one after "
+            f"the other; the next one is let through {when}; the last failure: {self.last}"
+        )
 
 
 class ToolNotFound(SnakepitError, LookupError):

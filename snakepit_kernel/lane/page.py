@@ -237,3 +237,13 @@ class Slot:
     @recalled_call.setter
     def recalled_call(self, call_id: int) -> None:
         _WORD.pack_into(self._memory, self._at + 32, call_id)
+
+    @property
+    def pulse(self) -> int:
+        """A number that the worker counts up while Python runs there; 0 before it has begun."""
+        word: int = _WORD.unpack_from(self._memory, self._at + 40)[0]
+        return word
+
+    @pulse.setter
+    def pulse(self, count: int) -> None:
+        _WORD.pack_into(self._memory, self._at + 40, count)

@@ -7,35 +7,42 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import sys
 import threading
 import time
 from functools import partial
 from typing import TYPE_CHECKING
 
+from ..attempts import Attempt
 from ..errors import (
+    BreakerOpen,
     CallTimeout,
     PoolClosed,
+    PoolDegraded,
     PoolSaturated,
     QueueTimeout,
     SessionLost,
     SnakepitError,
     WorkerBusy,
 )
+from .circuit import Circuit
 from .config import PoolConfig
 from .homes import Home
 from .hosting import Link, links
+from .policies import falls_under
 from .reports import report_work
 from .scheduler import QueueFull, Scheduler
-from .states import WorkerEvent, WorkerState
-from .work import OUTCOMES, Work
+from .states import LENDABLE, WorkerEvent, WorkerState
+from .work import OUTCOMES, Work, outcome_of
 from .worker import Holder, Seat, Worker
 
 if TYPE_CHECKING:
     from .crew import Crew
 
-COUNTERS = ("submitted", *OUTCOMES)
+COUNTERS = ("submitted", *OUTCOMES, "retried")
 
-_LENDABLE = (WorkerState.READY, WorkerState.BUSY)
+_DONE = ("ok", "error")
+"""Outcomes of work that its worker has come to the end of."""
 
 
 class Admission:
@@ -58,6 +65,8 @@ class Admission:
         Why the pool takes no more work; None while it does.
     sessions
         The sessions that work was done for.
+    circuit
+        The breaker, if the pool has one.
     """
 
     crew: Crew
@@ -67,7 +76,9 @@ class Admission:
         self.scheduler: Scheduler[Seat] = Scheduler(config.max_queue)
         self.closed_because: str | None = None
         self.sessions: dict[str, None] = {}
+        self.circuit = Circuit(config.breaker) if config.breaker is not None else None
         self._config = config
+        self._max_calls = config.max_calls or sys.maxsize
         self._quiet = threading.Condition(self.lock)
         self._counts = dict.fromkeys(COUNTERS, 0)
         self._pending = 0
@@ -102,8 +113,7 @@ class Admission:
 
     def waits_for(self, link: Link | None) -> bool:
         """Whether one of a chain of host calls is of a worker of this pool."""
-        workers = self.crew.workers
-        return any(workers.get(each.seat.worker.slot) is each.seat.worker for each in links(link))
+        return any(self.crew.has(each.seat.worker) for each in links(link))
 
     def admit(self, work: Work, nesting: Link | None = None) -> None:
         """Count a piece of work, and give it a seat or a place in the queue.
@@ -126,25 +136,48 @@ class Admission:
                 self.sessions[work.session] = None
                 self._working[work.session] = self._working.get(work.session, 0) + 1
             try:
-                if not self.crew.workers or work.has_lost_home:
-                    raise self.unserved(work)
+                self._check_circuit(work)
                 self._place(work, nesting)
-            except QueueFull:
-                self.settle(work, "saturated")
-                raise PoolSaturated(self._config.name, self._config.max_queue) from None
-            except SnakepitError:
-                self.settle(work, "lost")
+            except SnakepitError as error:
+                self.settle(work, outcome_of(error))
                 raise
+
+    def admit_again(self, work: Work) -> None:
+        """Give a piece of work that was set aside a seat or a place in the queue."""
+        with self.lock:
+            self.check_open(work.link)
+            self._place(work, None)
+
+    def set_aside(self, work: Work, attempt: Attempt) -> None:
+        """Take the seat, or the place in the queue, of work that is to be done once more."""
+        with self.lock:
+            self._counts["retried"] += 1
+            self._leave(work)
+            work.begin_again(attempt)
+
+    def _check_circuit(self, work: Work) -> None:
+        if self.circuit is None:
+            return
+        now = time.monotonic()
+        work.admitted = self.circuit.admit(now)
+        if work.admitted is None:
+            left, circuit = self.circuit.seconds_left(now), self.circuit
+            raise BreakerOpen(self._config.name, circuit.failures, left, circuit.last)
 
     def _place(self, work: Work, nesting: Link | None) -> None:
         """Give a piece of work a seat, that of a worker that waits for it, or a queued place."""
+        if not self.crew.workers or work.has_lost_home:
+            raise self.unserved(work)
         if self.scheduler.grant(work):
             self.hold(work)
         elif nesting is not None and work.fits(nesting.seat):
             self._nest(work, nesting)
         else:
             self._check_wait(work)
-            self.scheduler.request(work, bounded=work.bounded)
+            try:
+                self.scheduler.request(work, bounded=work.bounded)
+            except QueueFull:
+                raise PoolSaturated(self._config.name, self._config.max_queue) from None
 
     def _worker_in(self, slot: int) -> Worker:
         workers = self.crew.workers
@@ -157,9 +190,8 @@ class Admission:
         """Let the worker that waits for a host call do it."""
         work.seat = link.seat
         work.nested_in = link
-        link.seat.worker.calls += 1
-        if work.caller is not None:
-            work.began = time.monotonic()
+        self._count_calls(link.seat.worker, 1)
+        work.began = time.monotonic()
         if work.session is not None:
             self.scheduler.homes.note(work.session, link.seat)
             link.seat.worker.serve(work.session, link.seat)
@@ -204,9 +236,13 @@ class Admission:
         if not worker.current:
             worker.apply(WorkerEvent.LEND)
         worker.current.append(work.name)
-        worker.calls += 1
-        if work.caller is not None:
-            work.began = time.monotonic()
+        self._count_calls(worker, 1)
+        work.began = time.monotonic()
+
+    def _count_calls(self, worker: Worker, count: int) -> None:
+        worker.calls += count
+        if worker.calls >= self._max_calls:
+            self.crew.note_worn(worker, f"{worker.calls} calls (max_calls {self._max_calls})")
 
     def lend(self, seat: Seat) -> None:
         """Give a free seat to the first whom it fits."""
@@ -227,7 +263,10 @@ class Admission:
     def wait(self, work: Work, nesting: Link | None = None) -> Seat:
         """Admit work, and wait for its seat in this thread."""
         with self.lock:
-            self.admit(work, nesting)
+            if work.settled:
+                self.admit(work, nesting)
+            else:
+                self.admit_again(work)
             if work.seat is not None:
                 return work.seat
             gate = threading.Lock()
@@ -246,7 +285,10 @@ class Admission:
         loop = asyncio.get_running_loop()
         granted = asyncio.Event()
         work.on_grant = partial(self._grant_in, loop, granted, work)
-        self.admit(work, nesting)
+        if work.settled:
+            self.admit(work, nesting)
+        else:
+            self.admit_again(work)
         if work.seat is None:
             until = work.queue_deadline
             try:
@@ -269,25 +311,26 @@ class Admission:
 
     def unserved(self, work: Work) -> SnakepitError:
         """Say why a piece of work will never get a seat."""
-        if work.has_lost_home and self.closed_because is None:
+        if self.closed_because is not None:
+            return PoolClosed(self._config.name, self.closed_because)
+        if work.has_lost_home:
             assert work.home is not None and work.home.place is not None  # noqa: PT018
             assert work.session is not None
-            return SessionLost(work.session, work.home.place.worker.name)
-        if self.crew.problem is not None:
-            return self.crew.problem
-        if work.wanted is not None and self.closed_because is None:
+            worker = work.home.place.worker
+            return SessionLost(work.session, worker.name, worker.end_reason)
+        if work.wanted is not None and self.crew.workers:
             return work.wanted.worker.death()
-        return PoolClosed(self._config.name, self.closed_because or "it has no workers")
+        return PoolDegraded(self._config.name, self.crew.last_problem)
 
     def late(self, work: Work) -> SnakepitError:
         """Say that a piece of work waited too long."""
         if work.timeout is not None and work.queue_deadline == work.deadline:
             return CallTimeout(work.name, work.timeout)
-        return QueueTimeout(self._config.name, time.monotonic() - work.asked)
+        return QueueTimeout(self._config.name, time.monotonic() - work.queued)
 
     # -- giving back ---------------------------------------------------------------------------
 
-    def settle(self, work: Work, outcome: str) -> None:
+    def settle(self, work: Work, outcome: str, error: BaseException | None = None) -> None:
         """Count how a piece of work ended, and give its seat, or its place, to the next."""
         with self.lock:
             if work.settled:
@@ -295,12 +338,13 @@ class Admission:
             work.settled = True  # these three belong together: no call between them, no Ctrl-C
             self._counts[outcome] += 1
             self._pending -= 1
-            if work.seat is not None and outcome == "ok":
-                _told(work.seat)
-            if work.seat is None:
-                self.scheduler.withdraw(work)
-            elif work.nested_in is None and not work.is_along:
-                self._take_back(work.seat, work.name)
+            if work.seat is not None and outcome in _DONE:
+                work.seat.worker.done += 1
+                if outcome == "ok":
+                    _told(work.seat)
+            if work.admitted is not None:
+                self._note_outcome(work.admitted, outcome, error)
+            self._leave(work)
             if work.session is not None:
                 left = self._working.pop(work.session, 1) - 1
                 if left:
@@ -310,6 +354,24 @@ class Admission:
         if work.caller is not None:
             report_work(work, outcome, self._config.name)
 
+    def _note_outcome(self, admitted: int, outcome: str, error: BaseException | None) -> None:
+        """Tell the breaker how work ended that it had let through."""
+        assert self.circuit is not None
+        if outcome == "ok":
+            self.circuit.succeed(admitted)
+        elif error is not None and falls_under(error, self.circuit.policy.on):
+            reason = (str(error).splitlines() or [type(error).__name__])[0]
+            self.circuit.fail(admitted, time.monotonic(), reason)
+        else:
+            self.circuit.abandon(admitted)
+
+    def _leave(self, work: Work) -> None:
+        """Give the seat of a piece of work, or its place in the queue, to the next."""
+        if work.seat is None:
+            self.scheduler.withdraw(work)
+        elif work.nested_in is None and not work.is_along:
+            self._take_back(work.seat, work.name)
+
     def _take_back(self, seat: Seat, name: str) -> None:
         worker = seat.worker
         seat.holder = None
@@ -317,11 +379,14 @@ class Admission:
             worker.current.remove(name)
         if not worker.current and worker.state is not WorkerState.READY:  # else Ctrl-C came before
             worker.apply(WorkerEvent.GIVE_BACK)
-        if worker.state in _LENDABLE and not self.scheduler.is_idle(seat):
+        is_lendable = worker.state in LENDABLE and not worker.is_withheld
+        if is_lendable and not self.scheduler.is_idle(seat):
             self.lend(seat)
         elif not worker.is_held:
             if worker.state is WorkerState.DEAD:
                 worker.close_channels()
+            elif worker.is_retired:
+                self.crew.dismiss_soon(worker)
             elif worker.is_condemned:
                 worker.condemn()
 
@@ -342,8 +407,9 @@ class Admission:
         """
         taken: list[Work] = []
         with self.lock:
-            if seat.worker.state is not WorkerState.BUSY:
+            if seat.worker.state is not WorkerState.BUSY or seat.worker.due:
                 return taken  # it is to end
+            count = min(count, self._max_calls - seat.worker.calls)
             for ticket in self.scheduler.first(count):
                 assert isinstance(ticket, Work)
                 if not ticket.fits(seat):
@@ -356,7 +422,7 @@ class Admission:
                 ticket.began = time.monotonic()
                 ticket.is_along = True
                 taken.append(ticket)
-            seat.worker.calls += len(taken)
+            self._count_calls(seat.worker, len(taken))
         return taken
 
     def put_back(self, work: Work) -> None:
@@ -408,7 +474,7 @@ class Admission:
         holder = seat.holder
         if holder is not None and not holder.settled:
             return
-        if seat.worker.state in _LENDABLE:
+        if seat.worker.state in LENDABLE:
             others = (other.holder for other in seat.worker.seats if other is not seat)
             seat.worker.current[:] = [other.name for other in others if other is not None]
             self._take_back(seat, "")

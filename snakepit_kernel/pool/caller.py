@@ -13,7 +13,7 @@ from ..protocol.messages import Apply, Call, ToolInfo
 from ..protocol.values import pickled
 from ..tools import namespace
 from .cells import Cell, OnMessage
-from .config import check_count, check_seconds
+from .checks import check_count, check_seconds
 from .conveyor import MakeFrames
 from .definitions import Definitions, ahead
 from .engine import Engine

@@ -7,7 +7,7 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, cast, get_args
+from typing import Literal, cast, get_args
 
 from ..errors import suggest
 from ..ids import check_name
@@ -16,6 +16,8 @@ from ..protocol.unserializable import Policy
 from ..protocol.values import Codec
 from ..store.store import Store, check_store
 from ..tools.registry import name_of
+from .checks import check_count, check_seconds
+from .policies import Breaker, CrashBarrier, Heartbeat, Retry, check_policy
 from .scheduler import Purpose
 
 Affinity = Literal["hint", "strict_queue", "strict_fail_fast"]
@@ -64,6 +66,13 @@ class PoolConfig:
     codec: Codec
     store: str | os.PathLike[str] | Store | None
     max_variable_bytes: int
+    max_age: float | None
+    max_calls: int | None
+    max_memory_bytes: int | None
+    heartbeat: Heartbeat | None
+    retry: Retry | None
+    breaker: Breaker | None
+    crash_barrier: CrashBarrier | None
     futures_queue_timeout: float | None = field(default=None)
 
     @classmethod
@@ -90,6 +99,13 @@ class PoolConfig:
         unserializable: str,
         store: str | os.PathLike[str] | Store | None,
         max_variable_bytes: int,
+        max_age: float | None,
+        max_calls: int | None,
+        max_memory_bytes: int | None,
+        heartbeat: object,
+        retry: object,
+        breaker: object,
+        crash_barrier: object,
     ) -> PoolConfig:
         """Check options as a user gave them.
 
@@ -161,6 +177,17 @@ class PoolConfig:
             ),
             store=check_store(store),
             max_variable_bytes=check_count("max_variable_bytes", max_variable_bytes, 1),
+            max_age=check_seconds("max_age", max_age),
+            max_calls=None if max_calls is None else check_count("max_calls", max_calls, 1),
+            max_memory_bytes=(
+                None
+                if max_memory_bytes is None
+                else check_count("max_memory_bytes", max_memory_bytes, 1)
+            ),
+            heartbeat=check_policy("heartbeat", Heartbeat, heartbeat),
+            retry=check_policy("retry", Retry, retry),
+            breaker=check_policy("breaker", Breaker, breaker),
+            crash_barrier=check_policy("crash_barrier", CrashBarrier, crash_barrier),
         )
 
     @property
@@ -196,31 +223,6 @@ def check_affinity(value: object) -> Affinity:
     meant = f"{near} affinity" if near.endswith("?") else "; it"
     msg = f"affinity {value!r} is not known{meant} is one of {modes}"
     raise ValueError(msg)
-
-
-def check_count(name: str, value: Any, least: int, most: int | None = None) -> int:
-    """Return a whole number between two bounds; say what is wrong with a bad one."""
-    if isinstance(value, bool) or not isinstance(value, int):
-        msg = f"{name} must be a whole number, not {value!r}"
-        raise TypeError(msg)
-    if value < least or (most is not None and value > most):
-        bounds = f"at least {least}" if most is None else f"between {least} and {most}"
-        msg = f"{name} must be {bounds}, not {value}"
-        raise ValueError(msg)
-    return value
-
-
-def check_seconds(name: str, value: Any, *, allow_zero: bool = False) -> float | None:
-    """Return a duration as a float, or None for no limit; say what is wrong with a bad one."""
-    if value is None:
-        return None
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        msg = f"{name} must be a number of seconds or None, not {value!r}"
-        raise TypeError(msg)
-    if math.isnan(value) or value < 0 or (value == 0 and not allow_zero):
-        msg = f"{name} must be {'zero or ' if allow_zero else ''}positive seconds, not {value}"
-        raise ValueError(msg)
-    return None if math.isinf(value) else float(value)
 
 
 def _environment(env: Mapping[str, str] | None) -> dict[str, str]:

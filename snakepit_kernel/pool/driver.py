@@ -134,6 +134,7 @@ class Driver:
                     taken = 0
                 if deadline is not None and time.monotonic() > deadline:
                     raise TimeoutError
+                work.has_given = True
                 yield exchange.next_chunk()
         except LaneClosed:
             raise self.explain(seat.worker, seat.worker.death()) from None
@@ -490,6 +491,7 @@ class StreamDrive(Drive):
             await _news(lane, exchange, self._work.deadline)
         if not exchange.chunks:
             return False
+        self._work.has_given = True
         self._taken += 1
         if self._taken * 2 >= self._room and not exchange.is_answered:
             lane.put(pack(messages.encode(More(exchange.call_id, self._taken))))

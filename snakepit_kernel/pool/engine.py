@@ -22,6 +22,7 @@ from weakref import WeakSet
 import zmq
 import zmq.asyncio
 
+from ..attempts import Attempt
 from ..errors import SnakepitError, ToolError, WorkerDied
 from ..lane.answers import Interrupted
 from ..lane.arena import TRIM_AFTER
@@ -29,7 +30,6 @@ from ..lane.exchange import Exchange
 from ..processes.folders import make_folder, remove_folder, sweep_folders
 from ..processes.supervisor import Supervisor
 from ..protocol.messages import ToolInfo
-from ..telemetry.correlation import stamp
 from .admission import Admission
 from .cells import Cell
 from .config import PoolConfig
@@ -41,9 +41,12 @@ from .futures import CallFuture
 from .homes import Home
 from .hosting import Host, HostTools, Link, current_link, links
 from .presence import tell_of_activity
+from .recovery import Recovery
+from .reports import describe_error
 from .results import CellResult
 from .sessions import PoolSessions
 from .status import PoolStats, PoolStatus, WorkerStatus, memory_of, status_path
+from .upkeep import Upkeep
 from .work import Work, outcome_of
 from .worker import Seat, Worker
 
@@ -72,6 +75,7 @@ class Engine:
         self.sessions = PoolSessions(config, self.forget_session)
         self.host_tools = HostTools(self.sessions.host_tools_of)
         self._admission = Admission(config)
+        self._recovery = Recovery(barrier=config.crash_barrier, retry=config.retry)
         self._closing = threading.Lock()
         self._published: object = None
         sweep_folders()
@@ -94,6 +98,7 @@ class Engine:
             self._admission,
             self._supervisor,
             host,
+            pool=config.name,
             grace=config.grace,
             strand=self._crew.strand,
             condemn=condemn,
@@ -122,6 +127,7 @@ class Engine:
 
     async def _open(self) -> None:
         await self._crew.start()
+        Upkeep(self.config, self._crew).begin()
         self._publish()
         self._supervisor.spawn(self._publish_status())
 
@@ -167,7 +173,7 @@ class Engine:
             Whether it may be driven by the event loop that drives that worker's lane.
         """
         for link in links(work.link):
-            if self._crew.workers.get(link.seat.worker.slot) is link.seat.worker:
+            if self._crew.has(link.seat.worker):
                 in_reach = link.is_here or (can_hop and link.loop is not None)
                 if link.can_nest and in_reach and work.fits(link.seat):
                     return link
@@ -201,54 +207,72 @@ class Engine:
     ) -> Any:
         """Run a call on a worker, driven by this thread, and return its value."""
         try:
-            try:
-                seat = self._admission.wait(work, self._nesting(work, can_hop=True))
-                exchange = Exchange(
-                    seat.lane.new_call_id(), work.name, raise_original=raise_original
-                )
-                segments = make_frames(seat, exchange.call_id, work)
-                if work.nested_in is None or work.nested_in.is_here:
-                    self._driver.drive(seat, exchange, segments, work)
-                else:  # another thread's loop reads that lane
-                    drive = self._driver.drive_async(seat, exchange, segments, work)
-                    assert work.nested_in.loop is not None
-                    asyncio.run_coroutine_threadsafe(drive, work.nested_in.loop).result()
-            except BaseException as error:
-                self._fail(work, error)
-                raise
-            return self._conclude(work, exchange)
-        except KeyboardInterrupt:
+            while True:
+                try:
+                    return self._try_call(work, make_frames, raise_original)
+                except BaseException as error:
+                    pause = self._pause_after(work, error)
+                    if pause is None:
+                        self._fail(work, error)
+                        raise
+                    attempt = work.attempt_that_failed(error)
+                self._admission.set_aside(work, attempt)
+                time.sleep(pause)
+        except KeyboardInterrupt as error:
+            self._fail(work, error)
             self._supervisor.soon(self._admission.mend, work)
             raise
+
+    def _try_call(self, work: Work, make_frames: MakeFrames, raise_original: bool) -> Any:
+        seat = self._admission.wait(work, self._nesting(work, can_hop=True))
+        exchange = Exchange(seat.lane.new_call_id(), work.name, raise_original=raise_original)
+        segments = make_frames(seat, exchange.call_id, work)
+        if work.nested_in is None or work.nested_in.is_here:
+            self._driver.drive(seat, exchange, segments, work)
+        else:  # another thread's loop reads that lane
+            drive = self._driver.drive_async(seat, exchange, segments, work)
+            assert work.nested_in.loop is not None
+            asyncio.run_coroutine_threadsafe(drive, work.nested_in.loop).result()
+        return self._conclude(work, exchange)
 
     def stream(self, work: Work, make_frames: MakeFrames, room: int) -> Generator[Any, None, None]:
         """Run a stream on a worker, driven by the thread that takes its chunks."""
         work.kind = "stream"
         try:
-            try:
-                nesting = self._nesting(work, can_hop=False)
-                seat = self._admission.wait(work, nesting)
-                exchange = Exchange(seat.lane.new_call_id(), work.name)
-                segments = make_frames(seat, exchange.call_id, work)
-                yield from self._driver.stream(seat, exchange, segments, work, room)
-            except BaseException as error:
-                self._fail(work, error)
-                raise
-            self._conclude(work, exchange)
-        except KeyboardInterrupt:
+            while True:
+                try:
+                    yield from self._try_stream(work, make_frames, room)
+                    break
+                except BaseException as error:
+                    pause = self._pause_after(work, error)
+                    if pause is None:
+                        self._fail(work, error)
+                        raise
+                    attempt = work.attempt_that_failed(error)
+                self._admission.set_aside(work, attempt)
+                time.sleep(pause)
+        except KeyboardInterrupt as error:
+            self._fail(work, error)
             self._supervisor.soon(self._admission.mend, work)
             raise
+
+    def _try_stream(
+        self, work: Work, make_frames: MakeFrames, room: int
+    ) -> Generator[Any, None, None]:
+        seat = self._admission.wait(work, self._nesting(work, can_hop=False))
+        exchange = Exchange(seat.lane.new_call_id(), work.name)
+        segments = make_frames(seat, exchange.call_id, work)
+        yield from self._driver.stream(seat, exchange, segments, work, room)
+        self._conclude(work, exchange)
 
     def run_cell(self, work: Work, cell: Cell) -> CellResult:
         """Run a cell on a worker, driven by this thread."""
         try:
             return self._run_lent(self._admission.wait(work), work, cell)
-        except KeyboardInterrupt:
-            self._admission.settle(work, "cancelled")
-            self._supervisor.soon(self._admission.mend, work)
-            raise
         except BaseException as error:
             self._fail(work, error)
+            if isinstance(error, KeyboardInterrupt):
+                self._supervisor.soon(self._admission.mend, work)
             raise
 
     def _conclude(self, work: Work, exchange: Exchange) -> Any:
@@ -257,22 +281,33 @@ class Engine:
             value = exchange.outcome()
         except Interrupted as interrupted:  # by somebody else than its caller
             if (closed := self._admission.dismissal()) is not None:  # by the pool's end
-                self._fail(work, closed, "lost")
                 raise closed from None
+            work.ends_as = "cancelled"
             message = f"{work.name} was interrupted in its worker"
-            told = ToolError("KeyboardInterrupt", message, interrupted.traceback)
-            self._fail(work, told, "cancelled")
-            raise told from None
+            raise ToolError("KeyboardInterrupt", message, interrupted.traceback) from None
         except BaseException as error:
-            self._fail(work, error, "error")
+            work.ends_as = "error"
+            if self._recovery.taints(error) and work.seat is not None:
+                self._crew.taint(work.seat.worker, error)
             raise
         self._admission.settle(work, "ok")
         return value
 
+    def _pause_after(self, work: Work, error: BaseException) -> float | None:
+        """Return how long to wait before work that failed is done again; None for never."""
+        if work.settled or self._admission.closed_because is not None:
+            return None
+        if work.nested_in is not None or work.ends_as == "cancelled" or work.has_given:
+            return None
+        left = None if work.deadline is None else work.deadline - time.monotonic()
+        return self._recovery.pause(
+            error, work.attempts, idempotent=work.idempotent, seconds_left=left
+        )
+
     def _fail(self, work: Work, error: BaseException, outcome: str = "") -> None:
         """Count work that ended with an error, which tells from now on whose it is."""
-        stamp(error, work.correlation)
-        self._admission.settle(work, outcome or outcome_of(error))
+        describe_error(error, work, self.config.name)
+        self._admission.settle(work, outcome or work.ends_as or outcome_of(error), error)
 
     # -- work of an event loop -----------------------------------------------------------------
 
@@ -280,21 +315,38 @@ class Engine:
         self, work: Work, make_frames: MakeFrames, *, raise_original: bool = False
     ) -> Any:
         """Run a call on a worker, driven by the running event loop, and return its value."""
+        while True:
+            try:
+                return await self._try_acall(work, make_frames, raise_original)
+            except BaseException as error:
+                pause = self._pause_after(work, error)
+                if pause is None:
+                    self._fail(work, error)
+                    raise
+                attempt = work.attempt_that_failed(error)
+            await self._rest(work, attempt, pause)
+
+    async def _try_acall(self, work: Work, make_frames: MakeFrames, raise_original: bool) -> Any:
+        seat = await self._admission.wait_async(work, self._nesting(work, can_hop=True))
+        exchange = Exchange(seat.lane.new_call_id(), work.name, raise_original=raise_original)
+        segments = make_frames(seat, exchange.call_id, work)
+        drive = self._driver.drive_async(seat, exchange, segments, work)
+        nested = work.nested_in
+        if nested is None or nested.is_here:
+            await drive
+        else:  # another thread's loop reads that lane
+            assert nested.loop is not None
+            await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(drive, nested.loop))
+        return self._conclude(work, exchange)
+
+    async def _rest(self, work: Work, attempt: Attempt, pause: float) -> None:
+        """Wait before the next attempt of a piece of work."""
+        self._admission.set_aside(work, attempt)
         try:
-            seat = await self._admission.wait_async(work, self._nesting(work, can_hop=True))
-            exchange = Exchange(seat.lane.new_call_id(), work.name, raise_original=raise_original)
-            segments = make_frames(seat, exchange.call_id, work)
-            drive = self._driver.drive_async(seat, exchange, segments, work)
-            nested = work.nested_in
-            if nested is None or nested.is_here:
-                await drive
-            else:  # another thread's loop reads that lane
-                assert nested.loop is not None
-                await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(drive, nested.loop))
+            await asyncio.sleep(pause)
         except BaseException as error:
             self._fail(work, error)
             raise
-        return self._conclude(work, exchange)
 
     async def astream(
         self, begin: Callable[[], tuple[Work, MakeFrames]], room: int
@@ -302,17 +354,25 @@ class Engine:
         """Run a stream on a worker, driven by the running event loop."""
         work, make_frames = begin()
         work.kind = "stream"
-        try:
-            seat = await self._admission.wait_async(work, self._nesting(work, can_hop=False))
-            exchange = Exchange(seat.lane.new_call_id(), work.name)
-            segments = make_frames(seat, exchange.call_id, work)
-            async with self._driver.stream_async(seat, exchange, segments, work, room) as stream:
-                while await stream.has_more():
-                    yield exchange.next_chunk()
-        except BaseException as error:
-            self._fail(work, error)
-            raise
-        self._conclude(work, exchange)
+        while True:
+            try:
+                seat = await self._admission.wait_async(work, self._nesting(work, can_hop=False))
+                exchange = Exchange(seat.lane.new_call_id(), work.name)
+                segments = make_frames(seat, exchange.call_id, work)
+                async with self._driver.stream_async(
+                    seat, exchange, segments, work, room
+                ) as stream:
+                    while await stream.has_more():
+                        yield exchange.next_chunk()
+                self._conclude(work, exchange)
+                break
+            except BaseException as error:
+                pause = self._pause_after(work, error)
+                if pause is None:
+                    self._fail(work, error)
+                    raise
+                attempt = work.attempt_that_failed(error)
+            await self._rest(work, attempt, pause)
 
     async def arun_cell(self, work: Work, cell: Cell) -> CellResult:
         """Run a cell on a worker, driven by a thread, while the running event loop goes on."""
@@ -344,10 +404,10 @@ class Engine:
         except BaseException as error:
             self._fail(work, error, "cancelled" if work.is_given_up else "")
             raise
-        stamp(result.error, work.correlation)
-        stamp(result.value_error, work.correlation)
+        for problem in (result.error, result.value_error):
+            describe_error(problem, work, self.config.name)
         outcome = "ok" if result.ok else "error"
-        self._admission.settle(work, "cancelled" if work.is_given_up else outcome)
+        self._admission.settle(work, "cancelled" if work.is_given_up else outcome, result.error)
         return result
 
     # -- work nobody waits for -----------------------------------------------------------------
@@ -362,7 +422,10 @@ class Engine:
         """Return the counters."""
         with self._admission.lock:
             return PoolStats(
-                **self._admission.counts(), started=self._crew.started, died=self._crew.died
+                **self._admission.counts(),
+                started=self._crew.started,
+                died=self._crew.died,
+                recycled=self._crew.recycled,
             )
 
     def status(self) -> PoolStatus:
@@ -379,6 +442,7 @@ class Engine:
                     memory_bytes=memory_of(worker.pid),
                     running=", ".join(worker.current) or None,
                     run_id=worker.run_id,
+                    tainted=worker.tainted or None,
                 )
                 for _, worker in sorted(self._crew.workers.items())
             ]
@@ -389,9 +453,8 @@ class Engine:
                 workers=workers,
                 stats=self.stats(),
                 sessions=list(self._admission.sessions),
-                problem=str(self._crew.problem)
-                if self._crew.problem
-                else self._admission.closed_because,
+                problem=self._crew.problem or self._admission.closed_because,
+                ends=list(self._crew.ends),
             )
 
     def logs(self) -> dict[str, str]:

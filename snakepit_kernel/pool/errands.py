@@ -10,11 +10,11 @@ from typing import Any
 
 from ..errors import PoolClosed, SnakepitError, WorkerDied
 from ..processes.supervisor import Supervisor
-from ..telemetry.correlation import stamp
 from .admission import Admission
 from .conveyor import Conveyor, Errand, MakeFrames, Pace
 from .futures import CallFuture
 from .hosting import Host
+from .reports import describe_error
 from .work import Work, outcome_of
 from .worker import Seat, Worker
 
@@ -30,6 +30,8 @@ class Errands:
         The loop that does it.
     host
         Serves the calls that come back.
+    pool
+        Name of the pool.
     grace
         Seconds that a worker may take to heed an interrupt.
     strand
@@ -44,11 +46,13 @@ class Errands:
         supervisor: Supervisor,
         host: Host,
         *,
+        pool: str,
         grace: float,
         strand: Callable[[Worker], None],
         condemn: Callable[[Seat], None],
         explain: Callable[[Worker, WorkerDied], SnakepitError],
     ) -> None:
+        self._pool = pool
         self.host = host
         self.grace = grace
         self.strand = strand
@@ -170,8 +174,8 @@ class Errands:
         """Count how an errand ended, and tell its future."""
         if errand.future.cancelled():
             outcome = "cancelled"
-        stamp(error, errand.work.correlation)
-        self._admission.settle(errand.work, outcome)
+        describe_error(error, errand.work, self._pool)
+        self._admission.settle(errand.work, outcome, error)
         errand.work.errand = None
         errand.future.deliver(value, error)
 

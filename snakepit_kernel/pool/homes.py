@@ -83,6 +83,11 @@ class Homes(Generic[W]):
             home.place = place
             self._kept[session] = home
 
+    def has_home(self, place: W) -> bool:
+        """Whether a session is bound to the worker of a place."""
+        neighbours = set(place.neighbours)
+        return any(home.place in neighbours for home in self._kept.values())
+
     def leave(self, place: W) -> None:
         """Take in that a worker is gone."""
         for session in [session for session, last in self._last.items() if last == place]:

@@ -23,6 +23,7 @@ from .config import Affinity, PoolConfig, check_affinity
 from .definitions import Definitions
 from .engine import Engine
 from .futures import CallFuture
+from .policies import Breaker, CrashBarrier, Heartbeat, Retry
 from .session import Session
 from .status import PoolStats, PoolStatus
 
@@ -94,6 +95,23 @@ class Pool(Caller, concurrent.futures.Executor):
         Jupyter's data directory.
     max_variable_bytes
         What the value of one variable of a session may take, pickled.
+    max_age, max_calls, max_memory_bytes
+        Seconds that a worker may live, calls that it may serve, and bytes that it may take together
+        with all that it has started (memory that nobody else shares), before it is replaced. Its
+        successor is ready before it goes, and it ends what it does: no call fails for that. A
+        worker that is the home of a strict session is not replaced for its age or its calls.
+    heartbeat
+        When a worker that has stopped, without having ended, is replaced; see `Heartbeat`. This and
+        the next three take such an object, a mapping with its parameters, True for what it is by
+        itself, or None.
+    crash_barrier
+        What happens to calls whose worker dies; see `CrashBarrier`.
+    retry
+        Which calls are made again when they fail; see `Retry`. Default: none but those that the
+        crash barrier repeats.
+    breaker
+        When work is refused at once because calls fail again and again; see `Breaker`. Default:
+        never.
 
     Raises
     ------
@@ -132,6 +150,13 @@ class Pool(Caller, concurrent.futures.Executor):
         unserializable: Literal["type", "repr", "error"] = "type",
         store: str | os.PathLike[str] | Store | None = None,
         max_variable_bytes: int = MAX_VARIABLE_BYTES,
+        max_age: float | None = None,
+        max_calls: int | None = None,
+        max_memory_bytes: int | None = None,
+        heartbeat: Heartbeat | Mapping[str, Any] | bool | None = True,
+        crash_barrier: CrashBarrier | Mapping[str, Any] | bool | None = True,
+        retry: Retry | Mapping[str, Any] | bool | None = None,
+        breaker: Breaker | Mapping[str, Any] | bool | None = None,
     ) -> None:
         config = PoolConfig.checked(
             workers=workers,
@@ -154,6 +179,13 @@ class Pool(Caller, concurrent.futures.Executor):
             unserializable=unserializable,
             store=store,
             max_variable_bytes=max_variable_bytes,
+            max_age=max_age,
+            max_calls=max_calls,
+            max_memory_bytes=max_memory_bytes,
+            heartbeat=heartbeat,
+            crash_barrier=crash_barrier,
+            retry=retry,
+            breaker=breaker,
         )
         self._definitions = Definitions()
         self._engine = Engine(config)

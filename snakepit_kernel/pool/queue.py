@@ -45,7 +45,8 @@ class FairQueue(Generic[T]):
         return self._count
 
     def __contains__(self, ticket: T) -> bool:
-        line = self._levels.get(ticket.priority, {}).get(ticket.session)
+        lines = self._levels.get(ticket.priority)
+        line = None if lines is None else lines.get(ticket.session)
         return line is not None and ticket in line
 
     def __iter__(self) -> Iterator[T]:

@@ -6,6 +6,7 @@ import time
 from typing import TYPE_CHECKING, Self
 
 from .. import telemetry
+from ..errors import SnakepitError
 from ..protocol.messages import Event, HostCall
 from ..telemetry.events import Scalar
 
@@ -45,6 +46,14 @@ def report_work(work: Work, outcome: str, pool: str) -> None:
     if work.session is not None:
         attributes["session"] = work.session
     telemetry.emit("call", attributes, seconds=now - work.asked, caller=work.caller)
+
+
+def describe_error(error: BaseException | None, work: Work, pool: str) -> None:
+    """Have an error of this package tell which call it is of, where that ran and for how long."""
+    if isinstance(error, SnakepitError) and error.details is None:
+        error.correlation_id = work.correlation
+        error.details = work.details(pool)
+        error.add_note(str(error.details))
 
 
 class HostReport:

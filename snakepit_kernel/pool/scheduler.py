@@ -64,6 +64,7 @@ class Ticket(Generic[W]):
         session: str | None = None,
         wanted: W | None = None,
         purpose: Purpose = "call",
+        *,
         home: Home[W] | None = None,
         priority: int = 0,
     ) -> None:
@@ -90,9 +91,10 @@ class Ticket(Generic[W]):
 class Scheduler(Generic[W]):
     """One queue in front of idle places.
 
-    A free place goes to the first in the queue whom it fits; see `FairQueue` for who that is. Free places are taken from the worker
-    that has least to do, and least recently used first, except that a session gets its last worker
-    again when that has a free place, and a strict one waits for its home.
+    A free place goes to the first in the queue whom it fits, as `FairQueue` puts them. Free places
+    are taken from the worker that has least to do, and least recently used first, except that a
+    session gets its last worker again when that has a free place, and a strict one waits for its
+    home.
 
     Parameters
     ----------
@@ -167,6 +169,10 @@ class Scheduler(Generic[W]):
                 return ticket
         self._idle[seat] = None
         return None
+
+    def withhold(self, seat: W) -> None:
+        """Lend a place no more until it is added again; who is bound to its worker stays so."""
+        self._idle.pop(seat, None)
 
     def remove(self, seat: W) -> list[Ticket[W]]:
         """Forget a place that is not to be lent any more; return what waited for it alone."""

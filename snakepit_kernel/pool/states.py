@@ -19,6 +19,10 @@ class WorkerState(Enum):
     __hash__ = object.__hash__  # members are singletons; Enum's own hash is a Python function
 
 
+LENDABLE: Final = frozenset({WorkerState.READY, WorkerState.BUSY})
+"""The states of a worker that may be lent, if one of its places is free."""
+
+
 class WorkerEvent(Enum):
     """What happens to a worker."""
 

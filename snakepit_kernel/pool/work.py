@@ -7,10 +7,12 @@ import time
 from typing import Any
 
 from .. import telemetry
-from ..errors import CallTimeout, QueueTimeout, SnakepitError
+from ..attempts import Attempt, CallDetails
+from ..errors import CallTimeout, PoolSaturated, QueueTimeout, SnakepitError, ToolError
 from ..telemetry.correlation import correlation_of_work
 from .homes import Home
 from .hosting import Link
+from .policies import category_of
 from .scheduler import Purpose, Ticket
 from .worker import Seat
 
@@ -43,6 +45,10 @@ class Work(Ticket[Seat]):
         The home of its session, if it is bound to that.
     fails_fast
         Whether it is refused where it would have to wait for its home.
+    priority
+        Higher goes first.
+    idempotent
+        Whether it may be done twice.
 
     Attributes
     ----------
@@ -53,11 +59,21 @@ class Work(Ticket[Seat]):
     caller
         Whose it is, for `telemetry.emit`; None when nobody listened when it was asked for.
     asked, began
-        `time.monotonic` when it was asked for, and when it last got a seat, if somebody listens.
+        `time.monotonic` when it was asked for, and when it last got a seat; None without one.
+    queued
+        `time.monotonic` when its present attempt began to wait.
+    attempts
+        Those that failed, and were not the last.
+    has_given
+        Whether its caller has a chunk of it already.
+    ends_as
+        Its counter, where that does not follow from its error; else empty.
     settled
         Whether its outcome is counted and its place given back.
     is_given_up
         Whether its caller has left while it runs.
+    admitted
+        What the breaker is told its end with, see `Circuit.admit`; None without a breaker.
     nested_in
         The host call inside which it runs, at a worker that waits for that; else None.
     errand
@@ -67,14 +83,19 @@ class Work(Ticket[Seat]):
     """
 
     __slots__ = (
+        "admitted",
         "asked",
+        "attempts",
         "began",
         "bounded",
         "caller",
         "correlation",
         "deadline",
+        "ends_as",
         "errand",
         "fails_fast",
+        "has_given",
+        "idempotent",
         "is_along",
         "is_given_up",
         "kind",
@@ -82,6 +103,8 @@ class Work(Ticket[Seat]):
         "name",
         "nested_in",
         "queue_deadline",
+        "queue_timeout",
+        "queued",
         "settled",
         "slot",
         "timeout",
@@ -100,8 +123,14 @@ class Work(Ticket[Seat]):
         link: Link | None = None,
         home: Home[Seat] | None = None,
         fails_fast: bool = False,
+        priority: int = 0,
+        idempotent: bool = False,
     ) -> None:
-        super().__init__(_nothing, session, purpose=purpose, home=home)
+        super().__init__(_nothing, session, purpose=purpose, home=home, priority=priority)
+        self.idempotent = idempotent
+        self.attempts: tuple[Attempt, ...] = ()
+        self.ends_as = ""
+        self.has_given = False
         self.fails_fast = fails_fast
         self.name = name
         self.kind: str = purpose
@@ -112,19 +141,62 @@ class Work(Ticket[Seat]):
         self.nested_in: Link | None = None
         self.errand: Any = None
         self.is_along = False
+        self.admitted: int | None = None
         self.bounded = bounded
         self.slot = slot
         self.settled = True  # until it is admitted there is nothing to count or to give back
         self.is_given_up = False
-        self.asked = time.monotonic()
+        self.asked = self.queued = time.monotonic()
         if link is not None and link.deadline is not None:
             left = max(0.0, link.deadline - self.asked)
             timeout = left if timeout is None else min(timeout, left)
         self.timeout = timeout
         self.deadline = None if timeout is None else self.asked + timeout
-        wait_until = None if queue_timeout is None else self.asked + queue_timeout
+        self.queue_timeout = queue_timeout
+        self._limit_wait()
+
+    def _limit_wait(self) -> None:
+        wait_until = None if self.queue_timeout is None else self.queued + self.queue_timeout
         limits = [limit for limit in (self.deadline, wait_until) if limit is not None]
         self.queue_deadline = min(limits, default=None)
+
+    def begin_again(self, attempt: Attempt) -> None:
+        """Be asked for once more, after an attempt that failed; the deadline stays."""
+        self.attempts = (*self.attempts, attempt)
+        self.seat = self.began = None
+        self.nested_in = None
+        self.ends_as = ""
+        self.queued = time.monotonic()
+        self._limit_wait()
+
+    def attempt_that_failed(self, error: BaseException) -> Attempt:
+        """Return what there is to tell of the last attempt."""
+        now = time.monotonic()
+        began = now if self.began is None else self.began
+        return Attempt(
+            worker=None if self.seat is None else self.seat.worker.name,
+            category=category_of(error),
+            reason=(str(error).splitlines() or [""])[0] or type(error).__name__,
+            queue_seconds=began - self.queued,
+            run_seconds=now - began,
+        )
+
+    def details(self, pool: str) -> CallDetails:
+        """Return what an error of it tells of it, when it has ended."""
+        now = time.monotonic()
+        began = now if self.began is None else self.began
+        worker = None if self.seat is None else self.seat.worker
+        return CallDetails(
+            pool=pool,
+            call=self.name,
+            session=self.session,
+            worker=None if worker is None else worker.name,
+            pid=None if worker is None else worker.pid,
+            queue_seconds=began - self.queued,
+            run_seconds=now - began,
+            correlation_id=self.correlation,
+            attempts=self.attempts,
+        )
 
     @property
     def inside(self) -> int:
@@ -140,7 +212,11 @@ def outcome_of(error: BaseException) -> str:
     """Return the counter of work that ended with an error of the pool itself."""
     if isinstance(error, CallTimeout | QueueTimeout):
         return "timeout"
-    if isinstance(error, Exception) and not isinstance(error, SnakepitError):
+    if isinstance(error, PoolSaturated):
+        return "saturated"
+    if isinstance(error, ToolError) or (
+        isinstance(error, Exception) and not isinstance(error, SnakepitError)
+    ):
         return "error"
     if isinstance(error, KeyboardInterrupt | asyncio.CancelledError | GeneratorExit):
         return "cancelled"

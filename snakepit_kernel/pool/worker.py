@@ -34,11 +34,12 @@ from ..lane.host import Lane, LaneClosed
 from ..lane.page import RECALL_SIGNAL, Page
 from ..protocol import messages
 from ..protocol.frames import pack
-from ..protocol.messages import Assign, Configure, Configured, Forget, WorkerSetup
+from ..protocol.messages import Assign, Configure, Configured, Forget, ToolInfo, WorkerSetup
 from ..provisioner import SnakepitProvisioner
 from .cells import CellClient
 from .reports import report_event
 from .scheduler import Purpose
+from .slots import RESTART_WINDOW
 from .states import WorkerEvent, WorkerState, next_state
 
 if TYPE_CHECKING:
@@ -230,6 +231,15 @@ class Worker:
         self.died = asyncio.Event()
         self._last_words = ""
         self.is_condemned = False  # to be ended when nobody holds a seat any more
+        self.is_retired = False  # the same, in peace: it has a successor
+        self.due = ""  # why it is to be replaced
+        self.spares_home = False  # not while a session is bound to it
+        self.is_withheld = False  # from everybody, until it is replaced
+        self.tainted = ""  # what left it unusable
+        self.end_reason = ""  # why its pool has ended it
+        self.done = 0  # pieces of work that it has come to the end of
+        self.ready_at = self.since
+        self.retirement: asyncio.TimerHandle | None = None
         self.process: GuardedProcess | None = None
         self._config = config
         base = folder / f"{slot}.{incarnation}"
@@ -290,6 +300,21 @@ class Worker:
         """Go to the state that follows an event."""
         self.state = next_state(self.state, event)
         self.since = time.monotonic()
+
+    @property
+    def is_proven(self) -> bool:
+        """Whether it was of use: it has ended a piece of work, or lived for a while."""
+        return self.done > 0 or time.monotonic() - self.ready_at >= RESTART_WINDOW
+
+    @property
+    def pulse(self) -> int:
+        """What it has counted up to while Python ran there; 0 if it does not count."""
+        return 0 if self.main_seat.lane.fileno() < 0 else self.main_seat.lane.slot.pulse
+
+    @property
+    def tools(self) -> dict[str, ToolInfo]:
+        """What it offers, by name."""
+        return {} if self.configured is None else {t.name: t for t in self.configured.tools}
 
     @property
     def pid(self) -> int | None:
@@ -439,6 +464,8 @@ class Worker:
         die is named in a warning.
         """
         self.apply(WorkerEvent.STOP)
+        if self.retirement is not None:
+            self.retirement.cancel()
         self._close_theirs()
         for seat in self.seats:
             if seat.holder is not None:
@@ -529,7 +556,12 @@ class Worker:
 
     def _describe_death(self) -> WorkerDied:
         status = self.process.status if self.process is not None else None
-        return WorkerDied(self.name, status, self.last_output())
+        return WorkerDied(self.name, status, self.last_output(), self.end_reason)
+
+    def death_in_words(self) -> str:
+        """Say how it ended, after its end, in one line."""
+        status = self.process.status if self.process is not None else None
+        return self.end_reason or describe_exit(status)
 
 
 def import_path() -> list[str]:

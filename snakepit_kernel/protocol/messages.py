@@ -374,6 +374,8 @@ class WorkerSetup:
         Whether calls run in several threads at the same time.
     codec
         How values are pickled.
+    beat_seconds
+        Seconds between two beats of its pulse; 0 for none.
     """
 
     adapter: object
@@ -383,3 +385,4 @@ class WorkerSetup:
     preload: list[str] = field(default_factory=list)
     has_threads: bool = False
     codec: Codec = field(default_factory=Codec)
+    beat_seconds: float = 0.0

@@ -19,6 +19,7 @@ from .._version import __version__
 from ..kernel.app import LANE_OPTION
 from ..lane import answers
 from ..lane.page import RECALL_SIGNAL, Page
+from ..lane.pulse import beat
 from ..lane.worker import Interrupts, ThreadInterrupts, install
 from ..processes import activity
 from ..protocol import messages
@@ -193,6 +194,8 @@ class Worker:
                 thread.start()
             if not setup.has_threads:
                 self._surroundings.begin()
+            if setup.beat_seconds:
+                beat(self._page.slot(0), setup.beat_seconds)
         except BaseException as error:  # noqa: BLE001 - importing runs any code; the pool must hear of it
             lane.send(answers.with_error(lane.carrier, message.id, error))
         else:

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from snakepit_kernel import Pool, StartFailed, WorkerDied
+from snakepit_kernel import Pool, PoolDegraded, StartFailed, WorkerDied
 
 # -- beginnings that fail -------------------------------------------------------------------------
 
@@ -138,7 +138,7 @@ def test_a_pool_whose_workers_cannot_be_replaced_says_so_and_hangs_nobody(shop, 
 
     with pytest.raises(WorkerDied):
         pool.call("die")
-    with pytest.raises(StartFailed, match="the shop burnt down"):
+    with pytest.raises(PoolDegraded, match="the shop burnt down"):
         pool.call("price", {"item": "tea"}, timeout=30)
 
     assert "the shop burnt down" in pool.status().problem

@@ -1,0 +1,31 @@
+"""Numbers that users give, checked."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+
+def check_count(name: str, value: Any, least: int, most: int | None = None) -> int:
+    """Return a whole number between two bounds; say what is wrong with a bad one."""
+    if isinstance(value, bool) or not isinstance(value, int):
+        msg = f"{name} must be a whole number, not {value!r}"
+        raise TypeError(msg)
+    if value < least or (most is not None and value > most):
+        bounds = f"at least {least}" if most is None else f"between {least} and {most}"
+        msg = f"{name} must be {bounds}, not {value}"
+        raise ValueError(msg)
+    return value
+
+
+def check_seconds(name: str, value: Any, *, allow_zero: bool = False) -> float | None:
+    """Return a duration as a float, or None for no limit; say what is wrong with a bad one."""
+    if value is None:
+        return None
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        msg = f"{name} must be a number of seconds or None, not {value!r}"
+        raise TypeError(msg)
+    if math.isnan(value) or value < 0 or (value == 0 and not allow_zero):
+        msg = f"{name} must be {'zero or ' if allow_zero else ''}positive seconds, not {value}"
+        raise ValueError(msg)
+    return None if math.isinf(value) else float(value)

@@ -1,0 +1,237 @@
+"""What a pool does about failure, as users set it: heartbeat, crash barrier, retry, breaker."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, fields
+from typing import Any, Final, TypeVar
+
+from ..errors import (
+    CallTimeout,
+    PoolSaturated,
+    QueueTimeout,
+    StartFailed,
+    ToolError,
+    WorkerBusy,
+    WorkerDied,
+    suggest,
+)
+from .checks import check_count, check_seconds
+
+CATEGORIES: Final[Mapping[str, tuple[type[Exception], ...]]] = {
+    "died": (WorkerDied,),
+    "timeout": (CallTimeout,),
+    "queue": (QueueTimeout, PoolSaturated, WorkerBusy),
+    "start": (StartFailed,),
+    "tool": (ToolError,),
+}
+"""The categories of errors that policies name."""
+
+BACKOFF = (0.05, 0.1, 0.2)
+"""Seconds before each attempt after the first; the last one stands for all further."""
+
+
+def category_of(error: BaseException) -> str:
+    """Return the category of an error; what user code raised is ``"tool"``."""
+    for name, kinds in CATEGORIES.items():
+        if isinstance(error, kinds):
+            return name
+    return "tool"
+
+
+def falls_under(error: BaseException, names: Iterable[str]) -> bool:
+    """Whether an error is of one of several categories, or of types of that name.
+
+    A type is named by its last part or in full: ``"ConnectionError"``, ``"requests.Timeout"``. The
+    type of an exception of a tool is that which it had in the worker.
+    """
+    if isinstance(error, ToolError):
+        types = {error.type_name, error.type_name.rpartition(".")[2]}
+        if isinstance(cause := error.__cause__, Exception):
+            types |= _names_of(type(cause))
+    else:
+        types = _names_of(type(error))
+    return not types.isdisjoint(names) or category_of(error) in names
+
+
+def _names_of(kind: type) -> set[str]:
+    own = {each for each in kind.__mro__ if each not in {object, Exception, BaseException}}
+    return {each.__name__ for each in own} | {f"{each.__module__}.{each.__name__}" for each in own}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Heartbeat:
+    """How a pool notices that a worker has stopped without having ended.
+
+    A worker that works is never taken for dead, however long it takes: it is one that shows no sign
+    of life, neither the beat of a thread of its own nor any use of the CPU, and that is stopped, or
+    has nothing to do.
+
+    Parameters
+    ----------
+    interval
+        Seconds between two looks.
+    timeout
+        Seconds without a sign of life after which a look finds a beat missed.
+    misses
+        Beats missed one after the other until the worker is replaced.
+    """
+
+    interval: float = 2.0
+    timeout: float = 10.0
+    misses: int = 3
+
+    def __post_init__(self) -> None:
+        for name in ("interval", "timeout"):
+            _set_seconds(self, f"heartbeat {name}", name)
+        check_count("heartbeat misses", self.misses, 1)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CrashBarrier:
+    """What happens to a call whose worker dies under it, and to a worker that is unusable.
+
+    Parameters
+    ----------
+    retries
+        Times that a call of an idempotent tool is made again, on another worker. Calls of other
+        tools, functions and cells never are: they may have done half of their work.
+    backoff
+        Seconds before each of these.
+    taint_on
+        Names of exception types of tools after which a worker gets no more work and is replaced,
+        such as the errors that leave a GPU's context unusable.
+    """
+
+    retries: int = 1
+    backoff: Sequence[float] = BACKOFF
+    taint_on: Sequence[str] = ("AcceleratorError", "CUDARuntimeError")
+
+    def __post_init__(self) -> None:
+        check_count("crash_barrier retries", self.retries, 0)
+        _set_pauses(self, "crash_barrier backoff", self.backoff)
+        _set_names(self, "crash_barrier taint_on", "taint_on", self.taint_on)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Retry:
+    """Which calls are made again when they fail.
+
+    What may have begun is repeated for tools that are declared idempotent only; what had to wait in
+    vain (``"queue"``) has not begun.
+
+    Parameters
+    ----------
+    attempts
+        Times that a call is made in all.
+    backoff
+        Seconds before each attempt after the first; the last one stands for all further.
+    on
+        Categories of errors, ``"died", "timeout", "queue", "start", "tool"``, or names of exception
+        types, such as ``"ConnectionError"``.
+    """
+
+    attempts: int = 3
+    backoff: Sequence[float] = BACKOFF
+    on: Sequence[str] = ("died", "timeout", "queue")
+
+    def __post_init__(self) -> None:
+        check_count("retry attempts", self.attempts, 1)
+        _set_pauses(self, "retry backoff", self.backoff)
+        _set_names(self, "retry on", "on", self.on)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Breaker:
+    """When a pool that fails again and again refuses work at once, for a while.
+
+    Parameters
+    ----------
+    failures
+        Failures one after the other that open it.
+    seconds
+        How long it stays open. Then one call is let through: it closes the breaker if it goes well,
+        and else opens it again.
+    on
+        What counts as a failure, as for `Retry`.
+    """
+
+    failures: int = 5
+    seconds: float = 30.0
+    on: Sequence[str] = ("died", "timeout", "start", "tool")
+
+    def __post_init__(self) -> None:
+        check_count("breaker failures", self.failures, 1)
+        _set_seconds(self, "breaker seconds", "seconds")
+        _set_names(self, "breaker on", "on", self.on)
+
+
+P = TypeVar("P", bound=Heartbeat | CrashBarrier | Retry | Breaker)
+
+
+def check_policy(name: str, kind: type[P], value: object) -> P | None:
+    """Return a policy as a user gave it: an instance, a mapping, True, False or None.
+
+    Parameters
+    ----------
+    name
+        The option.
+    kind
+        What it takes.
+    value
+        What was given. True stands for the numbers that the policy has by itself, False and None
+        for no such policy.
+
+    Raises
+    ------
+    TypeError, ValueError
+        It is none of these, or one of its numbers is wrong; the text names it.
+    """
+    if isinstance(value, kind):
+        return value
+    if value is None or value is False:
+        return None
+    if value is True:
+        return kind()
+    if isinstance(value, Mapping):
+        known = [item.name for item in fields(kind)]
+        for key in value:
+            if key not in known:
+                msg = f"{name} has no {key!r}{suggest(str(key), known)}"
+                raise ValueError(msg)
+        return kind(**value)
+    msg = (
+        f"{name} must be a {kind.__name__}, a mapping such as {{{fields(kind)[0].name!r}: …}}, "
+        f"True or None, not {value!r}"
+    )
+    raise TypeError(msg)
+
+
+def _set_seconds(policy: object, title: str, name: str) -> None:
+    seconds = check_seconds(title, getattr(policy, name))
+    if seconds is None:
+        msg = f"{title} must be a number of seconds, not {getattr(policy, name)!r}"
+        raise TypeError(msg)
+    object.__setattr__(policy, name, seconds)
+
+
+def _set_pauses(policy: object, title: str, pauses: Any) -> None:
+    if isinstance(pauses, int | float):
+        pauses = (pauses,)
+    checked = tuple(check_seconds(title, pause, allow_zero=True) for pause in pauses)
+    if not checked or None in checked:
+        msg = f"{title} must be numbers of seconds, not {pauses!r}"
+        raise TypeError(msg)
+    object.__setattr__(policy, "backoff", checked)
+
+
+def _set_names(policy: object, title: str, name: str, names: Any) -> None:
+    listed = (names,) if isinstance(names, str) else tuple(names)
+    for each in listed:
+        if not isinstance(each, str):
+            msg = f"{title} takes categories and names of exception types, not {each!r}"
+            raise TypeError(msg)
+        if each.islower() and each not in CATEGORIES:
+            msg = f"{title}: category {each!r} is not known{suggest(each, CATEGORIES)}"
+            raise ValueError(msg)
+    object.__setattr__(policy, name, listed)

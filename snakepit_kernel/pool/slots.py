@@ -1,0 +1,83 @@
+"""How a slot fares: how often its workers end without having been of use. Pure."""
+
+from __future__ import annotations
+
+from collections import deque
+
+MAX_RESTARTS = 3
+"""Times that a slot is refilled at once within `RESTART_WINDOW`, if its workers were of no use."""
+
+RESTART_WINDOW = 5.0
+"""Seconds; a worker that lives that long, or ends a piece of work, was of use."""
+
+FIRST_REST = 1.0
+"""Seconds that a degraded slot stays empty; twice as long each further time."""
+
+LONGEST_REST = 30.0
+
+
+class Slot:
+    """One slot of a pool.
+
+    Parameters
+    ----------
+    number
+        Its number, from 1.
+
+    Attributes
+    ----------
+    incarnation
+        Number of the last worker that was started for it.
+    is_filling
+        Whether one is being started.
+    problem
+        Why it is empty; None while it is not degraded.
+    """
+
+    def __init__(self, number: int) -> None:
+        self.number = number
+        self.incarnation = 0
+        self.is_filling = False
+        self.problem: str | None = None
+        self._ends: deque[float] = deque()
+        self._rest = FIRST_REST
+        self._rest_until = 0.0
+        self._is_doubtful = False
+
+    def next_incarnation(self) -> int:
+        """Return the number of the next worker."""
+        self.incarnation += 1
+        return self.incarnation
+
+    def prove(self) -> None:
+        """Take in that its worker is of use: what was before counts no more."""
+        self._ends.clear()
+        self._rest = FIRST_REST
+        self._is_doubtful = False
+
+    def fail(self, now: float, problem: str) -> bool:
+        """Take in that a worker ended, or did not start, without having been of use.
+
+        Returns
+        -------
+        bool
+            Whether the slot is degraded now: that happened too often.
+        """
+        while self._ends and self._ends[0] <= now - RESTART_WINDOW:
+            self._ends.popleft()
+        self._ends.append(now)
+        if not self._is_doubtful and len(self._ends) <= MAX_RESTARTS:
+            return False
+        self.problem = problem
+        self._rest_until = now + self._rest
+        self._rest = min(2 * self._rest, LONGEST_REST)
+        self._is_doubtful = True  # until it has proved itself one failure is one too many
+        return True
+
+    def fill(self) -> None:
+        """Take in that a worker is ready."""
+        self.problem = None
+
+    def seconds_to_rest(self, now: float) -> float:
+        """Return how long it is to stay empty."""
+        return max(0.0, self._rest_until - now)

@@ -1,0 +1,113 @@
+"""What a pool looks after while it is open. Its coroutines run in the supervisor's loop."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from weakref import WeakKeyDictionary
+
+import psutil
+
+from .config import PoolConfig
+from .crew import Crew
+from .liveness import Vigil
+from .memory import TreeMemory, tree_memory
+from .policies import Heartbeat
+from .states import LENDABLE, WorkerState
+from .worker import Worker
+
+logger = logging.getLogger(__name__)
+
+RECONCILE_INTERVAL = 1.0
+"""Seconds between two comparisons of what there is with what there is to be."""
+
+
+class Upkeep:
+    """Looks at a pool's workers at intervals, and has the crew replace those that need it.
+
+    Parameters
+    ----------
+    config
+        The pool's options.
+    crew
+        The workers.
+    """
+
+    def __init__(self, config: PoolConfig, crew: Crew) -> None:
+        self._config = config
+        self._crew = crew
+
+    def begin(self) -> None:
+        """Do so from now on, until the crew ends."""
+        self._crew.watch_over(self._reconcile())
+        self._crew.watch_over(self._crew.renew())
+        if self._config.heartbeat is not None:
+            self._crew.watch_over(self._listen(self._config.heartbeat))
+
+    async def _reconcile(self) -> None:
+        while True:
+            # Deaths are seen at once; this finds what was left to be done later.
+            await asyncio.sleep(RECONCILE_INTERVAL)
+            self._crew.reconcile()
+            if self._config.max_memory_bytes is not None:
+                await self._weigh(self._config.max_memory_bytes)
+
+    # -- memory --------------------------------------------------------------------------------
+
+    async def _weigh(self, limit: int) -> None:
+        """Have workers replaced that take too much memory, with all that they have started."""
+        workers = {
+            worker.process.guardian.pid: worker
+            for worker in self._crew.workers.values()
+            if worker.state in LENDABLE and worker.process and worker.process.guardian
+        }
+        for pid, memory in (await asyncio.to_thread(tree_memory, workers, limit)).items():
+            if memory.total_bytes > limit:
+                self._crew.note_due(workers[pid], _too_much(memory, limit))
+
+    # -- liveness ------------------------------------------------------------------------------
+
+    async def _listen(self, policy: Heartbeat) -> None:
+        """Replace workers that have stopped without having ended."""
+        vigils: WeakKeyDictionary[Worker, Vigil] = WeakKeyDictionary()
+        while True:
+            await asyncio.sleep(policy.interval)
+            now = time.monotonic()
+            for worker in self._crew.living():
+                vigil = vigils.get(worker)
+                if vigil is None:
+                    vigil = vigils[worker] = Vigil(policy, now)
+                if not vigil.hears(now, worker.pulse) and self._looks_dead(worker, vigil, now):
+                    await self._give_up(worker, vigil.silence(now), vigil.misses)
+
+    def _looks_dead(self, worker: Worker, vigil: Vigil, now: float) -> bool:
+        try:
+            process = psutil.Process(worker.pid)
+            times = process.cpu_times()
+            is_stopped = process.status() == psutil.STATUS_STOPPED
+        except psutil.Error:  # its end is noticed elsewhere
+            return False
+        return vigil.finds_dead(
+            now,
+            cpu=times.user + times.system,
+            is_stopped=is_stopped,
+            is_busy=worker.state is not WorkerState.READY or worker.pulse == 0,
+        )
+
+    async def _give_up(self, worker: Worker, silence: float, misses: int) -> None:
+        stacks = await asyncio.to_thread(worker.stacks)
+        worker.end_reason = (
+            f"gave no sign of life for {silence:.3g} s ({misses} heartbeats missed) and was ended"
+        )
+        logger.warning("worker %s %s%s", worker.name, worker.end_reason, stacks and f":\n{stacks}")
+        self._crew.give_up(worker)
+
+
+def _too_much(memory: TreeMemory, limit: int) -> str:
+    mebibytes = memory.total_bytes / 2**20
+    of = "its process" if memory.processes == 1 else f"its {memory.processes} processes"
+    return (
+        f"{mebibytes:.0f} MiB of memory of {of} (max_memory_bytes {limit:,}, "
+        f"{limit / 2**20:.0f} MiB)"
+    )
