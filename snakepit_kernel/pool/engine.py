@@ -501,7 +501,7 @@ class Engine:
 
     def _publish(self) -> None:
         status = self.status()
-        news = (status.stats, [(worker.name, worker.state) for worker in status.workers])
+        news = (status.stats, [(w.name, w.state, w.tainted) for w in status.workers])
         if news != self._published:
             self._published = news
             path = status_path(self._folder)

@@ -223,6 +223,12 @@ class Pool(Caller, concurrent.futures.Executor):
 
         return Dashboard(self._engine)
 
+    def prometheus(self) -> str:
+        """Return the pool's numbers in the text format of Prometheus."""
+        from .observing.prometheus import exposition
+
+        return exposition([self.status()])
+
     def slots(self) -> list[int]:
         """Return the numbers of the workers."""
         return self._engine.slots()
