@@ -253,8 +253,8 @@ class SessionLost(SnakepitError):
         return (
             f"worker {self.worker} of session {self.session_id!r} has ended{why}, and with it "
             "went what the session had there: the names of its cells, its objects in memory, its "
-            "working directory and environment. The session's variables, programs and metadata are in the "
-            f"store and still there. Open it anew, by pool.session({self.session_id!r}, …), to go "
+            "working directory and environment. The session's variables, programs and metadata are "
+            f"in the store and still there. Open it anew, by pool.session({self.session_id!r}, …), to go "
             "on: then its next call takes another worker"
         )
 
@@ -576,6 +576,8 @@ class ToolError(SnakepitError):
 
     def __str__(self) -> str:
         text = f"{self.type_name}: {self.message}" if self.message else self.type_name
+        if self.details is not None:
+            text += f"\n\n{self.details}"
         if self.remote_traceback:
             text += f"\n\nin the {self.place}:\n{self.remote_traceback.rstrip()}"
         return text

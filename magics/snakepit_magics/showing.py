@@ -68,7 +68,8 @@ def raise_here(error: CellError) -> NoReturn:
 
 def shown_in_one_line(error: SnakepitError) -> SnakepitError:
     """Make an exception show its name and text, without frames: those are all ours."""
-    error._render_traceback_ = lambda: [f"{type(error).__name__}: {error}"]  # type: ignore[attr-defined]
+    shown = [f"{type(error).__name__}: {error}", *getattr(error, "__notes__", ())]
+    error._render_traceback_ = lambda: shown  # type: ignore[attr-defined]
     return error
 
 

@@ -39,6 +39,8 @@ from .worker import Holder, Seat, Worker
 if TYPE_CHECKING:
     from .crew import Crew
 
+DRAINING = "it takes no new work, because it drains; resume() lets it"
+
 COUNTERS = ("submitted", *OUTCOMES, "retried")
 
 _DONE = ("ok", "error")
@@ -82,6 +84,7 @@ class Admission:
         self._quiet = threading.Condition(self.lock)
         self._counts = dict.fromkeys(COUNTERS, 0)
         self._pending = 0
+        self._is_draining = False
         self._working: dict[str, int] = {}  # pieces of work under way, by session
 
     # -- asking --------------------------------------------------------------------------------
@@ -100,10 +103,10 @@ class Admission:
         PoolClosed
             It does not any more.
         """
-        if self.closed_because is None:
+        if self.closed_because is None and not self._is_draining:
             return
         if self.crew.is_dismissed or not self.waits_for(link):
-            raise PoolClosed(self._config.name, self.closed_because)
+            raise PoolClosed(self._config.name, self.closed_because or DRAINING)
 
     def dismissal(self) -> PoolClosed | None:
         """Return what to tell of work that ends with the pool, if that ends."""
@@ -506,6 +509,18 @@ class Admission:
         with self.lock:
             waiting = self.scheduler.waiting
             return {**self._counts, "queued": waiting, "running": self._pending - waiting}
+
+    def drain(self, timeout: float | None) -> bool:
+        """Take no new work until `resume`; say whether all that was accepted has ended in time."""
+        self._is_draining = True
+        self.wait_until_quiet(timeout)
+        return self._pending == 0
+
+    def resume(self) -> None:
+        """Take work again."""
+        if self.closed_because is not None:
+            raise PoolClosed(self._config.name, self.closed_because)
+        self._is_draining = False
 
     def wait_until_quiet(self, timeout: float | None = None) -> None:
         """Return when nothing is queued or running."""

@@ -13,7 +13,7 @@ from ..protocol.messages import Apply, Call, ToolInfo
 from ..protocol.values import pickled
 from ..tools import namespace
 from .cells import Cell, OnMessage
-from .checks import check_count, check_seconds
+from .checks import check_count, check_priority, check_seconds
 from .conveyor import MakeFrames
 from .definitions import Definitions, ahead
 from .engine import Engine
@@ -48,6 +48,7 @@ class Caller:
     _session_id: str | None = None
     _home: Home[Seat] | None = None
     _fails_fast = False
+    _priority = 0
 
     # -- tools ---------------------------------------------------------------------------------
 
@@ -59,6 +60,7 @@ class Caller:
         arguments: Mapping[str, Any] | None = None,
         *,
         timeout: Timeout = DEFAULT,
+        priority: int | None = None,
     ) -> Any:
         """Call a tool and return its value.
 
@@ -71,6 +73,8 @@ class Caller:
         timeout
             Seconds for the wait in the queue, the run and the reply together; None for no limit.
             Default: the tool's own, else the pool's.
+        priority
+            In the queue higher goes first. Default: the session's, else 0.
 
         Raises
         ------
@@ -92,7 +96,7 @@ class Caller:
         Ctrl-C interrupts the call in its worker as well, and leaves the worker usable.
         What the tool prints is printed here.
         """
-        return self._call(tool, (), dict(arguments or {}), timeout)
+        return self._call(tool, (), dict(arguments or {}), timeout, priority)
 
     async def acall(
         self,
@@ -100,12 +104,13 @@ class Caller:
         arguments: Mapping[str, Any] | None = None,
         *,
         timeout: Timeout = DEFAULT,
+        priority: int | None = None,
     ) -> Any:
         """Call a tool as `call` does, without blocking the event loop.
 
         Cancelling the task interrupts the tool.
         """
-        work, make_frames = self._tool_work(tool, (), dict(arguments or {}), timeout)
+        work, make_frames = self._tool_work(tool, (), dict(arguments or {}), timeout, priority)
         return await self._engine.acall(work, make_frames)
 
     def stream(
@@ -115,6 +120,7 @@ class Caller:
         *,
         timeout: Timeout = DEFAULT,
         buffer: int = STREAM_BUFFER,
+        priority: int | None = None,
     ) -> Stream:
         """Call a tool that yields, and give its chunks as they come.
 
@@ -128,6 +134,8 @@ class Caller:
             Seconds from the first chunk that is asked for until the last one is there.
         buffer
             Chunks that the tool may be ahead of who takes them.
+        priority
+            As for `call`.
 
         Returns
         -------
@@ -142,7 +150,7 @@ class Caller:
             As for `call`. What else `call` raises is raised in the place of the next chunk, when
             all chunks before have been taken.
         """
-        return self._stream(tool, (), dict(arguments or {}), timeout, buffer)
+        return self._stream(tool, (), dict(arguments or {}), timeout, buffer, priority=priority)
 
     def astream(
         self,
@@ -151,10 +159,11 @@ class Caller:
         *,
         timeout: Timeout = DEFAULT,
         buffer: int = STREAM_BUFFER,
+        priority: int | None = None,
     ) -> AsyncGenerator[Any, None]:
         """Call a tool as `stream` does, without blocking the event loop."""
         room = check_count("buffer", buffer, 1)
-        begin = self._stream_work(tool, (), dict(arguments or {}), timeout, room)
+        begin = self._stream_work(tool, (), dict(arguments or {}), timeout, room, priority=priority)
         stream = self._engine.astream(begin, room)
         link = current_link()
         if link is not None:
@@ -168,9 +177,11 @@ class Caller:
         kwargs: dict[str, Any],
         timeout: Timeout = DEFAULT,
         buffer: int = STREAM_BUFFER,
+        *,
+        priority: int | None = None,
     ) -> Stream:
         room = check_count("buffer", buffer, 1)
-        begin = self._stream_work(tool, args, kwargs, timeout, room)
+        begin = self._stream_work(tool, args, kwargs, timeout, room, priority=priority)
 
         def chunks() -> Generator[Any, None, None]:
             work, make_frames = begin()
@@ -189,6 +200,8 @@ class Caller:
         kwargs: dict[str, Any],
         timeout: Timeout,
         room: int,
+        *,
+        priority: int | None,
     ) -> Callable[[], tuple[Work, MakeFrames]]:
         """Check and pickle a stream's request; return what makes its work when it begins."""
         self._engine.check_open()
@@ -197,16 +210,26 @@ class Caller:
             msg = f"tool {tool!r} does not stream, it returns one value; call it by call()"
             raise TypeError(msg)
         make_frames = self._tool_frames(info, args, kwargs, room)
-        return lambda: (self._work(tool, timeout, tool_timeout=info.timeout), make_frames)
+        return lambda: (self._tool_call(info, timeout, priority), make_frames)
 
     def _call(
-        self, tool: str, args: tuple[Any, ...], kwargs: dict[str, Any], timeout: Timeout = DEFAULT
+        self,
+        tool: str,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        timeout: Timeout = DEFAULT,
+        priority: int | None = None,
     ) -> Any:
-        work, make_frames = self._tool_work(tool, args, kwargs, timeout)
+        work, make_frames = self._tool_work(tool, args, kwargs, timeout, priority)
         return self._engine.call(work, make_frames)
 
     def _tool_work(
-        self, tool: str, args: tuple[Any, ...], kwargs: dict[str, Any], timeout: Timeout
+        self,
+        tool: str,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        timeout: Timeout,
+        priority: int | None,
     ) -> tuple[Work, MakeFrames]:
         self._engine.check_open()
         info = self._find_tool(tool)
@@ -214,7 +237,16 @@ class Caller:
             msg = f"tool {tool!r} streams; call it by stream(), or by tools.{tool}(…)"
             raise TypeError(msg)
         make_frames = self._tool_frames(info, args, kwargs)
-        return self._work(tool, timeout, tool_timeout=info.timeout), make_frames
+        return self._tool_call(info, timeout, priority), make_frames
+
+    def _tool_call(self, info: ToolInfo, timeout: Timeout, priority: int | None) -> Work:
+        return self._work(
+            info.name,
+            timeout,
+            tool_timeout=info.timeout,
+            priority=priority,
+            idempotent=info.idempotent,
+        )
 
     def _tool_frames(
         self, info: ToolInfo, args: tuple[Any, ...], kwargs: dict[str, Any], room: int = 0
@@ -334,6 +366,7 @@ class Caller:
         push: Mapping[str, Any] | None = None,
         pull: Iterable[str] = (),
         on_message: OnMessage | None = None,
+        priority: int | None = None,
     ) -> CellResult:
         """Run a cell in a worker and return what it gave.
 
@@ -352,6 +385,8 @@ class Caller:
             Names of variables to fetch from it afterwards, into the result's ``pulled``.
         on_message
             Gets each iopub message of the cell (a dictionary) the moment it arrives.
+        priority
+            As for `call`.
 
         Returns
         -------
@@ -369,7 +404,7 @@ class Caller:
         """
         cell = _cell(code, push, pull, on_message)
         return self._engine.run_cell(
-            self._work("a cell", timeout, slot=worker, purpose="cell"), cell
+            self._work("a cell", timeout, slot=worker, purpose="cell", priority=priority), cell
         )
 
     async def arun(
@@ -381,6 +416,7 @@ class Caller:
         push: Mapping[str, Any] | None = None,
         pull: Iterable[str] = (),
         on_message: OnMessage | None = None,
+        priority: int | None = None,
     ) -> CellResult:
         """Run a cell as `run` does, without blocking the event loop.
 
@@ -388,7 +424,7 @@ class Caller:
         """
         cell = _cell(code, push, pull, on_message)
         return await self._engine.arun_cell(
-            self._work("a cell", timeout, slot=worker, purpose="cell"), cell
+            self._work("a cell", timeout, slot=worker, purpose="cell", priority=priority), cell
         )
 
     def run_all(
@@ -467,6 +503,8 @@ class Caller:
         bounded: bool = True,
         slot: int | None = None,
         purpose: Purpose = "call",
+        priority: int | None = None,
+        idempotent: bool = False,
     ) -> Work:
         self._touch()
         config = self._engine.config
@@ -485,6 +523,8 @@ class Caller:
             link=current_link(),
             home=self._home,
             fails_fast=self._fails_fast,
+            priority=self._priority if priority is None else check_priority(priority),
+            idempotent=idempotent,
         )
 
 

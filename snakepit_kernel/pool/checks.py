@@ -29,3 +29,11 @@ def check_seconds(name: str, value: Any, *, allow_zero: bool = False) -> float |
         msg = f"{name} must be {'zero or ' if allow_zero else ''}positive seconds, not {value}"
         raise ValueError(msg)
     return None if math.isinf(value) else float(value)
+
+
+def check_priority(value: Any) -> int:
+    """Return a priority, any whole number; say what is wrong with a bad one."""
+    if isinstance(value, bool) or not isinstance(value, int):
+        msg = f"priority must be a whole number, higher for what goes first, not {value!r}"
+        raise TypeError(msg)
+    return value

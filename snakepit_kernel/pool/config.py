@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import types
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -126,15 +127,6 @@ class PoolConfig:
         if profile not in get_args(Profile):
             msg = f"profile {profile!r} is not known{suggest(profile, get_args(Profile))}"
             raise ValueError(msg)
-        if adapter is not None and not isinstance(adapter, str | type):
-            import types
-
-            if not isinstance(adapter, types.ModuleType):
-                msg = (
-                    "adapter must be 'module:Class', 'module', a class, a module or None, "
-                    f"not {type(adapter).__name__} {adapter!r}"
-                )
-                raise TypeError(msg)
         if isinstance(preload, str):
             msg = f"preload must be a list of module names, such as [{preload!r}]"
             raise TypeError(msg)
@@ -145,7 +137,7 @@ class PoolConfig:
         chosen = queue_timeout
         return cls(
             workers=count,
-            adapter=adapter,
+            adapter=check_adapter(adapter),
             name=check_name("pool", name),
             profile="thread" if profile == "thread" else "process",
             threads_per_worker=check_count(
@@ -212,6 +204,17 @@ class PoolConfig:
         environment = {**dict.fromkeys(_THREAD_CAPS, "1"), **os.environ, **self.env}
         environment.pop("JPY_SESSION_NAME", None)  # the notebook's own
         return environment
+
+
+def check_adapter(value: object) -> object:
+    """Return what may be an adapter; say what is wrong with anything else."""
+    if value is None or isinstance(value, str | type | types.ModuleType):
+        return value
+    msg = (
+        "adapter must be 'module:Class', 'module', a class, a module or None, "
+        f"not {type(value).__name__} {value!r}"
+    )
+    raise TypeError(msg)
 
 
 def check_affinity(value: object) -> Affinity:

@@ -9,13 +9,15 @@ from __future__ import annotations
 
 import asyncio
 import atexit
+import concurrent.futures
 import contextvars
 import json
 import logging
 import os
 import threading
 import time
-from collections.abc import AsyncGenerator, Callable, Generator
+from collections.abc import AsyncGenerator, Callable, Coroutine, Generator
+from dataclasses import replace
 from typing import Any
 from weakref import WeakSet
 
@@ -23,7 +25,7 @@ import zmq
 import zmq.asyncio
 
 from ..attempts import Attempt
-from ..errors import SnakepitError, ToolError, WorkerDied
+from ..errors import PoolClosed, SnakepitError, ToolError, WorkerDied
 from ..lane.answers import Interrupted
 from ..lane.arena import TRIM_AFTER
 from ..lane.exchange import Exchange
@@ -139,6 +141,58 @@ class Engine:
         if death.status is None and not worker.died.is_set():
             worker.condemn()  # it lives, but nobody can talk to it
         return death
+
+    @property
+    def size(self) -> int:
+        """How many workers there are to be."""
+        return self._crew.size
+
+    def resize(self, count: int) -> None:
+        """Have another number of workers."""
+        self._change(self._crew.resize(count))
+
+    def reload(self, adapter: object) -> None:
+        """Replace all workers, with another adapter if one is given."""
+        config = self.config if adapter is None else replace(self.config, adapter=adapter)
+        self._change(self._crew.reload(config))
+        self.config = config
+
+    def recycle(self, slot: int | None) -> None:
+        """Replace the worker of a slot, or all."""
+        known = self.slots()
+        if slot is not None and slot not in known:
+            msg = f"there is no worker {slot}; there are {known}"
+            raise ValueError(msg)
+        self._change(self._crew.recycle(known if slot is None else [slot]))
+
+    def _change(self, change: Coroutine[Any, Any, None]) -> None:
+        """Change the crew, and wait for that."""
+        try:
+            if self._crew.is_dismissed:
+                raise PoolClosed(self.config.name, self._admission.closed_because or "it has ended")
+            if self.is_own_thread:
+                msg = "the callback of a future must not wait for workers; use another thread"
+                raise RuntimeError(msg)
+        except BaseException:
+            change.close()
+            raise
+        changing = self._supervisor.ask(change)
+        try:
+            changing.result()
+        except concurrent.futures.CancelledError:
+            raise PoolClosed(self.config.name) from None
+        except BaseException:
+            changing.cancel()
+            raise
+        self._publish()
+
+    def drain(self, timeout: float | None) -> bool:
+        """Take no work until `resume`; say whether all that was accepted has ended in time."""
+        return self._admission.drain(timeout)
+
+    def resume(self) -> None:
+        """Take work again."""
+        self._admission.resume()
 
     @property
     def tools(self) -> dict[str, ToolInfo]:

@@ -19,7 +19,8 @@ from ..sessions.values import MAX_VARIABLE_BYTES
 from ..store.store import Store
 from ..tools.registry import AdapterError, describe
 from .caller import DEFAULT, Caller, Timeout
-from .config import Affinity, PoolConfig, check_affinity
+from .checks import check_count, check_seconds
+from .config import MAX_WORKERS, Affinity, PoolConfig, check_adapter, check_affinity
 from .definitions import Definitions
 from .engine import Engine
 from .futures import CallFuture
@@ -240,7 +241,7 @@ class Pool(Caller, concurrent.futures.Executor):
     def __repr__(self) -> str:
         config = self._engine.config
         state = "open" if self.is_open else "closed"
-        return f"<Pool {config.name!r}: {config.workers} workers, {state}>"
+        return f"<Pool {config.name!r}: {self._engine.size} workers, {state}>"
 
     # -- sessions and tools --------------------------------------------------------------------
 
@@ -251,6 +252,7 @@ class Pool(Caller, concurrent.futures.Executor):
         ttl: float | Literal["default"] | None = DEFAULT,
         affinity: Affinity | None = None,
         metadata: Mapping[str, Any] | None = None,
+        priority: int = 0,
     ) -> Session:
         """Return the session of that id; make it if there is none.
 
@@ -269,6 +271,8 @@ class Pool(Caller, concurrent.futures.Executor):
             Which worker does its work, see `Pool`. Default: the pool's.
         metadata
             Notes for a session that is new.
+        priority
+            That of its work in the queue: higher goes first, whatever other sessions have had.
 
         Raises
         ------
@@ -281,7 +285,9 @@ class Pool(Caller, concurrent.futures.Executor):
         """
         chosen = self._engine.config.affinity if affinity is None else check_affinity(affinity)
         state = self._engine.sessions.open(session_id, ttl, metadata)
-        return Session(state, self, self._engine, self._definitions, affinity=chosen)
+        return Session(
+            state, self, self._engine, self._definitions, affinity=chosen, priority=priority
+        )
 
     def sessions(self) -> list[SessionInfo]:
         """Return all sessions of the pool's store, the one used last first."""
@@ -355,6 +361,100 @@ class Pool(Caller, concurrent.futures.Executor):
     ) -> CallFuture[list[T]]:
         work, make_frames = self._function_work(_map_all, (fn, *chunk), {}, patient=True)
         return self._engine.submit(work, make_frames)
+
+    # -- changing it ---------------------------------------------------------------------------
+
+    def resize(self, workers: int) -> None:
+        """Have another number of workers from now on.
+
+        More are started; this returns when they are ready. Of fewer, those go with which the least
+        is lost, and end what they do first.
+
+        Parameters
+        ----------
+        workers
+            How many, 1 to 150.
+
+        Raises
+        ------
+        TypeError, ValueError
+            It is not such a number.
+        StartFailed
+            A worker could not start; the pool has as many as before.
+        PoolClosed
+            The pool has ended.
+        """
+        self._engine.resize(check_count("workers", workers, 1, MAX_WORKERS))
+
+    def reload(self, adapter: object = None) -> None:
+        """Replace all workers, one after the other, while work goes on: no call fails for it.
+
+        Each successor imports the tools anew and is ready before its predecessor goes, which ends
+        what it does first.
+
+        Parameters
+        ----------
+        adapter
+            Other tools, as for `Pool`. Default: those that it has, as they are on disk now.
+
+        Raises
+        ------
+        TypeError
+            It cannot be an adapter.
+        StartFailed
+            A successor could not start. The worker that it was for goes on as it is, and so do
+            those whose turn had not come.
+        PoolClosed
+            The pool has ended.
+        """
+        self._engine.reload(None if adapter is None else check_adapter(adapter))
+
+    def recycle(self, worker: int | None = None) -> None:
+        """Replace a worker by a new one with nothing in its memory, while work goes on.
+
+        Parameters
+        ----------
+        worker
+            Number of the worker. Default: all, one after the other.
+
+        Raises
+        ------
+        ValueError
+            There is no such worker.
+        StartFailed
+            The successor could not start; the worker goes on.
+        PoolClosed
+            The pool has ended.
+        """
+        self._engine.recycle(worker)
+
+    def drain(self, timeout: float | None = None) -> bool:
+        """Take no new work, and wait until all that was accepted is done; workers stay.
+
+        Until `resume`, new work raises `PoolClosed`; what host tools ask for on behalf of work that
+        is being done still goes on.
+
+        Parameters
+        ----------
+        timeout
+            Seconds to wait; None for as long as it takes.
+
+        Returns
+        -------
+        bool
+            Whether all is done.
+        """
+        return self._engine.drain(check_seconds("timeout", timeout, allow_zero=True))
+
+    def resume(self) -> None:
+        """Take work again after `drain`.
+
+        Raises
+        ------
+        PoolClosed
+            The pool has ended.
+        """
+        self._engine.resume()
 
     # -- ending --------------------------------------------------------------------------------
 

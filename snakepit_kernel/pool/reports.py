@@ -6,7 +6,7 @@ import time
 from typing import TYPE_CHECKING, Self
 
 from .. import telemetry
-from ..errors import SnakepitError
+from ..errors import SnakepitError, ToolError
 from ..protocol.messages import Event, HostCall
 from ..telemetry.events import Scalar
 
@@ -53,7 +53,8 @@ def describe_error(error: BaseException | None, work: Work, pool: str) -> None:
     if isinstance(error, SnakepitError) and error.details is None:
         error.correlation_id = work.correlation
         error.details = work.details(pool)
-        error.add_note(str(error.details))
+        if not isinstance(error, ToolError):  # whose notes are those of the exception there
+            error.add_note(str(error.details))
 
 
 class HostReport:

@@ -9,6 +9,7 @@ from ..sessions.programs import Metadata, Programs
 from ..sessions.state import SessionState, SessionStats
 from ..sessions.variables import Attributes, Variables
 from .caller import Caller
+from .checks import check_priority
 from .config import Affinity
 from .definitions import Definitions
 from .engine import Engine
@@ -31,6 +32,8 @@ class Session(Caller):
         Which worker does its work, see `Pool`.
     state
         What it keeps, without a pool.
+    priority
+        That of its work in the queue of the pool.
     """
 
     def __init__(
@@ -41,12 +44,14 @@ class Session(Caller):
         definitions: Definitions,
         *,
         affinity: Affinity = "hint",
+        priority: int = 0,
     ) -> None:
         self.session_id = self._session_id = state.id
         self.state = state
         self.affinity = affinity
         self._home = None if affinity == "hint" else engine.open_home(state.id)
         self._fails_fast = affinity == "strict_fail_fast"
+        self.priority = self._priority = check_priority(priority)
         self._pool = pool  # a pool that nobody holds any more is ended
         self._engine = engine
         self._definitions = definitions
@@ -96,7 +101,14 @@ class Session(Caller):
         """
         self.state.fork(session_id)
         state = self._engine.sessions.open(session_id, "default", None)
-        return Session(state, self._pool, self._engine, self._definitions, affinity=self.affinity)
+        return Session(
+            state,
+            self._pool,
+            self._engine,
+            self._definitions,
+            affinity=self.affinity,
+            priority=self.priority,
+        )
 
     def delete(self) -> None:
         """Delete the session with everything in it, also what workers remember of it.
