@@ -71,7 +71,7 @@ class HostReport:
         ``"ok"`` or ``"error"``; ``"cancelled"`` when an exception leaves the block.
     """
 
-    __slots__ = ("_began", "_call", "_link", "_session", "outcome")
+    __slots__ = ("_began", "_begun", "_call", "_link", "_session", "_within", "outcome")
 
     def __init__(self, link: Link, call: HostCall, session: str | None) -> None:
         self.outcome = "ok"
@@ -81,14 +81,26 @@ class HostReport:
 
     def __enter__(self) -> Self:
         self._began = time.monotonic()
+        self._begun: telemetry.Begun | None = None
+        if telemetry.is_on():
+            self._begun = telemetry.begin("host_call", caller_of(self._link.seat, self._call.call))
+            self._within = telemetry.within(self._begun)
+            self._within.__enter__()
         return self
 
     def __exit__(self, kind: object, error: object, traceback: object) -> None:
-        if telemetry.is_on():
+        if self._begun is not None:
+            self._within.__exit__(None, None, None)
             attributes = _origin(self._link.seat, self._session, self._link.correlation)
             attributes["tool"] = self._call.tool
             attributes["outcome"] = self.outcome if kind is None else "cancelled"
-            telemetry.emit("host_call", attributes, seconds=time.monotonic() - self._began)
+            seconds = time.monotonic() - self._began
+            telemetry.emit("host_call", attributes, seconds=seconds, caller=self._begun)
+
+
+def caller_of(seat: Seat, call: int) -> object:
+    """Return whose is what a call does that a worker runs; None where nobody listens."""
+    return None if seat.holder is None else seat.holder.caller_of(call)
 
 
 def report_event(seat: Seat, event: Event) -> None:
@@ -96,7 +108,7 @@ def report_event(seat: Seat, event: Event) -> None:
     if telemetry.is_on():
         telemetry.note_dropped(event.dropped)
         attributes = event.attributes | _origin(seat, event.session, event.correlation)
-        caller = None if seat.holder is None else seat.holder.caller_of(event.call)
+        caller = caller_of(seat, event.call)
         telemetry.emit(event.name, attributes, caller=caller, at=event.at)
 
 
