@@ -83,7 +83,7 @@ class HostReport:
         self._began = time.monotonic()
         self._begun: telemetry.Begun | None = None
         if telemetry.is_on():
-            self._begun = telemetry.begin("host_call", caller_of(self._link.seat, self._call.call))
+            self._begun = telemetry.begin("host_call", self._link.caller)
             self._within = telemetry.within(self._begun)
             self._within.__enter__()
         return self
@@ -98,17 +98,12 @@ class HostReport:
             telemetry.emit("host_call", attributes, seconds=seconds, caller=self._begun)
 
 
-def caller_of(seat: Seat, call: int) -> object:
-    """Return whose is what a call does that a worker runs; None where nobody listens."""
-    return None if seat.holder is None else seat.holder.caller_of(call)
-
-
 def report_event(seat: Seat, event: Event) -> None:
     """Tell what code in a worker tells of."""
     if telemetry.is_on():
         telemetry.note_dropped(event.dropped)
         attributes = event.attributes | _origin(seat, event.session, event.correlation)
-        caller = caller_of(seat, event.call)
+        caller = None if seat.holder is None else seat.holder.caller_of(event.call)
         telemetry.emit(event.name, attributes, caller=caller, at=event.at)
 
 
