@@ -24,6 +24,7 @@ from .config import MAX_WORKERS, Affinity, PoolConfig, check_adapter, check_affi
 from .definitions import Definitions
 from .engine import Engine
 from .futures import CallFuture
+from .observing.timeline import LIMIT, Timeline
 from .policies import Breaker, CrashBarrier, Heartbeat, Retry
 from .session import Session
 from .status import PoolStats, PoolStatus
@@ -229,6 +230,19 @@ class Pool(Caller, concurrent.futures.Executor):
         from .observing.prometheus import exposition
 
         return exposition([self.status()])
+
+    def timeline(self, limit: int = LIMIT) -> Timeline:
+        """Record each call that is asked for and ends inside a ``with`` block.
+
+        ``calls`` lists when each waited, ran and ended, and where; it shows itself as bars, and
+        ``save(path)`` writes a trace for Perfetto.
+
+        Parameters
+        ----------
+        limit
+            Calls that are kept: the last ones.
+        """
+        return Timeline(self.name, check_count("limit", limit, 1))
 
     def slots(self) -> list[int]:
         """Return the numbers of the workers."""
