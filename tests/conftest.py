@@ -592,7 +592,7 @@ def start_and_shut_down() -> Callable[[], None]:
 class Server:
     """A Jupyter server in a process of its own."""
 
-    def __init__(self, folder: Path, name: str) -> None:
+    def __init__(self, folder: Path, name: str, *more_options: str) -> None:
         self.log = (folder / f"{name}.log").open("w+")
         ready = folder / f"{name}.ready"
         code = f"""
@@ -610,7 +610,7 @@ App.launch_instance()
         os.mkfifo(ready)
         options = ["--no-browser", "--IdentityProvider.token=t", f"--ServerApp.root_dir={folder}"]
         options += ["--allow-root", "--ServerApp.port=0", "--ServerApp.terminals_enabled=False"]
-        options += [f"--ServerApp.cookie_secret_file={folder / 'secret'}"]
+        options += [f"--ServerApp.cookie_secret_file={folder / 'secret'}", *more_options]
         self.process = subprocess.Popen(
             [sys.executable, "-c", code, *options], stdout=self.log, stderr=self.log, cwd=folder
         )
@@ -636,12 +636,12 @@ App.launch_instance()
 
 
 @pytest.fixture
-def start_server(tmp_path: Path) -> Iterator[Callable[[], Server]]:
-    """Start Jupyter servers that end with the test."""
+def start_server(tmp_path: Path) -> Iterator[Callable[..., Server]]:
+    """Start Jupyter servers, with options, that end with the test."""
     servers: list[Server] = []
 
-    def start() -> Server:
-        servers.append(Server(tmp_path, f"server-{len(servers)}"))
+    def start(*options: str) -> Server:
+        servers.append(Server(tmp_path, f"server-{len(servers)}", *options))
         return servers[-1]
 
     yield start

@@ -39,6 +39,8 @@ class Completer:
             "stop": self._pools,
             "restart": self._pools,
             "status": self._pools,
+            "reload": self._classes,
+            "dashboard": self._pools,
             "logs": self._pools,
             "use": self._sessions,
             "set": lambda: (f"{name}=" for name in self._session_variables()),

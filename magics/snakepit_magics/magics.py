@@ -165,6 +165,31 @@ class SnakepitMagics(Magics):
     def _status(self, options: Namespace) -> PoolStatus:
         return self._pool(options.name).status()
 
+    def _dashboard(self, options: Namespace) -> Any:
+        return self._pool(options.name).dashboard()
+
+    def _resize(self, options: Namespace) -> None:
+        self._pool(options.pool).resize(options.workers)
+
+    def _recycle(self, options: Namespace) -> None:
+        self._pool(options.pool).recycle(options.worker)
+
+    def _reload(self, options: Namespace) -> None:
+        pool = self._pool(options.pool)
+        adapter = self._adapter(options.adapter)
+        pool.reload(adapter)
+        if adapter is not None:
+            self._start_options[pool.name]["adapter"] = adapter
+
+    def _drain(self, options: Namespace) -> None:
+        pool = self._pool(options.pool)
+        done = pool.drain(options.timeout)
+        how = "all is done" if done else "not all is done yet"
+        print(f"{how}; pool {pool.name} takes no new work until %snakepit resume")  # noqa: T201
+
+    def _resume(self, options: Namespace) -> None:
+        self._pool(options.pool).resume()
+
     def _logs(self, options: Namespace) -> None:
         for worker, text in self._pool(options.name).logs().items():
             print(f"--- {worker}\n{text or '(nothing)'}")  # noqa: T201

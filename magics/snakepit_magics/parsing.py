@@ -21,6 +21,12 @@ COMMANDS = {
     "stop": "end a pool and everything its workers started",
     "restart": "end a pool and open it again with the same options",
     "status": "show the workers, their state, calls and memory",
+    "dashboard": "show a pool live",
+    "resize": "have another number of workers: %%snakepit resize 8",
+    "recycle": "replace a worker, or all one after the other, by new ones while work goes on",
+    "reload": "replace all workers while work goes on, with their tools as they are now, or others",
+    "drain": "take no new work, and wait until all is done",
+    "resume": "take work again after drain",
     "tools": "list the tools, or describe one",
     "call": "call a tool: %%snakepit call price item=tea amount=2",
     "expose": "let workers call a function of this notebook, or list those that they may",
@@ -97,8 +103,9 @@ def line_parser() -> Parser:
         "name", nargs="?", help="name of the pool; default: the chosen one"
     )
     parsers["stop"].add_argument("--all", action="store_true", help="end all pools")
-    for command in ("restart", "status", "logs"):
+    for command in ("restart", "status", "dashboard", "logs"):
         parsers[command].add_argument("name", nargs="?", help="name of the pool")
+    _add_pool_commands(parsers)
     parsers["tools"].add_argument("tool", nargs="?", help="name of a tool")
     _add_call_options(parsers["call"])
     parsers["expose"].add_argument("function", nargs="?", help="name of the function")
@@ -131,6 +138,19 @@ def _add_start_options(parser: Parser) -> None:
     add("--cwd", help="working directory of the workers")
     add("--env", nargs="+", default=[], metavar="NAME=VALUE", help="environment of the workers")
     add("--kernel-name", help="kernelspec of the workers")
+
+
+def _add_pool_commands(parsers: Mapping[str, Parser]) -> None:
+    parsers["resize"].add_argument("workers", type=_whole, help="number of workers")
+    parsers["recycle"].add_argument(
+        "worker", nargs="?", type=_whole, help="number of the worker; default: all"
+    )
+    parsers["reload"].add_argument(
+        "adapter", nargs="?", help="the tools, as for start; default: those that it has"
+    )
+    parsers["drain"].add_argument("--timeout", type=_seconds, help="seconds to wait")
+    for command in ("resize", "recycle", "reload", "drain", "resume"):
+        parsers[command].add_argument("--pool", help="name of the pool")
 
 
 def _add_session_commands(parsers: Mapping[str, Parser]) -> None:

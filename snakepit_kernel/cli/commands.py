@@ -60,11 +60,36 @@ def doctor(context: click.Context, start: bool, as_json: bool) -> None:
 @snakepit.command()
 @click.option("--runs", is_flag=True, help="Also list runs that ended, and what their end took.")
 @click.option("--json", "as_json", is_flag=True, help="Print it as JSON.")
-def status(runs: bool, as_json: bool) -> None:
+@click.option("--prometheus", is_flag=True, help="Print the pools' numbers for Prometheus.")
+@click.option("--watch", is_flag=True, help="Show it anew each second, until Ctrl-C.")
+@click.option(
+    "--interval",
+    type=click.FloatRange(min=0.1),
+    metavar="SECONDS",
+    help="Seconds between two looks of --watch.  [default: 1]",
+)
+def status(
+    *, runs: bool, as_json: bool, prometheus: bool, watch: bool, interval: float | None
+) -> None:
     """Show your live pools and kernels, and what was kept, from any shell."""
-    from .status import show
+    if watch + prometheus + as_json > 1 or (runs and (watch or prometheus)):
+        raise click.UsageError(
+            "--json, --prometheus and --watch exclude each other, and the last two --runs"
+        )
+    if interval is not None and not watch:
+        raise click.UsageError("--interval is for --watch")
+    if watch:
+        from .watching import watch as show_anew
 
-    show(ended=runs, as_json=as_json)
+        show_anew(1.0 if interval is None else interval)
+    elif prometheus:
+        from .status import show_for_prometheus
+
+        show_for_prometheus()
+    else:
+        from .status import show
+
+        show(ended=runs, as_json=as_json)
 
 
 @snakepit.command()

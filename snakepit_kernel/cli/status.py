@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,6 +22,8 @@ _RUN_HEADINGS = ("kernel", "run", "pid", "guardian", "state", "age")
 _ENDED_HEADINGS = ("kernel", "run", "lived", "ended", "what its end took")
 _KEPT_HEADINGS = ("pid", "run", "command")
 
+NO_POOLS = "no live pools"
+
 SHOWN_ENDED = 20
 """Ended runs in the table; JSON has all."""
 
@@ -34,6 +36,7 @@ class Listing:
     headings: tuple[str, ...]
     rows: Sequence[tuple[str, ...]]
     footer: str = ""
+    notes: Sequence[str] = ()
 
     def as_text(self) -> str:
         """Return it as plain lines, for pipes."""
@@ -43,11 +46,16 @@ class Listing:
             "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
             for row in rows
         ]
-        return "\n".join([self.title, *lines, *([self.footer] if self.footer else [])])
+        return "\n".join([self.title, *lines, *self._below()])
+
+    def _below(self) -> list[str]:
+        return [line for line in (self.footer, *self.notes) if line]
 
     def as_table(self) -> Table:
         """Return it as a table, for terminals."""
-        table = Table(title=self.title, caption=self.footer or None, title_justify="left")
+        table = Table(
+            title=self.title, caption="\n".join(self._below()) or None, title_justify="left"
+        )
         table.caption_justify = "left"
         for heading in self.headings:
             table.add_column(heading, overflow="fold")
@@ -71,10 +79,11 @@ def show(*, ended: bool = False, as_json: bool) -> None:
     PermissionError
         The runtime directory cannot be used.
     """
-    pools = live_pools()
+    pools, complaints = live_pools()
+    for complaint in complaints:
+        click.echo(complaint, err=True)
     registry = Registry()
-    runs = [run for run in registry.runs() if not run.is_dead]
-    kept = [process for process in tagged_processes() if process.kept]
+    runs, kept = live_runs(registry), _kept()
     past = past_runs(registry) if ended else []
     if as_json:
         data = {
@@ -86,16 +95,10 @@ def show(*, ended: bool = False, as_json: bool) -> None:
             data["ended"] = [_ended_data(run) for run in past]
         click.echo(json.dumps(data, indent=2))
         return
-    listings = [pool_listing(pool.refreshed()) for pool in pools]
-    if runs:
-        listings.append(run_listing(runs))
-    if kept:
-        listings.append(kept_listing(kept))
-    if past:
-        listings.append(ended_listing(past[:SHOWN_ENDED]))
+    listings = list(all_listings(pools, runs, kept, past))
     if not pools:
-        click.echo("no live pools")
-    console = Console(markup=False, highlight=False, emoji=False)
+        click.echo(NO_POOLS)
+    console = plain_console()
     for listing in listings:
         if console.is_terminal:
             console.print(listing.as_table())
@@ -103,18 +106,59 @@ def show(*, ended: bool = False, as_json: bool) -> None:
             click.echo(listing.as_text() + ("\n" if listing is not listings[-1] else ""))
 
 
-def live_pools() -> list[PublishedPool]:
-    """Return the pools whose owner lives, by name; complain about files that cannot be read."""
-    found = []
+def show_for_prometheus() -> None:
+    """Print the numbers of the live pools in the text format of Prometheus."""
+    from ..pool.observing.prometheus import exposition
+
+    pools, complaints = live_pools()
+    for complaint in complaints:
+        click.echo(complaint, err=True)
+    click.echo(exposition(pool.refreshed() for pool in pools), nl=False)
+
+
+def plain_console() -> Console:
+    """Return a console that takes texts as they are."""
+    return Console(markup=False, highlight=False, emoji=False)
+
+
+def all_listings(
+    pools: Sequence[PublishedPool],
+    runs: Sequence[Run],
+    kept: Sequence[TaggedProcess] = (),
+    past: Sequence[EndedRun] = (),
+) -> Iterator[Listing]:
+    """Lay out what there is of each."""
+    yield from (pool_listing(pool.refreshed()) for pool in pools)
+    if runs:
+        yield run_listing(runs)
+    if kept:
+        yield kept_listing(kept)
+    if past:
+        yield ended_listing(past[:SHOWN_ENDED])
+
+
+def live_pools() -> tuple[list[PublishedPool], list[str]]:
+    """Return the pools whose owner lives, by name, and complaints of files that are unreadable."""
+    found, complaints = [], []
     for folder in pool_folders(runtime_dir()):
         try:
             pool = read_pool(folder)
         except UnreadablePool as error:
-            click.echo(str(error), err=True)
+            complaints.append(str(error))
             continue
         if pool is not None and pool.is_live:
             found.append(pool)
-    return sorted(found, key=lambda pool: (pool.status.name, pool.status.owner_pid))
+    found.sort(key=lambda pool: (pool.status.name, pool.status.owner_pid))
+    return found, complaints
+
+
+def live_runs(registry: Registry) -> list[Run]:
+    """Return the runs that have not ended."""
+    return [run for run in registry.runs() if not run.is_dead]
+
+
+def _kept() -> list[TaggedProcess]:
+    return [process for process in tagged_processes() if process.kept]
 
 
 # -- as JSON ---------------------------------------------------------------------------------------
@@ -167,7 +211,14 @@ def _ended_data(run: EndedRun) -> dict[str, Any]:
 
 def pool_listing(pool: PoolStatus) -> Listing:
     """Lay out a pool."""
-    return Listing(title=pool.title, headings=pool.headings, rows=pool.rows(), footer=pool.footer)
+    ends = [f"{end.name}, {end.ago}: {end.story}" for end in pool.last_ends]
+    return Listing(
+        title=pool.title,
+        headings=pool.headings,
+        rows=pool.rows(),
+        footer=pool.footer,
+        notes=ends,
+    )
 
 
 def run_listing(runs: Sequence[Run]) -> Listing:

@@ -249,7 +249,7 @@ class Conveyor:
     def caller_of(self, call_id: int) -> object:
         """Return whose a call is that it has at the worker."""
         errand = self._under_way.get(call_id)
-        return None if errand is None else errand.work.caller
+        return None if errand is None else errand.work.caller_of(call_id)
 
     # -- and back ------------------------------------------------------------------------------
 

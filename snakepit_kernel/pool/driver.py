@@ -655,6 +655,7 @@ def _link(seat: Seat, work: Work, call: HostCall, loop: asyncio.AbstractEventLoo
         loop=loop,
         above=work.link,
         correlation=work.correlation,
+        caller=work.caller_of(call.call),
     )
 
 

@@ -42,6 +42,7 @@ from .errands import Errands
 from .futures import CallFuture
 from .homes import Home
 from .hosting import Host, HostTools, Link, current_link, links
+from .presence import tell_of_activity
 from .recovery import Recovery
 from .reports import describe_error
 from .results import CellResult
@@ -54,7 +55,8 @@ from .worker import Seat, Worker
 logger = logging.getLogger(__name__)
 
 STATUS_INTERVAL = 1.0
-"""Seconds between looks whether the file that `snakepit status` reads is out of date."""
+"""Seconds between looks whether the file that `snakepit status` reads is out of date, and between
+messages that keep a notebook from being culled while its pool works."""
 
 FAREWELL = 0.5
 """Seconds that those who held the workers of a pool that has ended may take to let go."""
@@ -539,6 +541,9 @@ class Engine:
             # A look at intervals: telling of each call would cost the call.
             await asyncio.sleep(STATUS_INTERVAL)
             self._publish()
+            stats = self.stats()
+            if stats.queued or stats.running:
+                tell_of_activity()
             self._admission.trim(TRIM_AFTER)
             if self.sessions.are_used:
                 await asyncio.to_thread(self._care_for_sessions)
@@ -553,7 +558,7 @@ class Engine:
 
     def _publish(self) -> None:
         status = self.status()
-        news = (status.stats, [(worker.name, worker.state) for worker in status.workers])
+        news = (status.stats, [(w.name, w.state, w.tainted) for w in status.workers])
         if news != self._published:
             self._published = news
             path = status_path(self._folder)

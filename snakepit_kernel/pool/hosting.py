@@ -59,6 +59,8 @@ class Link:
         The link before.
     correlation
         Id of the outermost call of the chain.
+    caller
+        Whose it is, for `telemetry.begin`.
     streams, async_streams
         Streams that may run inside the worker that waits; they end with the host call.
     """
@@ -71,6 +73,7 @@ class Link:
     loop: asyncio.AbstractEventLoop | None
     above: Link | None
     correlation: str
+    caller: object
     streams: list[Closable] = field(default_factory=list)
     async_streams: list[AsyncClosable] = field(default_factory=list)
 

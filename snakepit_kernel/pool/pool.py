@@ -10,7 +10,7 @@ import threading
 import time
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from ..protocol.values import MAX_VALUE_BYTES
 from ..sessions.programs import Programs
@@ -26,9 +26,13 @@ from .definitions import Definitions
 from .engine import Engine
 from .futures import CallFuture
 from .limits import Limits
+from .observing.timeline import LIMIT, Timeline
 from .policies import Breaker, CrashBarrier, Heartbeat, Retry
 from .session import Session
 from .status import PoolStats, PoolStatus
+
+if TYPE_CHECKING:
+    from .observing.dashboard import Dashboard
 
 F = TypeVar("F", bound=Callable[..., Any])
 T = TypeVar("T")
@@ -229,6 +233,34 @@ class Pool(Caller, concurrent.futures.Executor):
     def stats(self) -> PoolStats:
         """Return the pool's counters."""
         return self._engine.stats()
+
+    def dashboard(self) -> Dashboard:
+        """Return a widget that shows the pool live in a notebook, until the pool is closed.
+
+        It looks at the pool once a second while it is on the screen. ``close()`` ends it.
+        """
+        from .observing.dashboard import Dashboard
+
+        return Dashboard(self._engine)
+
+    def prometheus(self) -> str:
+        """Return the pool's numbers in the text format of Prometheus."""
+        from .observing.prometheus import exposition
+
+        return exposition([self.status()])
+
+    def timeline(self, limit: int = LIMIT) -> Timeline:
+        """Record each call that is asked for and ends inside a ``with`` block.
+
+        ``calls`` lists when each waited, ran and ended, and where; it shows itself as bars, and
+        ``save(path)`` writes a trace for Perfetto.
+
+        Parameters
+        ----------
+        limit
+            Calls that are kept: the last ones.
+        """
+        return Timeline(self.name, check_count("limit", limit, 1))
 
     def slots(self) -> list[int]:
         """Return the numbers of the workers."""

@@ -71,7 +71,7 @@ class HostReport:
         ``"ok"`` or ``"error"``; ``"cancelled"`` when an exception leaves the block.
     """
 
-    __slots__ = ("_began", "_call", "_link", "_session", "outcome")
+    __slots__ = ("_began", "_begun", "_call", "_link", "_session", "_within", "outcome")
 
     def __init__(self, link: Link, call: HostCall, session: str | None) -> None:
         self.outcome = "ok"
@@ -81,14 +81,21 @@ class HostReport:
 
     def __enter__(self) -> Self:
         self._began = time.monotonic()
+        self._begun: telemetry.Begun | None = None
+        if telemetry.is_on():
+            self._begun = telemetry.begin("host_call", self._link.caller)
+            self._within = telemetry.within(self._begun)
+            self._within.__enter__()
         return self
 
     def __exit__(self, kind: object, error: object, traceback: object) -> None:
-        if telemetry.is_on():
+        if self._begun is not None:
+            self._within.__exit__(None, None, None)
             attributes = _origin(self._link.seat, self._session, self._link.correlation)
             attributes["tool"] = self._call.tool
             attributes["outcome"] = self.outcome if kind is None else "cancelled"
-            telemetry.emit("host_call", attributes, seconds=time.monotonic() - self._began)
+            seconds = time.monotonic() - self._began
+            telemetry.emit("host_call", attributes, seconds=seconds, caller=self._begun)
 
 
 def report_event(seat: Seat, event: Event) -> None:

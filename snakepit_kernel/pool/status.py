@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import html
+import time
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, TypeVar
@@ -10,6 +10,12 @@ from typing import Any, TypeVar
 import psutil
 
 HEADINGS = ("worker", "pid", "state", "since", "calls", "memory", "running")
+
+SHOWN_ENDS = 5
+"""Ends of workers that people see; JSON has all."""
+
+SHOWN_SESSIONS = 20
+"""Sessions that people see; JSON has all."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -80,6 +86,18 @@ class WorkerEnd:
     was_wanted: bool
     reason: str
 
+    @property
+    def story(self) -> str:
+        """What became of it, in one line."""
+        kind = "died" if self.was_wanted else "was replaced"
+        reason = " ".join(self.reason.split())
+        return f"{kind} after {duration(self.seconds)} and {self.calls} calls: {reason}"
+
+    @property
+    def ago(self) -> str:
+        """How long ago it ended."""
+        return f"{duration(max(0.0, time.time() - self.at))} ago"
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WorkerStatus:
@@ -110,14 +128,13 @@ class WorkerStatus:
 
     def as_row(self, *, with_device: bool = False) -> tuple[str, ...]:
         """Return its row in a table under `HEADINGS`."""
-        memory = "" if self.memory_bytes is None else f"{self.memory_bytes / 2**20:.0f} MiB"
         return (
             self.name,
             "" if self.pid is None else str(self.pid),
-            self.state,
+            self.state if self.tainted is None else f"{self.state}, tainted",
             duration(self.seconds),
             str(self.calls),
-            memory,
+            memory(self.memory_bytes),
             *([self.device or ""] if with_device else []),
             self.running or "",
         )
@@ -160,23 +177,32 @@ class PoolStatus:
         rows = [self.headings, *self.rows()]
         widths = [max(len(row[i]) for row in rows) for i in range(len(self.headings))]
         lines = ["  ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)) for row in rows]
-        return "\n".join([self.title, *(line.rstrip() for line in lines), self.footer])
+        ends = [f"{end.name}, {end.ago}: {end.story}" for end in self.last_ends]
+        return "\n".join([self.title, *(line.rstrip() for line in lines), self.footer, *ends])
 
     __repr__ = __str__
 
     def _repr_html_(self) -> str:
-        cells = "".join(
-            "<tr>"
-            + "".join(f'<td style="text-align:left">{html.escape(c)}</td>' for c in row)
-            + "</tr>"
-            for row in self.rows()
-        )
-        headings = "".join(f'<th style="text-align:left">{name}</th>' for name in self.headings)
-        return (
-            f"<div><b>{html.escape(self.title)}</b>"
-            f"<table><thead><tr>{headings}</tr></thead><tbody>{cells}</tbody></table>"
-            f"<small>{html.escape(self.footer)}</small></div>"
-        )
+        from .observing.html import page
+
+        return page(self)
+
+    @property
+    def memory_bytes(self) -> int:
+        """Resident memory of all workers; what they share counts for each of them."""
+        return sum(worker.memory_bytes or 0 for worker in self.workers)
+
+    @property
+    def last_ends(self) -> list[WorkerEnd]:
+        """The ends that are shown to people, the last one first."""
+        return self.ends[: -SHOWN_ENDS - 1 : -1]
+
+    @property
+    def some_sessions(self) -> str:
+        """The sessions that are shown to people, and how many there are besides."""
+        more = len(self.sessions) - SHOWN_SESSIONS
+        text = ", ".join(self.sessions[:SHOWN_SESSIONS])
+        return text if more <= 0 else f"{text} and {more} more"
 
     @property
     def headings(self) -> tuple[str, ...]:
@@ -197,8 +223,13 @@ class PoolStatus:
         return f"pool {self.name} of process {self.owner_pid}: adapter {self.adapter}"
 
     @property
+    def about(self) -> str:
+        """What stands beside its name in a notebook."""
+        return f"process {self.owner_pid} · adapter {self.adapter}"
+
+    @property
     def footer(self) -> str:
-        """The line below its table: counters, sessions, and a problem if there is one."""
+        """The line below its table: counters, memory, sessions, and a problem if there is one."""
         stats = self.stats
         counts = [
             f"{count} {name}"
@@ -207,7 +238,9 @@ class PoolStatus:
         ]
         text = f"{stats.submitted} calls" + (f": {', '.join(counts)}" if counts else "")
         if self.sessions:
-            text += f"; sessions: {', '.join(self.sessions)}"
+            text += f"; sessions: {self.some_sessions}"
+        if self.memory_bytes:
+            text += f"; memory: {memory(self.memory_bytes)}"
         if self.problem:
             text += f"; problem: {' '.join(self.problem.split())}"
         return text
@@ -223,10 +256,10 @@ def memory_of(pid: int | None) -> int | None:
     if pid is None:
         return None
     try:
-        memory: int = psutil.Process(pid).memory_info().rss
+        size: int = psutil.Process(pid).memory_info().rss
     except psutil.Error:
         return None
-    return memory
+    return size
 
 
 T = TypeVar("T")
@@ -243,3 +276,10 @@ def duration(seconds: float) -> str:
         if seconds >= 2 * size:
             return f"{seconds / size:.0f} {unit}"
     return f"{seconds:.0f} s"
+
+
+def memory(size: int | None) -> str:
+    """Return an amount of memory in MiB or GiB; an empty text for None."""
+    if size is None:
+        return ""
+    return f"{size / 2**20:.0f} MiB" if size < 2**30 else f"{size / 2**30:.1f} GiB"

@@ -135,7 +135,7 @@ class Work(Ticket[Seat]):
         self.name = name
         self.kind: str = purpose
         self.correlation = correlation_of_work()
-        self.caller = telemetry.here() if telemetry.is_on() else None
+        self.caller = telemetry.begin("call") if telemetry.is_on() else None
         self.began: float | None = None
         self.link = link
         self.nested_in: Link | None = None
@@ -205,7 +205,7 @@ class Work(Ticket[Seat]):
 
     def caller_of(self, _: int) -> object:
         """Return whose the calls are that it makes."""
-        return self.caller
+        return None if self.caller is None else self.caller.inside
 
 
 def outcome_of(error: BaseException) -> str:

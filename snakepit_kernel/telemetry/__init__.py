@@ -19,11 +19,13 @@ from .events import (
     set_limit,
     subscribe,
 )
-from .sdk import here
+from .sdk import Begun, begin, here, within
 
 __all__ = [
+    "Begun",
     "Event",
     "Subscription",
+    "begin",
     "correlation_id",
     "dropped",
     "emit",
@@ -33,4 +35,5 @@ __all__ = [
     "note_dropped",
     "set_limit",
     "subscribe",
+    "within",
 ]

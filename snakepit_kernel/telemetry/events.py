@@ -259,7 +259,8 @@ def emit(
     seconds
         How long it took.
     caller
-        Whose it is, as `here` said then. Default: whoever calls.
+        Whose it is, as `here` said then, or what `begin` said of this very thing. Default: whoever
+        calls.
     at
         When it had happened: nanoseconds since 1970. Default: now.
     """

@@ -11,6 +11,7 @@ from opentelemetry.metrics import CallbackOptions, Observation
 
 from .._version import __version__
 from .limits import Names
+from .sdk import Begun
 
 if TYPE_CHECKING:
     from .events import Record
@@ -82,17 +83,39 @@ class Spans:
         self._tracer = provider.get_tracer(LIBRARY, __version__)
 
     def take(self, record: Record) -> None:
-        """Make the span of an event, below that of its caller."""
+        """Make the span of an event, below that of its caller; or end that which has begun."""
         name, attributes, ended, seconds, caller = record
-        span = self._tracer.start_span(
-            name,
-            context=caller if isinstance(caller, Context) else Context(),
-            attributes=attributes,
-            start_time=ended - round(seconds * 1e9),
-        )
+        began = ended - round(seconds * 1e9)
+        if isinstance(caller, Begun) and caller.span is not None:
+            span = caller.span
+            span.set_attributes(attributes)
+        else:
+            whose = caller.caller if isinstance(caller, Begun) else caller
+            span = self._tracer.start_span(
+                name, context=_as_context(whose), attributes=attributes, start_time=began
+            )
+        if "queue_seconds" in attributes:
+            self._queue(span, began, began + round(float(attributes["queue_seconds"]) * 1e9))
         if attributes.get("outcome", "ok") not in _FINE:
             span.set_status(trace.StatusCode.ERROR)
         span.end(ended)
+
+    def _queue(self, work: trace.Span, began: int, ended: int) -> None:
+        """Make the span of the wait of a piece of work, below that of the work."""
+        context = trace.set_span_in_context(work, Context())
+        self._tracer.start_span("queue", context=context, start_time=began).end(ended)
+
+
+def begin_span(name: str, caller: object) -> tuple[trace.Span, Context]:
+    """Begin a span below that of a caller; return it, and the context in which it is current."""
+    context = _as_context(caller)
+    tracer = trace.get_tracer_provider().get_tracer(LIBRARY, __version__)
+    span = tracer.start_span(name, context=context)
+    return span, trace.set_span_in_context(span, context)
+
+
+def _as_context(caller: object) -> Context:
+    return caller if isinstance(caller, Context) else Context()
 
 
 class Metrics:

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
+import logging
 import sys
+from collections.abc import Iterator
 from typing import Any, Final
+
+logger = logging.getLogger(__name__)
 
 SDK = "opentelemetry.sdk"
 """Module that is there when somebody has imported the SDK."""
@@ -42,6 +47,61 @@ def _nobody_has() -> bool:
 
 _METERING = "opentelemetry.metrics._internal"
 _asked: list[bool] = []
+
+
+class Begun:
+    """Something that will be told of when it has ended, and whose what is done within it is.
+
+    Attributes
+    ----------
+    caller
+        Whose it is itself: OpenTelemetry's context.
+    inside
+        Whose is what is done within it: the context with its span, where spans are recorded.
+    span
+        Its span, which `emit` ends; None where none are.
+    """
+
+    __slots__ = ("caller", "inside", "span")
+
+    def __init__(self, name: str, caller: object) -> None:
+        self.caller = self.inside = caller
+        self.span: Any = None
+        if is_installed():
+            try:
+                from .otel import begin_span
+
+                self.span, self.inside = begin_span(name, caller)
+            except Exception:
+                logger.debug("OpenTelemetry began no span", exc_info=True)
+
+
+def begin(name: str, caller: object = None) -> Begun:
+    """Note that something has begun which `emit` will tell of.
+
+    Parameters
+    ----------
+    name
+        What.
+    caller
+        Whose it is, as `here` or `Begun.inside` said. Default: whoever calls.
+    """
+    return Begun(name, here() if caller is None else caller)
+
+
+@contextlib.contextmanager
+def within(begun: Begun) -> Iterator[None]:
+    """Make what is done in a ``with`` block part of what has begun."""
+    if begun.span is None:
+        yield
+        return
+    from opentelemetry import context
+
+    token = context.attach(begun.inside)  # type: ignore[arg-type]
+    try:
+        yield
+    finally:
+        context.detach(token)
 
 
 def here() -> object:

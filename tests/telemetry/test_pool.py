@@ -25,12 +25,16 @@ def test_spans_of_calls_are_below_that_of_their_caller_and_share_its_trace(sdk):
         pool.call("tell", {"name": "later"})
 
     own = mine.get_span_context()
-    first, second, _ = sdk.spans("call")
-    for span in (first, second, *sdk.spans("of.a.call"), *sdk.spans("of.a.future")):
-        assert span.parent.span_id == own.span_id
+    first, second, third = sdk.spans("call")
+    (of_a_call,), (of_a_future,) = sdk.spans("of.a.call"), sdk.spans("of.a.future")
+    assert [span.parent.span_id for span in (first, second)] == [own.span_id] * 2
+    assert of_a_call.parent.span_id == first.context.span_id
+    assert of_a_future.parent.span_id == second.context.span_id
+    for span in (first, second, of_a_call, of_a_future):
         assert span.attributes["correlation_id"] == called == format(own.trace_id, "032x")
         assert span.attributes["worker"] == "shop-1.1"
-    assert sdk.spans("later")[0].parent is None
+    assert third.parent is None
+    assert sdk.spans("later")[0].parent.span_id == third.context.span_id
     counts = {key: point.value for key, point in sdk.points("snakepit.events").items()}
     key = {"event": "call", "kind": "call", "tool": "tell", "pool": "shop", "outcome": "ok"}
     assert counts[tuple(sorted(key.items()))] == 2

@@ -1,0 +1,149 @@
+"""A widget that shows a pool live. Only this module imports anywidget."""
+
+from __future__ import annotations
+
+import contextvars
+import threading
+import time
+from dataclasses import asdict
+from importlib.resources import files
+from typing import TYPE_CHECKING, Any, Protocol
+
+import anywidget
+from traitlets import Bool, Dict
+
+from .html import failed, style
+
+if TYPE_CHECKING:
+    from ..status import PoolStatus, WorkerStatus
+
+INTERVAL = 1.0
+"""Seconds between two looks at the pool."""
+
+MAX_WORKERS = 150
+"""Workers that are shown."""
+
+
+class Watched(Protocol):
+    """What the dashboard looks at."""
+
+    @property
+    def is_open(self) -> bool:
+        """Whether it takes work."""
+
+    def status(self) -> PoolStatus:
+        """Return what it looks like now."""
+
+
+class Dashboard(anywidget.AnyWidget):
+    """Shows a pool as long as it is open, in each place where it is displayed.
+
+    A thread looks at the pool about once a second while the widget is on somebody's screen, and
+    sends what has changed: an idle pool sends nothing, so that it does not keep its notebook from
+    being culled. The thread ends with the pool, or by `close`.
+
+    Parameters
+    ----------
+    pool
+        The pool.
+
+    Attributes
+    ----------
+    view
+        What is shown: the status as plain data, with the calls that ended in a second.
+    shown
+        Whether it can be seen; the browser tells.
+    """
+
+    _esm = files(__package__).joinpath("dashboard.js").read_text(encoding="utf-8")
+    _css = style()
+
+    view = Dict().tag(sync=True)
+    shown = Bool(default_value=True).tag(sync=True)
+
+    def __init__(self, pool: Watched) -> None:
+        self._has_ended = threading.Event()
+        self._pool: Watched | None = pool
+        self._ended_before, self._looked = _ended(pool.status()), time.monotonic()
+        super().__init__(view=self._look())
+        # What it sends belongs to the cell that opened it, which ipykernel finds in the context.
+        self._thread = threading.Thread(
+            target=contextvars.copy_context().run,
+            args=(self._follow,),
+            name=f"snakepit-dashboard-{self.view['name']}",
+            daemon=True,
+        )
+        self._thread.start()
+
+    def _follow(self) -> None:
+        while not self._has_ended.wait(INTERVAL):
+            pool = self._pool
+            is_open = pool is not None and pool.is_open
+            if is_open and not self.shown:
+                continue
+            view = self._look()
+            if _without_ages(view) != _without_ages(self.view):
+                self.view = view
+            if not is_open:
+                break
+        self._pool = None
+
+    def _look(self) -> dict[str, Any]:
+        assert self._pool is not None
+        is_open = self._pool.is_open
+        status = self._pool.status()
+        ended, now = _ended(status), time.monotonic()
+        seconds = now - self._looked
+        rate = (ended - self._ended_before) / seconds if seconds > 0 else 0.0
+        self._ended_before, self._looked = ended, now
+        return {**_as_view(status), "is_open": is_open, "rate": round(rate, 1)}
+
+    def close(self) -> None:
+        """Show nothing more, and end the thread."""
+        self._has_ended.set()
+        super().close()
+
+    def __repr__(self) -> str:
+        state = "live" if self._thread.is_alive() else "closed"
+        return f"<dashboard of pool {self.view.get('name')!r}: {state}>"
+
+
+def _ended(status: PoolStatus) -> int:
+    return status.stats.submitted - status.stats.queued - status.stats.running
+
+
+def _as_view(status: PoolStatus) -> dict[str, Any]:
+    """Return a status with moments instead of ages, for these do not change by themselves."""
+    return {
+        "name": status.name,
+        "about": status.about,
+        "workers": [_worker(worker) for worker in status.workers[:MAX_WORKERS]],
+        "stats": asdict(status.stats),
+        "failed": failed(status.stats),
+        "ends": [
+            {"name": end.name, "at": end.at, "story": end.story, "died": end.was_wanted}
+            for end in status.last_ends
+        ],
+        "sessions": status.some_sessions,
+        "problem": status.problem or "",
+    }
+
+
+def _worker(worker: WorkerStatus) -> dict[str, Any]:
+    # Less than a MiB comes and goes without meaning.
+    memory = None if worker.memory_bytes is None else round(worker.memory_bytes / 2**20)
+    return {
+        "name": worker.name,
+        "pid": worker.pid,
+        "state": worker.state,
+        "tainted": worker.tainted,
+        "since": time.time() - worker.seconds,
+        "calls": worker.calls,
+        "mebibytes": memory,
+        "running": worker.running or "",
+    }
+
+
+def _without_ages(view: dict[str, Any]) -> dict[str, Any]:
+    workers = [{**worker, "since": None} for worker in view["workers"]]
+    return {**view, "workers": workers}

@@ -1,0 +1,262 @@
+"""What a pool did, call by call: recorded while somebody wants to know, then shown or saved."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections import Counter, deque
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from ... import telemetry
+from ..status import duration
+
+LIMIT = 10_000
+"""Calls that a timeline keeps: the last ones."""
+
+SHOWN_LINES = 20
+"""Calls in the text; the page and the file have all."""
+
+NOTEBOOK = "notebook"
+"""The track of host calls, which run here."""
+
+_HEADINGS = ("at", "waited", "ran", "kind", "tool", "worker", "session", "outcome")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TimelineCall:
+    """One call, cell, stream, future or host call that has ended.
+
+    Attributes
+    ----------
+    kind
+        ``"call"``, ``"stream"``, ``"future"``, ``"cell"`` or ``"host_call"``.
+    session, worker
+        Of which session it was, and who did it; None for none. A host call's worker is the one that
+        asked for it.
+    correlation_id
+        Of the outermost call that it was done for.
+    queued_at, began_at, ended_at
+        When it was asked for, got its worker (again, after an attempt that failed) and had ended:
+        seconds since 1970.
+    outcome
+        As the counters of `Pool.stats` are named.
+    """
+
+    kind: str
+    tool: str
+    session: str | None
+    worker: str | None
+    correlation_id: str
+    queued_at: float
+    began_at: float
+    ended_at: float
+    outcome: str
+
+    @property
+    def waited(self) -> float:
+        """Seconds in the queue."""
+        return self.began_at - self.queued_at
+
+    @property
+    def ran(self) -> float:
+        """Seconds at a worker, or in the notebook for a host call."""
+        return self.ended_at - self.began_at
+
+    @property
+    def track(self) -> str | None:
+        """Where it ran: its worker, or the notebook; None for what never ran."""
+        return NOTEBOOK if self.kind == "host_call" else self.worker
+
+
+class Timeline:
+    """Records the calls of a pool that are asked for and end inside a ``with`` block; shows them.
+
+    Parameters
+    ----------
+    pool
+        Name of the pool.
+    limit
+        Calls that are kept.
+    """
+
+    def __init__(self, pool: str, limit: int = LIMIT) -> None:
+        self.pool = pool
+        self._calls: deque[TimelineCall] = deque(maxlen=limit)
+        self._count = 0
+        self._lost_before = self._lost = 0
+        self._subscription: telemetry.Subscription | None = None
+
+    def __enter__(self) -> Self:
+        self._lost_before = telemetry.dropped() - self._lost
+        self._subscription = telemetry.subscribe(self._take)
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        assert self._subscription is not None
+        self._subscription.close()
+        self._lost = telemetry.dropped() - self._lost_before
+        self._subscription = None
+
+    def _take(self, event: telemetry.Event) -> None:
+        if event.name in {"call", "host_call"} and event.attributes.get("pool") == self.pool:
+            self._count += 1
+            self._calls.append(_call_of(event))
+
+    @property
+    def calls(self) -> list[TimelineCall]:
+        """What has ended so far, in the order in which it was asked for."""
+        if self._subscription is not None:
+            telemetry.flush()
+        return sorted(self._calls, key=lambda call: call.queued_at)
+
+    @property
+    def dropped(self) -> int:
+        """How many calls are missing: those beyond the limit, and events that were dropped.
+
+        No more than 1000 events of a name are handed on in a second, see `telemetry.set_limit`.
+        """
+        lost = self._lost
+        if self._subscription is not None:
+            lost = telemetry.dropped() - self._lost_before
+        return lost + self._count - len(self._calls)
+
+    # -- showing -------------------------------------------------------------------------------
+
+    @property
+    def title(self) -> str:
+        """What there was, in one line."""
+        calls = self.calls
+        if not calls:
+            text = f"pool {self.pool}: no calls"
+        else:
+            began, ended = span_of(calls)
+            outcomes = Counter(call.outcome for call in calls)
+            told = ", ".join(f"{count} {name}" for name, count in outcomes.most_common())
+            text = f"pool {self.pool}: {len(calls)} calls in {seconds(ended - began)}: {told}"
+        return f"{text}; {self.dropped} more are missing" if self.dropped else text
+
+    def __repr__(self) -> str:
+        calls = self.calls
+        if not calls:
+            return self.title
+        began, _ = span_of(calls)
+        rows = [_HEADINGS, *(_row(call, began) for call in calls[:SHOWN_LINES])]
+        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+        lines = ["  ".join(map(str.ljust, row, widths)).rstrip() for row in rows]
+        more = len(calls) - SHOWN_LINES
+        return "\n".join([self.title, *lines, *([f"and {more} more"] if more > 0 else [])])
+
+    def _repr_html_(self) -> str:
+        from .gantt import page
+
+        return page(self.title, self.calls)
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write it as a trace that https://ui.perfetto.dev and Chrome's ``about:tracing`` open."""
+        trace = {"traceEvents": list(_trace(self.pool, self.calls)), "displayTimeUnit": "ms"}
+        Path(path).write_text(json.dumps(trace), encoding="utf-8")
+
+
+def _call_of(event: telemetry.Event) -> TimelineCall:
+    about: Mapping[str, Any] = event.attributes
+    queued = event.time - event.seconds
+    return TimelineCall(
+        kind=about.get("kind", event.name),
+        tool=about["tool"],
+        session=about.get("session"),
+        worker=about.get("worker"),
+        correlation_id=about["correlation_id"],
+        queued_at=queued,
+        began_at=queued + about.get("queue_seconds", 0.0),
+        ended_at=event.time,
+        outcome=about["outcome"],
+    )
+
+
+def span_of(calls: Iterable[TimelineCall]) -> tuple[float, float]:
+    """Return when the first of some calls was asked for, and when the last one had ended."""
+    calls = list(calls)
+    return min(call.queued_at for call in calls), max(call.ended_at for call in calls)
+
+
+def tracks(calls: Iterable[TimelineCall]) -> list[tuple[str, list[TimelineCall]]]:
+    """Lay calls out so that those of one track do not overlap, by where they ran.
+
+    A worker has several tracks where it runs several calls at a time, or serves one inside another.
+    """
+    found: dict[str, list[list[TimelineCall]]] = {}
+    for call in sorted(calls, key=lambda call: call.began_at):
+        if call.track is None:
+            continue
+        rows = found.setdefault(call.track, [])
+        for row in rows:
+            if row[-1].ended_at <= call.began_at:
+                row.append(call)
+                break
+        else:
+            rows.append([call])
+    return [(name, row) for name in sorted(found) for row in found[name]]
+
+
+def seconds(value: float) -> str:
+    """Return a short time in the unit that reads best."""
+    if value >= 120:
+        return duration(value)
+    if value >= 1:
+        return f"{value:.1f} s"
+    return f"{value * 1e3:.3g} ms" if value >= 1e-3 else f"{value * 1e6:.0f} µs"
+
+
+def _row(call: TimelineCall, began: float) -> tuple[str, ...]:
+    return (
+        seconds(call.queued_at - began),
+        seconds(call.waited),
+        seconds(call.ran),
+        call.kind,
+        call.tool,
+        call.worker or "",
+        call.session or "",
+        call.outcome,
+    )
+
+
+def _trace(pool: str, calls: list[TimelineCall]) -> Iterable[dict[str, Any]]:
+    """Give the events of Chrome's trace format: spans on tracks, and waits beside them."""
+    process = os.getpid()
+    yield _named("process_name", f"pool {pool}", pid=process)
+    for number, (name, row) in enumerate(tracks(calls), start=1):
+        yield _named("thread_name", name, pid=process, tid=number)
+        for call in row:
+            yield {
+                "ph": "X",
+                "name": call.tool,
+                "cat": call.kind,
+                "pid": process,
+                "tid": number,
+                "ts": call.began_at * 1e6,
+                "dur": call.ran * 1e6,
+                "args": {
+                    "outcome": call.outcome,
+                    "session": call.session,
+                    "worker": call.worker,
+                    "correlation_id": call.correlation_id,
+                },
+            }
+    for number, call in enumerate(calls):
+        if call.waited > 0:
+            wait = {"name": call.tool, "cat": "queue", "id": number, "pid": process, "tid": 0}
+            yield {**wait, "ph": "b", "ts": call.queued_at * 1e6}
+            yield {**wait, "ph": "e", "ts": call.began_at * 1e6}
+
+
+def _named(kind: str, name: str, **where: int) -> dict[str, Any]:
+    return {"ph": "M", "name": kind, "args": {"name": name}, **where}

@@ -1,0 +1,149 @@
+"""The live view of a pool, as its notebook's kernel sends it."""
+
+from __future__ import annotations
+
+import time
+from queue import Empty
+
+import pytest
+
+QUIET = 2.5
+"""Seconds: more than two looks at the pool."""
+
+
+class Frontend:
+    """Runs cells, and keeps all that the kernel sends."""
+
+    def __init__(self, notebook):
+        self.client = notebook.client
+        self.messages = []
+
+    def run(self, code):
+        """Run a cell; return the id of its request."""
+        request = self.client.execute(code)
+        self.wait_for(
+            lambda m: m["content"].get("execution_state") == "idle" and parent_of(m) == request
+        )
+        return request
+
+    def wait_for(self, is_wanted):
+        deadline = time.monotonic() + 30
+        while time.monotonic() < deadline:
+            message = self.client.get_iopub_msg(timeout=30)
+            self.messages.append(message)
+            assert message["msg_type"] != "error", message["content"]
+            if is_wanted(message):
+                return message
+        pytest.fail("it did not come")
+
+    def wait_for_view(self, is_wanted):
+        """Wait for an update of the dashboard that shows something; return its message."""
+        return self.wait_for(lambda m: (view := view_of(m)) is not None and is_wanted(view))
+
+    def is_silent(self, seconds=QUIET):
+        try:
+            self.messages.append(self.client.get_iopub_msg(timeout=seconds))
+        except Empty:
+            return True
+        return False
+
+    def show(self, is_shown):
+        """Tell the kernel as a browser does whether the dashboard is on the screen."""
+        (opened,) = [m for m in self.messages if opens_a_dashboard(m)]
+        content = {
+            "comm_id": opened["content"]["comm_id"],
+            "data": {"method": "update", "state": {"shown": is_shown}, "buffer_paths": []},
+        }
+        message = self.client.session.msg("comm_msg", content)
+        self.client.shell_channel.send(message)
+        self.wait_for(
+            lambda m: (
+                m["content"].get("execution_state") == "idle"
+                and parent_of(m) == message["header"]["msg_id"]
+            )
+        )
+
+
+def parent_of(message):
+    return message["parent_header"].get("msg_id")
+
+
+def opens_a_dashboard(message):
+    data = message["content"].get("data", {})
+    return message["msg_type"] == "comm_open" and "view" in data.get("state", {})
+
+
+def view_of(message):
+    if message["msg_type"] != "comm_msg":
+        return None
+    return message["content"]["data"].get("state", {}).get("view")
+
+
+@pytest.fixture
+def frontend(notebook):
+    return Frontend(notebook)
+
+
+def test_what_it_sends_is_of_the_cell_that_opened_it(frontend):
+    opening = frontend.run("dashboard = %snakepit dashboard")
+    busy = frontend.run("import time; futures = [pool.submit(time.sleep, 2) for _ in range(3)]")
+
+    update = frontend.wait_for_view(lambda view: view["stats"]["queued"] == 1)
+    frontend.wait_for_view(lambda view: view["stats"]["ok"] == 3 and view["rate"] == 0)
+
+    assert busy != opening == parent_of(update)
+    assert [w["running"] for w in view_of(update)["workers"]] == ["sleep", "sleep"]
+
+
+def test_an_idle_pool_and_a_hidden_dashboard_send_nothing(frontend):
+    frontend.run("dashboard = pool.dashboard()")
+    deadline = time.monotonic() + 20
+    while not frontend.is_silent():
+        assert time.monotonic() < deadline
+
+    frontend.show(False)
+    frontend.run("pool.submit(pow, 2, 3).result()")
+    assert frontend.is_silent()
+    frontend.show(True)
+    frontend.wait_for_view(lambda view: view["stats"]["ok"] == 1)
+
+
+def test_the_kernel_stays_idle_while_it_is_refreshed(frontend):
+    frontend.run("dashboard = pool.dashboard()")
+    frontend.run("import time; futures = [pool.submit(time.sleep, 0.3) for _ in range(12)]")
+    frontend.messages.clear()
+
+    frontend.wait_for_view(lambda view: view["stats"]["ok"] == 12)
+
+    assert {message["msg_type"] for message in frontend.messages} <= {
+        "comm_msg",
+        "snakepit_activity",
+    }
+
+
+def test_its_thread_ends_when_it_is_closed(frontend):
+    frontend.run("dashboards = [pool.dashboard() for _ in range(3)]")
+    frontend.run("threads = [d._thread for d in dashboards]; [d.close() for d in dashboards]")
+    frontend.run("[thread.join(5) for thread in threads]")
+    frontend.run("assert not any(thread.is_alive() for thread in threads)")
+
+
+def test_it_ends_with_the_pool_and_says_so(frontend):
+    frontend.run("dashboard = pool.dashboard()")
+    frontend.run("%snakepit stop")
+
+    frontend.wait_for_view(lambda view: not view["is_open"])
+    frontend.run("dashboard._thread.join(5); assert not dashboard._thread.is_alive()")
+    frontend.run("assert 'closed' in repr(dashboard)")
+
+
+def test_it_does_not_keep_a_pool_that_nobody_has(frontend):
+    frontend.run("import snakepit_kernel; own = snakepit_kernel.Pool(1, name='own')")
+    frontend.run("dashboard = own.dashboard(); del own; import gc; gc.collect()")
+
+    frontend.wait_for_view(lambda view: view["name"] == "own" and not view["is_open"])
+
+
+def test_anywidget_is_imported_with_the_first_dashboard(frontend):
+    frontend.run("import sys; assert 'anywidget' not in sys.modules")
+    frontend.run("dashboard = pool.dashboard(); assert 'anywidget' in sys.modules")

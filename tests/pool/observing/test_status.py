@@ -1,0 +1,132 @@
+"""The status of a pool, as people see it."""
+
+from __future__ import annotations
+
+import json
+import time
+from html.parser import HTMLParser
+
+import pytest
+
+from snakepit_kernel import PoolStats, PoolStatus
+from snakepit_kernel.pool.status import SHOWN_ENDS, WorkerEnd, WorkerStatus, memory
+
+
+def worker(**fields):
+    usual = {"name": "shop-1.1", "pid": 42, "state": "busy", "seconds": 3.0, "calls": 7}
+    rest = {"memory_bytes": 50 << 20, "running": "price", "run_id": "r"}
+    return WorkerStatus(**{**usual, **rest, **fields})
+
+
+def end(**fields):
+    usual = {"name": "shop-1.1", "pid": 41, "at": time.time() - 10, "seconds": 240.0, "calls": 17}
+    rest = {"was_wanted": True, "reason": "SIGKILL"}
+    return WorkerEnd(**{**usual, **rest, **fields})
+
+
+def status(**fields):
+    return PoolStatus(**{"name": "shop", "owner_pid": 1, "adapter": "shop:Shop", **fields})
+
+
+class Text(HTMLParser):
+    """The texts of a page, and its tags."""
+
+    def __init__(self, html):
+        super().__init__()
+        self.texts, self.tags = [], []
+        self.feed(html)
+
+    def handle_starttag(self, tag, attributes):
+        self.tags.append(tag)
+
+    def handle_data(self, data):
+        if self.tags[-1] != "style":
+            self.texts.append(data)
+
+
+def test_html_and_text_tell_of_workers_queue_memory_ends_and_a_problem():
+    pool = status(
+        workers=[worker(), worker(name="shop-2.1", memory_bytes=30 << 20)],
+        stats=PoolStats(submitted=1234, ok=1200, error=20, lost=3, queued=4, running=2, died=1),
+        ends=[end()],
+        problem="the adapter cannot be imported",
+    )
+
+    page = Text(pool._repr_html_()).texts
+
+    numbers = page[2 : page.index("worker")]
+    tiles = dict(zip(numbers[1::2], numbers[::2], strict=True))
+    assert {name: tiles[name] for name in ("queued", "running", "failed", "died", "memory")} == {
+        "queued": "4",
+        "running": "2",
+        "failed": "23",
+        "died": "1",
+        "memory": "80 MiB",
+    }
+    for shown in ("\n".join(page), str(pool)):
+        assert "shop-2.1" in shown
+        assert "80 MiB" in shown
+        assert "10 s ago" in shown
+        assert "died after 4 min and 17 calls: SIGKILL" in shown
+        assert "the adapter cannot be imported" in shown
+
+
+def test_nothing_of_the_users_is_html():
+    evil = "<script>alert(1)</script>"
+    pool = status(
+        name=evil,
+        adapter=evil,
+        workers=[worker(name=evil, running=evil, tainted=f'" onload="{evil}')],
+        sessions=[evil],
+        ends=[end(name=evil, reason=evil)],
+        problem=evil,
+    )
+
+    page = Text(pool._repr_html_())
+
+    assert "script" not in page.tags
+    assert page.texts.count(evil) >= 3
+    assert "onload=" not in pool._repr_html_().replace("&quot; onload=", "")
+
+
+def test_a_tainted_worker_says_so():
+    pool = status(workers=[worker(tainted="killed its process before")])
+
+    assert "busy, tainted" in str(pool)
+    assert 'title="killed its process before"' in pool._repr_html_()
+
+
+def test_a_replaced_worker_did_not_die():
+    pool = status(ends=[end(was_wanted=False, reason="max_calls of 17")])
+
+    assert "was replaced after 4 min and 17 calls: max_calls of 17" in str(pool)
+    assert 'class="snakepit-died"' not in pool._repr_html_()
+
+
+def test_people_see_the_last_ends_and_some_sessions():
+    pool = status(
+        ends=[end(name=f"shop-1.{n}") for n in range(20)], sessions=[f"s{n}" for n in range(1000)]
+    )
+
+    assert [item.name for item in pool.last_ends] == [f"shop-1.{n}" for n in range(19, 14, -1)]
+    assert len(pool.last_ends) == SHOWN_ENDS
+    assert "s19 and 980 more" in str(pool)
+
+
+def test_what_older_and_newer_versions_published_is_read():
+    data = json.loads(json.dumps(status(workers=[worker()], ends=[end()]).as_json()))
+    newer = {**data, "weather": "fine", "workers": [{**data["workers"][0], "colour": "red"}]}
+    older = {key: value for key, value in data.items() if key != "ends"}
+    older["workers"] = [{k: v for k, v in data["workers"][0].items() if k != "tainted"}]
+    older["stats"] = {"submitted": 3}
+
+    assert PoolStatus.from_json(newer) == PoolStatus.from_json(data)
+    assert PoolStatus.from_json(older).stats == PoolStats(submitted=3)
+    assert PoolStatus.from_json(older).workers[0].tainted is None
+
+
+@pytest.mark.parametrize(
+    ("size", "text"), [(None, ""), (0, "0 MiB"), (3 << 20, "3 MiB"), (3 << 29, "1.5 GiB")]
+)
+def test_an_amount_of_memory_is_told_in_one_unit(size, text):
+    assert memory(size) == text
