@@ -168,6 +168,18 @@ def test_sessions_and_run_all_reach_its_workers_and_share_their_state(echo, open
     assert first.run("count").worker == home
 
 
+def test_one_that_was_kept_ready_takes_the_slot_and_the_name(echo, open_pool):
+    pool = open_pool(kernel_name=echo, standby=1)
+    spares = pool._engine._crew._spares
+    while not spares._ready:
+        time.sleep(0.02)
+
+    with pytest.raises(WorkerDied):
+        pool.run("die")
+
+    assert pool.run("count", timeout=20).worker == "default-1.2"
+
+
 def test_what_it_starts_ends_with_the_pool(echo):
     with Pool(1, kernel_name=echo) as pool:
         child = int(pool.run("spawn").stdout)
