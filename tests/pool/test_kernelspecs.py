@@ -276,6 +276,10 @@ def test_an_encoder_that_is_code_disturbs_no_other_value_on_the_way_to_another_p
 @pytest.mark.timeout(300)
 def test_code_does_not_come_back_from_another_version_of_python(gate):
     assert gate.call("function") == [1, Unserializable("function")]
+    assert gate.run("class Local: pass\n[1, Local()]").value == [
+        1,
+        Unserializable("__main__.Local"),
+    ]
 
 
 @pytest.mark.timeout(300)
