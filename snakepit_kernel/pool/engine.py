@@ -549,6 +549,8 @@ class Engine:
             stats = self.stats()
             if stats.queued or stats.running:
                 tell_of_activity()
+            if self._share.workers != self._crew.size:
+                await asyncio.to_thread(self._share.note, self._crew.size)
             self._admission.trim(TRIM_AFTER)
             if self.sessions.are_used:
                 await asyncio.to_thread(self._care_for_sessions)

@@ -37,9 +37,12 @@ def other() -> Iterator[subprocess.Popen[str]]:
         text=True,
     )
     assert process.stdout is not None
-    assert process.stdout.readline() == "open\n"
-    yield process
-    process.communicate("")
+    try:
+        assert process.stdout.readline() == "open\n"
+        yield process
+    finally:
+        process.kill()
+        process.communicate()
 
 
 def book(most: int, *, cores: int, bytes_each: int = 0, memory_bytes: int = 100) -> tuple[str, int]:
