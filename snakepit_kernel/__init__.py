@@ -21,6 +21,7 @@ if TYPE_CHECKING:
         CallDetails,
         CallTimeout,
         CellError,
+        CellsOnly,
         ConstraintViolation,
         InvalidArguments,
         PoolClosed,
@@ -47,6 +48,7 @@ if TYPE_CHECKING:
         WorkerDied,
     )
     from .pool.futures import CallFuture
+    from .pool.limits import Limits
     from .pool.policies import Breaker, CrashBarrier, Heartbeat, Retry
     from .pool.pool import Pool
     from .pool.results import CellResult
@@ -75,11 +77,13 @@ __all__ = [
     "CallTimeout",
     "CellError",
     "CellResult",
+    "CellsOnly",
     "Change",
     "ConstraintViolation",
     "CrashBarrier",
     "Heartbeat",
     "InvalidArguments",
+    "Limits",
     "Pool",
     "PoolClosed",
     "PoolDegraded",
@@ -136,6 +140,7 @@ _HOMES = {
     "Adapter": "tools.adapter",
     "CallFuture": "pool.futures",
     "CellResult": "pool.results",
+    "Limits": "pool.limits",
     "Pool": "pool.pool",
     "Breaker": "pool.policies",
     "CrashBarrier": "pool.policies",

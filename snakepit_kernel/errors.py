@@ -12,6 +12,7 @@
     ├── PoolClosed                the pool has ended                   (also RuntimeError)
     ├── PoolDegraded              its workers end as soon as they start
     ├── BreakerOpen               it fails again and again, and rests
+    ├── CellsOnly                 a pool's kernel does nothing but run cells (also TypeError)
     ├── ToolNotFound              no tool of that name                 (also LookupError)
     ├── InvalidArguments          arguments do not fit the tool        (also ValueError)
     ├── ValueTooLarge             a value is larger than it may be     (also ValueError)
@@ -49,6 +50,7 @@ __all__ = [
     "CallDetails",
     "CallTimeout",
     "CellError",
+    "CellsOnly",
     "ConstraintViolation",
     "InvalidArguments",
     "PoolClosed",
@@ -223,7 +225,8 @@ class WorkerDied(SnakepitError):
         self.reason = reason
 
     def __str__(self) -> str:
-        text = f"worker {self.worker} {self.reason or describe_exit(self.status)}"
+        reason = f"{self.reason} and " if self.reason else ""
+        text = f"worker {self.worker} {reason}{describe_exit(self.status)}"
         if self.output:
             text += f"; its last output:\n{self.output}"
         return text
@@ -251,11 +254,12 @@ class SessionLost(SnakepitError):
     def __str__(self) -> str:
         why = f" ({self.reason})" if self.reason else ""
         return (
-            f"worker {self.worker} of session {self.session_id!r} has ended{why}, and with it "
-            "went what the session had there: the names of its cells, its objects in memory, its "
+            f"worker {self.worker} of session {self.session_id!r} has ended{why}, and with it went "
+            "what the session had there: the names of its cells, its objects in memory, its "
             "working directory and environment. The session's variables, programs and metadata are "
-            f"in the store and still there. Open it anew, by pool.session({self.session_id!r}, …), to go "
-            "on: then its next call takes another worker"
+            "in the store and still there. Open it anew, by "
+            f"pool.session({self.session_id!r}, …), to go on: then its next call takes another "
+            "worker"
         )
 
 
@@ -321,6 +325,35 @@ class BreakerOpen(SnakepitError):
         return (
             f"the breaker of pool {self.pool!r} is open: {self.failures} calls failed one after "
             f"the other; the next one is let through {when}; the last failure: {self.last}"
+        )
+
+
+class CellsOnly(SnakepitError, TypeError):
+    """A pool's workers are kernels that run cells only; nothing ran.
+
+    Attributes
+    ----------
+    what
+        What was asked for.
+    kernel_name
+        The kernelspec of the workers.
+    reason
+        Why they run cells only.
+    remedy
+        What to do about it.
+    """
+
+    def __init__(self, what: str, kernel_name: str, reason: str, remedy: str) -> None:
+        super().__init__(what, kernel_name, reason, remedy)
+        self.what = what
+        self.kernel_name = kernel_name
+        self.reason = reason
+        self.remedy = remedy
+
+    def __str__(self) -> str:
+        return (
+            f"{self.what} is not possible with kernelspec {self.kernel_name!r}, whose workers run "
+            f"cells only: {self.reason}; {self.remedy}"
         )
 
 

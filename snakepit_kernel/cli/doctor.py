@@ -9,6 +9,7 @@ from collections.abc import Iterable, Sequence
 import click
 
 from .._version import __version__
+from .accelerators import check_accelerators
 from .findings import Check, Finding, Level, problem
 from .installation import (
     check_forking,
@@ -41,6 +42,7 @@ CHECKS: dict[str, Check] = {
     "sessions": check_store,
     "processes": check_processes,
     "leftovers": check_leftovers,
+    "accelerators": check_accelerators,
 }
 
 _COLOURS = {Level.OK: "green", Level.HINT: "yellow", Level.PROBLEM: "red"}

@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.table import Table
 
 from ..paths import runtime_dir
-from ..pool.status import HEADINGS, PoolStatus, duration
+from ..pool.status import PoolStatus, duration
 from ..processes.registry import EndedRun, Registry, Run
 from ..processes.sweep import TaggedProcess, past_runs, tagged_processes
 from .published import PublishedPool, UnreadablePool, pool_folders, read_pool
@@ -211,9 +211,14 @@ def _ended_data(run: EndedRun) -> dict[str, Any]:
 
 def pool_listing(pool: PoolStatus) -> Listing:
     """Lay out a pool."""
-    rows = [worker.as_row() for worker in pool.workers]
     ends = [f"{end.name}, {end.ago}: {end.story}" for end in pool.last_ends]
-    return Listing(title=pool.title, headings=HEADINGS, rows=rows, footer=pool.footer, notes=ends)
+    return Listing(
+        title=pool.title,
+        headings=pool.headings,
+        rows=pool.rows(),
+        footer=pool.footer,
+        notes=ends,
+    )
 
 
 def run_listing(runs: Sequence[Run]) -> Listing:

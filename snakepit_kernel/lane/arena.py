@@ -147,6 +147,10 @@ class ArenaWriter:
         """Memory that the arena has taken from the system."""
         return self._warm.count(1) * _PAGE
 
+    def map(self) -> None:
+        """Take the address space now, and not when it is first needed."""
+        self._part.map()
+
     def close(self) -> None:
         """Unmap the arena, as soon as no view needs it. Views stay valid."""
         self._regions = []
@@ -301,6 +305,10 @@ class ArenaReader:
                 return Place(offset, buffer.nbytes, whole.ticket)
         return None
 
+    def map(self) -> None:
+        """Take the address space now, and not when it is first needed."""
+        self._part.map()
+
     def close(self) -> None:
         """Unmap the arena, as soon as no view needs it. Views stay valid."""
         self._held = {}
@@ -341,6 +349,10 @@ class _Part:
         if self._descriptor < 0:
             raise ValueError("the arena is closed")
         return mmap.mmap(self._descriptor, _PAGE + self.room_bytes, offset=self._offset)
+
+    def map(self) -> None:
+        """Map it now."""
+        assert len(self.memory) == _PAGE + self.room_bytes
 
     @cached_property
     def words(self) -> memoryview:

@@ -98,6 +98,12 @@ class Carrier:
                 self._outgoing.trim()
                 self.is_warm = self._outgoing.held_bytes > 0
 
+    def map_memory(self) -> None:
+        """Take the address space of the shared memory now, and not when it is first needed."""
+        for arena in (self._outgoing, self._incoming):
+            if arena is not None:
+                arena.map()
+
     def close(self) -> None:
         """Send through shared memory no more. What was received stays valid."""
         for arena in (self._outgoing, self._incoming):

@@ -45,6 +45,8 @@ class Lane:
         Gets the ids of calls that the worker has given back.
     on_event
         Gets what the worker's code tells of.
+    on_hello
+        Gets the worker's first message; what it raises is raised by who waits for the next one.
     """
 
     def __init__(self, sock: socket.socket, slot: Slot, carrier: Carrier) -> None:
@@ -60,6 +62,7 @@ class Lane:
         self.slot = slot
         self.on_returned: Callable[[list[int]], None] | None = None
         self.on_event: Callable[[messages.Event], None] | None = None
+        self.on_hello: Callable[[messages.Hello], None] | None = None
         self.carrier = carrier
         self.depth = 0  # host calls that are served in this moment, each inside the one before
         _open_lanes.add(self)
@@ -203,6 +206,8 @@ class Lane:
         """Give a frame to its exchange; what belongs to a call that was given up is dropped."""
         message = messages.decode_from_worker(frame.header)
         if isinstance(message, messages.Hello):
+            if self.on_hello is not None:
+                self.on_hello(message)
             return
         if isinstance(message, messages.Returned):
             if self.on_returned is not None:

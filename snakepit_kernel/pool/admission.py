@@ -33,7 +33,7 @@ from .policies import falls_under
 from .reports import report_work
 from .scheduler import QueueFull, Scheduler
 from .states import LENDABLE, WorkerEvent, WorkerState
-from .work import OUTCOMES, Work, outcome_of
+from .work import OUTCOMES, Work
 from .worker import Holder, Seat, Worker
 
 if TYPE_CHECKING:
@@ -121,6 +121,8 @@ class Admission:
     def admit(self, work: Work, nesting: Link | None = None) -> None:
         """Count a piece of work, and give it a seat or a place in the queue.
 
+        Whoever asks settles it when that raises an error.
+
         Parameters
         ----------
         work
@@ -138,12 +140,8 @@ class Admission:
             if work.session is not None:
                 self.sessions[work.session] = None
                 self._working[work.session] = self._working.get(work.session, 0) + 1
-            try:
-                self._check_circuit(work)
-                self._place(work, nesting)
-            except SnakepitError as error:
-                self.settle(work, outcome_of(error))
-                raise
+            self._check_circuit(work)
+            self._place(work, nesting)
 
     def admit_again(self, work: Work) -> None:
         """Give a piece of work that was set aside a seat or a place in the queue."""

@@ -78,7 +78,7 @@ class Caller:
 
         Raises
         ------
-        ToolNotFound, InvalidArguments
+        ToolNotFound, InvalidArguments, CellsOnly
             The call cannot be right; nothing ran.
         ToolError
             The tool raised; ``__cause__`` is the exception itself when it can travel.
@@ -266,6 +266,7 @@ class Caller:
     def _find_tool(self, name: str) -> ToolInfo:
         info = self._definitions.infos.get(name) or self._engine.tools.get(name)
         if info is None:
+            self._engine.config.kernel.check_serves(f"tool {name!r}")
             raise ToolNotFound(name, self.tool_names())
         return info
 
@@ -293,6 +294,7 @@ class Caller:
         TypeError
             It cannot be a host tool.
         """
+        self._engine.config.kernel.check_serves("a host tool")
         self._engine.host_tools.add(function, self._session_id)
         return function
 
@@ -316,7 +318,8 @@ class Caller:
         Raises
         ------
         TypeError
-            The function or an argument cannot travel.
+            The function or an argument cannot travel; or the pool's kernel runs cells only
+            (`CellsOnly`).
         PoolSaturated, SessionLost, WorkerBusy, PoolClosed
             The work was not accepted.
         """
@@ -336,6 +339,7 @@ class Caller:
             msg = f"submit() takes a function first, not {type(fn).__name__} {fn!r}"
             raise TypeError(msg)
         name = getattr(fn, "__qualname__", None) or type(fn).__name__
+        self._engine.config.kernel.check_serves(f"{name}()")
         try:
             body, buffers = self._engine.config.codec.dumps_call(fn, args, kwargs)
         except Exception as error:
@@ -402,7 +406,7 @@ class Caller:
         -----
         Ctrl-C interrupts the cell; the worker keeps its variables.
         """
-        cell = _cell(code, push, pull, on_message)
+        cell = self._cell(code, push, pull, on_message)
         return self._engine.run_cell(
             self._work("a cell", timeout, slot=worker, purpose="cell", priority=priority), cell
         )
@@ -422,7 +426,7 @@ class Caller:
 
         Cancelling the task interrupts the cell.
         """
-        cell = _cell(code, push, pull, on_message)
+        cell = self._cell(code, push, pull, on_message)
         return await self._engine.arun_cell(
             self._work("a cell", timeout, slot=worker, purpose="cell", priority=priority), cell
         )
@@ -490,6 +494,29 @@ class Caller:
 
     # -- details -------------------------------------------------------------------------------
 
+    def _cell(
+        self,
+        code: str,
+        push: Mapping[str, Any] | None,
+        pull: Iterable[str],
+        on_message: OnMessage | None,
+    ) -> Cell:
+        if not isinstance(code, str):
+            msg = f"a cell is text, not {type(code).__name__}"
+            raise TypeError(msg)
+        names = [pull] if isinstance(pull, str) else list(pull)
+        kernel = self._engine.config.kernel
+        for option, given in (("push", push), ("pull", names)):
+            if given:
+                kernel.check_serves(option)
+        return Cell(
+            code=code,
+            on_message=on_message,
+            with_value=kernel.has_lane,
+            push=dict(push or {}),
+            pull=names,
+        )
+
     def _touch(self) -> None:
         """Note that work is to be done."""
 
@@ -526,16 +553,3 @@ class Caller:
             priority=self._priority if priority is None else check_priority(priority),
             idempotent=idempotent,
         )
-
-
-def _cell(
-    code: str,
-    push: Mapping[str, Any] | None,
-    pull: Iterable[str],
-    on_message: OnMessage | None,
-) -> Cell:
-    if not isinstance(code, str):
-        msg = f"a cell is text, not {type(code).__name__}"
-        raise TypeError(msg)
-    names = [pull] if isinstance(pull, str) else list(pull)
-    return Cell(code=code, on_message=on_message, push=dict(push or {}), pull=names)

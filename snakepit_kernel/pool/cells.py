@@ -22,6 +22,9 @@ OnMessage = Callable[[dict[str, Any]], None]
 WELCOME_PATIENCE = 5.0
 """Seconds to wait until the subscription to a worker's output is in force."""
 
+HEARING_PATIENCE = 0.2
+"""Seconds after the answer to a request in which the output that belongs to it comes."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Cell:
@@ -89,6 +92,40 @@ class CellClient:
         except TimeoutError:
             if until == deadline:
                 raise
+
+    def await_kernel(self, is_alive: Callable[[], bool]) -> None:
+        """Wait until a kernel that says nothing by itself answers, and its output is heard.
+
+        Raises
+        ------
+        ConnectionError
+            It is gone.
+        """
+        until: float | None = None
+        while not self._is_heard(is_alive):
+            if until is None:
+                until = time.monotonic() + WELCOME_PATIENCE
+            elif time.monotonic() > until:  # it tells nobody what it does
+                return
+
+    def _is_heard(self, is_alive: Callable[[], bool]) -> bool:
+        """Ask the kernel what it is; say whether there came output with the answer."""
+        request = self._client.session.msg("kernel_info_request", {})
+        self._shell.send(request)
+        until: float | None = None
+        missing = {self._shell, self._iopub}
+        while missing:
+            try:
+                ready = self._ready(until, is_alive)
+            except TimeoutError:
+                return False
+            for channel in ready:
+                message = channel.get_msg(timeout=0)
+                if message["parent_header"].get("msg_id") == request["header"]["msg_id"]:
+                    missing.discard(channel)
+            if until is None and self._shell not in missing:
+                until = time.monotonic() + HEARING_PATIENCE
+        return True
 
     def close(self) -> None:
         """Close the channels."""
@@ -215,7 +252,7 @@ class CellRun:
                 self._add(_rich("display_data", content), content)
             case "execute_result":
                 output = _rich("execute_result", content)
-                output["execution_count"] = content["execution_count"]
+                output["execution_count"] = content.get("execution_count")
                 self._add(output, content)
             case "update_display_data":
                 self._update(content)
@@ -246,16 +283,17 @@ class CellRun:
     def _update(self, content: dict[str, Any]) -> None:
         for output in self._displays.get(content["transient"]["display_id"], ()):
             output["data"] = content["data"]
-            output["metadata"] = content["metadata"]
+            output["metadata"] = content.get("metadata", {})
 
 
 def _rich(kind: str, content: dict[str, Any]) -> dict[str, Any]:
-    return {"output_type": kind, "data": content["data"], "metadata": content["metadata"]}
+    return {"output_type": kind, "data": content["data"], "metadata": content.get("metadata", {})}
 
 
 def _take_reply(content: dict[str, Any], result: CellResult) -> None:
     result.execution_count = content.get("execution_count")
     if content["status"] == "error":
-        result.error = CellError(content["ename"], content["evalue"], content.get("traceback", ()))
+        name, text = content.get("ename", "Error"), content.get("evalue", "")
+        result.error = CellError(name, text, content.get("traceback", ()))
     elif content["status"] != "ok":
         result.error = CellError("Aborted", "the worker did not run the cell")

@@ -17,7 +17,10 @@ from ..protocol.unserializable import Policy
 from ..protocol.values import Codec
 from ..store.store import Store, check_store
 from ..tools.registry import name_of
+from .accelerators import Allotment, Gpus, allot
 from .checks import check_count, check_seconds
+from .kernels import WorkerKernel, find_kernel
+from .limits import Limits, check_limits, find_group
 from .policies import Breaker, CrashBarrier, Heartbeat, Retry, check_policy
 from .scheduler import Purpose
 
@@ -30,12 +33,16 @@ MAX_THREADS = MAX_LANES - 1
 DEFAULT_QUEUE_TIMEOUT = 10.0
 """Seconds that a caller who waits may stay in the queue when the pool was not told otherwise."""
 
+_OWN_THREAD_CAPS = ("VECLIB_MAXIMUM_THREADS",)
+"""Of libraries that do not look at ``OMP_NUM_THREADS``."""
+
 _THREAD_CAPS = (
     "OMP_NUM_THREADS",
     "OPENBLAS_NUM_THREADS",
     "MKL_NUM_THREADS",
+    "BLIS_NUM_THREADS",
     "NUMEXPR_NUM_THREADS",
-    "VECLIB_MAXIMUM_THREADS",
+    *_OWN_THREAD_CAPS,
 )
 
 
@@ -62,7 +69,7 @@ class PoolConfig:
     standby: int
     env: Mapping[str, str]
     cwd: Path
-    kernel_name: str
+    kernel: WorkerKernel
     start_timeout: float
     codec: Codec
     store: str | os.PathLike[str] | Store | None
@@ -74,6 +81,9 @@ class PoolConfig:
     retry: Retry | None
     breaker: Breaker | None
     crash_barrier: CrashBarrier | None
+    limits: Limits = field(default_factory=Limits)
+    group: Path | None = None
+    accelerators: Allotment = field(default_factory=Allotment)
     futures_queue_timeout: float | None = field(default=None)
 
     @classmethod
@@ -107,6 +117,8 @@ class PoolConfig:
         retry: object,
         breaker: object,
         crash_barrier: object,
+        gpus: Gpus,
+        limits: Limits | Mapping[str, object] | None,
     ) -> PoolConfig:
         """Check options as a user gave them.
 
@@ -135,6 +147,18 @@ class PoolConfig:
             msg = f"cwd {str(folder)!r} is not a directory"
             raise NotADirectoryError(msg)
         chosen = queue_timeout
+        checked_limits = check_limits(limits)
+        environment = _environment(env)
+        kernel = find_kernel(kernel_name, {**os.environ, **environment})
+        if adapter is not None:
+            kernel.check_serves("an adapter")
+        if profile == "thread":
+            kernel.check_serves("the profile 'thread'")
+        if preload:
+            kernel.check_serves("preload")
+        if gpus is not None and standby:
+            msg = "standby cannot be combined with gpus: a worker kept ready has no device yet"
+            raise ValueError(msg)
         return cls(
             workers=count,
             adapter=check_adapter(adapter),
@@ -159,13 +183,14 @@ class PoolConfig:
             grace=check_seconds("grace", grace, allow_zero=True) or 0.0,
             preload=tuple(preload),
             standby=check_count("standby", standby, 0, MAX_WORKERS),
-            env=_environment(env),
+            env=environment,
             cwd=folder,
-            kernel_name=kernel_name,
+            kernel=kernel,
             start_timeout=check_seconds("start_timeout", start_timeout) or math.inf,
             codec=Codec(
                 check_count("max_value_bytes", max_value_bytes, 1),
                 cast("Policy", unserializable),
+                kernel.why_no_code,
             ),
             store=check_store(store),
             max_variable_bytes=check_count("max_variable_bytes", max_variable_bytes, 1),
@@ -180,11 +205,16 @@ class PoolConfig:
             retry=check_policy("retry", Retry, retry),
             breaker=check_policy("breaker", Breaker, breaker),
             crash_barrier=check_policy("crash_barrier", CrashBarrier, crash_barrier),
+            limits=checked_limits,
+            group=find_group(checked_limits),
+            accelerators=allot(gpus, count, {**os.environ, **environment}),
         )
 
     @property
     def seats(self) -> list[frozenset[Purpose]]:
         """What the places at each worker are good for, that of its main thread first."""
+        if not self.kernel.has_lane:
+            return [frozenset({"cell"})]
         if self.profile == "process":
             return [frozenset({"call", "cell"})]
         for_calls: frozenset[Purpose] = frozenset({"call"})
@@ -195,13 +225,20 @@ class PoolConfig:
         """The adapter, for people."""
         return "none" if self.adapter is None else name_of(self.adapter)
 
-    def worker_environment(self) -> dict[str, str]:
-        """Return the whole environment of a worker.
+    def worker_environment(self, slot: int) -> dict[str, str]:
+        """Return the whole environment of the worker in a slot.
 
         Numeric libraries get one thread a worker unless the user set another number: several
-        workers with a thread for each core each would get in each other's way.
+        workers with a thread for each core each would get in each other's way. Where the user set
+        ``OMP_NUM_THREADS``, those that heed it unless their own variable is set heed it here.
         """
-        environment = {**dict.fromkeys(_THREAD_CAPS, "1"), **os.environ, **self.env}
+        given = {**os.environ, **self.env}
+        caps = _OWN_THREAD_CAPS if "OMP_NUM_THREADS" in given else _THREAD_CAPS
+        environment = {
+            **dict.fromkeys(caps, "1"),
+            **given,
+            **self.accelerators.environment(slot),
+        }
         environment.pop("JPY_SESSION_NAME", None)  # the notebook's own
         return environment
 

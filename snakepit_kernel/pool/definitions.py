@@ -15,16 +15,23 @@ from .worker import Seat
 
 
 class Definitions:
-    """The notebook's functions that are tools of a pool, ready to travel, each with a version."""
+    """The notebook's functions that are tools of a pool, ready to travel, each with a version.
 
-    def __init__(self) -> None:
+    Parameters
+    ----------
+    codec
+        How they are pickled.
+    """
+
+    def __init__(self, codec: Codec) -> None:
+        self._codec = codec
         self._frames: dict[str, tuple[int, list[Segment]]] = {}
         self.infos: dict[str, ToolInfo] = {}
         self.validator = Validator()
 
     def add(self, info: ToolInfo, function: Callable[..., Any]) -> None:
         """Add a function, or replace it."""
-        body, buffers = Codec().dumps(function)
+        body, buffers = self._codec.dumps(function)
         version = self._frames[info.name][0] + 1 if info.name in self._frames else 1
         self._frames[info.name] = (version, pack(messages.encode(Define(info.name)), body, buffers))
         self.infos[info.name] = info

@@ -153,6 +153,8 @@ class Engine:
 
     def reload(self, adapter: object) -> None:
         """Replace all workers, with another adapter if one is given."""
+        if adapter is not None:
+            self.config.kernel.check_serves("an adapter")
         config = self.config if adapter is None else replace(self.config, adapter=adapter)
         self._change(self._crew.reload(config))
         self.config = config
@@ -497,6 +499,7 @@ class Engine:
                     running=", ".join(worker.current) or None,
                     run_id=worker.run_id,
                     tainted=worker.tainted or None,
+                    device=worker.device,
                 )
                 for _, worker in sorted(self._crew.workers.items())
             ]

@@ -80,6 +80,10 @@ class Errands:
         except KeyboardInterrupt:
             self._supervisor.soon(self._abandon, errand)
             raise
+        except SnakepitError as error:
+            describe_error(error, work, self._pool)
+            self._admission.settle(work, outcome_of(error), error)
+            raise
         return errand.future
 
     def _abandon(self, errand: Errand) -> None:

@@ -18,12 +18,14 @@ from ..sessions.state import SessionInfo
 from ..sessions.values import MAX_VARIABLE_BYTES
 from ..store.store import Store
 from ..tools.registry import AdapterError, describe
+from .accelerators import Gpus
 from .caller import DEFAULT, Caller, Timeout
 from .checks import check_count, check_seconds
 from .config import MAX_WORKERS, Affinity, PoolConfig, check_adapter, check_affinity
 from .definitions import Definitions
 from .engine import Engine
 from .futures import CallFuture
+from .limits import Limits
 from .observing.timeline import LIMIT, Timeline
 from .policies import Breaker, CrashBarrier, Heartbeat, Retry
 from .session import Session
@@ -78,12 +80,15 @@ class Pool(Caller, concurrent.futures.Executor):
     standby
         Workers that are started ahead, beside the others, to replace those that die.
     env
-        Environment variables beside those of this process. Numeric libraries get one thread a
-        worker unless ``OMP_NUM_THREADS`` and its like say otherwise.
+        Environment variables beside those of this process. Numeric libraries (OpenMP, OpenBLAS,
+        MKL, BLIS, numexpr, Accelerate) get one thread a worker unless ``OMP_NUM_THREADS``, for all
+        but the last, or one of their own variables says otherwise, here or in this process.
     cwd
         Working directory of the workers. Default: that of this process.
     kernel_name
-        Kernelspec of the workers.
+        Kernelspec of the workers: any that is installed. One of Python does everything where
+        snakepit-kernel is installed in its environment; any other one runs cells, and nothing else:
+        then ``adapter``, ``preload`` and the profile ``"thread"`` are refused (`CellsOnly`).
     start_timeout
         Seconds that a worker may take to become ready.
     max_value_bytes
@@ -114,6 +119,15 @@ class Pool(Caller, concurrent.futures.Executor):
     breaker
         When work is refused at once because calls fail again and again; see `Breaker`. Default:
         never.
+    gpus
+        Accelerators (CUDA, ROCm) of the workers: each sees its own alone, from before any code of
+        yours runs there, and whoever replaces it sees the same. ``"auto"``: one for each worker, if
+        there are any; a number: so many for each, 0 to hide them all; a list of numbers or ids, as
+        ``CUDA_VISIBLE_DEVICES`` takes them: those, one for each. Where there are fewer than
+        workers, these share them in turn, which a warning says. None leaves all as it is.
+
+    limits
+        What each worker may take: `Limits`, or a mapping with the names of its attributes.
 
     Raises
     ------
@@ -159,6 +173,8 @@ class Pool(Caller, concurrent.futures.Executor):
         crash_barrier: CrashBarrier | Mapping[str, Any] | bool | None = True,
         retry: Retry | Mapping[str, Any] | bool | None = None,
         breaker: Breaker | Mapping[str, Any] | bool | None = None,
+        gpus: Gpus = None,
+        limits: Limits | Mapping[str, object] | None = None,
     ) -> None:
         config = PoolConfig.checked(
             workers=workers,
@@ -188,8 +204,10 @@ class Pool(Caller, concurrent.futures.Executor):
             crash_barrier=crash_barrier,
             retry=retry,
             breaker=breaker,
+            gpus=gpus,
+            limits=limits,
         )
-        self._definitions = Definitions()
+        self._definitions = Definitions(config.codec)
         self._engine = Engine(config)
         self._engine.open()
         # The engine does not know this object, so that can be collected; then the engine ends,
@@ -320,8 +338,10 @@ class Pool(Caller, concurrent.futures.Executor):
         Raises
         ------
         TypeError
-            It cannot be a tool, or cannot travel.
+            It cannot be a tool, or cannot travel; or the pool's kernel runs cells only
+            (`CellsOnly`).
         """
+        self._engine.config.kernel.check_serves("a tool")
         if not callable(function):
             msg = f"@pool.tool decorates functions, not {type(function).__name__} {function!r}"
             raise TypeError(msg)
@@ -362,10 +382,13 @@ class Pool(Caller, concurrent.futures.Executor):
         ------
         ValueError
             ``chunksize`` is less than 1.
+        CellsOnly
+            The pool's kernel runs cells only.
         """
         if chunksize < 1:
             msg = f"chunksize must be at least 1, not {chunksize}"
             raise ValueError(msg)
+        self._engine.config.kernel.check_serves("map()")
         end = None if timeout is None else time.monotonic() + timeout
         futures = [self._submit_chunk(fn, chunk) for chunk in _chunks(iterables, chunksize)]
         return _in_order(futures, end)

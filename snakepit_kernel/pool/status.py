@@ -111,6 +111,8 @@ class WorkerStatus:
         How long it has been in its state.
     memory_bytes
         Resident memory of its process, or None when it cannot be read.
+    device
+        The accelerators that it alone sees, or None.
     """
 
     name: str
@@ -122,8 +124,9 @@ class WorkerStatus:
     running: str | None
     run_id: str
     tainted: str | None = None
+    device: str | None = None
 
-    def as_row(self) -> tuple[str, ...]:
+    def as_row(self, *, with_device: bool = False) -> tuple[str, ...]:
         """Return its row in a table under `HEADINGS`."""
         return (
             self.name,
@@ -132,6 +135,7 @@ class WorkerStatus:
             duration(self.seconds),
             str(self.calls),
             memory(self.memory_bytes),
+            *([self.device or ""] if with_device else []),
             self.running or "",
         )
 
@@ -170,8 +174,8 @@ class PoolStatus:
         return _from_fields(cls, {**data, "workers": workers, "stats": stats, "ends": ends})
 
     def __str__(self) -> str:
-        rows = [HEADINGS, *(worker.as_row() for worker in self.workers)]
-        widths = [max(len(row[i]) for row in rows) for i in range(len(HEADINGS))]
+        rows = [self.headings, *self.rows()]
+        widths = [max(len(row[i]) for row in rows) for i in range(len(self.headings))]
         lines = ["  ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)) for row in rows]
         ends = [f"{end.name}, {end.ago}: {end.story}" for end in self.last_ends]
         return "\n".join([self.title, *(line.rstrip() for line in lines), self.footer, *ends])
@@ -199,6 +203,19 @@ class PoolStatus:
         more = len(self.sessions) - SHOWN_SESSIONS
         text = ", ".join(self.sessions[:SHOWN_SESSIONS])
         return text if more <= 0 else f"{text} and {more} more"
+
+    @property
+    def headings(self) -> tuple[str, ...]:
+        """Those of its table: with the devices, if a worker has one of its own."""
+        return (*HEADINGS[:-1], "device", HEADINGS[-1]) if self._has_devices else HEADINGS
+
+    @property
+    def _has_devices(self) -> bool:
+        return any(worker.device is not None for worker in self.workers)
+
+    def rows(self) -> list[tuple[str, ...]]:
+        """Return those of its table."""
+        return [worker.as_row(with_device=self._has_devices) for worker in self.workers]
 
     @property
     def title(self) -> str:

@@ -97,9 +97,7 @@ class Upkeep:
 
     async def _give_up(self, worker: Worker, silence: float, misses: int) -> None:
         stacks = await asyncio.to_thread(worker.stacks)
-        worker.end_reason = (
-            f"gave no sign of life for {silence:.3g} s ({misses} heartbeats missed) and was ended"
-        )
+        worker.end_reason = f"gave no sign of life for {silence:.3g} s ({misses} heartbeats missed)"
         logger.warning("worker %s %s%s", worker.name, worker.end_reason, stacks and f":\n{stacks}")
         self._crew.give_up(worker)
 

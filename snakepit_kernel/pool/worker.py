@@ -9,7 +9,6 @@ import logging
 import os
 import signal
 import socket
-import sys
 import time
 from collections import deque
 from collections.abc import Sequence
@@ -21,6 +20,7 @@ from jupyter_client.kernelspec import KernelSpec, KernelSpecManager, NoSuchKerne
 from jupyter_client.manager import AsyncKernelManager
 from traitlets.config import Config
 
+from .._version import __version__
 from ..errors import (
     StartFailed,
     SurvivorsError,
@@ -32,9 +32,18 @@ from ..errors import (
 from ..lane.exchange import Exchange
 from ..lane.host import Lane, LaneClosed
 from ..lane.page import RECALL_SIGNAL, Page
+from ..processes.cgroup import Cgroup
 from ..protocol import messages
 from ..protocol.frames import pack
-from ..protocol.messages import Assign, Configure, Configured, Forget, ToolInfo, WorkerSetup
+from ..protocol.messages import (
+    Assign,
+    Configure,
+    Configured,
+    Forget,
+    Hello,
+    ToolInfo,
+    WorkerSetup,
+)
 from ..provisioner import SnakepitProvisioner
 from .cells import CellClient
 from .reports import report_event
@@ -47,6 +56,7 @@ if TYPE_CHECKING:
 
     from ..processes.guarded import GuardedProcess
     from .config import PoolConfig
+    from .kernels import WorkerKernel
 
 logger = logging.getLogger(__name__)
 
@@ -58,17 +68,23 @@ DEATH_PATIENCE = 2.0
 
 
 class KernelSpecs(KernelSpecManager):
-    """Reads each kernelspec once for all workers of a pool."""
+    """Gives all workers of a pool the one kernelspec that the pool has found.
 
-    def __init__(self) -> None:
+    Parameters
+    ----------
+    kernel
+        What was found.
+    """
+
+    def __init__(self, kernel: WorkerKernel) -> None:
         super().__init__()
-        self._known: dict[str, KernelSpec] = {}
+        self._kernel = kernel
 
     def get_kernel_spec(self, kernel_name: str) -> KernelSpec:
-        """Return a kernelspec by its name."""
-        if kernel_name not in self._known:
-            self._known[kernel_name] = super().get_kernel_spec(kernel_name)
-        return self._known[kernel_name]
+        """Return the kernelspec."""
+        if self._kernel.spec is None:
+            raise NoSuchKernel(kernel_name)
+        return self._kernel.spec
 
 
 class WorkerManager(AsyncKernelManager):
@@ -178,7 +194,7 @@ class Seat:
         slot = self.lane.slot
         if not call_id or slot.heard_call != call_id:
             slot.interrupted_call = call_id
-            self.worker.signal(signal.SIGINT)
+            self.worker.interrupt(call_id)
 
     def recall(self) -> None:
         """Ask for the calls back that were sent so far and have not begun."""
@@ -252,24 +268,29 @@ class Worker:
         ]
         self.main_seat = self.seats[0]
         self._exit_fd: int | None = None
+        self._group = None if config.group is None else Cgroup(config.group)
+        self._ran_out_of_memory = False
         # With the owner dead the first guardian to end removes all that its run had.
         provisioner_options = {
             "grace": config.grace,
             "label": self.name,
-            "leftovers": [str(folder.parent)],
+            "leftovers": [str(folder.parent), *([str(self._group.path)] if self._group else [])],
             "preload": list(config.preload),
-            "import_path": import_path(),
+            "import_path": config.kernel.import_path(),
             "await_ready": False,  # it is ready when it says so on the lane
         }
         self.manager = WorkerManager(
-            kernel_name=config.kernel_name,
-            transport="ipc",
-            ip=str(base),
+            kernel_name=config.kernel.name,
             connection_file=str(base.with_name(f"{base.name}.json")),
             context=context,
             kernel_spec_manager=specs,
             config=Config({"SnakepitProvisioner": provisioner_options}),
+            **self._transport(base),
         )
+
+    def _transport(self, base: Path) -> dict[str, Any]:
+        """Return how its Jupyter channels are reached."""
+        return {"transport": "ipc", "ip": str(base)}
 
     def _make_lane(self, number: int) -> Lane:
         ours, theirs = socket.socketpair()
@@ -322,6 +343,11 @@ class Worker:
         return self.process.identity.pid if self.process and self.process.identity else None
 
     @property
+    def device(self) -> str | None:
+        """The accelerators that it alone sees, for people; None when it has none of its own."""
+        return self._config.accelerators.label(self.slot)
+
+    @property
     def run_id(self) -> str:
         """The worker's run."""
         return self.process.run_id if self.process else ""
@@ -339,13 +365,7 @@ class Worker:
         self.apply(WorkerEvent.SPAWN)
         try:
             async with asyncio.timeout(self._config.start_timeout):
-                # Sent first: the worker finds it when it comes up.
-                lane = self.main_seat.lane
-                exchange = Exchange(lane.new_call_id(), "configuring the worker")
-                lane.put(lane.carrier.pack_value(Configure(exchange.call_id), setup))
-                lane.send_ready()
-                await self._launch()
-                self.configured = await self._configure(exchange)
+                self.configured = await self._begin(setup)
         except StartFailed:
             await self.end(0.0)
             raise
@@ -362,27 +382,41 @@ class Worker:
     def _title(self) -> str:
         return f"worker {self.name}"
 
-    async def _launch(self) -> None:
+    async def _begin(self, setup: WorkerSetup) -> Configured:
+        lane = self.main_seat.lane
+        lane.on_hello = self._check_hello
+        exchange = Exchange(lane.new_call_id(), "configuring the worker")
+        lane.put(lane.carrier.pack_value(Configure(exchange.call_id), setup))
+        if self._group is None:  # sent first: the worker finds it when it comes up
+            lane.send_ready()
         lanes = [theirs.fileno() for theirs in self._theirs]
         page = self._page.descriptor
         try:
+            await self._launch(
+                extra_arguments=[f"--lane={','.join(map(str, lanes))}:{page}"],
+                pass_fds=(*lanes, page),
+            )
+        finally:
+            self._close_theirs()
+        return await self._configure(exchange)
+
+    async def _launch(self, **arguments: Any) -> None:
+        kernel = self._config.kernel
+        if kernel.problem:
+            raise StartFailed(self._title, kernel.problem)
+        try:
             if self.manager.kernel_spec is None:
-                raise NoSuchKernel(self._config.kernel_name)
-            provisioner = self.manager.kernel_spec.metadata.get("kernel_provisioner", {})
-            if provisioner.get("provisioner_name") != "snakepit-provisioner":
-                cause = (
-                    f"kernelspec {self._config.kernel_name!r} does not use the"
-                    " snakepit-provisioner; without it nobody would end what the worker starts"
-                )
-                raise StartFailed(self._title, cause)
+                raise NoSuchKernel(kernel.name)
+            if self._group is not None:
+                limits = self._config.limits
+                self._group.make(memory_bytes=limits.memory_bytes, cpus=limits.cpus)
             with self.log_path.open("ab") as log:
                 await self.manager.launch(
-                    extra_arguments=[f"--lane={','.join(map(str, lanes))}:{page}"],
-                    env=self._config.worker_environment(),
+                    env=self._config.worker_environment(self.slot),
                     cwd=str(self._config.cwd),
                     stdout=log,
                     stderr=log,
-                    pass_fds=(*lanes, page),
+                    **arguments,
                 )
         except NoSuchKernel as error:
             known = self.manager.kernel_spec_manager.find_kernel_specs()
@@ -390,11 +424,12 @@ class Worker:
             raise StartFailed(self._title, cause) from None
         except OSError as error:
             raise StartFailed(self._title, str(error)) from error
-        finally:
-            self._close_theirs()
         assert isinstance(self.manager.provisioner, SnakepitProvisioner)
         self.process = self.manager.provisioner.guarded
         self._watch()
+        if self._group is not None and self.pid is not None:
+            with contextlib.suppress(ProcessLookupError):  # it has ended, and that is told
+                self._group.add(self.pid)
 
     def _watch(self) -> None:
         """Notice the end of the process the moment it happens."""
@@ -414,6 +449,28 @@ class Worker:
             self.died.set()
 
         loop.add_reader(descriptor, note)
+
+    def _check_hello(self, hello: Hello) -> None:
+        """See that the worker is of our own version, and what it was taken for.
+
+        Raises
+        ------
+        StartFailed
+            It is not.
+        """
+        if hello.version != __version__:
+            cause = (
+                f"it has snakepit-kernel {hello.version}, and this process {__version__}; install "
+                "the same version in its environment"
+            )
+            raise StartFailed(self._title, cause)
+        expected = ".".join(map(str, self._config.kernel.python))
+        if hello.python != expected:
+            cause = (
+                f"it runs Python {hello.python}, and was taken for Python {expected}; let the "
+                "kernelspec name its interpreter as the first word of argv"
+            )
+            raise StartFailed(self._title, cause)
 
     async def _configure(self, exchange: Exchange) -> Configured:
         try:
@@ -446,13 +503,16 @@ class Worker:
 
     def take_slot(self, slot: int, incarnation: int) -> None:
         """Become the worker of a slot, and tell the process so."""
-        self.slot = slot
-        self.incarnation = incarnation
-        self.name = f"{self._config.name}-{slot}.{incarnation}"
+        self._rename(slot, incarnation)
         lane = self.main_seat.lane
         lane.put(pack(messages.encode(Assign(self.name))))
         with contextlib.suppress(LaneClosed):  # it has just died, and that is noticed elsewhere
             lane.send_ready()
+
+    def _rename(self, slot: int, incarnation: int) -> None:
+        self.slot = slot
+        self.incarnation = incarnation
+        self.name = f"{self._config.name}-{slot}.{incarnation}"
 
     # -- ending --------------------------------------------------------------------------------
 
@@ -467,15 +527,12 @@ class Worker:
         if self.retirement is not None:
             self.retirement.cancel()
         self._close_theirs()
-        for seat in self.seats:
-            if seat.holder is not None:
-                seat.recall()
-                seat.interrupt()
-            seat.lane.hang_up()
+        self._hang_up()
         await self.manager.settled()
         provisioner = self.manager.provisioner
         if isinstance(provisioner, SnakepitProvisioner):
             if self.process is not None and grace > 0:
+                await self._say_goodbye()
                 with contextlib.suppress(TimeoutError):
                     await asyncio.wait_for(self.died.wait(), grace)
             # Not manager.shutdown_kernel(): it interrupts, and looks every 100 ms.
@@ -483,6 +540,9 @@ class Worker:
             if (report := provisioner.last_report) is not None and report.survivors:
                 logger.warning("%s: %s", self.name, SurvivorsError(self.run_id, report.survivors))
             await self.manager.cleanup_resources()
+        if self._group is not None:
+            self._ran_out_of_memory = self._group.ran_out_of_memory
+            self._group.remove()
         if self._exit_fd is not None:
             asyncio.get_running_loop().remove_reader(self._exit_fd)
             os.close(self._exit_fd)
@@ -493,6 +553,17 @@ class Worker:
             self.close_channels()
         self._last_words = self.last_output()  # somebody may still have to be told
         self.log_path.unlink(missing_ok=True)
+
+    def _hang_up(self) -> None:
+        """Interrupt what it does, and close the lanes."""
+        for seat in self.seats:
+            if seat.holder is not None:
+                seat.recall()
+                seat.interrupt()
+            seat.lane.hang_up()
+
+    async def _say_goodbye(self) -> None:
+        """Ask it to end; that the lanes are closed says so already."""
 
     def close_channels(self) -> None:
         """Close the lanes and the Jupyter channels. Only when nobody holds the worker."""
@@ -513,6 +584,10 @@ class Worker:
             await self.process.wait(DEATH_PATIENCE)
 
     # -- interrupting --------------------------------------------------------------------------
+
+    def interrupt(self, call_id: int) -> None:  # noqa: ARG002 - the page names the call
+        """Interrupt what it does, from any thread."""
+        self.signal(signal.SIGINT)
 
     def signal(self, signum: int) -> None:
         """Send a signal to its process, from any thread, if that lives."""
@@ -556,14 +631,18 @@ class Worker:
 
     def _describe_death(self) -> WorkerDied:
         status = self.process.status if self.process is not None else None
-        return WorkerDied(self.name, status, self.last_output(), self.end_reason)
+        return WorkerDied(self.name, status, self.last_output(), self._why_ended(status))
+
+    def _why_ended(self, status: int | None) -> str:
+        """Say why its pool, or one of its limits, has ended it; empty for neither."""
+        if self._group is not None:
+            self._ran_out_of_memory = self._ran_out_of_memory or self._group.ran_out_of_memory
+        return self.end_reason or self._config.limits.why_ended(
+            status, ran_out_of_memory=self._ran_out_of_memory
+        )
 
     def death_in_words(self) -> str:
         """Say how it ended, after its end, in one line."""
         status = self.process.status if self.process is not None else None
-        return self.end_reason or describe_exit(status)
-
-
-def import_path() -> list[str]:
-    """Return where this process finds modules, as absolute paths."""
-    return list(dict.fromkeys(os.path.abspath(entry) for entry in sys.path))  # noqa: PTH100
+        reason = self._why_ended(status)
+        return f"{reason} and {describe_exit(status)}" if reason else describe_exit(status)

@@ -81,10 +81,19 @@ class WithValue(_Message, frozen=True, kw_only=True):
 
 
 class Hello(_Message, frozen=True, tag="hello"):
-    """The first message of a worker: its main loop runs."""
+    """The first message of a worker: its main loop runs.
+
+    Attributes
+    ----------
+    version
+        That of this package.
+    python
+        Major and minor version, as in ``"3.12"``.
+    """
 
     pid: int
     version: str
+    python: str = ""
 
 
 class Configure(WithValue, frozen=True, tag="configure"):
@@ -376,6 +385,8 @@ class WorkerSetup:
         How values are pickled.
     beat_seconds
         Seconds between two beats of its pulse; 0 for none.
+    limits
+        What its process may take, by the names of `Limits`.
     """
 
     adapter: object
@@ -386,3 +397,4 @@ class WorkerSetup:
     has_threads: bool = False
     codec: Codec = field(default_factory=Codec)
     beat_seconds: float = 0.0
+    limits: dict[str, float] = field(default_factory=dict)

@@ -47,10 +47,13 @@ class Codec:
         What stands in the place of a part that cannot travel: ``"type"``, a marker with its type;
         ``"repr"``, one with its text as well, shortened and without secrets; ``"error"``, nothing:
         the whole value cannot travel then.
+    why_no_code
+        Why functions and classes cannot travel by value; empty when they can.
     """
 
     max_bytes: int = MAX_VALUE_BYTES
     unserializable: Policy = "type"
+    why_no_code: str = ""
 
     def dumps(self, value: object) -> Pickled:
         """Pickle a value, all of which can travel.
@@ -71,7 +74,7 @@ class Codec:
         """
         if is_plain(value):
             return self._dumps_plain(value), []
-        return self._dumps(_Pickler, value)
+        return self._dumps(self._strict, value)
 
     def _dumps_plain(self, value: object) -> bytes:
         body = pickle.dumps(value, protocol=5)
@@ -84,7 +87,7 @@ class Codec:
         if is_plain(value):
             return self._dumps_plain(value)
         file = _Limited(self.max_bytes)
-        _Pickler(file, protocol=5).dump(value)
+        self._strict(file, protocol=5).dump(value)
         return file.getvalue()
 
     def dumps_call(
@@ -121,8 +124,13 @@ class Codec:
         except Exception:  # noqa: BLE001 - a part of it fails too late to be left out
             return self.dumps(marker(value, self.unserializable))
 
+    def _strict(self, *args: Any, **kwargs: Any) -> _Pickler:
+        return _Pickler(*args, why_no_code=self.why_no_code, **kwargs)
+
     def _tolerant(self, *args: Any, **kwargs: Any) -> _Pickler:
-        return _TolerantPickler(*args, policy=self.unserializable, **kwargs)
+        return _TolerantPickler(
+            *args, policy=self.unserializable, why_no_code=self.why_no_code, **kwargs
+        )
 
     def _dumps(self, make_pickler: Callable[..., _Pickler], value: object) -> Pickled:
         file = _Limited(self.max_bytes)
@@ -169,15 +177,34 @@ class _Limited(io.BytesIO):
 class _Pickler(cloudpickle.Pickler):  # type: ignore[misc] # cloudpickle is untyped
     """Pickles by value what a notebook defines, and by its encoder what has one."""
 
+    def __init__(self, *args: Any, why_no_code: str = "", **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._why_no_code = why_no_code
+
     def reducer_override(self, obj: Any) -> Any:
         """Take an object apart, or leave that to pickle."""
         encoded = encoders.reducers.get(type(obj))
         if encoded is not None:
             return encoded(obj)
         reduced = super().reducer_override(obj)
+        if self._why_no_code and _is_code(obj, reduced):
+            msg = f"{_called(obj)} would travel by value: {self._why_no_code}"
+            raise TypeError(msg)
         if isinstance(obj, type) and reduced is not NotImplemented and "__slots__" in vars(obj):
             _keep_slots(obj, reduced)
         return reduced
+
+
+def _is_code(obj: object, reduced: object) -> bool:
+    """Whether an object is code that travels by value, and so belongs to one version of Python."""
+    if isinstance(obj, types.CodeType):
+        return True
+    return reduced is not NotImplemented and isinstance(obj, type | types.FunctionType)
+
+
+def _called(code: Any) -> str:
+    kind = "class" if isinstance(code, type) else "function"
+    return f"{kind} {getattr(code, '__qualname__', '') or code.co_name}"
 
 
 def _keep_slots(kind: type, reduced: Any) -> None:

@@ -10,7 +10,7 @@ import signal
 import socket
 import sys
 import threading
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from tornado.ioloop import IOLoop
@@ -22,6 +22,7 @@ from ..lane.page import RECALL_SIGNAL, Page
 from ..lane.pulse import beat
 from ..lane.worker import Interrupts, ThreadInterrupts, install
 from ..processes import activity
+from ..processes.limits import limit_address_space, limit_cpu, limit_files
 from ..protocol import messages
 from ..protocol.frames import Frame, pack
 from ..telemetry.correlation import METADATA_KEY
@@ -129,7 +130,8 @@ class Worker:
         signal.signal(RECALL_SIGNAL, self._give_back)
         self._page.offer_stacks()
         self.channels.offer_shell(self._build_in_call)
-        self._send(messages.Hello(os.getpid(), __version__))
+        python = "{}.{}".format(*sys.version_info)
+        self._send(messages.Hello(os.getpid(), __version__, python))
         self._server.open()
 
     def _give_back(self, *_: object) -> None:
@@ -186,6 +188,7 @@ class Worker:
             find_modules_here()
             sys.path += [entry for entry in setup.import_path if entry not in sys.path]
             enter_worker(setup.pool, setup.worker, self._server.host_calls)
+            self._limit(setup.limits)
             failed = {name: problem for name in setup.preload if (problem := _preload(name))}
             for server in (self._server, *(thread.server for thread in self._threads)):
                 server.lane.carrier.codec = setup.codec
@@ -196,12 +199,31 @@ class Worker:
                 self._surroundings.begin()
             if setup.beat_seconds:
                 beat(self._page.slot(0), setup.beat_seconds)
+            if "address_space_bytes" in setup.limits:
+                room = int(setup.limits["address_space_bytes"])
+                limit_address_space(os.getpid(), room, finally_so=True)
         except BaseException as error:  # noqa: BLE001 - importing runs any code; the pool must hear of it
             lane.send(answers.with_error(lane.carrier, message.id, error))
         else:
             self._send(messages.Configured(message.id, self._registry.infos(), failed))
             activity.end_cell()
             self.channels.build_soon()
+
+    def _limit(self, limits: Mapping[str, float]) -> None:
+        """Set what this process may take, before code of the user runs in it.
+
+        What it takes itself does not count as the user's: so that is taken first.
+        """
+        if "open_files" in limits:
+            limit_files(os.getpid(), int(limits["open_files"]))
+        if "address_space_bytes" in limits:
+            self.channels.build_now()
+            for server in (self._server, *(thread.server for thread in self._threads)):
+                server.lane.carrier.map_memory()
+            room = int(limits["address_space_bytes"])
+            limit_address_space(os.getpid(), room, finally_so=False)
+        if "cpu_seconds" in limits:
+            limit_cpu(os.getpid(), limits["cpu_seconds"])
 
     def _open_channels(self, call_id: int) -> None:
         lane = self._server.lane

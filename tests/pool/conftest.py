@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import textwrap
 import time
@@ -93,6 +94,20 @@ def open_pool() -> Iterator[Callable[..., Pool]]:
 def pool(shop: str, open_pool: Callable[..., Pool]) -> Pool:
     """A pool of one worker with the shop's tools."""
     return open_pool(adapter=shop)
+
+
+@pytest.fixture(scope="session")
+def kernelspec() -> Callable[..., str]:
+    """Install a kernelspec from its name and command; the name comes back."""
+
+    def install(name: str, *argv: str, language: str = "python", **fields: object) -> str:
+        folder = Path(os.environ["JUPYTER_DATA_DIR"], "kernels", name)
+        folder.mkdir(parents=True, exist_ok=True)
+        spec = {"argv": argv, "display_name": name, "language": language, **fields}
+        (folder / "kernel.json").write_text(json.dumps(spec))
+        return name
+
+    return install
 
 
 @pytest.fixture(scope="module")

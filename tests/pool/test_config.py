@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from snakepit_kernel import Pool
-from snakepit_kernel.pool.config import usable_cores
+from snakepit_kernel.pool.config import _THREAD_CAPS, usable_cores
 
 
 @pytest.mark.parametrize(
@@ -54,6 +54,26 @@ def test_workers_get_the_environment_and_directory_they_were_promised(
     )
 
     assert pool.run(code).value == ("red", "1", "3", str(tmp_path))
+
+
+def threads_of_numpy(pool: Pool) -> set[int]:
+    code = (
+        "import numpy, threadpoolctl as t\n"
+        "{each['num_threads'] for each in t.threadpool_info() if each['user_api'] == 'blas'}"
+    )
+    return pool.run(code).value
+
+
+def test_numpy_has_one_thread_a_worker_unless_the_user_gave_it_more(open_pool, monkeypatch):
+    pytest.importorskip("threadpoolctl")
+    for variable in _THREAD_CAPS:
+        monkeypatch.delenv(variable, raising=False)
+
+    assert threads_of_numpy(open_pool()) == {1}
+    assert threads_of_numpy(open_pool(env={"OMP_NUM_THREADS": "2"})) == {2}
+    assert threads_of_numpy(open_pool(env={"OPENBLAS_NUM_THREADS": "2"})) == {2}
+    monkeypatch.setenv("OMP_NUM_THREADS", "2")
+    assert threads_of_numpy(open_pool()) == {2}
 
 
 def test_preloaded_modules_are_there_and_missing_ones_are_told(open_pool, caplog):

@@ -63,7 +63,11 @@ def write_kernelspec(name: str, **changes: object) -> None:
             },
             r"not ready within 1 s \(start_timeout\)\nits last output:\nwaiting",
         ),
-        ("unguarded", {"metadata": {}}, "does not use the snakepit-provisioner"),
+        (
+            "anothers",
+            {"metadata": {"kernel_provisioner": {"provisioner_name": "slurm"}}},
+            "kernelspec 'anothers' names a kernel provisioner that is not installed here",
+        ),
     ],
 )
 def test_a_worker_that_cannot_start_is_told_with_its_last_output(name, changes, said):

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from functools import partial
 from html import escape
 from importlib.resources import files
 
-from ..status import HEADINGS, PoolStats, PoolStatus, WorkerEnd, WorkerStatus, memory
+from ..status import PoolStats, PoolStatus, WorkerEnd, WorkerStatus, memory
 
 _NUMBERS = frozenset({"pid", "calls", "memory"})
 
@@ -24,7 +25,7 @@ def page(pool: PoolStatus) -> str:
         f"<style>{style()}</style>",
         _heading(pool),
         _tiles(tiles(pool)),
-        _table(pool.workers),
+        _table(pool),
         _ends(pool.last_ends),
     ]
     if pool.sessions:
@@ -77,22 +78,21 @@ def _tiles(numbers: Iterable[tuple[str, str]]) -> str:
     return f'<div class="snakepit-tiles">{cells}</div>'
 
 
-def _table(workers: Iterable[WorkerStatus]) -> str:
-    headings = "".join(f"<th{_class_of(name)}>{name}</th>" for name in HEADINGS)
-    rows = "".join(_row(worker) for worker in workers)
+def _table(pool: PoolStatus) -> str:
+    headings = "".join(f"<th{_class_of(name)}>{name}</th>" for name in pool.headings)
+    rows = "".join(map(partial(_row, pool.headings), pool.workers, pool.rows()))
     return f"<table><thead><tr>{headings}</tr></thead><tbody>{rows}</tbody></table>"
 
 
-def _row(worker: WorkerStatus) -> str:
-    cells = dict(zip(HEADINGS, map(escape, worker.as_row()), strict=True))
+def _row(headings: Sequence[str], worker: WorkerStatus, row: Sequence[str]) -> str:
+    cells = dict(zip(headings, map(escape, row), strict=True))
     state = worker.state if worker.tainted is None else "tainted"
     why = f' title="{escape(worker.tainted)}"' if worker.tainted else ""
     cells["state"] = (
         f'<span class="snakepit-state" data-state="{escape(state)}"{why}>{cells["state"]}</span>'
     )
-    return (
-        "<tr>" + "".join(f"<td{_class_of(name)}>{cells[name]}</td>" for name in HEADINGS) + "</tr>"
-    )
+    shown = (f"<td{_class_of(name)}>{cell}</td>" for name, cell in cells.items())
+    return f"<tr>{''.join(shown)}</tr>"
 
 
 def _class_of(heading: str) -> str:

@@ -1,0 +1,139 @@
+"""A worker that is any Jupyter kernel, of any language: it runs cells.
+
+It knows nothing of lanes. Ours stay open at both ends, in this process, for as long as it lives.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import signal
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import zmq
+
+from ..errors import StartFailed, describe_exit
+from ..processes.identity import descendants
+from ..processes.limits import limit_address_space, limit_cpu, limit_files
+from ..protocol.messages import Configured, WorkerSetup
+from .cells import CellClient
+from .worker import Worker
+
+INTERRUPT_INTERVAL = 0.5
+"""Seconds before a kernel is interrupted again that does not say whether it has heard."""
+
+
+class ForeignWorker(Worker):
+    """One incarnation of a slot whose kernel is not ours. The parameters are those of `Worker`."""
+
+    _loop: asyncio.AbstractEventLoop
+    _interrupted = (0, 0.0)  # which cell, and when
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._requests: set[asyncio.Future[None]] = set()
+
+    def _transport(self, base: Path) -> dict[str, Any]:
+        # Not every kernel knows ipc, which the protocol leaves open; each knows tcp.
+        return super()._transport(base) if self._config.kernel.is_python else {"transport": "tcp"}
+
+    # -- starting ------------------------------------------------------------------------------
+
+    async def _begin(self, setup: WorkerSetup) -> Configured:  # noqa: ARG002 - for our kernel
+        self._loop = asyncio.get_running_loop()
+        limits = self._config.limits
+        await self._launch()
+        try:
+            if limits.open_files is not None:
+                limit_files(self._present_pid(), limits.open_files)
+            if limits.cpu_seconds is not None:
+                limit_cpu(self._present_pid(), limits.cpu_seconds)
+            self.cells = await self._answering_cells()
+            if limits.address_space_bytes is not None:
+                self._limit_address_space(limits.address_space_bytes)
+        except (ConnectionError, ProcessLookupError, FileNotFoundError):
+            await self._wait_for_status()
+            status = self.process.status if self.process else None
+            cause = f"it {describe_exit(status)} before it was ready"
+            raise StartFailed(self._title, cause, self.last_output()) from None
+        return Configured(0, [], {})
+
+    def _limit_address_space(self, size_bytes: int) -> None:
+        """Limit what it takes beyond what it has, and so for what it has started until now."""
+        pid = self._present_pid()
+        for child in descendants(pid):
+            with contextlib.suppress(OSError):  # it has ended
+                limit_address_space(child.pid, size_bytes, finally_so=True)
+        limit_address_space(pid, size_bytes, finally_so=True)
+
+    def _present_pid(self) -> int:
+        if self.pid is None:
+            raise ProcessLookupError
+        return self.pid
+
+    async def _answering_cells(self) -> CellClient:
+        """Open the channels in a thread, and wait there for the kernel's first answer."""
+        is_given_up = threading.Event()
+        waiting = asyncio.ensure_future(asyncio.to_thread(self._open_cells, is_given_up))
+        try:
+            return await asyncio.shield(waiting)
+        except asyncio.CancelledError:
+            is_given_up.set()
+            with contextlib.suppress(ConnectionError):
+                (await waiting).close()
+            raise
+
+    def _open_cells(self, is_given_up: threading.Event) -> CellClient:
+        context: zmq.Context[Any] = zmq.Context(self.manager.context)  # the same, not asyncio's
+        cells = CellClient(self.name, self.manager.get_connection_info(), context)
+        try:
+            cells.await_kernel(lambda: not (self.died.is_set() or is_given_up.is_set()))
+        except BaseException:
+            cells.close()
+            raise
+        return cells
+
+    def take_slot(self, slot: int, incarnation: int) -> None:
+        """Become the worker of a slot; its process is not told."""
+        self._rename(slot, incarnation)
+
+    # -- working -------------------------------------------------------------------------------
+
+    def forget(self, session: str) -> None:
+        """Do nothing: sessions are not kept apart in it."""
+
+    def interrupt(self, call_id: int) -> None:
+        """Interrupt the cell in the kernel's own way, from any thread."""
+        now = time.monotonic()
+        if self._interrupted[0] == call_id and now < self._interrupted[1] + INTERRUPT_INTERVAL:
+            return
+        self._interrupted = (call_id, now)
+        spec = self.manager.kernel_spec
+        if spec is not None and spec.interrupt_mode == "message":
+            with contextlib.suppress(RuntimeError):  # the pool has ended meanwhile
+                self._loop.call_soon_threadsafe(self._send_interrupt)
+        else:
+            self.signal(signal.SIGINT)
+
+    def _send_interrupt(self) -> None:
+        task: asyncio.Future[None] = asyncio.ensure_future(self.manager.interrupt_kernel())
+        self._requests.add(task)
+        task.add_done_callback(self._requests.discard)
+
+    def stacks(self) -> str:
+        """Return nothing: it cannot be asked."""
+        return ""
+
+    # -- ending --------------------------------------------------------------------------------
+
+    def _hang_up(self) -> None:
+        for seat in self.seats:
+            if seat.holder is not None:
+                seat.interrupt()
+            seat.lane.hang_up()
+
+    async def _say_goodbye(self) -> None:
+        await self.manager.request_shutdown()

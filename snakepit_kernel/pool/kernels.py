@@ -1,0 +1,282 @@
+"""What the workers of a kernelspec can do, found out before one is started.
+
+A worker with a lane does everything: it runs `snakepit_kernel.kernel`. Any other kernel that speaks
+the Jupyter protocol runs cells, and nothing else.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import sysconfig
+from collections.abc import Mapping, Sequence
+from copy import deepcopy
+from dataclasses import dataclass
+from pathlib import Path
+
+from jupyter_client.kernelspec import KernelSpec, KernelSpecManager, NoSuchKernel
+
+from .._version import __version__
+from ..errors import CellsOnly
+from ..provisioner import KERNEL_MODULE
+
+PROVISIONER = "snakepit-provisioner"
+STOCK_PROVISIONER = "local-provisioner"
+IPYKERNEL_MODULES = frozenset({"ipykernel_launcher", "ipykernel"})
+
+PROBE_PATIENCE = 10.0
+"""Seconds that an interpreter may take to say what is installed for it."""
+
+_PROBE = """
+import importlib.util, json, os, sys
+found = importlib.util.find_spec("snakepit_kernel")
+names = {"__version__": ""}
+if found is not None and found.origin:
+    with open(os.path.join(os.path.dirname(found.origin), "_version.py")) as file:
+        exec(file.read(), names)
+print(json.dumps([list(sys.version_info[:2]), sys.prefix, names["__version__"]]))
+"""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Interpreter:
+    """A Python interpreter that a kernelspec starts.
+
+    Attributes
+    ----------
+    path
+        The program.
+    python
+        Its version: major and minor.
+    prefix
+        Its environment.
+    snakepit
+        Version of snakepit_kernel that it can import; empty for none.
+    """
+
+    path: str
+    python: tuple[int, int]
+    prefix: str
+    snakepit: str
+
+    @property
+    def is_elsewhere(self) -> bool:
+        """Whether its packages are not those of this process."""
+        return self.prefix != sys.prefix or self.python != sys.version_info[:2]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WorkerKernel:
+    """The kernel that a pool's workers are.
+
+    Attributes
+    ----------
+    name
+        Name of the kernelspec.
+    spec
+        The kernelspec, under our provisioner; None when there is none of that name.
+    cells_only
+        Why it runs cells only; empty when it does everything.
+    remedy
+        What to do about that.
+    problem
+        Why it cannot be started; empty when nothing is known to be in the way.
+    interpreter
+        Its interpreter, where it is another one than that of this process, and could be asked.
+    """
+
+    name: str
+    spec: KernelSpec | None = None
+    cells_only: str = ""
+    remedy: str = ""
+    problem: str = ""
+    interpreter: Interpreter | None = None
+
+    @property
+    def has_lane(self) -> bool:
+        """Whether its workers do more than cells."""
+        return not self.cells_only
+
+    @property
+    def is_python(self) -> bool:
+        """Whether it is IPython's kernel, or ours."""
+        return self.spec is not None and _module_of(self.spec.argv) in (
+            KERNEL_MODULE,
+            *IPYKERNEL_MODULES,
+        )
+
+    @property
+    def python(self) -> tuple[int, int]:
+        """Version of Python, as far as is known, that it runs."""
+        return sys.version_info[:2] if self.interpreter is None else self.interpreter.python
+
+    @property
+    def why_no_code(self) -> str:
+        """Why functions cannot travel by value; empty when they can."""
+        if self.python == sys.version_info[:2]:
+            return ""
+        here, there = (".".join(map(str, v)) for v in (sys.version_info[:2], self.python))
+        return (
+            f"code travels between equal versions of Python only, and this is Python {here}, the "
+            f"workers of kernelspec {self.name!r} run Python {there}; put it into a module that "
+            "both can import"
+        )
+
+    def check_serves(self, what: str) -> None:
+        """Do nothing if its workers do more than cells.
+
+        Raises
+        ------
+        CellsOnly
+            They do not; ``what`` was asked for.
+        """
+        if self.cells_only:
+            raise CellsOnly(what, self.name, self.cells_only, self.remedy)
+
+    def import_path(self) -> list[str]:
+        """Return where this process finds modules, as far as that is good for its workers.
+
+        As absolute paths. The packages of another environment are not: they are for another
+        Python, or stand beside other packages.
+        """
+        paths = dict.fromkeys(os.path.abspath(entry) for entry in sys.path)  # noqa: PTH100
+        if self.interpreter is not None and self.interpreter.is_elsewhere:
+            own = _own_packages()
+            return [path for path in paths if not path.startswith(own)]
+        return list(paths)
+
+
+def find_kernel(name: str, env: Mapping[str, str]) -> WorkerKernel:
+    """Look up a kernelspec, and find out what its workers can do.
+
+    Parameters
+    ----------
+    name
+        Name of the kernelspec.
+    env
+        The workers' environment.
+    """
+    manager = KernelSpecManager()
+    try:
+        found = manager.get_kernel_spec(name)
+    except NoSuchKernel:
+        problem = ""
+        if name in manager.find_kernel_specs():
+            problem = f"kernelspec {name!r} names a kernel provisioner that is not installed here"
+        return WorkerKernel(name=name, problem=problem)
+    spec = deepcopy(found)
+    named = spec.metadata.get("kernel_provisioner", {})
+    runs_under = named.get("provisioner_name", STOCK_PROVISIONER)
+    if runs_under not in {PROVISIONER, STOCK_PROVISIONER}:
+        problem = (
+            f"kernelspec {name!r} runs under another provisioner, {runs_under}, and only one can "
+            "start it; name a kernelspec that has none"
+        )
+        return WorkerKernel(name=name, spec=spec, problem=problem)
+    if runs_under != PROVISIONER:
+        named = {"provisioner_name": PROVISIONER, "config": {}}
+    spec.metadata = {**spec.metadata, "kernel_provisioner": named}
+    module = _module_of(spec.argv)
+    if module == KERNEL_MODULE:
+        return _of_snakepit(name, spec, env)
+    if module in IPYKERNEL_MODULES:
+        return _of_ipykernel(name, spec, env)
+    return WorkerKernel(
+        name=name,
+        spec=spec,
+        cells_only=f"it is a kernel for {spec.language or 'another language'}",
+        remedy="run it as a cell, or open a pool with kernel_name='snakepit' beside this one",
+    )
+
+
+def _of_snakepit(name: str, spec: KernelSpec, env: Mapping[str, str]) -> WorkerKernel:
+    interpreter = _interpreter_of(spec, env)
+    problem = ""
+    if interpreter is not None and interpreter.snakepit != __version__:
+        problem = (
+            f"kernelspec {name!r} runs {_installed(interpreter)}, and this process has "
+            f"snakepit-kernel {__version__}; {_installation(interpreter)}"
+        )
+    return WorkerKernel(name=name, spec=spec, interpreter=interpreter, problem=problem)
+
+
+def _of_ipykernel(name: str, spec: KernelSpec, env: Mapping[str, str]) -> WorkerKernel:
+    """Run our kernel in the place of IPython's, if that interpreter has it."""
+    interpreter = _interpreter_of(spec, env)
+    is_own = interpreter is None and _program_of(spec, env) == sys.executable
+    if is_own or (interpreter is not None and interpreter.snakepit == __version__):
+        module = spec.argv.index("-m") + 1
+        spec.argv = [*spec.argv[:module], KERNEL_MODULE, *spec.argv[module + 1 :]]
+        config = {**spec.metadata["kernel_provisioner"].get("config", {}), "tag_command": True}
+        spec.metadata["kernel_provisioner"] = {"provisioner_name": PROVISIONER, "config": config}
+        return WorkerKernel(name=name, spec=spec, interpreter=interpreter)
+    if interpreter is None:
+        reason, remedy = "its interpreter could not be asked for more", "look whether it runs"
+    else:
+        reason = f"it is a Python kernel, and runs {_installed(interpreter)}"
+        remedy = _installation(interpreter)
+    return WorkerKernel(
+        name=name, spec=spec, interpreter=interpreter, cells_only=reason, remedy=remedy
+    )
+
+
+def _installed(interpreter: Interpreter) -> str:
+    """Say what an interpreter has of ours."""
+    has = (
+        f"snakepit-kernel {interpreter.snakepit}" if interpreter.snakepit else "no snakepit-kernel"
+    )
+    return f"{interpreter.path}, which has {has}"
+
+
+def _installation(interpreter: Interpreter) -> str:
+    return f"install it there: {interpreter.path} -m pip install snakepit-kernel=={__version__}"
+
+
+def _module_of(argv: Sequence[str]) -> str:
+    """Return the module that a command line runs, or nothing."""
+    if "-m" not in argv[:-1]:
+        return ""
+    return argv[argv.index("-m") + 1]
+
+
+def _program_of(spec: KernelSpec, env: Mapping[str, str]) -> str | None:
+    """Return the program of a kernelspec as a path; None when there is no such program."""
+    program = os.path.expanduser(spec.argv[0])  # noqa: PTH111 - a name without a slash stays one
+    own = {"python", f"python{sys.version_info[0]}", "python{}.{}".format(*sys.version_info)}
+    if program in own:  # for these jupyter_client takes the interpreter that it runs in itself
+        return sys.executable
+    return shutil.which(program, path=spec.env.get("PATH", env.get("PATH")))
+
+
+def _interpreter_of(spec: KernelSpec, env: Mapping[str, str]) -> Interpreter | None:
+    """Ask the interpreter of a kernelspec what it is; None for our own, or if it does not say."""
+    program = _program_of(spec, env)
+    if program is None or program == sys.executable:
+        return None
+    try:
+        done = subprocess.run(
+            [program, "-c", _PROBE],
+            env={**env, **spec.env},
+            cwd="/",  # or modules of the working directory would count as installed
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            timeout=PROBE_PATIENCE,
+            check=True,
+        )
+        python, prefix, version = json.loads(done.stdout.splitlines()[-1])
+    except (OSError, subprocess.SubprocessError, ValueError, IndexError):
+        return None  # its start will say what is wrong
+    major, minor = python
+    return Interpreter(path=program, python=(major, minor), prefix=prefix, snakepit=version)
+
+
+def _own_packages() -> tuple[str, ...]:
+    """Return the beginnings of paths below which the packages of this interpreter lie."""
+    places = {sysconfig.get_path(name) for name in ("stdlib", "platstdlib", "purelib", "platlib")}
+    zipped = Path(sysconfig.get_path("stdlib")).with_name(
+        "python{}{}.zip".format(*sys.version_info)
+    )
+    return (*places, str(zipped))

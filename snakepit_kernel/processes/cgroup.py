@@ -1,0 +1,143 @@
+"""A control group (cgroup v2) around one process and all that it starts: memory and CPU.
+
+Groups are made beside our own, where the system has handed that over to this user (*delegated*).
+A group goes with its run: it is an empty directory then, which `guardian.remove` removes.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+from ..ids import new_run_id
+from .guardian import remove
+
+PERIOD = 100_000
+"""Microseconds in which a group gets its share of CPU time."""
+
+OWN = Path("/proc/self")
+
+
+class NotDelegated(Exception):
+    """No group can be made here; the text says why."""
+
+
+def find_parent(controllers: Sequence[str], own: Path = OWN) -> Path:
+    """Return the group in which this process can make groups.
+
+    Parameters
+    ----------
+    controllers
+        What they are to control: ``"memory"``, ``"cpu"``.
+    own
+        Where ``mountinfo`` and ``cgroup`` of this process are.
+
+    Raises
+    ------
+    NotDelegated
+        There is none.
+    """
+    mount, root = _mount(own)
+    present = _words(mount / "cgroup.controllers")
+    for name in controllers:
+        if name not in present:
+            msg = f"cgroup v2 at {mount} does not have the controller {name!r} on this machine"
+            raise NotDelegated(msg)
+    place = mount / os.path.relpath(_own_group(own), root)
+    for folder in (place, *place.parents):
+        if not folder.is_relative_to(mount):
+            break
+        hands_on = set(controllers) <= set(_words(folder / "cgroup.subtree_control"))
+        if hands_on and _is_writable(folder):
+            return folder
+    msg = (
+        f"no cgroup above this process (it is in {place}) hands the controllers "
+        f"{', '.join(controllers)} on and can be written by this user"
+    )
+    raise NotDelegated(msg)
+
+
+class Cgroup:
+    """A group of processes, from before the first of them until after the last.
+
+    Parameters
+    ----------
+    parent
+        The group that it is made in.
+
+    Attributes
+    ----------
+    path
+        Its directory, which `make` makes.
+    """
+
+    def __init__(self, parent: Path) -> None:
+        self.path = parent / f"snakepit-{new_run_id()}"
+
+    def make(self, *, memory_bytes: int | None, cpus: float | None) -> None:
+        """Make it, with its limits.
+
+        Raises
+        ------
+        OSError
+            It cannot be made. Nothing is left.
+        """
+        self.path.mkdir()
+        try:
+            if memory_bytes is not None:
+                (self.path / "memory.max").write_text(str(memory_bytes))
+                (self.path / "memory.oom.group").write_text("1")  # all of it, not one by chance
+                with contextlib.suppress(OSError):  # a machine without swap
+                    (self.path / "memory.swap.max").write_text("0")
+            if cpus is not None:
+                (self.path / "cpu.max").write_text(f"{int(cpus * PERIOD)} {PERIOD}")
+        except OSError:
+            self.remove()
+            raise
+
+    def add(self, pid: int) -> None:
+        """Put a process into it, and with that all that it starts from now on."""
+        (self.path / "cgroup.procs").write_text(str(pid))
+
+    @property
+    def ran_out_of_memory(self) -> bool:
+        """Whether a process in it was killed because there was no more memory for it."""
+        words = _words(self.path / "memory.events")
+        return "oom_kill" in words[:-1] and words[words.index("oom_kill") + 1] != "0"
+
+    def remove(self) -> None:
+        """Remove it, when all processes in it have ended."""
+        remove(str(self.path))
+
+
+def _mount(own: Path) -> tuple[Path, str]:
+    """Return where cgroup v2 is mounted, and which group it shows there."""
+    for line in (own / "mountinfo").read_text("utf-8", "replace").splitlines():
+        before, _, after = line.partition(" - ")
+        if after.startswith("cgroup2 "):
+            _, _, _, root, point, *_ = before.split()
+            return Path(point), root
+    msg = "cgroup v2 is not mounted on this machine"
+    raise NotDelegated(msg)
+
+
+def _own_group(own: Path) -> str:
+    for line in (own / "cgroup").read_text("utf-8", "replace").splitlines():
+        if line.startswith("0::"):
+            return line.removeprefix("0::")
+    msg = "this process is in no cgroup of v2"
+    raise NotDelegated(msg)
+
+
+def _words(file: Path) -> list[str]:
+    try:
+        return file.read_text("ascii").split()
+    except OSError:
+        return []
+
+
+def _is_writable(folder: Path) -> bool:
+    # To move a process, this user must be able to write to the group above both its places.
+    return os.access(folder, os.W_OK) and os.access(folder / "cgroup.procs", os.W_OK)
