@@ -117,6 +117,7 @@ def _as_view(status: PoolStatus) -> dict[str, Any]:
     return {
         "name": status.name,
         "about": status.about,
+        "headings": status.headings,
         "workers": [_worker(worker) for worker in status.workers[:MAX_WORKERS]],
         "stats": asdict(status.stats),
         "failed": failed(status.stats),
@@ -140,6 +141,7 @@ def _worker(worker: WorkerStatus) -> dict[str, Any]:
         "since": time.time() - worker.seconds,
         "calls": worker.calls,
         "mebibytes": memory,
+        "device": worker.device or "",
         "running": worker.running or "",
     }
 
