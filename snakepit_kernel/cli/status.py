@@ -13,8 +13,9 @@ from rich.console import Console
 from rich.table import Table
 
 from ..paths import runtime_dir
+from ..pool.budget import describe_machine
 from ..pool.status import PoolStatus, duration
-from ..processes.registry import EndedRun, Registry, Run
+from ..processes.registry import Booking, EndedRun, Registry, Run
 from ..processes.sweep import TaggedProcess, past_runs, tagged_processes
 from .published import PublishedPool, UnreadablePool, pool_folders, read_pool
 
@@ -90,6 +91,7 @@ def show(*, ended: bool = False, as_json: bool) -> None:
             "pools": [_pool_data(pool) for pool in pools],
             "runs": [_run_data(run) for run in runs],
             "kept": [_kept_data(process) for process in kept],
+            "bookings": [_booking_data(booking) for booking in registry.bookings()],
         }
         if ended:
             data["ended"] = [_ended_data(run) for run in past]
@@ -190,6 +192,15 @@ def _kept_data(process: TaggedProcess) -> dict[str, Any]:
     }
 
 
+def _booking_data(booking: Booking) -> dict[str, Any]:
+    return {
+        "pool": booking.pool,
+        "owner_pid": booking.owner.pid,
+        "workers": booking.workers,
+        "memory_bytes": booking.memory_bytes,
+    }
+
+
 def _ended_data(run: EndedRun) -> dict[str, Any]:
     return {
         "run_id": run.run_id,
@@ -234,7 +245,7 @@ def run_listing(runs: Sequence[Run]) -> Listing:
         )
         for run in runs
     ]
-    return Listing(title="live runs", headings=_RUN_HEADINGS, rows=rows)
+    return Listing(title="live runs", headings=_RUN_HEADINGS, rows=rows, footer=describe_machine())
 
 
 def kept_listing(processes: Sequence[TaggedProcess]) -> Listing:

@@ -62,12 +62,17 @@ class CellClient:
         What its connection file holds.
     context
         ZeroMQ context, the synchronous one.
+
+    Attributes
+    ----------
+    worker
+        Name of the worker, which one that was kept ready gets anew.
     """
 
     def __init__(
         self, worker: str, connection: KernelConnectionInfo, context: zmq.Context[Any]
     ) -> None:
-        self._worker = worker
+        self.worker = worker
         self._client = BlockingKernelClient(context=context)
         self._client.load_connection_info(connection)
         self._client.start_channels(stdin=False, hb=False, control=False)
@@ -147,7 +152,7 @@ class CellClient:
         metadata = {SESSION_KEY: session, METADATA_KEY: correlation}
         request = self._client.session.msg("execute_request", content, metadata=metadata)
         self._shell.send(request)
-        result = CellResult(worker=self._worker)
+        result = CellResult(worker=self.worker)
         return CellRun(request["header"]["msg_id"], result, cell.on_message)
 
     def follow(
@@ -230,6 +235,11 @@ class CellRun:
     def has_ended(self) -> bool:
         """Whether the reply and the last output are here."""
         return self._replied and self._idle
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether the kernel has done with it; some give no reply to what was interrupted."""
+        return self._idle
 
     def take(self, message: dict[str, Any]) -> None:
         """Take in a message of this cell."""

@@ -18,6 +18,7 @@ from ..protocol.values import Codec
 from ..store.store import Store, check_store
 from ..tools.registry import name_of
 from .accelerators import Allotment, Gpus, allot
+from .budget import usable_cores
 from .checks import check_count, check_seconds
 from .kernels import WorkerKernel, find_kernel
 from .limits import Limits, check_limits, find_group
@@ -46,16 +47,12 @@ _THREAD_CAPS = (
 )
 
 
-def usable_cores() -> int:
-    """Return the number of cores that this process may use."""
-    return len(os.sched_getaffinity(0))
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PoolConfig:
     """The checked options of a pool. See `Pool` for what each means."""
 
     workers: int
+    takes_what_is_left: bool
     adapter: object
     name: str
     profile: Profile
@@ -90,7 +87,7 @@ class PoolConfig:
     def checked(
         cls,
         *,
-        workers: int | None,
+        workers: int | Literal["auto"] | None,
         adapter: object,
         name: str,
         profile: str,
@@ -128,7 +125,9 @@ class PoolConfig:
             An option is wrong; the text names it and says what would be right.
         """
         count = (
-            usable_cores() if workers is None else check_count("workers", workers, 1, MAX_WORKERS)
+            min(usable_cores(), MAX_WORKERS)
+            if workers is None or workers == "auto"
+            else check_count("workers", workers, 1, MAX_WORKERS)
         )
         if unserializable not in get_args(Policy):
             msg = (
@@ -161,6 +160,7 @@ class PoolConfig:
             raise ValueError(msg)
         return cls(
             workers=count,
+            takes_what_is_left=workers == "auto",
             adapter=check_adapter(adapter),
             name=check_name("pool", name),
             profile="thread" if profile == "thread" else "process",
@@ -219,6 +219,11 @@ class PoolConfig:
             return [frozenset({"call", "cell"})]
         for_calls: frozenset[Purpose] = frozenset({"call"})
         return [frozenset({"cell"}), *[for_calls] * self.threads_per_worker]
+
+    @property
+    def bytes_each(self) -> int:
+        """What a worker may take of the machine's memory; 0 for no limit."""
+        return self.limits.memory_bytes or self.max_memory_bytes or 0
 
     @property
     def adapter_name(self) -> str:

@@ -52,7 +52,14 @@ def ahead(seat: Seat) -> list[Segment]:
         return []
     missing, seat.encoders = known[seat.encoders :], len(known)
     carrier = seat.lane.carrier
-    frames = [part for each in missing for part in carrier.pack_value(Encode(), each)]
+    frames: list[Segment] = []
+    for each in missing:
+        try:
+            frames += carrier.pack_value(Encode(), each)
+        except TypeError:
+            if not carrier.codec.why_no_code:
+                raise
+            # A worker of another Python cannot have it: whoever sends what it is for, is told so.
     for forget in list(seat.forgets):
         frames += pack(messages.encode(forget))
         seat.forgotten = forget.number

@@ -374,7 +374,7 @@ class Driver:
         until = time.monotonic() + self._grace
         call_id = seat.lane.new_call_id()
         try:
-            while not run.has_ended and not worker.died.is_set():
+            while not run.is_idle and not worker.died.is_set():
                 seat.interrupt(call_id)
                 if time.monotonic() > until:
                     self.condemn(seat)

@@ -33,6 +33,7 @@ from ..processes.folders import make_folder, remove_folder, sweep_folders
 from ..processes.supervisor import Supervisor
 from ..protocol.messages import ToolInfo
 from .admission import Admission
+from .budget import Share
 from .cells import Cell
 from .config import PoolConfig
 from .conveyor import MakeFrames
@@ -72,6 +73,10 @@ class Engine:
     """
 
     def __init__(self, config: PoolConfig) -> None:
+        self._share = Share(config.name, config.bytes_each)
+        if config.takes_what_is_left:
+            left = self._share.take_what_is_left(config.workers).workers
+            config = replace(config, workers=left)
         self.config = config
         self.pid = os.getpid()
         self.sessions = PoolSessions(config, self.forget_session)
@@ -615,6 +620,7 @@ class Engine:
                 self._context.destroy(linger=0)
             finally:  # a second Ctrl-C: the guardians go on by themselves
                 remove_folder(self._folder)
+                self._share.give_back()
                 atexit.unregister(self.close)
 
 

@@ -99,6 +99,8 @@ class ForeignWorker(Worker):
     def take_slot(self, slot: int, incarnation: int) -> None:
         """Become the worker of a slot; its process is not told."""
         self._rename(slot, incarnation)
+        if self.cells is not None:
+            self.cells.worker = self.name
 
     # -- working -------------------------------------------------------------------------------
 

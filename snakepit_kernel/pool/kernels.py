@@ -244,7 +244,10 @@ def _module_of(argv: Sequence[str]) -> str:
 
 def _program_of(spec: KernelSpec, env: Mapping[str, str]) -> str | None:
     """Return the program of a kernelspec as a path; None when there is no such program."""
-    program = os.path.expanduser(spec.argv[0])  # noqa: PTH111 - a name without a slash stays one
+    program = spec.argv[0]
+    for key, value in (("resource_dir", spec.resource_dir), ("prefix", sys.prefix)):
+        program = program.replace(f"{{{key}}}", value)  # as jupyter_client does
+    program = os.path.expanduser(program)  # noqa: PTH111 - a name without a slash stays one
     own = {"python", f"python{sys.version_info[0]}", "python{}.{}".format(*sys.version_info)}
     if program in own:  # for these jupyter_client takes the interpreter that it runs in itself
         return sys.executable

@@ -48,7 +48,9 @@ class Pool(Caller, concurrent.futures.Executor):
     Parameters
     ----------
     workers
-        Number of workers, 1 to 150. Default: the number of usable cores.
+        Number of workers, 1 to 150. Default: the number of usable cores. ``"auto"``: as many as
+        there are cores, and memory where workers have a limit, that the pools of other notebooks
+        have left; one in any case.
     adapter
         The tools: ``"module:Class"``, ``"module"``, a class or a module. None for no tools.
     name
@@ -145,7 +147,7 @@ class Pool(Caller, concurrent.futures.Executor):
 
     def __init__(
         self,
-        workers: int | None = None,
+        workers: int | Literal["auto"] | None = None,
         *,
         adapter: object = None,
         name: str = "default",

@@ -63,6 +63,18 @@ _SCHEMA = (
         report   TEXT NOT NULL
     ) STRICT
     """,
+    """
+    CREATE TABLE IF NOT EXISTS bookings (
+        name          TEXT PRIMARY KEY,
+        pool          TEXT NOT NULL,
+        host          TEXT NOT NULL,
+        boot_id       TEXT NOT NULL,
+        pid_namespace INTEGER NOT NULL,
+        owner         TEXT NOT NULL,
+        workers       INTEGER NOT NULL,
+        memory_bytes  INTEGER NOT NULL
+    ) STRICT
+    """,
 )
 
 BUSY_PATIENCE = 10.0
@@ -142,6 +154,36 @@ class EndedRun:
     started: float
     ended: float
     report: EndReport
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Booking:
+    """What a pool has booked of the machine.
+
+    Attributes
+    ----------
+    name
+        Of the booking: no other pool has it.
+    pool
+        Name of the pool.
+    place, owner
+        Where its owner is, and which process.
+    workers, memory_bytes
+        How many workers, and what they may take together; 0 where that has no limit.
+    """
+
+    name: str
+    pool: str
+    place: Place
+    owner: ProcessIdentity
+    workers: int
+    memory_bytes: int
+
+    @property
+    def is_over(self) -> bool:
+        """Whether its owner is dead."""
+        reach = self.place.reach
+        return reach is Reach.PAST or (reach is Reach.HERE and not self.owner.is_alive())
 
 
 class Registry:
@@ -253,6 +295,84 @@ class Registry:
             "SELECT * FROM ended_runs WHERE run_id = (SELECT previous FROM runs WHERE run_id = ?)"
         )
         return next(iter(self._read_ended(select, run_id)), None)
+
+    # -- bookings ------------------------------------------------------------------------------
+
+    def book(
+        self, name: str, pool: str, most: int, *, bytes_each: int, cores: int, memory_bytes: int
+    ) -> int:
+        """Book workers for a pool of this process, as far as nobody else has; one in any case.
+
+        Parameters
+        ----------
+        name
+            Of the booking.
+        pool
+            Name of the pool.
+        most
+            How many workers at most.
+        bytes_each
+            Memory that a worker may take; 0 for no limit.
+        cores, memory_bytes
+            What there is on this machine.
+
+        Returns
+        -------
+        int
+            How many were booked; ``most`` when the registry cannot be used.
+        """
+        over = [(booking.name,) for booking in self._all_bookings() if booking.is_over]
+        owner, place = ProcessIdentity.of(os.getpid()), here()
+        share = (
+            "min(?, ? - coalesce(sum(workers), 0),"
+            " iif(?, (? - coalesce(sum(memory_bytes), 0)) / max(?, 1), ?))"
+        )
+        insert = (
+            "INSERT INTO bookings SELECT ?, ?, ?, ?, ?, ?, max(1, booked), max(1, booked) * ?"  # noqa: S608
+            f" FROM (SELECT {share} AS booked FROM bookings WHERE boot_id = ?)"
+        )
+        parameters = (
+            *(name, pool, place.host, place.boot, place.pid_namespace, str(owner), bytes_each),
+            *(most, cores, bytes_each, memory_bytes, bytes_each, most, place.boot),
+        )
+        rows = self._execute(
+            *(("DELETE FROM bookings WHERE name = ?", each) for each in over),
+            (insert, parameters),
+            ("SELECT workers FROM bookings WHERE name = ?", (name,)),
+        )
+        return int(rows[0][0]) if rows else most
+
+    def rebook(self, name: str, workers: int, memory_bytes: int) -> None:
+        """Change a booking, whatever others have."""
+        update = "UPDATE bookings SET workers = ?, memory_bytes = ? WHERE name = ?"
+        self._execute((update, (workers, memory_bytes, name)))
+
+    def unbook(self, name: str) -> None:
+        """Give back what was booked."""
+        self._execute(("DELETE FROM bookings WHERE name = ?", (name,)))
+
+    def bookings(self) -> list[Booking]:
+        """Return what living pools of this machine have booked."""
+        return [
+            booking
+            for booking in self._all_bookings()
+            if not booking.is_over and booking.place.boot == here().boot
+        ]
+
+    def _all_bookings(self) -> list[Booking]:
+        return [
+            Booking(
+                name=name,
+                pool=pool,
+                place=Place(host=host, boot=boot, pid_namespace=namespace),
+                owner=ProcessIdentity.parse(owner),
+                workers=workers,
+                memory_bytes=memory_bytes,
+            )
+            for name, pool, host, boot, namespace, owner, workers, memory_bytes in self._execute(
+                "SELECT * FROM bookings"
+            )
+        ]
 
     def _read_ended(self, select: str, *parameters: str) -> list[EndedRun]:
         return [

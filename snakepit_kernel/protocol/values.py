@@ -229,6 +229,8 @@ class _TolerantPickler(_Pickler):
     def reducer_override(self, obj: Any) -> Any:
         """Take an object apart, or give its marker."""
         try:
+            if self._why_no_code:
+                super().reducer_override(type(obj))  # whose class cannot travel, cannot either
             reduced = super().reducer_override(obj)
         except Exception:  # noqa: BLE001 - an encoder that fails
             return marker(obj, self._policy).__reduce__()

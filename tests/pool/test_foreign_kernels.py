@@ -47,6 +47,10 @@ ECHO = '''
             reply = {"payload": [], "user_expressions": {}}
             return {"status": "ok", "execution_count": self.execution_count, **reply}
 
+        def do_shutdown(self, restart):
+            open("farewell", "w").close()
+            return {"status": "ok", "restart": restart}
+
         def end_with(self, name, text):
             error = {"ename": name, "evalue": text, "traceback": [f"{name}: {text}"]}
             self.send_response(self.iopub_socket, "error", error)
@@ -168,6 +172,18 @@ def test_sessions_and_run_all_reach_its_workers_and_share_their_state(echo, open
     assert first.run("count").worker == home
 
 
+def test_one_that_was_kept_ready_takes_the_slot_and_the_name(echo, open_pool):
+    pool = open_pool(kernel_name=echo, standby=1)
+    spares = pool._engine._crew._spares
+    while not spares._ready:
+        time.sleep(0.02)
+
+    with pytest.raises(WorkerDied):
+        pool.run("die")
+
+    assert pool.run("count", timeout=20).worker == "default-1.2"
+
+
 def test_what_it_starts_ends_with_the_pool(echo):
     with Pool(1, kernel_name=echo) as pool:
         child = int(pool.run("spawn").stdout)
@@ -176,14 +192,11 @@ def test_what_it_starts_ends_with_the_pool(echo):
     assert not Path(f"/proc/{child}").exists()
 
 
-def test_a_kernel_ends_politely_and_soon(echo):
-    pool = Pool(1, kernel_name=echo)
-    pool.run("say hello")
-    began = time.monotonic()
+def test_a_kernel_is_asked_to_shut_down_before_it_is_ended(echo, tmp_path):
+    with Pool(1, kernel_name=echo, cwd=tmp_path) as pool:
+        pool.run("say hello")
 
-    pool.shutdown()
-
-    assert time.monotonic() - began < 1.5
+    assert (tmp_path / "farewell").exists()
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,15 @@ import pytest
 import snakepit_magics
 
 import snakepit_kernel
-from snakepit_kernel import CallTimeout, CellsOnly, Pool, StartFailed, ToolError, Unserializable
+from snakepit_kernel import (
+    CallTimeout,
+    CellsOnly,
+    Pool,
+    StartFailed,
+    ToolError,
+    Unserializable,
+    register_encoder,
+)
 from snakepit_kernel.pool.kernels import find_kernel
 
 OURS = ("-m", "snakepit_kernel.kernel", "-f", "{connection_file}")
@@ -148,6 +156,18 @@ def test_another_version_behind_a_program_that_hides_it_is_named_by_the_worker(
         Pool(1, kernel_name=name)
 
 
+def test_a_kernelspec_may_name_its_interpreter_by_its_own_folder(kernelspec, with_snakepit):
+    name = kernelspec("relative", "{resource_dir}/python", *STOCK)
+    folder = Path(os.environ["JUPYTER_DATA_DIR"], "kernels", name)
+    (folder / "python").write_text(f'#!/bin/sh\nexec {with_snakepit} "$@"\n')
+    (folder / "python").chmod(0o700)
+
+    kernel = find_kernel(name, os.environ)
+
+    assert kernel.has_lane
+    assert kernel.interpreter.is_elsewhere
+
+
 def test_a_stock_kernelspec_whose_interpreter_is_gone_says_so_at_once(kernelspec):
     with pytest.raises(StartFailed, match="is the interpreter of this kernelspec still installed"):
         Pool(1, kernel_name=kernelspec("gone", "/no/such/python", *STOCK))
@@ -241,8 +261,25 @@ def test_code_does_not_travel_to_another_version_of_python_and_both_are_named(se
 
 
 @pytest.mark.timeout(300)
+def test_an_encoder_that_is_code_disturbs_no_other_value_on_the_way_to_another_python(gate):
+    class Handle:
+        pass
+
+    Handle.__module__ = "__main__"
+    register_encoder(Handle, lambda handle: 1, lambda number: Handle())
+
+    assert gate.call("back", {"value": [1]}) == [1]
+    with pytest.raises(TypeError, match="equal versions of Python only"):
+        gate.call("back", {"value": Handle()})
+
+
+@pytest.mark.timeout(300)
 def test_code_does_not_come_back_from_another_version_of_python(gate):
     assert gate.call("function") == [1, Unserializable("function")]
+    assert gate.run("class Local: pass\n[1, Local()]").value == [
+        1,
+        Unserializable("__main__.Local"),
+    ]
 
 
 @pytest.mark.timeout(300)

@@ -1,0 +1,109 @@
+"""The cores and the memory of the machine, as one budget that the pools of all notebooks share.
+
+It is advice: whoever says how many workers a pool is to have gets them. A pool of ``"auto"``
+workers takes what others have left.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from pathlib import Path
+from typing import Self
+
+import psutil
+
+from ..ids import new_run_id
+from ..processes.registry import Registry
+
+logger = logging.getLogger(__name__)
+
+_GROUP_LIMIT = Path("/sys/fs/cgroup/memory.max")
+
+
+def usable_cores() -> int:
+    """Return the number of cores that this process may use."""
+    return len(os.sched_getaffinity(0))
+
+
+def usable_memory() -> int:
+    """Return the bytes of memory that this machine has, or the container that this runs in."""
+    total: int = psutil.virtual_memory().total
+    try:
+        return min(total, int(_GROUP_LIMIT.read_text()))
+    except (OSError, ValueError):  # none, or "max"
+        return total
+
+
+class Share:
+    """What one pool has booked of the machine.
+
+    Parameters
+    ----------
+    pool
+        Name of the pool.
+    bytes_each
+        Memory that a worker may take; 0 for no limit.
+
+    Attributes
+    ----------
+    workers
+        How many it has booked.
+    """
+
+    def __init__(self, pool: str, bytes_each: int) -> None:
+        self.workers = 0
+        self._registry = Registry()
+        self._name = new_run_id()
+        self._pool = pool
+        self._bytes_each = bytes_each
+
+    def take_what_is_left(self, most: int) -> Self:
+        """Book as many workers as others have left, one in any case."""
+        self.workers = self._registry.book(
+            self._name,
+            self._pool,
+            most,
+            bytes_each=self._bytes_each,
+            cores=usable_cores(),
+            memory_bytes=usable_memory(),
+        )
+        return self
+
+    def note(self, workers: int) -> None:
+        """Book a number of workers, whether they are left or not; warn of too much memory."""
+        if not self.workers:
+            self.take_what_is_left(1)
+        self.workers = workers
+        self._registry.rebook(self._name, workers, workers * self._bytes_each)
+        booked = sum(booking.memory_bytes for booking in self._registry.bookings())
+        if self._bytes_each and booked > (memory := usable_memory()):
+            logger.warning(
+                "pool %s: the workers of all pools on this machine may take %.1f GiB together,"
+                " and it has %.1f; snakepit status lists them",
+                self._pool,
+                booked / 2**30,
+                memory / 2**30,
+            )
+
+    def give_back(self) -> None:
+        """Book nothing any more."""
+        if self.workers:
+            self._registry.unbook(self._name)
+            self.workers = 0
+
+
+def describe_machine() -> str:
+    """Say in one line what pools have booked of this machine; empty when there are none."""
+    bookings = Registry().bookings()
+    if not bookings:
+        return ""
+    workers = sum(booking.workers for booking in bookings)
+    booked = sum(booking.memory_bytes for booking in bookings)
+    text = (
+        f"machine: {workers} worker{'s' * (workers != 1)} of {len(bookings)} "
+        f"pool{'s' * (len(bookings) != 1)} on {usable_cores()} cores"
+    )
+    if booked:
+        text += f", which may take {booked / 2**30:.1f} of {usable_memory() / 2**30:.1f} GiB"
+    return text
