@@ -169,7 +169,9 @@ class SnakepitMagics(Magics):
         return self._pool(options.name).dashboard()
 
     def _resize(self, options: Namespace) -> None:
-        self._pool(options.pool).resize(options.workers)
+        pool = self._pool(options.pool)
+        pool.resize(options.workers)
+        self._start_options[pool.name]["workers"] = options.workers
 
     def _recycle(self, options: Namespace) -> None:
         self._pool(options.pool).recycle(options.worker)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING
 
@@ -80,7 +81,7 @@ class Spans:
 
     def __init__(self, provider: trace.TracerProvider) -> None:
         self.provider = provider
-        self._tracer = provider.get_tracer(LIBRARY, __version__)
+        self._tracer = _tracer_of(provider)
 
     def take(self, record: Record) -> None:
         """Make the span of an event, below that of its caller; or end that which has begun."""
@@ -109,9 +110,13 @@ class Spans:
 def begin_span(name: str, caller: object) -> tuple[trace.Span, Context]:
     """Begin a span below that of a caller; return it, and the context in which it is current."""
     context = _as_context(caller)
-    tracer = trace.get_tracer_provider().get_tracer(LIBRARY, __version__)
-    span = tracer.start_span(name, context=context)
+    span = _tracer_of(trace.get_tracer_provider()).start_span(name, context=context)
     return span, trace.set_span_in_context(span, context)
+
+
+@functools.lru_cache(maxsize=1)
+def _tracer_of(provider: trace.TracerProvider) -> trace.Tracer:
+    return provider.get_tracer(LIBRARY, __version__)
 
 
 def _as_context(caller: object) -> Context:

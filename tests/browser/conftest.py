@@ -63,6 +63,21 @@ class Lab:
         expect(self.cell(number).locator(".jp-InputPrompt")).to_have_text(f"[{number + 1}]:")
         return self.cell(number).locator(".jp-Cell-outputWrapper")
 
+    def see(self, part: Locator, *, is_shown: bool) -> None:
+        """Show or hide a part of the page; return when the page's observers were told."""
+        part.evaluate(
+            """(element, isShown) => new Promise((resolve) => {
+                element.style.position = isShown ? "" : "absolute";
+                element.style.left = isShown ? "" : "-9999px";
+                new IntersectionObserver((entries, observer) => {
+                    if (entries[0].isIntersecting !== isShown) return;
+                    observer.disconnect();
+                    setTimeout(resolve);
+                }).observe(element);
+            })""",
+            is_shown,
+        )
+
 
 @pytest.fixture
 def open_lab(

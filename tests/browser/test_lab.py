@@ -10,16 +10,16 @@ pytestmark = [pytest.mark.browser, pytest.mark.timeout(120)]
 CELLS = (
     "import os, time\npool = %snakepit start --workers 2 --name shop",
     "%snakepit status",
-    "%snakepit dashboard",
+    "dashboard = %snakepit dashboard\ndashboard",
     "futures = [pool.submit(time.sleep, 0.5) for _ in range(12)]",
     "os.kill(pool.status().workers[0].pid, 9)",
+    "with pool.timeline() as timeline:\n    list(pool.map(time.sleep, [0.05, 0.02] * 5))\ntimeline",
     "%snakepit stop",
 )
 
 
-@pytest.mark.parametrize("theme", ["JupyterLab Light", "JupyterLab Dark"])
-def test_the_status_and_the_dashboard_show_a_pool_at_work(open_lab, tmp_path, theme):
-    lab = open_lab(*CELLS, theme=theme)
+def test_the_status_and_the_dashboard_show_a_pool_at_work(open_lab, tmp_path):
+    lab = open_lab(*CELLS)
 
     lab.run(0)
     status = lab.run(1)
@@ -39,8 +39,25 @@ def test_the_status_and_the_dashboard_show_a_pool_at_work(open_lab, tmp_path, th
     lab.run(4)
     expect(dashboard.locator(".snakepit-tile", has_text="died")).to_contain_text("1")
     expect(dashboard.locator("tbody")).to_contain_text("shop-1.2")
+    expect(dashboard.locator(".snakepit-died")).to_contain_text("was killed by SIGKILL")
+
+    expect(lab.run(5).locator(".snakepit-timeline g")).to_have_count(10)
     lab.page.screenshot(path=tmp_path / "died.png")
 
-    lab.run(5)
+    lab.run(6)
     expect(dashboard).to_contain_text("closed")
+    assert lab.errors == []
+
+
+def test_a_dashboard_that_nobody_sees_is_not_refreshed(open_lab):
+    cells = (CELLS[0], CELLS[2], "dashboard.shown", "dashboard.shown")
+    lab = open_lab(*cells, theme="JupyterLab Dark")
+    lab.run(0)
+    dashboard = lab.run(1)
+    expect(dashboard.locator(".snakepit-dashboard")).to_be_visible()
+
+    lab.see(dashboard, is_shown=False)
+    expect(lab.run(2)).to_contain_text("False")
+    lab.see(dashboard, is_shown=True)
+    expect(lab.run(3)).to_contain_text("True")
     assert lab.errors == []

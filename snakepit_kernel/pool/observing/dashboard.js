@@ -1,7 +1,6 @@
 // The live view of a pool. Its data are the kernel's; ages and the curve are drawn here.
 
 const SECONDS_SHOWN = 60;
-const COLUMNS = ["worker", "pid", "state", "since", "calls", "memory", "running"];
 const NUMBERS = new Set(["pid", "calls", "memory"]);
 
 /** Make an element; texts are set as text, never as html. */
@@ -80,11 +79,12 @@ function table(view, now) {
       since: duration(now - worker.since),
       calls: worker.calls.toLocaleString(),
       memory: memory(worker.mebibytes),
+      device: worker.device,
       running: worker.running,
     };
-    return make("tr", "", ...COLUMNS.map((column) => cell("td", column, cells[column])));
+    return make("tr", "", ...view.headings.map((column) => cell("td", column, cells[column])));
   });
-  const headings = COLUMNS.map((column) => cell("th", column, column));
+  const headings = view.headings.map((column) => cell("th", column, column));
   return make(
     "table",
     "",

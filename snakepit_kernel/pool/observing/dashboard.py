@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import contextvars
+import math
 import threading
 import time
 from dataclasses import asdict
@@ -10,6 +12,7 @@ from importlib.resources import files
 from typing import TYPE_CHECKING, Any, Protocol
 
 import anywidget
+import zmq
 from traitlets import Bool, Dict
 
 from .html import failed, style
@@ -63,38 +66,35 @@ class Dashboard(anywidget.AnyWidget):
 
     def __init__(self, pool: Watched) -> None:
         self._has_ended = threading.Event()
-        self._pool: Watched | None = pool
-        self._ended_before, self._looked = _ended(pool.status()), time.monotonic()
-        super().__init__(view=self._look())
+        self._ended_before, self._looked = 0, -math.inf  # its first rate is 0
+        super().__init__(view=self._look(pool))
         # What it sends belongs to the cell that opened it, which ipykernel finds in the context.
         self._thread = threading.Thread(
             target=contextvars.copy_context().run,
-            args=(self._follow,),
+            args=(self._follow, pool),
             name=f"snakepit-dashboard-{self.view['name']}",
             daemon=True,
         )
         self._thread.start()
 
-    def _follow(self) -> None:
-        while not self._has_ended.wait(INTERVAL):
-            pool = self._pool
-            is_open = pool is not None and pool.is_open
+    def _follow(self, pool: Watched) -> None:
+        is_open = True
+        while is_open and not self._has_ended.wait(INTERVAL):
+            is_open = pool.is_open
             if is_open and not self.shown:
                 continue
-            view = self._look()
+            view = self._look(pool)
             if _without_ages(view) != _without_ages(self.view):
-                self.view = view
-            if not is_open:
-                break
-        self._pool = None
+                with contextlib.suppress(
+                    zmq.ZMQError
+                ):  # the kernel ends, and its channels are closed
+                    self.view = view
 
-    def _look(self) -> dict[str, Any]:
-        assert self._pool is not None
-        is_open = self._pool.is_open
-        status = self._pool.status()
+    def _look(self, pool: Watched) -> dict[str, Any]:
+        is_open = pool.is_open
+        status = pool.status()
         ended, now = _ended(status), time.monotonic()
-        seconds = now - self._looked
-        rate = (ended - self._ended_before) / seconds if seconds > 0 else 0.0
+        rate = (ended - self._ended_before) / (now - self._looked)
         self._ended_before, self._looked = ended, now
         return {**_as_view(status), "is_open": is_open, "rate": round(rate, 1)}
 
@@ -117,6 +117,7 @@ def _as_view(status: PoolStatus) -> dict[str, Any]:
     return {
         "name": status.name,
         "about": status.about,
+        "headings": status.headings,
         "workers": [_worker(worker) for worker in status.workers[:MAX_WORKERS]],
         "stats": asdict(status.stats),
         "failed": failed(status.stats),
@@ -140,6 +141,7 @@ def _worker(worker: WorkerStatus) -> dict[str, Any]:
         "since": time.time() - worker.seconds,
         "calls": worker.calls,
         "mebibytes": memory,
+        "device": worker.device or "",
         "running": worker.running or "",
     }
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 from collections import Counter, deque
 from collections.abc import Iterable, Mapping
@@ -19,6 +20,9 @@ LIMIT = 10_000
 
 SHOWN_LINES = 20
 """Calls in the text; the page and the file have all."""
+
+OVERLAP = 2e-3
+"""Seconds: a worker may have its next call before the end of the last one is written down."""
 
 NOTEBOOK = "notebook"
 """The track of host calls, which run here."""
@@ -199,7 +203,7 @@ def tracks(calls: Iterable[TimelineCall]) -> list[tuple[str, list[TimelineCall]]
             continue
         rows = found.setdefault(call.track, [])
         for row in rows:
-            if row[-1].ended_at <= call.began_at:
+            if row[-1].ended_at <= call.began_at + OVERLAP:
                 row.append(call)
                 break
         else:
@@ -235,7 +239,9 @@ def _trace(pool: str, calls: list[TimelineCall]) -> Iterable[dict[str, Any]]:
     yield _named("process_name", f"pool {pool}", pid=process)
     for number, (name, row) in enumerate(tracks(calls), start=1):
         yield _named("thread_name", name, pid=process, tid=number)
-        for call in row:
+        nexts = [call.began_at for call in row[1:]] + [math.inf]
+        for call, next_began in zip(row, nexts, strict=True):
+            ended = max(call.began_at, min(call.ended_at, next_began))
             yield {
                 "ph": "X",
                 "name": call.tool,
@@ -243,7 +249,7 @@ def _trace(pool: str, calls: list[TimelineCall]) -> Iterable[dict[str, Any]]:
                 "pid": process,
                 "tid": number,
                 "ts": call.began_at * 1e6,
-                "dur": call.ran * 1e6,
+                "dur": (ended - call.began_at) * 1e6,
                 "args": {
                     "outcome": call.outcome,
                     "session": call.session,

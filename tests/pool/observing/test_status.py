@@ -89,6 +89,16 @@ def test_nothing_of_the_users_is_html():
     assert "onload=" not in pool._repr_html_().replace("&quot; onload=", "")
 
 
+def test_devices_are_shown_where_workers_have_them():
+    without = status(workers=[worker()])
+    pool = status(workers=[worker(device="GPU 0"), worker(name="shop-2.1")])
+
+    assert "device" not in without._repr_html_()
+    page = Text(pool._repr_html_()).texts
+    assert page.index("device") == page.index("running", page.index("worker")) - 1
+    assert "GPU 0" in page
+
+
 def test_a_tainted_worker_says_so():
     pool = status(workers=[worker(tainted="killed its process before")])
 
