@@ -1,4 +1,4 @@
-"""Calls, streams, futures, host tools, large values, cancels and kills: all of it, mixed."""
+"""Calls, streams, futures, host tools, large values, cancels, kills, replacements: all mixed."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ import numpy as np
 import psutil
 import pytest
 
-from snakepit_kernel import CallTimeout, Pool, QueueTimeout, ToolError, WorkerDied
+from snakepit_kernel import CallTimeout, Pool, QueueTimeout, StartFailed, ToolError, WorkerDied
 
 CLIENTS = 4
 
@@ -186,22 +186,34 @@ def test_a_pool_under_mixed_work_keeps_its_books_and_its_size(request):
             thread.join()
 
     over = threading.Event()
-    kills = 0
+    done: Counter[str] = Counter()
 
-    def kill_now_and_then() -> None:
-        nonlocal kills
+    def kill_one(dice: random.Random) -> None:
+        victim = dice.choice(pool.status().workers)
+        if victim.pid is not None:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(victim.pid, signal.SIGKILL)
+
+    troubles: dict[str, Callable[[random.Random], None]] = {
+        "kills": kill_one,
+        "recycles": lambda dice: pool.recycle(dice.choice(pool.slots() or [None])),
+        "reloads": lambda _: pool.reload(),
+        "sizes": lambda dice: pool.resize(dice.randint(1, 4)),
+    }
+
+    def make_trouble() -> None:
         dice = random.Random(seed)
         while not over.wait(0.5 + 2 * dice.random()):
-            victim = dice.choice(pool.status().workers)
-            if victim.pid is not None:
-                with contextlib.suppress(ProcessLookupError):
-                    os.kill(victim.pid, signal.SIGKILL)
-                    kills += 1
+            (name,) = dice.choices(list(troubles), [5, 2, 1, 1])
+            with contextlib.suppress(StartFailed, ValueError):  # the worker was killed meanwhile
+                troubles[name](dice)
+                done[name] += 1
+        pool.resize(2)
 
     run(max(200, calls // 40))  # until caches are filled
     before = holdings()
     memory = psutil.Process().memory_info().rss
-    killer = threading.Thread(target=kill_now_and_then)
+    killer = threading.Thread(target=make_trouble)
     killer.start()
     run(calls // CLIENTS)
     over.set()
@@ -214,7 +226,7 @@ def test_a_pool_under_mixed_work_keeps_its_books_and_its_size(request):
     pool.shutdown()
 
     outcomes = sum((client.outcomes for client in clients), Counter())
-    print(f"{calls} calls, {kills} kills, {grown >> 10} KiB more, {dict(outcomes)}, {stats}")
+    print(f"{calls} calls, {dict(done)}, {grown >> 10} KiB more, {dict(outcomes)}, {stats}")
     assert stats.queued == stats.running == 0
     ended = (stats.ok, stats.error, stats.cancelled, stats.timeout, stats.saturated, stats.lost)
     assert stats.submitted == sum(ended)

@@ -69,6 +69,8 @@ class Admission:
         The sessions that work was done for.
     circuit
         The breaker, if the pool has one.
+    is_draining
+        Whether it takes no new work for a while.
     """
 
     crew: Crew
@@ -84,7 +86,7 @@ class Admission:
         self._quiet = threading.Condition(self.lock)
         self._counts = dict.fromkeys(COUNTERS, 0)
         self._pending = 0
-        self._is_draining = False
+        self.is_draining = False
         self._working: dict[str, int] = {}  # pieces of work under way, by session
 
     # -- asking --------------------------------------------------------------------------------
@@ -103,7 +105,7 @@ class Admission:
         PoolClosed
             It does not any more.
         """
-        if self.closed_because is None and not self._is_draining:
+        if self.closed_because is None and not self.is_draining:
             return
         if self.crew.is_dismissed or not self.waits_for(link):
             raise PoolClosed(self._config.name, self.closed_because or DRAINING)
@@ -508,9 +510,20 @@ class Admission:
             waiting = self.scheduler.waiting
             return {**self._counts, "queued": waiting, "running": self._pending - waiting}
 
+    def problem(self) -> str | None:
+        """Say why the pool takes no work, or not all of it; None while it does."""
+        if self.closed_because is not None:
+            return self.closed_because
+        if self.is_draining:
+            return DRAINING
+        now = time.monotonic()
+        if self.circuit is None or (state := self.circuit.state(now)) == "closed":
+            return None
+        return f"its breaker is {state}: {self.circuit.last}"
+
     def drain(self, timeout: float | None) -> bool:
         """Take no new work until `resume`; say whether all that was accepted has ended in time."""
-        self._is_draining = True
+        self.is_draining = True
         self.wait_until_quiet(timeout)
         return self._pending == 0
 
@@ -518,7 +531,7 @@ class Admission:
         """Take work again."""
         if self.closed_because is not None:
             raise PoolClosed(self._config.name, self.closed_because)
-        self._is_draining = False
+        self.is_draining = False
 
     def wait_until_quiet(self, timeout: float | None = None) -> None:
         """Return when nothing is queued or running."""

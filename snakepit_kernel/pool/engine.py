@@ -515,7 +515,7 @@ class Engine:
                 workers=workers,
                 stats=self.stats(),
                 sessions=list(self._admission.sessions),
-                problem=self._crew.problem or self._admission.closed_because,
+                problem=self._crew.problem or self._admission.problem(),
                 ends=list(self._crew.ends),
             )
 

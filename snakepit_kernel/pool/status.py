@@ -147,7 +147,7 @@ class PoolStatus:
     Attributes
     ----------
     problem
-        Why the pool cannot replace a worker, or None.
+        Why the pool cannot replace a worker, or takes no work; None while all is well.
     ends
         How workers ended lately, the last one last.
     """

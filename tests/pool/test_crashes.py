@@ -281,6 +281,7 @@ def test_a_pool_that_fails_again_and_again_refuses_work_for_a_while(fragile, ope
         pool.submit(pow, 2, 2)
     assert time.monotonic() - started < 0.5
     assert 0 < caught.value.seconds <= 0.6
+    assert "its breaker is open" in pool.status().problem
 
     time.sleep(0.7)
     assert pool.call("well")

@@ -296,10 +296,12 @@ def test_a_drained_pool_ends_its_work_and_takes_more_when_it_is_resumed(open_poo
     assert pool.drain(timeout=0.1) is False
     with pytest.raises(PoolClosed, match="it drains; resume"):
         pool.submit(pow, 2, 2)
+    assert "it drains" in pool.status().problem
     assert pool.drain(timeout=20) is True
     assert all(future.done() for future in futures)
 
     pool.resume()
+    assert pool.status().problem is None
     assert pool.submit(pow, 2, 2).result() == 4
 
 
