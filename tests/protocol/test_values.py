@@ -66,7 +66,7 @@ def test_plain_and_nested_values_keep_value_and_type(value):
         bytearray(b"x"),
         {"nested": [(None, {True: 2.5})]},
     ],
-    ids=repr,
+    ids=lambda value: type(value).__name__,
 )
 def test_values_of_the_standard_library_keep_value_and_type(value):
     assert shape(travel(value)) == shape(value)
@@ -140,7 +140,7 @@ def test_what_cannot_be_pickled_is_refused_where_it_is():
         ({(1, 2): 3}, False),
         (np.float64(1), False),
     ],
-    ids=lambda v: str(v)[:30],
+    ids=lambda value: str(value).partition(" at 0x")[0][:30],
 )
 def test_the_shortcut_is_taken_for_small_plain_values_only(value, plain):
     assert is_plain(value) is plain

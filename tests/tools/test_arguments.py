@@ -10,6 +10,7 @@ import enum
 import functools
 import json
 import pathlib
+import re
 import sys
 import types
 import typing
@@ -38,6 +39,11 @@ import typing_extensions
 from jsonschema import Draft202012Validator
 
 from snakepit_kernel.tools.arguments import Arguments
+
+
+def shown(value: object) -> str:
+    """Return the name of a parameter, the same in every process."""
+    return re.sub(r" at 0x[0-9a-f]+", "", str(value))[:40]
 
 
 class Color(enum.Enum):
@@ -160,7 +166,7 @@ class Special(dict):
         (Any, object()),
         ("NoSuchType", object()),
     ],
-    ids=lambda v: str(v)[:40],
+    ids=shown,
 )
 def test_a_value_that_fits_arrives_as_it_is(kind, value):
     given, problems = check(kind, value)
@@ -187,7 +193,7 @@ def test_a_value_that_fits_arrives_as_it_is(kind, value):
         (Movie, {"title": 3}, "Expected `str`, got `int` - at `$.title`"),
         (None, 3, "Expected `None`, got `int`"),
     ],
-    ids=lambda v: str(v)[:40],
+    ids=shown,
 )
 def test_a_value_that_does_not_fit_is_named_with_what_was_expected(kind, value, said):
     _, problems = check(kind, value)
@@ -205,7 +211,7 @@ def test_a_value_that_does_not_fit_is_named_with_what_was_expected(kind, value, 
         (list[Point], [{"x": 1}], [Point(1)]),
         (list[int], (1, 2), [1, 2]),
     ],
-    ids=lambda v: str(v)[:40],
+    ids=shown,
 )
 def test_plain_data_becomes_what_the_annotation_says(kind, value, becomes):
     given, problems = check(kind, value)
@@ -313,7 +319,7 @@ def test_a_function_that_hides_its_parameters_takes_anything():
         (Annotated[int, "a remark", at.Gt], 3),
         (decimal.Decimal, decimal.Decimal("1.5")),
     ],
-    ids=lambda v: str(v)[:40],
+    ids=shown,
 )
 def test_what_fits_inside_of_anything_stays_the_very_object(kind, value):
     given, problems = check(kind, value)
@@ -348,7 +354,7 @@ def test_what_fits_inside_of_anything_stays_the_very_object(kind, value):
             Line(Point(1), next=Line(Point(2))),
         ),
     ],
-    ids=lambda v: str(v)[:40],
+    ids=shown,
 )
 def test_plain_data_becomes_what_is_annotated_inside_of_anything(kind, value, becomes):
     given, problems = check(kind, value)
@@ -398,7 +404,7 @@ def test_plain_data_becomes_what_is_annotated_inside_of_anything(kind, value, be
         (Order, {"item": {"name": "x", "price": 1, "parts": [{}]}}, "- at `$.item.parts[0].name`"),
         (Item | None, {"price": 1}, "Field required, got {'price': 1} - at `$.name`"),
     ],
-    ids=lambda v: str(v)[:40],
+    ids=shown,
 )
 def test_a_misfit_inside_of_anything_is_told_with_its_path(kind, value, said):
     _, problems = check(kind, value)
@@ -474,7 +480,7 @@ def test_every_schema_is_json_and_valid_by_the_standard(kind):
         (Annotated[str, pydantic.Field(min_length=1)], "x", ""),
         (tuple[int, str | datetime.date], [1, "x"], [1]),
     ],
-    ids=lambda v: str(v)[:40],
+    ids=shown,
 )
 def test_the_schema_and_the_check_agree(kind, good, bad):
     schema = Draft202012Validator(Arguments.of(one(kind)).schema())
@@ -501,7 +507,7 @@ def test_the_schema_and_the_check_agree(kind, good, bad):
         (pathlib.PurePosixPath("a"), "a"),
         (datetime.date(2024, 1, 2), "2024-01-02"),
     ],
-    ids=lambda v: str(v)[:40],
+    ids=shown,
 )
 def test_a_default_is_described_as_json(default, described):
     def f(x=default): ...
@@ -509,7 +515,7 @@ def test_a_default_is_described_as_json(default, described):
     assert Arguments.of(f).schema()["properties"]["x"]["default"] == described
 
 
-@pytest.mark.parametrize("default", [float("nan"), object(), [len]], ids=str)
+@pytest.mark.parametrize("default", [float("nan"), object(), [len]], ids=shown)
 def test_a_default_that_json_does_not_have_is_left_out(default):
     def f(x=default): ...
 
@@ -586,7 +592,7 @@ def test_what_travelled_finds_nothing_wrong_that_is_right_at_home(kind):
         (None, 1),
         (UserId, "1"),
     ],
-    ids=lambda v: str(v)[:40],
+    ids=shown,
 )
 def test_what_travelled_finds_what_is_wrong(kind, value):
     home = Arguments.of(one(kind))
