@@ -52,6 +52,8 @@ class CallDetails:
         Of the call, as worker, host tools and events have it.
     attempts
         The attempts before the last one.
+    advice
+        What to do about it; empty where the error itself says so.
     """
 
     pool: str
@@ -63,6 +65,7 @@ class CallDetails:
     run_seconds: float
     correlation_id: str
     attempts: tuple[Attempt, ...] = ()
+    advice: str = ""
 
     def __str__(self) -> str:
         place = f"pool {self.pool!r}"
@@ -76,7 +79,7 @@ class CallDetails:
         text += f" (call {self.correlation_id})"
         for number, attempt in enumerate(self.attempts, 1):
             text += f"\nattempt {number} failed {attempt}"
-        return text
+        return f"{text}\n{self.advice}" if self.advice else text
 
 
 def _shown(seconds: float) -> str:

@@ -52,7 +52,7 @@ def describe_error(error: BaseException | None, work: Work, pool: str) -> None:
     """Have an error of this package tell which call it is of, where that ran and for how long."""
     if isinstance(error, SnakepitError) and error.details is None:
         error.correlation_id = work.correlation
-        error.details = work.details(pool)
+        error.details = work.details(pool, error)
         if not isinstance(error, ToolError):  # whose notes are those of the exception there
             error.add_note(str(error.details))
 

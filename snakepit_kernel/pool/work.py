@@ -8,7 +8,14 @@ from typing import Any
 
 from .. import telemetry
 from ..attempts import Attempt, CallDetails
-from ..errors import CallTimeout, PoolSaturated, QueueTimeout, SnakepitError, ToolError
+from ..errors import (
+    CallTimeout,
+    PoolSaturated,
+    QueueTimeout,
+    SnakepitError,
+    ToolError,
+    WorkerDied,
+)
 from ..telemetry.correlation import correlation_of_work
 from .homes import Home
 from .hosting import Link
@@ -181,7 +188,7 @@ class Work(Ticket[Seat]):
             run_seconds=now - began,
         )
 
-    def details(self, pool: str) -> CallDetails:
+    def details(self, pool: str, error: BaseException) -> CallDetails:
         """Return what an error of it tells of it, when it has ended."""
         now = time.monotonic()
         began = now if self.began is None else self.began
@@ -196,7 +203,21 @@ class Work(Ticket[Seat]):
             run_seconds=now - began,
             correlation_id=self.correlation,
             attempts=self.attempts,
+            advice=self._advice(error),
         )
+
+    def _advice(self, error: BaseException) -> str:
+        """Say what to do about an error that does not say so itself."""
+        if isinstance(error, WorkerDied) and self.kind in {"call", "stream"}:
+            if self.has_given:
+                return "a stream is not begun again when a part of it was taken"
+            if not self.idempotent:
+                return "it was not tried again: a tool may be if it says @tool(idempotent=True)"
+        if isinstance(error, CallTimeout):
+            if self.seat is None:
+                return "all workers were busy: give the pool more (resize), or the call more time"
+            return "give it more time (timeout=), or let it run in the background (submit)"
+        return ""
 
     @property
     def inside(self) -> int:

@@ -98,10 +98,11 @@ def test_a_deadline_interrupts_the_cell_and_is_told_with_where_it_was(notebook):
 
     assert shown.error is not None
     assert shown.error[0] == "CallTimeout"
-    told, place, whose = shown.traceback.splitlines()
+    told, place, whose, advice = shown.traceback.splitlines()
     assert "was interrupted; where it was" in told
     assert "line 2 in <module>" in place
     assert "pool 'default', worker default-" in whose
+    assert "give it more time" in advice
 
 
 def test_a_worker_that_dies_is_told_in_a_few_lines(notebook):

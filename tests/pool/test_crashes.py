@@ -159,6 +159,7 @@ def test_another_call_is_not_made_again(fragile, open_pool):
     assert begun("log") == 1
     assert caught.value.status == -signal.SIGSEGV
     assert caught.value.details.attempts == ()
+    assert "a tool may be if it says @tool(idempotent=True)" in caught.value.__notes__[0]
     assert pool.stats().retried == 0
 
 
