@@ -72,16 +72,19 @@ class Heartbeat:
     interval
         Seconds between two looks.
     timeout
-        Seconds without a sign of life after which a look finds a beat missed.
+        Seconds without a sign of life after which a look finds a beat missed. Default: five times
+        the interval.
     misses
         Beats missed one after the other until the worker is replaced.
     """
 
     interval: float = 2.0
-    timeout: float = 10.0
+    timeout: float = 0.0
     misses: int = 3
 
     def __post_init__(self) -> None:
+        if self.timeout == 0 and isinstance(self.interval, int | float):
+            object.__setattr__(self, "timeout", 5 * self.interval)
         for name in ("interval", "timeout"):
             _set_seconds(self, f"heartbeat {name}", name)
         check_count("heartbeat misses", self.misses, 1)
@@ -170,7 +173,7 @@ P = TypeVar("P", bound=Heartbeat | CrashBarrier | Retry | Breaker)
 
 
 def check_policy(name: str, kind: type[P], value: object) -> P | None:
-    """Return a policy as a user gave it: an instance, a mapping, True, False or None.
+    """Return a policy as a user gave it: an instance, a mapping, a number, True, False or None.
 
     Parameters
     ----------
@@ -179,8 +182,8 @@ def check_policy(name: str, kind: type[P], value: object) -> P | None:
     kind
         What it takes.
     value
-        What was given. True stands for the numbers that the policy has by itself, False and None
-        for no such policy.
+        What was given. A number is its first parameter. True stands for the numbers that the policy
+        has by itself, False and None for no such policy.
 
     Raises
     ------
@@ -193,6 +196,9 @@ def check_policy(name: str, kind: type[P], value: object) -> P | None:
         return None
     if value is True:
         return kind()
+    first = fields(kind)[0].name
+    if isinstance(value, int | float):
+        return kind(**{first: value})
     if isinstance(value, Mapping):
         known = [item.name for item in fields(kind)]
         for key in value:
@@ -201,8 +207,8 @@ def check_policy(name: str, kind: type[P], value: object) -> P | None:
                 raise ValueError(msg)
         return kind(**value)
     msg = (
-        f"{name} must be a {kind.__name__}, a mapping such as {{{fields(kind)[0].name!r}: …}}, "
-        f"True or None, not {value!r}"
+        f"{name} must be a {kind.__name__}, a mapping such as {{{first!r}: …}}, a number "
+        f"({first}), True or None, not {value!r}"
     )
     raise TypeError(msg)
 

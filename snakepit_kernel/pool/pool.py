@@ -111,8 +111,8 @@ class Pool(Caller, concurrent.futures.Executor):
         worker that is the home of a strict session is not replaced for its age or its calls.
     heartbeat
         When a worker that has stopped, without having ended, is replaced; see `Heartbeat`. This and
-        the next three take such an object, a mapping with its parameters, True for what it is by
-        itself, or None.
+        the next three take such an object, a mapping with its parameters, a number for the first of
+        them, True for what it is by itself, or None.
     crash_barrier
         What happens to calls whose worker dies; see `CrashBarrier`.
     retry
@@ -171,10 +171,10 @@ class Pool(Caller, concurrent.futures.Executor):
         max_age: float | None = None,
         max_calls: int | None = None,
         max_memory_bytes: int | None = None,
-        heartbeat: Heartbeat | Mapping[str, Any] | bool | None = True,
-        crash_barrier: CrashBarrier | Mapping[str, Any] | bool | None = True,
-        retry: Retry | Mapping[str, Any] | bool | None = None,
-        breaker: Breaker | Mapping[str, Any] | bool | None = None,
+        heartbeat: Heartbeat | Mapping[str, Any] | float | bool | None = True,
+        crash_barrier: CrashBarrier | Mapping[str, Any] | int | bool | None = True,
+        retry: Retry | Mapping[str, Any] | int | bool | None = None,
+        breaker: Breaker | Mapping[str, Any] | int | bool | None = None,
         gpus: Gpus = None,
         limits: Limits | Mapping[str, object] | None = None,
     ) -> None:

@@ -19,7 +19,7 @@ from snakepit_kernel import (
 )
 from snakepit_kernel.pool.circuit import Circuit
 from snakepit_kernel.pool.liveness import Vigil
-from snakepit_kernel.pool.policies import falls_under
+from snakepit_kernel.pool.policies import check_policy, falls_under
 from snakepit_kernel.pool.recovery import Recovery
 from snakepit_kernel.pool.slots import FIRST_REST, MAX_RESTARTS, RESTART_WINDOW, Slot
 
@@ -32,12 +32,14 @@ from snakepit_kernel.pool.slots import FIRST_REST, MAX_RESTARTS, RESTART_WINDOW,
         ({"retry": {"attemps": 3}}, ValueError, "retry has no 'attemps'; did you mean 'attempts'"),
         ({"retry": {"on": ["dyed"]}}, ValueError, "'dyed' is not known; did you mean 'died'"),
         ({"retry": {"on": [ValueError]}}, TypeError, "names of exception types, not"),
-        ({"retry": 3}, TypeError, "retry must be a Retry, a mapping such as"),
+        ({"retry": "3"}, TypeError, "retry must be a Retry, a mapping such as"),
+        ({"retry": 2.5}, TypeError, "retry attempts must be a whole number, not 2.5"),
         ({"retry": {"attempts": 0}}, ValueError, "retry attempts must be at least 1, not 0"),
         ({"breaker": {"seconds": -1}}, ValueError, "breaker seconds must be positive seconds"),
         ({"breaker": {"seconds": None}}, TypeError, "breaker seconds must be a number of seconds"),
         ({"heartbeat": {"misses": 0}}, ValueError, "heartbeat misses must be at least 1"),
-        ({"heartbeat": 2.0}, TypeError, "heartbeat must be a Heartbeat"),
+        ({"heartbeat": -2.0}, ValueError, "heartbeat interval must be positive seconds"),
+        ({"heartbeat": "often"}, TypeError, "heartbeat must be a Heartbeat"),
         ({"crash_barrier": {"backoff": []}}, TypeError, "backoff must be numbers of seconds"),
         ({"crash_barrier": "yes"}, TypeError, "crash_barrier must be a CrashBarrier"),
         ({"max_age": 0}, ValueError, "max_age must be positive seconds, not 0"),
@@ -48,6 +50,21 @@ from snakepit_kernel.pool.slots import FIRST_REST, MAX_RESTARTS, RESTART_WINDOW,
 def test_a_wrong_policy_is_named_before_anything_starts(options, error, said):
     with pytest.raises(error, match=said):
         Pool(1, **options)
+
+
+@pytest.mark.parametrize(
+    ("kind", "value", "expected"),
+    [
+        (Heartbeat, 0.5, Heartbeat(interval=0.5, timeout=2.5, misses=3)),
+        (Heartbeat, True, Heartbeat(interval=2.0, timeout=10.0, misses=3)),
+        (Breaker, 7, Breaker(failures=7, seconds=30.0)),
+        (Retry, {"attempts": 2, "backoff": 1}, Retry(attempts=2, backoff=(1.0,))),
+        (CrashBarrier, False, None),
+        (CrashBarrier, None, None),
+    ],
+)
+def test_a_policy_may_be_a_number_a_mapping_or_a_switch(kind, value, expected):
+    assert check_policy("it", kind, value) == expected
 
 
 # -- what is made again ----------------------------------------------------------------------------
