@@ -198,7 +198,7 @@ def check_policy(name: str, kind: type[P], value: object) -> P | None:
         return kind()
     first = fields(kind)[0].name
     if isinstance(value, int | float):
-        return kind(**{first: value})
+        value = {first: value}
     if isinstance(value, Mapping):
         known = [item.name for item in fields(kind)]
         for key in value:
