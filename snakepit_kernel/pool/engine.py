@@ -24,7 +24,6 @@ from weakref import WeakSet
 import zmq
 import zmq.asyncio
 
-from ..attempts import Attempt
 from ..errors import PoolClosed, SnakepitError, ToolError, WorkerDied
 from ..lane.answers import Interrupted
 from ..lane.arena import TRIM_AFTER
@@ -272,12 +271,9 @@ class Engine:
                 try:
                     return self._try_call(work, make_frames, raise_original)
                 except BaseException as error:
-                    pause = self._pause_after(work, error)
+                    pause = self._set_aside(work, error)
                     if pause is None:
-                        self._fail(work, error)
                         raise
-                    attempt = work.attempt_that_failed(error)
-                self._admission.set_aside(work, attempt)
                 time.sleep(pause)
         except KeyboardInterrupt as error:
             self._fail(work, error)
@@ -305,12 +301,9 @@ class Engine:
                     yield from self._try_stream(work, make_frames, room)
                     break
                 except BaseException as error:
-                    pause = self._pause_after(work, error)
+                    pause = self._set_aside(work, error)
                     if pause is None:
-                        self._fail(work, error)
                         raise
-                    attempt = work.attempt_that_failed(error)
-                self._admission.set_aside(work, attempt)
                 time.sleep(pause)
         except KeyboardInterrupt as error:
             self._fail(work, error)
@@ -354,6 +347,21 @@ class Engine:
         self._admission.settle(work, "ok")
         return value
 
+    def _set_aside(self, work: Work, error: BaseException) -> float | None:
+        """Return how long work that failed is to rest before it is done again.
+
+        Returns
+        -------
+        float or None
+            Seconds; None for never: then it has been counted.
+        """
+        pause = self._pause_after(work, error)
+        if pause is None:
+            self._fail(work, error)
+        else:
+            self._admission.set_aside(work, work.attempt_that_failed(error))
+        return pause
+
     def _pause_after(self, work: Work, error: BaseException) -> float | None:
         """Return how long to wait before work that failed is done again; None for never."""
         if work.settled or self._admission.closed_because is not None:
@@ -380,12 +388,10 @@ class Engine:
             try:
                 return await self._try_acall(work, make_frames, raise_original)
             except BaseException as error:
-                pause = self._pause_after(work, error)
+                pause = self._set_aside(work, error)
                 if pause is None:
-                    self._fail(work, error)
                     raise
-                attempt = work.attempt_that_failed(error)
-            await self._rest(work, attempt, pause)
+            await self._rest(work, pause)
 
     async def _try_acall(self, work: Work, make_frames: MakeFrames, raise_original: bool) -> Any:
         seat = await self._admission.wait_async(work, self._nesting(work, can_hop=True))
@@ -400,9 +406,8 @@ class Engine:
             await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(drive, nested.loop))
         return self._conclude(work, exchange)
 
-    async def _rest(self, work: Work, attempt: Attempt, pause: float) -> None:
+    async def _rest(self, work: Work, pause: float) -> None:
         """Wait before the next attempt of a piece of work."""
-        self._admission.set_aside(work, attempt)
         try:
             await asyncio.sleep(pause)
         except BaseException as error:
@@ -428,12 +433,10 @@ class Engine:
                 self._conclude(work, exchange)
                 break
             except BaseException as error:
-                pause = self._pause_after(work, error)
+                pause = self._set_aside(work, error)
                 if pause is None:
-                    self._fail(work, error)
                     raise
-                attempt = work.attempt_that_failed(error)
-            await self._rest(work, attempt, pause)
+            await self._rest(work, pause)
 
     async def arun_cell(self, work: Work, cell: Cell) -> CellResult:
         """Run a cell on a worker, driven by a thread, while the running event loop goes on."""
