@@ -40,6 +40,9 @@ GRACE = 0.5
 PATIENCE = 3.0
 """Seconds that what is ending at the end of a test may still take."""
 
+MAX_PROCESSES = 4
+"""Processes that run tests beside each other; each starts many more."""
+
 PR_SET_CHILD_SUBREAPER = 36
 
 PRIVATE = Path(tempfile.mkdtemp(prefix="spt-", dir="/tmp"))  # short: sockets lie below it
@@ -71,6 +74,18 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group.addoption("--soak-calls", type=int, default=2500, help="calls of the soak test")
     group.addoption("--cycles", type=int, default=10, help="cycles of the test of leaks")
     group.addoption("--chaos-seed", type=int, help="its seed; by default another each time")
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_cmdline_main(config: pytest.Config) -> None:
+    """Run the whole suite in as many processes as there are cores; a part of it in one.
+
+    ``-n`` says otherwise. Tests of one file stay together: they share pools and servers.
+    """
+    is_whole = config.args_source is pytest.Config.ArgsSource.TESTPATHS
+    if is_whole and config.pluginmanager.hasplugin("xdist") and config.option.numprocesses is None:
+        config.option.numprocesses = min(len(os.sched_getaffinity(0)), MAX_PROCESSES)
+        config.option.dist = "loadfile"
 
 
 def pytest_configure(config: pytest.Config) -> None:

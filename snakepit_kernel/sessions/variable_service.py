@@ -325,8 +325,9 @@ class VariableService:
                 raise ValueError(msg)
         unknown = [key for key in map(check_key, values) if not self._knows(key)]
         updates, errors = self._updates(values, versions, unknown)
-        wrong = [n for n, why in errors.items() if isinstance(why, _REFUSALS) and n not in unknown]
-        if wrong and self._forget_old(wrong):
+        known = [str(key) for key in values if key not in unknown]
+        doubtful = [n for n in known if atomic or isinstance(errors.get(n), _REFUSALS)]
+        if errors and self._forget_old(doubtful):
             return self.set_many(values, versions, atomic=atomic, source=source)
         if atomic and errors:  # the first phase: each value is looked at, and none is set
             self._tell("batch_update", began, count=len(values), failed=len(errors), atomic=True)

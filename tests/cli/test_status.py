@@ -105,7 +105,12 @@ def test_a_pool_whose_owner_was_killed_is_not_shown(
     done = snakepit("status", "--json")
 
     assert len(shown["pools"]) == 1
-    assert json.loads(done.stdout) == {"pools": [], "runs": [], "kept": []}
+    assert json.loads(done.stdout) == {
+        "pools": [],
+        "runs": [],
+        "kept": [],
+        "bookings": [],
+    }
 
 
 def test_what_a_dead_owner_published_is_not_shown(snakepit: Run, place: Any) -> None:

@@ -559,6 +559,20 @@ NAMES = st.sampled_from(["a", "b", "c"])
 NUMBER = st.integers(-9, 9)
 
 
+def test_a_batch_names_all_that_is_wrong_also_what_another_has_deleted(tmp_path):
+    store = open_store(tmp_path / "sessions.sqlite")
+    one, other = (open_session("s", store=store).variables for _ in range(2))
+    one.register("a", "integer", 0)
+    one["a"] = 1
+    other.delete("a")
+
+    with pytest.raises(BatchRejected) as caught:
+        one.set_many({"a": 1, "b": 2})
+
+    store.close()
+    assert set(caught.value.errors) == {"a", "b"}
+
+
 class Machine(RuleBasedStateMachine):
     """Two handles of one session, against a dictionary of histories."""
 

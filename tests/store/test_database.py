@@ -9,6 +9,7 @@ import signal
 import sqlite3
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -554,18 +555,21 @@ def test_a_place_that_cannot_be_written_is_named(path, obstacle):
         open_session("a", store=path / "below" / "sessions.sqlite")
 
 
-def test_a_directory_that_may_not_be_written_is_named(path, tmp_path):
+@pytest.mark.parametrize("mode", [0o755, 0o700])
+def test_a_directory_that_may_not_be_written_or_entered_is_named(mode):
     nobody = 65534
     if os.getuid() != 0:
         pytest.skip("needs root, to become somebody else")
-    fill(path, 1)
-    code = f"""
+    with tempfile.TemporaryDirectory(dir="/tmp") as folder:  # which everybody may enter
+        path = Path(folder) / "sessions.sqlite"
+        fill(path, 1)
+        path.chmod(0o644)
+        Path(folder).chmod(mode)
+        code = f"""
 import os, sys
 sys.path[:0] = {sys.path!r}
 from snakepit_kernel.sessions.state import open_session
-from snakepit_kernel.store.store import open_store
 from snakepit_kernel.errors import StoreError
-os.chmod({str(tmp_path)!r}, 0o755); os.chmod({str(path)!r}, 0o644)
 os.setresuid({nobody}, {nobody}, {nobody})
 os.listdir("/")
 try:
@@ -573,13 +577,9 @@ try:
 except StoreError as error:
     print("StoreError", error)
 """
-    for parent in [*tmp_path.parents][:2]:
-        parent.chmod(0o755)
-    done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False
-    )
-    for parent in [*tmp_path.parents][:2]:
-        parent.chmod(0o700)
+        done = subprocess.run(
+            [sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False
+        )
     assert done.stdout.startswith(f"StoreError the store of sessions {path}"), done.stderr
 
 
