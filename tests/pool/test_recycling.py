@@ -87,7 +87,7 @@ def test_workers_are_replaced_after_so_many_calls(shop, open_pool, workers):
     assert max(pids.count(pid) for pid in pids) <= 5
     wait_until(lambda: pool.stats().recycled >= 3)
     assert pool.stats().ok == 20
-    assert "5 calls (max_calls 5)" in {end.reason for end in pool.status().ends}
+    wait_until(lambda: "5 calls (max_calls 5)" in {end.reason for end in pool.status().ends})
 
 
 def test_futures_do_not_pass_the_number_of_calls_either(open_pool):
