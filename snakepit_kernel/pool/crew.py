@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import itertools
 import logging
-from collections.abc import Sequence
+from collections.abc import Coroutine, Sequence
 from functools import partial
 from typing import Any
 
@@ -31,7 +31,8 @@ class Crew(Roster):
 
     def __init__(self, config: PoolConfig, *arguments: Any, **options: Any) -> None:
         super().__init__(config, *arguments, **options)
-        self._replacing = asyncio.Lock()  # one at a time
+        self._changing = asyncio.Lock()  # one change of all at a time
+        self._replacing = asyncio.Lock()  # one replacement at a time
         self._due = asyncio.Event()
 
     # -- who is due ----------------------------------------------------------------------------
@@ -149,27 +150,34 @@ class Crew(Roster):
             try:
                 successor = await self._provide(slot)
             except BaseException:
-                slot.is_filling = False
                 if worker.died.is_set() and not self.is_dismissed:
                     self.watch_over(self._fill(slot))
+                else:
+                    slot.is_filling = False
                 raise
             slot.is_filling = False
             with self._lock:
-                self._seat(successor)
-                if not worker.died.is_set():
-                    self.recycled += 1
-                    self._retire(worker, reason)
-                self._put_to_work(successor)
-            return True
+                is_wanted = self._has_slot(slot)
+                if is_wanted:
+                    self._succeed(worker, successor, reason)
+            if not is_wanted:
+                await self._end_worker(successor, self._config.grace)
+            return is_wanted
+
+    def _succeed(self, worker: Worker, successor: Worker, reason: str) -> None:
+        """Put a successor in the place of a worker; the lock is held."""
+        self._seat(successor)
+        if not worker.died.is_set():
+            self.recycled += 1
+            self._retire(worker, reason)
+        self._put_to_work(successor)
 
     async def _provide(self, slot: Slot) -> Worker:
         """Return a worker that is ready for a slot."""
         successor = self._spares.take()
-        if successor is not None:
-            successor.take_slot(slot.number, slot.next_incarnation())
-            return successor
-        successor = self._make_worker(slot.number, slot.next_incarnation())
-        await self._make_ready(successor)
+        if successor is None:
+            return await self._start_apart(slot.number)
+        successor.take_slot(slot.number, self._next_incarnation(slot.number))
         return successor
 
     def _retire(self, worker: Worker, reason: str) -> None:
@@ -197,6 +205,20 @@ class Crew(Roster):
 
     # -- changing all --------------------------------------------------------------------------
 
+    async def in_turn(self, change: Coroutine[Any, Any, None]) -> None:
+        """Do one of the following when those before are done; the end of the crew cancels it."""
+        task = asyncio.current_task()
+        assert task is not None
+        self._watchers.add(task)
+        task.add_done_callback(self._watchers.discard)
+        try:
+            if self.is_dismissed:
+                raise asyncio.CancelledError
+            async with self._changing:
+                await change
+        finally:
+            change.close()
+
     async def resize(self, count: int) -> None:
         """Have more workers, or fewer; those that go end what they do.
 
@@ -208,11 +230,8 @@ class Crew(Roster):
         fewer = self.size - count
         if fewer > 0:
             with self._lock:
-                for worker in self._dispensable()[:fewer]:
-                    del self._slots[worker.slot], self.workers[worker.slot]
-                    self._retire(worker, f"the pool was resized to {count}")
-                while self.size > count:  # those that are empty
-                    self._slots.popitem()
+                for slot in sorted(self._slots.values(), key=self._loss)[:fewer]:
+                    self._give_up_slot(slot, f"the pool was resized to {count}")
             return
         numbers = (n for n in itertools.count(1) if n not in self._slots)
         new = [Slot(number) for number in itertools.islice(numbers, -fewer)]
@@ -220,24 +239,37 @@ class Crew(Roster):
         try:
             for slot in new:
                 slot.is_filling = True
-            await asyncio.gather(*map(self._start_worker, new))
+            await self._start_workers(new)
         except BaseException:
             with self._lock:
                 for slot in new:
-                    self._slots.pop(slot.number, None)
-                    if slot.number in self.workers:
-                        self._retire(self.workers.pop(slot.number), "the pool was not resized")
+                    self._give_up_slot(slot, "the pool was not resized")
             raise
         finally:
             for slot in new:
                 slot.is_filling = False
 
-    def _dispensable(self) -> list[Worker]:
-        """Return the workers, those first that the least is lost with."""
-        return sorted(
-            self.workers.values(),
-            key=lambda worker: (self._is_home(worker), worker.is_held, -worker.slot),
-        )
+    def _loss(self, slot: Slot) -> tuple[bool, bool, bool, int]:
+        """Return what is lost with a slot, to compare; among equals the last one goes first."""
+        worker = self.workers.get(slot.number)
+        if worker is None or worker.state not in LENDABLE:
+            return False, False, False, -slot.number
+        return self._is_home(worker), worker.is_held, True, -slot.number
+
+    def _give_up_slot(self, slot: Slot, reason: str) -> None:
+        """Have a slot no more. The lock is held.
+
+        Its worker ends what it does; one that starts, or dies, is ended by whoever sees to that.
+        """
+        del self._slots[slot.number]
+        worker = self.workers.pop(slot.number, None)
+        if worker is None:
+            return
+        if worker.state in LENDABLE:
+            self._retire(worker, reason)
+        else:
+            worker.end_reason = worker.end_reason or reason
+            self._tell_stranded(worker)
 
     async def reload(self, config: PoolConfig) -> None:
         """Replace every worker, one after the other, by one with other options.

@@ -159,8 +159,11 @@ class Engine:
         """Replace all workers, with another adapter if one is given."""
         if adapter is not None:
             self.config.kernel.check_serves("an adapter")
-        config = self.config if adapter is None else replace(self.config, adapter=adapter)
-        self._change(self._crew.reload(config))
+        self._change(self._reload(adapter))
+
+    async def _reload(self, adapter: object) -> None:
+        config = replace(self.config, adapter=self.config.adapter if adapter is None else adapter)
+        await self._crew.reload(config)
         self.config = config
 
     def recycle(self, slot: int | None) -> None:
@@ -182,7 +185,7 @@ class Engine:
         except BaseException:
             change.close()
             raise
-        changing = self._supervisor.ask(change)
+        changing = self._supervisor.ask(self._make(change))
         try:
             changing.result()
         except concurrent.futures.CancelledError:
@@ -190,6 +193,9 @@ class Engine:
         except BaseException:
             changing.cancel()
             raise
+
+    async def _make(self, change: Coroutine[Any, Any, None]) -> None:
+        await self._crew.in_turn(change)
         self._publish()
 
     def drain(self, timeout: float | None) -> bool:

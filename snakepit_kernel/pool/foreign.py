@@ -38,13 +38,13 @@ class ForeignWorker(Worker):
 
     def _transport(self, base: Path) -> dict[str, Any]:
         # Not every kernel knows ipc, which the protocol leaves open; each knows tcp.
-        return super()._transport(base) if self._config.kernel.is_python else {"transport": "tcp"}
+        return super()._transport(base) if self.config.kernel.is_python else {"transport": "tcp"}
 
     # -- starting ------------------------------------------------------------------------------
 
     async def _begin(self, setup: WorkerSetup) -> Configured:  # noqa: ARG002 - for our kernel
         self._loop = asyncio.get_running_loop()
-        limits = self._config.limits
+        limits = self.config.limits
         await self._launch()
         try:
             if limits.open_files is not None:

@@ -6,10 +6,12 @@ import asyncio
 import logging
 import threading
 import time
-from collections import deque
-from collections.abc import Callable, Coroutine
+from collections import Counter, deque
+from collections.abc import Callable, Coroutine, Iterable
+from functools import partial
 from pathlib import Path
 from typing import Any
+from weakref import WeakSet
 
 import zmq.asyncio
 
@@ -21,7 +23,7 @@ from .config import PoolConfig
 from .foreign import ForeignWorker
 from .scheduler import Scheduler
 from .slots import Slot
-from .spares import Spares
+from .spares import SPARE_SLOT, Spares
 from .states import LENDABLE, WorkerEvent, WorkerState
 from .status import WorkerEnd
 from .worker import KernelSpecs, Seat, Worker
@@ -108,9 +110,11 @@ class Roster:
         self._lend = lend
         self._specs = KernelSpecs(config.kernel)
         self._slots = {number: Slot(number) for number in range(1, config.workers + 1)}
+        self._incarnations: Counter[int] = Counter()  # by slot, also of those that are gone
+        self._made: WeakSet[Worker] = WeakSet()
         self._retired: set[Worker] = set()
         self._watchers: set[asyncio.Task[Any]] = set()
-        self._spares = Spares(config.standby, self._start_spare)
+        self._spares = Spares(config.standby, partial(self._start_apart, SPARE_SLOT))
 
     # -- looking -------------------------------------------------------------------------------
 
@@ -137,6 +141,9 @@ class Roster:
         """Whether a worker is one of the pool's, be it that it only ends what it does."""
         return self.workers.get(worker.slot) is worker or worker in self._retired
 
+    def _has_slot(self, slot: Slot) -> bool:
+        return self._slots.get(slot.number) is slot
+
     # -- starting ------------------------------------------------------------------------------
 
     async def start(self) -> None:
@@ -147,6 +154,12 @@ class Roster:
         StartFailed
             One of them could not start.
         """
+        await self._start_workers(self._slots.values())
+        if self._config.standby:
+            self.watch_over(self._spares.keep())
+
+    async def _start_workers(self, slots: Iterable[Slot]) -> None:
+        """Fill some slots, not too many at the same time; the first failure ends that."""
         is_forked = self._config.kernel.has_lane and not why_not()
         gate = asyncio.Semaphore(FORK_BATCH if is_forked else START_BATCH)
 
@@ -157,33 +170,51 @@ class Roster:
         failure: BaseException | None = None
         try:
             async with asyncio.TaskGroup() as group:
-                for slot in list(self._slots.values()):
+                for slot in list(slots):
                     group.create_task(start(slot))
         except ExceptionGroup as failures:
             failure = failures.exceptions[0]
         if failure is not None:
             raise failure  # by itself: a group in its context is all that IPython would show
-        if self._config.standby:
-            self.watch_over(self._spares.keep())
 
     async def _start_worker(self, slot: Slot) -> None:
-        worker = self._make_worker(slot.number, slot.next_incarnation())
-        with self._lock:
-            self._seat(worker)
-        await self._make_ready(worker)
-        with self._lock:
-            self._put_to_work(worker)
+        """Start the worker of a slot, unless the pool has that no more when it is ready."""
+        while self._has_slot(slot):
+            worker = self._make_worker(slot.number)
+            with self._lock:
+                self._seat(worker)
+            await self._make_ready(worker)
+            with self._lock:
+                if self._has_slot(slot) and worker.config is self._config:
+                    self._put_to_work(worker)
+                    return
+            await self._end_worker(worker, 0.0)
 
-    def _make_worker(self, slot: int, incarnation: int) -> Worker:
+    async def _start_apart(self, number: int) -> Worker:
+        """Return a worker that is ready, with the options that the pool has by then."""
+        while True:
+            worker = self._make_worker(number)
+            await self._make_ready(worker)
+            if worker.config is self._config:
+                return worker
+            await self._end_worker(worker, 0.0)  # the pool was reloaded meanwhile
+
+    def _next_incarnation(self, number: int) -> int:
+        self._incarnations[number] += 1
+        return self._incarnations[number]
+
+    def _make_worker(self, number: int) -> Worker:
         make = Worker if self._config.kernel.has_lane else ForeignWorker
-        return make(
+        worker = make(
             self._config,
-            slot,
-            incarnation,
+            number,
+            self._next_incarnation(number),
             folder=self._folder,
             context=self._context,
             specs=self._specs,
         )
+        self._made.add(worker)
+        return worker
 
     def _seat(self, worker: Worker) -> None:
         """Make a worker the one of its slot. The lock is held."""
@@ -196,15 +227,15 @@ class Roster:
 
     async def _make_ready(self, worker: Worker) -> None:
         setup = WorkerSetup(
-            adapter=self._config.adapter,
-            import_path=self._config.kernel.import_path(),
-            pool=self._config.name,
+            adapter=worker.config.adapter,
+            import_path=worker.config.kernel.import_path(),
+            pool=worker.config.name,
             worker=worker.name,
-            preload=list(self._config.preload),
-            has_threads=self._config.profile == "thread",
-            codec=self._config.codec,
-            limits=self._config.limits.of_process(),
-            beat_seconds=_beat_seconds(self._config),
+            preload=list(worker.config.preload),
+            has_threads=worker.config.profile == "thread",
+            codec=worker.config.codec,
+            limits=worker.config.limits.of_process(),
+            beat_seconds=_beat_seconds(worker.config),
         )
         await worker.start(setup)
         worker.apply(WorkerEvent.ANSWER)
@@ -223,11 +254,6 @@ class Roster:
         watcher = self._supervisor.spawn(work)
         self._watchers.add(watcher)
         watcher.add_done_callback(self._watchers.discard)
-
-    async def _start_spare(self, slot: int, incarnation: int) -> Worker:
-        worker = self._make_worker(slot, incarnation)
-        await self._make_ready(worker)
-        return worker
 
     # -- replacing those that end --------------------------------------------------------------
 
@@ -257,12 +283,12 @@ class Roster:
         """Give an empty slot a worker, unless that fails too often."""
         slot.is_filling = True
         try:
-            while not self.is_dismissed and slot.number in self._slots:
+            while not self.is_dismissed and self._has_slot(slot):
                 try:
                     if (spare := self._spares.take()) is None:
                         await self._start_worker(slot)
                     else:
-                        spare.take_slot(slot.number, slot.next_incarnation())
+                        spare.take_slot(slot.number, self._next_incarnation(slot.number))
                         with self._lock:
                             self._seat(spare)
                             self._put_to_work(spare)
@@ -367,11 +393,12 @@ class Roster:
         for watcher in list(self._watchers):  # refills that are under way
             watcher.cancel()
         await asyncio.gather(*self._watchers, return_exceptions=True)
-        workers = [*self.workers.values(), *self._retired, *self._spares.take_all()]
+        workers = [worker for worker in self._made if worker.state is not WorkerState.DEAD]
         await asyncio.gather(*(self._end_worker(worker, grace) for worker in workers))
         with self._lock:
             self.workers.clear()
             self._retired.clear()
+        self._spares.take_all()
 
     async def _end_worker(self, worker: Worker, grace: float) -> None:
         try:

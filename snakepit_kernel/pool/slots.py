@@ -26,8 +26,6 @@ class Slot:
 
     Attributes
     ----------
-    incarnation
-        Number of the last worker that was started for it.
     is_filling
         Whether one is being started.
     problem
@@ -36,18 +34,12 @@ class Slot:
 
     def __init__(self, number: int) -> None:
         self.number = number
-        self.incarnation = 0
         self.is_filling = False
         self.problem: str | None = None
         self._ends: deque[float] = deque()
         self._rest = FIRST_REST
         self._rest_until = 0.0
         self._is_doubtful = False
-
-    def next_incarnation(self) -> int:
-        """Return the number of the next worker."""
-        self.incarnation += 1
-        return self.incarnation
 
     def prove(self) -> None:
         """Take in that its worker is of use: what was before counts no more."""

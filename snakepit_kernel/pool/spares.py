@@ -29,14 +29,13 @@ class Spares:
     count
         How many.
     start
-        Starts a worker, from its slot and incarnation.
+        Starts a worker.
     """
 
-    def __init__(self, count: int, start: Callable[[int, int], Awaitable[Worker]]) -> None:
+    def __init__(self, count: int, start: Callable[[], Awaitable[Worker]]) -> None:
         self._count = count
         self._start = start
         self._ready: list[Worker] = []
-        self._started = 0
         self._missing = asyncio.Event()
 
     async def keep(self) -> None:
@@ -44,9 +43,8 @@ class Spares:
         while True:
             while len(self._ready) < self._count:
                 await asyncio.sleep(DELAY)
-                self._started += 1
                 try:
-                    self._ready.append(await self._start(SPARE_SLOT, self._started))
+                    self._ready.append(await self._start())
                 except StartFailed as error:
                     logger.warning("%s", error)
                     await asyncio.sleep(BACKOFF)

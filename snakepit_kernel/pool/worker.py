@@ -257,7 +257,7 @@ class Worker:
         self.ready_at = self.since
         self.retirement: asyncio.TimerHandle | None = None
         self.process: GuardedProcess | None = None
-        self._config = config
+        self.config = config
         base = folder / f"{slot}.{incarnation}"
         self.log_path = base.with_name(f"{base.name}.log")
         self._page = Page.create(len(config.seats))
@@ -296,7 +296,7 @@ class Worker:
         ours, theirs = socket.socketpair()
         self._theirs.append(theirs)
         carrier = self._page.carrier(number, is_owner=True)
-        carrier.codec = self._config.codec
+        carrier.codec = self.config.codec
         return Lane(ours, self._page.slot(number), carrier)
 
     # -- state ---------------------------------------------------------------------------------
@@ -345,7 +345,7 @@ class Worker:
     @property
     def device(self) -> str | None:
         """The accelerators that it alone sees, for people; None when it has none of its own."""
-        return self._config.accelerators.label(self.slot)
+        return self.config.accelerators.label(self.slot)
 
     @property
     def run_id(self) -> str:
@@ -364,13 +364,13 @@ class Worker:
         """
         self.apply(WorkerEvent.SPAWN)
         try:
-            async with asyncio.timeout(self._config.start_timeout):
+            async with asyncio.timeout(self.config.start_timeout):
                 self.configured = await self._begin(setup)
         except StartFailed:
             await self.end(0.0)
             raise
         except TimeoutError:
-            cause = f"it was not ready within {self._config.start_timeout:g} s (start_timeout)"
+            cause = f"it was not ready within {self.config.start_timeout:g} s (start_timeout)"
             failure = StartFailed(self._title, cause, self.last_output())
             await self.end(0.0)
             raise failure from None
@@ -401,19 +401,19 @@ class Worker:
         return await self._configure(exchange)
 
     async def _launch(self, **arguments: Any) -> None:
-        kernel = self._config.kernel
+        kernel = self.config.kernel
         if kernel.problem:
             raise StartFailed(self._title, kernel.problem)
         try:
             if self.manager.kernel_spec is None:
                 raise NoSuchKernel(kernel.name)
             if self._group is not None:
-                limits = self._config.limits
+                limits = self.config.limits
                 self._group.make(memory_bytes=limits.memory_bytes, cpus=limits.cpus)
             with self.log_path.open("ab") as log:
                 await self.manager.launch(
-                    env=self._config.worker_environment(self.slot),
-                    cwd=str(self._config.cwd),
+                    env=self.config.worker_environment(self.slot),
+                    cwd=str(self.config.cwd),
                     stdout=log,
                     stderr=log,
                     **arguments,
@@ -464,7 +464,7 @@ class Worker:
                 "the same version in its environment"
             )
             raise StartFailed(self._title, cause)
-        expected = ".".join(map(str, self._config.kernel.python))
+        expected = ".".join(map(str, self.config.kernel.python))
         if hello.python != expected:
             cause = (
                 f"it runs Python {hello.python}, and was taken for Python {expected}; let the "
@@ -482,7 +482,7 @@ class Worker:
             cause = f"it {describe_exit(status)} before it was ready"
             raise StartFailed(self._title, cause, self.last_output()) from None
         except ToolError as error:
-            cause = f"adapter {self._config.adapter!r} cannot be used: {error}"
+            cause = f"adapter {self.config.adapter!r} cannot be used: {error}"
             raise StartFailed(self._title, cause, self.last_output()) from error.__cause__
         for module, problem in configured.failed_preloads.items():
             logger.warning("%s could not preload %s: %s", self.name, module, problem)
@@ -512,7 +512,7 @@ class Worker:
     def _rename(self, slot: int, incarnation: int) -> None:
         self.slot = slot
         self.incarnation = incarnation
-        self.name = f"{self._config.name}-{slot}.{incarnation}"
+        self.name = f"{self.config.name}-{slot}.{incarnation}"
 
     # -- ending --------------------------------------------------------------------------------
 
@@ -637,7 +637,7 @@ class Worker:
         """Say why its pool, or one of its limits, has ended it; empty for neither."""
         if self._group is not None:
             self._ran_out_of_memory = self._ran_out_of_memory or self._group.ran_out_of_memory
-        return self.end_reason or self._config.limits.why_ended(
+        return self.end_reason or self.config.limits.why_ended(
             status, ran_out_of_memory=self._ran_out_of_memory
         )
 
