@@ -48,13 +48,13 @@ if TYPE_CHECKING:
         WorkerDied,
     )
     from .pool.futures import CallFuture
-    from .pool.limits import Limits
-    from .pool.policies import Breaker, CrashBarrier, Heartbeat, Retry
     from .pool.pool import Pool
+    from .pool.recovery.policies import Breaker, CrashBarrier, Heartbeat, Retry
     from .pool.results import CellResult
     from .pool.session import Session
     from .pool.status import PoolStats, PoolStatus, WorkerEnd, WorkerStatus
     from .pool.streams import Stream
+    from .pool.workers.limits import Limits
     from .processes.keeping import keep
     from .protocol.encoders import register_encoder
     from .protocol.unserializable import Unserializable
@@ -140,12 +140,12 @@ _HOMES = {
     "Adapter": "tools.adapter",
     "CallFuture": "pool.futures",
     "CellResult": "pool.results",
-    "Limits": "pool.limits",
+    "Limits": "pool.workers.limits",
     "Pool": "pool.pool",
-    "Breaker": "pool.policies",
-    "CrashBarrier": "pool.policies",
-    "Heartbeat": "pool.policies",
-    "Retry": "pool.policies",
+    "Breaker": "pool.recovery.policies",
+    "CrashBarrier": "pool.recovery.policies",
+    "Heartbeat": "pool.recovery.policies",
+    "Retry": "pool.recovery.policies",
     "PoolStats": "pool.status",
     "PoolStatus": "pool.status",
     "WorkerEnd": "pool.status",

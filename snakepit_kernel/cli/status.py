@@ -13,8 +13,8 @@ from rich.console import Console
 from rich.table import Table
 
 from ..paths import runtime_dir
-from ..pool.budget import describe_machine
 from ..pool.status import PoolStatus, duration
+from ..pool.workers.budget import describe_machine
 from ..processes.registry import Booking, EndedRun, Registry, Run
 from ..processes.sweep import TaggedProcess, past_runs, tagged_processes
 from .published import PublishedPool, UnreadablePool, pool_folders, read_pool

@@ -12,20 +12,20 @@ from ..protocol.frames import Segment
 from ..protocol.messages import Apply, Call, ToolInfo
 from ..protocol.values import pickled
 from ..tools import namespace
-from .cells import Cell, OnMessage
 from .checks import check_count, check_priority, check_seconds
-from .conveyor import MakeFrames
 from .definitions import Definitions, ahead
+from .driving.cells import Cell, OnMessage
+from .driving.conveyor import MakeFrames
+from .driving.hosting import HostToolList, current_link
 from .engine import Engine
 from .futures import CallFuture
-from .homes import Home
-from .hosting import HostToolList, current_link
 from .results import CellResult
-from .scheduler import Purpose
+from .scheduling.homes import Home
+from .scheduling.scheduler import Purpose
+from .scheduling.work import Work
 from .streams import Stream
 from .toolbox import ToolsOfCaller
-from .work import Work
-from .worker import Seat
+from .workers.worker import Seat
 
 P = ParamSpec("P")
 F = TypeVar("F", bound=Callable[..., Any])

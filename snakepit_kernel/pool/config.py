@@ -17,13 +17,13 @@ from ..protocol.unserializable import Policy
 from ..protocol.values import Codec
 from ..store.store import Store, check_store
 from ..tools.registry import name_of
-from .accelerators import Allotment, Gpus, allot
-from .budget import usable_cores
 from .checks import check_count, check_seconds
-from .kernels import WorkerKernel, find_kernel
-from .limits import Limits, check_limits, find_group
-from .policies import Breaker, CrashBarrier, Heartbeat, Retry, check_policy
-from .scheduler import Purpose
+from .recovery.policies import Breaker, CrashBarrier, Heartbeat, Retry, check_policy
+from .scheduling.scheduler import Purpose
+from .workers.accelerators import Allotment, Gpus, allot
+from .workers.budget import usable_cores
+from .workers.kernels import WorkerKernel, find_kernel
+from .workers.limits import Limits, check_limits, find_group
 
 Affinity = Literal["hint", "strict_queue", "strict_fail_fast"]
 Profile = Literal["process", "thread"]

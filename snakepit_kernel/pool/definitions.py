@@ -11,7 +11,7 @@ from ..protocol.frames import Segment, pack
 from ..protocol.messages import Define, Encode, ToolInfo
 from ..protocol.values import Codec
 from .validation import Validator
-from .worker import Seat
+from .workers.worker import Seat
 
 
 class Definitions:

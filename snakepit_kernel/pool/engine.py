@@ -31,26 +31,26 @@ from ..lane.exchange import Exchange
 from ..processes.folders import make_folder, remove_folder, sweep_folders
 from ..processes.supervisor import Supervisor
 from ..protocol.messages import ToolInfo
-from .admission import Admission
-from .budget import Share
-from .cells import Cell
 from .config import PoolConfig
-from .conveyor import MakeFrames
-from .crew import Crew
-from .driver import Driver, insisting
-from .errands import Errands
+from .driving.cells import Cell
+from .driving.conveyor import MakeFrames
+from .driving.driver import Driver, insisting
+from .driving.errands import Errands
+from .driving.hosting import Host, HostTools, Link, current_link, links
 from .futures import CallFuture
-from .homes import Home
-from .hosting import Host, HostTools, Link, current_link, links
-from .presence import tell_of_activity
-from .recovery import Recovery
-from .reports import describe_error
+from .observing.presence import tell_of_activity
+from .observing.reports import describe_error
+from .recovery.attempting import Recovery
 from .results import CellResult
+from .scheduling.admission import Admission
+from .scheduling.homes import Home
+from .scheduling.work import Work, outcome_of
 from .sessions import PoolSessions
 from .status import PoolStats, PoolStatus, WorkerStatus, memory_of, status_path
-from .upkeep import Upkeep
-from .work import Work, outcome_of
-from .worker import Seat, Worker
+from .workers.budget import Share
+from .workers.crew import Crew
+from .workers.upkeep import Upkeep
+from .workers.worker import Seat, Worker
 
 logger = logging.getLogger(__name__)
 

@@ -18,18 +18,18 @@ from ..sessions.state import SessionInfo
 from ..sessions.values import MAX_VARIABLE_BYTES
 from ..store.store import Store
 from ..tools.registry import AdapterError, describe
-from .accelerators import Gpus
 from .caller import DEFAULT, Caller, Timeout
 from .checks import check_count, check_seconds
 from .config import MAX_WORKERS, Affinity, PoolConfig, check_adapter, check_affinity
 from .definitions import Definitions
 from .engine import Engine
 from .futures import CallFuture
-from .limits import Limits
 from .observing.timeline import LIMIT, Timeline
-from .policies import Breaker, CrashBarrier, Heartbeat, Retry
+from .recovery.policies import Breaker, CrashBarrier, Heartbeat, Retry
 from .session import Session
 from .status import PoolStats, PoolStatus
+from .workers.accelerators import Gpus
+from .workers.limits import Limits
 
 if TYPE_CHECKING:
     from .observing.dashboard import Dashboard

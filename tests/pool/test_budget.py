@@ -12,7 +12,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from snakepit_kernel.pool.budget import Share, describe_machine, usable_cores, usable_memory
+from snakepit_kernel.pool.workers.budget import Share, describe_machine, usable_cores, usable_memory
 from snakepit_kernel.processes.registry import Registry
 
 OTHER = """

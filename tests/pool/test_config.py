@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from snakepit_kernel import Pool
-from snakepit_kernel.pool.budget import usable_cores
 from snakepit_kernel.pool.config import _THREAD_CAPS
+from snakepit_kernel.pool.workers.budget import usable_cores
 
 
 @pytest.mark.parametrize(

@@ -17,11 +17,11 @@ from snakepit_kernel import (
     ToolError,
     WorkerDied,
 )
-from snakepit_kernel.pool.circuit import Circuit
-from snakepit_kernel.pool.liveness import Vigil
-from snakepit_kernel.pool.policies import check_policy, falls_under
-from snakepit_kernel.pool.recovery import Recovery
-from snakepit_kernel.pool.slots import FIRST_REST, MAX_RESTARTS, RESTART_WINDOW, Slot
+from snakepit_kernel.pool.recovery.attempting import Recovery
+from snakepit_kernel.pool.recovery.circuit import Circuit
+from snakepit_kernel.pool.recovery.policies import check_policy, falls_under
+from snakepit_kernel.pool.workers.liveness import Vigil
+from snakepit_kernel.pool.workers.slots import FIRST_REST, MAX_RESTARTS, RESTART_WINDOW, Slot
 
 # -- what they accept ------------------------------------------------------------------------------
 

@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from snakepit_kernel.pool.homes import MAX_LAST
-from snakepit_kernel.pool.scheduler import QueueFull, Scheduler, Ticket
+from snakepit_kernel.pool.scheduling.homes import MAX_LAST
+from snakepit_kernel.pool.scheduling.scheduler import QueueFull, Scheduler, Ticket
 
 
 class Seat(str):  # noqa: SLOT000 - its tests give it attributes

@@ -10,7 +10,7 @@ from collections.abc import Callable
 import pytest
 
 from snakepit_kernel import Pool, context
-from snakepit_kernel.pool.worker import Worker
+from snakepit_kernel.pool.workers.worker import Worker
 
 pytestmark = pytest.mark.usefixtures("with_templates")
 

@@ -9,9 +9,9 @@ from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from ..states import WorkerState
+from ..scheduling.work import OUTCOMES
 from ..status import PoolStatus, WorkerStatus
-from ..work import OUTCOMES
+from ..workers.states import WorkerState
 
 POOL = ("pool", "owner")
 """Labels of all metrics: the pool's name, and the pid of the process that has opened it, for two

@@ -8,15 +8,15 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-from ..errors import PoolClosed, SnakepitError, WorkerDied
-from ..processes.supervisor import Supervisor
-from .admission import Admission
+from ...errors import PoolClosed, SnakepitError, WorkerDied
+from ...processes.supervisor import Supervisor
+from ..futures import CallFuture
+from ..observing.reports import describe_error
+from ..scheduling.admission import Admission
+from ..scheduling.work import Work, outcome_of
+from ..workers.worker import Seat, Worker
 from .conveyor import Conveyor, Errand, MakeFrames, Pace
-from .futures import CallFuture
 from .hosting import Host
-from .reports import describe_error
-from .work import Work, outcome_of
-from .worker import Seat, Worker
 
 
 class Errands:

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any, Final, TypeVar
 
-from ..errors import (
+from ...errors import (
     CallTimeout,
     PoolSaturated,
     QueueTimeout,
@@ -16,7 +16,7 @@ from ..errors import (
     WorkerDied,
     suggest,
 )
-from .checks import check_count, check_seconds
+from ..checks import check_count, check_seconds
 
 CATEGORIES: Final[Mapping[str, tuple[type[Exception], ...]]] = {
     "died": (WorkerDied,),

@@ -6,9 +6,9 @@ import asyncio
 import time
 from typing import Any
 
-from .. import telemetry
-from ..attempts import Attempt, CallDetails
-from ..errors import (
+from ... import telemetry
+from ...attempts import Attempt, CallDetails
+from ...errors import (
     CallTimeout,
     PoolSaturated,
     QueueTimeout,
@@ -16,12 +16,12 @@ from ..errors import (
     ToolError,
     WorkerDied,
 )
-from ..telemetry.correlation import correlation_of_work
+from ...telemetry.correlation import correlation_of_work
+from ..driving.hosting import Link
+from ..recovery.policies import category_of
+from ..workers.worker import Seat
 from .homes import Home
-from .hosting import Link
-from .policies import category_of
 from .scheduler import Purpose, Ticket
-from .worker import Seat
 
 OUTCOMES = ("ok", "error", "cancelled", "timeout", "saturated", "lost")
 """What may become of a piece of work: the names of its counters."""

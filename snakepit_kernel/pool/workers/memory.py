@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import psutil
 
-from ..processes.identity import all_children, living_descendants
+from ...processes.identity import all_children, living_descendants
 
 
 @dataclass(frozen=True, slots=True)

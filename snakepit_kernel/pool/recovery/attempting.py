@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from ..errors import Attempt, WorkerDied
+from ...errors import Attempt, WorkerDied
 from .policies import CrashBarrier, Retry, category_of, falls_under
 
 

@@ -11,16 +11,16 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Protocol
 
-from ..errors import ToolNotFound
-from ..lane import answers
-from ..protocol.frames import Frame, Segment
-from ..protocol.messages import HostCall, ToolInfo
-from ..telemetry import correlation
-from ..tools.adapter import ToolOptions, options_of
-from ..tools.context import LIST_HOST_TOOLS, SESSION_TOOL
-from ..tools.registry import Tool
-from .reports import HostReport
-from .worker import Seat
+from ...errors import ToolNotFound
+from ...lane import answers
+from ...protocol.frames import Frame, Segment
+from ...protocol.messages import HostCall, ToolInfo
+from ...telemetry import correlation
+from ...tools.adapter import ToolOptions, options_of
+from ...tools.context import LIST_HOST_TOOLS, SESSION_TOOL
+from ...tools.registry import Tool
+from ..observing.reports import HostReport
+from ..workers.worker import Seat
 
 ServeSession = Callable[[str | None, str, str, str], Callable[..., Any]]
 

@@ -9,11 +9,11 @@ from weakref import WeakKeyDictionary
 
 import psutil
 
-from .config import PoolConfig
+from ..config import PoolConfig
+from ..recovery.policies import Heartbeat
 from .crew import Crew
 from .liveness import Vigil
 from .memory import TreeMemory, tree_memory
-from .policies import Heartbeat
 from .states import LENDABLE, WorkerState
 from .worker import Worker
 

@@ -11,11 +11,11 @@ import zmq
 from jupyter_client.blocking.client import BlockingKernelClient
 from jupyter_client.connect import KernelConnectionInfo
 
-from ..errors import CellError
-from ..ids import SESSION_KEY
-from ..lane.host import Lane
-from ..telemetry.correlation import METADATA_KEY
-from .results import CellResult
+from ...errors import CellError
+from ...ids import SESSION_KEY
+from ...lane.host import Lane
+from ...telemetry.correlation import METADATA_KEY
+from ..results import CellResult
 
 OnMessage = Callable[[dict[str, Any]], None]
 

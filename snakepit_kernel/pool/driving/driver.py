@@ -14,21 +14,21 @@ from typing import Any, Self
 
 import zmq
 
-from ..errors import CallTimeout, SnakepitError, ToolError, WorkerDied
-from ..lane import answers
-from ..lane.exchange import Exchange
-from ..lane.host import Lane, LaneClosed
-from ..protocol import messages
-from ..protocol.frames import Frame, Segment, pack
-from ..protocol.messages import CELL, Apply, HostCall, Leave, More, OpenChannels
-from ..protocol.values import pickled
-from ..tools.namespace import last_value, pull, push
+from ...errors import CallTimeout, SnakepitError, ToolError, WorkerDied
+from ...lane import answers
+from ...lane.exchange import Exchange
+from ...lane.host import Lane, LaneClosed
+from ...protocol import messages
+from ...protocol.frames import Frame, Segment, pack
+from ...protocol.messages import CELL, Apply, HostCall, Leave, More, OpenChannels
+from ...protocol.values import pickled
+from ...tools.namespace import last_value, pull, push
+from ..definitions import ahead
+from ..results import CellResult
+from ..scheduling.work import Work
+from ..workers.worker import Seat, Worker
 from .cells import Cell, CellClient, CellRun
-from .definitions import ahead
 from .hosting import Host, Link
-from .results import CellResult
-from .work import Work
-from .worker import Seat, Worker
 
 logger = logging.getLogger(__name__)
 

@@ -14,18 +14,18 @@ from collections.abc import Callable, Iterable
 from functools import partial
 from typing import Any, Protocol
 
-from ..errors import CallTimeout, PoolClosed, ToolError
-from ..lane.answers import Interrupted
-from ..lane.display import Display
-from ..lane.exchange import Exchange
-from ..lane.host import LaneClosed
-from ..protocol.frames import Frame, Segment
-from ..protocol.messages import HostCall
+from ...errors import CallTimeout, PoolClosed, ToolError
+from ...lane.answers import Interrupted
+from ...lane.display import Display
+from ...lane.exchange import Exchange
+from ...lane.host import LaneClosed
+from ...protocol.frames import Frame, Segment
+from ...protocol.messages import HostCall
+from ..futures import CallFuture
+from ..scheduling.work import Work, outcome_of
+from ..workers.worker import Seat, Worker
 from .driver import INTERRUPT_AGAIN, Served
-from .futures import CallFuture
 from .hosting import Host
-from .work import Work, outcome_of
-from .worker import Seat, Worker
 
 AHEAD = 2e-3
 """Seconds of work that a worker is given ahead."""

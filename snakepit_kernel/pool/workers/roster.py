@@ -15,17 +15,17 @@ from weakref import WeakSet
 
 import zmq.asyncio
 
-from ..errors import SnakepitError, StartFailed
-from ..processes.supervisor import Supervisor
-from ..processes.template import why_not
-from ..protocol.messages import ToolInfo, WorkerSetup
-from .config import PoolConfig
+from ...errors import SnakepitError, StartFailed
+from ...processes.supervisor import Supervisor
+from ...processes.template import why_not
+from ...protocol.messages import ToolInfo, WorkerSetup
+from ..config import PoolConfig
+from ..scheduling.scheduler import Scheduler
+from ..status import WorkerEnd
 from .foreign import ForeignWorker
-from .scheduler import Scheduler
 from .slots import Slot
 from .spares import SPARE_SLOT, Spares
 from .states import LENDABLE, WorkerEvent, WorkerState
-from .status import WorkerEnd
 from .worker import KernelSpecs, Seat, Worker
 
 logger = logging.getLogger(__name__)

@@ -10,8 +10,8 @@ from collections.abc import Coroutine, Sequence
 from functools import partial
 from typing import Any
 
-from ..errors import StartFailed
-from .config import PoolConfig
+from ...errors import StartFailed
+from ..config import PoolConfig
 from .roster import Roster
 from .slots import Slot
 from .states import LENDABLE

@@ -13,8 +13,8 @@ from typing import Self
 
 import psutil
 
-from ..ids import new_run_id
-from ..processes.registry import Registry
+from ...ids import new_run_id
+from ...processes.registry import Registry
 
 logger = logging.getLogger(__name__)
 

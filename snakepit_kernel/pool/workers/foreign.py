@@ -15,11 +15,11 @@ from typing import Any
 
 import zmq
 
-from ..errors import StartFailed, describe_exit
-from ..processes.identity import descendants
-from ..processes.limits import limit_address_space, limit_cpu, limit_files
-from ..protocol.messages import Configured, WorkerSetup
-from .cells import CellClient
+from ...errors import StartFailed, describe_exit
+from ...processes.identity import descendants
+from ...processes.limits import limit_address_space, limit_cpu, limit_files
+from ...protocol.messages import Configured, WorkerSetup
+from ..driving.cells import CellClient
 from .worker import Worker
 
 INTERRUPT_INTERVAL = 0.5

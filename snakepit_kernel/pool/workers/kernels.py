@@ -19,9 +19,9 @@ from pathlib import Path
 
 from jupyter_client.kernelspec import KernelSpec, KernelSpecManager, NoSuchKernel
 
-from .._version import __version__
-from ..errors import CellsOnly
-from ..provisioner import KERNEL_MODULE
+from ..._version import __version__
+from ...errors import CellsOnly
+from ...provisioner import KERNEL_MODULE
 
 PROVISIONER = "snakepit-provisioner"
 STOCK_PROVISIONER = "local-provisioner"

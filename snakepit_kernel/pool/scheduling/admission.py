@@ -13,8 +13,8 @@ import time
 from functools import partial
 from typing import TYPE_CHECKING
 
-from ..attempts import Attempt
-from ..errors import (
+from ...attempts import Attempt
+from ...errors import (
     BreakerOpen,
     CallTimeout,
     PoolClosed,
@@ -25,19 +25,19 @@ from ..errors import (
     SnakepitError,
     WorkerBusy,
 )
-from .circuit import Circuit
-from .config import PoolConfig
+from ..config import PoolConfig
+from ..driving.hosting import Link, links
+from ..observing.reports import report_work
+from ..recovery.circuit import Circuit
+from ..recovery.policies import falls_under
+from ..workers.states import LENDABLE, WorkerEvent, WorkerState
+from ..workers.worker import Holder, Seat, Worker
 from .homes import Home
-from .hosting import Link, links
-from .policies import falls_under
-from .reports import report_work
 from .scheduler import QueueFull, Scheduler
-from .states import LENDABLE, WorkerEvent, WorkerState
 from .work import OUTCOMES, Work
-from .worker import Holder, Seat, Worker
 
 if TYPE_CHECKING:
-    from .crew import Crew
+    from ..workers.crew import Crew
 
 DRAINING = "it takes no new work, because it drains; resume() lets it"
 

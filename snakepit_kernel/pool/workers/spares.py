@@ -6,7 +6,7 @@ import asyncio
 import logging
 from collections.abc import Awaitable, Callable
 
-from ..errors import StartFailed
+from ...errors import StartFailed
 from .worker import Worker
 
 logger = logging.getLogger(__name__)

@@ -20,8 +20,8 @@ from jupyter_client.kernelspec import KernelSpec, KernelSpecManager, NoSuchKerne
 from jupyter_client.manager import AsyncKernelManager
 from traitlets.config import Config
 
-from .._version import __version__
-from ..errors import (
+from ..._version import __version__
+from ...errors import (
     StartFailed,
     SurvivorsError,
     ToolError,
@@ -29,13 +29,13 @@ from ..errors import (
     describe_exit,
     suggest,
 )
-from ..lane.exchange import Exchange
-from ..lane.host import Lane, LaneClosed
-from ..lane.page import RECALL_SIGNAL, Page
-from ..processes.cgroup import Cgroup
-from ..protocol import messages
-from ..protocol.frames import pack
-from ..protocol.messages import (
+from ...lane.exchange import Exchange
+from ...lane.host import Lane, LaneClosed
+from ...lane.page import RECALL_SIGNAL, Page
+from ...processes.cgroup import Cgroup
+from ...protocol import messages
+from ...protocol.frames import pack
+from ...protocol.messages import (
     Assign,
     Configure,
     Configured,
@@ -44,18 +44,18 @@ from ..protocol.messages import (
     ToolInfo,
     WorkerSetup,
 )
-from ..provisioner import SnakepitProvisioner
-from .cells import CellClient
-from .reports import report_event
-from .scheduler import Purpose
+from ...provisioner import SnakepitProvisioner
+from ..driving.cells import CellClient
+from ..observing.reports import report_event
+from ..scheduling.scheduler import Purpose
 from .slots import RESTART_WINDOW
 from .states import WorkerEvent, WorkerState, next_state
 
 if TYPE_CHECKING:
     import zmq.asyncio
 
-    from ..processes.guarded import GuardedProcess
-    from .config import PoolConfig
+    from ...processes.guarded import GuardedProcess
+    from ..config import PoolConfig
     from .kernels import WorkerKernel
 
 logger = logging.getLogger(__name__)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from .policies import Heartbeat
+from ..recovery.policies import Heartbeat
 
 
 class Vigil:

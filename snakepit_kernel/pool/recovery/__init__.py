@@ -1,0 +1,1 @@
+"""What a pool does about failure: policies, and what they decide."""

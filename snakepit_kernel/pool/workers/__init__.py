@@ -1,0 +1,1 @@
+"""The workers: kernels in slots, started, watched, limited, replaced and ended."""
