@@ -345,10 +345,8 @@ class Engine:
             work.ends_as = "cancelled"
             message = f"{work.name} was interrupted in its worker"
             raise ToolError("KeyboardInterrupt", message, interrupted.traceback) from None
-        except BaseException as error:
+        except BaseException:
             work.ends_as = "error"
-            if self._recovery.taints(error) and work.seat is not None:
-                self._crew.taint(work.seat.worker, error)
             raise
         self._admission.settle(work, "ok")
         return value

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from snakepit_kernel import (
+    Adapter,
     BreakerOpen,
     CallTimeout,
     PoolDegraded,
@@ -20,6 +21,7 @@ from snakepit_kernel import (
     QueueTimeout,
     ToolError,
     WorkerDied,
+    tool,
 )
 
 FRAGILE = '''
@@ -87,6 +89,18 @@ class Fragile(Adapter):
 
 class AcceleratorError(Exception): pass
 '''
+
+
+class Calm(Adapter):
+    thread_safe = True
+
+    @tool
+    def well(self) -> int:
+        return 1
+
+
+for _item in (Calm, Calm.well):
+    _item.__module__ = "__main__"  # by value: this module is no module of the workers
 
 
 @pytest.fixture
@@ -316,6 +330,23 @@ def test_a_worker_that_an_error_left_unusable_gets_no_more_work(fragile, open_po
     assert pool.slots() == [1]
     wait_until(lambda: pool.status().ends)
     assert "tainted by AcceleratorError: device-side assert" in pool.status().ends[0].reason
+
+
+@pytest.mark.parametrize("way", ["submit", "run", "thread"])
+def test_a_future_a_cell_and_a_thread_leave_a_worker_unusable_as_well(open_pool, way):
+    options = {"adapter": Calm, "profile": "thread", "threads_per_worker": 2}
+    barrier = {"taint_on": "ZeroDivisionError"}
+    pool = open_pool(1, crash_barrier=barrier, **(options if way == "thread" else {}))
+    before = pool.status().workers[0].pid
+
+    if way == "run":
+        assert not pool.run("1 / 0").ok
+    else:
+        with pytest.raises(ZeroDivisionError):
+            pool.submit(divmod, 1, 0).result()
+
+    wait_until(lambda: pool.stats().recycled == 1)
+    assert pool.submit(os.getpid).result(timeout=20) != before
 
 
 # -- degraded pools --------------------------------------------------------------------------------

@@ -64,7 +64,3 @@ class Recovery:
         if self.retry is None or len(earlier) + 1 >= self.retry.attempts:
             return None
         return self.retry.backoff if falls_under(error, self.retry.on) else None
-
-    def taints(self, error: BaseException) -> bool:
-        """Whether an exception of a tool leaves its worker unusable."""
-        return self.barrier is not None and falls_under(error, self.barrier.taint_on)

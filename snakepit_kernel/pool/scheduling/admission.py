@@ -83,6 +83,7 @@ class Admission:
         self.circuit = Circuit(config.breaker) if config.breaker is not None else None
         self._config = config
         self._max_calls = config.max_calls or sys.maxsize
+        self._tainting = config.crash_barrier.taint_on if config.crash_barrier else ()
         self._quiet = threading.Condition(self.lock)
         self._counts = dict.fromkeys(COUNTERS, 0)
         self._pending = 0
@@ -345,6 +346,8 @@ class Admission:
                 work.seat.worker.done += 1
                 if outcome == "ok":
                     _told(work.seat)
+                elif error is not None and falls_under(error, self._tainting):
+                    self.crew.taint(work.seat.worker, error)
             if work.admitted is not None:
                 self._note_outcome(work.admitted, outcome, error)
             self._leave(work)
