@@ -201,6 +201,9 @@ class Engine:
 
     def drain(self, timeout: float | None) -> bool:
         """Take no work until `resume`; say whether all that was accepted has ended in time."""
+        if self.is_awaited:
+            msg = "the pool waits for the code that would wait for it to drain; use another thread"
+            raise RuntimeError(msg)
         return self._admission.drain(timeout)
 
     def resume(self) -> None:
@@ -284,7 +287,7 @@ class Engine:
                         raise
                     attempt = work.attempt_that_failed(error)
                 self._admission.set_aside(work, attempt)
-                time.sleep(pause)
+                self._admission.rest(work, pause)
         except KeyboardInterrupt as error:
             self._fail(work, error)
             self._supervisor.soon(self._admission.mend, work)
@@ -317,7 +320,7 @@ class Engine:
                         raise
                     attempt = work.attempt_that_failed(error)
                 self._admission.set_aside(work, attempt)
-                time.sleep(pause)
+                self._admission.rest(work, pause)
         except KeyboardInterrupt as error:
             self._fail(work, error)
             self._supervisor.soon(self._admission.mend, work)
@@ -362,7 +365,7 @@ class Engine:
 
     def _pause_after(self, work: Work, error: BaseException) -> float | None:
         """Return how long to wait before work that failed is done again; None for never."""
-        if work.settled or self._admission.closed_because is not None:
+        if work.settled or self._crew.is_dismissed:
             return None
         if work.nested_in is not None or work.ends_as == "cancelled" or work.has_given:
             return None
@@ -410,7 +413,7 @@ class Engine:
         """Wait before the next attempt of a piece of work."""
         self._admission.set_aside(work, attempt)
         try:
-            await asyncio.sleep(pause)
+            await self._admission.rest_async(work, pause)
         except BaseException as error:
             self._fail(work, error)
             raise
@@ -613,10 +616,10 @@ class Engine:
         with self._closing:
             if self._crew.is_dismissed:
                 return
-            self._admission.closed_because = self._admission.closed_because or reason
-            self.stop_accepting(cancel_queued=True)
             with self._admission.lock:
+                self._admission.closed_because = self._admission.closed_because or reason
                 self._crew.is_dismissed = True
+            self.stop_accepting(cancel_queued=True)
             try:
                 self._supervisor.ask(
                     self._crew.end(self.config.grace if grace is None else grace)
