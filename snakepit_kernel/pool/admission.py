@@ -208,7 +208,7 @@ class Admission:
         else:
             self._check_wait(work)
             try:
-                self.scheduler.request(work, bounded=work.bounded)
+                self.scheduler.request(work)
             except QueueFull:
                 raise PoolSaturated(self._config.name, self._config.max_queue) from None
 
@@ -447,7 +447,7 @@ class Admission:
             if seat.worker.state is not WorkerState.BUSY or seat.worker.due:
                 return taken  # it is to end
             count = min(count, self._max_calls - seat.worker.calls)
-            for ticket in self.scheduler.first(count):
+            for ticket in self.scheduler.first_after(seat, count):
                 assert isinstance(ticket, Work)
                 if not ticket.fits(seat):
                     continue
@@ -459,6 +459,8 @@ class Admission:
                 ticket.began = time.monotonic()
                 ticket.is_along = True
                 taken.append(ticket)
+            if taken:
+                self.scheduler.pass_on(seat, taken[-1])
             self._count_calls(seat.worker, len(taken))
         return taken
 
