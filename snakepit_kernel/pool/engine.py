@@ -200,6 +200,9 @@ class Engine:
 
     def drain(self, timeout: float | None) -> bool:
         """Take no work until `resume`; say whether all that was accepted has ended in time."""
+        if self.is_awaited:
+            msg = "the pool waits for the code that would wait for it to drain; use another thread"
+            raise RuntimeError(msg)
         return self._admission.drain(timeout)
 
     def resume(self) -> None:
@@ -280,7 +283,7 @@ class Engine:
                     pause = self._set_aside(work, error)
                     if pause is None:
                         raise
-                time.sleep(pause)
+                self._admission.rest(work, pause)
         except KeyboardInterrupt as error:
             self._fail(work, error)
             self._supervisor.soon(self._admission.mend, work)
@@ -310,7 +313,7 @@ class Engine:
                     pause = self._set_aside(work, error)
                     if pause is None:
                         raise
-                time.sleep(pause)
+                self._admission.rest(work, pause)
         except KeyboardInterrupt as error:
             self._fail(work, error)
             self._supervisor.soon(self._admission.mend, work)
@@ -368,7 +371,7 @@ class Engine:
 
     def _pause_after(self, work: Work, error: BaseException) -> float | None:
         """Return how long to wait before work that failed is done again; None for never."""
-        if work.settled or self._admission.closed_because is not None:
+        if work.settled or self._crew.is_dismissed:
             return None
         if work.nested_in is not None or work.ends_as == "cancelled" or work.has_given:
             return None
@@ -413,7 +416,7 @@ class Engine:
     async def _rest(self, work: Work, pause: float) -> None:
         """Wait before the next attempt of a piece of work."""
         try:
-            await asyncio.sleep(pause)
+            await self._admission.rest_async(work, pause)
         except BaseException as error:
             self._fail(work, error)
             raise
@@ -614,10 +617,10 @@ class Engine:
         with self._closing:
             if self._crew.is_dismissed:
                 return
-            self._admission.closed_because = self._admission.closed_because or reason
-            self.stop_accepting(cancel_queued=True)
             with self._admission.lock:
+                self._admission.closed_because = self._admission.closed_because or reason
                 self._crew.is_dismissed = True
+            self.stop_accepting(cancel_queued=True)
             try:
                 self._supervisor.ask(
                     self._crew.end(self.config.grace if grace is None else grace)

@@ -482,6 +482,11 @@ class Pool(Caller, concurrent.futures.Executor):
         -------
         bool
             Whether all is done.
+
+        Raises
+        ------
+        RuntimeError
+            The callback of a future, or a host tool, asks: what the pool would wait for.
         """
         return self._engine.drain(check_seconds("timeout", timeout, allow_zero=True))
 

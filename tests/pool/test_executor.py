@@ -183,6 +183,20 @@ def test_shutdown_can_cancel_what_waits(open_pool):
     assert all(future.cancelled() for future in queued)
 
 
+@pytest.mark.parametrize("dies", [False, True])
+def test_shutdown_does_everything_that_was_accepted(open_pool, dies):
+    pool = open_pool()
+    list(pool.map(abs, range(500)))  # so fast that a worker gets several at a time
+    before = [pool.submit(abs, -1) for _ in range(40)]
+    slow = pool.submit(os._exit, 1) if dies else pool.submit(time.sleep, 0.4)
+    behind = [pool.submit(abs, -2) for _ in range(300)]
+
+    pool.shutdown()
+
+    assert isinstance(slow.exception(), WorkerDied if dies else type(None))
+    assert [future.result() for future in before + behind] == [1] * 40 + [2] * 300
+
+
 def test_shutdown_without_waiting_returns_and_the_work_still_ends(open_pool):
     pool = open_pool()
     future = pool.submit(time.sleep, 0.5)

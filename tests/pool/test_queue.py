@@ -15,6 +15,7 @@ from snakepit_kernel.pool.scheduling.queue import FairQueue
 class Entry:
     session: str | None = None
     priority: int = 0
+    bounded: bool = True
     number: int = 0
 
 

@@ -23,8 +23,10 @@ class Seat(str):  # noqa: SLOT000 - its tests give it attributes
         return [self]
 
 
-def ticket(session: str | None = None, wanted: str | None = None) -> Ticket[Seat]:
-    return Ticket(lambda: None, session, wanted)
+def ticket(
+    session: str | None = None, wanted: str | None = None, *, bounded: bool = True
+) -> Ticket[Seat]:
+    return Ticket(lambda: None, session, wanted, bounded=bounded)
 
 
 @pytest.fixture
@@ -84,16 +86,21 @@ def test_who_waits_for_a_worker_that_goes_is_given_back(scheduler):
     assert scheduler.waiting == 0
 
 
-def test_a_full_queue_refuses_and_an_unbounded_request_does_not_care(scheduler):
+def test_a_full_queue_refuses_and_an_unbounded_request_neither_cares_nor_counts(scheduler):
     for _ in range(2):
         grant(scheduler, ticket())
-    for _ in range(3):
-        scheduler.request(ticket())
+    for _ in range(5):
+        assert scheduler.request(ticket(bounded=False)) is False
+    bounded = [ticket() for _ in range(3)]
+    for each in bounded:
+        scheduler.request(each)
 
     with pytest.raises(QueueFull):
         scheduler.request(ticket())
-    assert scheduler.request(ticket(), bounded=False) is False
-    assert scheduler.waiting == 4
+    assert scheduler.request(ticket(bounded=False)) is False
+    assert scheduler.waiting == 9
+    scheduler.withdraw(bounded[0])
+    assert scheduler.request(ticket()) is False
 
 
 def test_a_withdrawn_ticket_is_passed_over(scheduler):

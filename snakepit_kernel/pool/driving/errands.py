@@ -158,7 +158,7 @@ class Errands:
     async def _bury(self, worker: Worker, errands: list[Errand]) -> None:
         error = self._explain(worker, await worker.adeath())
         for errand in reversed(errands[1:]):
-            if self._admission.closed_because is None:
+            if self.closed() is None:
                 self.put_back(errand)
             else:
                 self.end(errand, outcome_of(error), error)

@@ -7,9 +7,13 @@ from dataclasses import dataclass, fields
 from typing import Any, Final, TypeVar
 
 from ...errors import (
+    BreakerOpen,
     CallTimeout,
+    PoolClosed,
+    PoolDegraded,
     PoolSaturated,
     QueueTimeout,
+    SessionLost,
     StartFailed,
     ToolError,
     WorkerBusy,
@@ -22,21 +26,29 @@ CATEGORIES: Final[Mapping[str, tuple[type[Exception], ...]]] = {
     "died": (WorkerDied,),
     "timeout": (CallTimeout,),
     "queue": (QueueTimeout, PoolSaturated, WorkerBusy),
-    "start": (StartFailed,),
+    "start": (StartFailed, PoolDegraded),
     "tool": (ToolError,),
 }
 """The categories of errors that policies name."""
+
+REFUSALS = (PoolClosed, SessionLost, BreakerOpen)
+"""What a pool says to work that it will not do, however often it is asked."""
 
 BACKOFF = (0.05, 0.1, 0.2)
 """Seconds before each attempt after the first; the last one stands for all further."""
 
 
 def category_of(error: BaseException) -> str:
-    """Return the category of an error; what user code raised is ``"tool"``."""
+    """Return the category of an error; what user code raised is ``"tool"``.
+
+    That a pool refuses work, and that nobody wants it any more, are none that a policy names.
+    """
     for name, kinds in CATEGORIES.items():
         if isinstance(error, kinds):
             return name
-    return "tool"
+    if not isinstance(error, Exception):
+        return "cancelled"
+    return "refused" if isinstance(error, REFUSALS) else "tool"
 
 
 def falls_under(error: BaseException, names: Iterable[str]) -> bool:

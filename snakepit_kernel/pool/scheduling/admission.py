@@ -10,6 +10,7 @@ import contextlib
 import sys
 import threading
 import time
+from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -88,6 +89,7 @@ class Admission:
         self._counts = dict.fromkeys(COUNTERS, 0)
         self._pending = 0
         self.is_draining = False
+        self._resting: set[Work] = set()  # between two attempts
         self._working: dict[str, int] = {}  # pieces of work under way, by session
 
     # -- asking --------------------------------------------------------------------------------
@@ -149,8 +151,9 @@ class Admission:
     def admit_again(self, work: Work) -> None:
         """Give a piece of work that was set aside a seat or a place in the queue."""
         with self.lock:
-            self.check_open(work.link)
-            self._place(work, None)
+            if (closed := self.dismissal()) is not None:
+                raise closed
+            self._place(work, None)  # it was accepted: a pool that drains, or shuts down, ends it
 
     def set_aside(self, work: Work, attempt: Attempt) -> None:
         """Take the seat, or the place in the queue, of work that is to be done once more."""
@@ -158,6 +161,35 @@ class Admission:
             self._counts["retried"] += 1
             self._leave(work)
             work.begin_again(attempt)
+
+    def rest(self, work: Work, seconds: float) -> None:
+        """Wait in this thread before work that was set aside is done again."""
+        gate = threading.Lock()
+        gate.acquire()
+        if self._set_to_rest(work, gate.release):
+            try:
+                gate.acquire(timeout=seconds)
+            finally:
+                self._resting.discard(work)
+
+    async def rest_async(self, work: Work, seconds: float) -> None:
+        """Do the same while the running event loop goes on."""
+        granted = asyncio.Event()
+        wake = partial(self._grant_in, asyncio.get_running_loop(), granted, work)
+        if self._set_to_rest(work, wake):
+            try:
+                await asyncio.wait_for(granted.wait(), seconds)
+            except TimeoutError:
+                pass
+            finally:
+                self._resting.discard(work)
+
+    def _set_to_rest(self, work: Work, wake: Callable[[], None]) -> bool:
+        """Have work woken when the pool ends; say whether it has not ended yet."""
+        with self.lock:
+            work.on_grant = wake
+            self._resting.add(work)
+            return not self.crew.is_dismissed
 
     def _check_circuit(self, work: Work) -> None:
         if self.circuit is None:
@@ -179,7 +211,7 @@ class Admission:
         else:
             self._check_wait(work)
             try:
-                self.scheduler.request(work, bounded=work.bounded)
+                self.scheduler.request(work)
             except QueueFull:
                 raise PoolSaturated(self._config.name, self._config.max_queue) from None
 
@@ -365,7 +397,11 @@ class Admission:
         assert self.circuit is not None
         if outcome == "ok":
             self.circuit.succeed(admitted)
-        elif error is not None and falls_under(error, self.circuit.policy.on):
+        elif (
+            outcome != "cancelled"
+            and error is not None
+            and falls_under(error, self.circuit.policy.on)
+        ):
             reason = (str(error).splitlines() or [type(error).__name__])[0]
             self.circuit.fail(admitted, time.monotonic(), reason)
         else:
@@ -416,7 +452,7 @@ class Admission:
             if seat.worker.state is not WorkerState.BUSY or seat.worker.due:
                 return taken  # it is to end
             count = min(count, self._max_calls - seat.worker.calls)
-            for ticket in self.scheduler.first(count):
+            for ticket in self.scheduler.first_after(seat, count):
                 assert isinstance(ticket, Work)
                 if not ticket.fits(seat):
                     continue
@@ -428,6 +464,8 @@ class Admission:
                 ticket.began = time.monotonic()
                 ticket.is_along = True
                 taken.append(ticket)
+            if taken:
+                self.scheduler.pass_on(seat, taken[-1])
             self._count_calls(seat.worker, len(taken))
         return taken
 
@@ -436,7 +474,7 @@ class Admission:
         with self.lock:
             work.seat = work.began = None
             work.is_along = False
-            if not self.crew.workers or self.closed_because is not None or work.has_lost_home:
+            if not self.crew.workers or self.crew.is_dismissed or work.has_lost_home:
                 work.on_grant()  # that there is none
             elif self.scheduler.grant(work):
                 self.hold(work)
@@ -553,7 +591,8 @@ class Admission:
     def empty_queue(self) -> None:
         """Tell all who wait that they will get nothing."""
         with self.lock:
-            cancelled = self.scheduler.drain()
+            cancelled = [*self.scheduler.drain(), *self._resting]
+            self._resting.clear()
         for ticket in cancelled:
             ticket.on_grant()
 

@@ -19,6 +19,10 @@ class Waiting(Hashable, Protocol):
     def priority(self) -> int:
         """Higher goes first."""
 
+    @property
+    def bounded(self) -> bool:
+        """Whether it counts against a bound of the queue."""
+
 
 T = TypeVar("T", bound=Waiting)
 
@@ -33,6 +37,11 @@ class FairQueue(Generic[T]):
     those that hold as many, the one that was served the longest ago; within a session, whoever came
     first. So a session that asks for a thousand things at once delays another one by what runs, and
     not by what waits. With one session, or none, it is first come, first served.
+
+    Attributes
+    ----------
+    bounded
+        How many of them count against a bound.
     """
 
     def __init__(self) -> None:
@@ -40,6 +49,7 @@ class FairQueue(Generic[T]):
         self._priorities: list[int] = []  # of the levels, the highest first
         self._held: dict[str | None, int] = {}  # places, by session; no zeros
         self._count = 0
+        self.bounded = 0
 
     def __len__(self) -> int:
         return self._count
@@ -81,6 +91,7 @@ class FairQueue(Generic[T]):
         """Take a ticket in, behind the others of its session."""
         self._line_of(ticket)[ticket] = None
         self._count += 1
+        self.bounded += ticket.bounded
 
     def put_first(self, ticket: T) -> None:
         """Take a ticket in, before all others of its priority."""
@@ -89,6 +100,7 @@ class FairQueue(Generic[T]):
         line.move_to_end(ticket, last=False)
         self._levels[ticket.priority].move_to_end(ticket.session, last=False)
         self._count += 1
+        self.bounded += ticket.bounded
 
     def _line_of(self, ticket: T) -> Line[T]:
         lines = self._levels.get(ticket.priority)
@@ -108,6 +120,7 @@ class FairQueue(Generic[T]):
             return False
         del line[ticket]
         self._count -= 1
+        self.bounded -= ticket.bounded
         if not line:
             del lines[ticket.session]
             if not lines:
@@ -120,7 +133,7 @@ class FairQueue(Generic[T]):
         tickets = list(self)
         self._levels.clear()
         self._priorities.clear()
-        self._count = 0
+        self._count = self.bounded = 0
         return tickets
 
     # -- who holds what ------------------------------------------------------------------------
@@ -128,10 +141,14 @@ class FairQueue(Generic[T]):
     def hold(self, ticket: T) -> None:
         """Note that a ticket, out of the queue, got a place: its session has had its turn."""
         session = ticket.session
-        self._held[session] = self._held.get(session, 0) + 1
+        self.count(session)
         lines = self._levels.get(ticket.priority)
         if lines is not None and session in lines:
             lines.move_to_end(session)
+
+    def count(self, session: str | None) -> None:
+        """Note that a session has one place more, without a turn of its own."""
+        self._held[session] = self._held.get(session, 0) + 1
 
     def let_go(self, session: str | None) -> None:
         """Note that a session gave a place back."""

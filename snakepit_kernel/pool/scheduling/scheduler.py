@@ -54,9 +54,11 @@ class Ticket(Generic[W]):
         The worker that alone will do; None where the session's last one is only preferred.
     priority
         Higher goes first.
+    bounded
+        Whether it counts against the bound of the queue.
     """
 
-    __slots__ = ("home", "on_grant", "priority", "purpose", "seat", "session", "wanted")
+    __slots__ = ("bounded", "home", "on_grant", "priority", "purpose", "seat", "session", "wanted")
 
     def __init__(
         self,
@@ -67,7 +69,9 @@ class Ticket(Generic[W]):
         *,
         home: Home[W] | None = None,
         priority: int = 0,
+        bounded: bool = True,
     ) -> None:
+        self.bounded = bounded
         self.home = home
         self.priority = priority
         self.on_grant = on_grant
@@ -99,7 +103,7 @@ class Scheduler(Generic[W]):
     Parameters
     ----------
     max_queue
-        Tickets that may wait.
+        Tickets that may wait, of those that are bounded.
 
     Attributes
     ----------
@@ -123,7 +127,7 @@ class Scheduler(Generic[W]):
         """Number of tickets that wait."""
         return len(self._queue)
 
-    def request(self, ticket: Ticket[W], *, bounded: bool = True) -> bool:
+    def request(self, ticket: Ticket[W]) -> bool:
         """Grant a place at once, or queue the ticket.
 
         Returns
@@ -134,11 +138,11 @@ class Scheduler(Generic[W]):
         Raises
         ------
         QueueFull
-            The queue is at its bound, and ``bounded`` is true.
+            The queue is at its bound, which counts for this ticket.
         """
         if self.grant(ticket):
             return True
-        if bounded and len(self._queue) >= self._max_queue:
+        if ticket.bounded and self._queue.bounded >= self._max_queue:
             raise QueueFull
         self._queue.append(ticket)
         return False
@@ -197,6 +201,19 @@ class Scheduler(Generic[W]):
     def first(self, count: int) -> list[Ticket[W]]:
         """Return those whose turn comes first."""
         return list(itertools.islice(self._queue, count))
+
+    def first_after(self, seat: W, count: int) -> list[Ticket[W]]:
+        """Return those whose turn comes first if a place that is lent were given back."""
+        session = self._lent[seat]
+        self._queue.let_go(session)
+        tickets = self.first(count)
+        self._queue.count(session)
+        return tickets
+
+    def pass_on(self, seat: W, ticket: Ticket[W]) -> None:
+        """Count a place that is lent as that of another ticket, which has left the queue."""
+        self._take_back(seat)
+        self._lend(seat, ticket)
 
     def put_first(self, ticket: Ticket[W]) -> None:
         """Put a ticket back to the head of the queue."""

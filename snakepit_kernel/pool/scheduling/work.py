@@ -94,7 +94,6 @@ class Work(Ticket[Seat]):
         "asked",
         "attempts",
         "began",
-        "bounded",
         "caller",
         "correlation",
         "deadline",
@@ -133,7 +132,9 @@ class Work(Ticket[Seat]):
         priority: int = 0,
         idempotent: bool = False,
     ) -> None:
-        super().__init__(_nothing, session, purpose=purpose, home=home, priority=priority)
+        super().__init__(
+            _nothing, session, purpose=purpose, home=home, priority=priority, bounded=bounded
+        )
         self.idempotent = idempotent
         self.attempts: tuple[Attempt, ...] = ()
         self.ends_as = ""
@@ -149,7 +150,6 @@ class Work(Ticket[Seat]):
         self.errand: Any = None
         self.is_along = False
         self.admitted: int | None = None
-        self.bounded = bounded
         self.slot = slot
         self.settled = True  # until it is admitted there is nothing to count or to give back
         self.is_given_up = False
