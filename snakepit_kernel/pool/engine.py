@@ -30,7 +30,7 @@ from ..lane.answers import Interrupted
 from ..lane.arena import TRIM_AFTER
 from ..lane.exchange import Exchange
 from ..processes.folders import make_folder, remove_folder, sweep_folders
-from ..processes.supervisor import Supervisor
+from ..processes.supervisor import Supervisor, is_exiting
 from ..protocol.messages import ToolInfo
 from .admission import Admission
 from .budget import Share
@@ -554,6 +554,8 @@ class Engine:
         while True:
             # A look at intervals: telling of each call would cost the call.
             await asyncio.sleep(STATUS_INTERVAL)
+            if is_exiting():
+                return
             self._publish()
             stats = self.stats()
             if stats.queued or stats.running:

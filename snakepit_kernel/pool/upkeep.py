@@ -9,6 +9,7 @@ from weakref import WeakKeyDictionary
 
 import psutil
 
+from ..processes.supervisor import is_exiting
 from .config import PoolConfig
 from .crew import Crew
 from .liveness import Vigil
@@ -50,7 +51,7 @@ class Upkeep:
             # Deaths are seen at once; this finds what was left to be done later.
             await asyncio.sleep(RECONCILE_INTERVAL)
             self._crew.reconcile()
-            if self._config.max_memory_bytes is not None:
+            if self._config.max_memory_bytes is not None and not is_exiting():
                 await self._weigh(self._config.max_memory_bytes)
 
     # -- memory --------------------------------------------------------------------------------
@@ -73,6 +74,8 @@ class Upkeep:
         vigils: WeakKeyDictionary[Worker, Vigil] = WeakKeyDictionary()
         while True:
             await asyncio.sleep(policy.interval)
+            if is_exiting():
+                return
             now = time.monotonic()
             for worker in self._crew.living():
                 vigil = vigils.get(worker)
