@@ -29,7 +29,7 @@ from ..lane.answers import Interrupted
 from ..lane.arena import TRIM_AFTER
 from ..lane.exchange import Exchange
 from ..processes.folders import make_folder, remove_folder, sweep_folders
-from ..processes.supervisor import Supervisor
+from ..processes.supervisor import Supervisor, is_exiting
 from ..protocol.messages import ToolInfo
 from .config import PoolConfig
 from .driving.cells import Cell
@@ -163,8 +163,10 @@ class Engine:
 
     async def _reload(self, adapter: object) -> None:
         config = replace(self.config, adapter=self.config.adapter if adapter is None else adapter)
-        await self._crew.reload(config)
-        self.config = config
+        try:
+            await self._crew.reload(config)
+        finally:
+            self.config = self._crew.config
 
     def recycle(self, slot: int | None) -> None:
         """Replace the worker of a slot, or all."""
@@ -555,6 +557,8 @@ class Engine:
         while True:
             # A look at intervals: telling of each call would cost the call.
             await asyncio.sleep(STATUS_INTERVAL)
+            if is_exiting():
+                return
             self._publish()
             stats = self.stats()
             if stats.queued or stats.running:

@@ -442,7 +442,8 @@ class Pool(Caller, concurrent.futures.Executor):
             It cannot be an adapter.
         StartFailed
             A successor could not start. The worker that it was for goes on as it is, and so do
-            those whose turn had not come.
+            those whose turn had not come; if one was replaced already, their successors will be as
+            that one.
         PoolClosed
             The pool has ended.
         """

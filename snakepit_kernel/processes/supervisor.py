@@ -11,6 +11,11 @@ from typing import Any, TypeVar
 T = TypeVar("T")
 
 
+def is_exiting() -> bool:
+    """Whether the interpreter exits: what runs goes on for a while, but no thread can be begun."""
+    return not threading.main_thread().is_alive()
+
+
 class Supervisor:
     """An event loop in a daemon thread. Everything that starts or ends a process runs in it.
 

@@ -294,3 +294,19 @@ with Pool(1, grace=0.2) as pool:
 
     assert "default-1.1: processes of run " in done.stderr
     assert f"{child.pid} S sleep 600" in done.stderr
+
+
+def test_a_program_that_ends_with_an_open_pool_that_works_says_nothing():
+    code = """
+import time
+from snakepit_kernel import Pool
+pool = Pool(1, max_memory_bytes=2**40, heartbeat=True)
+pool.session("s").submit(abs, -1).result()
+running = pool.submit(time.sleep, 30)
+time.sleep(0.1)
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False
+    )
+
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")

@@ -121,6 +121,20 @@ def test_a_worker_whose_child_takes_too_much_memory_is_replaced(open_pool, proce
     assert pool.submit(pow, 2, 10).result(timeout=10) == 1024
 
 
+def test_a_limit_below_what_a_worker_takes_by_itself_replaces_none_that_has_done_nothing(
+    open_pool, caplog
+):
+    pool = open_pool(1, max_memory_bytes=1)
+
+    wait_until(lambda: "before its first call" in caplog.text)
+    time.sleep(2.2)  # two more looks
+    assert pool.stats().recycled == 0
+    assert caplog.text.count("before its first call") == 1
+
+    pool.submit(pow, 2, 2).result()
+    wait_until(lambda: pool.stats().recycled == 1)
+
+
 def test_memory_that_a_worker_shares_is_not_counted(open_pool):
     pool = open_pool(1, max_memory_bytes=150 * 2**20)
     pid = pool.submit(os.getpid).result()

@@ -124,6 +124,11 @@ class Roster:
         return len(self._slots)
 
     @property
+    def config(self) -> PoolConfig:
+        """The options that workers are started with now."""
+        return self._config
+
+    @property
     def problem(self) -> str | None:
         """Why there are fewer, while slots are degraded."""
         problems = {slot.number: slot.problem for slot in self._slots.values() if slot.problem}
@@ -205,14 +210,19 @@ class Roster:
 
     def _make_worker(self, number: int) -> Worker:
         make = Worker if self._config.kernel.has_lane else ForeignWorker
-        worker = make(
-            self._config,
-            number,
-            self._next_incarnation(number),
-            folder=self._folder,
-            context=self._context,
-            specs=self._specs,
-        )
+        incarnation = self._next_incarnation(number)
+        try:
+            worker = make(
+                self._config,
+                number,
+                incarnation,
+                folder=self._folder,
+                context=self._context,
+                specs=self._specs,
+            )
+        except OSError as error:  # no descriptors, no memory
+            name = f"worker {self._config.name}-{number}.{incarnation}"
+            raise StartFailed(name, str(error)) from error
         self._made.add(worker)
         return worker
 

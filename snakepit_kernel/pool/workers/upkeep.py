@@ -9,6 +9,7 @@ from weakref import WeakKeyDictionary
 
 import psutil
 
+from ...processes.supervisor import is_exiting
 from ..config import PoolConfig
 from ..recovery.policies import Heartbeat
 from .crew import Crew
@@ -37,6 +38,7 @@ class Upkeep:
     def __init__(self, config: PoolConfig, crew: Crew) -> None:
         self._config = config
         self._crew = crew
+        self._has_warned = False
 
     def begin(self) -> None:
         """Do so from now on, until the crew ends."""
@@ -50,7 +52,7 @@ class Upkeep:
             # Deaths are seen at once; this finds what was left to be done later.
             await asyncio.sleep(RECONCILE_INTERVAL)
             self._crew.reconcile()
-            if self._config.max_memory_bytes is not None:
+            if self._config.max_memory_bytes is not None and not is_exiting():
                 await self._weigh(self._config.max_memory_bytes)
 
     # -- memory --------------------------------------------------------------------------------
@@ -63,8 +65,14 @@ class Upkeep:
             if worker.state in LENDABLE and worker.process and worker.process.guardian
         }
         for pid, memory in (await asyncio.to_thread(tree_memory, workers, limit)).items():
-            if memory.total_bytes > limit:
+            if memory.total_bytes <= limit:
+                continue
+            if workers[pid].calls:
                 self._crew.note_due(workers[pid], _too_much(memory, limit))
+            elif not self._has_warned:  # a successor would take as much
+                self._has_warned = True
+                told = _too_much(memory, limit)
+                logger.warning("%s takes %s before its first call", workers[pid].name, told)
 
     # -- liveness ------------------------------------------------------------------------------
 
@@ -73,6 +81,8 @@ class Upkeep:
         vigils: WeakKeyDictionary[Worker, Vigil] = WeakKeyDictionary()
         while True:
             await asyncio.sleep(policy.interval)
+            if is_exiting():
+                return
             now = time.monotonic()
             for worker in self._crew.living():
                 vigil = vigils.get(worker)
@@ -84,15 +94,18 @@ class Upkeep:
     def _looks_dead(self, worker: Worker, vigil: Vigil, now: float) -> bool:
         try:
             process = psutil.Process(worker.pid)
-            times = process.cpu_times()
-            is_stopped = process.status() == psutil.STATUS_STOPPED
+            times, state = process.cpu_times(), process.status()
         except psutil.Error:  # its end is noticed elsewhere
             return False
         return vigil.finds_dead(
             now,
             cpu=times.user + times.system,
-            is_stopped=is_stopped,
-            is_busy=worker.state is not WorkerState.READY or worker.pulse == 0,
+            is_stopped=state == psutil.STATUS_STOPPED,
+            is_busy=(
+                worker.state is not WorkerState.READY
+                or worker.pulse == 0  # another kernel, which has none
+                or state == psutil.STATUS_TRACING_STOP  # somebody debugs it
+            ),
         )
 
     async def _give_up(self, worker: Worker, silence: float, misses: int) -> None:
