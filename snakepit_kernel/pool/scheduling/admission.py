@@ -145,7 +145,8 @@ class Admission:
             if work.session is not None:
                 self.sessions[work.session] = None
                 self._working[work.session] = self._working.get(work.session, 0) + 1
-            self._check_circuit(work)
+            if self.circuit is not None:
+                self._check(self.circuit, work)
             self._place(work, nesting)
 
     def admit_again(self, work: Work) -> None:
@@ -191,13 +192,12 @@ class Admission:
             self._resting.add(work)
             return not self.crew.is_dismissed
 
-    def _check_circuit(self, work: Work) -> None:
-        if self.circuit is None:
-            return
+    def _check(self, circuit: Circuit, work: Work) -> None:
+        """Ask the breaker whether it lets work through."""
         now = time.monotonic()
-        work.admitted = self.circuit.admit(now)
+        work.admitted = circuit.admit(now)
         if work.admitted is None:
-            left, circuit = self.circuit.seconds_left(now), self.circuit
+            left = circuit.seconds_left(now)
             raise BreakerOpen(self._config.name, circuit.failures, left, circuit.last)
 
     def _place(self, work: Work, nesting: Link | None) -> None:

@@ -141,10 +141,11 @@ class FairQueue(Generic[T]):
     def hold(self, ticket: T) -> None:
         """Note that a ticket, out of the queue, got a place: its session has had its turn."""
         session = ticket.session
-        self.count(session)
-        lines = self._levels.get(ticket.priority)
-        if lines is not None and session in lines:
-            lines.move_to_end(session)
+        self._held[session] = self._held.get(session, 0) + 1
+        if self._count:
+            lines = self._levels.get(ticket.priority)
+            if lines is not None and session in lines:
+                lines.move_to_end(session)
 
     def count(self, session: str | None) -> None:
         """Note that a session has one place more, without a turn of its own."""
