@@ -82,8 +82,10 @@ def pytest_cmdline_main(config: pytest.Config) -> None:
 
     ``-n`` says otherwise. Tests of one file stay together: they share pools and servers.
     """
+    if hasattr(config, "workerinput") or not config.pluginmanager.hasplugin("xdist"):
+        return
     is_whole = config.args_source is pytest.Config.ArgsSource.TESTPATHS
-    if is_whole and config.pluginmanager.hasplugin("xdist") and config.option.numprocesses is None:
+    if is_whole and config.option.numprocesses is None:
         config.option.numprocesses = min(len(os.sched_getaffinity(0)), MAX_PROCESSES)
         config.option.dist = "loadfile"
 

@@ -123,6 +123,12 @@ class SnakepitMagics(Magics):
             "grace": options.grace,
             "cwd": options.cwd,
             "kernel_name": options.kernel_name,
+            "gpus": options.gpus,
+            "max_age": options.max_age,
+            "max_calls": options.max_calls,
+            "max_memory_bytes": options.max_memory,
+            "retry": options.retry,
+            "breaker": options.breaker,
         }
         chosen = {name: value for name, value in given.items() if value is not None}
         chosen |= {

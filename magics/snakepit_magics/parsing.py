@@ -126,7 +126,12 @@ def line_parser() -> Parser:
 
 def _add_start_options(parser: Parser) -> None:
     add = parser.add_argument
-    add("-w", "--workers", type=_whole, help="number of workers; default: the usable cores")
+    add(
+        "-w",
+        "--workers",
+        type=_whole_or_auto,
+        help="number of workers, or auto; default: all cores",
+    )
     add("-a", "--adapter", help="the tools: module:Class, module, or a class of this notebook")
     add("-n", "--name", default="default", help="name of the pool")
     add("--preload", nargs="+", default=[], metavar="MODULE", help="modules to import in workers")
@@ -138,6 +143,12 @@ def _add_start_options(parser: Parser) -> None:
     add("--cwd", help="working directory of the workers")
     add("--env", nargs="+", default=[], metavar="NAME=VALUE", help="environment of the workers")
     add("--kernel-name", help="kernelspec of the workers")
+    add("--gpus", type=_whole_or_auto, help="auto, or how many for each worker")
+    add("--max-age", type=_seconds, help="seconds that a worker may live")
+    add("--max-calls", type=_whole, help="calls that a worker may serve")
+    add("--max-memory", type=_bytes, help="what a worker may take: 500M, 2G, or bytes")
+    add("--retry", type=_whole, help="times that an idempotent call is made in all")
+    add("--breaker", type=_whole, help="failures in a row after which work is refused for 30 s")
 
 
 def _add_pool_commands(parsers: Mapping[str, Parser]) -> None:
@@ -291,6 +302,24 @@ def _whole(text: str) -> int:
     except ValueError:
         msg = f"{text!r} is not a whole number"
         raise argparse.ArgumentTypeError(msg) from None
+
+
+def _whole_or_auto(text: str) -> int | str:
+    return "auto" if text == "auto" else _whole(text)
+
+
+def _bytes(text: str) -> int:
+    number, unit = text[:-1], text[-1:].upper()
+    if unit not in _UNITS:
+        number, unit = text, ""
+    try:
+        return int(float(number) * _UNITS[unit])
+    except ValueError:
+        msg = f"{text!r} is not a number of bytes, such as 500M or 2G"
+        raise argparse.ArgumentTypeError(msg) from None
+
+
+_UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 
 
 def _number(text: str) -> float:

@@ -54,6 +54,22 @@ def test_several_pools_are_told_apart_by_name(notebook):
     ]
 
 
+def test_a_pool_is_started_with_limits_and_policies(open_notebook):
+    notebook = open_notebook()
+    options = "--max-calls 2 --max-age 3600 --max-memory 1.5G --retry 2 --breaker 3 --gpus auto"
+    assert notebook.run(f"pool = %snakepit start --workers auto {options}").status == "ok"
+
+    config = "pool._engine.config"
+    shown = notebook.run(f"({config}.max_memory_bytes, {config}.retry.attempts, {config}.max_age)")
+    assert shown.text == f"({int(1.5 * 2**30)}, 2, 3600.0)"
+    assert notebook.run("[pool.submit(pow, 2, 2).result() for _ in range(5)]").text == f"{[4] * 5}"
+    assert notebook.run("pool.stats().recycled > 0").text == "True"
+    assert (
+        "'lots' is not a number of bytes"
+        in notebook.run("%snakepit start --name b --max-memory lots").stderr
+    )
+
+
 def test_the_status_is_a_table_in_html_and_in_text(notebook):
     shown = notebook.run("%snakepit status")
 
