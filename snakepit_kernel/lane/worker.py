@@ -355,6 +355,25 @@ class Interrupts:
         self._last_begun = 0
         self._last_named = (0, 0.0)  # by the page, and when that was seen
         self._thread = threading.get_ident()
+        self._is_held = False
+        self._was_put_off = False
+
+    @contextlib.contextmanager
+    def held(self) -> Iterator[None]:
+        """Put interrupts off until something is done, in the main thread, that is no call's own."""
+        self._is_held = True
+        try:
+            yield
+        finally:
+            self._is_held = False
+            if self._was_put_off:
+                self._was_put_off = False
+                signal.raise_signal(signal.SIGINT)
+
+    def puts_off(self) -> bool:
+        """Say whether an interrupt has to wait; then it comes again."""
+        self._was_put_off = self._is_held
+        return self._is_held
 
     def run(self, call_id: int, function: Callable[[], Any]) -> Any:
         """Run a function that an interrupt of this call may stop.
@@ -503,7 +522,7 @@ def install(main: Interrupts, others: Sequence[Interrupts]) -> Callable[[], bool
         return main.is_meant() or not meant
 
     def handle(_signum: int, _frame: FrameType | None) -> None:
-        if is_for_main():
+        if not main.puts_off() and is_for_main():
             main.deliver()
 
     signal.signal(signal.SIGINT, handle)

@@ -135,9 +135,14 @@ class Worker:
         self._server.open()
 
     def _give_back(self, *_: object) -> None:
-        """Return the calls that have not begun, on the lanes where that was asked."""
-        for server in (self._server, *(thread.server for thread in self._threads)):
-            server.give_back()
+        """Return the calls that have not begun, on the lanes where that was asked.
+
+        This is a signal handler, in the middle of a call perhaps. An interrupt of that call must
+        not end it half way: what has left one list, and is not yet in another, would be lost.
+        """
+        with self._server.interrupts.held():
+            for server in (self._server, *(thread.server for thread in self._threads)):
+                server.give_back()
 
     def _adopt(self, kernel: SnakepitKernel) -> None:
         """Take in the kernel that was built around us."""

@@ -1,0 +1,60 @@
+"""Interrupts at the worker's end of a lane."""
+
+from __future__ import annotations
+
+import signal
+import time
+from collections.abc import Iterator
+
+import pytest
+
+from snakepit_kernel.lane.page import Page
+from snakepit_kernel.lane.worker import Interrupts, install
+
+CALL = 7
+
+
+@pytest.fixture
+def page() -> Iterator[Page]:
+    before = signal.getsignal(signal.SIGINT)
+    page = Page.create(1)
+    yield page
+    page.close()
+    signal.signal(signal.SIGINT, before)
+
+
+def test_an_interrupt_waits_for_what_must_not_be_half_done(page):
+    slot = page.slot(0)
+    interrupts = Interrupts(slot)
+    install(interrupts, [])
+    done: list[str] = []
+
+    def call() -> None:
+        with interrupts.held():
+            slot.interrupted_call = CALL
+            signal.raise_signal(signal.SIGINT)
+            time.sleep(0.01)
+            done.append("all of it")
+        time.sleep(10)
+        done.append("too much")
+
+    with pytest.raises(KeyboardInterrupt):
+        interrupts.run(CALL, call)
+
+    assert done == ["all of it"]
+    assert slot.heard_call == CALL
+
+
+def test_an_interrupt_that_comes_later_is_not_put_off(page):
+    slot = page.slot(0)
+    interrupts = Interrupts(slot)
+    install(interrupts, [])
+    with interrupts.held():
+        pass
+
+    def call() -> None:
+        slot.interrupted_call = CALL
+        signal.raise_signal(signal.SIGINT)
+
+    with pytest.raises(KeyboardInterrupt):
+        interrupts.run(CALL, call)
