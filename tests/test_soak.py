@@ -221,7 +221,11 @@ def test_a_pool_under_mixed_work_keeps_its_books_and_its_size(request):
     for _ in range(4):  # both workers are there again, and serve
         pool.call("echo", {"value": 1}, timeout=30.0)
     grown = psutil.Process().memory_info().rss - memory
-    after = holdings()
+    end = time.monotonic() + 10
+    while (after := holdings())["descriptors"] > before["descriptors"] + 4:
+        if time.monotonic() > end:
+            break
+        time.sleep(0.1)  # those that the last change of size has retired end by themselves
     stats = pool.stats()
     pool.shutdown()
 
@@ -231,6 +235,6 @@ def test_a_pool_under_mixed_work_keeps_its_books_and_its_size(request):
     ended = (stats.ok, stats.error, stats.cancelled, stats.timeout, stats.saturated, stats.lost)
     assert stats.submitted == sum(ended)
     assert after["shared memory"] == before["shared memory"]
-    assert after["descriptors"] <= before["descriptors"] + 4  # a worker may be in the middle
+    assert after["descriptors"] <= before["descriptors"] + 4
     assert after["threads"] <= before["threads"] + 2
     assert grown < MEMORY_GROWTH
