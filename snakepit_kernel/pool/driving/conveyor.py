@@ -351,8 +351,9 @@ class Conveyor:
             return
         if next(iter(self._under_way.values())) is errand:
             self._interrupt(errand, time.monotonic() + self._dispatcher.grace)
-        else:
+        else:  # until it is returned, or begins: then it is interrupted, or its worker replaced
             self._seat.recall()
+            self._loop.call_later(INTERRUPT_AGAIN, self.cancel, errand)
 
     def _time_out(self, errand: Errand) -> None:
         """Note where a call is whose time is up, and end it."""
