@@ -355,25 +355,28 @@ class Interrupts:
         self._last_begun = 0
         self._last_named = (0, 0.0)  # by the page, and when that was seen
         self._thread = threading.get_ident()
-        self._is_held = False
+        self._holds = 0
         self._was_put_off = False
 
     @contextlib.contextmanager
     def held(self) -> Iterator[None]:
-        """Put interrupts off until something is done, in the main thread, that is no call's own."""
-        self._is_held = True
+        """Put interrupts off until something is done, in the main thread, that is no call's own.
+
+        It may be in the middle of another such thing: signal handlers interrupt each other.
+        """
+        self._holds += 1
         try:
             yield
         finally:
-            self._is_held = False
-            if self._was_put_off:
+            self._holds -= 1
+            if self._was_put_off and not self._holds:
                 self._was_put_off = False
                 signal.raise_signal(signal.SIGINT)
 
     def puts_off(self) -> bool:
         """Say whether an interrupt has to wait; then it comes again."""
-        self._was_put_off = self._is_held
-        return self._is_held
+        self._was_put_off = self._holds > 0
+        return self._was_put_off
 
     def run(self, call_id: int, function: Callable[[], Any]) -> Any:
         """Run a function that an interrupt of this call may stop.

@@ -45,6 +45,27 @@ def test_an_interrupt_waits_for_what_must_not_be_half_done(page):
     assert slot.heard_call == CALL
 
 
+def test_it_waits_for_the_outer_one_when_one_of_them_is_inside_of_another(page):
+    slot = page.slot(0)
+    interrupts = Interrupts(slot)
+    install(interrupts, [])
+    done: list[str] = []
+
+    def call() -> None:
+        with interrupts.held():
+            slot.interrupted_call = CALL
+            with interrupts.held():
+                signal.raise_signal(signal.SIGINT)
+            time.sleep(0.01)
+            done.append("all of it")
+        done.append("too much")
+
+    with pytest.raises(KeyboardInterrupt):
+        interrupts.run(CALL, call)
+
+    assert done == ["all of it"]
+
+
 def test_an_interrupt_that_comes_later_is_not_put_off(page):
     slot = page.slot(0)
     interrupts = Interrupts(slot)
