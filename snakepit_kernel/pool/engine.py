@@ -29,7 +29,7 @@ from ..lane.answers import Interrupted
 from ..lane.arena import TRIM_AFTER
 from ..lane.exchange import Exchange
 from ..processes.folders import make_folder, remove_folder, sweep_folders
-from ..processes.supervisor import Supervisor, is_exiting
+from ..processes.supervisor import Supervisor, in_thread
 from ..protocol.messages import ToolInfo
 from .config import PoolConfig
 from .driving.cells import Cell
@@ -557,17 +557,15 @@ class Engine:
         while True:
             # A look at intervals: telling of each call would cost the call.
             await asyncio.sleep(STATUS_INTERVAL)
-            if is_exiting():
-                return
             self._publish()
             stats = self.stats()
             if stats.queued or stats.running:
                 tell_of_activity()
             if self._share.workers != self._crew.size:
-                await asyncio.to_thread(self._share.note, self._crew.size)
+                await in_thread(self._share.note, self._crew.size)
             self._admission.trim(TRIM_AFTER)
             if self.sessions.are_used:
-                await asyncio.to_thread(self._care_for_sessions)
+                await in_thread(self._care_for_sessions)
 
     def _care_for_sessions(self) -> None:
         """Keep those alive that work, and delete what has expired."""

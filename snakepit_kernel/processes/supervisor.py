@@ -6,14 +6,25 @@ import asyncio
 import concurrent.futures
 import threading
 from collections.abc import Callable, Coroutine
+from functools import partial
 from typing import Any, TypeVar
 
 T = TypeVar("T")
 
 
-def is_exiting() -> bool:
-    """Whether the interpreter exits: what runs goes on for a while, but no thread can be begun."""
-    return not threading.main_thread().is_alive()
+async def in_thread(function: Callable[..., T], *arguments: Any) -> T:
+    """Call a function in a thread, while the running event loop goes on.
+
+    Raises
+    ------
+    asyncio.CancelledError
+        The interpreter exits: what runs goes on for a while, but no thread can be begun.
+    """
+    try:
+        running = asyncio.get_running_loop().run_in_executor(None, partial(function, *arguments))
+    except RuntimeError:
+        raise asyncio.CancelledError from None
+    return await running
 
 
 class Supervisor:

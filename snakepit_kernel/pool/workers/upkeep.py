@@ -9,7 +9,7 @@ from weakref import WeakKeyDictionary
 
 import psutil
 
-from ...processes.supervisor import is_exiting
+from ...processes.supervisor import in_thread
 from ..config import PoolConfig
 from ..recovery.policies import Heartbeat
 from .crew import Crew
@@ -52,7 +52,7 @@ class Upkeep:
             # Deaths are seen at once; this finds what was left to be done later.
             await asyncio.sleep(RECONCILE_INTERVAL)
             self._crew.reconcile()
-            if self._config.max_memory_bytes is not None and not is_exiting():
+            if self._config.max_memory_bytes is not None:
                 await self._weigh(self._config.max_memory_bytes)
 
     # -- memory --------------------------------------------------------------------------------
@@ -64,7 +64,7 @@ class Upkeep:
             for worker in self._crew.workers.values()
             if worker.state in LENDABLE and worker.process and worker.process.guardian
         }
-        for pid, memory in (await asyncio.to_thread(tree_memory, workers, limit)).items():
+        for pid, memory in (await in_thread(tree_memory, workers, limit)).items():
             if memory.total_bytes <= limit:
                 continue
             if workers[pid].calls:
@@ -81,8 +81,6 @@ class Upkeep:
         vigils: WeakKeyDictionary[Worker, Vigil] = WeakKeyDictionary()
         while True:
             await asyncio.sleep(policy.interval)
-            if is_exiting():
-                return
             now = time.monotonic()
             for worker in self._crew.living():
                 vigil = vigils.get(worker)
@@ -109,7 +107,7 @@ class Upkeep:
         )
 
     async def _give_up(self, worker: Worker, silence: float, misses: int) -> None:
-        stacks = await asyncio.to_thread(worker.stacks)
+        stacks = await in_thread(worker.stacks)
         worker.end_reason = f"gave no sign of life for {silence:.3g} s ({misses} heartbeats missed)"
         logger.warning("worker %s %s%s", worker.name, worker.end_reason, stacks and f":\n{stacks}")
         self._crew.give_up(worker)
