@@ -5,12 +5,12 @@ from __future__ import annotations
 import concurrent.futures
 import contextvars
 from collections.abc import AsyncGenerator, Callable, Generator, Iterable, Mapping
-from typing import Any, Final, Literal, ParamSpec, TypeVar
+from typing import Any, Final, Literal, NoReturn, ParamSpec, TypeVar
 
-from ..errors import ToolNotFound, ValueTooLarge
+from ..errors import ToolNotFound
 from ..protocol.frames import Segment
 from ..protocol.messages import Apply, Call, ToolInfo
-from ..protocol.values import pickled
+from ..protocol.values import cannot_travel, pickled
 from ..tools import namespace
 from .checks import check_count, check_priority, check_seconds
 from .definitions import Definitions, ahead
@@ -49,6 +49,13 @@ class Caller:
     _home: Home[Seat] | None = None
     _fails_fast = False
     _priority = 0
+
+    def __reduce__(self) -> NoReturn:
+        msg = (
+            f"a {type(self).__name__} stays in its process; in a worker, snakepit_kernel.context() "
+            "has the session's variables, and calls functions of the notebook (@pool.host_tool)"
+        )
+        raise TypeError(msg)
 
     # -- tools ---------------------------------------------------------------------------------
 
@@ -340,11 +347,13 @@ class Caller:
             raise TypeError(msg)
         name = getattr(fn, "__qualname__", None) or type(fn).__name__
         self._engine.config.kernel.check_serves(f"{name}()")
+        codec = self._engine.config.codec
         try:
-            body, buffers = self._engine.config.codec.dumps_call(fn, args, kwargs)
+            body, buffers = codec.dumps_call(fn, args, kwargs)
         except Exception as error:
-            msg = f"{name} or one of its arguments cannot travel to a worker: {error}"
-            raise (ValueError if isinstance(error, ValueTooLarge) else TypeError)(msg) from error
+            what = f"{name} or one of its arguments"
+            parts = [part for part in (fn, *args, *kwargs.values()) if not codec.can_travel(part)]
+            raise cannot_travel(codec, what, parts, error) from error
         session = self._session_id
 
         def make_frames(seat: Seat, call_id: int, work: Work) -> list[Segment]:

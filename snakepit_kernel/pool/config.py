@@ -191,6 +191,7 @@ class PoolConfig:
                 check_count("max_value_bytes", max_value_bytes, 1),
                 cast("Policy", unserializable),
                 kernel.why_no_code,
+                on_receipt="update_shared" if profile == "thread" else "update",
             ),
             store=check_store(store),
             max_variable_bytes=check_count("max_variable_bytes", max_variable_bytes, 1),

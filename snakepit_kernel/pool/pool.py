@@ -12,7 +12,7 @@ import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
-from ..protocol.values import MAX_VALUE_BYTES
+from ..protocol.values import MAX_VALUE_BYTES, cannot_travel
 from ..sessions.programs import Programs
 from ..sessions.state import SessionInfo
 from ..sessions.values import MAX_VARIABLE_BYTES
@@ -354,8 +354,8 @@ class Pool(Caller, concurrent.futures.Executor):
         try:
             self._definitions.add(info, function)
         except Exception as error:
-            msg = f"tool {info.name!r} cannot travel to a worker: {error}"
-            raise TypeError(msg) from error
+            codec = self._engine.config.codec
+            raise cannot_travel(codec, f"tool {info.name!r}", [function], error) from error
         return function
 
     # -- an executor ---------------------------------------------------------------------------

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import dataclasses
 import importlib
 import os
 import signal
@@ -195,8 +196,9 @@ class Worker:
             enter_worker(setup.pool, setup.worker, self._server.host_calls)
             self._limit(setup.limits)
             failed = {name: problem for name in setup.preload if (problem := _preload(name))}
+            codec = dataclasses.replace(setup.codec, on_receipt="keep")  # a notebook's are its own
             for server in (self._server, *(thread.server for thread in self._threads)):
-                server.lane.carrier.codec = setup.codec
+                server.lane.carrier.codec = codec
             self._registry.load(setup.adapter, has_threads=setup.has_threads)
             for thread in self._threads:
                 thread.start()
