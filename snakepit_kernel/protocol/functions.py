@@ -170,7 +170,7 @@ def _reduce_alias(obj: Any) -> Reduced | None:
 
 def _reduce_file(file: Any) -> Reduced:
     for name in ("stdout", "stderr"):
-        if file in (getattr(sys, name), getattr(sys, f"__{name}__")):
+        if file is getattr(sys, name):
             return getattr, (sys, name)
     msg = (
         f"the open file {getattr(file, 'name', '?')!r} cannot travel: it is open in this process "
@@ -179,6 +179,15 @@ def _reduce_file(file: Any) -> Reduced:
     raise TypeError(msg)
 
 
+def _reduce_code(code: types.CodeType) -> Reduced:
+    """Take code apart, with the name of its file, by which errors show its lines."""
+    kind, parts = cloudpickle.Pickler.dispatch_table[types.CodeType](code)
+    return kind, tuple(code.co_filename if part == _NO_FILE else part for part in parts)
+
+
+_NO_FILE = "<dynamic-code>"
+"""What cloudpickle puts in the place of the name, so that pickles of the same code are equal."""
+
 _REDUCERS: dict[type, Callable[[Any], Reduced | None]] = {
     _CACHED: _reduce_cached,
     functools.cached_property: _reduce_cached_property,
@@ -186,6 +195,7 @@ _REDUCERS: dict[type, Callable[[Any], Reduced | None]] = {
     typing.ParamSpec: _reduce_parameter,
     typing.TypeVarTuple: _reduce_parameter,
     io.TextIOWrapper: _reduce_file,
+    types.CodeType: _reduce_code,
 }
 if sys.version_info >= (3, 12):
     _REDUCERS[typing.TypeAliasType] = _reduce_alias
