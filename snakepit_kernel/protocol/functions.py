@@ -107,7 +107,7 @@ def _stub(*_: object) -> None:
 
 def is_dispatcher(function: types.FunctionType) -> bool:
     """Whether a function was made by `functools.singledispatch`."""
-    return function.__code__ is _DISPATCHER or function.__code__ == _DISPATCHER
+    return function.__code__ is _DISPATCHER
 
 
 def reduce_dispatcher(function: Any) -> Reduced:
@@ -179,14 +179,22 @@ def _reduce_file(file: Any) -> Reduced:
     raise TypeError(msg)
 
 
+_reduce_code_without_file = cloudpickle.Pickler.dispatch_table[types.CodeType]
+
+
 def _reduce_code(code: types.CodeType) -> Reduced:
     """Take code apart, with the name of its file, by which errors show its lines."""
-    kind, parts = cloudpickle.Pickler.dispatch_table[types.CodeType](code)
-    return kind, tuple(code.co_filename if part == _NO_FILE else part for part in parts)
+    kind, parts = _reduce_code_without_file(code)
+    named = list(parts)
+    named[_FILE] = code.co_filename
+    return kind, tuple(named)
 
 
-_NO_FILE = "<dynamic-code>"
-"""What cloudpickle puts in the place of the name, so that pickles of the same code are equal."""
+_FILE = 10
+"""Where the name of the file stands among what code is made of, since Python 3.11.
+
+cloudpickle leaves the name out, so that pickles of the same code are equal.
+"""
 
 _REDUCERS: dict[type, Callable[[Any], Reduced | None]] = {
     _CACHED: _reduce_cached,

@@ -218,11 +218,13 @@ class _Pickler(cloudpickle.Pickler):  # type: ignore[misc] # cloudpickle is unty
         if self._codec.why_no_code and kind is types.CodeType:
             raise self._no_code(f"function {obj.co_name}")
         reduced = reduce_object(obj, kind)
-        return super().reducer_override(obj) if reduced is None else reduced
+        return NotImplemented if reduced is None else reduced
 
     def _reduce_definition(self, obj: Any) -> Any:
-        if obj.__module__ == "builtins" or not is_by_value(obj):
-            return super().reducer_override(obj)
+        if obj.__module__ == "builtins":
+            return super().reducer_override(obj)  # which knows those that have no name there
+        if not is_by_value(obj):
+            return NotImplemented
         if self._codec.why_no_code:
             what = "class" if isinstance(obj, type) else "function"
             raise self._no_code(f"{what} {obj.__qualname__}")
@@ -231,13 +233,14 @@ class _Pickler(cloudpickle.Pickler):  # type: ignore[misc] # cloudpickle is unty
         return reduce_dispatcher(obj) if is_dispatcher(obj) else self._reduce_function(obj)
 
     def _reduce_function(self, function: types.FunctionType) -> Any:
+        if not _has_annotations(function):
+            return self._dynamic_function_reduce(function)
         annotations = annotations_of_function(function)
-        if sys.version_info >= (3, 14) and annotations:  # else they would be evaluated again
+        if sys.version_info >= (3, 14):  # else they would be evaluated again
             function = copy_of_function(function)
-        reduced = super().reducer_override(function)
-        if annotations:
-            _, (_, attributes), *_ = reduced[1:]
-            attributes["__annotations__"] = annotations
+        reduced = self._dynamic_function_reduce(function)
+        _, attributes = reduced[2]
+        attributes["__annotations__"] = annotations
         return reduced
 
     def _reduce_class(self, kind: type) -> Any:
@@ -245,6 +248,12 @@ class _Pickler(cloudpickle.Pickler):  # type: ignore[misc] # cloudpickle is unty
 
     def _no_code(self, called: str) -> TypeError:
         return TypeError(f"{called} would travel by value: {self._codec.why_no_code}")
+
+
+def _has_annotations(function: types.FunctionType) -> bool:
+    if sys.version_info >= (3, 14):  # to ask for them evaluates them
+        return function.__annotate__ is not None
+    return bool(function.__annotations__)
 
 
 class _ThoroughPickler(_Pickler):
