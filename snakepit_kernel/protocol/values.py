@@ -11,9 +11,10 @@ import io
 import pickle
 import sys
 import types
+from collections import ChainMap
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import cloudpickle
 
@@ -174,8 +175,27 @@ class _Limited(io.BytesIO):
         return super().write(data)
 
 
+def _code_with_its_file(code: types.CodeType) -> Any:
+    """Take a code object apart, and leave it the name of its file.
+
+    cloudpickle 3.1.3 replaces that. Without it no traceback shows the line of a notebook's code.
+    """
+    make, arguments, *rest = cloudpickle.Pickler.dispatch_table[types.CodeType](code)
+    named = list(arguments)
+    named[_FILENAME] = code.co_filename
+    return make, tuple(named), *rest
+
+
+_FILENAME = 10
+"""Where the file's name stands among the arguments of ``types.CodeType``, since Python 3.11."""
+
+
 class _Pickler(cloudpickle.Pickler):  # type: ignore[misc] # cloudpickle is untyped
     """Pickles by value what a notebook defines, and by its encoder what has one."""
+
+    dispatch_table: ClassVar[Mapping[type, Callable[[Any], Any]]] = ChainMap(
+        {types.CodeType: _code_with_its_file}, *cloudpickle.Pickler.dispatch_table.maps
+    )
 
     def __init__(self, *args: Any, why_no_code: str = "", **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
