@@ -23,6 +23,7 @@ from ..protocol import messages
 from ..protocol.frames import Frame, FrameReader, FrameWriter, Segment, pack
 from .carrier import Carrier
 from .lookout import Lookout
+from .loops import around_another_loop
 from .page import Slot
 
 OUTPUT_CHUNK = 8192
@@ -256,9 +257,9 @@ class WorkerLane:
         ConnectionError
             The owner is gone.
         """
-        loop = asyncio._get_running_loop()  # noqa: SLF001 - public in asyncio.events
-        asyncio._set_running_loop(None)  # noqa: SLF001 - it does not run: this thread waits
+        leave_loop, enter_loop = around_another_loop()  # what is asked for meanwhile may run one
         try:
+            leave_loop()
             while not is_done():
                 if self._handed_over and self.is_own_thread:
                     self._take_over()
@@ -270,7 +271,7 @@ class WorkerLane:
                 else:
                     self._follow(is_done)
         finally:
-            asyncio._set_running_loop(loop)  # noqa: SLF001
+            enter_loop()
             self._tell_followers()  # one of them is to read now
             if not self._reader.is_empty and self._own_loops:
                 # What came behind the last frame: of the socket no loop would hear of it any more.

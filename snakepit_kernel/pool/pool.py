@@ -9,6 +9,7 @@ import os
 import threading
 import time
 import weakref
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
@@ -366,6 +367,7 @@ class Pool(Caller, concurrent.futures.Executor):
         *iterables: Iterable[Any],
         timeout: float | None = None,
         chunksize: int = 1,
+        buffersize: int | None = None,
     ) -> Iterator[T]:
         """Run a function over iterables in the workers; yield its values in order.
 
@@ -374,26 +376,33 @@ class Pool(Caller, concurrent.futures.Executor):
         fn
             Takes as many arguments as there are iterables.
         iterables
-            They are read at once.
+            They are read at once, unless ``buffersize`` is given.
         timeout
             Seconds from this call until the last value; then `TimeoutError`.
         chunksize
             Items that travel together; more is faster for short functions.
+        buffersize
+            Chunks that are submitted and whose values have not been taken: the iterables are read
+            no further ahead, and may have no end. None for all of them at once.
 
         Raises
         ------
+        TypeError
+            ``buffersize`` is no whole number.
         ValueError
-            ``chunksize`` is less than 1.
+            ``chunksize`` or ``buffersize`` is less than 1.
         CellsOnly
             The pool's kernel runs cells only.
         """
         if chunksize < 1:
             msg = f"chunksize must be at least 1, not {chunksize}"
             raise ValueError(msg)
+        _check_buffersize(buffersize)
         self._engine.config.kernel.check_serves("map()")
         end = None if timeout is None else time.monotonic() + timeout
-        futures = [self._submit_chunk(fn, chunk) for chunk in _chunks(iterables, chunksize)]
-        return _in_order(futures, end)
+        # It holds the pool, which nobody else may hold, as long as there is something to submit.
+        to_come = (self._submit_chunk(fn, chunk) for chunk in _chunks(iterables, chunksize))
+        return _in_order(deque(itertools.islice(to_come, buffersize)), to_come, end)
 
     def _submit_chunk(
         self, fn: Callable[..., T], chunk: Sequence[Sequence[Any]]
@@ -542,15 +551,36 @@ def _map_all(fn: Callable[..., T], *columns: Sequence[Any]) -> list[T]:
     return list(map(fn, *columns))
 
 
-def _in_order(futures: list[CallFuture[list[T]]], end: float | None) -> Iterator[T]:
-    """Yield the values of futures in their order; cancel the rest when the consumer leaves."""
+def _check_buffersize(buffersize: object) -> None:
+    """Refuse what the standard library's executors refuse, in the same words."""
+    if buffersize is None:
+        return
+    if not isinstance(buffersize, int):
+        msg = f"buffersize must be an integer or None, not {type(buffersize).__name__}"
+        raise TypeError(msg)
+    if buffersize < 1:
+        msg = f"buffersize must be None or > 0, not {buffersize}"
+        raise ValueError(msg)
+
+
+def _in_order(
+    futures: deque[CallFuture[list[T]]],
+    to_come: Iterator[CallFuture[list[T]]],
+    end: float | None,
+) -> Iterator[T]:
+    """Yield the values of futures in their order; cancel the rest when the consumer leaves.
+
+    For each that is taken one more is submitted. No value is kept that was yielded.
+    """
     try:
-        futures.reverse()
         while futures:
+            futures.extend(itertools.islice(to_come, 1))
             remaining = None if end is None else max(0.0, end - time.monotonic())
-            values = futures[-1].result(remaining)
-            futures.pop()
-            yield from values
+            values = futures[0].result(remaining)
+            futures.popleft()
+            values.reverse()
+            while values:
+                yield values.pop()
     finally:
         for future in futures:
             future.cancel()
