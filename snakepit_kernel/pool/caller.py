@@ -13,7 +13,7 @@ from ..protocol.messages import Apply, Call, ToolInfo
 from ..protocol.values import cannot_travel, pickled
 from ..tools import namespace
 from .checks import check_count, check_priority, check_seconds
-from .definitions import Definitions, ahead
+from .definitions import Definitions, SharedFunction, ahead
 from .driving.cells import Cell, OnMessage
 from .driving.conveyor import MakeFrames
 from .driving.hosting import HostToolList, current_link
@@ -338,8 +338,6 @@ class Caller:
         fn: Callable[..., Any],
         args: tuple[Any, ...],
         kwargs: dict[str, Any],
-        *,
-        patient: bool = False,
     ) -> tuple[Work, MakeFrames]:
         self._engine.check_open()
         if not callable(fn):
@@ -360,13 +358,27 @@ class Caller:
             message = Apply(call_id, session, work.inside, work.correlation)
             return [*ahead(seat), *seat.lane.carrier.pack(message, body, buffers)]
 
-        work = self._work(
-            name,
-            DEFAULT,
-            queue_timeout=None if patient else self._engine.config.futures_queue_timeout,
-            bounded=not patient,
-        )
+        work = self._work(name, DEFAULT, queue_timeout=self._engine.config.futures_queue_timeout)
         return work, make_frames
+
+    def _shared_work(
+        self, shared: SharedFunction, args: tuple[Any, ...]
+    ) -> tuple[Work, MakeFrames]:
+        """Return the work of a call that runs a function which others run as well."""
+        self._engine.check_open()
+        codec = self._engine.config.codec
+        try:
+            body, buffers = codec.dumps(args)
+        except Exception as error:
+            what = f"an item for {shared.name}"
+            raise cannot_travel(codec, what, args, error) from error
+        session = self._session_id
+
+        def make_frames(seat: Seat, call_id: int, work: Work) -> list[Segment]:
+            message = Apply(call_id, session, work.inside, work.correlation, shared.number)
+            return [*shared.missing(seat), *seat.lane.carrier.pack(message, body, buffers)]
+
+        return self._work(shared.name, DEFAULT, queue_timeout=None, bounded=False), make_frames
 
     # -- cells ---------------------------------------------------------------------------------
 

@@ -11,6 +11,7 @@ import time
 import weakref
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from ..protocol.values import MAX_VALUE_BYTES, cannot_travel
@@ -22,7 +23,7 @@ from ..tools.registry import AdapterError, describe
 from .caller import DEFAULT, Caller, Timeout
 from .checks import check_count, check_seconds
 from .config import MAX_WORKERS, Affinity, PoolConfig, check_adapter, check_affinity
-from .definitions import Definitions
+from .definitions import Definitions, SharedFunction
 from .engine import Engine
 from .futures import CallFuture
 from .observing.timeline import LIMIT, Timeline
@@ -401,13 +402,15 @@ class Pool(Caller, concurrent.futures.Executor):
         self._engine.config.kernel.check_serves("map()")
         end = None if timeout is None else time.monotonic() + timeout
         # It holds the pool, which nobody else may hold, as long as there is something to submit.
-        to_come = (self._submit_chunk(fn, chunk) for chunk in _chunks(iterables, chunksize))
+        name = getattr(fn, "__qualname__", None) or type(fn).__name__
+        shared = SharedFunction(self._engine.config.codec, partial(_map_all, fn), name)
+        to_come = (self._submit_chunk(shared, chunk) for chunk in _chunks(iterables, chunksize))
         return _in_order(deque(itertools.islice(to_come, buffersize)), to_come, end)
 
     def _submit_chunk(
-        self, fn: Callable[..., T], chunk: Sequence[Sequence[Any]]
-    ) -> CallFuture[list[T]]:
-        work, make_frames = self._function_work(_map_all, (fn, *chunk), {}, patient=True)
+        self, shared: SharedFunction, chunk: Sequence[Sequence[Any]]
+    ) -> CallFuture[list[Any]]:
+        work, make_frames = self._shared_work(shared, tuple(chunk))
         return self._engine.submit(work, make_frames)
 
     # -- changing it ---------------------------------------------------------------------------

@@ -10,9 +10,11 @@ message        direction  body
 `Configured`   ← worker   none
 `Define`       → worker   a function of the notebook; a tool from now on
 `Encode`       → worker   ``(type, encode, decode)``
+`Prepare`      → worker   a function that calls refer to from now on
+`Release`      → worker   none; functions that no call refers to any more
 `Forget`       → worker   none; a session begins again
 `Call`         → worker   ``(args, kwargs)`` of a tool
-`Apply`        → worker   ``(function, args, kwargs)``
+`Apply`        → worker   ``(function, args, kwargs)``, or ``args`` for a prepared function
 `Chunk`        ← worker   what a stream yielded
 `More`         → worker   none; room for chunks
 `Leave`        → worker   none; nobody wants the rest of a stream
@@ -160,6 +162,24 @@ class Encode(WithValue, frozen=True, tag="encode"):
     """Values of a type travel in a way of their own from now on. Not answered."""
 
 
+class Prepare(WithValue, frozen=True, tag="prepare"):
+    """Keep a function, because several calls will run it. Not answered: the next call tells.
+
+    Attributes
+    ----------
+    number
+        By which calls refer to it.
+    """
+
+    number: int
+
+
+class Release(_Message, frozen=True, tag="release"):
+    """Keep functions no longer that were prepared. Not answered."""
+
+    numbers: list[int]
+
+
 class Forget(_Message, frozen=True, tag="forget"):
     """Drop what a session has in this worker, before the next call. Not answered.
 
@@ -196,12 +216,19 @@ class Call(WithValue, frozen=True, tag="call"):
 
 
 class Apply(WithValue, frozen=True, tag="apply"):
-    """Run a function that travels with the call. The rest is as in `Call`."""
+    """Run a function that travels with the call, or was prepared. The rest is as in `Call`.
+
+    Attributes
+    ----------
+    function
+        Number of one that was prepared; 0 for one that travels.
+    """
 
     id: int
     session: str | None = None
     inside: int = 0
     correlation: str = ""
+    function: int = 0
 
 
 class Output(_Message, frozen=True, tag="output"):
@@ -342,6 +369,8 @@ ToWorker = (
     | OpenChannels
     | Define
     | Encode
+    | Prepare
+    | Release
     | Forget
     | Call
     | Apply

@@ -81,6 +81,7 @@ class Server:
         self._loop = loop
         self._registry = registry
         self._surroundings = surroundings
+        self._functions: dict[int, Callable[..., Any]] = {}  # that several calls run
         self._to_forget: deque[messages.Forget] = deque()
         self._on_message = on_message
         self._outlets: dict[int, Outlet] = {}
@@ -131,6 +132,11 @@ class Server:
                 self._define(message, frame)
             case messages.Forget():
                 self._to_forget.append(message)  # a thread of a tool may have read it
+            case messages.Prepare():
+                self._prepare_function(message, frame)
+            case messages.Release(numbers=numbers):
+                for number in numbers:
+                    self._functions.pop(number, None)
             case messages.Encode():
                 encoders.add(*self.lane.carrier.load(message, frame))
             case _:
@@ -186,6 +192,12 @@ class Server:
         except BaseException as error:  # noqa: BLE001 - told by the call that follows
             self._registry.spoil(message.name, error)
 
+    def _prepare_function(self, message: messages.Prepare, frame: Frame) -> None:
+        try:
+            self._functions[message.number] = self.lane.carrier.load(message, frame)
+        except BaseException as error:  # noqa: BLE001 - told by the calls that follow
+            self._functions[message.number] = functools.partial(_raise, error)
+
     # -- calls ---------------------------------------------------------------------------------
 
     def _answer(self, call: CallMessage, frame: Frame) -> None:
@@ -237,6 +249,9 @@ class Server:
     ) -> tuple[Callable[[], Any], bool]:
         """Return what runs a call, and whether it gives an awaitable."""
         if isinstance(call, messages.Apply):
+            if call.function:
+                prepared = self._functions[call.function]
+                return functools.partial(prepared, *self.lane.carrier.load(call, frame)), False
             function, args, kwargs = self.lane.carrier.load(call, frame)
             return functools.partial(function, *args, **kwargs), inspect.iscoroutinefunction(
                 function
@@ -309,3 +324,7 @@ class Server:
         self.output.end(call_id)
         self.host_calls.end(call_id)
         self._outlets.pop(call_id, None)
+
+
+def _raise(error: BaseException, *_: object) -> None:
+    raise error

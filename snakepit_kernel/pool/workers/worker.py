@@ -145,6 +145,8 @@ class Seat:
         The functions of the notebook that were sent on its lane, by name, with their version.
     encoders
         How many encoders were sent on its lane.
+    released
+        Functions that were sent on its lane for several calls, of which there will be no more.
     forgets
         What its worker is to be told ahead of each request until one of them was answered: the
         sessions that begin again.
@@ -153,6 +155,7 @@ class Seat:
     """
 
     __slots__ = (
+        "__weakref__",
         "defined",
         "encoders",
         "forgets",
@@ -160,6 +163,7 @@ class Seat:
         "holder",
         "lane",
         "purposes",
+        "released",
         "worker",
     )
 
@@ -170,6 +174,7 @@ class Seat:
         self.holder: Holder | None = None
         self.defined: dict[str, int] = {}
         self.encoders = 0
+        self.released: deque[int] = deque()
         lane.on_event = partial(report_event, self)
         self.forgets: deque[Forget] = deque()
         self.forgotten = 0
