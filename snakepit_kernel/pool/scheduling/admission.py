@@ -374,6 +374,7 @@ class Admission:
             work.settled = True  # these three belong together: no call between them, no Ctrl-C
             self._counts[outcome] += 1
             self._pending -= 1
+            work.forget_who_waits()
             if work.seat is not None and outcome in _DONE:
                 work.seat.worker.done += 1
                 if outcome == "ok":

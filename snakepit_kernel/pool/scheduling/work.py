@@ -229,6 +229,11 @@ class Work(Ticket[Seat]):
         return None if self.caller is None else self.caller.inside
 
 
+    def forget_who_waits(self) -> None:
+        """Refer no more to whoever would be told of a seat, who refers to the work in turn."""
+        self.on_grant = _nothing
+
+
 def outcome_of(error: BaseException) -> str:
     """Return the counter of work that ended with an error of the pool itself."""
     if isinstance(error, CallTimeout | QueueTimeout):
