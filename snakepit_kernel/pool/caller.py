@@ -21,6 +21,7 @@ from .engine import Engine
 from .futures import CallFuture
 from .results import CellResult
 from .scheduling.homes import Home
+from .scheduling.queue import Bound
 from .scheduling.scheduler import Purpose
 from .scheduling.work import Work
 from .streams import Stream
@@ -117,7 +118,9 @@ class Caller:
 
         Cancelling the task interrupts the tool.
         """
-        work, make_frames = self._tool_work(tool, (), dict(arguments or {}), timeout, priority)
+        work, make_frames = self._tool_work(
+            tool, (), dict(arguments or {}), timeout, priority, bound="max_futures"
+        )
         return await self._engine.acall(work, make_frames)
 
     def stream(
@@ -170,7 +173,11 @@ class Caller:
     ) -> AsyncGenerator[Any, None]:
         """Call a tool as `stream` does, without blocking the event loop."""
         room = check_count("buffer", buffer, 1)
-        begin = self._stream_work(tool, (), dict(arguments or {}), timeout, room, priority=priority)
+        begin = self._stream_work(
+            *(tool, (), dict(arguments or {}), timeout, room),
+            priority=priority,
+            bound="max_futures",
+        )
         stream = self._engine.astream(begin, room)
         link = current_link()
         if link is not None:
@@ -209,6 +216,7 @@ class Caller:
         room: int,
         *,
         priority: int | None,
+        bound: Bound = "max_queue",
     ) -> Callable[[], tuple[Work, MakeFrames]]:
         """Check and pickle a stream's request; return what makes its work when it begins."""
         self._engine.check_open()
@@ -217,7 +225,7 @@ class Caller:
             msg = f"tool {tool!r} does not stream, it returns one value; call it by call()"
             raise TypeError(msg)
         make_frames = self._tool_frames(info, args, kwargs, room)
-        return lambda: (self._tool_call(info, timeout, priority), make_frames)
+        return lambda: (self._tool_call(info, timeout, priority, bound), make_frames)
 
     def _call(
         self,
@@ -237,6 +245,8 @@ class Caller:
         kwargs: dict[str, Any],
         timeout: Timeout,
         priority: int | None,
+        *,
+        bound: Bound = "max_queue",
     ) -> tuple[Work, MakeFrames]:
         self._engine.check_open()
         info = self._find_tool(tool)
@@ -244,15 +254,18 @@ class Caller:
             msg = f"tool {tool!r} streams; call it by stream(), or by tools.{tool}(…)"
             raise TypeError(msg)
         make_frames = self._tool_frames(info, args, kwargs)
-        return self._tool_call(info, timeout, priority), make_frames
+        return self._tool_call(info, timeout, priority, bound), make_frames
 
-    def _tool_call(self, info: ToolInfo, timeout: Timeout, priority: int | None) -> Work:
+    def _tool_call(
+        self, info: ToolInfo, timeout: Timeout, priority: int | None, bound: Bound
+    ) -> Work:
         return self._work(
             info.name,
             timeout,
             tool_timeout=info.timeout,
             priority=priority,
             idempotent=info.idempotent,
+            bound=bound,
         )
 
     def _tool_frames(
@@ -358,8 +371,7 @@ class Caller:
             message = Apply(call_id, session, work.inside, work.correlation)
             return [*ahead(seat), *seat.lane.carrier.pack(message, body, buffers)]
 
-        work = self._work(name, DEFAULT, queue_timeout=self._engine.config.futures_queue_timeout)
-        return work, make_frames
+        return self._work(name, DEFAULT, bound="max_futures"), make_frames
 
     def _shared_work(
         self, shared: SharedFunction, args: tuple[Any, ...]
@@ -378,7 +390,7 @@ class Caller:
             message = Apply(call_id, session, work.inside, work.correlation, shared.number)
             return [*shared.missing(seat), *seat.lane.carrier.pack(message, body, buffers)]
 
-        return self._work(shared.name, DEFAULT, queue_timeout=None, bounded=False), make_frames
+        return self._work(shared.name, DEFAULT, queue_timeout=None, bound=None), make_frames
 
     # -- cells ---------------------------------------------------------------------------------
 
@@ -448,9 +460,10 @@ class Caller:
         Cancelling the task interrupts the cell.
         """
         cell = self._cell(code, push, pull, on_message)
-        return await self._engine.arun_cell(
-            self._work("a cell", timeout, slot=worker, purpose="cell", priority=priority), cell
+        work = self._work(
+            "a cell", timeout, slot=worker, purpose="cell", priority=priority, bound="max_futures"
         )
+        return await self._engine.arun_cell(work, cell)
 
     def run_all(
         self,
@@ -538,6 +551,10 @@ class Caller:
             pull=names,
         )
 
+    def _queue_timeout(self, bound: Bound | None) -> float | None:
+        config = self._engine.config
+        return config.queue_timeout if bound == "max_queue" else config.futures_queue_timeout
+
     def _touch(self) -> None:
         """Note that work is to be done."""
 
@@ -548,7 +565,7 @@ class Caller:
         *,
         tool_timeout: float | None = None,
         queue_timeout: Timeout = DEFAULT,
-        bounded: bool = True,
+        bound: Bound | None = "max_queue",
         slot: int | None = None,
         purpose: Purpose = "call",
         priority: int | None = None,
@@ -564,8 +581,8 @@ class Caller:
             name,
             session=self._session_id,
             timeout=seconds,
-            queue_timeout=config.queue_timeout if queue_timeout == DEFAULT else queue_timeout,
-            bounded=bounded,
+            queue_timeout=self._queue_timeout(bound) if queue_timeout == DEFAULT else queue_timeout,
+            bound=bound,
             slot=slot,
             purpose=purpose,
             link=current_link(),

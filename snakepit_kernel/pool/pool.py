@@ -69,11 +69,14 @@ class Pool(Caller, concurrent.futures.Executor):
         have to wait. When a strict session's home ends, its work raises `SessionLost`, until the
         session is opened anew.
     max_queue
-        Calls, cells and futures that may wait; one more raises `PoolSaturated`.
+        Calls, streams and cells that threads may wait for; one more raises `PoolSaturated`.
+    max_futures
+        The same for what no thread waits for: futures (`submit`) and work of event loops
+        (`acall`, `arun`, `astream`). None for any number.
     queue_timeout
-        Seconds that one may wait before `QueueTimeout`; None for ever. Default: 10 for those who
-        wait themselves (`call`, `run`), for ever for futures (`submit`), as executors do. Neither
-        this nor ``max_queue`` limits `map`: its items are in memory already.
+        Seconds that one may wait before `QueueTimeout`; None for ever. Default: 10 for threads
+        that wait (`call`, `run`), for ever for futures and event loops, as executors do. None of
+        these limits `map`: its items are in memory already.
     timeout
         Seconds for the wait, the run and the reply together; None for no limit.
     grace
@@ -157,6 +160,7 @@ class Pool(Caller, concurrent.futures.Executor):
         threads_per_worker: int = 10,
         affinity: Affinity = "hint",
         max_queue: int = 1000,
+        max_futures: int | None = None,
         queue_timeout: Timeout = DEFAULT,
         timeout: float | None = None,
         grace: float = 2.0,
@@ -188,6 +192,7 @@ class Pool(Caller, concurrent.futures.Executor):
             threads_per_worker=threads_per_worker,
             affinity=affinity,
             max_queue=max_queue,
+            max_futures=max_futures,
             queue_timeout=queue_timeout,
             timeout=timeout,
             grace=grace,

@@ -260,13 +260,31 @@ def test_futures_wait_for_ever_unless_the_pool_was_told_otherwise(open_pool):
 
 
 def test_a_full_queue_refuses_a_future_at_once(open_pool):
-    pool = open_pool(max_queue=1)
+    pool = open_pool(max_queue=0, max_futures=1)
     blocker = pool.submit(time.sleep, 0.3)
     queued = pool.submit(square, 2)
 
-    with pytest.raises(PoolSaturated, match=r"1 calls waiting already \(max_queue\)"):
+    with pytest.raises(PoolSaturated, match=r"1 calls waiting already \(max_futures\)"):
         pool.submit(square, 3)
+    with pytest.raises(PoolSaturated, match=r"0 calls waiting already \(max_queue\)"):
+        pool.run("1")
     assert (blocker.result(), queued.result()) == (None, 4)
+
+
+def test_futures_and_calls_of_event_loops_are_not_refused_however_many(open_pool):
+    pool = open_pool(2, max_queue=1)
+    many = 20_000
+
+    futures = [pool.submit(square, number) for number in range(many)]
+    assert sum(future.result() for future in futures) == sum(n * n for n in range(many))
+
+    pool = open_pool(2, max_queue=1)
+    pool.tool(square)
+
+    async def gather() -> list[int]:
+        return await asyncio.gather(*(pool.acall("square", {"x": n}) for n in range(3000)))
+
+    assert asyncio.run(gather()) == [n * n for n in range(3000)]
 
 
 def test_a_future_whose_worker_dies_says_so(open_pool):
