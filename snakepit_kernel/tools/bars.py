@@ -17,9 +17,8 @@ from importlib.machinery import ModuleSpec, PathFinder
 from types import ModuleType
 from typing import Any
 
-from ..lane.worker import CallOutput
 from ..protocol.messages import Progress
-from .output import output_of_call
+from .output import CallOutput, output_of_call
 
 Plain = bool | int | float | str
 

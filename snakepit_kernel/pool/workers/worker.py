@@ -34,7 +34,7 @@ from ...lane.host import Lane, LaneClosed
 from ...lane.page import RECALL_SIGNAL, Page
 from ...processes.cgroup import Cgroup
 from ...protocol import messages
-from ...protocol.frames import pack
+from ...protocol.frames import Frame, FrameReader, pack
 from ...protocol.messages import (
     Assign,
     Configure,
@@ -267,6 +267,9 @@ class Worker:
             for number, purposes in enumerate(config.seats)
         ]
         self.main_seat = self.seats[0]
+        self._late, theirs = socket.socketpair()
+        self._late.setblocking(False)
+        self._theirs.append(theirs)
         self._exit_fd: int | None = None
         self._group = None if config.group is None else Cgroup(config.group)
         self._ran_out_of_memory = False
@@ -389,16 +392,46 @@ class Worker:
         lane.put(lane.carrier.pack_value(Configure(exchange.call_id), setup))
         if self._group is None:  # sent first: the worker finds it when it comes up
             lane.send_ready()
-        lanes = [theirs.fileno() for theirs in self._theirs]
+        *lanes, late = [theirs.fileno() for theirs in self._theirs]
         page = self._page.descriptor
+        self._show_late_output()
         try:
             await self._launch(
-                extra_arguments=[f"--lane={','.join(map(str, lanes))}:{page}"],
-                pass_fds=(*lanes, page),
+                extra_arguments=[f"--lane={','.join(map(str, lanes))}:{page}:{late}"],
+                pass_fds=(*lanes, page, late),
             )
         finally:
             self._close_theirs()
         return await self._configure(exchange)
+
+    def _show_late_output(self) -> None:
+        """Show what calls and cells of this worker show when they have ended, from now on."""
+        loop, reader = asyncio.get_running_loop(), FrameReader()
+
+        def read() -> None:
+            try:
+                reader.receive(self._late.recv_into)
+            except BlockingIOError:
+                return
+            except OSError:
+                loop.remove_reader(self._late)
+                return
+            while (frame := reader.next_frame()) is not None:
+                self._show_late(frame)
+            if reader.at_end:
+                loop.remove_reader(self._late)
+
+        loop.add_reader(self._late, read)
+
+    def _show_late(self, frame: Frame) -> None:
+        message = messages.decode_late(frame.header)
+        try:
+            if not message.cell:
+                self.seats[message.lane].lane.show_late(message, frame)
+            elif self.cells is not None:
+                self.cells.show_late(message, frame)
+        except Exception:  # of a callback of the user's
+            logger.warning("what %s showed late cannot be shown", self.name, exc_info=True)
 
     async def _launch(self, **arguments: Any) -> None:
         kernel = self.config.kernel
@@ -547,6 +580,9 @@ class Worker:
             asyncio.get_running_loop().remove_reader(self._exit_fd)
             os.close(self._exit_fd)
             self._exit_fd = None
+        if self._late.fileno() >= 0:
+            asyncio.get_running_loop().remove_reader(self._late)
+            self._late.close()
         self.died.set()
         self.apply(WorkerEvent.EXIT)
         if not self.is_held:  # else whoever holds it closes them when it gives the worker back
