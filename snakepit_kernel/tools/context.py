@@ -52,6 +52,7 @@ class SessionContext:
     """
 
     __slots__ = (
+        "__weakref__",
         "_call_id",
         "_host_calls",
         "_output",

@@ -19,7 +19,7 @@ class EventLoops:
     """Gives each call the current event loop and policy of a fresh process, and takes them back.
 
     Before Python 3.14 `asyncio.get_event_loop` makes a loop in the main thread, unless one was set
-    before. Only the policy knows whether that was so: each call gets another policy. It is used again
+    before. Only the policy knows whether that was so: each call gets another one. It is used again
     if the call has not touched it, as most do not.
 
     Parameters

@@ -4,21 +4,18 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import os
-import sys
+import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any
 
 from ..protocol import messages
 from .context import call_of_here
+from .figures import finish_figures
 from .output import Late
 
 if TYPE_CHECKING:
     from ..kernel.kernel import SnakepitKernel
-
-BACKEND = "module://matplotlib_inline.backend_inline"
-"""Matplotlib's backend in notebooks."""
 
 _RICH = {
     "display_data",
@@ -45,8 +42,6 @@ class Showing:
         self._late = late
         self._kernel: SnakepitKernel | None = None
         self._requests: set[str] = set()  # that are being handled
-        # Matplotlib looks there when it is imported, which may be before there is a shell.
-        os.environ.setdefault("MPLBACKEND", BACKEND)
 
     def adopt(self, kernel: SnakepitKernel) -> None:
         """Take in the kernel, when it is there."""
@@ -109,33 +104,28 @@ class Showing:
     def finish(self) -> None:
         """Show what is shown at the end of a cell: figures that are open, for example."""
         kernel = self._kernel
-        if kernel is None or kernel.shell is None:
-            return
-        shell = kernel.shell
-        hooks = shell.events.callbacks["post_execute"]
-        if len(hooks) > 1:  # IPython has one of its own
-            own = shell.display_pub._on_post_execute  # noqa: SLF001
-            for hook in [hook for hook in hooks if hook != own]:
-                try:
-                    hook()
-                except Exception:  # noqa: BLE001 - as IPython does: it is told, and does no harm
-                    shell.showtraceback()
-        if "matplotlib.pyplot" in sys.modules:
-            _close_figures()
+        if kernel is not None and kernel.shell is not None:
+            shell = kernel.shell
+            hooks = shell.events.callbacks["post_execute"]
+            if len(hooks) > 1:  # IPython has one of its own
+                _run_hooks(shell, hooks)
+        self.finish_in_thread()
 
     def finish_in_thread(self) -> None:
-        """Do the same where other calls run at the same time, whose figures are open as well."""
+        """Do the same where other calls run at the same time: IPython's hooks are theirs, too."""
+        try:
+            finish_figures()
+        except Exception:  # noqa: BLE001 - as above
+            traceback.print_exc()
 
 
-def _close_figures() -> None:
-    """Close the figures that are open still, unless the user wants them to be kept."""
-    figures = sys.modules["matplotlib._pylab_helpers"].Gcf.figs
-    if not figures:
-        return
-    inline = sys.modules.get("matplotlib_inline.config")
-    backend = None if inline is None else inline.InlineBackend
-    if backend is None or not backend.initialized() or backend.instance().close_figures:
-        sys.modules["matplotlib.pyplot"].close("all")
+def _run_hooks(shell: Any, hooks: Sequence[Callable[[], None]]) -> None:
+    own = shell.display_pub._on_post_execute  # noqa: SLF001 - it notes that a cell has ended
+    for hook in [hook for hook in hooks if hook != own]:
+        try:
+            hook()
+        except Exception:  # noqa: BLE001 - as IPython does: it is told, and does no harm
+            shell.showtraceback()
 
 
 @contextlib.contextmanager

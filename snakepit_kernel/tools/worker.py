@@ -35,6 +35,7 @@ from .bars import follow_bars
 from .channels import Channels
 from .context import correlate_cell, enter_cell, enter_slot, enter_worker, is_main_thread
 from .descriptors import Descriptors
+from .figures import keep_figures_apart
 from .loops import protect
 from .output import (
     Late,
@@ -75,6 +76,7 @@ def run(argv: Sequence[str]) -> None:
     # A crash must say where, in the log, which the pool keeps.
     faulthandler.enable(file=descriptors.logs["stderr"])
     follow_bars()
+    keep_figures_apart()
     activity.begin_cell()  # until the pool can use us: others prepare themselves later
     main_loop = IOLoop.current()
     loop: asyncio.AbstractEventLoop = main_loop.asyncio_loop  # type: ignore[attr-defined]
