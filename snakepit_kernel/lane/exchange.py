@@ -168,6 +168,11 @@ class Exchange:
             self.lingering = self._display or Display()
             self.lingering.stay(contextvars.copy_context())
 
+    @property
+    def display(self) -> Display | None:
+        """What shows its output; None when it had none so far, and no place was given."""
+        return self._display
+
     def close(self) -> None:
         """End what the call still shows: nothing more comes."""
         if self._display is not None:

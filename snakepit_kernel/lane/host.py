@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import contextvars
 import os
 import socket
 import threading
@@ -69,6 +70,7 @@ class Lane:
         self.on_hello: Callable[[messages.Hello], None] | None = None
         self.carrier = carrier
         self._lingering: dict[int, Display] = {}  # of calls that have ended
+        self._last: tuple[int, Display | None, contextvars.Context | None] = (0, None, None)
         self._early: list[tuple[messages.Late, Frame]] = []
         self.depth = 0  # host calls that are served in this moment, each inside the one before
         _open_lanes.add(self)
@@ -137,6 +139,8 @@ class Lane:
         """Drop what still comes for an exchange."""
         self._exchanges.pop(exchange.call_id, None)
         exchange.close()
+        # A process that it has left may show more, without anybody's knowing of it.
+        self._last = exchange.call_id, exchange.display, contextvars.copy_context()
         if exchange.lingering is not None:
             self._lingering[exchange.call_id] = exchange.lingering
             if len(self._lingering) > MAX_LINGERING:
@@ -152,6 +156,10 @@ class Lane:
             self._early.append((message, frame))
             return
         display = self._lingering.get(message.call)
+        number, last, context = self._last
+        if display is None and number == message.call:
+            display = last or Display()
+            display.stay(context or contextvars.copy_context())
         if display is not None:
             display.publish(message.kind, *messages.shown(frame.body), frame.buffers)
 

@@ -30,9 +30,9 @@ A worker answers each `Configure`, `Call` and `Apply` exactly once, by `Configur
 `Failure` of the same ``id``; `Output`, `Shown`, `Progress` and `Chunk` of that id come before. The
 owner answers each `HostCall` by `Result` or `Failure` of the host call's own ``id``, which the
 worker minted. While a worker waits for that, it serves calls that were made on behalf of the host
-call, and no others. Several calls may be sent at once: a worker runs them one after the other, and gives
-back those that it has not begun when the owner asks for them (`Slot.recalled_call`). An `Event`
-may come at any time, and is not answered.
+call, and no others. Several calls may be sent at once: a worker runs them one after the other, and
+gives back those that it has not begun when the owner asks for them (`Slot.recalled_call`). An
+`Event` may come at any time, and is not answered.
 
 What a call or cell shows when it has ended comes as `Late` on a socket of its own, which the owner
 always reads: nobody reads a lane that is not lent.

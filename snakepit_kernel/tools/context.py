@@ -325,7 +325,8 @@ def begin_call(value: SessionContext) -> None:
 def end_call(value: SessionContext) -> bool:
     """Note that a call has ended; say whether threads that it has started go on."""
     _running.discard(value)
-    return any(thread.is_alive() for thread in _threads.pop(value, ()))
+    threads = _threads.pop(value, ()) if _threads else ()
+    return bool(threads) and any(thread.is_alive() for thread in threads)
 
 
 def starting_here() -> SessionContext | None:

@@ -6,7 +6,6 @@ import asyncio
 import contextlib
 import functools
 import inspect
-import os
 import socket
 from collections import deque
 from collections.abc import Callable, Coroutine
@@ -338,19 +337,10 @@ class Server:
         self._surroundings.tell()
 
     def _end(self, call_id: int, call_context: SessionContext) -> bool:
-        """End a call; say whether it has left something that may show more."""
+        """End a call; say whether it has left threads."""
         self._finish()
-        has_threads = end_call(call_context)
+        lingers = end_call(call_context)
         self.output.end(call_id)
         self.host_calls.end(call_id)
         self._outlets.pop(call_id, None)
-        return has_threads or _has_children()
-
-
-def _has_children() -> bool:
-    """Whether this process has children, which may write to its descriptors."""
-    try:
-        os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
-    except ChildProcessError:
-        return False
-    return True
+        return lingers
