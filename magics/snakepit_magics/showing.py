@@ -17,7 +17,9 @@ _USAGE = f"{UsageError.__name__}: "
 
 
 def show(message: dict[str, Any]) -> None:
-    """Show an iopub message of a worker where the current cell stands."""
+    """Show an iopub message of a worker where the current cell stands; an error is raised there."""
+    if message["msg_type"] == "error":
+        return
     content = message["content"]
     publish(message["msg_type"], content, message["metadata"], message.get("buffers") or ())
     if message["msg_type"] == "stream":

@@ -259,6 +259,7 @@ class HostTools:
 _call: ContextVar[SessionContext | None] = ContextVar("snakepit_call", default=None)
 _starter: ContextVar[SessionContext | None] = ContextVar("snakepit_starter", default=None)
 _cell: SessionContext | None = None
+_has_run_cells = False
 _running: set[SessionContext] = set()
 """The calls that run, in whatever thread."""
 _threads: dict[SessionContext, list[Thread]] = {}
@@ -331,7 +332,10 @@ def end_call(value: SessionContext) -> bool:
 
 def starting_here() -> SessionContext | None:
     """Return the context of the call or cell that is about to start something."""
-    return _call.get() or _starter.get() or (_cell if is_main_thread() else None)
+    found = _call.get() or _starter.get()
+    if found is None and _has_run_cells and is_main_thread():
+        return _cell
+    return found  # the kernel's own threads are nobody's
 
 
 def note_thread(context: SessionContext, thread: Thread) -> None:
@@ -370,7 +374,8 @@ def enter_slot(worker: str) -> None:
 
 def enter_cell(session_id: str | None) -> None:
     """Name the session of the cells that come."""
-    global _cell  # noqa: PLW0603
+    global _cell, _has_run_cells  # noqa: PLW0603
+    _has_run_cells = True
     cell = context_of_cells()
     _cell = SessionContext(session_id, cell.pool, cell.worker, cell._host_calls)  # noqa: SLF001
 
