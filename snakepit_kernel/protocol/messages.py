@@ -318,6 +318,9 @@ class Leave(_Message, frozen=True, tag="leave"):
     id: int
 
 
+LAST_WORDS = b"w"
+"""What the worker sends first on the socket for what comes late, with the ends of its pipes."""
+
 CELL = 0
 """Stands for the cell that runs in the place of the id of a call."""
 

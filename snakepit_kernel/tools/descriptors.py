@@ -12,9 +12,12 @@ import contextlib
 import fcntl
 import os
 import select
+import socket
 import sys
 import threading
 from collections.abc import Callable
+
+from ..protocol.messages import LAST_WORDS
 
 PIPE_BYTES = 1 << 20
 """What a pipe holds, where the system allows that: code in C that never lets Python run writes no
@@ -67,6 +70,10 @@ class Descriptors:
             self._poll.unregister(end)
             os.close(end)
         self._ends = {}
+
+    def share_with(self, sock: socket.socket) -> None:
+        """Let the owner have what nobody has read when this process has ended: its last words."""
+        socket.send_fds(sock, [LAST_WORDS], list(self._ends))
 
     def give_to(self, guard: Callable[[], threading.RLock], take: Take) -> None:
         """Give what comes to a function, which is called under a guard."""

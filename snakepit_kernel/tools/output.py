@@ -46,6 +46,7 @@ class Late:
     def __init__(self, sock: socket.socket, descriptors: Descriptors) -> None:
         self._socket = sock
         self._socket.settimeout(LATE_PATIENCE)
+        descriptors.share_with(sock)
         self._descriptors = descriptors
         self._writer = FrameWriter()
         self._guard = threading.RLock()

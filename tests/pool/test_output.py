@@ -8,7 +8,7 @@ import time
 
 import pytest
 
-from snakepit_kernel import Pool, ToolError
+from snakepit_kernel import Pool, ToolError, WorkerDied
 
 
 @pytest.fixture(scope="module")
@@ -304,3 +304,35 @@ def test_a_keyboard_interrupt_of_a_functions_own_is_its_error(way, pool):
     assert caught.value.type_name == "KeyboardInterrupt"
     assert "was interrupted in its worker" not in str(caught.value)
     assert pool.submit(abs, -1).result() == 1
+
+
+# -- the end of a worker ---------------------------------------------------------------------------
+
+
+def test_the_last_words_of_a_worker_are_told_although_it_never_read_them(open_pool):
+    @of_main
+    def die() -> None:
+        import ctypes
+
+        libc = ctypes.PyDLL(None)  # Python does not run meanwhile
+        libc.write(2, b"terminate called\n", 17)
+        libc.abort()
+
+    with pytest.raises(WorkerDied) as caught:
+        open_pool().submit(die).result()
+
+    assert "terminate called\nFatal Python error: Aborted" in str(caught.value)
+
+
+def test_text_of_code_that_never_lets_python_run_is_all_there(pool, capsys):
+    @of_main
+    def write() -> None:
+        import ctypes
+
+        libc = ctypes.PyDLL(None)
+        for _ in range(20_000):
+            libc.write(1, b"as C writes it\n", 15)
+
+    pool.submit(write).result()
+
+    assert capsys.readouterr().out == "as C writes it\n" * 20_000

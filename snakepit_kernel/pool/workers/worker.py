@@ -36,6 +36,7 @@ from ...processes.cgroup import Cgroup
 from ...protocol import messages
 from ...protocol.frames import Frame, FrameReader, pack
 from ...protocol.messages import (
+    LAST_WORDS,
     Assign,
     Configure,
     Configured,
@@ -269,6 +270,8 @@ class Worker:
         self.main_seat = self.seats[0]
         self._late, theirs = socket.socketpair()
         self._late.setblocking(False)
+        self._pipes: list[int] = []  # the ends of those that its output goes through
+        self._words = b""  # the last that came out of them
         self._theirs.append(theirs)
         self._exit_fd: int | None = None
         self._group = None if config.group is None else Cgroup(config.group)
@@ -410,6 +413,11 @@ class Worker:
 
         def read() -> None:
             try:
+                if not self._pipes:
+                    _, self._pipes, _, _ = socket.recv_fds(
+                        self._late, len(LAST_WORDS), 2, socket.MSG_CMSG_CLOEXEC
+                    )
+                    return
                 reader.receive(self._late.recv_into)
             except BlockingIOError:
                 return
@@ -422,6 +430,13 @@ class Worker:
                 loop.remove_reader(self._late)
 
         loop.add_reader(self._late, read)
+
+    def _hear_last_words(self) -> None:
+        """Take what the worker had written, and not put into its log, when it ended."""
+        for end in self._pipes:
+            with contextlib.suppress(BlockingIOError):
+                while words := os.read(end, 16 * OUTPUT_BYTES):
+                    self._words = (self._words + words)[-OUTPUT_BYTES:]
 
     def _show_late(self, frame: Frame) -> None:
         message = messages.decode_late(frame.header)
@@ -589,6 +604,9 @@ class Worker:
             self.close_channels()
         self._last_words = self.last_output()  # somebody may still have to be told
         self.log_path.unlink(missing_ok=True)
+        pipes, self._pipes = self._pipes, []
+        for end in pipes:
+            os.close(end)
 
     def _hang_up(self) -> None:
         """Interrupt what it does, and close the lanes."""
@@ -640,6 +658,8 @@ class Worker:
 
     def last_output(self) -> str:
         """Return the last that the worker wrote on its real stdout and stderr."""
+        if self.died.is_set():
+            self._hear_last_words()
         try:
             with self.log_path.open("rb") as log:
                 log.seek(0, os.SEEK_END)
@@ -648,7 +668,11 @@ class Worker:
         except OSError:
             return self._last_words
         crash = output.rfind(b"Fatal Python error")  # faulthandler: what matters comes first
-        shown = output[crash:][:OUTPUT_BYTES] if crash >= 0 else output[-OUTPUT_BYTES:]
+        if crash >= 0:
+            # Written before that, by what has brought the crash about.
+            shown = (self._words[-OUTPUT_BYTES // 4 :] + output[crash:])[:OUTPUT_BYTES]
+        else:
+            shown = (output + self._words)[-OUTPUT_BYTES:]
         return shown.decode("utf-8", "replace").strip()
 
     def death(self) -> WorkerDied:
