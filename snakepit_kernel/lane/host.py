@@ -349,6 +349,9 @@ class Lane:
         if self._socket.fileno() >= 0:
             self._socket.close()
             self.carrier.close()
+            self._early.clear()
+            self._lingering.clear()
+            self._last = (0, None, None)
         _open_lanes.discard(self)
 
 

@@ -161,8 +161,9 @@ class CallOutput(io.TextIOBase):
         self._send()
 
     def send(self, message: messages.Progress) -> None:
-        """Send what else a call shows, behind what was sent before."""
-        self._output.lane.send(pack(messages.encode(message)))
+        """Send what else a call shows, behind what was sent before; late it has no place."""
+        if self._output.runs(message.id):
+            self._output.lane.send(pack(messages.encode(message)))
 
 
 class Output:
@@ -216,6 +217,10 @@ class Output:
         if call_id in self._calls:
             self._calls.remove(call_id)
         self.innermost = self._calls[-1] if self._calls else 0
+
+    def runs(self, call_id: int) -> bool:
+        """Whether a call has begun here, and not ended."""
+        return call_id in self._calls
 
     def flush(self) -> None:
         """Send what is kept."""

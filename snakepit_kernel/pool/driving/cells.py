@@ -140,6 +140,7 @@ class CellClient:
     def close(self) -> None:
         """Close the channels."""
         # Not stop_channels(): it would open the other channels to close them.
+        self._places.clear()
         self._iopub.stop()
         self._shell.stop()
 
