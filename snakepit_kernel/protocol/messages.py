@@ -202,12 +202,19 @@ class Call(WithValue, frozen=True, tag="call"):
 
 
 class Apply(WithValue, frozen=True, tag="apply"):
-    """Run a function that travels with the call. The rest is as in `Call`."""
+    """Run a function that travels with the call. The rest is as in `Call`.
+
+    Attributes
+    ----------
+    belongs_to_cell
+        It is the pool's own, for a cell that runs before or behind it: at its end nothing is shown.
+    """
 
     id: int
     session: str | None = None
     inside: int = 0
     correlation: str = ""
+    belongs_to_cell: bool = False
 
 
 class Output(_Message, frozen=True, tag="output"):

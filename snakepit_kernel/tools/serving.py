@@ -97,6 +97,7 @@ class Server:
         self._to_forget: deque[messages.Forget] = deque()
         self._on_message = on_message
         self._outlets: dict[int, Outlet] = {}
+        self._of_cells: set[int] = set()  # calls at whose end nothing is shown
         self._tasks: set[asyncio.Task[None]] = set()
         self._put_off: deque[tuple[CallMessage, Frame]] = deque()  # calls that have not begun
         self._is_busy = False
@@ -252,6 +253,8 @@ class Server:
         """Return what runs a call, and whether it gives an awaitable."""
         if isinstance(call, messages.Apply):
             function, args, kwargs = self.lane.carrier.load(call, frame)
+            if call.belongs_to_cell:
+                self._of_cells.add(call.id)
             return functools.partial(function, *args, **kwargs), inspect.iscoroutinefunction(
                 function
             )
@@ -338,7 +341,10 @@ class Server:
 
     def _end(self, call_id: int, call_context: SessionContext) -> bool:
         """End a call; say whether it has left threads."""
-        self._finish()
+        if call_id in self._of_cells:
+            self._of_cells.remove(call_id)
+        else:
+            self._finish()
         lingers = end_call(call_context)
         self.output.end(call_id)
         self.host_calls.end(call_id)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pytest
+
 
 def test_output_value_and_errors_of_a_worker_stand_where_the_cell_stands(notebook):
     shown = notebook.run(
@@ -268,3 +270,49 @@ def test_late_text_of_a_future_appears_in_the_cell_that_submitted_it(notebook):
 
     (late,) = notebook.late_messages(started, 1)
     assert late["content"]["text"] == "late\n"
+
+
+@pytest.mark.parametrize("profile", ["process", "thread"])
+def test_the_first_call_of_a_worker_shows_richly_in_threads_as_well(profile, open_notebook):
+    notebook = open_notebook()
+    notebook.run(
+        "from snakepit_kernel import Pool\n"
+        f"pool = Pool(workers=1, profile={profile!r})\n"
+        "def show(n):\n"
+        "    from IPython.display import HTML, display\n"
+        "    display(HTML(str(n)))\n"
+        "def shows(n):\n"
+        "    import threading\n"
+        "    thread = threading.Thread(target=show, args=(n,))\n"
+        "    thread.start()\n"
+        "    thread.join()\n"
+        "    show(n)"
+    )
+
+    shown = notebook.run("_ = [f.result() for f in [pool.submit(shows, n) for n in range(3)]]")
+
+    assert sorted(data["text/html"] for data in shown.data) == ["0", "0", "1", "1", "2", "2"]
+    notebook.run("pool.terminate()")
+
+
+def test_what_nested_calls_and_host_tools_show_stands_in_the_order_of_the_calls(notebook):
+    notebook.run(
+        "def show(text):\n"
+        "    from IPython.display import HTML, display\n"
+        "    display(HTML(text))\n"
+        "pool.tool(show)\n"
+        "@pool.host_tool\n"
+        "def host():\n"
+        "    show('host')\n"
+        "    pool.call('show', {'text': 'nested'})\n"
+        "def outer():\n"
+        "    import snakepit_kernel\n"
+        "    show('outer')\n"
+        "    snakepit_kernel.context().host_tools.host()\n"
+        "    show('outer')\n"
+        "pool.tool(outer)"
+    )
+
+    for call in ["pool.submit(outer).result()", "pool.call('outer')"]:
+        shown = notebook.run(call)
+        assert [data["text/html"] for data in shown.data] == ["outer", "host", "nested", "outer"]

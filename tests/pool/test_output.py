@@ -336,3 +336,18 @@ def test_text_of_code_that_never_lets_python_run_is_all_there(pool, capsys):
     pool.submit(write).result()
 
     assert capsys.readouterr().out == "as C writes it\n" * 20_000
+
+
+def test_hooks_of_ipython_run_at_the_end_of_a_call_and_once_for_a_cell(open_pool, capsys):
+    pool = open_pool()
+    result = pool.run(
+        "hook = lambda: print('hook')\nget_ipython().events.register('post_execute', hook)"
+    )
+
+    assert result.stdout == "hook\n"
+    assert pool.run("1 + 1", push={"x": 1}, pull=["x"]).stdout == "hook\n"
+    assert capsys.readouterr().out == ""
+
+    assert pool.submit(abs, -1).result() == 1
+
+    assert capsys.readouterr().out == "hook\n"
