@@ -16,7 +16,8 @@ from snakepit_kernel import Pool
 def has_shell() -> bool:
     from IPython.core.interactiveshell import InteractiveShell
 
-    return InteractiveShell.initialized()
+    # Not initialized(): who asks whether there is a shell has it built.
+    return InteractiveShell._instance is not None
 
 
 def ask_for_shell(word: str) -> tuple[str, int]:
