@@ -11,9 +11,10 @@ import contextlib
 import contextvars
 import functools
 import signal
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import IPython
 from IPython.core import getipython
@@ -150,6 +151,7 @@ class Channels:
 
         shell_of = getipython.get_ipython
         is_initialized = InteractiveShell.initialized.__func__  # type: ignore[attr-defined]
+        instance_of = InteractiveShell.instance.__func__  # type: ignore[attr-defined]
 
         def get_ipython() -> InteractiveShell | None:
             """Return the shell of this kernel."""
@@ -159,13 +161,22 @@ class Channels:
 
         @functools.wraps(is_initialized)
         def initialized(cls: type[InteractiveShell]) -> bool:
-            # `display` asks so whether there is more than print().
-            if not self._is_complete and call_of_here() is not None:
+            # IPython's `display` asks so whether there is more than print(). Others, who only want
+            # to know where they are, do not have it built.
+            asks = sys._getframe(1).f_globals.get("__name__", "")  # noqa: SLF001 - as warnings do
+            if not self._is_complete and asks.startswith("IPython.") and call_of_here():
                 build_now()
             return bool(is_initialized(cls))
 
+        @functools.wraps(instance_of)
+        def instance(cls: type[InteractiveShell], *args: Any, **kwargs: Any) -> Any:
+            if not self._is_complete and call_of_here():  # else it would make one that is nobody's
+                build_now()
+            return instance_of(cls, *args, **kwargs)
+
         getipython.get_ipython = IPython.get_ipython = get_ipython
         InteractiveShell.initialized = classmethod(initialized)  # type: ignore[assignment,method-assign]
+        InteractiveShell.instance = classmethod(instance)  # type: ignore[assignment,method-assign]
 
     @property
     def are_settled(self) -> bool:

@@ -16,8 +16,7 @@ from snakepit_kernel import Pool
 def has_shell() -> bool:
     from IPython.core.interactiveshell import InteractiveShell
 
-    # Not initialized(): who asks whether there is a shell has it built.
-    return InteractiveShell._instance is not None
+    return InteractiveShell.initialized()
 
 
 def ask_for_shell(word: str) -> tuple[str, int]:
