@@ -691,6 +691,8 @@ def _where(stacks: str) -> list[str]:
     shown: list[str] = []
     for block in stacks.split("\n\n"):
         places = [line for line in block.splitlines() if line.startswith("  File ")]
+        if any(_STARTS_THREADS in place for place in places):
+            continue  # beside the work itself
         ends = (i for i, place in enumerate(places) if any(o in place for o in _OWN_PLACES))
         end = next(ends, 0)
         shown += places[: min(end, _SHOWN_PLACES)]
@@ -698,6 +700,7 @@ def _where(stacks: str) -> list[str]:
 
 
 _OWN_PLACES = ("/snakepit_kernel/", "/IPython/core/interactiveshell.py")
+_STARTS_THREADS = "/snakepit_kernel/tools/threads.py"
 _SHOWN_PLACES = 10
 
 

@@ -14,6 +14,7 @@ from typing import Any
 from IPython.core.error import TryNext, UsageError
 from IPython.core.interactiveshell import InteractiveShell
 from IPython.core.magic import Magics, line_cell_magic, magics_class, no_var_expand
+from IPython.core.page import page
 from IPython.display import display
 
 from snakepit_kernel import (
@@ -46,7 +47,15 @@ from .parsing import (
     names_of,
 )
 from .session_commands import SessionCommands
-from .showing import as_cell_error, described, listed, raise_here, shower, shown_in_one_line
+from .showing import (
+    CellView,
+    as_cell_error,
+    described,
+    listed,
+    raise_here,
+    show,
+    shown_in_one_line,
+)
 
 
 @magics_class
@@ -336,20 +345,26 @@ class SnakepitMagics(Magics):
     def _run_cell(self, options: Namespace, code: str) -> None:
         session = self._session(options.session, options.pool)
         pull = names_of(options.pull)
+        view = CellView()
         arguments: dict[str, Any] = {
             "push": self._variables(names_of(options.push)),
             "pull": pull,
-            "on_message": shower(self.shell),
+            "on_message": show if options.background else view.show,
         }
         if options.timeout is not None:
             arguments["timeout"] = options.timeout
         if options.background:
             workers = self._pool(options.pool).slots() if options.all else [options.worker]
             self._run_in_background(session, code, workers, arguments)
-        elif options.all:
-            self._take(session.run_all(code, **arguments))
+            return
+        if options.all:
+            results = session.run_all(code, **arguments)
         else:
-            self._take([session.run(code, worker=options.worker, **arguments)])
+            results = [session.run(code, worker=options.worker, **arguments)]
+        view.end([result.error for result in results if result.error is not None][:1])
+        for shown in results[0].pages:
+            page(shown)
+        self._take(results)
 
     def _take(self, results: list[CellResult]) -> None:
         """Take over the variables that were asked for; raise the first error."""
@@ -361,6 +376,11 @@ class SnakepitMagics(Magics):
         else:  # of each worker its own value
             names = results[0].pulled
             self.shell.push({name: [result.pulled[name] for result in results] for name in names})
+
+    def _take_from_background(self, results: list[CellResult]) -> None:
+        for shown in results[0].pages:  # its cell has no pager any more
+            display(shown, raw=True)
+        self._take(results)
 
     def _run_in_background(
         self,
@@ -380,7 +400,7 @@ class SnakepitMagics(Magics):
             return results
 
         title = next((line for line in code.splitlines() if line.strip()), "")
-        job = self._begin_job(title, work, self._take)
+        job = self._begin_job(title, work, self._take_from_background)
         print(f"job {job.number} started; %snakepit jobs shows it")  # noqa: T201
 
     # -- jobs ----------------------------------------------------------------------------------

@@ -4,62 +4,68 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable
+from collections.abc import Sequence
 from typing import Any, NoReturn
 
-from IPython.core.interactiveshell import InteractiveShell
+from IPython.core.error import UsageError
 
 from snakepit_kernel import CellError, SnakepitError, ToolError
+from snakepit_kernel.lane.display import publish
 from snakepit_kernel.protocol.messages import ToolInfo
 
-_COMM_TYPES = {"comm_open", "comm_msg", "comm_close"}
+_USAGE = f"{UsageError.__name__}: "
 
 
-def shower(shell: InteractiveShell) -> Callable[[dict[str, Any]], None]:
-    """Return what shows an iopub message of a worker where the current cell stands."""
-
-    def show(message: dict[str, Any]) -> None:
-        content = message["content"]
-        match message["msg_type"]:
-            case "stream":
-                stream = sys.stdout if content["name"] == "stdout" else sys.stderr
-                stream.write(content["text"])
-                stream.flush()
-            case "display_data" | "execute_result" | "update_display_data" as kind:
-                shell.display_pub.publish(
-                    data=content["data"],
-                    metadata=content["metadata"],
-                    transient=content.get("transient", {}),
-                    update=kind == "update_display_data",
-                )
-            case "clear_output":
-                shell.display_pub.clear_output(wait=content.get("wait", False))
-            case kind if kind in _COMM_TYPES:
-                _forward_comm(shell, message)
-
-    return show
+def show(message: dict[str, Any]) -> None:
+    """Show an iopub message of a worker where the current cell stands; an error is raised there."""
+    if message["msg_type"] == "error":
+        return
+    content = message["content"]
+    publish(message["msg_type"], content, message["metadata"], message.get("buffers") or ())
+    if message["msg_type"] == "stream":
+        (sys.stdout if content["name"] == "stdout" else sys.stderr).flush()
 
 
-def _forward_comm(shell: InteractiveShell, message: dict[str, Any]) -> None:
-    """Let a worker's widgets appear in the notebook and follow their state.
+class CellView:
+    """Shows the iopub messages of a worker's cell, but not twice what its error tells.
 
-    One way only: a slider of a worker shows, but moving it reaches nobody.
+    IPython prints a `UsageError` by itself. Raised here, it is printed again: so its line is kept
+    back until it is known how the cell has ended.
     """
-    kernel = getattr(shell, "kernel", None)
-    if kernel is not None:
-        kernel.session.send(
-            kernel.iopub_socket,
-            message["msg_type"],
-            message["content"],
-            metadata=message["metadata"],
-            buffers=message.get("buffers"),
-            parent=kernel.get_parent(),
-            ident=kernel._topic(message["msg_type"]),  # noqa: SLF001 - as its own comms do
-        )
+
+    def __init__(self) -> None:
+        self._kept_back = ""
+
+    def show(self, message: dict[str, Any]) -> None:
+        """Show a message."""
+        content = message["content"]
+        if message["msg_type"] == "status":
+            return
+        self._release()
+        if message["msg_type"] == "stream" and content["name"] == "stderr":
+            text, mark, usage = content["text"].rpartition(_USAGE)
+            if mark:
+                self._kept_back = mark + usage
+                message = {**message, "content": {**content, "text": text}}
+        show(message)
+
+    def end(self, errors: Sequence[CellError]) -> None:
+        """Show what was kept back, unless one of the errors that are raised here tells it."""
+        told = {f"{error.type_name}: {error.message}" for error in errors}
+        if self._kept_back.strip() in told:
+            self._kept_back = ""
+        self._release()
+
+    def _release(self) -> None:
+        if self._kept_back:
+            sys.stderr.write(self._kept_back)
+            self._kept_back = ""
 
 
 def raise_here(error: CellError) -> NoReturn:
     """Raise a worker's exception so that the notebook shows its name, text and traceback."""
+    if error.type_name == UsageError.__name__ and not error.traceback:
+        raise UsageError(error.message)
     # The name of an exception's class is what notebooks and nbclient show and filter by.
     names = {"__str__": lambda self: self.message, "__module__": error.__module__}
     kind = type(error.type_name, (CellError,), names)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import faulthandler
 import importlib
 import sys
 import threading
@@ -20,6 +19,7 @@ from ..ids import RUN_ID_OPTION
 from ..processes import link
 from .kernel import SnakepitKernel
 from .sockets import release_in_children
+from .streams import WorkerStream
 
 T = TypeVar("T")
 
@@ -43,9 +43,6 @@ def run(argv: Sequence[str]) -> None:
     if not _is_worker(argv):
         SnakepitKernelApp.launch_instance(list(argv))
         return
-    # A crash must say where, on the real stderr, which the pool keeps.
-    if sys.__stderr__ is not None:
-        faulthandler.enable(file=sys.__stderr__)
     # By name, because the layer of tools stands above this one.
     importlib.import_module("snakepit_kernel.tools.worker").run(argv)
 
@@ -105,6 +102,7 @@ class SnakepitKernelApp(IPKernelApp):
             # Nobody asks a worker for its history; its database and thread cost 10 ms.
             self.config.HistoryManager.enabled = False
             self.default_extensions = []
+            self.outstream_class = f"{WorkerStream.__module__}.{WorkerStream.__qualname__}"
         super(IPKernelApp, self).initialize(argv)
         if self.subapp is not None:
             return

@@ -11,7 +11,7 @@ import signal
 import sys
 import threading
 import types
-from collections.abc import Awaitable, Callable, Coroutine, Iterator
+from collections.abc import Awaitable, Callable, Coroutine, Iterator, Sequence
 from functools import partial, wraps
 from typing import Any
 
@@ -107,6 +107,51 @@ class SnakepitKernel(IPythonKernel):
             return within(current(), running) if _is_main_thread() else running()
 
         shell.run_cell_async = run_cell_async
+
+    # -- output --------------------------------------------------------------------------------
+
+    def divert_output(
+        self,
+        take: Callable[[str, dict[str, Any], dict[str, Any], dict[str, Any], Sequence[Any]], bool],
+    ) -> None:
+        """Give each message of the output to a function, in the thread that is about to send it.
+
+        Parameters
+        ----------
+        take
+            Called with the type of the message, the header of its parent, content, metadata and
+            buffers. The message is not sent if it says so.
+        """
+        session = self.session
+        assert session is not None
+        send = session.send
+        places = (self.iopub_socket, self.iopub_thread)
+
+        @wraps(send)
+        def send_unless_taken(  # noqa: PLR0917 - as it is
+            stream: Any,
+            msg_or_type: Any,
+            content: Any = None,
+            parent: Any = None,
+            ident: Any = None,
+            buffers: Any = None,
+            **rest: Any,
+        ) -> Any:
+            if any(stream is place for place in places):
+                whole = isinstance(msg_or_type, dict)
+                told = msg_or_type if whole else {"msg_type": msg_or_type, "content": content}
+                above = told.get("parent_header") if whole else parent
+                if take(
+                    told["msg_type"],
+                    (above or {}).get("header", above or {}),
+                    told["content"] or {},
+                    told.get("metadata") or rest.get("metadata") or {},
+                    buffers or told.get("buffers") or (),
+                ):
+                    return None
+            return send(stream, msg_or_type, content, parent, ident, buffers, **rest)
+
+        session.send = send_unless_taken  # type: ignore[method-assign,assignment]
 
     # -- the debugger, imported when a client first asks for it --------------------------------
 

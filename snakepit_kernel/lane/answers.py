@@ -46,15 +46,17 @@ class RemoteTraceback(Exception):
 # -- giving one ------------------------------------------------------------------------------------
 
 
-def with_value(carrier: Carrier, call_id: int, value: object) -> list[Segment]:
+def with_value(
+    carrier: Carrier, call_id: int, value: object, *, lingers: bool = False
+) -> list[Segment]:
     """Lay out the answer of a call that returned; a value that cannot travel is a failure."""
     try:
         pickled = carrier.codec.dumps_what_can_travel(value)
     except Exception as error:  # noqa: BLE001 - pickling runs any code
         problem = cannot_travel("the result", value, error)
         problem.__cause__ = error
-        return with_error(carrier, call_id, problem)
-    return carrier.pack(messages.Result(call_id), *pickled)
+        return with_error(carrier, call_id, problem, lingers=lingers)
+    return carrier.pack(messages.Result(call_id, lingers), *pickled)
 
 
 def cannot_travel(what: str, value: object, error: Exception) -> Exception:
@@ -65,7 +67,13 @@ def cannot_travel(what: str, value: object, error: Exception) -> Exception:
 
 
 def with_error(
-    carrier: Carrier, call_id: int, error: BaseException, *, before_running: bool = False
+    carrier: Carrier,
+    call_id: int,
+    error: BaseException,
+    *,
+    before_running: bool = False,
+    is_own: bool = False,
+    lingers: bool = False,
 ) -> list[Segment]:
     """Lay out the answer of a call that raised.
 
@@ -79,10 +87,14 @@ def with_error(
         What it raised.
     before_running
         Whether the call was refused, and nothing of it ran.
+    is_own
+        Whether nobody has interrupted the call: a KeyboardInterrupt is one that it raised itself.
+    lingers
+        Whether the call has left something that may show more.
     """
     kind: Literal["raised", "interrupted", "arguments", "tool"] = "raised"
     problems: list[str] = []
-    if isinstance(error, KeyboardInterrupt):
+    if isinstance(error, KeyboardInterrupt) and not is_own:
         kind = "interrupted"
     elif before_running and isinstance(error, InvalidArguments):
         kind, problems = "arguments", [_shortened(problem) for problem in error.problems]
@@ -95,6 +107,7 @@ def with_error(
         message=_text_of(error),
         traceback=_traceback_of(error),
         problems=problems,
+        lingers=lingers,
     )
     try:
         return carrier.pack_value(message, error)
@@ -175,7 +188,8 @@ def error_of(
     place
         Where it ran.
     raise_original
-        Return the exception itself where it travelled, as executors do; else a `ToolError`.
+        Return the exception itself where it travelled, as executors do; else a `ToolError`. Not a
+        KeyboardInterrupt: here it would be taken for one of this process.
     """
     match message.kind:
         case "interrupted":
@@ -189,7 +203,7 @@ def error_of(
             return ToolNotFound(name, message.problems)
     text = with_sources(message.traceback)
     original = _original(carrier, message, frame)
-    if original is not None and raise_original:
+    if raise_original and original is not None and not isinstance(original, KeyboardInterrupt):
         original.__cause__ = RemoteTraceback(text)
         return original
     error = ToolError(message.type_name, message.message, text, place)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextvars
 import weakref
 from collections import deque
 from collections.abc import Callable
@@ -10,7 +11,17 @@ from typing import Any
 
 from ..protocol import messages
 from ..protocol.frames import Frame
-from ..protocol.messages import Chunk, Configured, Failure, HostCall, Output, Progress, Result
+from ..protocol.messages import (
+    Chunk,
+    Configured,
+    Failure,
+    HostCall,
+    Output,
+    Progress,
+    Result,
+    Shown,
+    shown,
+)
 from .answers import error_of, value_of
 from .carrier import Carrier
 from .display import Display
@@ -37,6 +48,8 @@ class Exchange:
     ----------
     is_answered
         Whether the answer is here.
+    lingering
+        Shows what still comes of the call when it has ended; None when nothing can.
     chunks
         What a stream has yielded and nobody has taken yet.
     on_host_call
@@ -59,6 +72,7 @@ class Exchange:
         "chunks",
         "deferred",
         "is_answered",
+        "lingering",
         "name",
         "on_host_call",
         "on_news",
@@ -76,6 +90,7 @@ class Exchange:
         self.call_id = call_id
         self.name = name
         self.is_answered = False
+        self.lingering: Display | None = None
         self.chunks: deque[Any] = deque()
         self.on_host_call: OnHostCall | None = None
         self.on_news: OnNews | None = None
@@ -90,12 +105,14 @@ class Exchange:
         """Take in a message of this call, and its value from the lane's carrier."""
         match message:
             case Result():
+                self._note_what_lingers(message)
                 # Before it is restored: who is interrupted there must not wait for another one.
                 self.is_answered = True
                 self._restore_value(message, frame, carrier)
             case Chunk():
                 self.chunks.append(self._restored_chunk(message, frame, carrier))
             case Failure():
+                self._note_what_lingers(message)
                 self.is_answered = True
                 self._exception = error_of(
                     carrier,
@@ -107,6 +124,9 @@ class Exchange:
                 )
             case Output():
                 self._shown().write(message.stream, message.text)
+                return
+            case Shown(kind=kind):
+                self._shown().publish(kind, *shown(frame.body), frame.buffers)
                 return
             case HostCall():
                 if self.on_host_call is not None:
@@ -140,6 +160,17 @@ class Exchange:
     def _shown(self) -> Display:
         if self._display is None:
             self._display = Display()
+        return self._display
+
+    def _note_what_lingers(self, message: Result | Failure) -> None:
+        """Keep where the call stands, if something of it may show more when it has ended."""
+        if message.lingers:
+            self.lingering = self._display or Display()
+            self.lingering.stay(contextvars.copy_context())
+
+    @property
+    def display(self) -> Display | None:
+        """What shows its output; None when it had none so far, and no place was given."""
         return self._display
 
     def close(self) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import contextvars
 import os
 import socket
 import threading
@@ -15,9 +16,13 @@ from weakref import WeakSet, ref
 from ..protocol import messages
 from ..protocol.frames import Frame, FrameReader, FrameWriter, Segment
 from .carrier import Carrier
+from .display import Display
 from .exchange import Exchange
 from .lookout import Lookout
 from .page import Slot
+
+MAX_LINGERING = 1000
+"""Calls that have ended, of a lane, whose late output is shown."""
 
 
 class LaneClosed(ConnectionError):
@@ -64,6 +69,9 @@ class Lane:
         self.on_event: Callable[[messages.Event], None] | None = None
         self.on_hello: Callable[[messages.Hello], None] | None = None
         self.carrier = carrier
+        self._lingering: dict[int, Display] = {}  # of calls that have ended
+        self._last: tuple[int, Display | None, contextvars.Context | None] = (0, None, None)
+        self._early: list[tuple[messages.Late, Frame]] = []
         self.depth = 0  # host calls that are served in this moment, each inside the one before
         _open_lanes.add(self)
 
@@ -131,6 +139,29 @@ class Lane:
         """Drop what still comes for an exchange."""
         self._exchanges.pop(exchange.call_id, None)
         exchange.close()
+        # A process that it has left may show more, without anybody's knowing of it.
+        self._last = exchange.call_id, exchange.display, contextvars.copy_context()
+        if exchange.lingering is not None:
+            self._lingering[exchange.call_id] = exchange.lingering
+            if len(self._lingering) > MAX_LINGERING:
+                del self._lingering[next(iter(self._lingering))]
+        if self._early:
+            early, self._early = self._early, []
+            for message, frame in early:
+                self.show_late(message, frame)
+
+    def show_late(self, message: messages.Late, frame: Frame) -> None:
+        """Show what a call shows that has ended, in any thread, if it is known where that stood."""
+        if message.call in self._exchanges:  # its answer has not been read yet
+            self._early.append((message, frame))
+            return
+        display = self._lingering.get(message.call)
+        number, last, context = self._last
+        if display is None and number == message.call:
+            display = last or Display()
+            display.stay(context or contextvars.copy_context())
+        if display is not None:
+            display.publish(message.kind, *messages.shown(frame.body), frame.buffers)
 
     def is_innermost(self, exchange: Exchange) -> bool:
         """Whether no other exchange has begun after one, and still goes on."""
@@ -318,6 +349,9 @@ class Lane:
         if self._socket.fileno() >= 0:
             self._socket.close()
             self.carrier.close()
+            self._early.clear()
+            self._lingering.clear()
+            self._last = (0, None, None)
         _open_lanes.discard(self)
 
 

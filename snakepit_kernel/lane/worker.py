@@ -5,32 +5,23 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import ctypes
-import io
 import os
 import select
 import signal
 import socket
-import sys
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from time import monotonic, perf_counter
 from types import FrameType
-from typing import Any, Literal
+from typing import Any
 
-from ..protocol import messages
-from ..protocol.frames import Frame, FrameReader, FrameWriter, Segment, pack
+from ..protocol.frames import Frame, FrameReader, FrameWriter, Segment
 from .carrier import Carrier
 from .lookout import Lookout
 from .loops import around_another_loop
 from .page import Slot
-
-OUTPUT_CHUNK = 8192
-"""Characters of output from which on they are sent."""
-
-OUTPUT_MOST = 1 << 20
-"""Characters of output that one message holds."""
 
 ROW_LIMIT = 5e-3
 """Seconds after which a row of calls lets the main loop have its turn."""
@@ -346,9 +337,15 @@ class Interrupts:
     ----------
     slot
         The words that the owner writes.
+
+    Attributes
+    ----------
+    interrupted
+        The last call that was interrupted; 0 for none.
     """
 
     def __init__(self, slot: Slot) -> None:
+        self.interrupted = 0
         self._slot = slot
         self._calls: list[int] = []  # that run in the lane's thread, each inside the one before
         self._cancels: dict[int, Callable[[], object]] = {}  # of coroutines, by their call
@@ -392,6 +389,7 @@ class Interrupts:
             calls.append(call_id)
             self._last_begun = max(self._last_begun, call_id)
             if self._slot.interrupted_call == call_id and self.is_news():
+                self.interrupted = call_id
                 raise KeyboardInterrupt
             return function()
         finally:
@@ -411,6 +409,7 @@ class Interrupts:
         except asyncio.CancelledError:
             if call_id not in self._cancelled:
                 raise  # the tool's own doing
+            self.interrupted = call_id
             raise KeyboardInterrupt from None
         finally:
             self._cancels.pop(call_id, None)
@@ -456,6 +455,7 @@ class Interrupts:
         # A call that has another one inside it is interrupted when that has ended: the owner asks
         # again until it is heard.
         elif self._calls and self._calls[-1] == call_id and self.is_news():
+            self.interrupted = call_id
             self._raise()
 
     def _latest(self) -> int:
@@ -542,75 +542,3 @@ async def _awaited(function: Callable[[], Any]) -> tuple[Any, BaseException | No
         return await function(), None
     except (KeyboardInterrupt, SystemExit) as error:  # a task that raised these would end the loop
         return None, error
-
-
-class CallOutput(io.TextIOBase):
-    """Stands in for ``sys.stdout`` or ``sys.stderr`` while a call runs, and sends what it prints.
-
-    Parameters
-    ----------
-    lane
-        Where to send it.
-    stream
-        Which of the two it is.
-
-    Attributes
-    ----------
-    call_id
-        The call that runs.
-    """
-
-    def __init__(self, lane: WorkerLane, stream: Literal["stdout", "stderr"]) -> None:
-        self.call_id = 0
-        self._lane = lane
-        self._stream: Literal["stdout", "stderr"] = stream
-        self._pieces: list[str] = []
-        self._length = 0
-        self._writing = threading.RLock()  # a call may have threads that print
-        os.register_at_fork(after_in_child=self._unlock)
-
-    def _unlock(self) -> None:
-        self._writing = threading.RLock()
-
-    @property
-    def encoding(self) -> str:  # type: ignore[override]
-        """Text is sent as it is; this is what others ask for."""
-        return "utf-8"
-
-    def writable(self) -> bool:
-        """Whether it can be written to: yes."""
-        return True
-
-    def fileno(self) -> int:
-        """Return the descriptor of the kernel's own stream: a subprocess writes there."""
-        stream = sys.__stdout__ if self._stream == "stdout" else sys.__stderr__
-        if stream is None:
-            raise io.UnsupportedOperation
-        return stream.fileno()
-
-    def write(self, text: str) -> int:
-        """Keep a text until its line ends, or there is enough of it."""
-        if not isinstance(text, str):
-            msg = f"write() argument must be str, not {type(text).__name__}"
-            raise TypeError(msg)
-        with self._writing:
-            self._pieces.append(text)
-            self._length += len(text)
-            if "\n" in text or "\r" in text or self._length >= OUTPUT_CHUNK:
-                self.flush()
-        return len(text)
-
-    def flush(self) -> None:
-        """Send what is kept."""
-        if not self._pieces:
-            return
-        with self._writing:
-            pieces, self._pieces, self._length = self._pieces, [], 0
-            text = messages.sendable("".join(pieces))
-            for start in range(0, len(text), OUTPUT_MOST):
-                part = text[start : start + OUTPUT_MOST]
-                self.send(messages.Output(self.call_id, self._stream, part))
-
-    def send(self, message: messages.Output | messages.Progress) -> None:
-        """Send what a call shows, behind what was sent before."""
-        self._lane.send(pack(messages.encode(message)))

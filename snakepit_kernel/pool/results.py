@@ -30,6 +30,8 @@ class CellResult:
         The worker's prompt number.
     worker
         Name of the worker that ran it.
+    pages
+        What the cell had for the pager, as ``len?`` has it: dictionaries by MIME type.
     """
 
     outputs: list[dict[str, Any]] = field(default_factory=list)
@@ -39,6 +41,7 @@ class CellResult:
     pulled: dict[str, Any] = field(default_factory=dict)
     execution_count: int | None = None
     worker: str = ""
+    pages: list[dict[str, Any]] = field(default_factory=list)
 
     @property
     def ok(self) -> bool:

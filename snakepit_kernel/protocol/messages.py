@@ -19,6 +19,7 @@ message        direction  body
 `More`         → worker   none; room for chunks
 `Leave`        → worker   none; nobody wants the rest of a stream
 `Output`       ← worker   none; what the running call printed
+`Shown`        ← worker   what the running call showed, see `as_shown`
 `Progress`     ← worker   none; how far a progress bar of the running call is
 `Event`        ← worker   none; something that the worker's code tells of
 `HostCall`     ← worker   ``(args, kwargs)`` of a host tool
@@ -28,16 +29,21 @@ message        direction  body
 =============  =========  ================================================================
 
 A worker answers each `Configure`, `Call` and `Apply` exactly once, by `Configured`, `Result` or
-`Failure` of the same ``id``; `Output`, `Progress` and `Chunk` of that id come before. The owner
-answers each `HostCall` by `Result` or `Failure` of the host call's own ``id``, which the worker
-minted. While a worker waits for that, it serves calls that were made on behalf of the host call,
-and no others. Several calls may be sent at once: a worker runs them one after the other, and gives
-back those that it has not begun when the owner asks for them (`Slot.recalled_call`). An `Event`
-may come at any time, and is not answered.
+`Failure` of the same ``id``; `Output`, `Shown`, `Progress` and `Chunk` of that id come before. The
+owner answers each `HostCall` by `Result` or `Failure` of the host call's own ``id``, which the
+worker minted. While a worker waits for that, it serves calls that were made on behalf of the host
+call, and no others. Several calls may be sent at once: a worker runs them one after the other, and
+gives back those that it has not begun when the owner asks for them (`Slot.recalled_call`). An
+`Event` may come at any time, and is not answered.
+
+What a call or cell shows when it has ended comes as `Late` on a socket of its own, which the owner
+always reads: nobody reads a lane that is not lent.
 """
 
 from __future__ import annotations
 
+import json
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -222,6 +228,8 @@ class Apply(WithValue, frozen=True, tag="apply"):
     ----------
     function
         Number of one that was prepared; 0 for one that travels.
+    belongs_to_cell
+        It is the pool's own, for a cell that runs before or behind it: at its end nothing is shown.
     """
 
     id: int
@@ -229,6 +237,7 @@ class Apply(WithValue, frozen=True, tag="apply"):
     inside: int = 0
     correlation: str = ""
     function: int = 0
+    belongs_to_cell: bool = False
 
 
 class Output(_Message, frozen=True, tag="output"):
@@ -237,6 +246,38 @@ class Output(_Message, frozen=True, tag="output"):
     id: int
     stream: Literal["stdout", "stderr"]
     text: str
+
+
+class Shown(_Message, frozen=True, tag="shown"):
+    """Something rich that the running call showed.
+
+    Attributes
+    ----------
+    kind
+        The type of the message that Jupyter has for it: ``display_data``, ``clear_output``, …
+    """
+
+    id: int
+    kind: str
+
+
+class Late(_Message, frozen=True, tag="late"):
+    """What a call, or cell, showed when it had ended. Its body is as that of `Shown`.
+
+    Attributes
+    ----------
+    kind
+        As for `Shown`, or ``stream``.
+    lane, call
+        The call, and the number of its lane.
+    cell
+        Id of the request that ran the cell; empty for a call.
+    """
+
+    kind: str
+    lane: int = 0
+    call: int = 0
+    cell: str = ""
 
 
 class Progress(_Message, frozen=True, tag="progress"):
@@ -307,6 +348,9 @@ class Leave(_Message, frozen=True, tag="leave"):
     id: int
 
 
+LAST_WORDS = b"w"
+"""What the worker sends first on the socket for what comes late, with the ends of its pipes."""
+
 CELL = 0
 """Stands for the cell that runs in the place of the id of a call."""
 
@@ -339,9 +383,16 @@ class Returned(_Message, frozen=True, tag="returned"):
 
 
 class Result(WithValue, frozen=True, tag="result"):
-    """A call returned."""
+    """A call returned.
+
+    Attributes
+    ----------
+    lingers
+        Whether it has left something that may show more.
+    """
 
     id: int
+    lingers: bool = False
 
 
 class Failure(WithValue, frozen=True, tag="failure"):
@@ -353,6 +404,8 @@ class Failure(WithValue, frozen=True, tag="failure"):
         ``raised``: the code of the call raised; ``interrupted``: it was interrupted;
         ``arguments``: it did not run because its arguments do not fit, one sentence for each in
         ``problems``; ``tool``: there is no such tool, ``problems`` names those that exist.
+    lingers
+        As for `Result`.
     """
 
     id: int
@@ -361,6 +414,7 @@ class Failure(WithValue, frozen=True, tag="failure"):
     message: str
     traceback: str
     problems: list[str] = []
+    lingers: bool = False
 
 
 ToWorker = (
@@ -380,8 +434,35 @@ ToWorker = (
     | Failure
 )
 FromWorker = (
-    Hello | Configured | Output | Progress | Event | Chunk | HostCall | Returned | Result | Failure
+    Hello
+    | Configured
+    | Output
+    | Shown
+    | Progress
+    | Event
+    | Chunk
+    | HostCall
+    | Returned
+    | Result
+    | Failure
 )
+
+
+def as_shown(content: bytes, metadata: bytes = b"{}") -> bytes:
+    """Return the body of a `Shown` or `Late`: content and metadata of Jupyter's message."""
+    return b"[%b,%b]" % (content, metadata)
+
+
+def shown(body: bytes | memoryview) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return content and metadata of a `Shown` or `Late`."""
+    content, metadata = json.loads(bytes(body))
+    return content, metadata
+
+
+def as_text(stream: str, text: str) -> bytes:
+    """Return the body of a `Late` that is text."""
+    content: Mapping[str, str] = {"name": stream, "text": text}
+    return as_shown(json.dumps(content).encode())
 
 
 def sendable(text: str) -> str:
@@ -392,6 +473,7 @@ def sendable(text: str) -> str:
 encode = msgspec.msgpack.Encoder().encode
 decode_for_worker = msgspec.msgpack.Decoder(ToWorker).decode
 decode_from_worker = msgspec.msgpack.Decoder(FromWorker).decode
+decode_late = msgspec.msgpack.Decoder(Late).decode
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

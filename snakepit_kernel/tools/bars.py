@@ -8,18 +8,16 @@ before, or derives others from them. A bar of a cell, or one that writes to a fi
 from __future__ import annotations
 
 import functools
-import importlib.abc
 import itertools
 import os
 import sys
-from collections.abc import Callable, Sequence
-from importlib.machinery import ModuleSpec, PathFinder
+from collections.abc import Callable
 from types import ModuleType
 from typing import Any
 
-from ..lane.worker import CallOutput
 from ..protocol.messages import Progress
-from .output import output_of_call
+from .imports import change_modules
+from .output import CallOutput, output_of_call
 
 Plain = bool | int | float | str
 
@@ -31,10 +29,7 @@ _numbers = itertools.count(1)
 
 def follow_bars() -> None:
     """Have the bars of calls followed in this process, from now on."""
-    for name, change in _CHANGES.items():
-        if name in sys.modules:
-            change(sys.modules[name])
-    sys.meta_path.insert(0, _Finder())
+    change_modules(_CHANGES)
 
 
 class Report:
@@ -191,39 +186,3 @@ def _nothing(*_: Any, **__: Any) -> None:
 
 
 _CHANGES = {"tqdm.std": _change_bars, "tqdm.notebook": _change_widgets}
-
-
-# -- their import ----------------------------------------------------------------------------------
-
-
-class _Finder(importlib.abc.MetaPathFinder):
-    """Finds the modules of tqdm that are to be changed, and nothing else."""
-
-    def find_spec(
-        self, name: str, path: Sequence[str] | None, target: ModuleType | None = None
-    ) -> ModuleSpec | None:
-        """Find a module as usual; have it changed when it has been loaded."""
-        change = _CHANGES.get(name)
-        spec = None if change is None else PathFinder.find_spec(name, path, target)
-        if change is not None and spec is not None and spec.loader is not None:
-            spec.loader = _Loader(spec.loader, change)
-        return spec
-
-
-class _Loader(importlib.abc.Loader):
-    """Loads a module as another loader does, and changes it."""
-
-    def __init__(self, loader: importlib.abc.Loader, change: Callable[[ModuleType], None]) -> None:
-        self._loader = loader
-        self._change = change
-
-    def create_module(self, spec: ModuleSpec) -> ModuleType | None:
-        """Create the module as usual."""
-        return self._loader.create_module(spec)
-
-    def exec_module(self, module: ModuleType) -> None:
-        """Run the module, and change it."""
-        assert module.__spec__ is not None
-        module.__spec__.loader = module.__loader__ = self._loader  # which others ask for the source
-        self._loader.exec_module(module)
-        self._change(module)

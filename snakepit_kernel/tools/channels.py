@@ -9,16 +9,18 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import contextvars
+import functools
 import signal
-import threading
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import IPython
 from IPython.core import getipython
 
 from ..processes.activity import LOOK_INTERVAL, Turn
+from .context import call_of_here
 
 if TYPE_CHECKING:
     from IPython.core.interactiveshell import InteractiveShell
@@ -143,17 +145,48 @@ class Channels:
         Parameters
         ----------
         build_now
-            Called where a tool is running.
+            Called where a tool is running, in any thread.
         """
+        from IPython.core.interactiveshell import InteractiveShell
+
         shell_of = getipython.get_ipython
+        is_initialized = InteractiveShell.initialized.__func__  # type: ignore[attr-defined]
+        instance_of = InteractiveShell.instance.__func__  # type: ignore[attr-defined]
 
         def get_ipython() -> InteractiveShell | None:
             """Return the shell of this kernel."""
-            if not self._is_complete and threading.current_thread() is threading.main_thread():
+            if not self._is_complete:
                 build_now()
             return shell_of()
 
+        @functools.wraps(is_initialized)
+        def initialized(cls: type[InteractiveShell]) -> bool:
+            # IPython's `display` asks so whether there is more than print(). Others, who only want
+            # to know where they are, do not have it built.
+            asks = sys._getframe(1).f_globals.get("__name__", "")  # noqa: SLF001 - as warnings do
+            if not self._is_complete and asks.startswith("IPython.") and call_of_here():
+                build_now()
+            return bool(is_initialized(cls))
+
+        @functools.wraps(instance_of)
+        def instance(cls: type[InteractiveShell], *args: Any, **kwargs: Any) -> Any:
+            if not self._is_complete and call_of_here():  # else it would make one that is nobody's
+                build_now()
+            return instance_of(cls, *args, **kwargs)
+
         getipython.get_ipython = IPython.get_ipython = get_ipython
+        InteractiveShell.initialized = classmethod(initialized)  # type: ignore[assignment,method-assign]
+        InteractiveShell.instance = classmethod(instance)  # type: ignore[assignment,method-assign]
+
+    @property
+    def are_settled(self) -> bool:
+        """Whether there is nothing to be built: all is there, or something stood in the way."""
+        return self._is_complete or self._failure is not None
+
+    def is_told_to_end(self) -> bool:
+        """Whether the shell was told to end this process."""
+        kernel = getattr(self._app, "kernel", None)
+        return kernel is not None and bool(getattr(kernel.shell, "exit_now", False))
 
     def close(self) -> None:
         """Stop the threads that would be in the way of the exit hooks."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from contextvars import ContextVar
+from threading import Thread, current_thread, main_thread
 from typing import TYPE_CHECKING, Any, Self
 
 from ..errors import ToolError
@@ -14,6 +15,7 @@ if TYPE_CHECKING:
     from ..sessions.programs import Metadata, Programs
     from ..sessions.variables import Variables
     from .hostcalls import HostCalls
+    from .output import Output
     from .state import RemoteState
 
 LIST_HOST_TOOLS = "__names__"
@@ -21,6 +23,17 @@ LIST_HOST_TOOLS = "__names__"
 
 SESSION_TOOL = "__session__"
 """Stands for a host tool: a part of the session, a method of that, and its arguments."""
+
+
+def unheard(tool: str) -> RuntimeError:
+    """Return the error of code whose call, or cell, has ended."""
+    if tool == SESSION_TOOL:
+        msg = "the session cannot be used here any more: the call, or cell, of this code has ended"
+        return RuntimeError(msg)
+    return RuntimeError(
+        f"host tool {tool!r} cannot be called: nobody listens; host tools work while a call, or a "
+        "cell that the pool runs, has not ended"
+    )
 
 
 class SessionContext:
@@ -39,8 +52,10 @@ class SessionContext:
     """
 
     __slots__ = (
+        "__weakref__",
         "_call_id",
         "_host_calls",
+        "_output",
         "_state",
         "correlation_id",
         "pool",
@@ -57,12 +72,14 @@ class SessionContext:
         call_id: int = CELL,
         *,
         correlation_id: str = "",
+        output: Output | None = None,
     ) -> None:
         self.session_id = session_id
         self.pool = pool
         self.worker = worker
         self._host_calls = host_calls
         self._call_id = call_id
+        self._output = output
         self._state: RemoteState | None = None
         self.correlation_id = correlation_id
 
@@ -149,6 +166,8 @@ class SessionContext:
     def _ask(self, part: str, method: str, *args: Any, **kwargs: Any) -> Any:
         """Ask the notebook for something of the session; an exception is raised as it is."""
         way_back = self._way_back()
+        if self._call_id == CELL and _cell is not None and self.session_id != _cell.session_id:
+            raise unheard(SESSION_TOOL)  # a cell of another session runs
         try:
             return way_back.call(self._call_id, SESSION_TOOL, ((part, method, *args), kwargs))
         except ToolError as error:
@@ -238,22 +257,105 @@ class HostTools:
 
 
 _call: ContextVar[SessionContext | None] = ContextVar("snakepit_call", default=None)
+_starter: ContextVar[SessionContext | None] = ContextVar("snakepit_starter", default=None)
 _cell: SessionContext | None = None
+_has_run_cells = False
+_running: set[SessionContext] = set()
+"""The calls that run, in whatever thread."""
+_threads: dict[SessionContext, list[Thread]] = {}
+"""The threads that they have started."""
 
 
 def context() -> SessionContext:
     """Return the context of the call or cell that runs in this worker.
 
+    In a thread that a call or cell has started, or in a function that it has given to a
+    ``ThreadPoolExecutor``, it is that of this call or cell. In other threads it is that of the
+    running call, if only one runs.
+
     Raises
     ------
     RuntimeError
-        This is not a worker.
+        This is not a worker; or it is a thread of which nobody knows whose work it does.
     """
-    found = _call.get() or _cell
-    if found is None:
+    if _cell is None:
         msg = "snakepit_kernel.context() works in a worker, in a tool or a cell; this is neither"
         raise RuntimeError(msg)
-    return found
+    call = _call.get()
+    if call is not None:
+        return call
+    starter = _starter.get()
+    if starter is None:
+        if len(_running) > 1 and not is_main_thread():
+            msg = f"{len(_running)} calls run, and this thread is of none of them; {_HAND_OVER}"
+            raise RuntimeError(msg)
+        return next(iter(_running.copy()), _cell)
+    if starter in _running:
+        return starter
+    if _is_cell(starter) and starter.session_id == _cell.session_id:
+        return _cell
+    msg = (
+        f"the {'cell' if _is_cell(starter) else 'call'} that started this thread has ended, "
+        f"and whose work the thread does is not known; {_HAND_OVER}"
+    )
+    raise RuntimeError(msg)
+
+
+_HAND_OVER = (
+    "take context = snakepit_kernel.context() where the call begins, and hand it to the thread"
+)
+
+
+def context_of_here() -> SessionContext | None:
+    """Return the context that what is shown here belongs to; None if that is not known."""
+    return _call.get() or _starter.get()
+
+
+def call_of_here() -> SessionContext | None:
+    """Return the call that what is shown here belongs to, also if it has ended; None for none."""
+    found = _call.get() or _starter.get()
+    return None if found is None or _is_cell(found) else found
+
+
+def begin_call(value: SessionContext) -> None:
+    """Note that a call runs."""
+    _running.add(value)
+    _call.set(value)
+
+
+def end_call(value: SessionContext) -> bool:
+    """Note that a call has ended; say whether threads that it has started go on."""
+    _running.discard(value)
+    threads = _threads.pop(value, ()) if _threads else ()
+    return bool(threads) and any(thread.is_alive() for thread in threads)
+
+
+def starting_here() -> SessionContext | None:
+    """Return the context of the call or cell that is about to start something."""
+    found = _call.get() or _starter.get()
+    if found is None and _has_run_cells and is_main_thread():
+        return _cell
+    return found  # the kernel's own threads are nobody's
+
+
+def note_thread(context: SessionContext, thread: Thread) -> None:
+    """Note that a call or cell starts a thread."""
+    if context in _running:
+        _threads.setdefault(context, []).append(thread)
+
+
+def _is_cell(context: SessionContext) -> bool:
+    return context._call_id == CELL  # noqa: SLF001 - one idea in two pieces
+
+
+def enter_thread(starter: SessionContext) -> None:
+    """Note in a new thread who has started it."""
+    _starter.set(starter)
+
+
+def is_main_thread() -> bool:
+    """Whether this is the main thread."""
+    return current_thread() is main_thread()
 
 
 def enter_worker(pool: str, worker: str, host_calls: HostCalls | None = None) -> None:
@@ -272,7 +374,8 @@ def enter_slot(worker: str) -> None:
 
 def enter_cell(session_id: str | None) -> None:
     """Name the session of the cells that come."""
-    global _cell  # noqa: PLW0603
+    global _cell, _has_run_cells  # noqa: PLW0603
+    _has_run_cells = True
     cell = context_of_cells()
     _cell = SessionContext(session_id, cell.pool, cell.worker, cell._host_calls)  # noqa: SLF001
 
@@ -283,7 +386,7 @@ def correlate_cell(correlation: str) -> None:
 
 
 def _correlation() -> str:
-    found = _call.get() or _cell
+    found = _call.get() or _starter.get() or _cell
     return "" if found is None else found.correlation_id
 
 

@@ -16,7 +16,7 @@ from ..protocol.frames import Frame, Segment
 from ..protocol.messages import CELL
 from ..protocol.values import pickled
 from ..telemetry.correlation import correlation_id, stamp
-from .context import SESSION_TOOL
+from .context import unheard
 from .emitting import Emitter
 
 Answer = tuple[messages.Result | messages.Failure, Frame]
@@ -37,10 +37,13 @@ class HostCalls:
     ----------
     events
         Sends what these calls tell of.
+    interrupted
+        The last call whose host call was interrupted, and so the call with it; 0 for none.
     """
 
     def __init__(self, lane: WorkerLane, cell_is_served: Callable[[], bool]) -> None:
         self.events = Emitter(lane)
+        self.interrupted = 0
         self._lane = lane
         self._cell_is_served = cell_is_served
         self._ids = itertools.count(1)
@@ -88,7 +91,11 @@ class HostCalls:
         try:
             self._lane.send(frames)
             self._lane.wait(lambda: number in self._answers or not self._is_served(call_id))
-            return self._answered(number, tool)
+            try:
+                return self._answered(number, tool)
+            except KeyboardInterrupt:
+                self.interrupted = call_id
+                raise
         finally:
             self._forget(number)
 
@@ -114,7 +121,7 @@ class HostCalls:
         self, call_id: int, tool: str, arguments: Arguments, can_nest: bool
     ) -> tuple[int, list[Segment]]:
         if not self._is_served(call_id):
-            raise _unheard(tool)
+            raise unheard(tool)
         codec = self._lane.carrier.codec
         body, buffers = pickled(codec, f"host tool {tool!r}", *arguments, to="the notebook")
         number = next(self._ids)
@@ -126,7 +133,7 @@ class HostCalls:
 
     def _answered(self, number: int, tool: str) -> Any:
         if number not in self._answers:
-            raise _unheard(tool)
+            raise unheard(tool)
         return self._outcome(tool, *self._answers[number])
 
     def _forget(self, number: int) -> None:
@@ -142,16 +149,6 @@ class HostCalls:
             raise KeyboardInterrupt
         stamp(error, correlation_id())
         raise error
-
-
-def _unheard(tool: str) -> RuntimeError:
-    if tool == SESSION_TOOL:
-        msg = "the session cannot be used here any more: the call, or cell, of this code has ended"
-        return RuntimeError(msg)
-    return RuntimeError(
-        f"host tool {tool!r} cannot be called: nobody listens; host tools work while a call, or a "
-        "cell that the pool runs, has not ended"
-    )
 
 
 def _tell(loop: asyncio.AbstractEventLoop, answered: asyncio.Event) -> None:

@@ -18,10 +18,18 @@ from ..lane.worker import Interrupts, WorkerLane
 from ..protocol import messages
 from ..protocol.encoders import encoders
 from ..protocol.frames import Frame, pack
-from .context import SessionContext, context_of_call, context_of_cells, enter_call
+from .context import (
+    SessionContext,
+    begin_call,
+    context_of_call,
+    context_of_cells,
+    end_call,
+    enter_call,
+)
 from .hostcalls import HostCalls
+from .loops import EventLoops
 from .outlet import Outlet
-from .output import RedirectedOutput, RoutedOutput
+from .output import Output
 from .registry import AdapterError, ToolRegistry
 from .surroundings import Surroundings
 
@@ -43,7 +51,9 @@ class Server:
     registry
         The tools.
     interrupts, make_output
-        How calls of this thread are interrupted, and where what they print goes.
+        How calls of this thread are interrupted, and where what they show goes.
+    finish
+        Shows what a call has left to be shown at its end.
     on_message
         Gets the messages that are no calls.
     on_close
@@ -66,7 +76,8 @@ class Server:
         registry: ToolRegistry,
         *,
         interrupts: type[Interrupts],
-        make_output: Callable[[WorkerLane], RedirectedOutput | RoutedOutput],
+        make_output: Callable[[WorkerLane, int], Output],
+        finish: Callable[[], None],
         on_message: OnMessage,
         on_close: Callable[[], None],
         surroundings: Surroundings,
@@ -75,16 +86,19 @@ class Server:
         carrier = page.carrier(number, is_owner=False)
         self.lane = WorkerLane(sock, carrier, self._take, on_close)
         self.host_calls = HostCalls(self.lane, lambda: slot.serves_cell)
-        self.output = make_output(self.lane)
+        self.output = make_output(self.lane, number)
+        self._finish = finish
         self.interrupts = interrupts(slot)
         self._slot = slot
         self._loop = loop
         self._registry = registry
         self._surroundings = surroundings
         self._functions: dict[int, Callable[..., Any]] = {}  # that several calls run
+        self._loops = EventLoops(None if number else loop)  # the first is the main thread's
         self._to_forget: deque[messages.Forget] = deque()
         self._on_message = on_message
         self._outlets: dict[int, Outlet] = {}
+        self._of_cells: set[int] = set()  # calls at whose end nothing is shown
         self._tasks: set[asyncio.Task[None]] = set()
         self._put_off: deque[tuple[CallMessage, Frame]] = deque()  # calls that have not begun
         self._is_busy = False
@@ -220,6 +234,7 @@ class Server:
             self.host_calls,
             call.id,
             correlation_id=call.correlation,
+            output=self.output,
         )
         try:
             self._surroundings.enter(call.session)
@@ -253,6 +268,8 @@ class Server:
                 prepared = self._functions[call.function]
                 return functools.partial(prepared, *self.lane.carrier.load(call, frame)), False
             function, args, kwargs = self.lane.carrier.load(call, frame)
+            if call.belongs_to_cell:
+                self._of_cells.add(call.id)
             return functools.partial(function, *args, **kwargs), inspect.iscoroutinefunction(
                 function
             )
@@ -280,23 +297,29 @@ class Server:
         self._begin(call_id, call_context)
         # A tool is a plain function to its author: inside it, asyncio.run() must work.
         asyncio._set_running_loop(None)  # noqa: SLF001
+        self._loops.begin()
         try:
             value = self.interrupts.run(call_id, ready)
         except BaseException as error:  # noqa: BLE001 - the edge of a request: it answers
+            self._loops.end()
             asyncio._set_running_loop(outer)  # noqa: SLF001
-            self._end(call_id)
-            self.lane.send(answers.with_error(self.lane.carrier, call_id, error))
+            self._refuse(call_id, error, lingers=self._end(call_id, call_context))
         else:
+            self._loops.end()
             asyncio._set_running_loop(outer)  # noqa: SLF001
-            self._end(call_id)
-            self.lane.send(answers.with_value(self.lane.carrier, call_id, value))
+            lingers = self._end(call_id, call_context)
+            self.lane.send(answers.with_value(self.lane.carrier, call_id, value, lingers=lingers))
         finally:
             enter_call(before)
 
     def _run_apart(self, running: Coroutine[Any, Any, None]) -> None:
         """Run a coroutine in a loop of its own, which reads the lane as well."""
-        with asyncio.Runner() as runner, self.lane.also_read_in(runner.get_loop()):
-            runner.run(running)
+        self._loops.begin()
+        try:
+            with asyncio.Runner() as runner, self.lane.also_read_in(runner.get_loop()):
+                runner.run(running)
+        finally:
+            self._loops.end()
 
     async def _run_async(
         self, call_id: int, ready: Callable[[], Any], call_context: SessionContext
@@ -304,26 +327,44 @@ class Server:
         self._begin(call_id, call_context)  # its context is that of this task alone
         session = call_context.session_id
         within = functools.partial(self._surroundings.within, session, ready)
+        policy = self._loops.begin_awaited()
         try:
             value = await self.interrupts.run_async(call_id, within)
             self._surroundings.enter(session)  # to pickle what has come
         except BaseException as error:  # noqa: BLE001 - the edge of a request: it answers
-            self._end(call_id)
-            self.lane.send(answers.with_error(self.lane.carrier, call_id, error))
+            self._loops.end_awaited(policy)
+            self._end(call_id, call_context)
+            self._refuse(call_id, error, lingers=True)
         else:
-            self._end(call_id)
-            self.lane.send(answers.with_value(self.lane.carrier, call_id, value))
+            self._loops.end_awaited(policy)
+            self._end(call_id, call_context)  # tasks that it has started may go on
+            self.lane.send(answers.with_value(self.lane.carrier, call_id, value, lingers=True))
+
+    def _refuse(self, call_id: int, error: BaseException, *, lingers: bool) -> None:
+        """Answer a call that raised."""
+        was_interrupted = call_id in {self.interrupts.interrupted, self.host_calls.interrupted}
+        answer = answers.with_error(
+            self.lane.carrier, call_id, error, is_own=not was_interrupted, lingers=lingers
+        )
+        self.lane.send(answer)
 
     def _begin(self, call_id: int, call_context: SessionContext) -> None:
-        enter_call(call_context)
+        begin_call(call_context)
         self.host_calls.begin(call_id)
         self.output.begin(call_id)
         self._surroundings.tell()
 
-    def _end(self, call_id: int) -> None:
+    def _end(self, call_id: int, call_context: SessionContext) -> bool:
+        """End a call; say whether it has left threads."""
+        if call_id in self._of_cells:
+            self._of_cells.remove(call_id)
+        else:
+            self._finish()
+        lingers = end_call(call_context)
         self.output.end(call_id)
         self.host_calls.end(call_id)
         self._outlets.pop(call_id, None)
+        return lingers
 
 
 def _raise(error: BaseException, *_: object) -> None:

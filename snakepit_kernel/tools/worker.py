@@ -5,19 +5,24 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import dataclasses
+import contextvars
+import faulthandler
 import importlib
 import os
 import signal
 import socket
 import sys
 import threading
+import time
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import TYPE_CHECKING
 
 from tornado.ioloop import IOLoop
 
 from .._version import __version__
 from ..kernel.app import LANE_OPTION
+from ..kernel.streams import WorkerStream
 from ..lane import answers
 from ..lane.page import RECALL_SIGNAL, Page
 from ..lane.pulse import beat
@@ -29,14 +34,29 @@ from ..protocol.frames import Frame, pack
 from ..telemetry.correlation import METADATA_KEY
 from .bars import follow_bars
 from .channels import Channels
-from .context import correlate_cell, enter_cell, enter_slot, enter_worker
-from .output import RedirectedOutput, RoutedOutput
+from .context import correlate_cell, enter_cell, enter_slot, enter_worker, is_main_thread
+from .descriptors import Descriptors
+from .figures import keep_figures_apart
+from .loops import protect
+from .output import (
+    Late,
+    RedirectedOutput,
+    RoutedOutput,
+    StreamKeeper,
+    note_streams_of_cells,
+    route_streams,
+)
 from .registry import ToolRegistry
 from .serving import OnMessage, Server
+from .showing import Showing
 from .surroundings import NoSurroundings, Surroundings
+from .threads import hand_on_contexts
 
 if TYPE_CHECKING:
     from ..kernel.kernel import SnakepitKernel
+
+BUILT_AGAIN = 0.01
+"""Seconds after which another thread looks again whether the main thread has built the shell."""
 
 
 def run(argv: Sequence[str]) -> None:
@@ -45,20 +65,29 @@ def run(argv: Sequence[str]) -> None:
     Parameters
     ----------
     argv
-        The kernel's arguments. One is ``--lane=FD,FD…:FD``: the sockets, that of the main thread
-        first, and the page beside them.
+        The kernel's arguments. One is ``--lane=FD,FD…:FD:FD``: the sockets, that of the main thread
+        first, the page beside them, and the socket for what is shown late.
     """
     (option,) = (argument for argument in argv if argument.startswith(LANE_OPTION))
-    lanes, _, page = option.removeprefix(LANE_OPTION).partition(":")
+    lanes, page, late = option.removeprefix(LANE_OPTION).split(":")
     sockets = [int(number) for number in lanes.split(",")]
-    for descriptor in (*sockets, int(page)):
+    for descriptor in (*sockets, int(page), int(late)):
         os.set_inheritable(descriptor, False)
+    descriptors = Descriptors()
+    # A crash must say where, in the log, which the pool keeps.
+    faulthandler.enable(file=descriptors.logs["stderr"])
     follow_bars()
+    keep_figures_apart()
     activity.begin_cell()  # until the pool can use us: others prepare themselves later
     main_loop = IOLoop.current()
     loop: asyncio.AbstractEventLoop = main_loop.asyncio_loop  # type: ignore[attr-defined]
     worker = Worker(
-        [socket.socket(fileno=n) for n in sockets], Page(int(page), len(sockets)), loop, argv
+        [socket.socket(fileno=n) for n in sockets],
+        Page(int(page), len(sockets)),
+        loop,
+        argv,
+        late=Late(socket.socket(fileno=int(late)), descriptors),
+        descriptors=descriptors,
     )
     loop.call_soon(worker.open)  # when this runs, the main loop does
     while True:
@@ -80,6 +109,10 @@ class Worker:
         The main loop.
     argv
         The kernel's arguments.
+    late
+        Where to send what is shown late.
+    descriptors
+        Those that the process writes to.
 
     Attributes
     ----------
@@ -93,9 +126,14 @@ class Worker:
         page: Page,
         loop: asyncio.AbstractEventLoop,
         argv: Sequence[str],
+        *,
+        late: Late,
+        descriptors: Descriptors,
     ) -> None:
         self._loop = loop
         self._page = page
+        self._wants_shell = False
+        self._showing = Showing(late)
         self._registry = ToolRegistry()
         self._surroundings = Surroundings()
         first, *others = sockets
@@ -106,13 +144,16 @@ class Worker:
             loop,
             self._registry,
             interrupts=Interrupts,
-            make_output=RedirectedOutput,
+            make_output=partial(RedirectedOutput, late=late, descriptors=descriptors),
+            finish=self._showing.finish,
             on_message=self._take,
             on_close=self._stop,
             surroundings=self._surroundings,
         )
         self._threads = [
-            _Thread(sock, page, number, self._registry, self._take)
+            _Thread(
+                sock, page, number, self._registry, self._take, showing=self._showing, late=late
+            )
             for number, sock in enumerate(others, 1)
         ]
         self.channels = Channels(
@@ -123,12 +164,19 @@ class Worker:
             adopt=self._adopt,
             around=self._surroundings.for_all,
         )
+        assert isinstance(self._server.output, RedirectedOutput)
+        self._output = self._server.output
+        note_streams_of_cells()
+        route_streams()
+        WorkerStream.keeper = StreamKeeper(self._output, descriptors.logs)
+        hand_on_contexts(self._showing.as_shown_here)
 
     def open(self) -> None:
         """Say hello: from now on calls are served."""
         others = [thread.server.interrupts for thread in self._threads]
         self._heeds_interrupt = install(self._server.interrupts, others)
         signal.signal(RECALL_SIGNAL, self._give_back)
+        protect(self._loop, self.channels.is_told_to_end)
         self._page.offer_stacks()
         self.channels.offer_shell(self._build_in_call)
         python = "{}.{}".format(*sys.version_info)
@@ -144,6 +192,9 @@ class Worker:
         with self._server.interrupts.held():
             for server in (self._server, *(thread.server for thread in self._threads)):
                 server.give_back()
+            if self._wants_shell:
+                self._wants_shell = False
+                self._build_in_call()
 
     def _adopt(self, kernel: SnakepitKernel) -> None:
         """Take in the kernel that was built around us."""
@@ -155,15 +206,21 @@ class Worker:
         )
         assert kernel.shell is not None
         surroundings.adopt(kernel.shell)
+        note_streams_of_cells()
+        self._showing.adopt(kernel)
 
     def _enter_cell(self, session: str | None) -> None:
         """Go to the surroundings of the session of a cell."""
         enter_cell(session)
+        self._output.begin_cell()
         self._surroundings.enter(session)
         self._surroundings.tell()
 
     def _build_in_call(self) -> None:
         """Build the rest of the kernel in the middle of a call, which must not notice."""
+        if not is_main_thread():
+            self._have_it_built()
+            return
         running = asyncio._get_running_loop()  # noqa: SLF001 - public in asyncio.events
         asyncio._set_running_loop(self._loop)  # noqa: SLF001
         try:
@@ -172,9 +229,22 @@ class Worker:
         finally:
             asyncio._set_running_loop(running)  # noqa: SLF001
 
+    def _have_it_built(self) -> None:
+        """Have the main thread build it, whatever that does, from another thread.
+
+        Only a signal reaches it in the middle of a call.
+        """
+        while not self.channels.are_settled:
+            self._wants_shell = True
+            signal.pthread_kill(threading.main_thread().ident or 0, RECALL_SIGNAL)
+            # It comes to nothing in the middle of another part that is being built.
+            time.sleep(BUILT_AGAIN)
+        self.channels.build_now()  # raises what stood in the way
+
     def _stop(self) -> None:
         """End this kernel in the polite way, with its exit hooks: the owner closed the lane."""
-        self._loop.call_soon(self._loop.stop)
+        # In no context: it may be a call that has seen this, and calls must not stop the loop.
+        self._loop.call_soon(self._loop.stop, context=contextvars.Context())
 
     # -- messages ------------------------------------------------------------------------------
 
@@ -202,7 +272,10 @@ class Worker:
             self._registry.load(setup.adapter, has_threads=setup.has_threads)
             for thread in self._threads:
                 thread.start()
-            if not setup.has_threads:
+            if setup.has_threads:
+                slot = self._page.slot(0)
+                self._output.leave_descriptors_to_cells(lambda: slot.serves_cell)
+            else:
                 self._surroundings.begin()
             if setup.beat_seconds:
                 beat(self._page.slot(0), setup.beat_seconds)
@@ -255,6 +328,9 @@ class _Thread:
         number: int,
         registry: ToolRegistry,
         on_message: OnMessage,
+        *,
+        showing: Showing,
+        late: Late,
     ) -> None:
         self._loop = asyncio.new_event_loop()
         self.server = Server(
@@ -264,7 +340,8 @@ class _Thread:
             self._loop,
             registry,
             interrupts=ThreadInterrupts,
-            make_output=RoutedOutput,
+            make_output=partial(RoutedOutput, late=late),
+            finish=showing.finish_in_thread,
             on_message=on_message,
             on_close=self._loop.stop,
             surroundings=NoSurroundings(),
@@ -278,7 +355,7 @@ class _Thread:
         self._thread.start()
 
     def _run(self) -> None:
-        asyncio.set_event_loop(self._loop)
+        protect(self._loop, lambda: False)
         self.server.open()
         while self.server.lane.is_open:
             # An interrupt that comes a moment too late ends nothing.

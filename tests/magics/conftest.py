@@ -28,6 +28,20 @@ class Shown:
     traceback: str = ""
     order: list[str] = field(default_factory=list)
     messages: list[str] = field(default_factory=list)
+    pages: list[dict[str, Any]] = field(default_factory=list)
+    raw: list[dict[str, Any]] = field(default_factory=list)  # of those that show something
+    request: str = ""
+
+    def order_of_kinds(self) -> list[tuple[str, str | None]]:
+        """Return each message's type with its text or HTML; images have none."""
+        return [
+            (
+                message["msg_type"],
+                message["content"].get("text")
+                or message["content"].get("data", {}).get("text/html"),
+            )
+            for message in self.raw
+        ]
 
     @property
     def text(self) -> str:
@@ -50,11 +64,25 @@ class Notebook:
             code, output_hook=lambda message: self._take(shown, message), timeout=60
         )
         shown.status = reply["content"]["status"]
+        shown.request = reply["parent_header"]["msg_id"]
+        payloads = reply["content"].get("payload", ())
+        shown.pages = [each["data"] for each in payloads if each["source"] == "page"]
         return shown
+
+    def late_messages(self, shown: Shown, count: int) -> list[dict[str, Any]]:
+        """Wait for messages that appear in a cell that has ended."""
+        late: list[dict[str, Any]] = []
+        while len(late) < count:
+            message = self.client.get_iopub_msg(timeout=30)
+            if message["parent_header"].get("msg_id") == shown.request:
+                late.append(message)
+        return late
 
     def _take(self, shown: Shown, message: dict[str, Any]) -> None:
         content, kind = message["content"], message["msg_type"]
         shown.messages.append(kind)
+        if kind not in {"status", "execute_input"}:
+            shown.raw.append(message)
         if kind == "stream":
             setattr(shown, content["name"], getattr(shown, content["name"]) + content["text"])
             shown.order.append(content["text"].strip())

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pytest
+
 
 def test_output_value_and_errors_of_a_worker_stand_where_the_cell_stands(notebook):
     shown = notebook.run(
@@ -155,3 +157,162 @@ def test_a_mistake_is_one_line_that_says_what_would_be_right(notebook):
         assert said in shown.stderr
         assert shown.stderr.startswith("UsageError: ")
         assert shown.stderr.strip().count("\n") == 0
+
+
+def test_a_page_of_a_worker_is_shown_in_the_pager(notebook):
+    shown = notebook.run("%%snakepit\nlen?")
+
+    (page,) = shown.pages
+    assert "Return the number of items" in page["text/plain"]
+
+
+def test_a_mistake_in_a_worker_is_told_once(notebook):
+    shown = notebook.run("%%snakepit\n%%snakepit\n1")
+
+    assert shown.status == "error"
+    assert shown.stderr == "UsageError: Cell magic `%%snakepit` not found.\n"
+    assert notebook.run("%%snakepit\nimport sys\nprint('UsageError: no', file=sys.stderr)").stderr
+
+
+LATE = """%%snakepit
+import asyncio, threading
+from IPython.display import HTML, display
+
+def show(text):
+    print(text)
+    display(HTML(text))
+
+async def show_later():
+    await asyncio.sleep(0.5)
+    show("task")
+
+task = asyncio.create_task(show_later())
+threading.Timer(1.0, show, ["thread"]).start()
+"""
+
+
+def test_what_comes_late_appears_in_the_cell_that_started_it(notebook):
+    started = notebook.run(LATE)
+
+    notebook.client.execute("%%snakepit\nimport asyncio\nawait asyncio.sleep(2)")
+
+    late = notebook.late_messages(started, 4)
+    assert [message["content"].get("text") for message in late[::2]] == ["task\n", "thread\n"]
+    assert [message["content"]["data"]["text/html"] for message in late[1::2]] == [
+        "task",
+        "thread",
+    ]
+
+
+SHOWS = """
+def shows():
+    from IPython.display import HTML, clear_output, display, update_display
+    print("one")
+    display(HTML("<b>two</b>"), display_id="two")
+    print("three")
+    clear_output(wait=True)
+    update_display(HTML("<b>2</b>"), display_id="two")
+    import matplotlib.pyplot as plt
+    plt.plot([1]); plt.show(); print("four"); plt.plot([2])
+"""
+ORDER = [
+    ("stream", "one\n"),
+    ("display_data", "<b>two</b>"),
+    ("stream", "three\n"),
+    ("clear_output", None),
+    ("update_display_data", "<b>2</b>"),
+    ("display_data", None),
+    ("stream", "four\n"),
+    ("display_data", None),
+]
+
+
+def test_what_a_function_shows_appears_where_it_was_called(notebook):
+    notebook.run(SHOWS)
+
+    for call in ["pool.submit(shows).result()", "pool.tool(shows); pool.call('shows')"]:
+        shown = notebook.run(call)
+        assert shown.order_of_kinds() == ORDER
+        assert shown.raw[1]["content"]["transient"] == {"display_id": "two"}
+    assert notebook.run("pool.session('other').run('1').outputs[0]['data']").text == (
+        "{'text/plain': '1'}"
+    )
+
+
+def test_an_update_in_a_later_call_has_the_id_of_the_display(notebook):
+    notebook.run(
+        "def first():\n"
+        "    from IPython.display import HTML, display\n"
+        "    vars(__import__('sys'))['handle'] = display(HTML('old'), display_id=True)\n"
+        "def second():\n"
+        "    from IPython.display import HTML\n"
+        "    vars(__import__('sys'))['handle'].update(HTML('new'))\n"
+        "session = pool.session('one', affinity='strict_queue')"
+    )
+
+    (shown,) = notebook.run("session.submit(first).result()").raw
+    (updated,) = notebook.run("session.submit(second).result()").raw
+
+    assert updated["msg_type"] == "update_display_data"
+    assert updated["content"]["data"]["text/html"] == "new"
+    assert updated["content"]["transient"] == shown["content"]["transient"]
+
+
+def test_late_text_of_a_future_appears_in_the_cell_that_submitted_it(notebook):
+    started = notebook.run(
+        "def late():\n"
+        "    import threading\n"
+        "    threading.Timer(0.5, print, ['late']).start()\n"
+        "pool.submit(late).result()"
+    )
+
+    notebook.client.execute("import time; time.sleep(1)")
+
+    (late,) = notebook.late_messages(started, 1)
+    assert late["content"]["text"] == "late\n"
+
+
+@pytest.mark.parametrize("profile", ["process", "thread"])
+def test_the_first_call_of_a_worker_shows_richly_in_threads_as_well(profile, open_notebook):
+    notebook = open_notebook()
+    notebook.run(
+        "from snakepit_kernel import Pool\n"
+        f"pool = Pool(workers=1, profile={profile!r})\n"
+        "def show(n):\n"
+        "    from IPython.display import HTML, display\n"
+        "    display(HTML(str(n)))\n"
+        "def shows(n):\n"
+        "    import threading\n"
+        "    thread = threading.Thread(target=show, args=(n,))\n"
+        "    thread.start()\n"
+        "    thread.join()\n"
+        "    show(n)"
+    )
+
+    shown = notebook.run("_ = [f.result() for f in [pool.submit(shows, n) for n in range(3)]]")
+
+    assert sorted(data["text/html"] for data in shown.data) == ["0", "0", "1", "1", "2", "2"]
+    notebook.run("pool.terminate()")
+
+
+def test_what_nested_calls_and_host_tools_show_stands_in_the_order_of_the_calls(notebook):
+    notebook.run(
+        "def show(text):\n"
+        "    from IPython.display import HTML, display\n"
+        "    display(HTML(text))\n"
+        "pool.tool(show)\n"
+        "@pool.host_tool\n"
+        "def host():\n"
+        "    show('host')\n"
+        "    pool.call('show', {'text': 'nested'})\n"
+        "def outer():\n"
+        "    import snakepit_kernel\n"
+        "    show('outer')\n"
+        "    snakepit_kernel.context().host_tools.host()\n"
+        "    show('outer')\n"
+        "pool.tool(outer)"
+    )
+
+    for call in ["pool.submit(outer).result()", "pool.call('outer')"]:
+        shown = notebook.run(call)
+        assert [data["text/html"] for data in shown.data] == ["outer", "host", "nested", "outer"]

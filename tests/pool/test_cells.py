@@ -319,3 +319,10 @@ def test_a_first_cell_on_a_worker_that_has_just_died_says_so_or_waits_for_the_ne
         assert time.monotonic() - began < 2
 
     assert pool.run("1 + 1", worker=1, timeout=10).value == 2
+
+
+def test_a_cell_gives_what_it_has_for_the_pager(open_pool):
+    result = open_pool().run("len?")
+
+    (page,) = result.pages
+    assert "Return the number of items in a container" in page["text/plain"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextvars
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -13,7 +14,9 @@ from jupyter_client.connect import KernelConnectionInfo
 
 from ...errors import CellError
 from ...ids import SESSION_KEY
-from ...lane.host import Lane
+from ...lane.host import MAX_LINGERING, Lane
+from ...protocol.frames import Frame
+from ...protocol.messages import Late, shown
 from ...telemetry.correlation import METADATA_KEY
 from ..results import CellResult
 
@@ -35,7 +38,8 @@ class Cell:
     code
         Its text.
     on_message
-        Gets each of its iopub messages as it arrives.
+        Gets each of its iopub messages as it arrives; what comes when the cell has ended, in the
+        pool's own thread and the caller's context.
     with_value
         Whether the value of its last expression is wanted.
     push
@@ -79,6 +83,7 @@ class CellClient:
         self._shell = self._client.shell_channel
         self._iopub = self._client.iopub_channel
         self._poller = zmq.Poller()
+        self._places: dict[str, tuple[contextvars.Context, OnMessage]] = {}
         for channel in (self._shell, self._iopub):
             self._poller.register(channel.socket, zmq.POLLIN)
 
@@ -135,6 +140,7 @@ class CellClient:
     def close(self) -> None:
         """Close the channels."""
         # Not stop_channels(): it would open the other channels to close them.
+        self._places.clear()
         self._iopub.stop()
         self._shell.stop()
 
@@ -153,7 +159,28 @@ class CellClient:
         request = self._client.session.msg("execute_request", content, metadata=metadata)
         self._shell.send(request)
         result = CellResult(worker=self.worker)
-        return CellRun(request["header"]["msg_id"], result, cell.on_message)
+        request_id: str = request["header"]["msg_id"]
+        if cell.on_message is not None:
+            self._places[request_id] = contextvars.copy_context(), cell.on_message
+            if len(self._places) > MAX_LINGERING:
+                del self._places[next(iter(self._places))]
+        return CellRun(request_id, result, cell.on_message)
+
+    def show_late(self, message: Late, frame: Frame) -> None:
+        """Show what a cell shows that has ended, in any thread, if it is known where that stood."""
+        if message.cell not in self._places:
+            return
+        context, on_message = self._places[message.cell]
+        content, metadata = shown(frame.body)
+        told = {
+            "msg_type": message.kind,
+            "header": {"msg_type": message.kind},
+            "parent_header": {"msg_id": message.cell},
+            "content": content,
+            "metadata": metadata,
+            "buffers": frame.buffers,
+        }
+        context.copy().run(on_message, told)
 
     def follow(
         self, run: CellRun, deadline: float | None, is_alive: Callable[[], bool], lane: Lane
@@ -302,6 +329,8 @@ def _rich(kind: str, content: dict[str, Any]) -> dict[str, Any]:
 
 def _take_reply(content: dict[str, Any], result: CellResult) -> None:
     result.execution_count = content.get("execution_count")
+    payloads = content.get("payload") or ()
+    result.pages = [payload["data"] for payload in payloads if payload.get("source") == "page"]
     if content["status"] == "error":
         name, text = content.get("ename", "Error"), content.get("evalue", "")
         result.error = CellError(name, text, content.get("traceback", ()))

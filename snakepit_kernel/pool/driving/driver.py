@@ -293,7 +293,9 @@ class Driver:
     def _apply_on(self, seat: Seat, work: Work, function: Callable[..., Any], *args: Any) -> Any:
         """Call a function in a worker that is held."""
         exchange = Exchange(seat.lane.new_call_id(), work.name)
-        message = Apply(exchange.call_id, work.session, correlation=work.correlation)
+        message = Apply(
+            exchange.call_id, work.session, correlation=work.correlation, belongs_to_cell=True
+        )
         segments = seat.lane.carrier.pack_value(message, (function, args, {}))
         self.drive(seat, exchange, [*ahead(seat), *segments], work)
         return exchange.outcome()

@@ -34,8 +34,9 @@ from ...lane.host import Lane, LaneClosed
 from ...lane.page import RECALL_SIGNAL, Page
 from ...processes.cgroup import Cgroup
 from ...protocol import messages
-from ...protocol.frames import pack
+from ...protocol.frames import Frame, FrameReader, pack
 from ...protocol.messages import (
+    LAST_WORDS,
     Assign,
     Configure,
     Configured,
@@ -272,6 +273,11 @@ class Worker:
             for number, purposes in enumerate(config.seats)
         ]
         self.main_seat = self.seats[0]
+        self._late, theirs = socket.socketpair()
+        self._late.setblocking(False)
+        self._pipes: list[int] = []  # the ends of those that its output goes through
+        self._words = b""  # the last that came out of them
+        self._theirs.append(theirs)
         self._exit_fd: int | None = None
         self._group = None if config.group is None else Cgroup(config.group)
         self._ran_out_of_memory = False
@@ -394,16 +400,58 @@ class Worker:
         lane.put(lane.carrier.pack_value(Configure(exchange.call_id), setup))
         if self._group is None:  # sent first: the worker finds it when it comes up
             lane.send_ready()
-        lanes = [theirs.fileno() for theirs in self._theirs]
+        *lanes, late = [theirs.fileno() for theirs in self._theirs]
         page = self._page.descriptor
+        self._show_late_output()
         try:
             await self._launch(
-                extra_arguments=[f"--lane={','.join(map(str, lanes))}:{page}"],
-                pass_fds=(*lanes, page),
+                extra_arguments=[f"--lane={','.join(map(str, lanes))}:{page}:{late}"],
+                pass_fds=(*lanes, page, late),
             )
         finally:
             self._close_theirs()
         return await self._configure(exchange)
+
+    def _show_late_output(self) -> None:
+        """Show what calls and cells of this worker show when they have ended, from now on."""
+        loop, reader = asyncio.get_running_loop(), FrameReader()
+
+        def read() -> None:
+            try:
+                if not self._pipes:
+                    _, self._pipes, _, _ = socket.recv_fds(
+                        self._late, len(LAST_WORDS), 2, socket.MSG_CMSG_CLOEXEC
+                    )
+                    return
+                reader.receive(self._late.recv_into)
+            except BlockingIOError:
+                return
+            except OSError:
+                loop.remove_reader(self._late)
+                return
+            while (frame := reader.next_frame()) is not None:
+                self._show_late(frame)
+            if reader.at_end:
+                loop.remove_reader(self._late)
+
+        loop.add_reader(self._late, read)
+
+    def _hear_last_words(self) -> None:
+        """Take what the worker had written, and not put into its log, when it ended."""
+        for end in self._pipes:
+            with contextlib.suppress(BlockingIOError):
+                while words := os.read(end, 16 * OUTPUT_BYTES):
+                    self._words = (self._words + words)[-OUTPUT_BYTES:]
+
+    def _show_late(self, frame: Frame) -> None:
+        message = messages.decode_late(frame.header)
+        try:
+            if not message.cell:
+                self.seats[message.lane].lane.show_late(message, frame)
+            elif self.cells is not None:
+                self.cells.show_late(message, frame)
+        except Exception:  # of a callback of the user's
+            logger.warning("what %s showed late cannot be shown", self.name, exc_info=True)
 
     async def _launch(self, **arguments: Any) -> None:
         kernel = self.config.kernel
@@ -552,12 +600,18 @@ class Worker:
             asyncio.get_running_loop().remove_reader(self._exit_fd)
             os.close(self._exit_fd)
             self._exit_fd = None
+        if self._late.fileno() >= 0:
+            asyncio.get_running_loop().remove_reader(self._late)
+            self._late.close()
         self.died.set()
         self.apply(WorkerEvent.EXIT)
         if not self.is_held:  # else whoever holds it closes them when it gives the worker back
             self.close_channels()
         self._last_words = self.last_output()  # somebody may still have to be told
         self.log_path.unlink(missing_ok=True)
+        pipes, self._pipes = self._pipes, []
+        for end in pipes:
+            os.close(end)
 
     def _hang_up(self) -> None:
         """Interrupt what it does, and close the lanes."""
@@ -609,6 +663,8 @@ class Worker:
 
     def last_output(self) -> str:
         """Return the last that the worker wrote on its real stdout and stderr."""
+        if self.died.is_set():
+            self._hear_last_words()
         try:
             with self.log_path.open("rb") as log:
                 log.seek(0, os.SEEK_END)
@@ -617,7 +673,11 @@ class Worker:
         except OSError:
             return self._last_words
         crash = output.rfind(b"Fatal Python error")  # faulthandler: what matters comes first
-        shown = output[crash:][:OUTPUT_BYTES] if crash >= 0 else output[-OUTPUT_BYTES:]
+        if crash >= 0:
+            # Written before that, by what has brought the crash about.
+            shown = (self._words[-OUTPUT_BYTES // 4 :] + output[crash:])[:OUTPUT_BYTES]
+        else:
+            shown = (output + self._words)[-OUTPUT_BYTES:]
         return shown.decode("utf-8", "replace").strip()
 
     def death(self) -> WorkerDied:

@@ -1,0 +1,142 @@
+"""What calls show through IPython: it goes to their caller, and what comes late to its cell."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
+from typing import TYPE_CHECKING, Any
+
+from ..protocol import messages
+from .context import call_of_here
+from .figures import finish_figures
+from .output import Late
+
+if TYPE_CHECKING:
+    from ..kernel.kernel import SnakepitKernel
+
+_RICH = {
+    "display_data",
+    "update_display_data",
+    "execute_result",
+    "clear_output",
+    "error",
+    "comm_open",
+    "comm_msg",
+    "comm_close",
+}
+
+
+class Showing:
+    """Takes what IPython shows in this process to where it belongs.
+
+    Parameters
+    ----------
+    late
+        Where to send what comes when its cell has ended.
+    """
+
+    def __init__(self, late: Late) -> None:
+        self._late = late
+        self._kernel: SnakepitKernel | None = None
+        self._requests: set[str] = set()  # that are being handled
+
+    def adopt(self, kernel: SnakepitKernel) -> None:
+        """Take in the kernel, when it is there."""
+        self._kernel = kernel
+        kernel.divert_output(self._take)
+
+    def _take(
+        self,
+        kind: str,
+        parent: dict[str, Any],
+        content: dict[str, Any],
+        metadata: dict[str, Any],
+        buffers: Sequence[Any],
+    ) -> bool:
+        """Take in a message that is about to be published; say whether it is not to be."""
+        call = call_of_here() if kind in _RICH else None
+        output = None if call is None else call._output  # noqa: SLF001 - one idea in two modules
+        if call is not None and output is not None:
+            body = self._body(content, metadata)
+            output.show(call._call_id, kind, body, _views(buffers))  # noqa: SLF001
+            return True
+        request = parent.get("msg_id", "")
+        if kind == "status":
+            is_idle = content["execution_state"] == "idle"
+            (self._requests.discard if is_idle else self._requests.add)(request)
+        elif (kind in _RICH or kind == "stream") and request and request not in self._requests:
+            self._show_late(kind, request, content, metadata, buffers)
+        return False
+
+    def _show_late(
+        self,
+        kind: str,
+        request: str,
+        content: dict[str, Any],
+        metadata: dict[str, Any],
+        buffers: Sequence[Any],
+    ) -> None:
+        message = messages.Late(kind, cell=request)
+        if kind == "stream":
+            self._late.print(message, content["name"], content["text"])
+        else:
+            self._late.show(message, self._body(content, metadata), _views(buffers))
+
+    def _body(self, content: dict[str, Any], metadata: dict[str, Any]) -> bytes:
+        assert self._kernel is not None
+        assert self._kernel.session is not None
+        pack = self._kernel.session.pack  # as its own messages are written
+        return messages.as_shown(pack(content), pack(metadata))
+
+    def as_shown_here(self) -> Callable[[], AbstractContextManager[None]]:
+        """Return what something is to run within that is started here, to show in the same cell."""
+        kernel = self._kernel
+        if kernel is None or kernel.shell is None:
+            return contextlib.nullcontext
+        shell = kernel.shell
+        return functools.partial(_shown_in, shell, shell.get_parent())
+
+    # -- the end of a call ---------------------------------------------------------------------
+
+    def finish(self) -> None:
+        """Show what is shown at the end of a cell: figures that are open, for example."""
+        kernel = self._kernel
+        if kernel is not None and kernel.shell is not None:
+            shell = kernel.shell
+            hooks = shell.events.callbacks["post_execute"]
+            if len(hooks) > 1:  # IPython has one of its own
+                _run_hooks(shell, hooks)
+        self.finish_in_thread()
+
+    def finish_in_thread(self) -> None:
+        """Do the same where other calls run at the same time: IPython's hooks are theirs, too."""
+        try:
+            finish_figures()
+        except Exception:  # noqa: BLE001 - as above
+            traceback.print_exc()
+
+
+def _run_hooks(shell: Any, hooks: Sequence[Callable[[], None]]) -> None:
+    own = shell.display_pub._on_post_execute  # noqa: SLF001 - it notes that a cell has ended
+    for hook in [hook for hook in hooks if hook != own]:
+        try:
+            hook()
+        except Exception:  # noqa: BLE001 - as IPython does: it is told, and does no harm
+            shell.showtraceback()
+
+
+@contextlib.contextmanager
+def _shown_in(shell: Any, parent: dict[str, Any]) -> Iterator[None]:
+    """Have what this thread shows appear in the cell of a request."""
+    tokens = shell.set_thread_parent(parent)
+    try:
+        yield
+    finally:
+        shell.reset_thread_parent(tokens)
+
+
+def _views(buffers: Sequence[Any]) -> list[memoryview]:
+    return [memoryview(buffer).cast("B") for buffer in buffers]
