@@ -6,19 +6,24 @@ import asyncio
 import contextlib
 import importlib.util
 import inspect
+import io
 import os
 import signal
 import sys
 import threading
 import types
+from collections import defaultdict
 from collections.abc import Awaitable, Callable, Coroutine, Iterator
+from contextvars import ContextVar
 from functools import partial, wraps
 from typing import Any
 
+from ipykernel.iostream import OutStream
 from ipykernel.ipkernel import IPythonKernel
+from tornado.ioloop import IOLoop
 
 from ..ids import SESSION_KEY
-from ..processes import activity
+from ..processes import activity, children
 from ..processes.tags import parent_is_guardian
 
 _DEBUGGER_MODULE = "ipykernel.debugger"
@@ -47,16 +52,22 @@ class SnakepitKernel(IPythonKernel):
         self._has_started = False
         self._interrupted_early = False
         self._code_runs = False
+        self._loop: asyncio.AbstractEventLoop | None = None
         # Set on the instance: libraries know Jupyter's shell by the name of its class.
         assert self.shell is not None
         self._run_code = self.shell.run_code
         self.shell.run_code = self._run_code_unless_interrupted
+        self._run_nodes = self.shell.run_ast_nodes
+        self.shell.run_ast_nodes = self._run_nodes_and_end_child
+        children.watch()
+        os.register_at_fork(after_in_child=self._leave_to_the_parent)
         self._debugger_wanted = asyncio.Event()
 
     def start(self) -> None:
         """Take requests as soon as the main loop runs; a second time changes nothing."""
         if not self._has_started:
             self._has_started = True
+            self._loop = IOLoop.current().asyncio_loop  # type: ignore[attr-defined]
             super().start()
 
     # -- sessions ------------------------------------------------------------------------------
@@ -231,6 +242,38 @@ class SnakepitKernel(IPythonKernel):
         finally:
             signal.signal(signal.SIGINT, previous)
 
+    # -- forks ---------------------------------------------------------------------------------
+
+    # A child that a cell forks goes on to the end of that cell, and ends there. What it prints goes
+    # through its parent, as ipykernel has it for those of multiprocessing.
+
+    def _leave_to_the_parent(self) -> None:
+        """In a child: answer nothing and show no results."""
+        for stream in (sys.stdout, sys.stderr):
+            if isinstance(stream, OutStream):
+                # What its parent has printed so far, its parent sends. A thread of that may have
+                # held the lock.
+                stream._buffer_lock = threading.RLock()  # noqa: SLF001
+                stream._buffers = defaultdict(io.StringIO)  # noqa: SLF001
+        shell = self.shell
+        assert shell is not None
+        if sys.displayhook is shell.displayhook:
+            sys.displayhook = _show_nothing
+        shell.custom_exceptions = ()
+        shell.showtraceback = lambda *_, **__: children.end(sys.exception())
+        if self._loop is not None:
+            children.end_in(self._loop)
+
+    async def _run_nodes_and_end_child(self, *args: Any, **kwargs: Any) -> Any:
+        is_outermost = not _runs_in_cell.get()
+        token = _runs_in_cell.set(True)
+        try:
+            return await self._run_nodes(*args, **kwargs)
+        finally:
+            _runs_in_cell.reset(token)
+            if children.is_child and is_outermost:
+                children.end(sys.exception())
+
     # -- shutdown ------------------------------------------------------------------------------
 
     async def _progressively_terminate_all_children(self) -> None:
@@ -242,6 +285,13 @@ class SnakepitKernel(IPythonKernel):
             os.kill(os.getppid(), signal.SIGUSR2)
         else:
             await super()._progressively_terminate_all_children()
+
+
+_runs_in_cell: ContextVar[bool] = ContextVar("runs_in_cell", default=False)
+
+
+def _show_nothing(_: object) -> None:
+    pass
 
 
 def _is_main_thread() -> bool:

@@ -19,6 +19,7 @@ from time import monotonic, perf_counter
 from types import FrameType
 from typing import Any, Literal
 
+from ..processes import children
 from ..protocol import messages
 from ..protocol.frames import Frame, FrameReader, FrameWriter, Segment, pack
 from .carrier import Carrier
@@ -83,13 +84,23 @@ class WorkerLane:
         self._lookout = Lookout()
         self._recv_now = partial(sock.recv_into, flags=socket.MSG_DONTWAIT)
         sock.setblocking(True)
-        os.register_at_fork(after_in_child=self._unlock)
+        children.watch()
+        os.register_at_fork(after_in_child=self._leave_to_the_parent)
 
-    def _unlock(self) -> None:
-        """Forget, in a child that a tool forked, locks that a thread of its parent held."""
+    def _leave_to_the_parent(self) -> None:
+        """Have no part in the conversation any more, in a child that a tool forked.
+
+        Threads of its parent may have held the locks. The loops are not told: a child shares with
+        its parent what they listen to.
+        """
         self._sending = threading.RLock()
         self._reading = threading.Lock()
         self._arrived = threading.Condition()
+        self._socket.close()
+        self._reader = FrameReader()
+        self._handed_over.clear()
+        for loop in self._readers:
+            children.end_in(loop)
 
     def attach(self, loop: asyncio.AbstractEventLoop) -> None:
         """Read the lane whenever this loop has time. Called in the loop's thread."""
@@ -536,6 +547,11 @@ def _nothing() -> None:
     pass
 
 
+def _write_all(descriptor: int, data: bytes) -> None:
+    while data:
+        data = data[os.write(descriptor, data) :]
+
+
 async def _awaited(function: Callable[[], Any]) -> tuple[Any, BaseException | None]:
     try:
         return await function(), None
@@ -566,10 +582,11 @@ class CallOutput(io.TextIOBase):
         self._pieces: list[str] = []
         self._length = 0
         self._writing = threading.RLock()  # a call may have threads that print
-        os.register_at_fork(after_in_child=self._unlock)
+        os.register_at_fork(after_in_child=self._begin_in_child)
 
-    def _unlock(self) -> None:
+    def _begin_in_child(self) -> None:
         self._writing = threading.RLock()
+        self._pieces, self._length = [], 0  # its parent sends them
 
     @property
     def encoding(self) -> str:  # type: ignore[override]
@@ -606,6 +623,9 @@ class CallOutput(io.TextIOBase):
         with self._writing:
             pieces, self._pieces, self._length = self._pieces, [], 0
             text = messages.sendable("".join(pieces))
+            if children.is_child:  # it has no lane
+                _write_all(self.fileno(), text.encode())
+                return
             for start in range(0, len(text), OUTPUT_MOST):
                 part = text[start : start + OUTPUT_MOST]
                 self.send(messages.Output(self.call_id, self._stream, part))

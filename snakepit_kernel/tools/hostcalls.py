@@ -11,6 +11,7 @@ from typing import Any
 
 from ..lane.answers import Interrupted, error_of, value_of
 from ..lane.worker import WorkerLane
+from ..processes import children
 from ..protocol import messages
 from ..protocol.frames import Frame, Segment
 from ..protocol.messages import CELL
@@ -113,6 +114,8 @@ class HostCalls:
     def _request(
         self, call_id: int, tool: str, arguments: Arguments, can_nest: bool
     ) -> tuple[int, list[Segment]]:
+        if children.is_child:
+            raise _of_child(tool)
         if not self._is_served(call_id):
             raise _unheard(tool)
         codec = self._lane.carrier.codec
@@ -142,6 +145,12 @@ class HostCalls:
             raise KeyboardInterrupt
         stamp(error, correlation_id())
         raise error
+
+
+def _of_child(tool: str) -> RuntimeError:
+    what = "the session" if tool == SESSION_TOOL else f"host tool {tool!r}"
+    msg = f"{what} cannot be used in a forked child: the notebook talks to its parent alone"
+    return RuntimeError(msg)
 
 
 def _unheard(tool: str) -> RuntimeError:
