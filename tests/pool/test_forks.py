@@ -211,7 +211,7 @@ else:
     assert shared.pull(["result"]) == {"result": status}
     assert "before|" in result.stdout
     assert result.stdout.count("before") == 1
-    assert "child\n" in result.stdout
+    assert "child" in result.stdout
     assert {output["output_type"] for output in result.outputs} == {"stream"}
     assert worker_serves(shared)
 
