@@ -19,7 +19,7 @@ from time import monotonic, perf_counter
 from types import FrameType
 from typing import Any, Literal
 
-from ..processes import children
+from ..processes import children, foreground
 from ..protocol import messages
 from ..protocol.frames import Frame, FrameReader, FrameWriter, Segment, pack
 from .carrier import Carrier
@@ -363,6 +363,7 @@ class Interrupts:
         self._calls: list[int] = []  # that run in the lane's thread, each inside the one before
         self._cancels: dict[int, Callable[[], object]] = {}  # of coroutines, by their call
         self._cancelled: set[int] = set()
+        self._commands: dict[int, foreground.Foreground] = {}  # that calls wait for
         self._last_begun = 0
         self._last_named = (0, 0.0)  # by the page, and when that was seen
         self._thread = threading.get_ident()
@@ -398,6 +399,8 @@ class Interrupts:
             The call was interrupted, perhaps before it began.
         """
         calls = self._calls
+        commands = self._commands[call_id] = foreground.Foreground()
+        token = foreground.begin(commands)
         try:
             calls.append(call_id)
             self._last_begun = max(self._last_begun, call_id)
@@ -406,10 +409,14 @@ class Interrupts:
             return function()
         finally:
             calls.remove(call_id)
+            foreground.leave(token)
+            del self._commands[call_id]
 
     async def run_async(self, call_id: int, function: Callable[[], Any]) -> Any:
         """Do the same for a function that gives an awaitable: an interrupt cancels it."""
         loop = asyncio.get_running_loop()
+        commands = self._commands[call_id] = foreground.Foreground()
+        token = foreground.begin(commands)
         task = loop.create_task(_awaited(function))
         self._cancels[call_id] = partial(loop.call_soon_threadsafe, task.cancel)
         self._last_begun = max(self._last_begun, call_id)
@@ -425,6 +432,8 @@ class Interrupts:
         finally:
             self._cancels.pop(call_id, None)
             self._cancelled.discard(call_id)
+            foreground.leave(token)
+            self._commands.pop(call_id, None)
         if ended_by is not None:
             raise ended_by
         return value
@@ -462,10 +471,15 @@ class Interrupts:
         if call_id in self._cancels:
             if self.is_news():
                 self._cancelled.add(call_id)
+                self._commands[call_id].interrupt()
+                is_alone = not self._calls and len(self._cancels) == 1
+                if is_alone and foreground.is_below(_awaited):
+                    self._raise()  # it would not be cancelled before it awaits again
                 self._cancels[call_id]()  # raising would end the loop, not the task
         # A call that has another one inside it is interrupted when that has ended: the owner asks
         # again until it is heard.
         elif self._calls and self._calls[-1] == call_id and self.is_news():
+            self._commands[call_id].interrupt()
             self._raise()
 
     def _latest(self) -> int:

@@ -21,7 +21,7 @@ from ..lane import answers
 from ..lane.page import RECALL_SIGNAL, Page
 from ..lane.pulse import beat
 from ..lane.worker import Interrupts, ThreadInterrupts, install
-from ..processes import activity
+from ..processes import activity, foreground
 from ..processes.limits import limit_address_space, limit_cpu, limit_files
 from ..protocol import messages
 from ..protocol.frames import Frame, pack
@@ -53,6 +53,7 @@ def run(argv: Sequence[str]) -> None:
     for descriptor in (*sockets, int(page)):
         os.set_inheritable(descriptor, False)
     follow_bars()
+    foreground.install()
     activity.begin_cell()  # until the pool can use us: others prepare themselves later
     main_loop = IOLoop.current()
     loop: asyncio.AbstractEventLoop = main_loop.asyncio_loop  # type: ignore[attr-defined]
