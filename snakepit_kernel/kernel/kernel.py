@@ -28,6 +28,10 @@ from ..ids import SESSION_KEY
 from ..processes import activity, children, foreground
 from ..processes.tags import parent_is_guardian
 
+QUITTING = (
+    "This worker was told to end: the pool replaces it, and what it holds in memory is gone then."
+)
+
 _DEBUGGER_MODULE = "ipykernel.debugger"
 
 
@@ -47,6 +51,7 @@ class SnakepitKernel(IPythonKernel):
 
     heeds_interrupt: Callable[[], bool] = staticmethod(lambda: True)
     on_cell: Callable[[dict[str, Any]], None] = staticmethod(lambda _: None)
+    _on_quitting: Callable[[], None] | None = None
 
     def __init__(self, **kwargs: Any) -> None:
         with _debugger_not_imported():
@@ -306,6 +311,36 @@ class SnakepitKernel(IPythonKernel):
             _runs_in_cell.reset(token)
             if children.is_child and is_outermost:
                 children.end(sys.exception())
+
+    # -- the end of a worker -------------------------------------------------------------------
+
+    def leave_end_to_owner(self, on_quitting: Callable[[], None]) -> None:
+        """Tell the owner when code tells this kernel to end, and go on until the owner ends it.
+
+        Or it would be lent to somebody else in the moment before its end, whose work would be lost.
+        """
+        self._on_quitting = on_quitting
+        shell = self.shell
+        assert shell is not None
+        shell.unobserve(type(shell)._update_exit_now, "exit_now")  # noqa: SLF001 - it stops the loop
+
+        def quit_soon(change: Any) -> None:
+            if change["new"]:
+                shell.exit_now = False
+                sys.stderr.write(f"{QUITTING}\n")
+                on_quitting()
+
+        shell.observe(quit_soon, "exit_now")
+
+    async def shutdown_request(self, stream: Any, ident: Any, parent: dict[str, Any]) -> None:
+        """Shut down; a worker has its owner do that."""
+        if self._on_quitting is None:
+            await super().shutdown_request(stream, ident, parent)
+            return
+        assert self.session is not None
+        content = {"status": "ok", "restart": parent["content"]["restart"]}
+        self.session.send(stream, "shutdown_reply", content, parent, ident=ident)
+        self._on_quitting()
 
     # -- shutdown ------------------------------------------------------------------------------
 

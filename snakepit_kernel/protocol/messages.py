@@ -21,6 +21,7 @@ message        direction  body
 `Event`        ← worker   none; something that the worker's code tells of
 `HostCall`     ← worker   ``(args, kwargs)`` of a host tool
 `Returned`     ← worker   none; calls that have not begun
+`Quitting`     ← worker   none; its code has told it to end
 `Result`       both       the value that a call returned
 `Failure`      both       the exception that a call raised, when it can travel
 =============  =========  ================================================================
@@ -31,7 +32,8 @@ answers each `HostCall` by `Result` or `Failure` of the host call's own ``id``, 
 minted. While a worker waits for that, it serves calls that were made on behalf of the host call,
 and no others. Several calls may be sent at once: a worker runs them one after the other, and gives
 back those that it has not begun when the owner asks for them (`Slot.recalled_call`). An `Event`
-may come at any time, and is not answered.
+may come at any time, and is not answered. Nor is `Quitting`: the worker goes on to serve what it is
+sent until the owner ends it.
 """
 
 from __future__ import annotations
@@ -311,6 +313,10 @@ class Returned(_Message, frozen=True, tag="returned"):
     ids: list[int]
 
 
+class Quitting(_Message, frozen=True, tag="quitting"):
+    """Code in the worker has told it to end, as ``exit()`` does in a cell."""
+
+
 class Result(WithValue, frozen=True, tag="result"):
     """A call returned."""
 
@@ -351,7 +357,17 @@ ToWorker = (
     | Failure
 )
 FromWorker = (
-    Hello | Configured | Output | Progress | Event | Chunk | HostCall | Returned | Result | Failure
+    Hello
+    | Configured
+    | Output
+    | Progress
+    | Event
+    | Chunk
+    | HostCall
+    | Returned
+    | Quitting
+    | Result
+    | Failure
 )
 
 

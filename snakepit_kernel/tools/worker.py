@@ -148,6 +148,7 @@ class Worker:
     def _adopt(self, kernel: SnakepitKernel) -> None:
         """Take in the kernel that was built around us."""
         kernel.heeds_interrupt = self._heeds_interrupt
+        kernel.leave_end_to_owner(lambda: self._send(messages.Quitting()))
         kernel.on_cell = lambda metadata: correlate_cell(str(metadata.get(METADATA_KEY, "")))
         surroundings = self._surroundings
         kernel.keep_sessions_apart(
