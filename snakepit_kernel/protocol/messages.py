@@ -24,6 +24,7 @@ message        direction  body
 `Event`        ← worker   none; something that the worker's code tells of
 `HostCall`     ← worker   ``(args, kwargs)`` of a host tool
 `Returned`     ← worker   none; calls that have not begun
+`Quitting`     ← worker   none; its code has told it to end
 `Result`       both       the value that a call returned
 `Failure`      both       the exception that a call raised, when it can travel
 =============  =========  ================================================================
@@ -34,7 +35,8 @@ owner answers each `HostCall` by `Result` or `Failure` of the host call's own ``
 worker minted. While a worker waits for that, it serves calls that were made on behalf of the host
 call, and no others. Several calls may be sent at once: a worker runs them one after the other, and
 gives back those that it has not begun when the owner asks for them (`Slot.recalled_call`). An
-`Event` may come at any time, and is not answered.
+`Event` may come at any time, and is not answered. Nor is `Quitting`: the worker goes on to serve
+what it is sent until the owner ends it.
 
 What a call or cell shows when it has ended comes as `Late` on a socket of its own, which the owner
 always reads: nobody reads a lane that is not lent.
@@ -382,6 +384,10 @@ class Returned(_Message, frozen=True, tag="returned"):
     ids: list[int]
 
 
+class Quitting(_Message, frozen=True, tag="quitting"):
+    """Code in the worker has told it to end, as ``exit()`` does in a cell."""
+
+
 class Result(WithValue, frozen=True, tag="result"):
     """A call returned.
 
@@ -443,6 +449,7 @@ FromWorker = (
     | Chunk
     | HostCall
     | Returned
+    | Quitting
     | Result
     | Failure
 )

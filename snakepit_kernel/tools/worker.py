@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import dataclasses
 import contextvars
+import dataclasses
 import faulthandler
 import importlib
 import os
@@ -27,7 +27,7 @@ from ..lane import answers
 from ..lane.page import RECALL_SIGNAL, Page
 from ..lane.pulse import beat
 from ..lane.worker import Interrupts, ThreadInterrupts, install
-from ..processes import activity
+from ..processes import activity, foreground
 from ..processes.limits import limit_address_space, limit_cpu, limit_files
 from ..protocol import messages
 from ..protocol.frames import Frame, pack
@@ -78,6 +78,7 @@ def run(argv: Sequence[str]) -> None:
     faulthandler.enable(file=descriptors.logs["stderr"])
     follow_bars()
     keep_figures_apart()
+    foreground.install()
     activity.begin_cell()  # until the pool can use us: others prepare themselves later
     main_loop = IOLoop.current()
     loop: asyncio.AbstractEventLoop = main_loop.asyncio_loop  # type: ignore[attr-defined]
@@ -199,6 +200,7 @@ class Worker:
     def _adopt(self, kernel: SnakepitKernel) -> None:
         """Take in the kernel that was built around us."""
         kernel.heeds_interrupt = self._heeds_interrupt
+        kernel.leave_end_to_owner(lambda: self._send(messages.Quitting()))
         kernel.on_cell = lambda metadata: correlate_cell(str(metadata.get(METADATA_KEY, "")))
         surroundings = self._surroundings
         kernel.keep_sessions_apart(

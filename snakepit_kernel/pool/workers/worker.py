@@ -11,7 +11,7 @@ import signal
 import socket
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -259,6 +259,7 @@ class Worker:
         self.is_withheld = False  # from everybody, until it is replaced
         self.tainted = ""  # what left it unusable
         self.end_reason = ""  # why its pool has ended it
+        self.on_quitting: Callable[[Worker], None] | None = None
         self.done = 0  # pieces of work that it has come to the end of
         self.ready_at = self.since
         self.retirement: asyncio.TimerHandle | None = None
@@ -278,6 +279,8 @@ class Worker:
         self._pipes: list[int] = []  # the ends of those that its output goes through
         self._words = b""  # the last that came out of them
         self._theirs.append(theirs)
+        for seat in self.seats:
+            seat.lane.on_quitting = self.note_quitting
         self._exit_fd: int | None = None
         self._group = None if config.group is None else Cgroup(config.group)
         self._ran_out_of_memory = False
@@ -327,6 +330,11 @@ class Worker:
         if session in self._served:
             self._served.remove(session)
             self.main_seat.forgets.append(Forget(session, next(self._forgets)))
+
+    def note_quitting(self) -> None:
+        """Take in that its code has told it to end."""
+        if self.on_quitting is not None:
+            self.on_quitting(self)
 
     def apply(self, event: WorkerEvent) -> None:
         """Go to the state that follows an event."""
