@@ -19,6 +19,7 @@ from time import monotonic, perf_counter
 from types import FrameType
 from typing import Any, Literal
 
+from ..locks import Condition, RLock
 from ..protocol import messages
 from ..protocol.frames import Frame, FrameReader, FrameWriter, Segment, pack
 from .carrier import Carrier
@@ -69,9 +70,9 @@ class WorkerLane:
         self._reader = FrameReader()
         self._writer = FrameWriter()
         # Reentrant: a signal handler or a finalizer may print in the middle of a send.
-        self._sending = threading.RLock()
+        self._sending = RLock()
         self._reading = threading.Lock()
-        self._arrived = threading.Condition()
+        self._arrived = Condition()
         self._followers = 0  # threads that wait while another one reads
         self._on_frame = on_frame
         self._on_close = on_close
@@ -88,9 +89,9 @@ class WorkerLane:
 
     def _unlock(self) -> None:
         """Forget, in a child that a tool forked, locks that a thread of its parent held."""
-        self._sending = threading.RLock()
+        self._sending = RLock()
         self._reading = threading.Lock()
-        self._arrived = threading.Condition()
+        self._arrived = Condition()
 
     def attach(self, loop: asyncio.AbstractEventLoop) -> None:
         """Read the lane whenever this loop has time. Called in the loop's thread."""
@@ -478,7 +479,7 @@ class ThreadInterrupts(Interrupts):
     def __init__(self, slot: Slot) -> None:
         super().__init__(slot)
         # The handler runs in the main thread, where the next signal may come in the middle of it.
-        self._guard = threading.RLock()
+        self._guard = RLock()
 
     def run(self, call_id: int, function: Callable[[], Any]) -> Any:
         """Run a function that an interrupt of this call may stop."""
@@ -566,11 +567,11 @@ class CallOutput(io.TextIOBase):
         self._stream: Literal["stdout", "stderr"] = stream
         self._pieces: list[str] = []
         self._length = 0
-        self._writing = threading.RLock()  # a call may have threads that print
+        self._writing = RLock()  # a call may have threads that print
         os.register_at_fork(after_in_child=self._unlock)
 
     def _unlock(self) -> None:
-        self._writing = threading.RLock()
+        self._writing = RLock()
 
     @property
     def encoding(self) -> str:  # type: ignore[override]
