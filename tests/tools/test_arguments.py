@@ -387,7 +387,7 @@ def test_plain_data_becomes_what_is_annotated_inside_of_anything(kind, value, be
         (Line, {"start": {"x": "1"}}, "Expected `int`, got `str` - at `$.start.x`"),
         (list[Even], [{"number": 3}], "3 is odd - at `$[0]`"),
         (int | Point, {"x": "1"}, "Expected `int`, got `str` - at `$.x`"),
-        (int | str, 1.5, f"Expected `{_printed(Union[int, str])}`, got `float`"),
+        (int | str, 1.5, f"Expected `{_printed(Union[int, str])}`, got `float`"),  # noqa: UP007
         (Movie, {}, "Missing field 'title'"),
         (Strict, {"name": "x", "size": 0}, "Expected `int` >= 1, got 0 - at `$.size`"),
         (Options, {"name": "x", "points": [{}]}, "Missing field 'x' - at `$.points[0]`"),
