@@ -10,12 +10,12 @@ import asyncio
 import atexit
 import logging
 import os
-import threading
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from .errors import StartFailed
 from .ids import RUN_ID_OPTION, new_run_id
+from .locks import Lock
 from .processes.registry import Registry
 from .processes.run import GuardedRun
 from .processes.supervisor import Supervisor
@@ -67,7 +67,7 @@ class _Standbys:
     """The kernels that wait in this process."""
 
     def __init__(self) -> None:
-        self._lock = threading.Lock()
+        self._lock = Lock()
         self._waiting: dict[Sort, list[GuardedRun]] = {}
         self._starting: dict[Sort, int] = {}
         self._starts: set[asyncio.Task[Any]] = set()

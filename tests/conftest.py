@@ -114,8 +114,15 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_sessionstart(session: pytest.Session) -> None:
-    """Let jupyter_core open the event loops that it keeps for the life of the process."""
+    """Let libraries open what they keep for the life of the process.
+
+    jupyter_core has event loops; tqdm has a lock of multiprocessing, which has a name where that
+    does not fork.
+    """
     from jupyter_core.utils import run_sync
+    from tqdm import tqdm
+
+    tqdm.get_lock()
 
     async def nothing() -> None:
         pass

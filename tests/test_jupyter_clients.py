@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -98,6 +99,64 @@ def test_jupyter_run_executes_a_script_and_leaves_nothing(tmp_path, living):
     done = run(BIN / "jupyter", "run", "--kernel", "snakepit", "script.py", cwd=tmp_path)
     assert "42" in done.stdout
     assert [item for item in living() if not item.wait_gone(SOON)] == []
+
+
+WITH_A_POOL = """
+%load_ext snakepit_kernel
+pool = %snakepit start --workers 1
+import os
+from snakepit_kernel import WorkerDied
+try:
+    pool.submit(os._exit, 3).result()
+except WorkerDied:
+    pass
+import time
+time.sleep(2.5)  # until then a kernel is kept ready, where there is one
+pool.submit(pow, 2, 3).result()
+"""
+
+
+@pytest.fixture
+def keeping_ready(monkeypatch) -> None:
+    """Keep a kernel ready, as by default; the tests do not elsewhere."""
+    monkeypatch.delenv("SNAKEPIT_STANDBY")
+
+
+def test_jupyter_execute_prints_no_more_than_with_the_stock_kernel(tmp_path, keeping_ready):
+    v4 = nbformat.v4
+    nbformat.write(v4.new_notebook(cells=[v4.new_code_cell(WITH_A_POOL)]), tmp_path / "n.ipynb")
+
+    def lines(kernel: str) -> list[str]:
+        options = [f"--kernel_name={kernel}", f"--output=with-{kernel}"]
+        done = run(BIN / "jupyter", "execute", *options, "n.ipynb", cwd=tmp_path)
+        assert results_of(tmp_path / f"with-{kernel}.ipynb") == ["8"]
+        said = re.sub(r"\[\w*KernelApp\]", "[KernelApp]", done.stdout + done.stderr)
+        return said.replace(kernel, "KERNEL").splitlines()
+
+    assert lines("snakepit") == lines("python3")
+
+
+def test_a_console_prints_no_more_than_with_the_stock_kernel(tmp_path, keeping_ready):
+    def said(kernel: str) -> list[str]:
+        arguments = ["console", "--kernel", kernel, "--simple-prompt"]
+        console = pexpect.spawn(
+            str(BIN / "jupyter"), arguments, cwd=str(tmp_path), encoding="utf8", timeout=60
+        )
+        try:
+            console.expect(r"In \[1\]: ")
+            before = console.before or ""
+            # A kernel is kept ready by then; nothing comes behind the prompt.
+            console.expect(pexpect.TIMEOUT, timeout=3)
+            assert (console.before or "").strip() == ""
+            console.sendeof()
+            console.expect("Do you really want to exit")
+            console.sendline("y")
+            console.expect(pexpect.EOF)
+        finally:
+            console.close(force=True)
+        return re.findall(r"\w+ \| [^.]*", before)
+
+    assert said("snakepit") == said("python3")
 
 
 def start_console(cwd: Path) -> pexpect.spawn[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import logging
 import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
@@ -130,6 +131,7 @@ class SnakepitKernelApp(IPKernelApp):
         yield SHELL_IS_THERE
         if self.awaits_connection:
             self.init_connection_file()
+            self._warn_of_what_is_true()
             self.kernel.start()  # before anybody can connect: who sees requests must be there
             self._bind()
             self._complete_connection()
@@ -158,6 +160,28 @@ class SnakepitKernelApp(IPKernelApp):
         """Ignore interrupts between cells; a worker's lane has its own way with them."""
         if not self.lane:
             super().init_signal()
+
+    def init_sockets(self) -> None:
+        """Make the channels.
+
+        Without a connection file nobody knows yet where they will be: what ipykernel says of that
+        is kept until there is one.
+        """
+        self._said = _Kept()
+        if not self.awaits_connection:
+            super().init_sockets()
+            return
+        self.log.addFilter(self._said)
+        try:
+            super().init_sockets()
+        finally:
+            self.log.removeFilter(self._said)
+
+    def _warn_of_what_is_true(self) -> None:
+        """Say what was kept, that everybody on this machine can listen, if it is so."""
+        if self.transport == "tcp" and self.curve_secretkey is None:
+            for record in self._said.records:
+                self.log.handle(record)
 
     def init_iopub(self, context: Any) -> None:
         """Make the channel for output, and see to it that nobody's subscription is overlooked."""
@@ -241,6 +265,21 @@ class SnakepitKernelApp(IPKernelApp):
         if thread is not None and thread.is_alive():
             thread.stop()
             thread.join()
+
+
+class _Kept(logging.Filter):
+    """Keeps warnings to itself."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.records: list[logging.LogRecord] = []
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Let what is no warning pass."""
+        if record.levelno != logging.WARNING:
+            return True
+        self.records.append(record)
+        return False
 
 
 def _look_after_sends(thread: Any) -> None:

@@ -5,10 +5,11 @@ from __future__ import annotations
 import contextlib
 import functools
 import sys
-import threading
 from collections.abc import Iterator, Mapping
 from typing import Any, ClassVar, Protocol
 from weakref import WeakSet
+
+from ..locks import RLock
 
 Settings = Mapping[str, Any]
 """How far a bar is, and how it looks, by tqdm's names; what is missing is as tqdm has it."""
@@ -165,7 +166,7 @@ def _followed(kind: Any) -> Any:
         """
 
         monitor_interval = 0  # no thread that draws what has not moved
-        _lock = threading.RLock()
+        _lock = RLock()
         _instances: ClassVar[WeakSet[Any]] = WeakSet()
 
         def __init__(self, told: Settings) -> None:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Sequence
 from typing import Any, TypeVar
 
 import msgspec
 
+from ..locks import Lock
 from ..protocol import messages, values
 from ..protocol.frames import Frame, Segment, header_of, pack
 from ..protocol.messages import Shared
@@ -38,7 +38,7 @@ class Carrier:
         self.is_warm = False
         self._outgoing = outgoing
         self._incoming = incoming
-        self._guard = threading.Lock()  # threads of a tool may send, too
+        self._guard = Lock()  # threads of a tool may send, too
 
     def pack_value(self, message: messages.WithValue, value: object) -> list[Segment]:
         """Lay out a message with a value, all of which can travel.

@@ -17,6 +17,7 @@ from time import monotonic, perf_counter
 from types import FrameType
 from typing import Any
 
+from ..locks import Condition, RLock
 from ..processes import children, foreground
 from ..protocol.frames import Frame, FrameReader, FrameWriter, Segment
 from .carrier import Carrier
@@ -61,9 +62,9 @@ class WorkerLane:
         self._reader = FrameReader()
         self._writer = FrameWriter()
         # Reentrant: a signal handler or a finalizer may print in the middle of a send.
-        self._sending = threading.RLock()
+        self._sending = RLock()
         self._reading = threading.Lock()
-        self._arrived = threading.Condition()
+        self._arrived = Condition()
         self._followers = 0  # threads that wait while another one reads
         self._on_frame = on_frame
         self._on_close = on_close
@@ -85,9 +86,9 @@ class WorkerLane:
         Threads of its parent may have held the locks. The loops are not told: a child shares with
         its parent what they listen to.
         """
-        self._sending = threading.RLock()
+        self._sending = RLock()
         self._reading = threading.Lock()
-        self._arrived = threading.Condition()
+        self._arrived = Condition()
         self._socket.close()
         self._reader = FrameReader()
         self._handed_over.clear()
@@ -503,7 +504,7 @@ class ThreadInterrupts(Interrupts):
     def __init__(self, slot: Slot) -> None:
         super().__init__(slot)
         # The handler runs in the main thread, where the next signal may come in the middle of it.
-        self._guard = threading.RLock()
+        self._guard = RLock()
 
     def run(self, call_id: int, function: Callable[[], Any]) -> Any:
         """Run a function that an interrupt of this call may stop."""

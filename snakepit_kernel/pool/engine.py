@@ -28,6 +28,7 @@ from ..errors import PoolClosed, SnakepitError, ToolError, WorkerDied
 from ..lane.answers import Interrupted
 from ..lane.arena import TRIM_AFTER
 from ..lane.exchange import Exchange
+from ..locks import Lock
 from ..processes.folders import make_folder, remove_folder, sweep_folders
 from ..processes.supervisor import Supervisor, in_thread
 from ..protocol.messages import ToolInfo
@@ -82,7 +83,7 @@ class Engine:
         self.host_tools = HostTools(self.sessions.host_tools_of)
         self._admission = Admission(config)
         self._recovery = Recovery(barrier=config.crash_barrier, retry=config.retry)
-        self._closing = threading.Lock()
+        self._closing = Lock()
         self._published: object = None
         sweep_folders()
         self._folder = make_folder(config.name)

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import concurrent.futures
-import threading
 from collections.abc import Callable
 from concurrent.futures._base import PENDING
-from operator import attrgetter
 from typing import Any, TypeVar
+
+from ..locks import Condition, RLock
 
 T = TypeVar("T")
 
@@ -28,13 +28,13 @@ class CallFuture(concurrent.futures.Future[T]):
 
     def __init__(self) -> None:
         # What the base class does, with one condition instead of two: there may be many thousands.
-        self._condition = _Condition()
+        self._condition = Condition()  # no Ctrl-C may leave it locked
         self._state = PENDING
         self._result: Any = None
         self._exception: BaseException | None = None
         self._waiters: list[Any] = []
         self._done_callbacks: list[Any] = []
-        self._guard = threading.RLock()  # not the condition's: callbacks run inside
+        self._guard = RLock()  # not the condition's: callbacks run inside
         self._is_running = False
         self._on_cancel: Callable[[], None] = _nothing
 
@@ -78,19 +78,6 @@ class CallFuture(concurrent.futures.Future[T]):
             else:
                 self.set_result(value)
             return True
-
-
-class _Condition(threading.Condition):
-    """A condition whose lock Ctrl-C cannot leave locked.
-
-    ``threading.Condition.__enter__`` is a Python function: Ctrl-C may come when it has the lock and
-    the ``with`` statement does not yet know. Then whoever delivers the outcome, the thread that
-    keeps the whole pool, would wait for ever. Looked up like this, the lock's own methods are
-    called, in C, where no signal handler runs.
-    """
-
-    __enter__ = property(attrgetter("_lock.__enter__"))
-    __exit__ = property(attrgetter("_lock.__exit__"))
 
 
 def _nothing() -> None:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable, Mapping
 from typing import Any
 
 from ..errors import SessionNotFound, SnakepitError
+from ..locks import Lock
 from ..sessions.state import SessionInfo, SessionState, global_state, open_session, sessions_of
 from ..store.store import Store, open_store
 from .config import PoolConfig
@@ -28,7 +28,7 @@ class PoolSessions:
     def __init__(self, config: PoolConfig, forget: Callable[[str], None]) -> None:
         self._config = config
         self._forget = forget
-        self._lock = threading.Lock()
+        self._lock = Lock()
         self._states: dict[str, SessionState] = {}
         self._global: SessionState | None = None
 

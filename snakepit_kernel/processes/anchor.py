@@ -10,15 +10,16 @@ from __future__ import annotations
 import ctypes
 import os
 import sqlite3
-import threading
 from pathlib import Path
+
+from ..locks import Lock
 
 
 class Anchor:
     """The connections that do nothing, one for each file, and the reasons to keep them."""
 
     def __init__(self) -> None:
-        self._lock = threading.Lock()
+        self._lock = Lock()
         self._kept: dict[Path, tuple[sqlite3.Connection, tuple[int, int]]] = {}
         self._reasons: dict[Path, set[str]] = {}
         os.register_at_fork(after_in_child=self._forget)
@@ -60,7 +61,7 @@ class Anchor:
             ctypes.pythonapi.Py_IncRef(ctypes.py_object(connection))
         self._kept.clear()
         self._reasons.clear()
-        self._lock = threading.Lock()
+        self._lock = Lock()
 
 
 def _file_of(path: Path) -> tuple[int, int]:

@@ -13,7 +13,6 @@ import signal
 import socket
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from pathlib import Path
@@ -22,6 +21,7 @@ from weakref import WeakSet
 
 from ..errors import StartFailed
 from ..ids import RUN_ID_OPTION, run_number
+from ..locks import Lock
 from . import guardian
 from .identity import ProcessIdentity, read_status
 from .place import sees_itself
@@ -138,7 +138,7 @@ class GuardedProcess:
         self._exit_fd: int | None = None
         self._guardian_exit_fd: int | None = None
         self._gate: socket.socket | None = None
-        self._lock = threading.Lock()
+        self._lock = Lock()
         channel.setblocking(False)
         if popen is not None:
             identity = ProcessIdentity.of(popen.pid)

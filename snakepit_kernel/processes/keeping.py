@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import os
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from ..locks import RLock
 from .tags import KEEP_VARIABLE, kept, number_of, read_mark, set_mark
 
-_lock = threading.RLock()
+_lock = RLock()
 _depth = 0
 _before: tuple[str | None, int | None] = (None, None)
 

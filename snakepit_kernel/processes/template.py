@@ -22,6 +22,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import IO, Any, NamedTuple
 
 from ..ids import RUN_ID_VARIABLE, own_run_id
+from ..locks import Lock
 from . import pidfd
 from .forking import CHECK, FIT, LAUNCH, MAX_FDS, PREPARE
 from .identity import ProcessIdentity
@@ -108,7 +109,7 @@ class Template:
         self._identity: ProcessIdentity | None = None
         self._popen: subprocess.Popen[bytes] | None = None
         self._errors: IO[bytes] | None = None
-        self._lock = threading.Lock()
+        self._lock = Lock()
         self._channel, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self._channel.setblocking(False)
         with theirs:
@@ -353,7 +354,7 @@ def _standing() -> tuple[object, ...]:
 
 _templates: dict[object, Template] = {}
 _refused: dict[tuple[str, ...], dict[str, str]] = {}
-_lock = threading.Lock()
+_lock = Lock()
 
 
 def template_for(
@@ -520,7 +521,7 @@ def current_limits() -> list[tuple[int, int, int]]:
 def _forget() -> None:
     """In a forked child: they are the parent's."""
     global _lock  # noqa: PLW0603
-    _lock = threading.Lock()
+    _lock = Lock()
     for template in _templates.values():
         template.abandon()
     _templates.clear()

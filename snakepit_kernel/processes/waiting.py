@@ -11,6 +11,7 @@ import time
 from collections.abc import Coroutine
 from typing import Any, TypeVar
 
+from ..locks import Lock
 from . import pidfd
 from .identity import ProcessIdentity
 
@@ -91,7 +92,7 @@ class _Lookout:
     """A thread that looks at processes, and writes into a pipe when one has ended."""
 
     def __init__(self) -> None:
-        self._lock = threading.Lock()
+        self._lock = Lock()
         self._watched: dict[int, ProcessIdentity] = {}  # by the end of the pipe that is written
         os.register_at_fork(after_in_child=self._forget)
 
@@ -125,7 +126,7 @@ class _Lookout:
         for write in self._watched:
             os.close(write)
         self._watched.clear()
-        self._lock = threading.Lock()
+        self._lock = Lock()
 
 
 _lookout = _Lookout()

@@ -17,6 +17,7 @@ from collections import OrderedDict
 from collections.abc import Callable
 from typing import Any, Final, Literal, NamedTuple
 
+from ..locks import RLock
 from .functions import is_same_definition
 
 OnReceipt = Literal["keep", "update", "update_shared"]
@@ -71,11 +72,11 @@ class Known:
         self._serials: weakref.WeakKeyDictionary[type, int] = weakref.WeakKeyDictionary()
         self._unfilled: weakref.WeakSet[type] = weakref.WeakSet()
         self._held: OrderedDict[tuple[str, str], type] = OrderedDict()
-        self.guard = threading.RLock()
+        self.guard = RLock()
         os.register_at_fork(after_in_child=self._unlock)
 
     def _unlock(self) -> None:
-        self.guard = threading.RLock()
+        self.guard = RLock()
 
     def id_of(self, kind: type) -> str:
         """Return the id of a class, a new one if it has none."""

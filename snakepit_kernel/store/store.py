@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import os
-import threading
 import time
 from collections import Counter, defaultdict
 from pathlib import Path
 from weakref import WeakValueDictionary
 
+from ..locks import Lock
 from ..paths import data_dir
 from .database import Database, failure
 from .programs import ProgramTable
@@ -107,7 +107,7 @@ class Store:
 
 
 _stores: WeakValueDictionary[str, Store] = WeakValueDictionary()
-_opening = threading.Lock()
+_opening = Lock()
 
 
 def open_store(where: str | os.PathLike[str] | Store | None = None) -> Store:
@@ -164,7 +164,7 @@ def _path_of(where: str | os.PathLike[str]) -> Path:
 
 def _leave_to_the_parent() -> None:
     global _opening  # noqa: PLW0603 - another thread of the parent may hold it
-    _opening = threading.Lock()
+    _opening = Lock()
     for store in list(_stores.values()):
         store.hub.forget()
 

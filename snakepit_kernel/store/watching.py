@@ -12,6 +12,8 @@ from pathlib import Path
 
 from inotify_simple import INotify, flags
 
+from ..locks import RLock
+
 logger = logging.getLogger(__name__)
 
 LOOK_AGAIN = 0.5
@@ -37,7 +39,7 @@ class ChangeHub:
     def __init__(self, path: Path) -> None:
         self._log = path.with_name(path.name + "-wal")
         self._listeners: list[Listener] = []
-        self._lock = threading.RLock()  # a watch may be collected in the middle
+        self._lock = RLock()  # a watch may be collected in the middle
         self._wake: int | None = None  # to end the thread by; None when it does not run
 
     def add(self, listener: Listener) -> None:
@@ -67,7 +69,7 @@ class ChangeHub:
     def forget(self) -> None:
         """Begin anew in a forked child, which has no thread."""
         self._listeners = []
-        self._lock = threading.RLock()  # a watch may be collected in the middle
+        self._lock = RLock()  # a watch may be collected in the middle
         self._wake = None
 
     def _run(self, wake: int) -> None:

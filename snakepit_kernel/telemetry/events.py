@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
+from ..locks import RLock
 from .limits import Buckets
 from .sdk import SDK, here, is_installed
 
@@ -122,7 +123,7 @@ class Hub:
     def begin(self) -> None:
         """Have nothing to hand on, and no thread: in a new process."""
         # Reentrant: a signal handler or a finalizer may emit in the middle of an emit.
-        self._guard = threading.RLock()
+        self._guard = RLock()
         self._buffer: SimpleQueue[Record | threading.Event] = SimpleQueue()
         self._buckets = Buckets()
         self._bridge: Bridge | None = None

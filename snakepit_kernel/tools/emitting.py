@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import os
 import re
-import threading
 import time
 from collections.abc import Mapping
 from numbers import Integral, Real
 from typing import Any
 
 from ..lane.worker import WorkerLane
+from ..locks import RLock
 from ..protocol import messages
 from ..protocol.frames import pack
 from ..protocol.messages import sendable
@@ -40,12 +40,12 @@ class Emitter:
     def __init__(self, lane: WorkerLane) -> None:
         self._lane = lane
         self._buckets = Buckets()
-        self._guard = threading.RLock()  # a call may have threads that emit
+        self._guard = RLock()  # a call may have threads that emit
         self._dropped = 0
         os.register_at_fork(after_in_child=self._unlock)
 
     def _unlock(self) -> None:
-        self._guard = threading.RLock()
+        self._guard = RLock()
 
     def emit(
         self,

@@ -7,12 +7,12 @@ import io
 import os
 import socket
 import sys
-import threading
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Literal, TextIO, cast
 
 from ..kernel.streams import WorkerStream
 from ..lane.worker import WorkerLane
+from ..locks import RLock
 from ..processes import children
 from ..protocol import messages
 from ..protocol.frames import FrameWriter, Segment, pack
@@ -50,12 +50,12 @@ class Late:
         descriptors.share_with(sock)
         self._descriptors = descriptors
         self._writer = FrameWriter()
-        self._guard = threading.RLock()
+        self._guard = RLock()
         os.register_at_fork(after_in_child=self._leave)
 
     def _leave(self) -> None:
         """Have a forked child send nothing: two processes on one stream would tear it."""
-        self._guard = threading.RLock()
+        self._guard = RLock()
         self._socket.close()
 
     def show(self, message: messages.Late, body: bytes, buffers: Sequence[memoryview] = ()) -> None:
@@ -195,7 +195,7 @@ class Output:
         self, lane: WorkerLane, number: int, late: Late, descriptors: Descriptors | None = None
     ) -> None:
         self.lane = lane
-        self.guard = threading.RLock()
+        self.guard = RLock()
         self.innermost = 0
         self.stdout = CallOutput(self, "stdout")
         self.stderr = CallOutput(self, "stderr")
@@ -207,7 +207,7 @@ class Output:
 
     def _begin_in_child(self) -> None:
         """Leave to the parent, in a forked child, what is kept, and what the descriptors bring."""
-        self.guard = threading.RLock()
+        self.guard = RLock()
         self._descriptors = None
         self.stdout.drop_pieces()
         self.stderr.drop_pieces()

@@ -235,7 +235,7 @@ one = sweep.TaggedProcess(
     identity=sweep.ProcessIdentity.of(int(sys.argv[1])), run_id="a" * 13, command="sleep")
 began = time.monotonic()
 ending = asyncio.run(sweep.end_processes([one], 0.2))
-print(len(ending.survivors), time.monotonic() - began < 2)
+print(len(ending.survivors), time.monotonic() - began < 10)
 """
     _, process = lose()
     done = subprocess.run(

