@@ -149,6 +149,7 @@ class SnakepitMagics(Magics):
             "name": options.name,
             "adapter": self._adapter(options.adapter),
             "preload": names_of(options.preload),
+            "autoreload": options.autoreload,
             "env": environment_of(options.env),
         }
         if options.name in self._running():

@@ -135,6 +135,7 @@ def _add_start_options(parser: Parser) -> None:
     add("-a", "--adapter", help="the tools: module:Class, module, or a class of this notebook")
     add("-n", "--name", default="default", help="name of the pool")
     add("--preload", nargs="+", default=[], metavar="MODULE", help="modules to import in workers")
+    add("--autoreload", action="store_true", help="load edited modules anew in workers")
     add("--standby", type=_whole, help="workers kept ready to replace those that die")
     add("--timeout", type=_seconds, help="seconds for each call or cell")
     add("--queue-timeout", type=_seconds, help="seconds to wait for a worker")

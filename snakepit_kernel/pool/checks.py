@@ -1,4 +1,4 @@
-"""Numbers that users give, checked."""
+"""Settings that users give, checked."""
 
 from __future__ import annotations
 
@@ -35,5 +35,13 @@ def check_priority(value: Any) -> int:
     """Return a priority, any whole number; say what is wrong with a bad one."""
     if isinstance(value, bool) or not isinstance(value, int):
         msg = f"priority must be a whole number, higher for what goes first, not {value!r}"
+        raise TypeError(msg)
+    return value
+
+
+def check_flag(name: str, value: Any) -> bool:
+    """Return whether something is wanted; say what is wrong with a bad answer."""
+    if not isinstance(value, bool):
+        msg = f"{name} must be True or False, not {value!r}"
         raise TypeError(msg)
     return value

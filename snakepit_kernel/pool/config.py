@@ -17,7 +17,7 @@ from ..protocol.unserializable import Policy
 from ..protocol.values import Codec
 from ..store.store import Store, check_store
 from ..tools.registry import name_of
-from .checks import check_count, check_seconds
+from .checks import check_count, check_flag, check_seconds
 from .recovery.policies import Breaker, CrashBarrier, Heartbeat, Retry, check_policy
 from .scheduling.scheduler import Purpose
 from .workers.accelerators import Allotment, Gpus, allot
@@ -64,9 +64,11 @@ class PoolConfig:
     timeout: float | None
     grace: float
     preload: tuple[str, ...]
+    autoreload: bool
     standby: int
     env: Mapping[str, str]
     cwd: Path
+    follows_cwd: bool
     kernel: WorkerKernel
     start_timeout: float
     codec: Codec
@@ -100,6 +102,7 @@ class PoolConfig:
         timeout: float | None,
         grace: float,
         preload: Sequence[str],
+        autoreload: bool,
         standby: int,
         env: Mapping[str, str] | None,
         cwd: str | os.PathLike[str] | None,
@@ -157,6 +160,8 @@ class PoolConfig:
             kernel.check_serves("the profile 'thread'")
         if preload:
             kernel.check_serves("preload")
+        if autoreload:
+            kernel.check_serves("autoreload")
         if gpus is not None and standby:
             msg = "standby cannot be combined with gpus: a worker kept ready has no device yet"
             raise ValueError(msg)
@@ -187,9 +192,11 @@ class PoolConfig:
             timeout=check_seconds("timeout", timeout),
             grace=check_seconds("grace", grace, allow_zero=True) or 0.0,
             preload=tuple(preload),
+            autoreload=check_flag("autoreload", autoreload),
             standby=check_count("standby", standby, 0, MAX_WORKERS),
             env=environment,
             cwd=folder,
+            follows_cwd=cwd is None,
             kernel=kernel,
             start_timeout=check_seconds("start_timeout", start_timeout) or math.inf,
             codec=Codec(

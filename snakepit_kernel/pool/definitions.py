@@ -12,6 +12,7 @@ from ..protocol.encoders import encoders
 from ..protocol.frames import Segment, pack
 from ..protocol.messages import Define, Encode, Prepare, Release, ToolInfo
 from ..protocol.values import Codec, cannot_travel
+from .search_path import follow
 from .validation import Validator
 from .workers.worker import Seat
 
@@ -112,11 +113,11 @@ def _release(number: int, seats: weakref.WeakSet[Seat]) -> None:
 def ahead(seat: Seat) -> list[Segment]:
     """Return the frames that a worker needs before its next request, whatever that is."""
     known = encoders.known
+    frames = follow(seat)
     if seat.encoders == len(known) and not seat.forgets and not seat.released:
-        return []
+        return frames
     missing, seat.encoders = known[seat.encoders :], len(known)
     carrier = seat.lane.carrier
-    frames: list[Segment] = []
     for each in missing:
         try:
             frames += carrier.pack_value(Encode(), each)

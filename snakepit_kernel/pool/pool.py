@@ -84,6 +84,9 @@ class Pool(Caller, concurrent.futures.Executor):
     preload
         Modules that are imported before a worker's first call: once, in the template that the
         workers are forked from, where that is safe.
+    autoreload
+        Whether workers load modules anew that were edited, before each piece of work, as
+        ``%autoreload 2`` does; installed packages excepted.
     standby
         Workers that are started ahead, beside the others, to replace those that die.
     env
@@ -91,11 +94,13 @@ class Pool(Caller, concurrent.futures.Executor):
         MKL, BLIS, numexpr, Accelerate) get one thread a worker unless ``OMP_NUM_THREADS``, for all
         but the last, or one of their own variables says otherwise, here or in this process.
     cwd
-        Working directory of the workers. Default: that of this process.
+        Working directory of the workers. Default: that of this process, which they follow when it
+        changes.
     kernel_name
         Kernelspec of the workers: any that is installed. One of Python does everything where
         snakepit-kernel is installed in its environment; any other one runs cells, and nothing else:
-        then ``adapter``, ``preload`` and the profile ``"thread"`` are refused (`CellsOnly`).
+        then ``adapter``, ``preload``, ``autoreload`` and the profile ``"thread"`` are refused
+        (`CellsOnly`).
     start_timeout
         Seconds that a worker may take to become ready.
     max_value_bytes
@@ -165,6 +170,7 @@ class Pool(Caller, concurrent.futures.Executor):
         timeout: float | None = None,
         grace: float = 2.0,
         preload: Sequence[str] = (),
+        autoreload: bool = False,
         standby: int = 0,
         env: Mapping[str, str] | None = None,
         cwd: str | os.PathLike[str] | None = None,
@@ -197,6 +203,7 @@ class Pool(Caller, concurrent.futures.Executor):
             timeout=timeout,
             grace=grace,
             preload=preload,
+            autoreload=autoreload,
             standby=standby,
             env=env,
             cwd=cwd,

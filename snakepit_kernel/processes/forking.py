@@ -210,7 +210,9 @@ class Template:
         os.environ.clear()
         os.environ.update(env)
         own_path = list(sys.path)
-        sys.path += [entry for entry in import_path if entry not in sys.path]
+        if import_path:  # as whoever asked looks for them
+            rest = [entry for entry in own_path if entry not in import_path]
+            sys.path[:] = [*(entry or os.getcwd() for entry in import_path), *rest]  # noqa: PTH109
         trace = _Traces()
         prctl(PR_SET_CHILD_SUBREAPER, 1)
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # or modules learn no exit status

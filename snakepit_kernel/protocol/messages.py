@@ -12,6 +12,7 @@ message        direction  body
 `Encode`       → worker   ``(type, encode, decode)``
 `Prepare`      → worker   a function that calls refer to from now on
 `Release`      → worker   none; functions that no call refers to any more
+`Follow`       → worker   none; where the owner finds modules and files from now on
 `Forget`       → worker   none; a session begins again
 `Call`         → worker   ``(args, kwargs)`` of a tool
 `Apply`        → worker   ``(function, args, kwargs)``, or ``args`` for a prepared function
@@ -186,6 +187,21 @@ class Release(_Message, frozen=True, tag="release"):
     """Keep functions no longer that were prepared. Not answered."""
 
     numbers: list[int]
+
+
+class Follow(_Message, frozen=True, tag="follow"):
+    """Look for modules and files where the owner does, before the next call. Not answered.
+
+    Attributes
+    ----------
+    path
+        The owner's ``sys.path``, see `WorkerSetup`.
+    directory
+        Its working directory; None for workers that have one of their own.
+    """
+
+    path: list[str]
+    directory: str | None = None
 
 
 class Forget(_Message, frozen=True, tag="forget"):
@@ -431,6 +447,7 @@ ToWorker = (
     | Encode
     | Prepare
     | Release
+    | Follow
     | Forget
     | Call
     | Apply
@@ -492,7 +509,8 @@ class WorkerSetup:
     adapter
         ``"module:Class"``, ``"module"``, a class or a module; None for no tools.
     import_path
-        Where the owner finds modules; the worker looks there after its own places.
+        Where the owner finds modules, in its order; an empty entry stands for the working
+        directory of whoever looks.
     preload
         Modules to import.
     pool, worker
@@ -505,6 +523,8 @@ class WorkerSetup:
         Seconds between two beats of its pulse; 0 for none.
     limits
         What its process may take, by the names of `Limits`.
+    autoreload
+        Whether modules that were edited are loaded anew before each piece of work.
     """
 
     adapter: object
@@ -516,3 +536,4 @@ class WorkerSetup:
     codec: Codec = field(default_factory=Codec)
     beat_seconds: float = 0.0
     limits: dict[str, float] = field(default_factory=dict)
+    autoreload: bool = False

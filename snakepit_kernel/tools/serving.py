@@ -20,6 +20,7 @@ from ..processes import children
 from ..protocol import messages
 from ..protocol.encoders import encoders
 from ..protocol.frames import Frame, pack
+from .autoreload import Autoreload
 from .context import (
     SessionContext,
     begin_call,
@@ -33,6 +34,7 @@ from .loops import EventLoops
 from .outlet import Outlet
 from .output import Output
 from .registry import AdapterError, ToolRegistry
+from .search_path import advise
 from .surroundings import Surroundings
 
 OnMessage = Callable[[messages.ToWorker, Frame], None]
@@ -97,7 +99,8 @@ class Server:
         self._surroundings = surroundings
         self._functions: dict[int, Callable[..., Any]] = {}  # that several calls run
         self._loops = EventLoops(None if number else loop)  # the first is the main thread's
-        self._to_forget: deque[messages.Forget] = deque()
+        self._before_next: deque[tuple[messages.ToWorker, Frame]] = deque()
+        self.autoreload: Autoreload | None = None
         self._on_message = on_message
         self._outlets: dict[int, Outlet] = {}
         self._of_cells: set[int] = set()  # calls at whose end nothing is shown
@@ -145,17 +148,16 @@ class Server:
             case messages.Leave(id=call_id):
                 if call_id in self._outlets:
                     self._outlets[call_id].leave()
-            case messages.Define():
-                self._define(message, frame)
-            case messages.Forget():
-                self._to_forget.append(message)  # a thread of a tool may have read it
-            case messages.Prepare():
-                self._prepare_function(message, frame)
-            case messages.Release(numbers=numbers):
-                for number in numbers:
-                    self._functions.pop(number, None)
-            case messages.Encode():
-                encoders.add(*self.lane.carrier.load(message, frame))
+            case (
+                messages.Define()
+                | messages.Encode()
+                | messages.Prepare()
+                | messages.Release()
+                | messages.Follow()
+                | messages.Forget()
+            ):
+                # A thread of a tool may have read it, or a signal handler, while a call runs.
+                self._before_next.append((message, frame))
             case _:
                 return functools.partial(self._on_message, message, frame)
         return None
@@ -203,6 +205,25 @@ class Server:
         if self._put_off:
             self._loop.call_soon_threadsafe(self._run_next)
 
+    def _prepare_for_next(self) -> None:
+        """Do what was to be done before the next call, in the order in which it came."""
+        while self._before_next:
+            message, frame = self._before_next.popleft()
+            match message:
+                case messages.Define():
+                    self._define(message, frame)
+                case messages.Encode():
+                    encoders.add(*self.lane.carrier.load(message, frame))
+                case messages.Prepare():
+                    self._prepare_function(message, frame)
+                case messages.Release(numbers=numbers):
+                    for number in numbers:
+                        self._functions.pop(number, None)
+                case messages.Forget(session=session, number=number):
+                    self._surroundings.forget(session, number)
+                case _:
+                    self._on_message(message, frame)
+
     def _define(self, message: messages.Define, frame: Frame) -> None:
         try:
             self._registry.define(message.name, self.lane.carrier.load(message, frame))
@@ -218,9 +239,10 @@ class Server:
     # -- calls ---------------------------------------------------------------------------------
 
     def _answer(self, call: CallMessage, frame: Frame) -> None:
-        while self._to_forget:
-            forget = self._to_forget.popleft()
-            self._surroundings.forget(forget.session, forget.number)
+        if self._before_next:
+            self._prepare_for_next()
+        if self.autoreload is not None:
+            self.autoreload.reload_changed()
         before = self._surroundings.current
         try:
             self._answer_here(call, frame)
@@ -244,6 +266,7 @@ class Server:
             ready, is_async = self._prepare(call, frame, call_context)
         except BaseException as error:  # noqa: BLE001 - unpickling runs any code; the caller must hear of it
             _end_child(error)
+            advise(error, base.worker)
             self.lane.send(
                 answers.with_error(self.lane.carrier, call.id, error, before_running=True)
             )
@@ -368,6 +391,8 @@ class Server:
             self._of_cells.remove(call_id)
         else:
             self._finish()
+        if self.autoreload is not None:
+            self.autoreload.note_imported()  # before the answer: then the user may edit them
         lingers = end_call(call_context)
         self.output.end(call_id)
         self.host_calls.end(call_id)

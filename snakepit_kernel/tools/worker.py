@@ -32,6 +32,7 @@ from ..processes.limits import limit_address_space, limit_cpu, limit_files
 from ..protocol import messages
 from ..protocol.frames import Frame, pack
 from ..telemetry.correlation import METADATA_KEY
+from .autoreload import Autoreload
 from .bars import follow_bars
 from .channels import Channels
 from .context import correlate_cell, enter_cell, enter_slot, enter_worker, is_main_thread
@@ -47,6 +48,7 @@ from .output import (
     route_streams,
 )
 from .registry import ToolRegistry
+from .search_path import SearchPath
 from .serving import OnMessage, Server
 from .showing import Showing
 from .surroundings import NoSurroundings, Surroundings
@@ -136,6 +138,8 @@ class Worker:
         self._wants_shell = False
         self._showing = Showing(late)
         self._registry = ToolRegistry()
+        self._search_path = SearchPath()
+        self._directory = os.getcwd()  # noqa: PTH109 - where the owner was when it began
         self._surroundings = Surroundings()
         first, *others = sockets
         self._server = Server(
@@ -208,6 +212,8 @@ class Worker:
         )
         assert kernel.shell is not None
         surroundings.adopt(kernel.shell)
+        if self._server.autoreload is not None:
+            kernel.shell.events.register("post_execute", self._server.autoreload.note_imported)
         note_streams_of_cells()
         self._showing.adopt(kernel)
 
@@ -215,6 +221,8 @@ class Worker:
         """Go to the surroundings of the session of a cell."""
         enter_cell(session)
         self._output.begin_cell()
+        if self._server.autoreload is not None:
+            self._server.autoreload.reload_changed()
         self._surroundings.enter(session)
         self._surroundings.tell()
 
@@ -256,6 +264,8 @@ class Worker:
                 self._configure(message, frame)
             case messages.Assign(worker=name):
                 enter_slot(name)
+            case messages.Follow():
+                self._follow(message)
             case messages.OpenChannels(id=call_id):
                 self._open_channels(call_id)
 
@@ -263,14 +273,15 @@ class Worker:
         lane = self._server.lane
         try:
             setup: messages.WorkerSetup = lane.carrier.load(message, frame)
-            find_modules_here()
-            sys.path += [entry for entry in setup.import_path if entry not in sys.path]
+            self._search_path.follow(setup.import_path)
             enter_worker(setup.pool, setup.worker, self._server.host_calls)
             self._limit(setup.limits)
             failed = {name: problem for name in setup.preload if (problem := _preload(name))}
             codec = dataclasses.replace(setup.codec, on_receipt="keep")  # a notebook's are its own
             for server in (self._server, *(thread.server for thread in self._threads)):
                 server.lane.carrier.codec = codec
+            if setup.autoreload:
+                self._autoreload()
             self._registry.load(setup.adapter, has_threads=setup.has_threads)
             for thread in self._threads:
                 thread.start()
@@ -290,6 +301,24 @@ class Worker:
             self._send(messages.Configured(message.id, self._registry.infos(), failed))
             activity.end_cell()
             self.channels.build_soon()
+
+    def _autoreload(self) -> None:
+        """Load edited modules anew from now on."""
+        autoreload = Autoreload()
+        for server in (self._server, *(thread.server for thread in self._threads)):
+            server.autoreload = autoreload
+
+    def _follow(self, message: messages.Follow) -> None:
+        """Look for modules and files where the owner does now."""
+        with self._server.interrupts.held():
+            self._search_path.follow(message.path)
+            directory = message.directory
+            if directory is None or directory == self._directory:
+                return
+            self._directory = directory
+            # Sessions that have gone elsewhere by themselves stay there.
+            with self._surroundings.for_all(), contextlib.suppress(OSError):
+                os.chdir(directory)
 
     def _limit(self, limits: Mapping[str, float]) -> None:
         """Set what this process may take, before code of the user runs in it.
@@ -363,18 +392,6 @@ class _Thread:
             # An interrupt that comes a moment too late ends nothing.
             with contextlib.suppress(KeyboardInterrupt):
                 self._loop.run_forever()
-
-
-def find_modules_here() -> None:
-    """Look for modules in the working directory too, where IPython puts it: behind Python's own."""
-    if "" in sys.path:
-        return
-    places = [
-        number
-        for number, entry in enumerate(sys.path)
-        if os.path.basename(entry) in {"site-packages", "dist-packages"}  # noqa: PTH119
-    ]
-    sys.path.insert(min(places, default=len(sys.path)), "")
 
 
 def _preload(name: str) -> str:

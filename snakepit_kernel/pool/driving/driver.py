@@ -26,6 +26,7 @@ from ...tools.namespace import last_value, pull, push
 from ..definitions import ahead
 from ..results import CellResult
 from ..scheduling.work import Work
+from ..search_path import search_path
 from ..workers.worker import Seat, Worker
 from .cells import Cell, CellClient, CellRun
 from .hosting import Host, Link
@@ -225,8 +226,8 @@ class Driver:
         """Run a cell, and what belongs to it: variables to push and to pull."""
         worker = seat.worker
         cells = worker.cells or self._open_channels(seat, work)
-        if seat.forgets:  # to be heard before the cell, which takes another way
-            self._apply_on(seat, work, abs, 0)
+        if seat.forgets or seat.follows != search_path.look():
+            self._apply_on(seat, work, abs, 0)  # it is to be heard before the cell
         if cell.push:
             try:
                 self._apply_on(seat, work, push, dict(cell.push))

@@ -539,7 +539,7 @@ class Admission:
             for worker in self.crew.workers.values():
                 for seat in worker.seats:
                     seat.defined.clear()  # what was to be sent may not have been
-                    seat.encoders = 0
+                    seat.encoders = seat.follows = 0
                     self._mend_seat(seat)
             if self._pending == 0:
                 self._quiet.notify_all()

@@ -6,6 +6,7 @@ the Jupyter protocol runs cells, and nothing else.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
@@ -139,10 +140,16 @@ class WorkerKernel:
     def import_path(self) -> list[str]:
         """Return where this process finds modules, as far as that is good for its workers.
 
-        As absolute paths. The packages of another environment are not: they are for another
-        Python, or stand beside other packages.
+        As absolute paths, in its order; an empty entry, for the working directory of a worker,
+        stands before that of this process. The packages of another environment are left out: they
+        are for another Python, or stand beside other packages.
         """
-        paths = dict.fromkeys(os.path.abspath(entry) for entry in sys.path)  # noqa: PTH100
+        paths: dict[str, None] = {}
+        for entry in sys.path:
+            if not entry:
+                paths[""] = None
+            with contextlib.suppress(FileNotFoundError):  # the working directory was removed
+                paths[os.path.abspath(entry)] = None  # noqa: PTH100 - much faster
         if self.interpreter is not None and self.interpreter.is_elsewhere:
             own = _own_packages()
             return [path for path in paths if not path.startswith(own)]

@@ -246,6 +246,7 @@ class Roster:
             codec=worker.config.codec,
             limits=worker.config.limits.of_process(),
             beat_seconds=_beat_seconds(worker.config),
+            autoreload=worker.config.autoreload,
         )
         await worker.start(setup)
         worker.apply(WorkerEvent.ANSWER)

@@ -146,6 +146,8 @@ class Seat:
         The functions of the notebook that were sent on its lane, by name, with their version.
     encoders
         How many encoders were sent on its lane.
+    follows
+        The state of the owner's search path that was sent on its lane last, see `SearchPath`.
     released
         Functions that were sent on its lane for several calls, of which there will be no more.
     forgets
@@ -159,6 +161,7 @@ class Seat:
         "__weakref__",
         "defined",
         "encoders",
+        "follows",
         "forgets",
         "forgotten",
         "holder",
@@ -175,6 +178,7 @@ class Seat:
         self.holder: Holder | None = None
         self.defined: dict[str, int] = {}
         self.encoders = 0
+        self.follows = 0
         self.released: deque[int] = deque()
         lane.on_event = partial(report_event, self)
         self.forgets: deque[Forget] = deque()

@@ -1,0 +1,51 @@
+"""Where the owner of a pool finds modules and files, which its workers follow."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+
+from ..protocol.frames import Segment, pack
+from ..protocol.messages import Follow, encode
+from .workers.worker import Seat
+
+
+class SearchPath:
+    """``sys.path`` and the working directory of this process, with a number for each state.
+
+    Attributes
+    ----------
+    directory
+        The working directory; the last one if it was removed since.
+    """
+
+    def __init__(self) -> None:
+        self.directory = ""
+        self._entries: list[str] = []
+        self._number = 0
+
+    def look(self) -> int:
+        """Return the number of the present state, which no earlier one had."""
+        directory = self.directory
+        with contextlib.suppress(FileNotFoundError):
+            directory = os.getcwd()  # noqa: PTH109 - much faster
+        if directory != self.directory or sys.path != self._entries:
+            self.directory, self._entries = directory, list(sys.path)
+            self._number += 1
+        return self._number
+
+
+search_path = SearchPath()
+"""That of this process."""
+
+
+def follow(seat: Seat) -> list[Segment]:
+    """Return the frame by which a worker looks where this process does; nothing if it does."""
+    number = search_path.look()
+    if seat.follows == number:
+        return []
+    seat.follows = number
+    config = seat.worker.config
+    directory = search_path.directory if config.follows_cwd else None
+    return pack(encode(Follow(config.kernel.import_path(), directory)))

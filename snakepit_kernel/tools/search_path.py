@@ -1,0 +1,70 @@
+"""Where a worker looks for modules: where the owner of its pool does, in the same order."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+from collections.abc import Sequence
+
+
+class SearchPath:
+    """Keeps ``sys.path`` as the owner has it, and what code of the worker has added.
+
+    Entries that the worker's own code has put in front stay in front, others behind.
+    """
+
+    def __init__(self) -> None:
+        self._followed: list[str] = list(sys.path)
+
+    def follow(self, entries: Sequence[str]) -> None:
+        """Look where the owner looks now."""
+        wanted = list(entries)
+        if "" not in wanted:  # a script has none; a worker looks where IPython does
+            wanted.insert(_before_packages(wanted), "")
+        if wanted == self._followed and sys.path == wanted:
+            return
+        before, behind = self._added()
+        kept = set(wanted)
+        sys.path[:] = [
+            *(entry for entry in before if entry not in kept),
+            *wanted,
+            *(entry for entry in behind if entry not in kept),
+        ]
+        self._followed = wanted
+        importlib.invalidate_caches()
+
+    def _added(self) -> tuple[list[str], list[str]]:
+        """Return the entries that are not the owner's: those in front of its, and the others."""
+        followed = set(self._followed)
+        mine = [entry in followed for entry in sys.path]
+        first = mine.index(True) if True in mine else len(mine)
+        behind = [entry for entry in sys.path[first:] if entry not in followed]
+        return sys.path[:first], behind
+
+
+def _before_packages(entries: Sequence[str]) -> int:
+    """Return the place behind Python's own modules, and in front of packages."""
+    places = [
+        number
+        for number, entry in enumerate(entries)
+        if os.path.basename(entry) in {"site-packages", "dist-packages"}  # noqa: PTH119
+    ]
+    return min(places, default=len(entries))
+
+
+def advise(error: BaseException, worker: str) -> None:
+    """Add to an error, of what a call needs and a worker cannot import, what would help."""
+    if isinstance(error, ModuleNotFoundError):
+        error.add_note(
+            f"worker {worker} looks for modules where the notebook does (sys.path), and has found "
+            f"no {error.name!r} there. What was imported from a folder that sys.path does not name "
+            "any more, or exists in the notebook's memory alone, is not found: add the folder to "
+            "sys.path, or have the module travel by value (cloudpickle.register_pickle_by_value)."
+        )
+    elif isinstance(error, AttributeError) and str(error).startswith("Can't get attribute"):
+        error.add_note(
+            f"worker {worker} has the module as it was when it was imported there. If that was "
+            "edited since, pool.reload() (%snakepit reload) imports it anew; a pool with "
+            "autoreload=True follows each change."
+        )
