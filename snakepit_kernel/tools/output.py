@@ -92,7 +92,7 @@ class CallOutput(io.TextIOBase):
     def __init__(self, output: Output, name: Name) -> None:
         self._output = output
         self._name: Name = name
-        self._pieces: list[str] = []
+        self.pieces: list[str] = []
         self._length = 0
         self._kept_for = 0  # the call that has printed them
 
@@ -138,7 +138,7 @@ class CallOutput(io.TextIOBase):
                 self._send()
                 self._kept_for = call_id
             output.take_in()
-            self._pieces.append(text)
+            self.pieces.append(text)
             self._length += len(text)
             if "\n" in text or "\r" in text or self._length >= OUTPUT_CHUNK:
                 self._send()
@@ -151,9 +151,9 @@ class CallOutput(io.TextIOBase):
             self._send()
 
     def _send(self) -> None:
-        if not self._pieces:
+        if not self.pieces:
             return
-        pieces, self._pieces, self._length = self._pieces, [], 0
+        pieces, self.pieces, self._length = self.pieces, [], 0
         self._output.print(self._kept_for, self._name, "".join(pieces))
 
     def flush_pieces(self) -> None:
@@ -226,8 +226,9 @@ class Output:
         """Send what is kept."""
         with self.guard:
             self.take_in()
-            self.stdout.flush_pieces()
-            self.stderr.flush_pieces()
+            if self.stdout.pieces or self.stderr.pieces:
+                self.stdout.flush_pieces()
+                self.stderr.flush_pieces()
 
     def synchronize(self) -> None:
         """Show what was written to the process's descriptors so far."""
