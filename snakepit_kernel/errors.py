@@ -96,14 +96,15 @@ class SnakepitError(Exception):
 class PoolSaturated(SnakepitError):
     """The queue of a pool was full; the work was not accepted."""
 
-    def __init__(self, pool: str, max_queue: int) -> None:
-        super().__init__(pool, max_queue)
+    def __init__(self, pool: str, max_queue: int, setting: str = "max_queue") -> None:
+        super().__init__(pool, max_queue, setting)
         self.pool = pool
         self.max_queue = max_queue
+        self.setting = setting
 
     def __str__(self) -> str:
         return (
-            f"pool {self.pool!r} has {self.max_queue} calls waiting already (max_queue); "
+            f"pool {self.pool!r} has {self.max_queue} calls waiting already ({self.setting}); "
             "wait for some to end, or give the pool more workers or a longer queue"
         )
 

@@ -48,6 +48,13 @@ PR_SET_CHILD_SUBREAPER = 36
 PRIVATE = Path(tempfile.mkdtemp(prefix="spt-", dir="/tmp"))  # short: sockets lie below it
 RUNTIME_DIRS = [PRIVATE / "run", PRIVATE / "s"]
 
+# Whoever runs these tests has settings of their own, and may run them from a tagged kernel.
+OTHERS_SETTINGS = ("SNAKEPIT_", "JUPYTER_", "JPY_", "IPYTHON", "OTEL_", "MPLBACKEND", "OMP_")
+OTHERS_SCREEN = ("COLUMNS", "LINES", "FORCE_COLOR", "NO_COLOR")
+for variable in list(os.environ):
+    if variable.startswith(OTHERS_SETTINGS) or variable in OTHERS_SCREEN:
+        del os.environ[variable]
+
 os.environ["JUPYTER_RUNTIME_DIR"] = str(RUNTIME_DIRS[0])
 os.environ["SNAKEPIT_RUNTIME_DIR"] = str(RUNTIME_DIRS[1])
 os.environ["JUPYTER_DATA_DIR"] = str(PRIVATE / "data")  # kernelspecs are found in sys.prefix too
@@ -56,7 +63,12 @@ os.environ["SNAKEPIT_DATA_DIR"] = str(PRIVATE / "snakepit")
 os.environ["IPYTHONDIR"] = str(PRIVATE / "ipython")
 os.environ["JUPYTER_PLATFORM_DIRS"] = "1"  # or jupyter_core warns that this will change
 os.environ["SNAKEPIT_STANDBY"] = "0"  # what a test starts is what it asks for
-os.environ.pop("SNAKEPIT_RUN_ID", None)  # these tests may themselves run in a tagged kernel
+
+# A shell lets what it runs in the background ignore these, and so all that it starts would.
+for number in (signal.SIGINT, signal.SIGQUIT, signal.SIGHUP):
+    if signal.getsignal(number) is signal.SIG_IGN:
+        is_interrupt = number is signal.SIGINT
+        signal.signal(number, signal.default_int_handler if is_interrupt else lambda *_: None)
 
 # What the process of pytest opens once and keeps. The key is what /proc/self/fd/N links to.
 KEPT_DESCRIPTORS = {
@@ -73,6 +85,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group.addoption("--store-kills", type=int, default=30, help="writers that are killed")
     group.addoption("--soak-calls", type=int, default=2500, help="calls of the soak test")
     group.addoption("--cycles", type=int, default=10, help="cycles of the test of leaks")
+    group.addoption("--no-template", action="store_true", help="fork no kernel from a template")
     group.addoption("--chaos-seed", type=int, help="its seed; by default another each time")
 
 
@@ -92,6 +105,8 @@ def pytest_cmdline_main(config: pytest.Config) -> None:
 
 def pytest_configure(config: pytest.Config) -> None:
     """Become the subreaper of everything that the tests start."""
+    if config.option.no_template:
+        os.environ[template_module.TEMPLATE_VARIABLE] = "0"
     if ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0) != 0:
         pytest.exit("prctl(PR_SET_CHILD_SUBREAPER) failed")
     for directory in (*RUNTIME_DIRS, PRIVATE / "ipython"):

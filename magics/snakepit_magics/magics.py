@@ -30,6 +30,7 @@ from snakepit_kernel import (
     ToolNotFound,
 )
 from snakepit_kernel.errors import suggest
+from snakepit_kernel.pool.scheduling.patience import waiting_patiently
 from snakepit_kernel.pool.streams import LiveView
 from snakepit_kernel.tools.adapter import options_of
 
@@ -92,14 +93,8 @@ class SnakepitMagics(Magics):
     def snakepit(self, line: str, cell: str | None = None) -> Any:  # noqa: D102 - see below
         try:
             self._tell_of_the_last_run()
-            if cell is not None:
-                return self._run_cell(self._cell_parser.parse(line), cell)
-            options = self._parser.parse(line)
-            if options.command is None:
-                return self._overview()
-            if options.command in SESSION_COMMANDS:
-                return self.sessions.run(options)
-            return getattr(self, f"_{options.command}")(options)
+            with waiting_patiently(print):
+                return self._run(line, cell)
         except CellError:
             raise
         except (ToolNotFound, InvalidArguments, PoolClosed) as mistake:
@@ -110,6 +105,16 @@ class SnakepitMagics(Magics):
             raise UsageError(str(mistake)) from mistake
 
     snakepit.__doc__ = help_text()  # what %snakepit? shows
+
+    def _run(self, line: str, cell: str | None) -> Any:
+        if cell is not None:
+            return self._run_cell(self._cell_parser.parse(line), cell)
+        options = self._parser.parse(line)
+        if options.command is None:
+            return self._overview()
+        if options.command in SESSION_COMMANDS:
+            return self.sessions.run(options)
+        return getattr(self, f"_{options.command}")(options)
 
     def _tell_of_the_last_run(self) -> None:
         """Say once, in one line, what the restart of this kernel had to end."""
@@ -170,7 +175,9 @@ class SnakepitMagics(Magics):
         names = list(self._running()) if options.all else [self._pool(options.name).name]
         for name in names:
             self.pools.pop(name).terminate()
-            print(f"pool {name} has ended")  # noqa: T201 - what a magic says to its user
+            has_others = self._running() and not options.all
+            now = f"; cells run in pool {self.chosen_pool} now" if has_others else ""
+            print(f"pool {name} has ended{now}")  # noqa: T201 - what a magic says to its user
 
     def _restart(self, options: Namespace) -> Pool:
         pool = self._pool(options.name)
@@ -212,12 +219,15 @@ class SnakepitMagics(Magics):
             print(f"--- {worker}\n{text or '(nothing)'}")  # noqa: T201
 
     def _running(self) -> dict[str, Pool]:
+        """Return the pools that run; of these the one is chosen that was, or was opened last."""
         self.pools = {name: pool for name, pool in self.pools.items() if pool.is_open}
+        if self.chosen_pool not in self.pools:
+            self.chosen_pool = next(reversed(self.pools), "default")
         return self.pools
 
     def _pool(self, name: str | None = None) -> Pool:
-        wanted = name or self.chosen_pool
         running = self._running()
+        wanted = name or self.chosen_pool
         if wanted in running:
             return running[wanted]
         if not running:

@@ -6,20 +6,31 @@ import asyncio
 import contextlib
 import importlib.util
 import inspect
+import io
 import os
 import signal
 import sys
 import threading
 import types
+from collections import defaultdict
 from collections.abc import Awaitable, Callable, Coroutine, Iterator, Sequence
+from contextvars import ContextVar
 from functools import partial, wraps
 from typing import Any
 
+from ipykernel import zmqshell
+from ipykernel.iostream import OutStream
 from ipykernel.ipkernel import IPythonKernel
+from IPython.core import interactiveshell
+from tornado.ioloop import IOLoop
 
 from ..ids import SESSION_KEY
-from ..processes import activity
+from ..processes import activity, children, foreground
 from ..processes.tags import parent_is_guardian
+
+QUITTING = (
+    "This worker was told to end: the pool replaces it, and what it holds in memory is gone then."
+)
 
 _DEBUGGER_MODULE = "ipykernel.debugger"
 
@@ -40,6 +51,7 @@ class SnakepitKernel(IPythonKernel):
 
     heeds_interrupt: Callable[[], bool] = staticmethod(lambda: True)
     on_cell: Callable[[dict[str, Any]], None] = staticmethod(lambda _: None)
+    _on_quitting: Callable[[], None] | None = None
 
     def __init__(self, **kwargs: Any) -> None:
         with _debugger_not_imported():
@@ -47,16 +59,28 @@ class SnakepitKernel(IPythonKernel):
         self._has_started = False
         self._interrupted_early = False
         self._code_runs = False
+        self._was_cancelled = False
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._foreground = foreground.Foreground()  # of the cell that runs
+        foreground.install()
         # Set on the instance: libraries know Jupyter's shell by the name of its class.
         assert self.shell is not None
         self._run_code = self.shell.run_code
         self.shell.run_code = self._run_code_unless_interrupted
+        self._show = self.shell.showtraceback
+        self.shell.showtraceback = self._show_traceback
+        self._run_nodes = self.shell.run_ast_nodes
+        self.shell.run_ast_nodes = self._run_nodes_and_end_child
+        _let_commands_raise(self.shell)
+        children.watch()
+        os.register_at_fork(after_in_child=self._leave_to_the_parent)
         self._debugger_wanted = asyncio.Event()
 
     def start(self) -> None:
         """Take requests as soon as the main loop runs; a second time changes nothing."""
         if not self._has_started:
             self._has_started = True
+            self._loop = IOLoop.current().asyncio_loop  # type: ignore[attr-defined]
             super().start()
 
     # -- sessions ------------------------------------------------------------------------------
@@ -198,7 +222,7 @@ class SnakepitKernel(IPythonKernel):
 
     def pre_handler_hook(self) -> None:
         """Keep an interrupt, from now on, for the cell that is about to run."""
-        self._interrupted_early = self._code_runs = False
+        self._interrupted_early = self._code_runs = self._was_cancelled = False
         self.saved_sigint_handler = signal.signal(signal.SIGINT, self._keep_interrupt)
 
     def _keep_interrupt(self, *_: object) -> None:
@@ -209,14 +233,31 @@ class SnakepitKernel(IPythonKernel):
             return
         again, self._interrupted_early = self._interrupted_early, True
         if self._code_runs or again:  # again: what comes before the code may hang, too
+            self._foreground.interrupt()
             raise KeyboardInterrupt
 
-    async def _run_code_unless_interrupted(self, *args: Any, **kwargs: Any) -> Any:
+    async def _run_code_unless_interrupted(
+        self, code: Any, result: Any = None, **kwargs: Any
+    ) -> Any:
         if threading.current_thread() is threading.main_thread():
             first, self._code_runs = not self._code_runs, True
             if first and self._interrupted_early:
                 raise KeyboardInterrupt
-        return await self._run_code(*args, **kwargs)
+        has_failed = await self._run_code(code, result, **kwargs)
+        if self._was_cancelled and isinstance(
+            getattr(result, "error_in_exec", None), asyncio.CancelledError
+        ):
+            result.error_in_exec = KeyboardInterrupt()
+        return has_failed
+
+    def _show_traceback(self, *args: Any, **kwargs: Any) -> None:
+        """Call the cancellation of an interrupted cell by the name that it has for users."""
+        error = sys.exception()
+        if self._was_cancelled and isinstance(error, asyncio.CancelledError):
+            interrupt = KeyboardInterrupt().with_traceback(error.__traceback__)
+            args = ((KeyboardInterrupt, interrupt, error.__traceback__),)
+            kwargs.pop("exc_tuple", None)
+        self._show(*args, **kwargs)
 
     async def do_execute(
         self, code: str, silent: bool, *args: Any, **kwargs: Any
@@ -227,11 +268,14 @@ class SnakepitKernel(IPythonKernel):
         self.on_cell(kwargs.get("cell_meta") or {})
         previous = signal.signal(signal.SIGINT, self._interrupt_cell)
         activity.begin_cell()
+        self._foreground = foreground.Foreground()
+        token = foreground.begin(self._foreground)
         try:
             return await self._execute(code, silent, *args, **kwargs)
         except KeyboardInterrupt:
             return self._interrupted_reply()
         finally:
+            foreground.leave(token)
             activity.end_cell()
             signal.signal(signal.SIGINT, previous)
 
@@ -266,15 +310,82 @@ class SnakepitKernel(IPythonKernel):
 
         def interrupt(*_: object) -> None:
             if self.heeds_interrupt():
+                self._foreground.interrupt()
+                if foreground.is_below(interactiveshell.InteractiveShell.run_code):
+                    raise KeyboardInterrupt  # it would not be cancelled before it awaits again
+                self._was_cancelled = True
                 loop.call_soon_threadsafe(future.cancel)
 
         previous = signal.signal(signal.SIGINT, interrupt)
         if self._interrupted_early:
+            self._was_cancelled = True
             future.cancel()
         try:
             yield
         finally:
             signal.signal(signal.SIGINT, previous)
+
+    # -- forks ---------------------------------------------------------------------------------
+
+    # A child that a cell forks goes on to the end of that cell, and ends there. What it prints goes
+    # through its parent, as ipykernel has it for those of multiprocessing.
+
+    def _leave_to_the_parent(self) -> None:
+        """In a child: answer nothing and show no results."""
+        for stream in (sys.stdout, sys.stderr):
+            if isinstance(stream, OutStream):
+                # What its parent has printed so far, its parent sends. A thread of that may have
+                # held the lock.
+                stream._buffer_lock = threading.RLock()  # noqa: SLF001
+                stream._buffers = defaultdict(io.StringIO)  # noqa: SLF001
+        shell = self.shell
+        assert shell is not None
+        if sys.displayhook is shell.displayhook:
+            sys.displayhook = _show_nothing
+        shell.custom_exceptions = ()
+        shell.showtraceback = lambda *_, **__: children.end(sys.exception())
+        if self._loop is not None:
+            children.end_in(self._loop)
+
+    async def _run_nodes_and_end_child(self, *args: Any, **kwargs: Any) -> Any:
+        is_outermost = not _runs_in_cell.get()
+        token = _runs_in_cell.set(True)
+        try:
+            return await self._run_nodes(*args, **kwargs)
+        finally:
+            _runs_in_cell.reset(token)
+            if children.is_child and is_outermost:
+                children.end(sys.exception())
+
+    # -- the end of a worker -------------------------------------------------------------------
+
+    def leave_end_to_owner(self, on_quitting: Callable[[], None]) -> None:
+        """Tell the owner when code tells this kernel to end, and go on until the owner ends it.
+
+        Or it would be lent to somebody else in the moment before its end, whose work would be lost.
+        """
+        self._on_quitting = on_quitting
+        shell = self.shell
+        assert shell is not None
+        shell.unobserve(type(shell)._update_exit_now, "exit_now")  # noqa: SLF001 - it stops the loop
+
+        def quit_soon(change: Any) -> None:
+            if change["new"]:
+                shell.exit_now = False
+                sys.stderr.write(f"{QUITTING}\n")
+                on_quitting()
+
+        shell.observe(quit_soon, "exit_now")
+
+    async def shutdown_request(self, stream: Any, ident: Any, parent: dict[str, Any]) -> None:
+        """Shut down; a worker has its owner do that."""
+        if self._on_quitting is None:
+            await super().shutdown_request(stream, ident, parent)
+            return
+        assert self.session is not None
+        content = {"status": "ok", "restart": parent["content"]["restart"]}
+        self.session.send(stream, "shutdown_reply", content, parent, ident=ident)
+        self._on_quitting()
 
     # -- shutdown ------------------------------------------------------------------------------
 
@@ -287,6 +398,45 @@ class SnakepitKernel(IPythonKernel):
             os.kill(os.getppid(), signal.SIGUSR2)
         else:
             await super()._progressively_terminate_all_children()
+
+
+_runs_in_cell: ContextVar[bool] = ContextVar("runs_in_cell", default=False)
+
+
+def _let_commands_raise(shell: Any) -> None:
+    """Have an interrupted ``!command``, ``%%bash`` and their like end as other code does."""
+    for module, name in (
+        (zmqshell, "system"),
+        (interactiveshell, "getoutput"),
+        (interactiveshell, "get_output_error_code"),
+    ):
+        function = getattr(module, name)
+        if not hasattr(function, "__wrapped__"):
+            setattr(module, name, foreground.raising(function))
+    expand, run = shell.var_expand, foreground.raising(shell.system_raw)
+
+    def system_raw(cmd: str) -> None:
+        # It looks for variables in the frame that it was called from: that is ours.
+        expanded = expand(cmd, depth=1)
+        shell.var_expand = lambda text, **_: text
+        try:
+            run(expanded)
+        finally:
+            del shell.var_expand
+
+    shell.system_raw = system_raw
+    scripts = shell.magics_manager.registry["ScriptMagics"]
+    own = scripts.shebang
+    # It sends its signal by way of asyncio, which complains of a process that has just ended.
+    scripts.shebang = foreground.raising(own, has_own_way=True)
+    for magics in shell.magics_manager.magics.values():
+        for name, function in magics.items():
+            if function == own:
+                magics[name] = scripts.shebang
+
+
+def _show_nothing(_: object) -> None:
+    pass
 
 
 def _is_main_thread() -> bool:

@@ -7,17 +7,22 @@ reader to 0 when nothing refers to the region any more, so no message is needed 
 
 What costs is not the copy but the page that is touched for the first time. So a region is taken at
 the lowest address where it fits: there the pages exist, and both processes have them mapped.
+
+Who looks at a buffer may write to it, and nobody else sees that: users have mappings of their own,
+in which a page is copied when it is first written to. What was written goes with the view, so that
+the next buffer at that place is seen as it was sent.
 """
 
 from __future__ import annotations
 
 import contextlib
 import ctypes
+import functools
 import itertools
 import mmap
 import os
+import sys
 import weakref
-from functools import cached_property
 from typing import Any
 
 import msgspec
@@ -36,6 +41,7 @@ TRIM_AFTER = 10.0
 _PAGE = mmap.PAGESIZE
 _SLOTS = _PAGE // 8
 _MADV_POPULATE_READ = 22  # since Linux 5.14; Python has no name for it
+_PRIVATE = mmap.MAP_PRIVATE | 0x4000  # MAP_NORESERVE, which Python has a name for since 3.13
 
 
 class Place(msgspec.Struct, frozen=True, array_like=True, gc=False):
@@ -106,14 +112,15 @@ class ArenaWriter:
         self._part.words[self._region_of(place).slot] = 0
 
     def view(self, place: Place) -> memoryview:
-        """Look at a buffer that the reader refers to, instead of sending it back.
+        """Look at a buffer that the reader refers to, instead of having it sent back.
 
         It must be called before the next `place` or `trim`, which may use the region again.
 
         Returns
         -------
         view
-            Read-only. The region stays as it is while anything here refers to the view.
+            The caller's own: what is written to it changes nothing else. The region stays as it is
+            while anything here refers to the view.
 
         Raises
         ------
@@ -121,11 +128,13 @@ class ArenaWriter:
             No such place is in use.
         """
         region = self._region_of(place)
-        anchor = region.local() if region.local else None
-        if anchor is None:
-            anchor = self._part.anchor()
-            region.local = weakref.ref(anchor)
-        return _window(anchor, place)
+        try:
+            mapped = self._part.map_privately(place)
+        except OSError:  # no address space is left
+            return memoryview(self._part.copy(place))
+        region.views = [*region.living_views(), weakref.ref(mapped)]
+        skipped = place.offset % _PAGE
+        return memoryview(mapped).cast("B")[skipped : skipped + place.length]
 
     def trim(self) -> None:
         """Give the memory of free regions back to the system."""
@@ -218,11 +227,7 @@ class ArenaWriter:
         if not self._regions:
             return []
         words = self._part.words
-        return [
-            region
-            for region in self._regions
-            if words[region.slot] or (region.local is not None and region.local() is not None)
-        ]
+        return [region for region in self._regions if words[region.slot] or region.living_views()]
 
     def _region_of(self, place: Place) -> _Region:
         for region in self._regions:
@@ -248,8 +253,8 @@ class ArenaReader:
     """
 
     def __init__(self, descriptor: int, offset: int, limit_bytes: int) -> None:
-        self._part = _Part(descriptor, offset, limit_bytes)
-        self._held: dict[int, tuple[weakref.ref[Any], Place]] = {}
+        self._part = _PrivatePart(descriptor, offset, limit_bytes)
+        self._held: dict[int, Place] = {}
 
     def view(self, place: Place) -> memoryview:
         """Look at a buffer that has arrived.
@@ -257,9 +262,9 @@ class ArenaReader:
         Returns
         -------
         view
-            Read-only. The writer gets the region back when nothing refers to the view any more: no
-            array on it, no slice of it, nothing made from those. It stays valid when the reader is
-            closed and when the peer has died.
+            The caller's own: what is written to it changes nothing else. The writer gets the region
+            back when nothing refers to the view any more: no array on it, no slice of it, nothing
+            made from those. It stays valid when the reader is closed and when the peer has died.
 
         Raises
         ------
@@ -273,14 +278,15 @@ class ArenaReader:
         words = self._part.words
         if place.ticket < _SLOTS or words[place.ticket % _SLOTS] != place.ticket:
             raise ValueError(f"{place} is no place in use")
-        held = self._held.get(place.ticket)
-        anchor = held[0]() if held else None
-        if anchor is None:
-            anchor = self._part.anchor()
-            arguments = (self._held, words, place.ticket, os.getpid())
-            weakref.finalize(anchor, _give_back, *arguments).atexit = False
-            self._held[place.ticket] = weakref.ref(anchor), place
-        return _window(anchor, place)
+        if place.ticket in self._held:
+            raise ValueError(f"{place} has come before")
+        anchor = self._part.anchor()
+        pages, ticket = self._part.pages(place), place.ticket
+        last = weakref.finalize(anchor, _give_back, self._held, pages, words, ticket, os.getpid())
+        last.atexit = False
+        self._held[place.ticket] = place
+        view = memoryview(anchor).cast("B")
+        return view[place.offset : place.offset + place.length]
 
     def find(self, buffer: memoryview) -> Place | None:
         """Tell where in the arena a buffer lies, so that it is sent back by reference.
@@ -293,16 +299,17 @@ class ArenaReader:
         Returns
         -------
         place
-            None if it does not lie in what was viewed here.
+            None if it does not lie in what was viewed here, or was written to since.
         """
         if not self._held:
             return None
         offset = _address_of(buffer) - self._part.address
         if not 0 <= offset < self._part.room_bytes:
             return None
-        for _, whole in self._held.copy().values():  # a finalizer may change it now
+        for whole in self._held.copy().values():  # a finalizer may change it now
             if whole.offset <= offset < whole.offset + whole.length:
-                return Place(offset, buffer.nbytes, whole.ticket)
+                place = Place(offset, buffer.nbytes, whole.ticket)
+                return None if self._part.pages(place).were_written() else place
         return None
 
     def map(self) -> None:
@@ -318,7 +325,7 @@ class ArenaReader:
 class _Region:
     """Pages that hold one buffer; `last` is behind them."""
 
-    __slots__ = ("first", "last", "length", "local", "slot", "ticket")
+    __slots__ = ("first", "last", "length", "slot", "ticket", "views")
 
     def __init__(self, first: int, last: int, length: int, ticket: int) -> None:
         self.first = first
@@ -326,7 +333,10 @@ class _Region:
         self.length = length
         self.ticket = ticket
         self.slot = ticket % _SLOTS
-        self.local: weakref.ref[Any] | None = None  # to what keeps it for the writer's process
+        self.views: list[weakref.ref[Any]] = []  # of the writer's process
+
+    def living_views(self) -> list[weakref.ref[Any]]:
+        return [view for view in self.views if view() is not None]
 
     def holds(self, offset: int, length: int) -> bool:
         start = self.first * _PAGE
@@ -344,7 +354,7 @@ class _Part:
         self._offset = offset
         self.room_bytes = limit_bytes - _PAGE
 
-    @cached_property
+    @functools.cached_property
     def memory(self) -> mmap.mmap:
         if self._descriptor < 0:
             raise ValueError("the arena is closed")
@@ -354,11 +364,11 @@ class _Part:
         """Map it now."""
         assert len(self.memory) == _PAGE + self.room_bytes
 
-    @cached_property
+    @functools.cached_property
     def words(self) -> memoryview:
         return memoryview(self.memory)[:_PAGE].cast("Q")  # aligned: seen whole or not at all
 
-    @cached_property
+    @functools.cached_property
     def address(self) -> int:
         return ctypes.addressof(self.anchor())
 
@@ -397,11 +407,130 @@ class _Part:
         """Tell the system something about pages of the room."""
         self.memory.madvise(option, _PAGE + first * _PAGE, (last - first) * _PAGE)
 
+    def map_privately(self, place: Place) -> Any:
+        """Map a buffer, from the begin of its first page on, so that what is written is not shared.
+
+        Raises
+        ------
+        OSError
+            There is no address space for it.
+        """
+        skipped = place.offset % _PAGE
+        begin = self._offset + _PAGE + place.offset - skipped
+        return _mapped(self._descriptor, skipped + place.length, begin, _PRIVATE)
+
+    def copy(self, place: Place) -> bytearray:
+        """Return a copy of a buffer."""
+        start = _PAGE + place.offset
+        return bytearray(memoryview(self.memory)[start : start + place.length])
+
     def close(self) -> None:
         """Forget the mapping. It goes when no view needs it; closing it would fail until then."""
         self._descriptor = -1
         for name in ("memory", "words", "address"):
             self.__dict__.pop(name, None)
+
+
+class _PrivatePart(_Part):
+    """The same for the end that reads: the words are shared, what is written to the room is not."""
+
+    @functools.cached_property
+    def memory(self) -> mmap.mmap:
+        if self._descriptor < 0:
+            raise ValueError("the arena is closed")
+        length = _PAGE + self.room_bytes
+        access = mmap.PROT_READ | mmap.PROT_WRITE
+        return mmap.mmap(self._descriptor, length, _PRIVATE, access, offset=self._offset)
+
+    @functools.cached_property
+    def words(self) -> memoryview:
+        assert self.memory  # or it is closed
+        page = _mapped(self._descriptor, _PAGE, self._offset, mmap.MAP_SHARED)
+        return memoryview(page).cast("B").cast("Q")
+
+    def map(self) -> None:
+        """Map it now."""
+        super().map()
+        assert len(self.words) == _SLOTS
+
+    def pages(self, place: Place) -> _Pages:
+        """Return the pages that a buffer lies in."""
+        first = place.offset // _PAGE
+        last = -(-(place.offset + place.length) // _PAGE)
+        return _Pages(self.memory, self.address, first, last)
+
+
+def _mapped(descriptor: int, length: int, offset: int, flags: int) -> Any:
+    """Map a part of a file; return bytes, some more than there are, that hold the mapping.
+
+    Python's own `mmap` keeps a descriptor for each mapping.
+
+    Raises
+    ------
+    OSError
+        There is no address space for it.
+    """
+    access = mmap.PROT_READ | mmap.PROT_WRITE
+    address = _mmap(None, length, access, flags, descriptor, offset)
+    if address == _MAP_FAILED:
+        number = ctypes.get_errno()
+        raise OSError(number, os.strerror(number))
+    anchor = _bytes_of(1 << (length - 1).bit_length()).from_address(address)
+    weakref.finalize(anchor, _munmap, address, length).atexit = False
+    _untrack(anchor)
+    return anchor
+
+
+@functools.cache
+def _bytes_of(length: int) -> Any:
+    return ctypes.c_ubyte * length
+
+
+class _Pages:
+    """Pages of a private mapping: which of them were written to, and so are copies."""
+
+    __slots__ = ("_address", "_first", "_last", "_memory")
+
+    def __init__(self, memory: mmap.mmap, address: int, first: int, last: int) -> None:
+        self._memory = memory
+        self._address = address
+        self._first = first
+        self._last = last
+
+    def were_written(self) -> bool:
+        """Whether one was written to, or whether that cannot be known."""
+        begin = self._address // _PAGE + self._first
+        count = self._last - self._first
+        try:
+            pagemap = os.open("/proc/self/pagemap", os.O_RDONLY | os.O_CLOEXEC)
+            try:
+                entries = os.pread(pagemap, count * 8, begin * 8)
+            finally:
+                os.close(pagemap)
+        except OSError:
+            return True
+        # Of the 8 bytes of an entry the last one has the flags, on a machine that begins with the
+        # low ones.
+        flags = entries[7 if sys.byteorder == "little" else 0 :: 8]
+        return len(flags) != count or flags.translate(_IS_COPY).find(1) >= 0
+
+    def restore(self) -> None:
+        """Drop what was written.
+
+        Raises
+        ------
+        OSError
+            The process has locked its memory.
+        """
+        if self._last > self._first and self.were_written():
+            length = (self._last - self._first) * _PAGE
+            self._memory.madvise(mmap.MADV_DONTNEED, _PAGE + self._first * _PAGE, length)
+
+
+_PRESENT, _SWAPPED, _OF_A_FILE = 0x80, 0x40, 0x20  # Documentation/admin-guide/mm/pagemap.rst
+_IS_COPY = bytes(
+    bool(flags & _SWAPPED or (flags & _PRESENT and not flags & _OF_A_FILE)) for flags in range(256)
+)
 
 
 def _free_slot(regions: list[_Region]) -> int:
@@ -412,17 +541,18 @@ def _free_slot(regions: list[_Region]) -> int:
     return slot
 
 
-def _window(anchor: Any, place: Place) -> memoryview:
-    view = memoryview(anchor).toreadonly().cast("B")
-    return view[place.offset : place.offset + place.length]
-
-
-def _give_back(held: dict[int, Any], words: memoryview, ticket: int, pid: int) -> None:
+def _give_back(
+    held: dict[int, Place], pages: _Pages, words: memoryview, ticket: int, pid: int
+) -> None:
     """Say that the reader needs a region no more. It runs in any thread, at any moment."""
     if os.getpid() != pid:  # a forked child has dropped its copy of the view; the parent has not
         return
     held.pop(ticket, None)
     if words[ticket % _SLOTS] == ticket:
+        try:
+            pages.restore()
+        except OSError:
+            return  # the region stays taken: the next one who looks would see what was written
         words[ticket % _SLOTS] = 0
 
 
@@ -432,6 +562,15 @@ class _Buffer(ctypes.Structure):
     _fields_ = (("address", ctypes.c_void_p), ("rest", ctypes.c_ssize_t * 9))
 
 
+_libc = ctypes.CDLL(None, use_errno=True)
+_mmap = _libc.mmap
+_mmap.argtypes = (
+    *(ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int, ctypes.c_int, ctypes.c_int, ctypes.c_int64),
+)
+_mmap.restype = ctypes.c_void_p
+_MAP_FAILED = ctypes.c_void_p(-1).value
+_munmap = _libc.munmap
+_munmap.argtypes = (ctypes.c_void_p, ctypes.c_size_t)
 _untrack = ctypes.pythonapi.PyObject_GC_UnTrack
 _untrack.argtypes = (ctypes.py_object,)
 _untrack.restype = None

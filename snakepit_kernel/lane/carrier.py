@@ -63,17 +63,14 @@ class Carrier:
         return pack(messages.encode(message), body, buffers)
 
     def load(self, message: messages.WithValue, frame: Frame) -> Any:
-        """Restore the value that came with a message.
-
-        Buffers from `SHARE_FROM_BYTES` on cannot be written to, whichever way they came.
-        """
+        """Restore the value that came with a message; its buffers may be written to."""
         if not message.shared and not frame.buffers:
             return values.loads(frame.body)
         rest = iter(frame.buffers)
         shared = message.shared or [None] * len(frame.buffers)
         return values.loads(
             frame.body,
-            [_guarded(next(rest)) if place is None else self._view(place) for place in shared],
+            [next(rest) if place is None else self._view(place) for place in shared],
         )
 
     def drop(self, message: messages.WithValue) -> None:
@@ -132,7 +129,3 @@ class Carrier:
             raise ValueError(msg)
         with self._guard:
             return arena.view(Place(shared.offset, shared.length, shared.ticket))
-
-
-def _guarded(buffer: bytearray) -> memoryview | bytearray:
-    return memoryview(buffer).toreadonly() if len(buffer) >= SHARE_FROM_BYTES else buffer

@@ -164,15 +164,24 @@ class Exchange:
         return self.display
 
     def close(self) -> None:
-        """End what the call still shows: nothing more comes."""
+        """End what the call still shows: nothing more comes.
+
+        Whoever is told of its news refers to it in turn: that would keep its value until the
+        garbage collector comes.
+        """
+        self.on_host_call = self.on_news = None
         if self.display is not None:
             self.display.close()
 
     def outcome(self) -> Any:
-        """Return the call's value, or raise its exception."""
-        if self._exception is not None:
-            raise self._exception
-        return self._value
+        """Return the call's value, or raise its exception; to be asked once."""
+        error, self._exception = self._exception, None
+        if error is None:
+            return self._value
+        try:
+            raise error
+        finally:
+            del error  # a frame of its traceback would refer to it
 
     def _restore_value(self, message: Result, frame: Frame, carrier: Carrier) -> None:
         try:

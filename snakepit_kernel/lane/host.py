@@ -74,6 +74,7 @@ class Lane:
         self.slot = slot
         self.on_returned: Callable[[list[int]], None] | None = None
         self.on_event: Callable[[messages.Event], None] | None = None
+        self.on_quitting: Callable[[], None] | None = None
         self.on_hello: Callable[[messages.Hello], None] | None = None
         self.carrier = carrier
         self._lingering: OrderedDict[int, _Ended] = OrderedDict()
@@ -248,6 +249,10 @@ class Lane:
         if isinstance(message, messages.Returned):
             if self.on_returned is not None:
                 self.on_returned(message.ids)
+            return
+        if isinstance(message, messages.Quitting):
+            if self.on_quitting is not None:
+                self.on_quitting()
             return
         number = message.call if isinstance(message, messages.HostCall) else message.id
         exchange = self._exchanges.get(number)

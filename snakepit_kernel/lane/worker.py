@@ -17,9 +17,11 @@ from time import monotonic, perf_counter
 from types import FrameType
 from typing import Any
 
+from ..processes import children, foreground
 from ..protocol.frames import Frame, FrameReader, FrameWriter, Segment
 from .carrier import Carrier
 from .lookout import Lookout
+from .loops import around_another_loop
 from .page import Slot
 
 ROW_LIMIT = 5e-3
@@ -74,13 +76,23 @@ class WorkerLane:
         self._lookout = Lookout()
         self._recv_now = partial(sock.recv_into, flags=socket.MSG_DONTWAIT)
         sock.setblocking(True)
-        os.register_at_fork(after_in_child=self._unlock)
+        children.watch()
+        os.register_at_fork(after_in_child=self._leave_to_the_parent)
 
-    def _unlock(self) -> None:
-        """Forget, in a child that a tool forked, locks that a thread of its parent held."""
+    def _leave_to_the_parent(self) -> None:
+        """Have no part in the conversation any more, in a child that a tool forked.
+
+        Threads of its parent may have held the locks. The loops are not told: a child shares with
+        its parent what they listen to.
+        """
         self._sending = threading.RLock()
         self._reading = threading.Lock()
         self._arrived = threading.Condition()
+        self._socket.close()
+        self._reader = FrameReader()
+        self._handed_over.clear()
+        for loop in self._readers:
+            children.end_in(loop)
 
     def attach(self, loop: asyncio.AbstractEventLoop) -> None:
         """Read the lane whenever this loop has time. Called in the loop's thread."""
@@ -247,9 +259,9 @@ class WorkerLane:
         ConnectionError
             The owner is gone.
         """
-        loop = asyncio._get_running_loop()  # noqa: SLF001 - public in asyncio.events
-        asyncio._set_running_loop(None)  # noqa: SLF001 - it does not run: this thread waits
+        leave_loop, enter_loop = around_another_loop()  # what is asked for meanwhile may run one
         try:
+            leave_loop()
             while not is_done():
                 if self._handed_over and self.is_own_thread:
                     self._take_over()
@@ -261,7 +273,7 @@ class WorkerLane:
                 else:
                     self._follow(is_done)
         finally:
-            asyncio._set_running_loop(loop)  # noqa: SLF001
+            enter_loop()
             self._tell_followers()  # one of them is to read now
             if not self._reader.is_empty and self._own_loops:
                 # What came behind the last frame: of the socket no loop would hear of it any more.
@@ -349,6 +361,7 @@ class Interrupts:
         self._calls: list[int] = []  # that run in the lane's thread, each inside the one before
         self._cancels: dict[int, Callable[[], object]] = {}  # of coroutines, by their call
         self._cancelled: set[int] = set()
+        self._commands: dict[int, foreground.Foreground] = {}  # that calls wait for
         self._last_begun = 0
         self._last_named = (0, 0.0)  # by the page, and when that was seen
         self._thread = threading.get_ident()
@@ -384,6 +397,8 @@ class Interrupts:
             The call was interrupted, perhaps before it began.
         """
         calls = self._calls
+        commands = self._commands[call_id] = foreground.Foreground()
+        token = foreground.begin(commands)
         try:
             calls.append(call_id)
             self._last_begun = max(self._last_begun, call_id)
@@ -393,10 +408,14 @@ class Interrupts:
             return function()
         finally:
             calls.remove(call_id)
+            foreground.leave(token)
+            del self._commands[call_id]
 
     async def run_async(self, call_id: int, function: Callable[[], Any]) -> Any:
         """Do the same for a function that gives an awaitable: an interrupt cancels it."""
         loop = asyncio.get_running_loop()
+        commands = self._commands[call_id] = foreground.Foreground()
+        token = foreground.begin(commands)
         task = loop.create_task(_awaited(function))
         self._cancels[call_id] = partial(loop.call_soon_threadsafe, task.cancel)
         self._last_begun = max(self._last_begun, call_id)
@@ -413,6 +432,8 @@ class Interrupts:
         finally:
             self._cancels.pop(call_id, None)
             self._cancelled.discard(call_id)
+            foreground.leave(token)
+            self._commands.pop(call_id, None)
         if ended_by is not None:
             raise ended_by
         return value
@@ -450,10 +471,15 @@ class Interrupts:
         if call_id in self._cancels:
             if self.is_news():
                 self._cancelled.add(call_id)
+                self._commands[call_id].interrupt()
+                is_alone = not self._calls and len(self._cancels) == 1
+                if is_alone and foreground.is_below(_awaited):
+                    self._raise()  # it would not be cancelled before it awaits again
                 self._cancels[call_id]()  # raising would end the loop, not the task
         # A call that has another one inside it is interrupted when that has ended: the owner asks
         # again until it is heard.
         elif self._calls and self._calls[-1] == call_id and self.is_news():
+            self._commands[call_id].interrupt()
             self.interrupted = call_id
             self._raise()
 

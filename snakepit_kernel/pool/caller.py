@@ -5,15 +5,15 @@ from __future__ import annotations
 import concurrent.futures
 import contextvars
 from collections.abc import AsyncGenerator, Callable, Generator, Iterable, Mapping
-from typing import Any, Final, Literal, ParamSpec, TypeVar
+from typing import Any, Final, Literal, NoReturn, ParamSpec, TypeVar
 
-from ..errors import ToolNotFound, ValueTooLarge
+from ..errors import ToolNotFound
 from ..protocol.frames import Segment
 from ..protocol.messages import Apply, Call, ToolInfo
-from ..protocol.values import pickled
+from ..protocol.values import cannot_travel, pickled
 from ..tools import namespace
 from .checks import check_count, check_priority, check_seconds
-from .definitions import Definitions, ahead
+from .definitions import Definitions, SharedFunction, ahead
 from .driving.cells import Cell, OnMessage
 from .driving.conveyor import MakeFrames
 from .driving.hosting import HostToolList, current_link
@@ -21,6 +21,7 @@ from .engine import Engine
 from .futures import CallFuture
 from .results import CellResult
 from .scheduling.homes import Home
+from .scheduling.queue import Bound
 from .scheduling.scheduler import Purpose
 from .scheduling.work import Work
 from .streams import Stream
@@ -49,6 +50,13 @@ class Caller:
     _home: Home[Seat] | None = None
     _fails_fast = False
     _priority = 0
+
+    def __reduce__(self) -> NoReturn:
+        msg = (
+            f"a {type(self).__name__} stays in its process; in a worker, snakepit_kernel.context() "
+            "has the session's variables, and calls functions of the notebook (@pool.host_tool)"
+        )
+        raise TypeError(msg)
 
     # -- tools ---------------------------------------------------------------------------------
 
@@ -110,7 +118,9 @@ class Caller:
 
         Cancelling the task interrupts the tool.
         """
-        work, make_frames = self._tool_work(tool, (), dict(arguments or {}), timeout, priority)
+        work, make_frames = self._tool_work(
+            tool, (), dict(arguments or {}), timeout, priority, bound="max_futures"
+        )
         return await self._engine.acall(work, make_frames)
 
     def stream(
@@ -163,7 +173,11 @@ class Caller:
     ) -> AsyncGenerator[Any, None]:
         """Call a tool as `stream` does, without blocking the event loop."""
         room = check_count("buffer", buffer, 1)
-        begin = self._stream_work(tool, (), dict(arguments or {}), timeout, room, priority=priority)
+        begin = self._stream_work(
+            *(tool, (), dict(arguments or {}), timeout, room),
+            priority=priority,
+            bound="max_futures",
+        )
         stream = self._engine.astream(begin, room)
         link = current_link()
         if link is not None:
@@ -202,6 +216,7 @@ class Caller:
         room: int,
         *,
         priority: int | None,
+        bound: Bound = "max_queue",
     ) -> Callable[[], tuple[Work, MakeFrames]]:
         """Check and pickle a stream's request; return what makes its work when it begins."""
         self._engine.check_open()
@@ -210,7 +225,7 @@ class Caller:
             msg = f"tool {tool!r} does not stream, it returns one value; call it by call()"
             raise TypeError(msg)
         make_frames = self._tool_frames(info, args, kwargs, room)
-        return lambda: (self._tool_call(info, timeout, priority), make_frames)
+        return lambda: (self._tool_call(info, timeout, priority, bound), make_frames)
 
     def _call(
         self,
@@ -230,6 +245,8 @@ class Caller:
         kwargs: dict[str, Any],
         timeout: Timeout,
         priority: int | None,
+        *,
+        bound: Bound = "max_queue",
     ) -> tuple[Work, MakeFrames]:
         self._engine.check_open()
         info = self._find_tool(tool)
@@ -237,15 +254,18 @@ class Caller:
             msg = f"tool {tool!r} streams; call it by stream(), or by tools.{tool}(…)"
             raise TypeError(msg)
         make_frames = self._tool_frames(info, args, kwargs)
-        return self._tool_call(info, timeout, priority), make_frames
+        return self._tool_call(info, timeout, priority, bound), make_frames
 
-    def _tool_call(self, info: ToolInfo, timeout: Timeout, priority: int | None) -> Work:
+    def _tool_call(
+        self, info: ToolInfo, timeout: Timeout, priority: int | None, bound: Bound
+    ) -> Work:
         return self._work(
             info.name,
             timeout,
             tool_timeout=info.timeout,
             priority=priority,
             idempotent=info.idempotent,
+            bound=bound,
         )
 
     def _tool_frames(
@@ -331,8 +351,6 @@ class Caller:
         fn: Callable[..., Any],
         args: tuple[Any, ...],
         kwargs: dict[str, Any],
-        *,
-        patient: bool = False,
     ) -> tuple[Work, MakeFrames]:
         self._engine.check_open()
         if not callable(fn):
@@ -340,24 +358,39 @@ class Caller:
             raise TypeError(msg)
         name = getattr(fn, "__qualname__", None) or type(fn).__name__
         self._engine.config.kernel.check_serves(f"{name}()")
+        codec = self._engine.config.codec
         try:
-            body, buffers = self._engine.config.codec.dumps_call(fn, args, kwargs)
+            body, buffers = codec.dumps_call(fn, args, kwargs)
         except Exception as error:
-            msg = f"{name} or one of its arguments cannot travel to a worker: {error}"
-            raise (ValueError if isinstance(error, ValueTooLarge) else TypeError)(msg) from error
+            what = f"{name} or one of its arguments"
+            parts = [part for part in (fn, *args, *kwargs.values()) if not codec.can_travel(part)]
+            raise cannot_travel(codec, what, parts, error) from error
         session = self._session_id
 
         def make_frames(seat: Seat, call_id: int, work: Work) -> list[Segment]:
             message = Apply(call_id, session, work.inside, work.correlation)
             return [*ahead(seat), *seat.lane.carrier.pack(message, body, buffers)]
 
-        work = self._work(
-            name,
-            DEFAULT,
-            queue_timeout=None if patient else self._engine.config.futures_queue_timeout,
-            bounded=not patient,
-        )
-        return work, make_frames
+        return self._work(name, DEFAULT, bound="max_futures"), make_frames
+
+    def _shared_work(
+        self, shared: SharedFunction, args: tuple[Any, ...]
+    ) -> tuple[Work, MakeFrames]:
+        """Return the work of a call that runs a function which others run as well."""
+        self._engine.check_open()
+        codec = self._engine.config.codec
+        try:
+            body, buffers = codec.dumps(args)
+        except Exception as error:
+            what = f"an item for {shared.name}"
+            raise cannot_travel(codec, what, args, error) from error
+        session = self._session_id
+
+        def make_frames(seat: Seat, call_id: int, work: Work) -> list[Segment]:
+            message = Apply(call_id, session, work.inside, work.correlation, shared.number)
+            return [*shared.missing(seat), *seat.lane.carrier.pack(message, body, buffers)]
+
+        return self._work(shared.name, DEFAULT, queue_timeout=None, bound=None), make_frames
 
     # -- cells ---------------------------------------------------------------------------------
 
@@ -427,9 +460,10 @@ class Caller:
         Cancelling the task interrupts the cell.
         """
         cell = self._cell(code, push, pull, on_message)
-        return await self._engine.arun_cell(
-            self._work("a cell", timeout, slot=worker, purpose="cell", priority=priority), cell
+        work = self._work(
+            "a cell", timeout, slot=worker, purpose="cell", priority=priority, bound="max_futures"
         )
+        return await self._engine.arun_cell(work, cell)
 
     def run_all(
         self,
@@ -517,6 +551,10 @@ class Caller:
             pull=names,
         )
 
+    def _queue_timeout(self, bound: Bound | None) -> float | None:
+        config = self._engine.config
+        return config.queue_timeout if bound == "max_queue" else config.futures_queue_timeout
+
     def _touch(self) -> None:
         """Note that work is to be done."""
 
@@ -527,7 +565,7 @@ class Caller:
         *,
         tool_timeout: float | None = None,
         queue_timeout: Timeout = DEFAULT,
-        bounded: bool = True,
+        bound: Bound | None = "max_queue",
         slot: int | None = None,
         purpose: Purpose = "call",
         priority: int | None = None,
@@ -543,8 +581,8 @@ class Caller:
             name,
             session=self._session_id,
             timeout=seconds,
-            queue_timeout=config.queue_timeout if queue_timeout == DEFAULT else queue_timeout,
-            bounded=bounded,
+            queue_timeout=self._queue_timeout(bound) if queue_timeout == DEFAULT else queue_timeout,
+            bound=bound,
             slot=slot,
             purpose=purpose,
             link=current_link(),

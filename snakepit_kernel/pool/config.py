@@ -59,6 +59,7 @@ class PoolConfig:
     threads_per_worker: int
     affinity: Affinity
     max_queue: int
+    max_futures: int | None
     queue_timeout: float | None
     timeout: float | None
     grace: float
@@ -94,6 +95,7 @@ class PoolConfig:
         threads_per_worker: int,
         affinity: str,
         max_queue: int,
+        max_futures: int | None,
         queue_timeout: float | Literal["default"] | None,
         timeout: float | None,
         grace: float,
@@ -169,6 +171,9 @@ class PoolConfig:
             ),
             affinity=check_affinity(affinity),
             max_queue=check_count("max_queue", max_queue, 0),
+            max_futures=(
+                None if max_futures is None else check_count("max_futures", max_futures, 0)
+            ),
             queue_timeout=(
                 DEFAULT_QUEUE_TIMEOUT
                 if chosen == "default"
@@ -191,6 +196,7 @@ class PoolConfig:
                 check_count("max_value_bytes", max_value_bytes, 1),
                 cast("Policy", unserializable),
                 kernel.why_no_code,
+                on_receipt="update_shared" if profile == "thread" else "update",
             ),
             store=check_store(store),
             max_variable_bytes=check_count("max_variable_bytes", max_variable_bytes, 1),

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import itertools
+import weakref
 from collections.abc import Callable
 from typing import Any
 
 from ..protocol import messages
 from ..protocol.encoders import encoders
 from ..protocol.frames import Segment, pack
-from ..protocol.messages import Define, Encode, ToolInfo
-from ..protocol.values import Codec
+from ..protocol.messages import Define, Encode, Prepare, Release, ToolInfo
+from ..protocol.values import Codec, cannot_travel
 from .validation import Validator
 from .workers.worker import Seat
 
@@ -45,10 +47,72 @@ class Definitions:
         return [*ahead(seat), *definition[1]]
 
 
+class SharedFunction:
+    """A function that many calls run: it is pickled once, and sent once to each lane.
+
+    When nothing refers to it any more, the workers that have it are told so ahead of their next
+    request.
+
+    Parameters
+    ----------
+    codec
+        How it is pickled.
+    function
+        The function.
+    name
+        For errors.
+
+    Attributes
+    ----------
+    name
+        The same.
+    number
+        By which calls refer to it.
+
+    Raises
+    ------
+    TypeError, ValueError
+        It cannot travel, or is too large.
+    """
+
+    def __init__(self, codec: Codec, function: Callable[..., Any], name: str) -> None:
+        try:
+            self._pickled = codec.dumps(function)
+        except Exception as error:
+            raise cannot_travel(
+                codec, name, getattr(function, "args", [function]), error
+            ) from error
+        self.name = name
+        self.number = next(_numbers)
+        self._seats: weakref.WeakSet[Seat] = weakref.WeakSet()
+        weakref.finalize(self, _release, self.number, self._seats).atexit = False
+
+    def missing(self, seat: Seat) -> list[Segment]:
+        """Return the frames that a worker needs before it can run the function."""
+        frames = ahead(seat)
+        if seat.defined.get(self._name_at_a_seat):
+            return frames
+        self._seats.add(seat)
+        seat.defined[self._name_at_a_seat] = 1
+        return [*frames, *seat.lane.carrier.pack(Prepare(self.number), *self._pickled)]
+
+    @property
+    def _name_at_a_seat(self) -> str:
+        return f"#{self.number}"  # no tool is called like that
+
+
+_numbers = itertools.count(1)
+
+
+def _release(number: int, seats: weakref.WeakSet[Seat]) -> None:
+    for seat in seats:
+        seat.released.append(number)
+
+
 def ahead(seat: Seat) -> list[Segment]:
     """Return the frames that a worker needs before its next request, whatever that is."""
     known = encoders.known
-    if seat.encoders == len(known) and not seat.forgets:
+    if seat.encoders == len(known) and not seat.forgets and not seat.released:
         return []
     missing, seat.encoders = known[seat.encoders :], len(known)
     carrier = seat.lane.carrier
@@ -60,6 +124,11 @@ def ahead(seat: Seat) -> list[Segment]:
             if not carrier.codec.why_no_code:
                 raise
             # A worker of another Python cannot have it: whoever sends what it is for, is told so.
+    if seat.released:
+        numbers = [seat.released.popleft() for _ in range(len(seat.released))]
+        frames += pack(messages.encode(Release(numbers)))
+        for number in numbers:
+            seat.defined.pop(f"#{number}", None)
     for forget in list(seat.forgets):
         frames += pack(messages.encode(forget))
         seat.forgotten = forget.number

@@ -38,9 +38,9 @@ class CallFuture(concurrent.futures.Future[T]):
         self._is_running = False
         self._on_cancel: Callable[[], None] = _nothing
 
-    def on_cancel(self, function: Callable[[], None]) -> None:
-        """Set what ends the work when the future is cancelled."""
-        self._on_cancel = function
+    def on_cancel(self, function: Callable[[], None] | None) -> None:
+        """Set what ends the work when the future is cancelled; None when it has ended."""
+        self._on_cancel = function or _nothing
 
     def cancel(self) -> bool:
         """Cancel the call; return whether it is cancelled, false when it has ended."""

@@ -9,10 +9,12 @@ import os
 import threading
 import time
 import weakref
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
-from ..protocol.values import MAX_VALUE_BYTES
+from ..protocol.values import MAX_VALUE_BYTES, cannot_travel
 from ..sessions.programs import Programs
 from ..sessions.state import SessionInfo
 from ..sessions.values import MAX_VARIABLE_BYTES
@@ -21,7 +23,7 @@ from ..tools.registry import AdapterError, describe
 from .caller import DEFAULT, Caller, Timeout
 from .checks import check_count, check_seconds
 from .config import MAX_WORKERS, Affinity, PoolConfig, check_adapter, check_affinity
-from .definitions import Definitions
+from .definitions import Definitions, SharedFunction
 from .engine import Engine
 from .futures import CallFuture
 from .observing.timeline import LIMIT, Timeline
@@ -67,11 +69,14 @@ class Pool(Caller, concurrent.futures.Executor):
         have to wait. When a strict session's home ends, its work raises `SessionLost`, until the
         session is opened anew.
     max_queue
-        Calls, cells and futures that may wait; one more raises `PoolSaturated`.
+        Calls, streams and cells that threads may wait for; one more raises `PoolSaturated`.
+    max_futures
+        The same for what no thread waits for: futures (`submit`) and work of event loops
+        (`acall`, `arun`, `astream`). None for any number.
     queue_timeout
-        Seconds that one may wait before `QueueTimeout`; None for ever. Default: 10 for those who
-        wait themselves (`call`, `run`), for ever for futures (`submit`), as executors do. Neither
-        this nor ``max_queue`` limits `map`: its items are in memory already.
+        Seconds that one may wait before `QueueTimeout`; None for ever. Default: 10 for threads
+        that wait (`call`, `run`), for ever for futures and event loops, as executors do. None of
+        these limits `map`: its items are in memory already.
     timeout
         Seconds for the wait, the run and the reply together; None for no limit.
     grace
@@ -155,6 +160,7 @@ class Pool(Caller, concurrent.futures.Executor):
         threads_per_worker: int = 10,
         affinity: Affinity = "hint",
         max_queue: int = 1000,
+        max_futures: int | None = None,
         queue_timeout: Timeout = DEFAULT,
         timeout: float | None = None,
         grace: float = 2.0,
@@ -186,6 +192,7 @@ class Pool(Caller, concurrent.futures.Executor):
             threads_per_worker=threads_per_worker,
             affinity=affinity,
             max_queue=max_queue,
+            max_futures=max_futures,
             queue_timeout=queue_timeout,
             timeout=timeout,
             grace=grace,
@@ -354,8 +361,8 @@ class Pool(Caller, concurrent.futures.Executor):
         try:
             self._definitions.add(info, function)
         except Exception as error:
-            msg = f"tool {info.name!r} cannot travel to a worker: {error}"
-            raise TypeError(msg) from error
+            codec = self._engine.config.codec
+            raise cannot_travel(codec, f"tool {info.name!r}", [function], error) from error
         return function
 
     # -- an executor ---------------------------------------------------------------------------
@@ -366,6 +373,7 @@ class Pool(Caller, concurrent.futures.Executor):
         *iterables: Iterable[Any],
         timeout: float | None = None,
         chunksize: int = 1,
+        buffersize: int | None = None,
     ) -> Iterator[T]:
         """Run a function over iterables in the workers; yield its values in order.
 
@@ -374,31 +382,40 @@ class Pool(Caller, concurrent.futures.Executor):
         fn
             Takes as many arguments as there are iterables.
         iterables
-            They are read at once.
+            They are read at once, unless ``buffersize`` is given.
         timeout
             Seconds from this call until the last value; then `TimeoutError`.
         chunksize
             Items that travel together; more is faster for short functions.
+        buffersize
+            Chunks that are submitted and whose values have not been taken: the iterables are read
+            no further ahead, and may have no end. None for all of them at once.
 
         Raises
         ------
+        TypeError
+            ``buffersize`` is no whole number.
         ValueError
-            ``chunksize`` is less than 1.
+            ``chunksize`` or ``buffersize`` is less than 1.
         CellsOnly
             The pool's kernel runs cells only.
         """
         if chunksize < 1:
             msg = f"chunksize must be at least 1, not {chunksize}"
             raise ValueError(msg)
+        _check_buffersize(buffersize)
         self._engine.config.kernel.check_serves("map()")
         end = None if timeout is None else time.monotonic() + timeout
-        futures = [self._submit_chunk(fn, chunk) for chunk in _chunks(iterables, chunksize)]
-        return _in_order(futures, end)
+        # It holds the pool, which nobody else may hold, as long as there is something to submit.
+        name = getattr(fn, "__qualname__", None) or type(fn).__name__
+        shared = SharedFunction(self._engine.config.codec, partial(_map_all, fn), name)
+        to_come = (self._submit_chunk(shared, chunk) for chunk in _chunks(iterables, chunksize))
+        return _in_order(deque(itertools.islice(to_come, buffersize)), to_come, end)
 
     def _submit_chunk(
-        self, fn: Callable[..., T], chunk: Sequence[Sequence[Any]]
-    ) -> CallFuture[list[T]]:
-        work, make_frames = self._function_work(_map_all, (fn, *chunk), {}, patient=True)
+        self, shared: SharedFunction, chunk: Sequence[Sequence[Any]]
+    ) -> CallFuture[list[Any]]:
+        work, make_frames = self._shared_work(shared, tuple(chunk))
         return self._engine.submit(work, make_frames)
 
     # -- changing it ---------------------------------------------------------------------------
@@ -542,15 +559,36 @@ def _map_all(fn: Callable[..., T], *columns: Sequence[Any]) -> list[T]:
     return list(map(fn, *columns))
 
 
-def _in_order(futures: list[CallFuture[list[T]]], end: float | None) -> Iterator[T]:
-    """Yield the values of futures in their order; cancel the rest when the consumer leaves."""
+def _check_buffersize(buffersize: object) -> None:
+    """Refuse what the standard library's executors refuse, in the same words."""
+    if buffersize is None:
+        return
+    if not isinstance(buffersize, int):
+        msg = f"buffersize must be an integer or None, not {type(buffersize).__name__}"
+        raise TypeError(msg)
+    if buffersize < 1:
+        msg = f"buffersize must be None or > 0, not {buffersize}"
+        raise ValueError(msg)
+
+
+def _in_order(
+    futures: deque[CallFuture[list[T]]],
+    to_come: Iterator[CallFuture[list[T]]],
+    end: float | None,
+) -> Iterator[T]:
+    """Yield the values of futures in their order; cancel the rest when the consumer leaves.
+
+    For each that is taken one more is submitted. No value is kept that was yielded.
+    """
     try:
-        futures.reverse()
         while futures:
+            futures.extend(itertools.islice(to_come, 1))
             remaining = None if end is None else max(0.0, end - time.monotonic())
-            values = futures[-1].result(remaining)
-            futures.pop()
-            yield from values
+            values = futures[0].result(remaining)
+            futures.popleft()
+            values.reverse()
+            while values:
+                yield values.pop()
     finally:
         for future in futures:
             future.cancel()

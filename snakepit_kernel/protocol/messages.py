@@ -10,9 +10,11 @@ message        direction  body
 `Configured`   ← worker   none
 `Define`       → worker   a function of the notebook; a tool from now on
 `Encode`       → worker   ``(type, encode, decode)``
+`Prepare`      → worker   a function that calls refer to from now on
+`Release`      → worker   none; functions that no call refers to any more
 `Forget`       → worker   none; a session begins again
 `Call`         → worker   ``(args, kwargs)`` of a tool
-`Apply`        → worker   ``(function, args, kwargs)``
+`Apply`        → worker   ``(function, args, kwargs)``, or ``args`` for a prepared function
 `Chunk`        ← worker   what a stream yielded
 `More`         → worker   none; room for chunks
 `Leave`        → worker   none; nobody wants the rest of a stream
@@ -22,6 +24,7 @@ message        direction  body
 `Event`        ← worker   none; something that the worker's code tells of
 `HostCall`     ← worker   ``(args, kwargs)`` of a host tool
 `Returned`     ← worker   none; calls that have not begun
+`Quitting`     ← worker   none; its code has told it to end
 `Result`       both       the value that a call returned
 `Failure`      both       the exception that a call raised, when it can travel
 =============  =========  ================================================================
@@ -32,7 +35,8 @@ owner answers each `HostCall` by `Result` or `Failure` of the host call's own ``
 worker minted. While a worker waits for that, it serves calls that were made on behalf of the host
 call, and no others. Several calls may be sent at once: a worker runs them one after the other, and
 gives back those that it has not begun when the owner asks for them (`Slot.recalled_call`). An
-`Event` may come at any time, and is not answered.
+`Event` may come at any time, and is not answered. Nor is `Quitting`: the worker goes on to serve
+what it is sent until the owner ends it.
 
 What a call or cell shows when it has ended comes as `Late` on a socket of its own, which the owner
 always reads: nobody reads a lane that is not lent.
@@ -166,6 +170,24 @@ class Encode(WithValue, frozen=True, tag="encode"):
     """Values of a type travel in a way of their own from now on. Not answered."""
 
 
+class Prepare(WithValue, frozen=True, tag="prepare"):
+    """Keep a function, because several calls will run it. Not answered: the next call tells.
+
+    Attributes
+    ----------
+    number
+        By which calls refer to it.
+    """
+
+    number: int
+
+
+class Release(_Message, frozen=True, tag="release"):
+    """Keep functions no longer that were prepared. Not answered."""
+
+    numbers: list[int]
+
+
 class Forget(_Message, frozen=True, tag="forget"):
     """Drop what a session has in this worker, before the next call. Not answered.
 
@@ -202,10 +224,12 @@ class Call(WithValue, frozen=True, tag="call"):
 
 
 class Apply(WithValue, frozen=True, tag="apply"):
-    """Run a function that travels with the call. The rest is as in `Call`.
+    """Run a function that travels with the call, or was prepared. The rest is as in `Call`.
 
     Attributes
     ----------
+    function
+        Number of one that was prepared; 0 for one that travels.
     belongs_to_cell
         It is the pool's own, for a cell that runs before or behind it: at its end nothing is shown.
     """
@@ -214,6 +238,7 @@ class Apply(WithValue, frozen=True, tag="apply"):
     session: str | None = None
     inside: int = 0
     correlation: str = ""
+    function: int = 0
     belongs_to_cell: bool = False
 
 
@@ -359,6 +384,10 @@ class Returned(_Message, frozen=True, tag="returned"):
     ids: list[int]
 
 
+class Quitting(_Message, frozen=True, tag="quitting"):
+    """Code in the worker has told it to end, as ``exit()`` does in a cell."""
+
+
 class Result(WithValue, frozen=True, tag="result"):
     """A call returned.
 
@@ -400,6 +429,8 @@ ToWorker = (
     | OpenChannels
     | Define
     | Encode
+    | Prepare
+    | Release
     | Forget
     | Call
     | Apply
@@ -418,6 +449,7 @@ FromWorker = (
     | Chunk
     | HostCall
     | Returned
+    | Quitting
     | Result
     | Failure
 )

@@ -6,7 +6,6 @@ what can be imported travels by its name.
 
 from __future__ import annotations
 
-import contextlib
 import io
 import pickle
 import sys
@@ -18,8 +17,14 @@ from typing import Any
 import cloudpickle
 
 from ..errors import ValueTooLarge
+from .annotations import annotations_of_function
+from .class_registry import OnReceipt, renew_shared
+from .classes import reduce_by_slots, reduce_class
+from .culprits import culprit_of
 from .encoders import encoders
 from .frames import MAX_BUFFERS
+from .functions import copy_of_function, is_by_value, is_dispatcher, reduce_dispatcher
+from .objects import reduce_object
 from .unserializable import Policy, marker
 
 _ATOMS = frozenset({type(None), bool, int, float, complex, str, bytes})
@@ -49,11 +54,14 @@ class Codec:
         the whole value cannot travel then.
     why_no_code
         Why functions and classes cannot travel by value; empty when they can.
+    on_receipt
+        What the receiver does with a class that it has: see `OnReceipt`.
     """
 
     max_bytes: int = MAX_VALUE_BYTES
     unserializable: Policy = "type"
     why_no_code: str = ""
+    on_receipt: OnReceipt = "keep"
 
     def dumps(self, value: object) -> Pickled:
         """Pickle a value, all of which can travel.
@@ -74,7 +82,7 @@ class Codec:
         """
         if is_plain(value):
             return self._dumps_plain(value), []
-        return self._dumps(self._strict, value)
+        return self._dumps_strictly(value)
 
     def _dumps_plain(self, value: object) -> bytes:
         body = pickle.dumps(value, protocol=5)
@@ -86,9 +94,7 @@ class Codec:
         """Pickle a value with everything in one piece. Raises what `dumps` raises."""
         if is_plain(value):
             return self._dumps_plain(value)
-        file = _Limited(self.max_bytes)
-        self._strict(file, protocol=5).dump(value)
-        return file.getvalue()
+        return self._dumps_strictly(value, in_one_piece=True)[0]
 
     def dumps_call(
         self, function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
@@ -118,21 +124,34 @@ class Codec:
             if self.unserializable == "error":
                 raise
         try:
-            return self._dumps(self._tolerant, value)
+            return self._dumps(_TolerantPickler, value)
         except ValueTooLarge:
             raise
         except Exception:  # noqa: BLE001 - a part of it fails too late to be left out
             return self.dumps(marker(value, self.unserializable))
 
-    def _strict(self, *args: Any, **kwargs: Any) -> _Pickler:
-        return _Pickler(*args, why_no_code=self.why_no_code, **kwargs)
+    def can_travel(self, value: object) -> bool:
+        """Whether a value can travel, for its own part."""
+        try:
+            self.dumps(value)
+        except Exception:  # noqa: BLE001 - whatever stands in the way
+            return False
+        return True
 
-    def _tolerant(self, *args: Any, **kwargs: Any) -> _Pickler:
-        return _TolerantPickler(
-            *args, policy=self.unserializable, why_no_code=self.why_no_code, **kwargs
-        )
+    def _dumps_strictly(self, value: object, *, in_one_piece: bool = False) -> Pickled:
+        try:
+            return self._dumps(_Pickler, value, in_one_piece=in_one_piece)
+        except ValueTooLarge:
+            raise
+        except Exception as error:  # noqa: BLE001 - whatever stands in the way
+            try:
+                return self._dumps(_ThoroughPickler, value, in_one_piece=in_one_piece)
+            except Exception:  # noqa: BLE001 - the first one says what is in the way
+                raise error from None
 
-    def _dumps(self, make_pickler: Callable[..., _Pickler], value: object) -> Pickled:
+    def _dumps(
+        self, make_pickler: type[_Pickler], value: object, *, in_one_piece: bool = False
+    ) -> Pickled:
         file = _Limited(self.max_bytes)
         buffers: list[memoryview] = []
 
@@ -144,7 +163,8 @@ class Codec:
             buffers.append(view)
             return False
 
-        make_pickler(file, protocol=5, buffer_callback=keep_in_band).dump(value)
+        callback = None if in_one_piece else keep_in_band
+        make_pickler(file, protocol=5, buffer_callback=callback, codec=self).dump(value)
         return file.getvalue(), buffers
 
 
@@ -175,77 +195,104 @@ class _Limited(io.BytesIO):
 
 
 class _Pickler(cloudpickle.Pickler):  # type: ignore[misc] # cloudpickle is untyped
-    """Pickles by value what a notebook defines, and by its encoder what has one."""
+    """Pickles by value what a notebook defines, and by its encoder what has one.
 
-    def __init__(self, *args: Any, why_no_code: str = "", **kwargs: Any) -> None:
+    Parameters
+    ----------
+    codec
+        What it is asked to do.
+    """
+
+    def __init__(self, *args: Any, codec: Codec, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self._why_no_code = why_no_code
+        self._codec = codec
 
     def reducer_override(self, obj: Any) -> Any:
         """Take an object apart, or leave that to pickle."""
-        encoded = encoders.reducers.get(type(obj))
+        kind = type(obj)
+        encoded = encoders.reducers.get(kind)
         if encoded is not None:
             return encoded(obj)
-        reduced = super().reducer_override(obj)
-        if self._why_no_code and _is_code(obj, reduced):
-            msg = f"{_called(obj)} would travel by value: {self._why_no_code}"
-            raise TypeError(msg)
-        if isinstance(obj, type) and reduced is not NotImplemented and "__slots__" in vars(obj):
-            _keep_slots(obj, reduced)
+        if issubclass(kind, type) or kind is types.FunctionType:
+            return self._reduce_definition(obj)
+        if self._codec.why_no_code and kind is types.CodeType:
+            raise self._no_code(f"function {obj.co_name}")
+        reduced = reduce_object(obj, kind)
+        return NotImplemented if reduced is None else reduced
+
+    def _reduce_definition(self, obj: Any) -> Any:
+        if obj.__module__ == "builtins":
+            return super().reducer_override(obj)  # which knows those that have no name there
+        if not is_by_value(obj):
+            return NotImplemented
+        if self._codec.why_no_code:
+            what = "class" if isinstance(obj, type) else "function"
+            raise self._no_code(f"{what} {obj.__qualname__}")
+        if isinstance(obj, type):
+            return self._reduce_class(obj)
+        return reduce_dispatcher(obj) if is_dispatcher(obj) else self._reduce_function(obj)
+
+    def _reduce_function(self, function: types.FunctionType) -> Any:
+        if not _has_annotations(function):
+            return self._dynamic_function_reduce(function)
+        annotations = annotations_of_function(function)
+        if sys.version_info >= (3, 14):  # else they would be evaluated again
+            function = copy_of_function(function)
+        reduced = self._dynamic_function_reduce(function)
+        _, attributes = reduced[2]
+        attributes["__annotations__"] = annotations
         return reduced
 
+    def _reduce_class(self, kind: type) -> Any:
+        return reduce_class(kind, self._codec.on_receipt)
 
-def _is_code(obj: object, reduced: object) -> bool:
-    """Whether an object is code that travels by value, and so belongs to one version of Python."""
-    if isinstance(obj, types.CodeType):
-        return True
-    return reduced is not NotImplemented and isinstance(obj, type | types.FunctionType)
-
-
-def _called(code: Any) -> str:
-    kind = "class" if isinstance(code, type) else "function"
-    return f"{kind} {getattr(code, '__qualname__', '') or code.co_name}"
+    def _no_code(self, called: str) -> TypeError:
+        return TypeError(f"{called} would travel by value: {self._codec.why_no_code}")
 
 
-def _keep_slots(kind: type, reduced: Any) -> None:
-    """Have a class made anew with its ``__slots__``.
-
-    cloudpickle makes it without, and sets them afterwards, when they are an attribute like others:
-    what is in the slots of an object comes back as its ``__dict__``, which it does not have here.
-    """
-    for argument in reduced[1]:
-        if isinstance(argument, dict):  # what the class is made with
-            argument.setdefault("__slots__", vars(kind)["__slots__"])
-            return
+def _has_annotations(function: types.FunctionType) -> bool:
+    if sys.version_info >= (3, 14):  # to ask for them evaluates them
+        return function.__annotate__ is not None
+    return bool(function.__annotations__)
 
 
-class _TolerantPickler(_Pickler):
+class _ThoroughPickler(_Pickler):
+    """Does what else can be done for values that cannot travel at the first try."""
+
+    def reducer_override(self, obj: Any) -> Any:
+        """Take an object apart, or leave that to pickle."""
+        return reduce_by_slots(obj) or super().reducer_override(obj)
+
+    def _reduce_class(self, kind: type) -> Any:
+        return reduce_class(kind, self._codec.on_receipt, self._codec.can_travel)
+
+
+class _TolerantPickler(_ThoroughPickler):
     """Puts a marker in the place of each part that cannot be pickled."""
-
-    def __init__(self, *args: Any, policy: Policy, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        self._policy = policy
 
     def reducer_override(self, obj: Any) -> Any:
         """Take an object apart, or give its marker."""
+        policy = self._codec.unserializable
         try:
-            if self._why_no_code:
+            if self._codec.why_no_code:
                 super().reducer_override(type(obj))  # whose class cannot travel, cannot either
             reduced = super().reducer_override(obj)
         except Exception:  # noqa: BLE001 - an encoder that fails
-            return marker(obj, self._policy).__reduce__()
+            return marker(obj, policy).__reduce__()
         if reduced is not NotImplemented or isinstance(obj, type | types.FunctionType):
             return reduced  # pickle finds the latter by their names
         reduce = self.dispatch_table.get(type(obj))
         try:
             return obj.__reduce_ex__(5) if reduce is None else reduce(obj)
         except Exception:  # noqa: BLE001 - what pickling raises for what cannot travel
-            return marker(obj, self._policy).__reduce__()
+            return marker(obj, policy).__reduce__()
 
 
 def loads(body: bytes | memoryview, buffers: Sequence[bytearray | memoryview] = ()) -> Any:
     """Restore a value from its pickle. Only for bytes of an authenticated peer."""
-    return pickle.loads(body, buffers=buffers)
+    value = pickle.loads(body, buffers=buffers)
+    renew_shared()
+    return value
 
 
 def pickled(
@@ -262,24 +309,43 @@ def pickled(
     Raises
     ------
     TypeError, ValueError
-        An argument cannot travel, or is too large; it is named.
+        An argument cannot travel, or is too large; it is named, and so is the part at fault.
     """
     try:
         return codec.dumps((tuple(args), dict(kwargs)))
     except Exception as error:
         named = [(f"{kind} {i + 1}", value) for i, value in enumerate(args)]
         named += [(f"{kind} {name!r}", value) for name, value in kwargs.items()]
-        culprits = [label for label, value in named if not _can_travel(codec, value)]
-        which = ", ".join(culprits) or f"one {kind}"
-        msg = f"{which} of {tool} cannot travel to {to}: {error}"
-        raise (ValueError if isinstance(error, ValueTooLarge) else TypeError)(msg) from error
+        culprits = [(label, value) for label, value in named if not codec.can_travel(value)]
+        which = ", ".join(label for label, _ in culprits) or f"one {kind}"
+        parts = [value for _, value in culprits]
+        raise cannot_travel(codec, f"{which} of {tool}", parts, error, to=to) from error
 
 
-def _can_travel(codec: Codec, value: object) -> bool:
-    with contextlib.suppress(Exception):
-        codec.dumps(value)
-        return True
-    return False
+def cannot_travel(
+    codec: Codec, what: str, values: Sequence[object], error: Exception, *, to: str = "a worker"
+) -> Exception:
+    """Return the error that says that something cannot travel, why, and which part is at fault.
+
+    Parameters
+    ----------
+    codec
+        Has failed to pickle it.
+    what
+        What to call it.
+    values
+        Of which it consists.
+    error
+        What pickling raised.
+    to
+        Where it cannot travel.
+    """
+    if isinstance(error, ValueTooLarge):
+        return ValueError(f"{what} cannot travel to {to}: {error}")
+    culprits = [culprit_of(value, codec.can_travel) for value in values]
+    at_fault = ", ".join(culprit for culprit in culprits if culprit)
+    why = f"; at fault is {at_fault}" if at_fault else ""
+    return TypeError(f"{what} cannot travel to {to}: {error}{why}")
 
 
 def _has_name(function: Callable[..., Any]) -> bool:

@@ -11,12 +11,13 @@ from typing import Any
 
 from ..lane.answers import Interrupted, error_of, value_of
 from ..lane.worker import WorkerLane
+from ..processes import children
 from ..protocol import messages
 from ..protocol.frames import Frame, Segment
 from ..protocol.messages import CELL
 from ..protocol.values import pickled
 from ..telemetry.correlation import correlation_id, stamp
-from .context import unheard
+from .context import SESSION_TOOL, unheard
 from .emitting import Emitter
 
 Answer = tuple[messages.Result | messages.Failure, Frame]
@@ -120,6 +121,8 @@ class HostCalls:
     def _request(
         self, call_id: int, tool: str, arguments: Arguments, can_nest: bool
     ) -> tuple[int, list[Segment]]:
+        if children.is_child:
+            raise _of_child(tool)
         if not self._is_served(call_id):
             raise unheard(tool)
         codec = self._lane.carrier.codec
@@ -149,6 +152,12 @@ class HostCalls:
             raise KeyboardInterrupt
         stamp(error, correlation_id())
         raise error
+
+
+def _of_child(tool: str) -> RuntimeError:
+    what = "the session" if tool == SESSION_TOOL else f"host tool {tool!r}"
+    msg = f"{what} cannot be used in a forked child: the notebook talks to its parent alone"
+    return RuntimeError(msg)
 
 
 def _tell(loop: asyncio.AbstractEventLoop, answered: asyncio.Event) -> None:

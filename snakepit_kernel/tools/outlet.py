@@ -10,6 +10,7 @@ from typing import Any
 from ..lane import answers
 from ..lane.page import Slot
 from ..lane.worker import WorkerLane
+from ..processes import children
 from ..protocol import messages
 from ..protocol.frames import pack
 
@@ -75,6 +76,9 @@ class Outlet:
                     return
 
     def _send(self, chunk: object) -> None:
+        if children.is_child:
+            msg = "a forked child of a stream cannot yield: only its parent is listened to"
+            raise RuntimeError(msg)
         self._sent += 1
         try:
             body, buffers = self._lane.carrier.codec.dumps_what_can_travel(chunk)

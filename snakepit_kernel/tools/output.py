@@ -13,6 +13,7 @@ from typing import Any, Literal, TextIO, cast
 
 from ..kernel.streams import WorkerStream
 from ..lane.worker import WorkerLane
+from ..processes import children
 from ..protocol import messages
 from ..protocol.frames import FrameWriter, Segment, pack
 from .context import SessionContext, call_of_here, context_of_here
@@ -156,6 +157,10 @@ class CallOutput(io.TextIOBase):
         pieces, self.pieces, self._length = self.pieces, [], 0
         self._output.print(self._kept_for, self._name, "".join(pieces))
 
+    def drop_pieces(self) -> None:
+        """Forget what is kept."""
+        self.pieces, self._length = [], 0
+
     def flush_pieces(self) -> None:
         """Send what is kept, ahead of what was written past it."""
         self._send()
@@ -198,11 +203,14 @@ class Output:
         self._late = late
         self._descriptors = descriptors
         self._calls: list[int] = []  # each was made while the one before runs
-        os.register_at_fork(after_in_child=self._unlock)
+        os.register_at_fork(after_in_child=self._begin_in_child)
 
-    def _unlock(self) -> None:
-        """Forget, in a forked child, a lock that a thread of its parent held."""
+    def _begin_in_child(self) -> None:
+        """Leave to the parent, in a forked child, what is kept, and what the descriptors bring."""
         self.guard = threading.RLock()
+        self._descriptors = None
+        self.stdout.drop_pieces()
+        self.stderr.drop_pieces()
 
     def begin(self, call_id: int) -> None:
         """Send what a call shows from now on."""
@@ -243,6 +251,9 @@ class Output:
     def print(self, call_id: int, name: Name, text: str) -> None:
         """Send a text of a call."""
         text = messages.sendable(text)
+        if children.is_child:  # it has no lane; its parent reads what its subprocesses print
+            _write_all((self.stdout if name == "stdout" else self.stderr).fileno(), text.encode())
+            return
         for start in range(0, len(text), OUTPUT_MOST):
             part = text[start : start + OUTPUT_MOST]
             if call_id in self._calls:
@@ -267,6 +278,11 @@ class Output:
     def aside(self) -> Iterator[None]:
         """Give way for a moment to who changes the streams of the process."""
         yield
+
+
+def _write_all(descriptor: int, data: bytes) -> None:
+    while data:
+        data = data[os.write(descriptor, data) :]
 
 
 class RedirectedOutput(Output):

@@ -11,6 +11,7 @@ from collections.abc import AsyncIterator, Callable, Iterator
 from typing import Any
 
 from ..errors import InvalidArguments, ToolNotFound, suggest
+from ..processes import children
 from ..protocol.messages import ToolInfo
 from .adapter import Adapter, ToolOptions, options_of
 from .arguments import Arguments
@@ -129,13 +130,13 @@ class Tool:
                 self._initialize(instance)
             yield instance
         except BaseException as error:
-            if self._cleanup is not None:
+            if self._cleanup is not None and not children.is_child:
                 try:
                     self._cleanup(instance)
                 except Exception as second:  # noqa: BLE001 - the first error is the one to report
                     error.add_note(f"cleanup() failed as well: {second!r}")
             raise
-        if self._cleanup is not None:
+        if self._cleanup is not None and not children.is_child:
             self._cleanup(instance)
 
     @contextlib.asynccontextmanager
@@ -146,13 +147,13 @@ class Tool:
                 await _settled(self._initialize(instance))
             yield instance
         except BaseException as error:
-            if self._cleanup is not None:
+            if self._cleanup is not None and not children.is_child:
                 try:
                     await _settled(self._cleanup(instance))
                 except Exception as second:  # noqa: BLE001 - the first error is the one to report
                     error.add_note(f"cleanup() failed as well: {second!r}")
             raise
-        if self._cleanup is not None:
+        if self._cleanup is not None and not children.is_child:
             await _settled(self._cleanup(instance))
 
     def _new_instance(self, context: SessionContext | None) -> Any:

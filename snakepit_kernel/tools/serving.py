@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import functools
 import inspect
+import os
 import socket
 from collections import deque
 from collections.abc import Callable, Coroutine
@@ -15,6 +16,7 @@ from ..lane import answers
 from ..lane.arena import TRIM_AFTER
 from ..lane.page import Page
 from ..lane.worker import Interrupts, WorkerLane
+from ..processes import children
 from ..protocol import messages
 from ..protocol.encoders import encoders
 from ..protocol.frames import Frame, pack
@@ -93,6 +95,7 @@ class Server:
         self._loop = loop
         self._registry = registry
         self._surroundings = surroundings
+        self._functions: dict[int, Callable[..., Any]] = {}  # that several calls run
         self._loops = EventLoops(None if number else loop)  # the first is the main thread's
         self._to_forget: deque[messages.Forget] = deque()
         self._on_message = on_message
@@ -103,6 +106,7 @@ class Server:
         self._is_busy = False
         self._recalled_call = 0
         self._trimmer: asyncio.TimerHandle | None = None
+        os.register_at_fork(after_in_child=self._put_off.clear)
 
     @property
     def is_free(self) -> bool:
@@ -145,6 +149,11 @@ class Server:
                 self._define(message, frame)
             case messages.Forget():
                 self._to_forget.append(message)  # a thread of a tool may have read it
+            case messages.Prepare():
+                self._prepare_function(message, frame)
+            case messages.Release(numbers=numbers):
+                for number in numbers:
+                    self._functions.pop(number, None)
             case messages.Encode():
                 encoders.add(*self.lane.carrier.load(message, frame))
             case _:
@@ -200,6 +209,12 @@ class Server:
         except BaseException as error:  # noqa: BLE001 - told by the call that follows
             self._registry.spoil(message.name, error)
 
+    def _prepare_function(self, message: messages.Prepare, frame: Frame) -> None:
+        try:
+            self._functions[message.number] = self.lane.carrier.load(message, frame)
+        except BaseException as error:  # noqa: BLE001 - told by the calls that follow
+            self._functions[message.number] = functools.partial(_raise, error)
+
     # -- calls ---------------------------------------------------------------------------------
 
     def _answer(self, call: CallMessage, frame: Frame) -> None:
@@ -228,10 +243,12 @@ class Server:
             self._surroundings.enter(call.session)
             ready, is_async = self._prepare(call, frame, call_context)
         except BaseException as error:  # noqa: BLE001 - unpickling runs any code; the caller must hear of it
+            _end_child(error)
             self.lane.send(
                 answers.with_error(self.lane.carrier, call.id, error, before_running=True)
             )
             return
+        _end_child()
         loop = asyncio._get_running_loop()  # noqa: SLF001 - public in asyncio.events
         if not is_async:
             self._run(call.id, ready, call_context)
@@ -252,6 +269,9 @@ class Server:
     ) -> tuple[Callable[[], Any], bool]:
         """Return what runs a call, and whether it gives an awaitable."""
         if isinstance(call, messages.Apply):
+            if call.function:
+                prepared = self._functions[call.function]
+                return functools.partial(prepared, *self.lane.carrier.load(call, frame)), False
             function, args, kwargs = self.lane.carrier.load(call, frame)
             if call.belongs_to_cell:
                 self._of_cells.add(call.id)
@@ -286,10 +306,12 @@ class Server:
         try:
             value = self.interrupts.run(call_id, ready)
         except BaseException as error:  # noqa: BLE001 - the edge of a request: it answers
+            _end_child(error)
             self._loops.end()
             asyncio._set_running_loop(outer)  # noqa: SLF001
             self._refuse(call_id, error, lingers=self._end(call_id, call_context))
         else:
+            _end_child()
             self._loops.end()
             asyncio._set_running_loop(outer)  # noqa: SLF001
             lingers = self._end(call_id, call_context)
@@ -311,7 +333,8 @@ class Server:
     ) -> None:
         self._begin(call_id, call_context)  # its context is that of this task alone
         session = call_context.session_id
-        within = functools.partial(self._surroundings.within, session, ready)
+        awaited = functools.partial(_ending_children, ready)
+        within = functools.partial(self._surroundings.within, session, awaited)
         policy = self._loops.begin_awaited()
         try:
             value = await self.interrupts.run_async(call_id, within)
@@ -350,3 +373,24 @@ class Server:
         self.host_calls.end(call_id)
         self._outlets.pop(call_id, None)
         return lingers
+
+
+def _raise(error: BaseException, *_: object) -> None:
+    raise error
+
+
+def _end_child(error: BaseException | None = None) -> None:
+    """End here what the code of a call has forked: it must not answer."""
+    if children.is_child:
+        children.end(error)
+
+
+async def _ending_children(ready: Callable[[], Any]) -> Any:
+    """Await a call, but in its parent only."""
+    try:
+        value = await ready()
+    except BaseException as error:
+        _end_child(error)
+        raise
+    _end_child()
+    return value

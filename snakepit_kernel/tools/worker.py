@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import contextvars
+import dataclasses
 import faulthandler
 import importlib
 import os
@@ -26,7 +27,7 @@ from ..lane import answers
 from ..lane.page import RECALL_SIGNAL, Page
 from ..lane.pulse import beat
 from ..lane.worker import Interrupts, ThreadInterrupts, install
-from ..processes import activity
+from ..processes import activity, foreground
 from ..processes.limits import limit_address_space, limit_cpu, limit_files
 from ..protocol import messages
 from ..protocol.frames import Frame, pack
@@ -77,6 +78,7 @@ def run(argv: Sequence[str]) -> None:
     faulthandler.enable(file=descriptors.logs["stderr"])
     follow_bars()
     keep_figures_apart()
+    foreground.install()
     activity.begin_cell()  # until the pool can use us: others prepare themselves later
     main_loop = IOLoop.current()
     loop: asyncio.AbstractEventLoop = main_loop.asyncio_loop  # type: ignore[attr-defined]
@@ -198,6 +200,7 @@ class Worker:
     def _adopt(self, kernel: SnakepitKernel) -> None:
         """Take in the kernel that was built around us."""
         kernel.heeds_interrupt = self._heeds_interrupt
+        kernel.leave_end_to_owner(lambda: self._send(messages.Quitting()))
         kernel.on_cell = lambda metadata: correlate_cell(str(metadata.get(METADATA_KEY, "")))
         surroundings = self._surroundings
         kernel.keep_sessions_apart(
@@ -265,8 +268,9 @@ class Worker:
             enter_worker(setup.pool, setup.worker, self._server.host_calls)
             self._limit(setup.limits)
             failed = {name: problem for name in setup.preload if (problem := _preload(name))}
+            codec = dataclasses.replace(setup.codec, on_receipt="keep")  # a notebook's are its own
             for server in (self._server, *(thread.server for thread in self._threads)):
-                server.lane.carrier.codec = setup.codec
+                server.lane.carrier.codec = codec
             self._registry.load(setup.adapter, has_threads=setup.has_threads)
             for thread in self._threads:
                 thread.start()

@@ -76,3 +76,53 @@ def test_misuse_is_one_line(notebook):
         shown = notebook.run(f"%snakepit {line}")
         assert said in shown.stderr + str(shown.error), line
         assert "Traceback" not in shown.stderr, line
+
+
+def test_a_cell_waits_for_a_busy_pool_and_says_what_for(notebook):
+    # The default queue_timeout of threads that wait is much shorter here than the wait.
+    notebook.run("pool = %snakepit start --workers 1 --name small")
+    notebook.run("import time; future = pool.submit(time.sleep, 2)")
+
+    shown = notebook.run("%%snakepit\nprint('its turn')")
+
+    assert shown.error is None
+    told, output = shown.stdout.splitlines()
+    assert told.startswith("a cell waits for a worker of pool 'small': small-1.1 runs sleep.")
+    assert told.endswith("Stop ends the wait.")
+    assert output == "its turn"
+
+
+def test_a_wait_that_was_limited_by_hand_ends(open_notebook):
+    notebook = open_notebook()
+    notebook.run("pool = %snakepit start --workers 1 --queue-timeout 0.2")
+    notebook.run("import time; future = pool.submit(time.sleep, 2)")
+
+    shown = notebook.run("%%snakepit\n1")
+
+    assert "(queue_timeout); the call did not run" in shown.traceback
+    assert shown.stdout == ""
+
+
+def test_stop_ends_the_wait_of_a_cell_and_nothing_else(notebook):
+    notebook.run("import time; futures = [pool.submit(time.sleep, 3) for _ in range(2)]")
+
+    reply, seconds = notebook.interrupt_after(1.2, "%%snakepit\nprint('never')")
+
+    assert reply["ename"] == "KeyboardInterrupt"
+    assert seconds < 1
+    assert notebook.run("[future.result() for future in futures]").text == "[None, None]"
+    assert notebook.run("%%snakepit\nprint(1)").stdout == "1\n"
+
+
+def test_the_magics_are_left_with_a_pool_that_runs(notebook):
+    notebook.run("%snakepit start --workers 1 --name b")
+
+    shown = notebook.run("%snakepit stop")
+    assert shown.stdout == "pool b has ended; cells run in pool default now\n"
+    assert notebook.run("%%snakepit\nprint(1)").stdout == "1\n"
+    notebook.run("%snakepit start --workers 1 --name c")
+    notebook.run("pool_c = get_ipython().magics_manager.registry['SnakepitMagics'].pools['c']")
+    notebook.run("pool_c.terminate()")
+    assert notebook.run("%%snakepit\nprint(2)").stdout == "2\n"
+    assert notebook.run("%snakepit stop").stdout == "pool default has ended\n"
+    assert "no pool is running" in notebook.run("%snakepit status").stderr

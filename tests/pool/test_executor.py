@@ -5,10 +5,13 @@ from __future__ import annotations
 import asyncio
 import concurrent.futures
 import gc
+import itertools
 import os
 import signal
 import threading
 import time
+import weakref
+from collections.abc import Iterator
 
 import pytest
 
@@ -82,6 +85,42 @@ def test_map_keeps_its_deadline(open_pool):
 def test_map_refuses_a_chunksize_below_one(open_pool):
     with pytest.raises(ValueError, match="chunksize must be at least 1"):
         open_pool().map(square, [1], chunksize=0)
+
+
+def test_map_with_a_buffersize_reads_no_further_ahead_and_takes_what_has_no_end(open_pool):
+    pool = open_pool(2)
+    read: list[int] = []
+
+    def numbers() -> Iterator[int]:
+        for number in itertools.count():
+            read.append(number)
+            yield number
+
+    squares = pool.map(square, numbers(), chunksize=3, buffersize=2)
+    assert len(read) == 6
+    assert list(itertools.islice(squares, 20)) == [x * x for x in range(20)]
+    assert len(read) <= 20 + 9
+    assert list(Pool(1).map(square, range(9), buffersize=2)) == [x * x for x in range(9)]
+
+
+@pytest.mark.parametrize(
+    ("buffersize", "error", "said"),
+    [
+        (0, ValueError, "buffersize must be None or > 0, not 0"),
+        (2.0, TypeError, "buffersize must be an integer or None, not float"),
+    ],
+)
+def test_map_refuses_a_buffersize_that_is_no_number_of_chunks(open_pool, buffersize, error, said):
+    with pytest.raises(error, match=said):
+        open_pool().map(square, [1], buffersize=buffersize)
+
+
+def test_map_keeps_no_value_that_was_taken(open_pool):
+    for value in open_pool().map(lambda _: {1}, range(6), chunksize=3):
+        taken = weakref.ref(value)
+        del value
+        gc.collect()
+        assert taken() is None
 
 
 def test_two_workers_share_the_work(open_pool):
@@ -221,13 +260,31 @@ def test_futures_wait_for_ever_unless_the_pool_was_told_otherwise(open_pool):
 
 
 def test_a_full_queue_refuses_a_future_at_once(open_pool):
-    pool = open_pool(max_queue=1)
+    pool = open_pool(max_queue=0, max_futures=1)
     blocker = pool.submit(time.sleep, 0.3)
     queued = pool.submit(square, 2)
 
-    with pytest.raises(PoolSaturated, match=r"1 calls waiting already \(max_queue\)"):
+    with pytest.raises(PoolSaturated, match=r"1 calls waiting already \(max_futures\)"):
         pool.submit(square, 3)
+    with pytest.raises(PoolSaturated, match=r"0 calls waiting already \(max_queue\)"):
+        pool.run("1")
     assert (blocker.result(), queued.result()) == (None, 4)
+
+
+def test_futures_and_calls_of_event_loops_are_not_refused_however_many(open_pool):
+    pool = open_pool(2, max_queue=1)
+    many = 20_000
+
+    futures = [pool.submit(square, number) for number in range(many)]
+    assert sum(future.result() for future in futures) == sum(n * n for n in range(many))
+
+    pool = open_pool(2, max_queue=1)
+    pool.tool(square)
+
+    async def gather() -> list[int]:
+        return await asyncio.gather(*(pool.acall("square", {"x": n}) for n in range(3000)))
+
+    assert asyncio.run(gather()) == [n * n for n in range(3000)]
 
 
 def test_a_future_whose_worker_dies_says_so(open_pool):

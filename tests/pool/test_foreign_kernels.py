@@ -18,7 +18,7 @@ from snakepit_kernel import CallTimeout, CellsOnly, Pool, StartFailed, WorkerDie
 
 ECHO = '''
     """A kernel whose programs are a word and what follows it."""
-    import os, signal, subprocess, sys, time
+    import os, signal, subprocess, sys, threading, time
     from ipykernel.kernelapp import IPKernelApp
     from ipykernel.kernelbase import Kernel
 
@@ -45,6 +45,9 @@ ECHO = '''
                 except KeyboardInterrupt:
                     return self.end_with("Woken", "by an interrupt")
             reply = {"payload": [], "user_expressions": {}}
+            if word == "leave":  # as kernels do: they say so, and end a moment later
+                threading.Timer(0.3, os._exit, (0,)).start()
+                reply["payload"] = [{"source": "ask_exit", "keepkernel": False}]
             return {"status": "ok", "execution_count": self.execution_count, **reply}
 
         def do_shutdown(self, restart):
@@ -148,6 +151,15 @@ def test_a_kernel_that_dies_is_told_at_once_and_replaced(echo, open_pool):
 
     assert time.monotonic() - began < 2
     assert pool.run("count", timeout=20).stdout == "1"
+
+
+def test_a_kernel_that_is_told_to_end_gets_no_more_work(echo, open_pool):
+    pool = open_pool(kernel_name=echo)
+    assert [pool.run("count").stdout for _ in range(2)] == ["1", "2"]
+
+    assert pool.run("leave").ok
+
+    assert [pool.run("count", timeout=20).stdout for _ in range(3)] == ["1", "2", "3"]
 
 
 def test_a_cell_that_heeds_no_interrupt_is_ended_with_its_kernel(echo, open_pool):

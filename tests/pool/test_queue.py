@@ -15,7 +15,7 @@ from snakepit_kernel.pool.scheduling.queue import FairQueue
 class Entry:
     session: str | None = None
     priority: int = 0
-    bounded: bool = True
+    bound: str | None = "max_queue"
     number: int = 0
 
 

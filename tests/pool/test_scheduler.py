@@ -24,9 +24,9 @@ class Seat(str):  # noqa: SLOT000 - its tests give it attributes
 
 
 def ticket(
-    session: str | None = None, wanted: str | None = None, *, bounded: bool = True
+    session: str | None = None, wanted: str | None = None, *, bound: str | None = "max_queue"
 ) -> Ticket[Seat]:
-    return Ticket(lambda: None, session, wanted, bounded=bounded)
+    return Ticket(lambda: None, session, wanted, bound=bound)
 
 
 @pytest.fixture
@@ -90,14 +90,14 @@ def test_a_full_queue_refuses_and_an_unbounded_request_neither_cares_nor_counts(
     for _ in range(2):
         grant(scheduler, ticket())
     for _ in range(5):
-        assert scheduler.request(ticket(bounded=False)) is False
+        assert scheduler.request(ticket(bound=None)) is False
     bounded = [ticket() for _ in range(3)]
     for each in bounded:
         scheduler.request(each)
 
     with pytest.raises(QueueFull):
         scheduler.request(ticket())
-    assert scheduler.request(ticket(bounded=False)) is False
+    assert scheduler.request(ticket(bound=None)) is False
     assert scheduler.waiting == 9
     scheduler.withdraw(bounded[0])
     assert scheduler.request(ticket()) is False

@@ -144,3 +144,16 @@ def test_what_cannot_be_pickled_is_refused_where_it_is():
 )
 def test_the_shortcut_is_taken_for_small_plain_values_only(value, plain):
     assert is_plain(value) is plain
+
+
+def test_code_that_travels_by_value_keeps_the_name_of_its_file():
+    names: dict = {"__name__": "__main__"}
+    source = (
+        "def outer():\n    def inner(): pass\n    return inner\nclass Kind:\n    def do(self): pass"
+    )
+    exec(compile(source, "<ipython-input-3>", "exec"), names)
+
+    outer, kind = travel((names["outer"], names["Kind"]))
+
+    for function in (outer, outer(), kind.do):
+        assert function.__code__.co_filename == "<ipython-input-3>"

@@ -247,6 +247,11 @@ class CellRun:
         Gets the outputs.
     on_message
         Gets each iopub message as it arrives.
+
+    Attributes
+    ----------
+    asks_exit
+        The cell has told its kernel to end.
     """
 
     def __init__(self, request_id: str, result: CellResult, on_message: OnMessage | None) -> None:
@@ -255,6 +260,7 @@ class CellRun:
         self._on_message = on_message
         self._replied = False
         self._idle = False
+        self.asks_exit = False
         self._displays: dict[str, list[dict[str, Any]]] = {}
         self._clear_next = False
 
@@ -273,6 +279,7 @@ class CellRun:
         content = message["content"]
         if message["msg_type"] == "execute_reply":
             self._replied = True
+            self.asks_exit = any(map(_is_exit, content.get("payload") or ()))
             _take_reply(content, self.result)
             return
         if self._on_message is not None:
@@ -321,6 +328,10 @@ class CellRun:
         for output in self._displays.get(content["transient"]["display_id"], ()):
             output["data"] = content["data"]
             output["metadata"] = content.get("metadata", {})
+
+
+def _is_exit(payload: Mapping[str, Any]) -> bool:
+    return payload.get("source") == "ask_exit" and not payload.get("keepkernel")
 
 
 def _rich(kind: str, content: dict[str, Any]) -> dict[str, Any]:

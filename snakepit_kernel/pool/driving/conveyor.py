@@ -282,7 +282,8 @@ class Conveyor:
                 told = ToolError("KeyboardInterrupt", message, interrupted.traceback)
                 self._dispatcher.end(errand, "cancelled", told)
         except BaseException as error:  # noqa: BLE001 - it is the future's outcome
-            self._dispatcher.end(errand, "error", error)
+            # Less the frames here, which refer to the future, and say nothing to its owner.
+            self._dispatcher.end(errand, "error", error.with_traceback(None))
         else:
             self._dispatcher.end(errand, "ok", value=value)
 

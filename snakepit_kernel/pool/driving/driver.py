@@ -246,6 +246,8 @@ class Driver:
             except BaseException:
                 self._stop_cell(seat, run)
                 raise
+        if run.asks_exit:
+            worker.note_quitting()
         result = run.result
         if result.ok and cell.pull:
             result.pulled = self._apply_on(seat, work, pull, list(cell.pull))

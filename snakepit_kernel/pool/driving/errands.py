@@ -70,7 +70,7 @@ class Errands:
         work.kind = "future"
         begin = partial(self._supervisor.soon, self._begin, errand)
         work.on_grant = begin
-        errand.future.on_cancel(partial(self._cancel_queued, work))
+        errand.future.on_cancel(partial(self._cancel_queued, errand))
         try:
             self._admission.admit(work)
             if work.seat is not None:
@@ -99,9 +99,9 @@ class Errands:
             return
         errand.set_timer(None)
         if work.settled or not future.begin():
-            self._admission.settle(work, "cancelled")
+            self._end_cancelled(errand)
         elif work.seat is None and self._admission.closed_because is not None:
-            self._admission.settle(work, "cancelled")
+            self._end_cancelled(errand)
             future.cancel()
         elif work.seat is None:
             self.end(errand, "lost", self._admission.unserved(work))
@@ -132,20 +132,20 @@ class Errands:
                 self._watch(errand, seat.holder)
                 errands.append(errand)
             else:
-                self._admission.settle(work, "cancelled")
+                self._end_cancelled(errand)
         return errands
 
     def put_back(self, errand: Errand) -> None:
         """Put an errand that was not begun to the head of the queue."""
         if not errand.future.wait_again():
-            self._admission.settle(errand.work, "cancelled")
+            self._end_cancelled(errand)
             return
-        errand.future.on_cancel(partial(self._cancel_queued, errand.work))
+        errand.future.on_cancel(partial(self._cancel_queued, errand))
         if errand.work.queue_deadline is not None:
             self._expire_later(errand)
         self._admission.put_back(errand.work)
         if errand.future.cancelled():  # just before
-            self._cancel_queued(errand.work)
+            self._cancel_queued(errand)
 
     def release(self, conveyor: Conveyor) -> None:
         """Give the seat of a conveyor back."""
@@ -180,14 +180,23 @@ class Errands:
             outcome = "cancelled"
         describe_error(error, errand.work, self._pool)
         self._admission.settle(errand.work, outcome, error)
-        errand.work.errand = None
+        self._let_go(errand)
         errand.future.deliver(value, error)
 
-    def _cancel_queued(self, work: Work) -> None:
-        if self._admission.withdraw(work):
-            self._admission.settle(work, "cancelled")
-            if work.errand is not None:
-                self._supervisor.soon(work.errand.set_timer, None)
+    def _end_cancelled(self, errand: Errand) -> None:
+        """Count an errand whose future was cancelled before it was begun."""
+        self._admission.settle(errand.work, "cancelled")
+        self._let_go(errand)
+
+    def _let_go(self, errand: Errand) -> None:
+        """Refer no more to one another: the garbage collector need not come for them."""
+        errand.work.errand = None
+        errand.future.on_cancel(None)
+
+    def _cancel_queued(self, errand: Errand) -> None:
+        if self._admission.withdraw(errand.work):
+            self._end_cancelled(errand)
+            self._supervisor.soon(errand.set_timer, None)
 
     def _expire_later(self, errand: Errand) -> None:
         work = errand.work

@@ -13,6 +13,7 @@ from typing import Any, Protocol
 
 from ...errors import ToolNotFound
 from ...lane import answers
+from ...lane.loops import around_another_loop
 from ...protocol.frames import Frame, Segment
 from ...protocol.messages import HostCall, ToolInfo
 from ...telemetry import correlation
@@ -307,10 +308,12 @@ async def _close_all_async(link: Link) -> None:
 
 def _run_apart(running: Any) -> Any:
     """Run a coroutine in a loop of its own, also inside a cell, where the notebook's loop runs."""
-    outer = asyncio._get_running_loop()  # noqa: SLF001 - public in asyncio.events, for event loops
-    asyncio._set_running_loop(None)  # noqa: SLF001
+    leave_loop, enter_loop = around_another_loop()
     try:
-        with asyncio.Runner() as runner:
+        leave_loop()
+        with asyncio.Runner(
+            loop_factory=asyncio.new_event_loop
+        ) as runner:  # the thread keeps its own
             return runner.run(running)
     finally:
-        asyncio._set_running_loop(outer)  # noqa: SLF001
+        enter_loop()

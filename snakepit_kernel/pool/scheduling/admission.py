@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
 import sys
 import threading
 import time
@@ -34,6 +35,7 @@ from ..recovery.policies import falls_under
 from ..workers.states import LENDABLE, WorkerEvent, WorkerState
 from ..workers.worker import Holder, Seat, Worker
 from .homes import Home
+from .patience import TELL_AFTER, listener_to_waits
 from .scheduler import QueueFull, Scheduler
 from .work import OUTCOMES, Work
 
@@ -78,7 +80,7 @@ class Admission:
 
     def __init__(self, config: PoolConfig) -> None:
         self.lock = threading.RLock()
-        self.scheduler: Scheduler[Seat] = Scheduler(config.max_queue)
+        self.scheduler: Scheduler[Seat] = Scheduler(config.max_queue, config.max_futures)
         self.closed_because: str | None = None
         self.sessions: dict[str, None] = {}
         self.circuit = Circuit(config.breaker) if config.breaker is not None else None
@@ -212,8 +214,9 @@ class Admission:
             self._check_wait(work)
             try:
                 self.scheduler.request(work)
-            except QueueFull:
-                raise PoolSaturated(self._config.name, self._config.max_queue) from None
+            except QueueFull as full:
+                assert work.bound is not None
+                raise PoolSaturated(self._config.name, full.args[0], work.bound) from None
 
     def _worker_in(self, slot: int) -> Worker:
         workers = self.crew.workers
@@ -308,13 +311,38 @@ class Admission:
             gate = threading.Lock()
             gate.acquire()
             work.on_grant = gate.release
-        until = work.queue_deadline
-        wait = -1 if until is None else max(0.0, until - time.monotonic())
-        if not gate.acquire(timeout=wait) and self.withdraw(work):
+        if not self._opens(gate, work) and self.withdraw(work):
             raise self.late(work)
         if work.seat is None:
             raise self.unserved(work)
         return work.seat
+
+    def _opens(self, gate: threading.Lock, work: Work) -> bool:
+        """Wait for a gate as long as the work may wait; say whether it was opened."""
+        tell = listener_to_waits()
+        if tell is not None:
+            work.wait_in_queue(self._config.futures_queue_timeout)
+            if _seconds_until(work.queue_deadline) > TELL_AFTER:
+                if gate.acquire(timeout=TELL_AFTER):
+                    return True
+                tell(self._description_of_wait(work))
+        seconds = _seconds_until(work.queue_deadline)
+        return gate.acquire(timeout=min(seconds, threading.TIMEOUT_MAX))
+
+    def _description_of_wait(self, work: Work) -> str:
+        """Say what queued work waits for."""
+        with self.lock:
+            busy = [
+                f"{worker.name} runs {' and '.join(worker.current)}"
+                for worker in self.crew.workers.values()
+                if worker.current and (work.home is None or work.home.takes(worker.seats[0]))
+            ]
+            others = self.scheduler.waiting - 1
+        name, doing = self._config.name, "; ".join(busy) or "its workers start"
+        queue = f" {others} more wait." if others > 0 else ""
+        return (
+            f"{work.name} waits for a worker of pool {name!r}: {doing}.{queue} Stop ends the wait."
+        )
 
     async def wait_async(self, work: Work, nesting: Link | None = None) -> Seat:
         """Do the same while the running event loop goes on."""
@@ -374,6 +402,7 @@ class Admission:
             work.settled = True  # these three belong together: no call between them, no Ctrl-C
             self._counts[outcome] += 1
             self._pending -= 1
+            work.forget_who_waits()
             if work.seat is not None and outcome in _DONE:
                 work.seat.worker.done += 1
                 if outcome == "ok":
@@ -601,3 +630,7 @@ def _told(seat: Seat) -> None:
     """Note that a worker has got what was sent ahead of a request that it has answered."""
     while seat.forgets and seat.forgets[0].number <= seat.forgotten:
         seat.forgets.popleft()
+
+
+def _seconds_until(deadline: float | None) -> float:
+    return math.inf if deadline is None else max(0.0, deadline - time.monotonic())

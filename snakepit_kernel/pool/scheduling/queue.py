@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import itertools
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Hashable, Iterator
-from typing import Generic, Protocol, TypeVar
+from typing import Generic, Literal, Protocol, TypeVar
+
+Bound = Literal["max_queue", "max_futures"]
+"""What of a queue is bounded: who waits, and what nobody waits for in a thread."""
 
 
 class Waiting(Hashable, Protocol):
@@ -20,8 +23,8 @@ class Waiting(Hashable, Protocol):
         """Higher goes first."""
 
     @property
-    def bounded(self) -> bool:
-        """Whether it counts against a bound of the queue."""
+    def bound(self) -> Bound | None:
+        """The bound of the queue that it counts against."""
 
 
 T = TypeVar("T", bound=Waiting)
@@ -40,8 +43,8 @@ class FairQueue(Generic[T]):
 
     Attributes
     ----------
-    bounded
-        How many of them count against a bound.
+    waiting
+        How many of them count against each bound.
     """
 
     def __init__(self) -> None:
@@ -49,7 +52,7 @@ class FairQueue(Generic[T]):
         self._priorities: list[int] = []  # of the levels, the highest first
         self._held: dict[str | None, int] = {}  # places, by session; no zeros
         self._count = 0
-        self.bounded = 0
+        self.waiting: Counter[Bound | None] = Counter()
 
     def __len__(self) -> int:
         return self._count
@@ -91,7 +94,7 @@ class FairQueue(Generic[T]):
         """Take a ticket in, behind the others of its session."""
         self._line_of(ticket)[ticket] = None
         self._count += 1
-        self.bounded += ticket.bounded
+        self.waiting[ticket.bound] += 1
 
     def put_first(self, ticket: T) -> None:
         """Take a ticket in, before all others of its priority."""
@@ -100,7 +103,7 @@ class FairQueue(Generic[T]):
         line.move_to_end(ticket, last=False)
         self._levels[ticket.priority].move_to_end(ticket.session, last=False)
         self._count += 1
-        self.bounded += ticket.bounded
+        self.waiting[ticket.bound] += 1
 
     def _line_of(self, ticket: T) -> Line[T]:
         lines = self._levels.get(ticket.priority)
@@ -120,7 +123,7 @@ class FairQueue(Generic[T]):
             return False
         del line[ticket]
         self._count -= 1
-        self.bounded -= ticket.bounded
+        self.waiting[ticket.bound] -= 1
         if not line:
             del lines[ticket.session]
             if not lines:
@@ -133,7 +136,8 @@ class FairQueue(Generic[T]):
         tickets = list(self)
         self._levels.clear()
         self._priorities.clear()
-        self._count = self.bounded = 0
+        self._count = 0
+        self.waiting.clear()
         return tickets
 
     # -- who holds what ------------------------------------------------------------------------

@@ -8,7 +8,7 @@ from collections.abc import Callable, Hashable, Iterable
 from typing import Any, Generic, Literal, Protocol, TypeVar
 
 from .homes import Home, Homes
-from .queue import FairQueue
+from .queue import Bound, FairQueue
 
 Purpose = Literal["call", "cell"]
 
@@ -33,7 +33,7 @@ W = TypeVar("W", bound=Place)
 
 
 class QueueFull(Exception):
-    """The queue is at its bound."""
+    """The queue is at a bound, which is its argument."""
 
 
 class Ticket(Generic[W]):
@@ -54,11 +54,11 @@ class Ticket(Generic[W]):
         The worker that alone will do; None where the session's last one is only preferred.
     priority
         Higher goes first.
-    bounded
-        Whether it counts against the bound of the queue.
+    bound
+        The bound of the queue that it counts against.
     """
 
-    __slots__ = ("bounded", "home", "on_grant", "priority", "purpose", "seat", "session", "wanted")
+    __slots__ = ("bound", "home", "on_grant", "priority", "purpose", "seat", "session", "wanted")
 
     def __init__(
         self,
@@ -69,9 +69,9 @@ class Ticket(Generic[W]):
         *,
         home: Home[W] | None = None,
         priority: int = 0,
-        bounded: bool = True,
+        bound: Bound | None = "max_queue",
     ) -> None:
-        self.bounded = bounded
+        self.bound = bound
         self.home = home
         self.priority = priority
         self.on_grant = on_grant
@@ -102,8 +102,8 @@ class Scheduler(Generic[W]):
 
     Parameters
     ----------
-    max_queue
-        Tickets that may wait, of those that are bounded.
+    max_queue, max_futures
+        Tickets that may wait, of those that count against each of these; None for any number.
 
     Attributes
     ----------
@@ -114,8 +114,11 @@ class Scheduler(Generic[W]):
         this. Ctrl-C may come between any two calls; then this says what was under way.
     """
 
-    def __init__(self, max_queue: int) -> None:
-        self._max_queue = max_queue
+    def __init__(self, max_queue: int, max_futures: int | None = None) -> None:
+        self._bounds: dict[Bound | None, int | None] = {
+            "max_queue": max_queue,
+            "max_futures": max_futures,
+        }
         self._idle: OrderedDict[W, None] = OrderedDict()
         self._queue: FairQueue[Ticket[W]] = FairQueue()
         self._lent: dict[W, str | None] = {}  # to whose work
@@ -142,8 +145,9 @@ class Scheduler(Generic[W]):
         """
         if self.grant(ticket):
             return True
-        if ticket.bounded and self._queue.bounded >= self._max_queue:
-            raise QueueFull
+        most = self._bounds.get(ticket.bound)
+        if most is not None and self._queue.waiting[ticket.bound] >= most:
+            raise QueueFull(most)
         self._queue.append(ticket)
         return False
 

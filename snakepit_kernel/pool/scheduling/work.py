@@ -21,6 +21,7 @@ from ..driving.hosting import Link
 from ..recovery.policies import category_of
 from ..workers.worker import Seat
 from .homes import Home
+from .queue import Bound
 from .scheduler import Purpose, Ticket
 
 OUTCOMES = ("ok", "error", "cancelled", "timeout", "saturated", "lost")
@@ -40,8 +41,8 @@ class Work(Ticket[Seat]):
         Seconds for the wait, the run and the reply together.
     queue_timeout
         Seconds that it may wait for a worker.
-    bounded
-        Whether it counts against ``max_queue``.
+    bound
+        The bound of the queue that it counts against.
     slot
         The slot whose worker is to do it; None for any.
     purpose
@@ -123,7 +124,7 @@ class Work(Ticket[Seat]):
         session: str | None,
         timeout: float | None,
         queue_timeout: float | None,
-        bounded: bool = True,
+        bound: Bound | None = "max_queue",
         slot: int | None = None,
         purpose: Purpose = "call",
         link: Link | None = None,
@@ -133,7 +134,7 @@ class Work(Ticket[Seat]):
         idempotent: bool = False,
     ) -> None:
         super().__init__(
-            _nothing, session, purpose=purpose, home=home, priority=priority, bounded=bounded
+            _nothing, session, purpose=purpose, home=home, priority=priority, bound=bound
         )
         self.idempotent = idempotent
         self.attempts: tuple[Attempt, ...] = ()
@@ -166,6 +167,11 @@ class Work(Ticket[Seat]):
         wait_until = None if self.queue_timeout is None else self.queued + self.queue_timeout
         limits = [limit for limit in (self.deadline, wait_until) if limit is not None]
         self.queue_deadline = min(limits, default=None)
+
+    def wait_in_queue(self, seconds: float | None) -> None:
+        """Wait for a seat for so long, from when it was queued, instead of as long as was said."""
+        self.queue_timeout = seconds
+        self._limit_wait()
 
     def begin_again(self, attempt: Attempt) -> None:
         """Be asked for once more, after an attempt that failed; the deadline stays."""
@@ -227,6 +233,10 @@ class Work(Ticket[Seat]):
     def caller_of(self, _: int) -> object:
         """Return whose the calls are that it makes."""
         return None if self.caller is None else self.caller.inside
+
+    def forget_who_waits(self) -> None:
+        """Refer no more to whoever would be told of a seat, who refers to the work in turn."""
+        self.on_grant = _nothing
 
 
 def outcome_of(error: BaseException) -> str:

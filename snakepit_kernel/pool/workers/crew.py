@@ -95,6 +95,24 @@ class Crew(Roster):
             worker.due = ""
             self.note_due(worker, f"tainted by {worker.tainted}", at_once=True)
 
+    def _make_worker(self, number: int) -> Worker:
+        worker = super()._make_worker(number)
+        worker.on_quitting = self.let_go
+        return worker
+
+    def let_go(self, worker: Worker) -> None:
+        """Give no more work to a worker that its code has told to end, and have it replaced.
+
+        From any thread. What it was sent ahead goes to others.
+        """
+        with self._lock:
+            worker.tainted = "it was told to end"
+            worker.due = ""
+            self.note_due(worker, "its code has told it to end", at_once=True)
+        for seat in worker.seats:
+            if seat.lane.on_returned is not None:
+                seat.recall()
+
     def _is_home(self, worker: Worker) -> bool:
         return self._scheduler.homes.has_home(worker.main_seat)
 

@@ -11,7 +11,7 @@ import signal
 import socket
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -146,6 +146,8 @@ class Seat:
         The functions of the notebook that were sent on its lane, by name, with their version.
     encoders
         How many encoders were sent on its lane.
+    released
+        Functions that were sent on its lane for several calls, of which there will be no more.
     forgets
         What its worker is to be told ahead of each request until one of them was answered: the
         sessions that begin again.
@@ -154,6 +156,7 @@ class Seat:
     """
 
     __slots__ = (
+        "__weakref__",
         "defined",
         "encoders",
         "forgets",
@@ -161,6 +164,7 @@ class Seat:
         "holder",
         "lane",
         "purposes",
+        "released",
         "worker",
     )
 
@@ -171,6 +175,7 @@ class Seat:
         self.holder: Holder | None = None
         self.defined: dict[str, int] = {}
         self.encoders = 0
+        self.released: deque[int] = deque()
         lane.on_event = partial(report_event, self)
         self.forgets: deque[Forget] = deque()
         self.forgotten = 0
@@ -254,6 +259,7 @@ class Worker:
         self.is_withheld = False  # from everybody, until it is replaced
         self.tainted = ""  # what left it unusable
         self.end_reason = ""  # why its pool has ended it
+        self.on_quitting: Callable[[Worker], None] | None = None
         self.done = 0  # pieces of work that it has come to the end of
         self.ready_at = self.since
         self.retirement: asyncio.TimerHandle | None = None
@@ -273,6 +279,8 @@ class Worker:
         self._pipes: list[int] = []  # the ends of those that its output goes through
         self._words = b""  # the last that came out of them
         self._theirs.append(theirs)
+        for seat in self.seats:
+            seat.lane.on_quitting = self.note_quitting
         self._exit_fd: int | None = None
         self._group = None if config.group is None else Cgroup(config.group)
         self._ran_out_of_memory = False
@@ -322,6 +330,11 @@ class Worker:
         if session in self._served:
             self._served.remove(session)
             self.main_seat.forgets.append(Forget(session, next(self._forgets)))
+
+    def note_quitting(self) -> None:
+        """Take in that its code has told it to end."""
+        if self.on_quitting is not None:
+            self.on_quitting(self)
 
     def apply(self, event: WorkerEvent) -> None:
         """Go to the state that follows an event."""

@@ -1,0 +1,37 @@
+"""Event loops inside event loops."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from functools import partial
+from operator import call
+
+Step = Callable[[], object]
+
+
+def around_another_loop() -> tuple[Step, Step]:
+    """Return what lets another event loop run in this thread, and what ends that.
+
+    The loop that runs here stands still meanwhile: this thread is in one of its callbacks or tasks.
+    A running loop is the thread's, and since Python 3.14 so is the current task, whatever its loop;
+    a loop cannot run while there is either. These are the functions that asyncio has for event
+    loops and tasks of others' making.
+
+    Both do all that they do in C: Ctrl-C comes before or after. Who calls the first in a ``try``
+    and the second in its ``finally`` leaves nothing half done.
+    """
+    loop = asyncio._get_running_loop()  # noqa: SLF001
+    if loop is None:
+        return _nothing, _nothing
+    before: list[Step] = [partial(asyncio._set_running_loop, None)]  # noqa: SLF001
+    after: list[Step] = [partial(asyncio._set_running_loop, loop)]  # noqa: SLF001
+    task = asyncio.current_task(loop)
+    if task is not None:
+        before.insert(0, partial(asyncio._leave_task, loop, task))  # noqa: SLF001
+        after.append(partial(asyncio._enter_task, loop, task))  # noqa: SLF001
+    return partial(tuple, map(call, before)), partial(tuple, map(call, after))
+
+
+def _nothing() -> None:
+    pass

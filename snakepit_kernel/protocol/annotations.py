@@ -1,0 +1,53 @@
+"""Annotations of what travels by value: as objects, because the receiver has not the names."""
+
+from __future__ import annotations
+
+import sys
+import types
+import typing
+from collections.abc import Callable
+from typing import Any
+
+
+def annotations_of_class(kind: type) -> dict[str, Any]:
+    """Return the annotations of a class without those of its bases."""
+    return _resolved(kind, _own(kind))
+
+
+def annotations_of_function(function: types.FunctionType) -> dict[str, Any]:
+    """Return the annotations of a function."""
+    return _resolved(function, _own(function))
+
+
+def _own(obj: Any) -> dict[str, Any]:
+    """Return annotations as they are: since Python 3.14 they are not evaluated before."""
+    if sys.version_info < (3, 14):
+        has = vars(obj).get("__annotations__") if isinstance(obj, type) else obj.__annotations__
+        return dict(has or {})
+    import annotationlib
+
+    try:
+        return annotationlib.get_annotations(obj)
+    except Exception:  # noqa: BLE001 - names that are imported for type checkers only, say
+        return annotationlib.get_annotations(obj, format=annotationlib.Format.STRING)
+
+
+def _resolved(obj: type | Callable[..., Any], annotations: dict[str, Any]) -> dict[str, Any]:
+    """Evaluate texts, where that can be done here; leave the others."""
+    if not any(isinstance(annotation, str) for annotation in annotations.values()):
+        return annotations
+    try:
+        hints = typing.get_type_hints(obj, include_extras=True)
+    except Exception:  # noqa: BLE001 - a text may be anything; so each stands or falls for itself
+        return {name: _evaluated(obj, text) for name, text in annotations.items()}
+    return {name: hints.get(name, annotation) for name, annotation in annotations.items()}
+
+
+def _evaluated(obj: Any, annotation: Any) -> Any:
+    if not isinstance(annotation, str):
+        return annotation
+    names = vars(sys.modules.get(obj.__module__, typing))
+    try:
+        return eval(annotation, getattr(obj, "__globals__", names))  # noqa: S307 - as typing does; it is the user's own
+    except Exception:  # noqa: BLE001 - as above
+        return annotation

@@ -1,0 +1,293 @@
+"""Functions of a notebook that plain pickling takes for something else, and how they travel."""
+
+from __future__ import annotations
+
+import functools
+import io
+import sys
+import types
+import typing
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import cloudpickle
+
+_ATOMS = frozenset({type(None), bool, int, float, complex, str, bytes})
+_CACHED: Any = type(functools.lru_cache(lambda: None))
+_OF_A_CACHE = frozenset({"__wrapped__", "cache_parameters"})
+_DISPATCHER = functools.singledispatch(lambda _: None).__code__  # type: ignore[attr-defined]
+_OF_A_DISPATCHER = frozenset({"register", "dispatch", "registry", "_clear_cache"})
+
+Reduced = tuple[Any, ...]
+
+
+def is_by_value(obj: Any) -> bool:
+    """Whether what has a name cannot be found by that in another process, or is not to be."""
+    name = getattr(obj, "__qualname__", None) or obj.__name__
+    module_name = getattr(obj, "__module__", None)
+    if module_name is None or module_name == "__main__":
+        return True
+    found: Any = sys.modules.get(module_name)
+    for part in name.split("."):
+        found = getattr(found, part, None)
+    return found is not obj or _is_registered(module_name)
+
+
+def _is_registered(module_name: str) -> bool:
+    """Whether `cloudpickle.register_pickle_by_value` was told of a module, or of one around it."""
+    registered = cloudpickle.list_registry_pickle_by_value()
+    return bool(registered) and any(
+        f"{module_name}.".startswith(f"{module}.") for module in registered
+    )
+
+
+def copy_of_function(function: types.FunctionType) -> types.FunctionType:
+    """Return a function that has all of another one but its annotations."""
+    made = types.FunctionType(
+        function.__code__,
+        function.__globals__,
+        function.__name__,
+        function.__defaults__,
+        function.__closure__,
+    )
+    made.__qualname__, made.__module__ = function.__qualname__, function.__module__
+    made.__doc__, made.__kwdefaults__ = function.__doc__, function.__kwdefaults__
+    vars(made).update(vars(function))
+    return made
+
+
+# -- functions that remember -----------------------------------------------------------------------
+
+
+def _reduce_cached(function: Any) -> Reduced | None:
+    """Take a function of `functools.lru_cache` or `cache` apart; its results stay here."""
+    if not is_by_value(function):
+        return None
+    parameters = function.cache_parameters()
+    own = {name: value for name, value in vars(function).items() if name not in _OF_A_CACHE}
+    arguments = (function.__wrapped__, parameters["maxsize"], parameters["typed"])
+    return _make_cached, arguments, own, None, None, _set_attributes
+
+
+def _make_cached(function: Callable[..., Any], maxsize: int | None, typed: bool) -> Any:
+    # It may be half made, when it refers to itself: so nothing is copied from it here.
+    made = _CACHED(function, maxsize, typed, _CacheInfo)
+    made.__wrapped__ = function
+    made.cache_parameters = lambda: {"maxsize": maxsize, "typed": typed}
+    return made
+
+
+_CacheInfo = type(functools.lru_cache(lambda: None).cache_info())
+
+
+def _set_attributes(obj: Any, attributes: dict[str, Any]) -> None:
+    vars(obj).update(attributes)
+
+
+def _reduce_cached_property(obj: Any) -> Reduced:
+    """Take a `functools.cached_property` apart, which has a lock before Python 3.12."""
+    name, text = obj.attrname, obj.__doc__
+    return _make_cached_property, (type(obj),), (obj.func, name, text), None, None, _set_property
+
+
+def _make_cached_property(kind: type[functools.cached_property[Any]]) -> Any:
+    return kind(_stub)
+
+
+def _set_property(obj: Any, state: tuple[Callable[[Any], Any], str | None, str | None]) -> None:
+    obj.func, obj.attrname, obj.__doc__ = state
+
+
+def _stub(*_: object) -> None:
+    """Stand in for a function that is set later, because it may refer to what it is part of."""
+
+
+# -- functions that dispatch -----------------------------------------------------------------------
+
+
+def is_dispatcher(function: types.FunctionType) -> bool:
+    """Whether a function was made by `functools.singledispatch`."""
+    return function.__code__ is _DISPATCHER
+
+
+def reduce_dispatcher(function: Any) -> Reduced:
+    """Take a function of `functools.singledispatch` apart."""
+    own = {name: value for name, value in vars(function).items() if name not in _OF_A_DISPATCHER}
+    names = {name: getattr(function, name) for name in ("__module__", "__qualname__", "__name__")}
+    names["__doc__"] = function.__doc__
+    state = (own, names, dict(function.registry))
+    return functools.singledispatch, (_stub,), state, None, None, _set_dispatcher
+
+
+def _set_dispatcher(obj: Any, state: tuple[dict[str, Any], dict[str, Any], dict[Any, Any]]) -> None:
+    own, names, registry = state
+    vars(obj).update(own)
+    for name, value in names.items():
+        setattr(obj, name, value)
+    for kind, function in registry.items():
+        obj.register(kind, function)
+
+
+# -- names of typing -------------------------------------------------------------------------------
+
+
+def _reduce_new_type(obj: Any) -> Reduced | None:
+    if not is_by_value(obj):
+        return None
+    state = {"__supertype__": obj.__supertype__, "__module__": obj.__module__}
+    return typing.NewType, (obj.__qualname__, object), state, None, None, _set_attributes
+
+
+def _reduce_parameter(obj: Any) -> Reduced | None:
+    """Take a ``ParamSpec`` or ``TypeVarTuple`` apart: by an id, for it is what it is."""
+    from .class_registry import known
+
+    if not is_by_value(obj):
+        return None
+    return _make_parameter, (known.id_of(obj), type(obj), obj.__name__, obj.__module__)
+
+
+def _make_parameter(parameter_id: str, kind: Any, name: str, module: str) -> Any:
+    from .class_registry import known
+
+    def make() -> Any:
+        made = kind(name)
+        made.__module__ = module
+        return made
+
+    return known.find_or_make(parameter_id, make)
+
+
+def _reduce_alias(obj: Any) -> Reduced | None:
+    """Take a ``type X = …`` apart."""
+    if not is_by_value(obj):
+        return None
+    return type(obj), (obj.__name__, obj.__value__)
+
+
+# -- what stands for something of the process ------------------------------------------------------
+
+
+def _reduce_file(file: Any) -> Reduced:
+    for name in ("stdout", "stderr"):
+        if file is getattr(sys, name):
+            return getattr, (sys, name)
+    msg = (
+        f"the open file {getattr(file, 'name', '?')!r} cannot travel: it is open in this process "
+        "only; pass its path, or its content"
+    )
+    raise TypeError(msg)
+
+
+_reduce_code_without_file = cloudpickle.Pickler.dispatch_table[types.CodeType]
+
+
+def _reduce_code(code: types.CodeType) -> Reduced:
+    """Take code apart, with the name of its file, by which errors show its lines."""
+    kind, parts = _reduce_code_without_file(code)
+    named = list(parts)
+    named[_FILE] = code.co_filename
+    return kind, tuple(named)
+
+
+_FILE = 10
+"""Where the name of the file stands among what code is made of, since Python 3.11.
+
+cloudpickle leaves the name out, so that pickles of the same code are equal.
+"""
+
+_REDUCERS: dict[type, Callable[[Any], Reduced | None]] = {
+    _CACHED: _reduce_cached,
+    functools.cached_property: _reduce_cached_property,
+    typing.NewType: _reduce_new_type,
+    typing.ParamSpec: _reduce_parameter,
+    typing.TypeVarTuple: _reduce_parameter,
+    io.TextIOWrapper: _reduce_file,
+    types.CodeType: _reduce_code,
+}
+if sys.version_info >= (3, 12):
+    _REDUCERS[typing.TypeAliasType] = _reduce_alias
+
+
+def reducer_of(kind: type) -> Callable[[Any], Reduced | None] | None:
+    """Return what takes objects of a type apart, of those that this module knows."""
+    return _REDUCERS.get(kind)
+
+
+# -- comparing -------------------------------------------------------------------------------------
+
+
+def is_same_definition(one: Any, other: Any) -> bool:
+    """Whether two functions, or what is made of functions, do the same.
+
+    They do if code, defaults, and all that they refer to are equal. Of what cannot be compared
+    with certainty it is said that they do not.
+    """
+    return _Comparison().are_same(one, other)
+
+
+class _Comparison:
+    def __init__(self) -> None:
+        self._assumed: dict[tuple[int, int], tuple[Any, Any]] = {}  # which keeps the ids theirs
+
+    def are_same(self, one: Any, other: Any) -> bool:
+        if one is other:
+            return True
+        kind = type(one)
+        if kind is not type(other):
+            return False
+        if kind in _ATOMS or kind is types.CodeType:
+            return bool(one == other)
+        pair = id(one), id(other)
+        if pair in self._assumed:  # it refers to itself
+            return True
+        self._assumed[pair] = one, other
+        parts = _PARTS.get(kind)
+        return parts is not None and self._all_same(parts(one), parts(other))
+
+    def _all_same(self, ones: Iterable[Any], others: Iterable[Any]) -> bool:
+        ones, others = list(ones), list(others)
+        return len(ones) == len(others) and all(map(self.are_same, ones, others))
+
+
+def _parts_of_function(function: types.FunctionType) -> list[Any]:
+    names = _global_names(function.__code__)
+    return [
+        *(function.__defaults__ or ()),
+        function.__kwdefaults__,
+        function.__dict__,
+        *(cell.cell_contents for cell in function.__closure__ or () if not _is_empty(cell)),
+        {name: function.__globals__.get(name) for name in sorted(names)},
+        function.__code__,
+    ]
+
+
+def _global_names(code: types.CodeType) -> set[str]:
+    names = set(code.co_names)
+    for constant in code.co_consts:
+        if isinstance(constant, types.CodeType):
+            names |= _global_names(constant)
+    return names
+
+
+def _is_empty(cell: types.CellType) -> bool:
+    try:
+        cell.cell_contents  # noqa: B018 - asking is the test
+    except ValueError:
+        return True
+    return False
+
+
+_PARTS: dict[type, Callable[[Any], Iterable[Any]]] = {
+    types.FunctionType: _parts_of_function,
+    _CACHED: lambda f: [f.__wrapped__, f.cache_parameters()],
+    functools.cached_property: lambda p: [p.func, p.attrname],
+    functools.partial: lambda p: [p.func, p.args, p.keywords],
+    property: lambda p: [p.fget, p.fset, p.fdel, p.__doc__],
+    classmethod: lambda m: [m.__func__],
+    staticmethod: lambda m: [m.__func__],
+    types.MethodType: lambda m: [m.__func__, m.__self__],
+    tuple: iter,
+    list: iter,
+    dict: lambda d: [*d.keys(), *d.values()],
+}
