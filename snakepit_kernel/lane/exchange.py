@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextvars
 import weakref
 from collections import deque
 from collections.abc import Callable
@@ -48,8 +47,10 @@ class Exchange:
     ----------
     is_answered
         Whether the answer is here.
-    lingering
-        Shows what still comes of the call when it has ended; None when nothing can.
+    display
+        What shows its output; None when it had none so far, and no place was given.
+    lingers
+        Whether it has left something that may show more.
     chunks
         What a stream has yielded and nobody has taken yet.
     on_host_call
@@ -64,15 +65,15 @@ class Exchange:
     """
 
     __slots__ = (
-        "_display",
         "_exception",
         "_raise_original",
         "_value",
         "call_id",
         "chunks",
         "deferred",
+        "display",
         "is_answered",
-        "lingering",
+        "lingers",
         "name",
         "on_host_call",
         "on_news",
@@ -90,13 +91,13 @@ class Exchange:
         self.call_id = call_id
         self.name = name
         self.is_answered = False
-        self.lingering: Display | None = None
+        self.lingers = False
         self.chunks: deque[Any] = deque()
         self.on_host_call: OnHostCall | None = None
         self.on_news: OnNews | None = None
         self.deferred: deque[tuple[HostCall, Frame]] = deque()
         self.waiter: weakref.ref[asyncio.Future[None]] | None = None
-        self._display = display
+        self.display = display
         self._raise_original = raise_original
         self._value: Any = None
         self._exception: BaseException | None = None
@@ -105,14 +106,14 @@ class Exchange:
         """Take in a message of this call, and its value from the lane's carrier."""
         match message:
             case Result():
-                self._note_what_lingers(message)
+                self.lingers = message.lingers
                 # Before it is restored: who is interrupted there must not wait for another one.
                 self.is_answered = True
                 self._restore_value(message, frame, carrier)
             case Chunk():
                 self.chunks.append(self._restored_chunk(message, frame, carrier))
             case Failure():
-                self._note_what_lingers(message)
+                self.lingers = message.lingers
                 self.is_answered = True
                 self._exception = error_of(
                     carrier,
@@ -158,20 +159,9 @@ class Exchange:
             waiter.set_exception(error)
 
     def _shown(self) -> Display:
-        if self._display is None:
-            self._display = Display()
-        return self._display
-
-    def _note_what_lingers(self, message: Result | Failure) -> None:
-        """Keep where the call stands, if something of it may show more when it has ended."""
-        if message.lingers:
-            self.lingering = self._display or Display()
-            self.lingering.stay(contextvars.copy_context())
-
-    @property
-    def display(self) -> Display | None:
-        """What shows its output; None when it had none so far, and no place was given."""
-        return self._display
+        if self.display is None:
+            self.display = Display()
+        return self.display
 
     def close(self) -> None:
         """End what the call still shows: nothing more comes.
@@ -180,8 +170,8 @@ class Exchange:
         garbage collector comes.
         """
         self.on_host_call = self.on_news = None
-        if self._display is not None:
-            self._display.close()
+        if self.display is not None:
+            self.display.close()
 
     def outcome(self) -> Any:
         """Return the call's value, or raise its exception; to be asked once."""

@@ -9,6 +9,7 @@ import os
 import socket
 import threading
 import time
+from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from weakref import WeakSet, ref
@@ -23,6 +24,12 @@ from .page import Slot
 
 MAX_LINGERING = 1000
 """Calls that have ended, of a lane, whose late output is shown."""
+
+
+_Ended = tuple[int, Display | None, contextvars.Context]
+"""A call that has ended, and where it stood."""
+
+_NONE: _Ended = (0, None, contextvars.Context())
 
 
 class LaneClosed(ConnectionError):
@@ -70,8 +77,8 @@ class Lane:
         self.on_quitting: Callable[[], None] | None = None
         self.on_hello: Callable[[messages.Hello], None] | None = None
         self.carrier = carrier
-        self._lingering: dict[int, Display] = {}  # of calls that have ended
-        self._last: tuple[int, Display | None, contextvars.Context | None] = (0, None, None)
+        self._lingering: OrderedDict[int, _Ended] = OrderedDict()
+        self._last: _Ended = _NONE
         self._early: list[tuple[messages.Late, Frame]] = []
         self.depth = 0  # host calls that are served in this moment, each inside the one before
         _open_lanes.add(self)
@@ -142,10 +149,10 @@ class Lane:
         exchange.close()
         # A process that it has left may show more, without anybody's knowing of it.
         self._last = exchange.call_id, exchange.display, contextvars.copy_context()
-        if exchange.lingering is not None:
-            self._lingering[exchange.call_id] = exchange.lingering
+        if exchange.lingers:
+            self._lingering[exchange.call_id] = self._last
             if len(self._lingering) > MAX_LINGERING:
-                del self._lingering[next(iter(self._lingering))]
+                self._lingering.popitem(last=False)
         if self._early:
             early, self._early = self._early, []
             for message, frame in early:
@@ -156,12 +163,10 @@ class Lane:
         if message.call in self._exchanges:  # its answer has not been read yet
             self._early.append((message, frame))
             return
-        display = self._lingering.get(message.call)
-        number, last, context = self._last
-        if display is None and number == message.call:
-            display = last or Display()
-            display.stay(context or contextvars.copy_context())
-        if display is not None:
+        number, display, context = self._lingering.get(message.call, self._last)
+        if number == message.call:
+            display = display or Display()
+            display.stay(context)
             display.publish(message.kind, *messages.shown(frame.body), frame.buffers)
 
     def is_innermost(self, exchange: Exchange) -> bool:
@@ -356,7 +361,7 @@ class Lane:
             self.carrier.close()
             self._early.clear()
             self._lingering.clear()
-            self._last = (0, None, None)
+            self._last = _NONE
         _open_lanes.discard(self)
 
 

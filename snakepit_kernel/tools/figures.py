@@ -24,7 +24,8 @@ BACKEND = "module://matplotlib_inline.backend_inline"
 
 _INLINE = "matplotlib_inline.backend_inline"
 
-_of_calls: WeakKeyDictionary[SessionContext, OrderedDict[Any, Any]] = WeakKeyDictionary()
+of_calls: WeakKeyDictionary[SessionContext, OrderedDict[Any, Any]] = WeakKeyDictionary()
+"""The figures of calls that have had some."""
 
 
 def keep_figures_apart() -> None:
@@ -40,7 +41,7 @@ def keep_figures_apart() -> None:
 def finish_figures() -> None:
     """Show the figures that the call has left open, and close them."""
     call = call_of_here()
-    if not _of_calls or call is None or not (figures := _of_calls.get(call)):
+    if not of_calls or call is None or not (figures := of_calls.get(call)):
         return
     backend, pyplot = sys.modules.get(_INLINE), sys.modules["matplotlib.pyplot"]
     try:
@@ -75,9 +76,9 @@ class Figures(MutableMapping[Any, Any]):
         call = call_of_here()
         if call is None:
             return self._of_cells
-        own = _of_calls.get(call)
+        own = of_calls.get(call)
         if own is None:
-            own = _of_calls[call] = OrderedDict()
+            own = of_calls[call] = OrderedDict()
         return own
 
     def __getitem__(self, number: Any) -> Any:

@@ -11,9 +11,6 @@ from typing import Any
 
 from .context import call_of_here
 
-_HAS_POLICIES = sys.version_info < (3, 14)
-"""Later they are deprecated: what asks for one, or sets one, is warned."""
-
 
 class EventLoops:
     """Gives each call the current event loop and policy of a fresh process, and takes them back.
@@ -36,16 +33,17 @@ class EventLoops:
 
     def begin(self) -> None:
         """Begin a call, which may be inside another one. No loop runs in this thread now."""
+        before = _policy()
         if not self._in_main_thread:
-            self._calls.append((_policy(), None))
-        elif _HAS_POLICIES and type(before := _policy()) in _USUAL:
+            self._calls.append((before, None))
+        elif type(before) in _USUAL:
             policy = self._untouched or CallPolicy()
             self._untouched = None
             self._calls.append((before, policy))
             asyncio.set_event_loop_policy(policy)
         else:
             # Whatever made the policy another one, an adapter's module perhaps, it is to be kept.
-            self._calls.append((_policy(), _current() if self._calls else self._own))
+            self._calls.append((before, _current() if self._calls else self._own))
             asyncio.set_event_loop(None)
 
     def end(self) -> None:
@@ -95,11 +93,6 @@ def _stop(stop: Callable[[], None], is_told_to_end: Callable[[], bool]) -> None:
     stop()
 
 
-def _policy() -> Any:
-    # There is no other way to look, where the public one warns.
-    return asyncio.get_event_loop_policy() if _HAS_POLICIES else asyncio.events._event_loop_policy  # type: ignore[attr-defined] # noqa: SLF001
-
-
 def _restore_policy(before: Any) -> None:
     if _policy() is not before:
         with warnings.catch_warnings():
@@ -115,6 +108,7 @@ def _current() -> asyncio.AbstractEventLoop | None:
 
 
 if sys.version_info < (3, 14):
+    _policy: Callable[[], Any] = asyncio.get_event_loop_policy
 
     class CallPolicy(asyncio.DefaultEventLoopPolicy):
         """The usual policy, for one call; who looks at its name finds the usual one.
@@ -152,6 +146,10 @@ if sys.version_info < (3, 14):
     CallPolicy.__name__ = CallPolicy.__qualname__ = asyncio.DefaultEventLoopPolicy.__name__
     _USUAL: tuple[type, ...] = (asyncio.DefaultEventLoopPolicy, CallPolicy)
 else:
+
+    def _policy() -> Any:
+        # There is no other way to look: the public one warns.
+        return asyncio.events._event_loop_policy  # noqa: SLF001
 
     class CallPolicy:
         """There are none."""

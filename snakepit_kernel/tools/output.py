@@ -93,7 +93,7 @@ class CallOutput(io.TextIOBase):
     def __init__(self, output: Output, name: Name) -> None:
         self._output = output
         self._name: Name = name
-        self._pieces: list[str] = []
+        self.pieces: list[str] = []
         self._length = 0
         self._kept_for = 0  # the call that has printed them
 
@@ -139,7 +139,7 @@ class CallOutput(io.TextIOBase):
                 self._send()
                 self._kept_for = call_id
             output.take_in()
-            self._pieces.append(text)
+            self.pieces.append(text)
             self._length += len(text)
             if "\n" in text or "\r" in text or self._length >= OUTPUT_CHUNK:
                 self._send()
@@ -152,14 +152,14 @@ class CallOutput(io.TextIOBase):
             self._send()
 
     def _send(self) -> None:
-        if not self._pieces:
+        if not self.pieces:
             return
-        pieces, self._pieces, self._length = self._pieces, [], 0
+        pieces, self.pieces, self._length = self.pieces, [], 0
         self._output.print(self._kept_for, self._name, "".join(pieces))
 
     def drop_pieces(self) -> None:
         """Forget what is kept."""
-        self._pieces, self._length = [], 0
+        self.pieces, self._length = [], 0
 
     def flush_pieces(self) -> None:
         """Send what is kept, ahead of what was written past it."""
@@ -234,8 +234,9 @@ class Output:
         """Send what is kept."""
         with self.guard:
             self.take_in()
-            self.stdout.flush_pieces()
-            self.stderr.flush_pieces()
+            if self.stdout.pieces or self.stderr.pieces:
+                self.stdout.flush_pieces()
+                self.stderr.flush_pieces()
 
     def synchronize(self) -> None:
         """Show what was written to the process's descriptors so far."""

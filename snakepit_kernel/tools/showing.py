@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..protocol import messages
 from .context import call_of_here
-from .figures import finish_figures
+from .figures import finish_figures, of_calls
 from .output import Late
 
 if TYPE_CHECKING:
@@ -41,11 +41,14 @@ class Showing:
     def __init__(self, late: Late) -> None:
         self._late = late
         self._kernel: SnakepitKernel | None = None
+        self._hooks: list[Callable[[], None]] = []
         self._requests: set[str] = set()  # that are being handled
 
     def adopt(self, kernel: SnakepitKernel) -> None:
         """Take in the kernel, when it is there."""
+        assert kernel.shell is not None
         self._kernel = kernel
+        self._hooks = kernel.shell.events.callbacks["post_execute"]
         kernel.divert_output(self._take)
 
     def _take(
@@ -103,13 +106,11 @@ class Showing:
 
     def finish(self) -> None:
         """Show what is shown at the end of a cell: figures that are open, for example."""
-        kernel = self._kernel
-        if kernel is not None and kernel.shell is not None:
-            shell = kernel.shell
-            hooks = shell.events.callbacks["post_execute"]
-            if len(hooks) > 1:  # IPython has one of its own
-                _run_hooks(shell, hooks)
-        self.finish_in_thread()
+        if len(self._hooks) > 1:  # IPython has one of its own
+            assert self._kernel is not None
+            _run_hooks(self._kernel.shell, self._hooks)
+        if of_calls:
+            self.finish_in_thread()
 
     def finish_in_thread(self) -> None:
         """Do the same where other calls run at the same time: IPython's hooks are theirs, too."""
