@@ -13,6 +13,7 @@ from typing import Literal, cast, get_args
 from ..errors import suggest
 from ..ids import check_name
 from ..lane.page import MAX_LANES
+from ..paths import working_directory
 from ..protocol.unserializable import Policy
 from ..protocol.values import Codec
 from ..store.store import Store, check_store
@@ -141,7 +142,7 @@ class PoolConfig:
         if isinstance(preload, str):
             msg = f"preload must be a list of module names, such as [{preload!r}]"
             raise TypeError(msg)
-        folder = Path.cwd() if cwd is None else Path(cwd).expanduser().absolute()
+        folder = Path(working_directory() if cwd is None else cwd).expanduser().absolute()
         if not folder.is_dir():
             msg = f"cwd {str(folder)!r} is not a directory"
             raise NotADirectoryError(msg)

@@ -142,7 +142,10 @@ class WorkerKernel:
         As absolute paths. The packages of another environment are not: they are for another
         Python, or stand beside other packages.
         """
-        paths = dict.fromkeys(os.path.abspath(entry) for entry in sys.path)  # noqa: PTH100
+        try:
+            paths = dict.fromkeys(os.path.abspath(entry) for entry in sys.path)  # noqa: PTH100
+        except FileNotFoundError:  # the working directory was removed, and what is relative with it
+            paths = dict.fromkeys(entry for entry in sys.path if os.path.isabs(entry))  # noqa: PTH117
         if self.interpreter is not None and self.interpreter.is_elsewhere:
             own = _own_packages()
             return [path for path in paths if not path.startswith(own)]
