@@ -16,6 +16,7 @@ from ..lane.page import MAX_LANES
 from ..paths import working_directory
 from ..protocol.unserializable import Policy
 from ..protocol.values import Codec
+from ..seconds import FOREVER
 from ..store.store import Store, check_store
 from ..tools.registry import name_of
 from .checks import check_count, check_seconds
@@ -181,7 +182,7 @@ class PoolConfig:
                 else check_seconds("queue_timeout", chosen, allow_zero=True)
             ),
             timeout=check_seconds("timeout", timeout),
-            grace=check_seconds("grace", grace, allow_zero=True) or 0.0,
+            grace=_grace(grace),
             preload=tuple(preload),
             standby=check_count("standby", standby, 0, MAX_WORKERS),
             env=environment,
@@ -247,6 +248,11 @@ class PoolConfig:
         }
         environment.pop("JPY_SESSION_NAME", None)  # the notebook's own
         return environment
+
+
+def _grace(value: float | None) -> float:
+    seconds = check_seconds("grace", value, allow_zero=True)
+    return FOREVER if seconds is None and value is not None else seconds or 0.0
 
 
 def check_adapter(value: object) -> object:

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from ..protocol.values import MAX_VALUE_BYTES
+from ..seconds import bounded
 from ..sessions.programs import Programs
 from ..sessions.state import SessionInfo
 from ..sessions.values import MAX_VARIABLE_BYTES
@@ -391,7 +392,7 @@ class Pool(Caller, concurrent.futures.Executor):
             msg = f"chunksize must be at least 1, not {chunksize}"
             raise ValueError(msg)
         self._engine.config.kernel.check_serves("map()")
-        end = None if timeout is None else time.monotonic() + timeout
+        end = None if timeout is None else time.monotonic() + bounded(timeout)
         futures = [self._submit_chunk(fn, chunk) for chunk in _chunks(iterables, chunksize)]
         return _in_order(futures, end)
 
