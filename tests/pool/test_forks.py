@@ -141,8 +141,8 @@ def test_the_child_of_a_call_in_a_thread_ends_where_it_comes_back(threads, end):
 
 
 @pytest.mark.parametrize("profile", ["shared", "threads"])
-def test_the_child_of_a_tool_does_not_clean_up_after_its_parent(profile, request, capsys):
-    pool = request.getfixturevalue(profile)
+def test_the_child_of_a_tool_does_not_clean_up_after_its_parent(profile, shared, threads, capsys):
+    pool = {"shared": shared, "threads": threads}[profile]
 
     assert pool.call("fork", timeout=10) == "parent"
     assert capsys.readouterr().out == "cleaned up\n"
@@ -151,8 +151,8 @@ def test_the_child_of_a_tool_does_not_clean_up_after_its_parent(profile, request
 
 
 @pytest.mark.parametrize("profile", ["shared", "threads"])
-def test_the_child_of_a_stream_sends_no_chunks(profile, request):
-    pool = request.getfixturevalue(profile)
+def test_the_child_of_a_stream_sends_no_chunks(profile, shared, threads):
+    pool = {"shared": shared, "threads": threads}[profile]
 
     assert list(pool.stream("stream", {"how": "return"}, timeout=10)) == ["first", 0]
     assert list(pool.stream("stream", {"how": "yield"}, timeout=10)) == ["first", 1]
@@ -187,7 +187,7 @@ CELLS = {
     [
         *(
             (head, *item)
-            for head in ("", "await asyncio.sleep(0)", "%%time")
+            for head in ("", "import asyncio; await asyncio.sleep(0)", "%%time")
             for item in CELLS.items()
         ),
         ("", "await asyncio.sleep(0)", 1),
