@@ -82,6 +82,39 @@ def fits_sockets(path: Path) -> bool:
     return len(os.fsencode(path)) + _ROOM_FOR_NAMES <= MAX_SOCKET_PATH
 
 
+def why_too_long(path: Path) -> str:
+    """Say why the sockets of a kernel cannot lie at a path, a digit behind it; or nothing."""
+    most = MAX_SOCKET_PATH - len("-5")
+    if (length := len(os.fsencode(path))) <= most:
+        return ""
+    return (
+        f"the path of its sockets, {path}, is too long: {length} bytes, and {most} are possible; "
+        f"set {RUNTIME_VARIABLE} to a shorter directory"
+    )
+
+
+def working_directory() -> str:
+    """Return the working directory of this process.
+
+    Raises
+    ------
+    FileNotFoundError
+        It was removed; the text says what to do.
+    """
+    try:
+        return os.getcwd()  # noqa: PTH109 - pathlib does nothing else
+    except FileNotFoundError as error:
+        text = "the working directory of this process was removed; os.chdir() to another one first"
+        raise FileNotFoundError(error.errno, text, _removed_directory()) from None
+
+
+def _removed_directory() -> str | None:
+    try:
+        return os.readlink("/proc/self/cwd")  # noqa: PTH115 - it is no path any more
+    except OSError:
+        return None
+
+
 def _private(path: Path, variable: str) -> Path:
     try:
         path.mkdir(mode=0o700, parents=True, exist_ok=True)

@@ -17,9 +17,9 @@ from jupyter_client.provisioning.local_provisioner import LocalProvisioner
 from traitlets import Bool, Float, Int, List, Unicode, default
 
 from . import standby
-from .errors import SurvivorsError
+from .errors import StartFailed, SurvivorsError
 from .ids import RUN_ID_OPTION, new_run_id
-from .paths import MAX_SOCKET_PATH, runtime_dir
+from .paths import MAX_SOCKET_PATH, runtime_dir, why_too_long
 from .processes.guarded import GuardedProcess
 from .processes.identity import ProcessIdentity
 from .processes.registry import Registry
@@ -146,7 +146,7 @@ class SnakepitProvisioner(LocalProvisioner):
         self._waited = self._shutdown_requested = False
         self.pid = run.process.identity.pid if run.process.identity else None
         self.pgid = self.pid  # the kernel leads a group of its own; we never signal the group
-        self.cwd = kwargs.get("cwd", pathlib.Path.cwd())
+        self.cwd = kwargs["cwd"] if "cwd" in kwargs else _present_directory()
         if kind is not None and self.await_ready:
             # Or a client would knock before it is there, and wait before it knocks again.
             try:
@@ -362,3 +362,12 @@ class SnakepitProvisioner(LocalProvisioner):
         length = len(os.fsencode(base)) + len("-65535")
         if not base.is_absolute() or length > MAX_SOCKET_PATH:
             km.ip = str(runtime_dir() / new_run_id())
+            if cause := why_too_long(pathlib.Path(km.ip)):
+                raise StartFailed(self._label(), cause)
+
+
+def _present_directory() -> str:
+    try:
+        return os.getcwd()  # noqa: PTH109 - it may have been removed, and is only noted
+    except FileNotFoundError:
+        return ""

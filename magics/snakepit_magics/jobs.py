@@ -11,6 +11,7 @@ from collections.abc import Callable, Coroutine
 from typing import Any
 
 from snakepit_kernel import SnakepitError
+from snakepit_kernel.seconds import bounded
 
 WorkFactory = Callable[[], Coroutine[Any, Any, Any]]
 
@@ -91,7 +92,7 @@ class Job:
 
     def wait(self, timeout: float | None = None) -> None:
         """Wait until it has ended."""
-        self._thread.join(timeout)
+        self._thread.join(bounded(timeout))
 
     @property
     def state(self) -> str:

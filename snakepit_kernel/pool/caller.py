@@ -479,6 +479,9 @@ class Caller:
         Parameters are those of `run`. ``on_message`` is called from several threads.
         """
         names = list(pull)
+        if self._engine.is_own_thread:
+            msg = "the callback of a future must not wait for all workers; use another thread"
+            raise RuntimeError(msg)
 
         def run(slot: int) -> CellResult:
             return self.run(

@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from typing import Any
 
+from ..seconds import FOREVER
+
 
 def check_count(name: str, value: Any, least: int, most: int | None = None) -> int:
     """Return a whole number between two bounds; say what is wrong with a bad one."""
@@ -25,10 +27,12 @@ def check_seconds(name: str, value: Any, *, allow_zero: bool = False) -> float |
     if isinstance(value, bool) or not isinstance(value, int | float):
         msg = f"{name} must be a number of seconds or None, not {value!r}"
         raise TypeError(msg)
+    if value >= FOREVER:  # infinity, too, and integers that are no float any more
+        return None
     if math.isnan(value) or value < 0 or (value == 0 and not allow_zero):
         msg = f"{name} must be {'zero or ' if allow_zero else ''}positive seconds, not {value}"
         raise ValueError(msg)
-    return None if math.isinf(value) else float(value)
+    return float(value)
 
 
 def check_priority(value: Any) -> int:

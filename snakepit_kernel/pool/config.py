@@ -13,8 +13,10 @@ from typing import Literal, cast, get_args
 from ..errors import suggest
 from ..ids import check_name
 from ..lane.page import MAX_LANES
+from ..paths import working_directory
 from ..protocol.unserializable import Policy
 from ..protocol.values import Codec
+from ..seconds import FOREVER
 from ..store.store import Store, check_store
 from ..tools.registry import name_of
 from .checks import check_count, check_flag, check_seconds
@@ -146,7 +148,7 @@ class PoolConfig:
         if isinstance(preload, str):
             msg = f"preload must be a list of module names, such as [{preload!r}]"
             raise TypeError(msg)
-        folder = Path.cwd() if cwd is None else Path(cwd).expanduser().absolute()
+        folder = Path(working_directory() if cwd is None else cwd).expanduser().absolute()
         if not folder.is_dir():
             msg = f"cwd {str(folder)!r} is not a directory"
             raise NotADirectoryError(msg)
@@ -190,7 +192,7 @@ class PoolConfig:
                 else check_seconds("queue_timeout", chosen, allow_zero=True)
             ),
             timeout=check_seconds("timeout", timeout),
-            grace=check_seconds("grace", grace, allow_zero=True) or 0.0,
+            grace=_grace(grace),
             preload=tuple(preload),
             autoreload=check_flag("autoreload", autoreload),
             standby=check_count("standby", standby, 0, MAX_WORKERS),
@@ -259,6 +261,11 @@ class PoolConfig:
         }
         environment.pop("JPY_SESSION_NAME", None)  # the notebook's own
         return environment
+
+
+def _grace(value: float | None) -> float:
+    seconds = check_seconds("grace", value, allow_zero=True)
+    return FOREVER if seconds is None and value is not None else seconds or 0.0
 
 
 def check_adapter(value: object) -> object:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import atexit
 import concurrent.futures
+import contextlib
 import contextvars
 import json
 import logging
@@ -59,6 +60,9 @@ STATUS_INTERVAL = 1.0
 """Seconds between looks whether the file that `snakepit status` reads is out of date, and between
 messages that keep a notebook from being culled while its pool works."""
 
+CONTEXT_PATIENCE = 5.0
+"""Seconds that the sockets of a pool may take to close."""
+
 FAREWELL = 0.5
 """Seconds that those who held the workers of a pool that has ended may take to let go."""
 
@@ -87,12 +91,24 @@ class Engine:
         self._published: object = None
         sweep_folders()
         self._folder = make_folder(config.name)
+        try:
+            self._build()
+        except BaseException:  # no threads, no memory, Ctrl-C
+            remove_folder(self._folder)
+            self._share.give_back()
+            raise
+        atexit.register(self.close)
+        _engines.add(self)
+
+    def _build(self) -> None:
+        config = self.config
         self._context: zmq.Context[Any] = zmq.Context()
+        self._managers_context = zmq.asyncio.Context(self._context)
         self._supervisor = Supervisor(f"snakepit-{config.name}")
         self._crew = self._admission.crew = Crew(
             config,
             self._folder,
-            zmq.asyncio.Context(self._context),
+            self._managers_context,
             supervisor=self._supervisor,
             lock=self._admission.lock,
             scheduler=self._admission.scheduler,
@@ -111,8 +127,6 @@ class Engine:
             condemn=condemn,
             explain=self._explain,
         )
-        atexit.register(self.close)
-        _engines.add(self)
 
     # -- workers -------------------------------------------------------------------------------
 
@@ -124,11 +138,13 @@ class Engine:
         StartFailed
             One of them could not start. Nothing is left running.
         """
-        starting = self._supervisor.ask(self._open())
+        starting: concurrent.futures.Future[None] | None = None
         try:
+            starting = self._supervisor.ask(self._open())
             starting.result()
         except BaseException:
-            starting.cancel()
+            if starting is not None:
+                starting.cancel()
             self.close("it did not start", grace=0.0)
             raise
 
@@ -583,8 +599,11 @@ class Engine:
             self._published = news
             path = status_path(self._folder)
             temporary = path.with_suffix(".tmp")
-            temporary.write_text(json.dumps(status.as_json()))
-            temporary.replace(path)
+            try:
+                temporary.write_text(json.dumps(status.as_json()))
+                temporary.replace(path)
+            except OSError as error:  # a full disk; the pool works, and only does not show it
+                logger.warning("snakepit status cannot show pool %s: %s", self.config.name, error)
 
     # -- ending --------------------------------------------------------------------------------
 
@@ -632,11 +651,30 @@ class Engine:
                 self._admission.wait_until_quiet(FAREWELL)
                 self._supervisor.close()
                 self.sessions.close()
-                self._context.destroy(linger=0)
+                self._end_context()
             finally:  # a second Ctrl-C: the guardians go on by themselves
                 remove_folder(self._folder)
                 self._share.give_back()
                 atexit.unregister(self.close)
+
+    def _end_context(self) -> None:
+        """Close all ZeroMQ sockets and their context, and wait for that, but not for ever.
+
+        ZeroMQ waits until each socket is closed. jupyter_client forgets one that it could not
+        connect; and who holds a worker may be in the middle of something.
+        """
+
+        def destroy() -> None:
+            for forgotten in list(self._managers_context._sockets):  # noqa: SLF001 - no other list
+                with contextlib.suppress(RuntimeError):  # its event loop is closed
+                    forgotten.close(linger=0)
+            self._context.destroy(linger=0)
+
+        ending = threading.Thread(target=destroy, name="snakepit-zmq-end", daemon=True)
+        ending.start()
+        ending.join(CONTEXT_PATIENCE)
+        if ending.is_alive():
+            logger.warning("pool %s: a ZeroMQ socket was left open", self.config.name)
 
 
 _engines: WeakSet[Engine] = WeakSet()

@@ -8,6 +8,8 @@ from concurrent.futures._base import PENDING
 from typing import Any, TypeVar
 
 from ..locks import Condition, RLock
+from ..processes.supervisor import Supervisor
+from ..seconds import bounded
 
 T = TypeVar("T")
 
@@ -22,9 +24,12 @@ class CallFuture(concurrent.futures.Future[T]):
     ----------
     correlation_id
         Of the call, as its worker, host tools and events have it.
+    keeper
+        Whoever brings the outcome.
     """
 
     correlation_id: str = ""
+    keeper: Supervisor | None = None
 
     def __init__(self) -> None:
         # What the base class does, with one condition instead of two: there may be many thousands.
@@ -52,6 +57,44 @@ class CallFuture(concurrent.futures.Future[T]):
             self.set_running_or_notify_cancel()  # tells those who wait for several futures
         self._on_cancel()
         return True
+
+    def result(self, timeout: float | None = None) -> T:
+        """Wait for the outcome; return the value, or raise the exception.
+
+        Parameters
+        ----------
+        timeout
+            Seconds, up to infinity; None for as long as it takes.
+
+        Raises
+        ------
+        TimeoutError
+            There was none in time.
+        RuntimeError
+            The pool's own thread asks, in the callback of a future or while it restores a result:
+            it would wait for itself.
+        """
+        try:
+            self._check_wait(timeout)
+            return super().result(bounded(timeout))
+        finally:
+            self = None  # type: ignore[assignment] # noqa: PLW0642 - the traceback has this frame
+
+    def exception(self, timeout: float | None = None) -> BaseException | None:
+        """Wait for the outcome; return the exception, or None. The rest is as in `result`."""
+        self._check_wait(timeout)
+        return super().exception(bounded(timeout))
+
+    def _check_wait(self, timeout: float | None) -> None:
+        if self.keeper is None or self.done() or not self.keeper.is_current:
+            return
+        if timeout is None or timeout > 0:
+            msg = (
+                "this code runs in the pool's own thread, as callbacks of futures and __setstate__ "
+                "of results do, and would wait for a result that this very thread has to bring; "
+                "use another thread, or a callback of that future"
+            )
+            raise RuntimeError(msg)
 
     def running(self) -> bool:
         """Whether the call is on a worker."""

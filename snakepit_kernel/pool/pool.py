@@ -15,6 +15,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from ..protocol.values import MAX_VALUE_BYTES, cannot_travel
+from ..seconds import bounded
 from ..sessions.programs import Programs
 from ..sessions.state import SessionInfo
 from ..sessions.values import MAX_VARIABLE_BYTES
@@ -412,7 +413,7 @@ class Pool(Caller, concurrent.futures.Executor):
             raise ValueError(msg)
         _check_buffersize(buffersize)
         self._engine.config.kernel.check_serves("map()")
-        end = None if timeout is None else time.monotonic() + timeout
+        end = None if timeout is None else time.monotonic() + bounded(timeout)
         # It holds the pool, which nobody else may hold, as long as there is something to submit.
         name = getattr(fn, "__qualname__", None) or type(fn).__name__
         shared = SharedFunction(self._engine.config.codec, partial(_map_all, fn), name)

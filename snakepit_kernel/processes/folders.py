@@ -13,7 +13,7 @@ import time
 from pathlib import Path
 
 from ..ids import is_run_id, new_run_id, own_run_id
-from ..paths import runtime_dir
+from ..paths import RUNTIME_VARIABLE, runtime_dir
 from .identity import ProcessIdentity, boot_id
 
 OWNER_FILE = "owner"
@@ -36,9 +36,26 @@ def make_folder(purpose: str) -> Path:
     ----------
     purpose
         A short name, for people.
+
+    Raises
+    ------
+    OSError
+        It cannot be made, or nothing can be written there; nothing is left.
     """
     run = run_folder(own_run_id() or new_run_id())
     folder = run / f"{purpose[:8]}-{new_run_id()[:6]}"
+    try:
+        _make(run, folder)
+    except BaseException as error:
+        remove_folder(folder)
+        if not isinstance(error, OSError):
+            raise
+        text = f"{error.strerror}; make room there, or set {RUNTIME_VARIABLE} to another directory"
+        raise OSError(error.errno, text, str(folder)) from error
+    return folder
+
+
+def _make(run: Path, folder: Path) -> None:
     for _ in range(10):
         run.mkdir(mode=0o700, exist_ok=True)
         try:
@@ -50,7 +67,6 @@ def make_folder(purpose: str) -> Path:
     unclaimed = folder / f"{OWNER_FILE}.new"
     unclaimed.write_text(f"{ProcessIdentity.of(os.getpid())} {boot_id()}")
     unclaimed.replace(folder / OWNER_FILE)
-    return folder
 
 
 def remove_folder(folder: Path) -> None:

@@ -23,6 +23,7 @@ from typing import IO, Any, NamedTuple
 
 from ..ids import RUN_ID_VARIABLE, own_run_id
 from ..locks import Lock
+from ..paths import working_directory
 from . import pidfd
 from .forking import CHECK, FIT, LAUNCH, MAX_FDS, PREPARE
 from .identity import ProcessIdentity
@@ -502,7 +503,7 @@ def surroundings_of(env: Mapping[str, str], popen_arguments: Mapping[str, Any]) 
     umask = popen_arguments.get("umask", -1)
     return {
         "env": {**env, "JPY_PARENT_PID": "1"},  # as the guardian would set it
-        "cwd": os.getcwd() if cwd is None else os.fsdecode(cwd),  # noqa: PTH109
+        "cwd": working_directory() if cwd is None else os.fsdecode(cwd),
         "umask": umask if umask >= 0 else _umask(),
     }
 

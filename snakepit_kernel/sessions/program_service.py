@@ -11,6 +11,7 @@ from ..errors import (
 )
 from ..ids import check_name
 from ..protocol.values import Codec, loads
+from ..seconds import bounded
 from ..store.schema import GLOBAL
 from .saved import SavedSession
 from .values import (
@@ -86,7 +87,7 @@ class ProgramService:
         if ttl is not None and not self._is_global:
             msg = "a program of a session lives as long as that; ttl is for global ones"
             raise ValueError(msg)
-        lifetime = (ttl or GLOBAL_PROGRAM_TTL) if self._is_global else None
+        lifetime = bounded(ttl or GLOBAL_PROGRAM_TTL) if self._is_global else None
         codec = Codec(max_bytes=MAX_PROGRAM_BYTES)
         row = self._table.store(
             self._number,

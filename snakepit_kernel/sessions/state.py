@@ -14,6 +14,7 @@ from typing import Any, Final
 
 from ..errors import SessionNotFound
 from ..ids import check_name
+from ..seconds import FOREVER
 from ..store.schema import GLOBAL
 from ..store.sessions import SessionRow, SessionSummary
 from ..store.store import Store, open_store
@@ -366,7 +367,7 @@ def check_ttl(ttl: float | str | None) -> float | None:
     if not ttl > 0:
         msg = f"ttl must be more than 0 seconds, not {ttl}"
         raise ValueError(msg)
-    return None if ttl == float("inf") else float(ttl)
+    return None if ttl >= FOREVER else float(ttl)
 
 
 def global_state(store: Store) -> SessionState:

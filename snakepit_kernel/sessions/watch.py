@@ -15,6 +15,7 @@ from functools import partial
 from typing import Protocol, Self
 
 from ..errors import SessionNotFound, SnakepitError
+from ..seconds import bounded
 from .values import Change
 
 logger = logging.getLogger(__name__)
@@ -109,7 +110,7 @@ class Watch:
 
     def _wait(self, timeout: float | None) -> Change | None:
         """Return the next change, or None when the watch is closed."""
-        deadline = None if timeout is None else time.monotonic() + timeout
+        deadline = None if timeout is None else time.monotonic() + bounded(timeout)
         while not self._is_closed:
             self._news.clear()
             if (change := self._next()) is not None:

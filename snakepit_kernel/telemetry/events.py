@@ -19,6 +19,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
 from ..locks import RLock
+from ..seconds import bounded
 from .limits import Buckets
 from .sdk import SDK, here, is_installed
 
@@ -219,7 +220,7 @@ class Hub:
                 return False
             handed_on = threading.Event()
             self._buffer.put(handed_on)
-        return handed_on.wait(timeout)
+        return handed_on.wait(bounded(timeout))
 
 
 _hub = Hub()

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, TypeVar, overload
 
 from ..ids import check_name
+from ..seconds import FOREVER
 from .context import SessionContext
 
 _ATTRIBUTE = "__snakepit_tool__"
@@ -91,9 +92,10 @@ def tool(
     """
     if name is not None:
         check_name("tool", name)
-    if timeout is not None and timeout <= 0:
+    if timeout is not None and not timeout > 0:
         msg = f"a tool's timeout must be positive seconds, not {timeout!r}"
         raise ValueError(msg)
+    timeout = None if timeout is not None and timeout >= FOREVER else timeout
     options = ToolOptions(
         name=name, description=description, idempotent=idempotent, timeout=timeout
     )

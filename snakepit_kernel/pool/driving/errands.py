@@ -66,6 +66,7 @@ class Errands:
         """Run a call on a worker; return its future."""
         errand = Errand(work, make_frames)
         errand.future.correlation_id = work.correlation
+        errand.future.keeper = self._supervisor
         work.errand = errand
         work.kind = "future"
         begin = partial(self._supervisor.soon, self._begin, errand)

@@ -20,6 +20,7 @@ from ...errors import (
     WorkerDied,
     suggest,
 )
+from ...seconds import FOREVER, bounded
 from ..checks import check_count, check_seconds
 
 CATEGORIES: Final[Mapping[str, tuple[type[Exception], ...]]] = {
@@ -226,7 +227,10 @@ def check_policy(name: str, kind: type[P], value: object) -> P | None:
 
 
 def _set_seconds(policy: object, title: str, name: str) -> None:
-    seconds = check_seconds(title, getattr(policy, name))
+    given = getattr(policy, name)
+    seconds = check_seconds(title, given)
+    if seconds is None and given is not None:
+        seconds = FOREVER
     if seconds is None:
         msg = f"{title} must be a number of seconds, not {getattr(policy, name)!r}"
         raise TypeError(msg)
@@ -236,10 +240,13 @@ def _set_seconds(policy: object, title: str, name: str) -> None:
 def _set_pauses(policy: object, title: str, pauses: Any) -> None:
     if isinstance(pauses, int | float):
         pauses = (pauses,)
-    checked = tuple(check_seconds(title, pause, allow_zero=True) for pause in pauses)
-    if not checked or None in checked:
+    pauses = tuple(pauses)
+    for pause in pauses:
+        check_seconds(title, pause, allow_zero=True)
+    if not pauses or None in pauses:
         msg = f"{title} must be numbers of seconds, not {pauses!r}"
         raise TypeError(msg)
+    checked = tuple(map(bounded, pauses))
     object.__setattr__(policy, "backoff", checked)
 
 

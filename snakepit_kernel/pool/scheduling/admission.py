@@ -309,6 +309,14 @@ class Admission:
                 self.admit_again(work)
             if work.seat is not None:
                 return work.seat
+            if self.crew.is_own_thread:
+                self.scheduler.withdraw(work)
+                msg = (
+                    f"no worker is free for {work.name}, and this code must not wait for one: it "
+                    "runs in the pool's own thread, as callbacks of futures and __setstate__ of "
+                    "results do, and workers are given back there; use submit(), or another thread"
+                )
+                raise RuntimeError(msg)
             gate = threading.Lock()
             gate.acquire()
             work.on_grant = gate.release

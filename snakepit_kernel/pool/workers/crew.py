@@ -90,10 +90,15 @@ class Crew(Roster):
 
     def taint(self, worker: Worker, error: BaseException) -> None:
         """Give no more work to a worker that an error left unusable, and have it replaced."""
+        cause = (str(error).splitlines() or [type(error).__name__])[0]
+        self._withdraw(worker, cause, f"tainted by {cause}")
+
+    def _withdraw(self, worker: Worker, cause: str, reason: str) -> None:
         with self._lock:
-            worker.tainted = (str(error).splitlines() or [type(error).__name__])[0]
-            worker.due = ""
-            self.note_due(worker, f"tainted by {worker.tainted}", at_once=True)
+            worker.tainted = worker.tainted or cause
+            if not worker.is_withheld:  # else it is due for good, and may not have had its turn
+                worker.due = ""
+                self.note_due(worker, reason, at_once=True)
 
     def _make_worker(self, number: int) -> Worker:
         worker = super()._make_worker(number)
@@ -105,10 +110,7 @@ class Crew(Roster):
 
         From any thread. What it was sent ahead goes to others.
         """
-        with self._lock:
-            worker.tainted = "it was told to end"
-            worker.due = ""
-            self.note_due(worker, "its code has told it to end", at_once=True)
+        self._withdraw(worker, "it was told to end", "its code has told it to end")
         for seat in worker.seats:
             if seat.lane.on_returned is not None:
                 seat.recall()

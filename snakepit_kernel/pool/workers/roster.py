@@ -124,6 +124,11 @@ class Roster:
         return len(self._slots)
 
     @property
+    def is_own_thread(self) -> bool:
+        """Whether the code that asks keeps workers from being started and given back."""
+        return self._supervisor.is_current
+
+    @property
     def config(self) -> PoolConfig:
         """The options that workers are started with now."""
         return self._config

@@ -16,6 +16,8 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
+import zmq
+import zmq.asyncio
 from jupyter_client.kernelspec import KernelSpec, KernelSpecManager, NoSuchKernel
 from jupyter_client.manager import AsyncKernelManager
 from traitlets.config import Config
@@ -53,8 +55,6 @@ from .slots import RESTART_WINDOW
 from .states import WorkerEvent, WorkerState, next_state
 
 if TYPE_CHECKING:
-    import zmq.asyncio
-
     from ...processes.guarded import GuardedProcess
     from ..config import PoolConfig
     from .kernels import WorkerKernel
@@ -487,14 +487,20 @@ class Worker:
             known = self.manager.kernel_spec_manager.find_kernel_specs()
             cause = f"there is no kernelspec {error.name!r}{suggest(error.name, known)}"
             raise StartFailed(self._title, cause) from None
-        except OSError as error:
-            raise StartFailed(self._title, str(error)) from error
+        except (OSError, zmq.ZMQError) as error:
+            raise StartFailed(self._title, self._explain(error)) from error
         assert isinstance(self.manager.provisioner, SnakepitProvisioner)
         self.process = self.manager.provisioner.guarded
         self._watch()
         if self._group is not None and self.pid is not None:
             with contextlib.suppress(ProcessLookupError):  # it has ended, and that is told
                 self._group.add(self.pid)
+
+    def _explain(self, error: OSError | zmq.ZMQError) -> str:
+        """Say what the operating system refused, and where."""
+        if getattr(error, "filename", None):
+            return str(error)
+        return f"{error}; its files are in {self.log_path.parent}"
 
     def _watch(self) -> None:
         """Notice the end of the process the moment it happens."""
