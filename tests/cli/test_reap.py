@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -80,6 +81,8 @@ def test_the_processes_and_files_of_a_dead_owner_go_and_the_run_is_remembered(
 ) -> None:
     (tmp_path / "file").touch()
     run_id, process = lose()
+    while len(living()) < 2:
+        time.sleep(0.01)  # the shell tells nobody that it has started its child
     assert len(living()) == 2
 
     done = snakepit("reap", "--grace", "0.3")

@@ -7,6 +7,10 @@ Python 3.12, one module before.
 from __future__ import annotations
 
 import importlib
+import os
+import shutil
+import tempfile
+import time
 import unittest
 from types import ModuleType
 from typing import Any
@@ -33,6 +37,29 @@ def _cpython(part: str) -> ModuleType:
         )
 
 
+class Event:
+    """An event that travels: it is set when its file is there."""
+
+    def __init__(self, path: str) -> None:
+        self._path = path
+
+    def set(self) -> None:
+        with open(self._path, "w"):
+            pass
+
+    def is_set(self) -> bool:
+        return os.path.exists(self._path)
+
+    def wait(self, timeout: float | None = None) -> bool:
+        end = time.monotonic() + (60.0 if timeout is None else timeout)
+        while not self.is_set() and time.monotonic() < end:
+            time.sleep(0.005)  # a file is no event for a process of any kind
+        return self.is_set()
+
+
+Event.__module__ = "__main__"  # by value: this module is no module of the workers
+
+
 class OnAPool(unittest.TestCase):
     """Gives each test a pool, and waits for all that it has submitted, as CPython's mixins do."""
 
@@ -46,6 +73,12 @@ class OnAPool(unittest.TestCase):
 
     def tearDown(self) -> None:
         self.executor.shutdown(wait=True)
+
+    def create_event(self) -> Event:
+        """Since Python 3.14 the tests meet by events."""
+        folder = tempfile.mkdtemp()
+        self.addCleanup(shutil.rmtree, folder)
+        return Event(os.path.join(folder, "set"))
 
 
 class TestExecutor(_cpython("executor").ExecutorTest, OnAPool):

@@ -162,7 +162,7 @@ def test_a_function_is_called_with_each_change_also_after_one_that_failed(number
 
 
 WRITE = """
-for number in range(300):
+for number in range(45):  # of both together as many as are kept: who reads may be late
     session.variables["n"] = int(sys.argv[2]) * 1000 + number
 """
 
@@ -173,13 +173,13 @@ def test_changes_of_several_processes_are_all_told_once_and_in_order(numbered, b
         for writer in writers:
             writer.stdin.write("\n")
             writer.stdin.flush()
-        told = [watch.get(20) for _ in range(600)]
+        told = [watch.get(20) for _ in range(90)]
         with pytest.raises(TimeoutError):
             watch.get(0.05)
     for number in (1, 2):
         mine = [change.value for change in told if change.value // 1000 == number]
-        assert mine == [number * 1000 + step for step in range(300)]
-    assert [change.version for change in told] == [*range(2, 602)]
+        assert mine == [number * 1000 + step for step in range(45)]
+    assert [change.version for change in told] == [*range(2, 92)]
     assert all(writer.wait(10) == 0 for writer in writers)
 
 

@@ -60,5 +60,5 @@ def test_variables_that_are_set_together_are_read_together(store, start):
         seen.add(found["x"])
 
     assert [child.end() for child in children] == [("", "")] * 3
-    assert len(seen) > 10
+    assert len(seen) > 2, "nothing was read meanwhile"
     assert session.variables.info("x").version == 451
