@@ -50,7 +50,7 @@ RUNTIME_DIRS = [PRIVATE / "run", PRIVATE / "s"]
 
 # Whoever runs these tests has settings of their own, and may run them from a tagged kernel.
 OTHERS_SETTINGS = ("SNAKEPIT_", "JUPYTER_", "JPY_", "IPYTHON", "OTEL_", "MPLBACKEND", "OMP_")
-OTHERS_SCREEN = ("COLUMNS", "LINES", "FORCE_COLOR", "NO_COLOR")
+OTHERS_SCREEN = ("COLUMNS", "LINES", "FORCE_COLOR", "NO_COLOR", "PYTHONUNBUFFERED")
 for variable in list(os.environ):
     if variable.startswith(OTHERS_SETTINGS) or variable in OTHERS_SCREEN:
         del os.environ[variable]
