@@ -51,8 +51,9 @@ RUNTIME_DIRS = [PRIVATE / "run", PRIVATE / "s"]
 # Whoever runs these tests has settings of their own, and may run them from a tagged kernel.
 OTHERS_SETTINGS = ("SNAKEPIT_", "JUPYTER_", "JPY_", "IPYTHON", "OTEL_", "MPLBACKEND", "OMP_")
 OTHERS_SCREEN = ("COLUMNS", "LINES", "FORCE_COLOR", "NO_COLOR")
+OTHERS_PYTHON = ("PYTHONUNBUFFERED", "PYTHONDONTWRITEBYTECODE")
 for variable in list(os.environ):
-    if variable.startswith(OTHERS_SETTINGS) or variable in OTHERS_SCREEN:
+    if variable.startswith(OTHERS_SETTINGS) or variable in (*OTHERS_SCREEN, *OTHERS_PYTHON):
         del os.environ[variable]
 
 os.environ["JUPYTER_RUNTIME_DIR"] = str(RUNTIME_DIRS[0])

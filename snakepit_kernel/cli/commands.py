@@ -6,6 +6,7 @@ Everything here is light: a command imports its module when it runs.
 from __future__ import annotations
 
 import math
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -211,10 +212,22 @@ def run(arguments: Sequence[str], *, program: str = "snakepit") -> int:
     except click.Abort:
         return _complain(program, "interrupted", INTERRUPTED)
     except BrokenPipeError:  # who read our output has gone, and wants no word about it
+        _write_no_more()
         return 1
     except (SnakepitError, OSError) as error:
+        _write_no_more()
         return _complain(program, str(error), 1)
     return outcome if isinstance(outcome, int) else 0
+
+
+def _write_no_more() -> None:
+    """Have the rest of an output go nowhere that could not be written: the exit tries it again."""
+    try:
+        if sys.stdout is not None:
+            sys.stdout.flush()
+    except OSError:
+        with Path(os.devnull).open("w") as nowhere:
+            os.dup2(nowhere.fileno(), sys.stdout.fileno())
 
 
 def _complain(program: str, text: str, status: int) -> int:

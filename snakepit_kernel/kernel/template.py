@@ -80,7 +80,8 @@ def refresh_process() -> None:
     sys.modules["__main__"] = types.ModuleType("__main__")
     for stream in (sys.__stdout__, sys.__stderr__):
         if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(line_buffering=stream.isatty())
+            in_lines = stream is sys.__stderr__ or stream.isatty()  # unless it keeps nothing at all
+            stream.reconfigure(line_buffering=in_lines and not stream.write_through)
     if "numpy.random" in sys.modules:
         sys.modules["numpy.random"].seed()
     if "multiprocessing.process" in sys.modules:

@@ -5,9 +5,12 @@ from __future__ import annotations
 import contextlib
 import functools
 import importlib
+import importlib.util
 import inspect
+import sys
 import types
 from collections.abc import AsyncIterator, Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 from ..errors import InvalidArguments, ToolNotFound, suggest
@@ -260,6 +263,8 @@ def import_adapter(path: str) -> object:
     if not module_name or (separator and not attribute):
         msg = f"adapter {path!r} must be 'module:Class' or 'module'"
         raise AdapterError(msg)
+    if module_name not in sys.modules:
+        _drop_stale_bytecode(module_name)
     module = importlib.import_module(module_name)
     if not separator:
         return module
@@ -269,6 +274,23 @@ def import_adapter(path: str) -> object:
         classes = [name for name, item in vars(module).items() if isinstance(item, type)]
         msg = f"module {module_name!r} has no {attribute!r}{suggest(attribute, classes)}"
         raise AdapterError(msg) from None
+
+
+def _drop_stale_bytecode(name: str) -> None:
+    """Remove the bytecode of a module that was changed after it was compiled.
+
+    Python compares the source's time in whole seconds, and its size: what was changed within the
+    same second, and has the same size, it takes for what it was.
+    """
+    try:
+        spec = importlib.util.find_spec(name)
+        if spec is None or spec.origin is None or spec.cached is None:
+            return
+        compiled = Path(spec.cached)
+        if Path(spec.origin).stat().st_mtime_ns > compiled.stat().st_mtime_ns:
+            compiled.unlink()
+    except (ImportError, OSError, ValueError):
+        return  # there is none, or it is not ours; the import itself says what is wrong
 
 
 def _tools_of(target: object) -> Iterator[Tool]:

@@ -36,6 +36,7 @@ async def main():
     kc.start_channels()
     await kc.wait_for_ready(timeout=30)
     await kc.execute_interactive(code, timeout=30)
+    sys.stdout.flush()  # the reader waits for it
     sys.stdin.readline()
 asyncio.run(main())
 """

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import contextvars
 import logging
+import sys
 import threading
 import time
 from collections.abc import Callable, Generator, Iterator
@@ -39,6 +40,9 @@ INTERRUPT_AGAIN = 0.1
 LEAVE_PATIENCE = 0.25
 """Seconds that a stream may take to its next chunk when nobody wants it; then it is interrupted."""
 
+
+ROOM_TO_STOP = 100
+"""Frames that stopping a call may take beyond what Python allows, where that is used up."""
 
 MAX_DEPTH = 16
 """Host calls that are served each inside the one before, unless that has led to it.
@@ -97,6 +101,14 @@ class Driver:
             raise self.explain(seat.worker, seat.worker.death()) from None
         except TimeoutError:
             raise self._stop_late(seat, exchange, work) from None
+        except RecursionError:  # a chain of host calls that has no end
+            limit = sys.getrecursionlimit()
+            sys.setrecursionlimit(limit + ROOM_TO_STOP)
+            try:
+                self._stop(seat, exchange)
+            finally:
+                sys.setrecursionlimit(limit)
+            raise
         except BaseException:
             self._stop(seat, exchange)
             raise
