@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import sys
 
@@ -27,9 +26,10 @@ class SearchPath:
 
     def look(self) -> int:
         """Return the number of the present state, which no earlier one had."""
-        directory = self.directory
-        with contextlib.suppress(FileNotFoundError):
+        try:
             directory = os.getcwd()  # noqa: PTH109 - much faster
+        except FileNotFoundError:
+            directory = self.directory
         if directory != self.directory or sys.path != self._entries:
             self.directory, self._entries = directory, list(sys.path)
             self._number += 1

@@ -238,7 +238,7 @@ class Driver:
         """Run a cell, and what belongs to it: variables to push and to pull."""
         worker = seat.worker
         cells = worker.cells or self._open_channels(seat, work)
-        if seat.forgets or seat.follows != search_path.look():
+        if cell.with_value and (seat.forgets or seat.follows != search_path.look()):
             self._apply_on(seat, work, abs, 0)  # it is to be heard before the cell
         if cell.push:
             try:

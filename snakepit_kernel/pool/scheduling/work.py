@@ -164,9 +164,11 @@ class Work(Ticket[Seat]):
         self._limit_wait()
 
     def _limit_wait(self) -> None:
-        wait_until = None if self.queue_timeout is None else self.queued + self.queue_timeout
-        limits = [limit for limit in (self.deadline, wait_until) if limit is not None]
-        self.queue_deadline = min(limits, default=None)
+        self.queue_deadline = self.deadline
+        if self.queue_timeout is not None:
+            wait_until = self.queued + self.queue_timeout
+            if self.deadline is None or wait_until < self.deadline:
+                self.queue_deadline = wait_until
 
     def wait_in_queue(self, seconds: float | None) -> None:
         """Wait for a seat for so long, from when it was queued, instead of as long as was said."""
