@@ -107,7 +107,8 @@ class Lane:
         """
         self._writer.put(segments)
         try:
-            self._limit(deadline)
+            if deadline is not None or self._timeout is not None:
+                self._limit(deadline)
             while not self._writer.send(self._socket.sendmsg):
                 self._limit(deadline)
         except TimeoutError:

@@ -363,6 +363,7 @@ class Interrupts:
         self._cancels: dict[int, Callable[[], object]] = {}  # of coroutines, by their call
         self._cancelled: set[int] = set()
         self._commands: dict[int, foreground.Foreground] = {}  # that calls wait for
+        self._spare: foreground.Foreground | None = None  # of a call that has waited for none
         self._last_begun = 0
         self._last_named = (0, 0.0)  # by the page, and when that was seen
         self._thread = threading.get_ident()
@@ -398,7 +399,8 @@ class Interrupts:
             The call was interrupted, perhaps before it began.
         """
         calls = self._calls
-        commands = self._commands[call_id] = foreground.Foreground()
+        commands, self._spare = self._spare or foreground.Foreground(), None
+        self._commands[call_id] = commands
         token = foreground.begin(commands)
         try:
             calls.append(call_id)
@@ -411,6 +413,8 @@ class Interrupts:
             calls.remove(call_id)
             foreground.leave(token)
             del self._commands[call_id]
+            if commands.is_unused:
+                self._spare = commands
 
     async def run_async(self, call_id: int, function: Callable[[], Any]) -> Any:
         """Do the same for a function that gives an awaitable: an interrupt cancels it."""

@@ -554,10 +554,6 @@ class Caller:
             pull=names,
         )
 
-    def _queue_timeout(self, bound: Bound | None) -> float | None:
-        config = self._engine.config
-        return config.queue_timeout if bound == "max_queue" else config.futures_queue_timeout
-
     def _touch(self) -> None:
         """Note that work is to be done."""
 
@@ -580,11 +576,14 @@ class Caller:
             seconds = tool_timeout if tool_timeout is not None else config.timeout
         else:
             seconds = check_seconds("timeout", timeout)
+        if queue_timeout == DEFAULT:
+            is_patient = bound != "max_queue"
+            queue_timeout = config.futures_queue_timeout if is_patient else config.queue_timeout
         return Work(
             name,
             session=self._session_id,
             timeout=seconds,
-            queue_timeout=self._queue_timeout(bound) if queue_timeout == DEFAULT else queue_timeout,
+            queue_timeout=queue_timeout,
             bound=bound,
             slot=slot,
             purpose=purpose,

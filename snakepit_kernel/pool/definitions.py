@@ -12,7 +12,7 @@ from ..protocol.encoders import encoders
 from ..protocol.frames import Segment, pack
 from ..protocol.messages import Define, Encode, Prepare, Release, ToolInfo
 from ..protocol.values import Codec, cannot_travel
-from .search_path import follow
+from .search_path import follow, search_path
 from .validation import Validator
 from .workers.worker import Seat
 
@@ -113,9 +113,10 @@ def _release(number: int, seats: weakref.WeakSet[Seat]) -> None:
 def ahead(seat: Seat) -> list[Segment]:
     """Return the frames that a worker needs before its next request, whatever that is."""
     known = encoders.known
+    is_ready = seat.encoders == len(known) and not seat.forgets and not seat.released
+    if is_ready and seat.follows == search_path.look():
+        return []
     frames = follow(seat)
-    if seat.encoders == len(known) and not seat.forgets and not seat.released:
-        return frames
     missing, seat.encoders = known[seat.encoders :], len(known)
     carrier = seat.lane.carrier
     for each in missing:

@@ -260,6 +260,8 @@ class Engine:
         can_hop
             Whether it may be driven by the event loop that drives that worker's lane.
         """
+        if work.link is None:
+            return None
         for link in links(work.link):
             if self._crew.has(link.seat.worker):
                 in_reach = link.is_here or (can_hop and link.loop is not None)

@@ -52,10 +52,13 @@ class Foreground:
     ----------
     interrupts
         How often it was interrupted.
+    is_unused
+        Whether nobody has asked for it: then the next call may have it.
     """
 
     def __init__(self) -> None:
         self.interrupts = 0
+        self.is_unused = True
         self._thread = threading.get_ident()
         self._awaited: list[ProcessIdentity] = []
         self._before: set[int] | None = None  # our children when all later ones began to count
@@ -127,6 +130,7 @@ class Foreground:
         Called by signal handlers.
         """
         self.interrupts += 1
+        self.is_unused = False
         if self._awaited or self._before is not None:
             self._interrupt()
 
@@ -147,6 +151,14 @@ class Foreground:
 
 
 _foreground: ContextVar[Foreground | None] = ContextVar("snakepit_foreground", default=None)
+
+
+def _work_here() -> Foreground | None:
+    work = _foreground.get()
+    if work is not None:
+        work.is_unused = False
+    return work
+
 
 begin = _foreground.set
 """Let code of the current context belong to a cell or call."""
@@ -227,7 +239,7 @@ def raising(function: Callable[..., Any], *, has_own_way: bool = False) -> Calla
 
     @functools.wraps(function)
     def run(*args: Any, **kwargs: Any) -> Any:
-        work = _foreground.get()
+        work = _work_here()
         if work is None or not work.is_here:
             return function(*args, **kwargs)
         before = work.interrupts
@@ -277,14 +289,14 @@ _system.__module__ = "os"
 
 def _own(process: Any) -> Foreground | None:
     """Return what waits here for a process, if it has started that itself."""
-    work = _foreground.get()
+    work = _work_here()
     return work if work is not None and process.__dict__.get("_snakepit_of") is work else None
 
 
 def _starting(function: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(function)
     def run(*args: Any, **kwargs: Any) -> Any:
-        work = _foreground.get()
+        work = _work_here()
         if work is None or not work.is_here:
             return function(*args, **kwargs)
         with work.awaiting_started():
@@ -296,7 +308,7 @@ def _starting(function: Callable[..., Any]) -> Callable[..., Any]:
 def _noting(function: Callable[..., None]) -> Callable[..., None]:
     @functools.wraps(function)
     def start(self: Any, *args: Any, **kwargs: Any) -> None:
-        work = _foreground.get()
+        work = _work_here()
         try:
             function(self, *args, **kwargs)
         except KeyboardInterrupt:
@@ -352,7 +364,7 @@ def _noting_async(function: Callable[..., None]) -> Callable[..., None]:
     @functools.wraps(function)
     def start(self: Any, *args: Any, **kwargs: Any) -> None:
         function(self, *args, **kwargs)
-        work = _foreground.get()
+        work = _work_here()
         if work is not None:
             self._snakepit_of = work
             for stream in (self.stdout, self.stderr):

@@ -167,10 +167,11 @@ def _update_shared(kind: type, state: State) -> None:
     """Do the same while calls of other threads use the class; see `renew_shared`."""
     with known.guard:
         known.fill(kind, state)
-        _to_renew.append((threading.get_ident(), kind, state))
+        to_renew.append((threading.get_ident(), kind, state))
 
 
-_to_renew: list[tuple[int, type, State]] = []
+to_renew: list[tuple[int, type, State]] = []
+"""What threads have loaded of classes that others use, and `renew_shared` is to renew."""
 
 
 def renew_shared() -> None:
@@ -179,12 +180,10 @@ def renew_shared() -> None:
     Not before: a function may come with a class in its globals, of which it is a method. It would
     be compared when it is not yet complete.
     """
-    if not _to_renew:
-        return
     mine = threading.get_ident()
     with known.guard:
-        loaded = [entry for entry in _to_renew if entry[0] == mine]
-        _to_renew[:] = [entry for entry in _to_renew if entry[0] != mine]
+        loaded = [entry for entry in to_renew if entry[0] == mine]
+        to_renew[:] = [entry for entry in to_renew if entry[0] != mine]
         for _, kind, state in loaded:
             _renew(kind, state, may_replace_equals=False)
 

@@ -57,6 +57,8 @@ class Frame(NamedTuple):
 def pack(header: bytes, body: bytes = b"", buffers: Sequence[memoryview] = ()) -> list[Segment]:
     """Lay out a frame as segments for one scattered write. Large parts are not copied."""
     prefix = _PREFIX.pack(len(header), len(buffers), len(body))
+    if not buffers and len(body) < STAGING_BYTES:  # as mostly
+        return [prefix + header + body]
     lengths = b"".join(_LENGTH.pack(buffer.nbytes) for buffer in buffers)
     if len(body) < STAGING_BYTES:
         return [prefix + lengths + header + body, *buffers]

@@ -18,7 +18,7 @@ import cloudpickle
 
 from ..errors import ValueTooLarge
 from .annotations import annotations_of_function
-from .class_registry import OnReceipt, renew_shared
+from .class_registry import OnReceipt, renew_shared, to_renew
 from .classes import reduce_by_slots, reduce_class
 from .culprits import culprit_of
 from .encoders import encoders
@@ -291,7 +291,8 @@ class _TolerantPickler(_ThoroughPickler):
 def loads(body: bytes | memoryview, buffers: Sequence[bytearray | memoryview] = ()) -> Any:
     """Restore a value from its pickle. Only for bytes of an authenticated peer."""
     value = pickle.loads(body, buffers=buffers)
-    renew_shared()
+    if to_renew:
+        renew_shared()
     return value
 
 

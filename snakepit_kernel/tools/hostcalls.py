@@ -59,9 +59,10 @@ class HostCalls:
     def end(self, call_id: int) -> None:
         """Let a call make no more host calls, and end those it has left: nobody hears them."""
         self._running.discard(call_id)
-        for caller, tell in list(self._awaited.values()):
-            if caller == call_id:
-                tell()
+        if self._awaited:
+            for caller, tell in list(self._awaited.values()):
+                if caller == call_id:
+                    tell()
 
     def take(self, message: messages.Result | messages.Failure, frame: Frame) -> None:
         """Take in an answer; one that nobody waits for any more is dropped."""

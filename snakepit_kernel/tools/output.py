@@ -233,7 +233,8 @@ class Output:
     def flush(self) -> None:
         """Send what is kept."""
         with self.guard:
-            self.take_in()
+            if self._descriptors is not None:
+                self._descriptors.take_in()
             if self.stdout.pieces or self.stderr.pieces:
                 self.stdout.flush_pieces()
                 self.stderr.flush_pieces()
@@ -322,6 +323,12 @@ class RedirectedOutput(Output):
 
     def end(self, call_id: int) -> None:
         """Send what is left of a call's output, and go back to the streams that were there."""
+        if self._calls == [call_id]:  # as mostly
+            self.flush()
+            sys.stdout, sys.stderr = self._saved.pop()
+            self._calls.pop()
+            self.innermost = 0
+            return
         if call_id in self._calls:
             place = self._calls.index(call_id)
             saved = self._saved.pop(place)

@@ -274,7 +274,7 @@ class Server:
         _end_child()
         loop = asyncio._get_running_loop()  # noqa: SLF001 - public in asyncio.events
         if not is_async:
-            self._run(call.id, ready, call_context)
+            self._run(call.id, ready, call_context, loop)
         elif loop is None:  # inside another call, whose thread waits
             self._run_apart(self._run_async(call.id, ready, call_context))
         else:
@@ -319,8 +319,13 @@ class Server:
             return lambda: outlet.drain_async(ready())
         return lambda: outlet.drain(ready())
 
-    def _run(self, call_id: int, ready: Callable[[], Any], call_context: SessionContext) -> None:
-        outer = asyncio._get_running_loop()  # noqa: SLF001 - public in asyncio.events, for event loops
+    def _run(
+        self,
+        call_id: int,
+        ready: Callable[[], Any],
+        call_context: SessionContext,
+        outer: asyncio.AbstractEventLoop | None,
+    ) -> None:
         before = context_of_call()
         self._begin(call_id, call_context)
         # A tool is a plain function to its author: inside it, asyncio.run() must work.
@@ -387,7 +392,7 @@ class Server:
 
     def _end(self, call_id: int, call_context: SessionContext) -> bool:
         """End a call; say whether it has left threads."""
-        if call_id in self._of_cells:
+        if self._of_cells and call_id in self._of_cells:
             self._of_cells.remove(call_id)
         else:
             self._finish()
@@ -396,7 +401,8 @@ class Server:
         lingers = end_call(call_context)
         self.output.end(call_id)
         self.host_calls.end(call_id)
-        self._outlets.pop(call_id, None)
+        if self._outlets:
+            self._outlets.pop(call_id, None)
         return lingers
 
 

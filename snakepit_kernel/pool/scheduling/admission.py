@@ -38,7 +38,7 @@ from ..workers.worker import Holder, Seat, Worker
 from .homes import Home
 from .patience import TELL_AFTER, listener_to_waits
 from .scheduler import QueueFull, Scheduler
-from .work import OUTCOMES, Work
+from .work import OUTCOMES, Work, nothing
 
 if TYPE_CHECKING:
     from ..workers.crew import Crew
@@ -89,6 +89,7 @@ class Admission:
         self._max_calls = config.max_calls or sys.maxsize
         self._tainting = config.crash_barrier.taint_on if config.crash_barrier else ()
         self._quiet = Condition(self.lock)
+        self._awaiting_quiet = 0  # threads that do
         self._counts = dict.fromkeys(COUNTERS, 0)
         self._pending = 0
         self.is_draining = False
@@ -205,7 +206,7 @@ class Admission:
 
     def _place(self, work: Work, nesting: Link | None) -> None:
         """Give a piece of work a seat, that of a worker that waits for it, or a queued place."""
-        if not self.crew.workers or work.has_lost_home:
+        if not self.crew.workers or (work.home is not None and work.has_lost_home):
             raise self.unserved(work)
         if self.scheduler.grant(work):
             self.hold(work)
@@ -411,7 +412,7 @@ class Admission:
             work.settled = True  # these three belong together: no call between them, no Ctrl-C
             self._counts[outcome] += 1
             self._pending -= 1
-            work.forget_who_waits()
+            work.on_grant = nothing
             if work.seat is not None and outcome in _DONE:
                 work.seat.worker.done += 1
                 if outcome == "ok":
@@ -425,7 +426,7 @@ class Admission:
                 left = self._working.pop(work.session, 1) - 1
                 if left:
                     self._working[work.session] = left
-            if self._pending == 0:
+            if self._pending == 0 and self._awaiting_quiet:
                 self._quiet.notify_all()
         if work.caller is not None:
             report_work(work, outcome, self._config.name)
@@ -615,7 +616,11 @@ class Admission:
     def wait_until_quiet(self, timeout: float | None = None) -> None:
         """Return when nothing is queued or running."""
         with self.lock:
-            self._quiet.wait_for(lambda: self._pending == 0, timeout)
+            self._awaiting_quiet += 1
+            try:
+                self._quiet.wait_for(lambda: self._pending == 0, timeout)
+            finally:
+                self._awaiting_quiet -= 1
 
     def trim(self, seconds: float) -> None:
         """Give memory back that was needed to send large values to workers that have rested."""

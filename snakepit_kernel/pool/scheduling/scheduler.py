@@ -168,13 +168,14 @@ class Scheduler(Generic[W]):
     def add(self, seat: W) -> Ticket[W] | None:
         """Take in a place that is free; return the ticket that gets it at once, if any waits."""
         self._take_back(seat)
-        for ticket in self._queue:
-            if ticket.fits(seat):
-                ticket.seat = seat
-                self.granted = ticket
-                self._queue.remove(ticket)
-                self._lend(seat, ticket)
-                return ticket
+        if len(self._queue):
+            for ticket in self._queue:
+                if ticket.fits(seat):
+                    ticket.seat = seat
+                    self.granted = ticket
+                    self._queue.remove(ticket)
+                    self._lend(seat, ticket)
+                    return ticket
         self._idle[seat] = None
         return None
 
@@ -228,7 +229,7 @@ class Scheduler(Generic[W]):
         return self._queue.clear()
 
     def _choose(self, ticket: Ticket[W]) -> W | None:
-        if ticket.has_lost_home:
+        if ticket.home is not None and ticket.has_lost_home:
             return None
         if ticket.wanted is not None:
             return ticket.wanted if ticket.wanted in self._idle else None

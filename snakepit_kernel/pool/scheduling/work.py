@@ -134,7 +134,7 @@ class Work(Ticket[Seat]):
         idempotent: bool = False,
     ) -> None:
         super().__init__(
-            _nothing, session, purpose=purpose, home=home, priority=priority, bound=bound
+            nothing, session, purpose=purpose, home=home, priority=priority, bound=bound
         )
         self.idempotent = idempotent
         self.attempts: tuple[Attempt, ...] = ()
@@ -236,10 +236,6 @@ class Work(Ticket[Seat]):
         """Return whose the calls are that it makes."""
         return None if self.caller is None else self.caller.inside
 
-    def forget_who_waits(self) -> None:
-        """Refer no more to whoever would be told of a seat, who refers to the work in turn."""
-        self.on_grant = _nothing
-
 
 def outcome_of(error: BaseException) -> str:
     """Return the counter of work that ended with an error of the pool itself."""
@@ -256,5 +252,5 @@ def outcome_of(error: BaseException) -> str:
     return "lost"
 
 
-def _nothing() -> None:
-    pass
+def nothing() -> None:
+    """Stand in for a callback that nobody has set, or needs any more."""
