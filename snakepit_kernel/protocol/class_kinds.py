@@ -20,6 +20,8 @@ import msgspec
 from .annotations import annotations_of_class
 from .class_registry import known
 
+_T = typing.TypeVar("_T")
+
 _STRUCT_OPTIONS = (
     *("frozen", "eq", "order", "array_like", "gc", "repr_omit_defaults", "omit_defaults"),
     *("forbid_unknown_fields", "cache_hash", "tag", "tag_field"),
@@ -266,9 +268,13 @@ def is_slot(kind: type, value: object) -> bool:
     return isinstance(value, types.MemberDescriptorType) and value.__objclass__ is kind
 
 
+class _GenericTuple(NamedTuple, typing.Generic[_T]):
+    """A named tuple that is generic."""
+
+
 def generic_method() -> Any:
-    """Return the method that named tuples take from ``typing.Generic``."""
-    return typing.Generic.__class_getitem__.__func__  # type: ignore[attr-defined]
+    """Return the method that generic named tuples get from ``typing``."""
+    return vars(_GenericTuple)["__class_getitem__"].__func__
 
 
 def _importable_part(meta: type) -> type:

@@ -98,6 +98,14 @@ def _set_property(obj: Any, state: tuple[Callable[[Any], Any], str | None, str |
     obj.func, obj.attrname, obj.__doc__ = state
 
 
+def _reduce_partial_method(obj: functools.partialmethod[Any]) -> Reduced:
+    return _make_partial_method, (obj.func, obj.args, dict(obj.keywords))
+
+
+def _make_partial_method(func: Any, args: tuple[Any, ...], keywords: dict[str, Any]) -> Any:
+    return functools.partialmethod(func, *args, **keywords)
+
+
 def _stub(*_: object) -> None:
     """Stand in for a function that is set later, because it may refer to what it is part of."""
 
@@ -199,6 +207,7 @@ cloudpickle leaves the name out, so that pickles of the same code are equal.
 _REDUCERS: dict[type, Callable[[Any], Reduced | None]] = {
     _CACHED: _reduce_cached,
     functools.cached_property: _reduce_cached_property,
+    functools.partialmethod: _reduce_partial_method,
     typing.NewType: _reduce_new_type,
     typing.ParamSpec: _reduce_parameter,
     typing.TypeVarTuple: _reduce_parameter,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import os
 import sys
+import types
 from collections.abc import Sequence
 
 
@@ -62,9 +63,14 @@ def advise(error: BaseException, worker: str) -> None:
             "any more, or exists in the notebook's memory alone, is not found: add the folder to "
             "sys.path, or have the module travel by value (cloudpickle.register_pickle_by_value)."
         )
-    elif isinstance(error, AttributeError) and str(error).startswith("Can't get attribute"):
+    elif isinstance(error, AttributeError) and _is_of_module(error):
         error.add_note(
             f"worker {worker} has the module as it was when it was imported there. If that was "
             "edited since, pool.reload() (%snakepit reload) imports it anew; a pool with "
             "autoreload=True follows each change."
         )
+
+
+def _is_of_module(error: AttributeError) -> bool:
+    """Whether a pickle names what a module here does not have."""
+    return isinstance(error.obj, types.ModuleType) or str(error).startswith("Can't get attribute")

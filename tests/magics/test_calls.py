@@ -269,3 +269,21 @@ def test_tab_completes_the_names_of_functions(notebook):
     assert "answer" in words
     assert "annual" not in words
     assert "open" not in notebook.completions("%snakepit expose op"), "IPython has put it there"
+
+
+def test_functions_of_the_notebook_use_ipythons_names_in_their_worker(notebook):
+    notebook.run("def shell(): return get_ipython().user_ns.get('only_there')")
+    notebook.run("pool.push({'only_there': 7})")
+    assert notebook.run("pool.submit(shell).result()").text == "7"
+    notebook.run("def leave(): exit")
+    assert notebook.run("pool.submit(leave).result() is None").text == "True"
+
+
+def test_a_function_that_uses_the_pool_is_told_what_a_worker_has_instead(notebook):
+    notebook.run("def recurse(): return pool.submit(pow, 2, 3)")
+
+    shown = notebook.run("pool.submit(recurse)")
+
+    assert shown.error[0] == "TypeError"
+    assert "global 'pool' of function recurse (line 1" in shown.error[1]
+    assert "snakepit_kernel.context()" in shown.error[1]

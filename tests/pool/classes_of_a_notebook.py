@@ -190,7 +190,7 @@ class ED(Mix, enum.Enum):
 
 
 class FnEnum(enum.Enum):
-    A = functools.partial(max)
+    A = enum.member(functools.partial(max))
 
 
 class Meta(type):
@@ -211,7 +211,7 @@ class WithMeta(metaclass=Meta, tag="t"):
 
 class SlotMeta(type):
     def __new__(m, name, bases, ns):
-        ns["__slots__"] = tuple(ns.get("__annotations__", {}))
+        ns["__slots__"] = ("a",)
         return super().__new__(m, name, bases, ns)
 
 
@@ -708,7 +708,10 @@ def is_of_class(value, kind):
 def problems(pool, make, check):
     """Say what does not hold of a value there, of one that comes from there, and of both ways."""
     found = []
-    value = make()
+    try:
+        value = make()
+    except Exception as error:
+        return [f"it cannot be made: {error}"]
     for way, get in {
         "here": lambda: check(value),
         "there": lambda: pool.submit(holds, value, check).result(timeout=30),
