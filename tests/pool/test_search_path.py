@@ -191,7 +191,7 @@ def test_an_edited_module_is_told_of_and_reload_or_autoreload_brings_it(write, o
     assert "pool.reload() (%snakepit reload)" in error.__notes__[0]
     assert following.submit(module.new).result() == 2
     assert following.run("snakepit_edited.where()").value == "changed"
-    write("edited", "snakepit_edited", "def where(): return 'again'\ndef newer(): return 3\n")
+    write("edited", "snakepit_edited", "def where(): return 'again'\ndef newer(): return 3333\n")
     assert following.run("snakepit_edited.where()").value == "again"
     pool.reload()
     assert pool.submit(where, "snakepit_edited").result() == "again"
