@@ -6,9 +6,11 @@ Python 3.12, one module before.
 
 from __future__ import annotations
 
-import importlib
+import atexit
+import importlib.util
 import os
 import shutil
+import sys
 import tempfile
 import time
 import unittest
@@ -23,9 +25,28 @@ WORKERS = 3
 """Each pool has so many; the tests hold three at most at a time."""
 
 
+DEBIANS = "/usr/lib/python{}.{}/test".format(*sys.version_info)
+"""Where Debian has the tests of this version, for an interpreter that came without."""
+
+
+def _find_tests() -> None:
+    """Have Debian's tests found where the interpreter has none; its workers find them as well."""
+    whole = importlib.util.find_spec("test")
+    if whole is not None and importlib.util.find_spec("test.test_concurrent_futures") is not None:
+        return
+    if os.path.isdir(DEBIANS):
+        folder = tempfile.mkdtemp(prefix="cpython-")
+        atexit.register(shutil.rmtree, folder)
+        os.symlink(DEBIANS, f"{folder}/test")
+        for name in [name for name in sys.modules if name.partition(".")[0] == "test"]:
+            del sys.modules[name]
+        sys.path.insert(0, folder)
+
+
 def _cpython(part: str) -> ModuleType:
     """Return the module with a part of CPython's tests, or skip this one."""
     package = "test.test_concurrent_futures"
+    _find_tests()
     try:
         whole = importlib.import_module(package)
         return importlib.import_module(f"{package}.{part}") if hasattr(whole, "__path__") else whole
