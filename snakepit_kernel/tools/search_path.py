@@ -5,18 +5,22 @@ from __future__ import annotations
 import importlib
 import os
 import sys
+import sysconfig
 import types
 from collections.abc import Sequence
 
 
 class SearchPath:
-    """Keeps ``sys.path`` as the owner has it, and what code of the worker has added.
+    """Keeps ``sys.path`` as the owner has it, and what only the worker has.
 
-    Entries that the worker's own code has put in front stay in front, others behind.
+    What its environment names (``PYTHONPATH``), and what its code has put in front, stays in front;
+    Python's own modules and packages, where they are others than the owner's, stay behind.
     """
 
     def __init__(self) -> None:
-        self._followed: list[str] = list(sys.path)
+        own = tuple({sysconfig.get_path(name) for name in ("stdlib", "platstdlib", "purelib")})
+        self._own = [entry for entry in sys.path if entry.startswith(own)]
+        self._followed: list[str] = list(self._own)
 
     def follow(self, entries: Sequence[str]) -> None:
         """Look where the owner looks now."""
@@ -31,6 +35,7 @@ class SearchPath:
             *(entry for entry in before if entry not in kept),
             *wanted,
             *(entry for entry in behind if entry not in kept),
+            *(entry for entry in self._own if entry not in kept),
         ]
         self._followed = wanted
         importlib.invalidate_caches()
