@@ -300,7 +300,7 @@ class Surroundings:
             pipes = [number for number, link in new.items() if link.startswith("pipe:")]
             for number in pipes[:1]:
                 del new[number]
-        return [f"{number} -> {link}" for number, link in sorted(new.items())]
+        return [f"{number} -> {link}{_kind(link)}" for number, link in sorted(new.items())]
 
 
 def _runtime_files() -> set[str]:
@@ -338,6 +338,16 @@ def _descriptors() -> dict[int, str]:
         except FileNotFoundError:
             pass  # the descriptor that listdir itself used
     return found
+
+
+def _kind(link: str) -> str:
+    """What kind of socket a descriptor is, and where it is bound; empty for everything else."""
+    inode = link.removeprefix("socket:[").removesuffix("]")
+    for kind in ("unix", "tcp", "tcp6", "udp", "udp6", "netlink"):
+        for line in _read(f"/proc/self/net/{kind}").decode().splitlines()[1:]:
+            if inode in line.split():
+                return f" ({kind}: {' '.join(line.split())})"
+    return ""
 
 
 def _belongs_to_a_stranger(name: str) -> bool:

@@ -197,7 +197,7 @@ def _end(tree: set[ProcessIdentity], heads: set[ProcessIdentity]) -> None:
     """
     if heads:
         time.sleep(OWN_WAY)
-    for identity in tree - heads:
+    for identity in _parents_first(tree - heads):
         _strike(identity, signal.SIGTERM if _ignores_interrupts(identity.pid) else signal.SIGINT)
     for signum, patience in ((signal.SIGTERM, HEEDING_PATIENCE), (signal.SIGKILL, GRACE)):
         until = time.monotonic() + patience
@@ -207,8 +207,17 @@ def _end(tree: set[ProcessIdentity], heads: set[ProcessIdentity]) -> None:
             time.sleep(LOOK_INTERVAL)
         for identity in list(tree):
             tree |= _below(identity)
-        for identity in tree:
+        for identity in _parents_first(tree):
             _strike(identity, signum)
+
+
+def _parents_first(tree: set[ProcessIdentity]) -> list[ProcessIdentity]:
+    """Return processes in the order in which they started.
+
+    A shell whose command ends before the shell is struck itself would start its next command, and
+    nobody would find that below a shell that has ended.
+    """
+    return sorted(tree, key=lambda identity: (identity.start_time, identity.pid))
 
 
 def _strike(identity: ProcessIdentity, signum: int) -> None:

@@ -318,11 +318,14 @@ command = [sys.executable, "-m", "snakepit_kernel.kernel", "-f", {str(connection
 with subprocess.Popen(command, stderr=subprocess.DEVNULL) as kernel:
     client = BlockingKernelClient(connection_file={str(connection_file)!r})
     client.load_connection_file()
-    client.start_channels()
-    client.wait_for_ready(timeout=30)
-    client.shutdown()
-    kernel.wait(20)
-    client.stop_channels()
+    client.start_channels(hb=False)  # or it gives up a kernel that takes a second to come up
+    try:
+        client.wait_for_ready(timeout=30)
+        client.shutdown()
+        kernel.wait(20)
+    finally:
+        client.stop_channels()
+        kernel.terminate()  # what has ended is not signalled
 print("alive", kernel.returncode)
 """
     env = {**os.environ, RUN_ID_VARIABLE: new_run_id()}

@@ -49,6 +49,7 @@ CELLS = {
     "await asyncio.sleep(0)\nos.system('sleep 9321')\nreached = True",
     "put aside": "import os; os.system('sleep 9321 & wait')",
     "ignores SIGINT": "import os; os.system('trap \"\" INT; sleep 9321; sleep 9321')",
+    "loop": "import os; os.system('trap \"\" INT; while :; do sleep 9321; done')",
 }
 
 
