@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import weakref
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 from ..protocol import messages
@@ -27,7 +28,7 @@ class Definitions:
     """
 
     def __init__(self, codec: Codec) -> None:
-        self._codec = codec
+        self._codec = replace(codec, resolves_annotations=True)  # arguments are checked there, too
         self._frames: dict[str, tuple[int, list[Segment]]] = {}
         self.infos: dict[str, ToolInfo] = {}
         self.validator = Validator()

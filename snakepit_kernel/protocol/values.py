@@ -34,6 +34,8 @@ OUT_OF_BAND_BYTES = 8192
 MAX_VALUE_BYTES = 1 << 32
 """What one value may take when the pool was not told otherwise."""
 
+_ANNOTATIONS_ARE_LAZY = sys.version_info >= (3, 14)
+
 _SHALLOW_ITEMS = 32
 """Items of a container that are looked at in search of a shortcut."""
 
@@ -56,12 +58,16 @@ class Codec:
         Why functions and classes cannot travel by value; empty when they can.
     on_receipt
         What the receiver does with a class that it has: see `OnReceipt`.
+    resolves_annotations
+        Whether annotations of functions that are texts travel as what they name, which the receiver
+        cannot look up. Classes have theirs resolved always.
     """
 
     max_bytes: int = MAX_VALUE_BYTES
     unserializable: Policy = "type"
     why_no_code: str = ""
     on_receipt: OnReceipt = "keep"
+    resolves_annotations: bool = False
 
     def dumps(self, value: object) -> Pickled:
         """Pickle a value, all of which can travel.
@@ -233,10 +239,12 @@ class _Pickler(cloudpickle.Pickler):  # type: ignore[misc] # cloudpickle is unty
         return reduce_dispatcher(obj) if is_dispatcher(obj) else self._reduce_function(obj)
 
     def _reduce_function(self, function: types.FunctionType) -> Any:
-        if not _has_annotations(function):
+        if not (self._codec.resolves_annotations or _ANNOTATIONS_ARE_LAZY) or not _has_annotations(
+            function
+        ):
             return self._dynamic_function_reduce(function)
         annotations = annotations_of_function(function)
-        if sys.version_info >= (3, 14):  # else they would be evaluated again
+        if _ANNOTATIONS_ARE_LAZY:  # else they would be evaluated again
             function = copy_of_function(function)
         reduced = self._dynamic_function_reduce(function)
         _, attributes = reduced[2]
@@ -251,7 +259,7 @@ class _Pickler(cloudpickle.Pickler):  # type: ignore[misc] # cloudpickle is unty
 
 
 def _has_annotations(function: types.FunctionType) -> bool:
-    if sys.version_info >= (3, 14):  # to ask for them evaluates them
+    if sys.version_info >= (3, 14):  # where to ask for them evaluates them
         return function.__annotate__ is not None
     return bool(function.__annotations__)
 

@@ -72,6 +72,43 @@ def test_map_of_more_items_than_the_queue_holds_works(open_pool):
     assert len(list(pool.map(square, range(200)))) == 200
 
 
+def test_map_pickles_its_function_once_and_sends_it_once_to_each_worker(open_pool):
+    pool = open_pool(2)
+    pickled: list[object] = []
+
+    class Costly:
+        made = 0
+
+        def __reduce__(self):
+            pickled.append(self)
+            return Costly.make, ()
+
+        @staticmethod
+        def make():
+            Costly.made += 1
+            return object.__new__(Costly)
+
+    costly = Costly()
+
+    def count(_: int) -> tuple[int, int]:
+        time.sleep(0.01)
+        assert isinstance(costly, Costly)
+        return os.getpid(), Costly.made
+
+    counts = dict(pool.map(count, range(20)))
+
+    assert len(pickled) == 1
+    assert sorted(counts.values()) == [1, 1]
+    assert pool._apply(_alive, worker=1) == 0, "the worker keeps the function no longer"
+
+
+def _alive() -> int:
+    return sum(type(item).__name__ == "Costly" for item in gc.get_objects())
+
+
+_alive.__module__ = "__main__"
+
+
 def test_map_raises_the_first_error_and_cancels_the_rest(open_pool):
     pool = open_pool()
 

@@ -12,6 +12,7 @@ import socket
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -409,7 +410,8 @@ class Worker:
         lane = self.main_seat.lane
         lane.on_hello = self._check_hello
         exchange = Exchange(lane.new_call_id(), "configuring the worker")
-        lane.put(lane.carrier.pack_value(Configure(exchange.call_id), setup))
+        codec = replace(self.config.codec, resolves_annotations=True)  # those of an adapter's tools
+        lane.put(lane.carrier.pack(Configure(exchange.call_id), *codec.dumps(setup)))
         if self._group is None:  # sent first: the worker finds it when it comes up
             lane.send_ready()
         *lanes, late = [theirs.fileno() for theirs in self._theirs]
