@@ -126,8 +126,9 @@ def test_an_interrupt_ends_the_command_that_a_cell_waits_for(start_kernel, livin
             await kernel.run("import subprocess; child = subprocess.Popen(['sleep', '600'])")
             for name, cell in COMMANDS.items():
                 message = await start_cell(kernel, cell)
-                while not commands():
-                    await asyncio.sleep(0.01)
+                async with asyncio.timeout(20):
+                    while not commands():
+                        await asyncio.sleep(0.01)
                 await asyncio.sleep(0.2)  # nothing tells when it is waited for
                 started = time.monotonic()
                 if way == "signal":
