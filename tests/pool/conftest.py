@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import cloudpickle
 import numpy as np
 import pytest
 
@@ -94,6 +95,14 @@ def open_pool() -> Iterator[Callable[..., Pool]]:
 def pool(shop: str, open_pool: Callable[..., Pool]) -> Pool:
     """A pool of one worker with the shop's tools."""
     return open_pool(adapter=shop)
+
+
+@pytest.fixture(scope="module")
+def by_value(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Have what the module defines travel by value: workers cannot import the tests."""
+    cloudpickle.register_pickle_by_value(request.module)
+    yield
+    cloudpickle.unregister_pickle_by_value(request.module)
 
 
 @pytest.fixture(scope="session")

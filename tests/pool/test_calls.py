@@ -440,7 +440,7 @@ def test_an_interrupt_never_hits_the_next_call(pool):
     missed = 0
     for step in range(60):
         try:
-            pool.call("nap", {"seconds": 0.01}, timeout=0.0099 + step * 0.00002)
+            pool.call("nap", {"seconds": 0.01}, timeout=0.008 + step * 0.00005)
         except CallTimeout:
             missed += 1
         assert pool.call("echo", {"value": 1}) == 1

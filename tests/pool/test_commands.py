@@ -13,6 +13,8 @@ import pytest
 
 from snakepit_kernel import Adapter, Pool, tool
 
+pytestmark = pytest.mark.usefixtures("by_value")
+
 SOON = 1.0
 """Seconds within which an interrupted cell ends, and with it a command that heeds SIGINT."""
 

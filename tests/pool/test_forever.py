@@ -12,6 +12,8 @@ import pytest
 
 from snakepit_kernel import Adapter, Pool, tool
 
+pytestmark = pytest.mark.usefixtures("by_value")
+
 LONG = [1e9, 1e18, math.inf, 10**400]
 IDS = ["1e9", "1e18", "inf", "10**400"]
 

@@ -11,6 +11,8 @@ import pytest
 
 from snakepit_kernel import Adapter, Pool, PoolClosed, tool
 
+pytestmark = pytest.mark.usefixtures("by_value")
+
 ENDINGS = {
     "return 'child'": 0,
     "sys.exit(0)": 0,

@@ -13,6 +13,8 @@ from jupyter_client.asynchronous.client import AsyncKernelClient
 from snakepit_kernel import Adapter, Pool, SessionLost, WorkerEnd, tool
 from snakepit_kernel.kernel.kernel import QUITTING
 
+pytestmark = pytest.mark.usefixtures("by_value")
+
 
 class Quitter(Adapter):
     @tool
