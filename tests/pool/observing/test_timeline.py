@@ -47,7 +47,9 @@ def recorded():
 
         with pool.timeline() as timeline:
             pool.session("tea").call("ask")
-            futures = [pool.submit(time.sleep, 0.1), pool.submit(divmod, 1, 0)]
+            futures = [pool.submit(time.sleep, 0.12)]
+            time.sleep(0.02)  # it has begun: both sent at once may be given back, and begin anew
+            futures.append(pool.submit(divmod, 1, 0))
             for future in futures:
                 future.exception()
         pool.submit(len, "later").result()
