@@ -533,19 +533,31 @@ def test_ctrl_c_at_random_moments_loses_no_work_and_no_worker(open_pool):
         "    os.kill(int(sys.argv[1]), 2)\n"
     )
     shots, wrong, ends = 0, [], []
+    is_target = False
+
+    def interrupt(*_: object) -> None:
+        nonlocal is_target
+        if is_target:  # not between two attempts: that would hit the test itself
+            is_target = False
+            raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGINT, interrupt)
     shooter = subprocess.Popen([sys.executable, "-c", shoot, str(os.getpid())])
     # In a thread, where no shot hits it: the last one was fired when this has ended.
     waiting = threading.Thread(target=lambda: ends.append(shooter.wait()))
     waiting.start()
     while True:
         try:
+            is_target = True
             while not ends:
                 if (answer := pool.call("echo", {"value": shots})) != shots:
                     wrong.append(answer)
+            is_target = False
             break
         except KeyboardInterrupt:
             shots += 1
     waiting.join()
+    signal.signal(signal.SIGINT, before)
 
     assert shots > 50, "so little was interrupted that nothing was tested"
     assert wrong == []
