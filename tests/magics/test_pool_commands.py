@@ -110,7 +110,8 @@ def test_stop_ends_the_wait_of_a_cell_and_nothing_else(notebook):
 
     assert reply["ename"] == "KeyboardInterrupt"
     assert seconds < 1
-    assert notebook.run("[future.result() for future in futures]").text == "[None, None]"
+    shown = notebook.run("[future.result() for future in futures]")
+    assert shown.text == "[None, None]", shown
     assert notebook.run("%%snakepit\nprint(1)").stdout == "1\n"
 
 
