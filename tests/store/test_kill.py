@@ -180,7 +180,7 @@ def test_after_kills_at_random_no_acknowledged_write_is_lost_and_no_batch_is_hal
     with capsys.disabled():
         done = {name: ledger.done for name, ledger in ledgers.items()}
         print(f"\nkills of writers: {kills}, seed {seed}; {json.dumps(done)}")
-    assert failed == [], f"--store-kills {kills} --chaos-seed {seed}"
+    assert not failed, "\n".join((f"--store-kills {kills} --chaos-seed {seed}", *failed))
     assert all(ledger.done["n"] > 0 for ledger in ledgers.values())
     with closing(sqlite3.connect(path)) as connection:
         assert connection.execute("PRAGMA integrity_check").fetchall() == [("ok",)]
