@@ -82,6 +82,16 @@ def fits_sockets(path: Path) -> bool:
     return len(os.fsencode(path)) + _ROOM_FOR_NAMES <= MAX_SOCKET_PATH
 
 
+def is_private(path: Path) -> bool:
+    """Whether a directory is there, is ours, and nobody else can enter it."""
+    try:
+        status = path.lstat()
+    except OSError:
+        return False
+    mode = status.st_mode
+    return stat.S_ISDIR(mode) and status.st_uid == os.geteuid() and not mode & 0o077
+
+
 def why_too_long(path: Path) -> str:
     """Say why the sockets of a kernel cannot lie at a path, a digit behind it; or nothing."""
     most = MAX_SOCKET_PATH - len("-5")

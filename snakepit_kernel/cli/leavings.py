@@ -214,11 +214,12 @@ def _stale_sockets(directory: Path, commands: list[str]) -> list[Path]:
 
 
 def _stale_connection_files(directory: Path, commands: list[str]) -> list[Path]:
-    """Return connection files of our kernels that no process uses."""
+    """Return connection files of our kernels that no process uses, and sockets beside them."""
     return [
-        path
+        found
         for path in sorted(directory.glob("kernel-*.json"))
         if _kernel_of(path) == KERNEL and _is_unused(path, commands)
+        for found in (path, *sorted(directory.glob(f"{path.stem}-ipc-*")))
     ]
 
 

@@ -17,9 +17,10 @@ from ..pool.status import PoolStatus, duration
 from ..pool.workers.budget import describe_machine
 from ..processes.registry import Booking, EndedRun, Registry, Run
 from ..processes.sweep import TaggedProcess, past_runs, tagged_processes
+from .channels import reached_by
 from .published import PublishedPool, UnreadablePool, pool_folders, read_pool
 
-_RUN_HEADINGS = ("kernel", "run", "pid", "guardian", "state", "age")
+_RUN_HEADINGS = ("kernel", "run", "pid", "guardian", "state", "reached by", "age")
 _ENDED_HEADINGS = ("kernel", "run", "lived", "ended", "what its end took")
 _KEPT_HEADINGS = ("pid", "run", "command")
 
@@ -179,6 +180,7 @@ def _run_data(run: Run) -> dict[str, Any]:
         "guardian_pid": run.guardian.pid if run.guardian else None,
         "pid": run.process.pid if run.process else None,
         "state": _state_of(run),
+        "transport": reached_by(run),
         "started": run.started,
         "seconds": _age(run),
     }
@@ -241,6 +243,7 @@ def run_listing(runs: Sequence[Run]) -> Listing:
             str(run.process.pid) if run.process else "",
             str(run.guardian.pid) if run.guardian else "",
             _state_of(run),
+            reached_by(run),
             duration(_age(run)),
         )
         for run in runs

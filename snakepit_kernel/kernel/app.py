@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib
 import logging
 import sys
-import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from functools import partial
@@ -18,6 +17,7 @@ from traitlets.config import Config, catch_config_error
 
 from ..ids import RUN_ID_OPTION
 from ..processes import link
+from .iopub import OutputThread
 from .kernel import SnakepitKernel
 from .sockets import release_in_children
 from .streams import WorkerStream
@@ -184,9 +184,14 @@ class SnakepitKernelApp(IPKernelApp):
                 self.log.handle(record)
 
     def init_iopub(self, context: Any) -> None:
-        """Make the channel for output, and see to it that nobody's subscription is overlooked."""
-        super().init_iopub(context)
-        _look_after_sends(self.iopub_thread)
+        """Make the channel for output as ipykernel does, with a thread of ours."""
+        channel = context.socket(zmq.XPUB)
+        channel.linger = 1000
+        self._apply_curve_server_options(channel)
+        self.iopub_port = self._bind_socket(channel, self.iopub_port)
+        self.iopub_thread = OutputThread(channel, self.session)
+        self.iopub_thread.start()
+        self.iopub_socket = self.iopub_thread.background_socket
 
     # -- channels ------------------------------------------------------------------------------
 
@@ -280,22 +285,6 @@ class _Kept(logging.Filter):
             return True
         self.records.append(record)
         return False
-
-
-def _look_after_sends(thread: Any) -> None:
-    """Let the thread of the output look what has arrived after each message that it sends.
-
-    ZeroMQ tells once that something has arrived, and forgets that when something is sent. A client
-    that subscribes in this moment would not be welcomed before the next one does.
-    """
-    send, stream = thread._really_send, thread._xpub_stream  # noqa: SLF001 - no other way in
-
-    def send_and_look(*args: Any, **kwargs: Any) -> None:
-        send(*args, **kwargs)
-        if threading.current_thread() is thread.thread and not stream.closed():
-            stream.flush(zmq.POLLIN)
-
-    thread._really_send = send_and_look  # noqa: SLF001
 
 
 def _in_thread(thread: Any, function: Callable[[], T]) -> Future[T]:

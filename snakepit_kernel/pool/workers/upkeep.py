@@ -9,6 +9,7 @@ from weakref import WeakKeyDictionary
 
 import psutil
 
+from ...processes import logs
 from ...processes.supervisor import in_thread
 from ..config import PoolConfig
 from ..recovery.policies import Heartbeat
@@ -52,6 +53,8 @@ class Upkeep:
             # Deaths are seen at once; this finds what was left to be done later.
             await asyncio.sleep(RECONCILE_INTERVAL)
             self._crew.reconcile()
+            for worker in self._crew.living():
+                logs.bound_file(worker.log_path)  # ours do it themselves: other kernels do not
             if self._config.max_memory_bytes is not None:
                 await self._weigh(self._config.max_memory_bytes)
 

@@ -35,6 +35,7 @@ from ...errors import (
 from ...lane.exchange import Exchange
 from ...lane.host import Lane, LaneClosed
 from ...lane.page import RECALL_SIGNAL, Page
+from ...processes import logs
 from ...processes.cgroup import Cgroup
 from ...protocol import messages
 from ...protocol.frames import Frame, FrameReader, pack
@@ -477,7 +478,7 @@ class Worker:
             if self._group is not None:
                 limits = self.config.limits
                 self._group.make(memory_bytes=limits.memory_bytes, cpus=limits.cpus)
-            with self.log_path.open("ab") as log:
+            with logs.open_log(self.log_path) as log:
                 await self.manager.launch(
                     env=self.config.worker_environment(self.slot),
                     cwd=str(self.config.cwd),
@@ -628,7 +629,7 @@ class Worker:
         if not self.is_held:  # else whoever holds it closes them when it gives the worker back
             self.close_channels()
         self._last_words = self.last_output()  # somebody may still have to be told
-        self.log_path.unlink(missing_ok=True)
+        logs.remove(self.log_path)
         pipes, self._pipes = self._pipes, []
         for end in pipes:
             os.close(end)
@@ -686,10 +687,7 @@ class Worker:
         if self.died.is_set():
             self._hear_last_words()
         try:
-            with self.log_path.open("rb") as log:
-                log.seek(0, os.SEEK_END)
-                log.seek(max(0, log.tell() - 16 * OUTPUT_BYTES))
-                output = log.read()
+            output = logs.read_end(self.log_path, 16 * OUTPUT_BYTES)
         except OSError:
             return self._last_words
         crash = output.rfind(b"Fatal Python error")  # faulthandler: what matters comes first
