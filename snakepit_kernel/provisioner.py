@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import pathlib
 import signal
+from collections.abc import Mapping
 from typing import Any
 
 from jupyter_client.connect import KernelConnectionInfo
@@ -151,8 +152,11 @@ class SnakepitProvisioner(LocalProvisioner):
         """
         await self.end_run(self.grace)
         cmd = [os.path.expanduser(cmd[0]), *cmd[1:]]  # noqa: ASYNC240, PTH111 - touches no file
-        kind = self._kind(cmd)
         arguments = self._scrub_kwargs(kwargs)
+        if module_of(cmd) == KERNEL_MODULE:
+            cmd = with_safe_path(cmd)
+            arguments["env"] = without_empty_entries(arguments["env"])
+        kind = self._kind(cmd)
         run = await self._take_standby(kind, cmd, arguments)
         if run is None:
             run = await self._start(kind, cmd, arguments)
@@ -409,6 +413,19 @@ class SnakepitProvisioner(LocalProvisioner):
             if cause := why_too_long(base):
                 raise StartFailed(self._label(), cause)
         km.ip = str(base)
+
+
+def with_safe_path(cmd: list[str]) -> list[str]:
+    """Have Python not put the working directory before its own modules."""
+    options = cmd[1 : cmd.index("-m")]
+    return cmd if {"-P", "-I"} & set(options) else [cmd[0], "-P", *cmd[1:]]
+
+
+def without_empty_entries(env: Mapping[str, str]) -> dict[str, str]:
+    """Leave out of ``PYTHONPATH`` what would do that: an empty entry, mostly made by accident."""
+    found = env.get("PYTHONPATH", "")
+    entries = [entry for entry in found.split(os.pathsep) if entry]
+    return {**env, "PYTHONPATH": os.pathsep.join(entries)} if found else dict(env)
 
 
 def _present_directory() -> str:

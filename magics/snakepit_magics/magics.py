@@ -454,7 +454,7 @@ class SnakepitMagics(Magics):
     def _doctor(self, _: Namespace) -> None:
         # In a process of its own: it looks at the installation as a shell sees it.
         done = subprocess.run(
-            [sys.executable, "-m", "snakepit_kernel", "doctor"],
+            [sys.executable, "-P", "-m", "snakepit_kernel", "doctor"],
             capture_output=True,
             text=True,
             check=False,

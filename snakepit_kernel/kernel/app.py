@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import importlib
 import logging
+import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from functools import partial
+from pathlib import Path
 from typing import Any, TypeVar
 
 import zmq
@@ -123,6 +125,8 @@ class SnakepitKernelApp(IPKernelApp):
         self.init_io()
         self.init_kernel()
         yield "the kernel is there"
+        if not self.lane:  # while nothing beside the notebook can stand in for it
+            importlib.import_module("snakepit_magics")
         self.init_path()
         self.init_shell()
         if self.shell:
@@ -160,6 +164,18 @@ class SnakepitKernelApp(IPKernelApp):
         """Ignore interrupts between cells; a worker's lane has its own way with them."""
         if not self.lane:
             super().init_signal()
+
+    def init_path(self) -> None:
+        """Let cells import what lies beside the notebook: behind the standard library, as usual.
+
+        IPython does not where Python runs with ``-P``, which a kernel of ours does only to find its
+        own modules. Who does not want it says so by ``ignore_cwd`` or ``PYTHONSAFEPATH``.
+        """
+        if "" in sys.path or self.ignore_cwd or os.environ.get("PYTHONSAFEPATH"):
+            return
+        packages = {"site-packages", "dist-packages"}
+        places = (at for at, entry in enumerate(sys.path) if Path(entry).name in packages)
+        sys.path.insert(next(places, len(sys.path)), "")
 
     def init_sockets(self) -> None:
         """Make the channels.
