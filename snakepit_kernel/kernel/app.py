@@ -21,7 +21,7 @@ from ..ids import RUN_ID_OPTION
 from ..processes import link
 from .iopub import OutputThread
 from .kernel import SnakepitKernel
-from .sockets import release_in_children
+from .sockets import PrivateHeartbeat, make_private, release_in_children
 from .streams import WorkerStream
 
 T = TypeVar("T")
@@ -213,7 +213,11 @@ class SnakepitKernelApp(IPKernelApp):
 
     def _bind_socket(self, s: zmq.Socket[Any], port: int) -> int:
         """Bind a channel when its time has come."""
-        return super()._bind_socket(s, port) if self._is_bound else port
+        if not self._is_bound:
+            return port
+        bound: int = super()._bind_socket(s, port)
+        make_private(self.transport, self.ip, bound)
+        return bound
 
     def _bind(self) -> None:
         """Bind the channels, each in the thread that may touch its socket."""
@@ -269,6 +273,17 @@ class SnakepitKernelApp(IPKernelApp):
         """Run the kernel until it is shut down."""
         super().start()
         self.join_control_thread()
+
+    def init_heartbeat(self) -> None:
+        """Answer heartbeats as ipykernel does."""
+        self.heartbeat = PrivateHeartbeat(
+            zmq.Context(),  # its own: nothing else may hold it up
+            (self.transport, self.ip, self.hb_port),
+            curve_publickey=self.curve_publickey,
+            curve_secretkey=self.curve_secretkey,
+        )
+        self.hb_port = self.heartbeat.port
+        self.heartbeat.start()
 
     def _addresses(self) -> set[int | str]:
         """Return where this kernel listens."""

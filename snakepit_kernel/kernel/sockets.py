@@ -1,4 +1,4 @@
-"""The kernel's Jupyter sockets, which its forked children must not hold.
+"""The kernel's Jupyter sockets: nobody else may enter them, and no forked child may hold them.
 
 As long as a child that inherited them lives, the port is taken, and a client does not see that the
 kernel has gone, because its connection stays open.
@@ -10,6 +10,24 @@ import os
 import socket
 import stat
 from collections.abc import Collection
+from typing import Any
+
+from ipykernel.heartbeat import Heartbeat
+
+
+class PrivateHeartbeat(Heartbeat):
+    """The heartbeat's channel, whose socket is this user's alone."""
+
+    def _try_bind_socket(self) -> Any:
+        bound = super()._try_bind_socket()
+        make_private(self.transport, self.ip, self.port)
+        return bound
+
+
+def make_private(transport: str, ip: str, port: int) -> None:
+    """Let nobody else connect to a socket that was bound, whatever the umask."""
+    if transport == "ipc":
+        os.chmod(f"{ip}-{port}", 0o600)  # noqa: PTH101
 
 
 def release_in_children(addresses: Collection[int | str]) -> None:
