@@ -7,6 +7,7 @@ import contextlib
 import itertools
 import logging
 import os
+import select
 import signal
 import socket
 import time
@@ -346,6 +347,15 @@ class Worker:
         """Go to the state that follows an event."""
         self.state = next_state(self.state, event)
         self.since = time.monotonic()
+
+    @property
+    def has_died(self) -> bool:
+        """Whether its process has ended, also if nobody has noticed yet. In the supervisor's loop."""
+        if self.died.is_set() or self._exit_fd is None:
+            return self.died.is_set()
+        look = select.poll()
+        look.register(self._exit_fd, select.POLLIN)
+        return bool(look.poll(0))
 
     @property
     def is_proven(self) -> bool:
