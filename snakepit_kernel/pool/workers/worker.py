@@ -350,7 +350,7 @@ class Worker:
 
     @property
     def has_died(self) -> bool:
-        """Whether its process has ended, also if nobody has noticed yet. In the supervisor's loop."""
+        """Whether its process has ended, even if nobody has noticed yet."""
         if self.died.is_set() or self._exit_fd is None:
             return self.died.is_set()
         look = select.poll()
