@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import os
 
+from ..printable import printable
 from . import pidfd
 
 TYPE_CHECKING = False
@@ -162,7 +163,7 @@ def read_command(pid: int) -> str:
     except OSError:
         return "?"
     text = content.rstrip(b"\0").replace(b"\0", b" ").decode("utf-8", "replace")
-    return "".join(c if c.isprintable() else "?" for c in text) or "?"
+    return printable(text) or "?"
 
 
 def all_statuses() -> Iterator[ProcessStatus]:

@@ -1,0 +1,1 @@
+"""Secrets, left out of what is written down and shown."""
