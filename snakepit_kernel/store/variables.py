@@ -130,6 +130,8 @@ class ChangeRow:
         Id of the variable.
     value
         The value since then; None when it was deleted.
+    type
+        Type of the variable; empty when that was deleted since.
     """
 
     revision: int
@@ -140,6 +142,7 @@ class ChangeRow:
     value: bytes | None
     source: str
     time: float
+    type: str
 
 
 _COLUMNS = (
@@ -147,8 +150,11 @@ _COLUMNS = (
     " v.version, v.locked, c.value, c.source"
 )
 _PRESENT = "FROM variables v JOIN changes c ON c.revision = v.revision"
-_VALUE_BY_NAME = f"SELECT c.value {_PRESENT} WHERE v.session = ? AND v.name = ?"
-_CHANGE_COLUMNS = "revision, variable, name, kind, version, value, source, time"
+_VALUE_BY_NAME = f"SELECT c.value, v.type {_PRESENT} WHERE v.session = ? AND v.name = ?"
+_CHANGES = (
+    "SELECT c.revision, c.variable, c.name, c.kind, c.version, c.value, c.source, c.time,"
+    " coalesce(v.type, '') FROM changes c LEFT JOIN variables v ON v.id = c.variable"
+)
 _PAST = """
     WITH RECURSIVE past (revision, previous) AS (
         SELECT c.revision, c.previous FROM changes c JOIN variables v ON c.revision = v.revision
@@ -191,13 +197,13 @@ class VariableTable:
 
     # -- reading -------------------------------------------------------------------------------
 
-    def value(self, session: int, name: str) -> bytes | None:
-        """Return the value of a variable, or None when there is none of that name."""
+    def value(self, session: int, name: str) -> tuple[bytes, str] | None:
+        """Return value and type of a variable, or None when there is none of that name."""
         try:
             rows = self._read(_VALUE_BY_NAME, (session, name))
         except UnicodeEncodeError:  # half of a pair of surrogates
             return None
-        return rows[0][0] if rows else None
+        return rows[0] if rows else None
 
     def find(self, session: int, keys: Sequence[Key]) -> list[VariableRow]:
         """Return variables by name or id, oldest first; what does not exist is missing."""
@@ -235,8 +241,8 @@ class VariableTable:
     def history(self, session: int, variable: int) -> list[ChangeRow]:
         """Return the values that a variable had, the present one last."""
         select = (
-            f"{_PAST_OF_ONE} SELECT {_CHANGE_COLUMNS} FROM changes"
-            " WHERE revision IN (SELECT revision FROM past) ORDER BY revision"
+            f"{_PAST_OF_ONE} {_CHANGES}"
+            " WHERE c.revision IN (SELECT revision FROM past) ORDER BY c.revision"
         )
         return [_change(row) for row in self._read(select, (variable, session))]
 
@@ -247,10 +253,7 @@ class VariableTable:
 
     def changes(self, session: int, after: int, limit: int) -> list[ChangeRow]:
         """Return the changes of a session behind a revision, in their order."""
-        select = (
-            f"SELECT {_CHANGE_COLUMNS} FROM changes"
-            " WHERE revision > ? AND session = ? ORDER BY revision LIMIT ?"
-        )
+        select = f"{_CHANGES} WHERE c.revision > ? AND c.session = ? ORDER BY c.revision LIMIT ?"
         return [_change(row) for row in self._read(select, (after, session, limit))]
 
     # -- writing -------------------------------------------------------------------------------
