@@ -305,7 +305,7 @@ class Guardian:
             # ipykernel would watch its parent by a thread that wakes every second; 1 means that
             # somebody else does.
             os.environ["JPY_PARENT_PID"] = "1"
-            os.execvpe(command[0], command, os.environ)
+            os.execvpe(command[0], command, os.environ)  # noqa: S606 - the kernel's command, as a list
         except OSError as error:
             self.report_failure(error.errno or 0, "")
         finally:

@@ -152,7 +152,7 @@ class Template:
 
         def keep() -> None:
             try:
-                self._popen = subprocess.Popen(
+                self._popen = subprocess.Popen(  # noqa: S603 - our own module and a kernel's interpreter
                     command,
                     env=environment,
                     cwd="/" if _is_the_same_everywhere(command[0], env) else cwd,

@@ -189,7 +189,7 @@ def decoded(value: Any) -> Any:
         case None:
             return {key: decoded(item) for key, item in value.items()}
         case "pickle":
-            return pickle.loads(_data(value["base64"]))
+            return pickle.loads(_data(value["base64"]))  # noqa: S301 - `check_trust` has seen it
         case "bytes":
             return _data(value["base64"])
         case "float":
