@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import shlex
 import stat
 import time
@@ -16,7 +17,7 @@ from ..ids import is_run_id
 from ..paths import DATA_VARIABLE, RUNTIME_VARIABLE, data_dir, fits_sockets, runtime_dir
 from ..processes import registry as registry_module
 from ..processes.folders import is_leftover
-from ..processes.identity import all_statuses, read_command
+from ..processes.identity import all_statuses, read_command_line
 from ..processes.registry import Registry, Run
 from ..processes.sweep import TaggedProcess, survey
 from ..store import database as database_module
@@ -177,7 +178,8 @@ def check_leftovers() -> Iterator[Finding]:
     from jupyter_core.paths import jupyter_runtime_dir
 
     name = "leftovers"
-    commands = [read_command(status.pid) for status in all_statuses()]
+    lines = [read_command_line(status.pid) for status in all_statuses()]
+    commands = [os.fsdecode(line) for line in lines]
     folders = [str(path) for path in _stale_folders(runtime_dir())]
     files = [
         *(str(path) for path in _stale_sockets(runtime_dir(), commands)),

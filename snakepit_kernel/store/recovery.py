@@ -103,13 +103,13 @@ def rescue(backup: Path, connection: sqlite3.Connection) -> int:
     for table in tables_of(connection):
         columns = [row[1] for row in connection.execute(f"PRAGMA table_info({table})")]
         marks = ", ".join("?" * len(columns))
-        insert = f"INSERT OR IGNORE INTO {table} ({', '.join(columns)}) VALUES ({marks})"
+        insert = f"INSERT OR IGNORE INTO {table} ({', '.join(columns)}) VALUES ({marks})"  # noqa: S608 - names of our own schema
         for row in _readable_rows(backup, table, columns):
             with contextlib.suppress(sqlite3.IntegrityError):  # a damaged row
                 rescued += connection.execute(insert, row).rowcount
     for table in tables_of(connection):  # rows whose session could not be read
         for row in connection.execute(f"PRAGMA foreign_key_check({table})").fetchall():
-            delete = f"DELETE FROM {table} WHERE rowid = ?"
+            delete = f"DELETE FROM {table} WHERE rowid = ?"  # noqa: S608 - names of our own schema
             rescued -= connection.execute(delete, (row[1],)).rowcount
     for statement in CONSISTENT:
         removed = connection.execute(statement).rowcount
@@ -132,7 +132,7 @@ def _readable_rows(backup: Path, table: str, columns: list[str]) -> Iterator[tup
     """Read a table from both ends up to the damage, then what lies between damaged places."""
     with contextlib.closing(sqlite3.connect(backup)) as damaged:
         damaged.text_factory = lambda raw: raw.decode("utf-8", "replace")
-        select = f"SELECT rowid, {', '.join(columns)} FROM {table} NOT INDEXED WHERE rowid"
+        select = f"SELECT rowid, {', '.join(columns)} FROM {table} NOT INDEXED WHERE rowid"  # noqa: S608 - names of our own schema
 
         def ascending(after: int, before: int) -> Rows:
             return _run(damaged, f"{select} BETWEEN ? AND ? ORDER BY rowid", after, before, after)

@@ -13,6 +13,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from ... import telemetry
+from ...printable import printable
 from ..status import duration
 
 LIMIT = 10_000
@@ -226,10 +227,7 @@ def _row(call: TimelineCall, began: float) -> tuple[str, ...]:
         seconds(call.waited),
         seconds(call.ran),
         call.kind,
-        call.tool,
-        call.worker or "",
-        call.session or "",
-        call.outcome,
+        *map(printable, (call.tool, call.worker or "", call.session or "", call.outcome)),
     )
 
 

@@ -256,7 +256,7 @@ def _interpreter_of(spec: KernelSpec, env: Mapping[str, str]) -> Interpreter | N
     if program is None or program == sys.executable:
         return None
     try:
-        done = subprocess.run(
+        done = subprocess.run(  # noqa: S603 - the interpreter of an installed kernelspec
             [program, "-c", _PROBE],
             env={**env, **spec.env},
             cwd="/",  # or modules of the working directory would count as installed

@@ -9,6 +9,7 @@ from weakref import WeakKeyDictionary
 
 import psutil
 
+from ...printable import printable
 from ...processes import logs
 from ...processes.supervisor import in_thread
 from ..config import PoolConfig
@@ -112,7 +113,8 @@ class Upkeep:
     async def _give_up(self, worker: Worker, silence: float, misses: int) -> None:
         stacks = await in_thread(worker.stacks)
         worker.end_reason = f"gave no sign of life for {silence:.3g} s ({misses} heartbeats missed)"
-        logger.warning("worker %s %s%s", worker.name, worker.end_reason, stacks and f":\n{stacks}")
+        where = stacks and f":\n{printable(stacks, lines=True)}"
+        logger.warning("worker %s %s%s", worker.name, worker.end_reason, where)
         self._crew.give_up(worker)
 
 

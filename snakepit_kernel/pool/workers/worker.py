@@ -36,6 +36,7 @@ from ...errors import (
 from ...lane.exchange import Exchange
 from ...lane.host import Lane, LaneClosed
 from ...lane.page import RECALL_SIGNAL, Page
+from ...printable import printable
 from ...processes import logs
 from ...processes.cgroup import Cgroup
 from ...protocol import messages
@@ -569,7 +570,8 @@ class Worker:
             cause = f"adapter {self.config.adapter!r} cannot be used: {error}"
             raise StartFailed(self._title, cause, self.last_output()) from error.__cause__
         for module, problem in configured.failed_preloads.items():
-            logger.warning("%s could not preload %s: %s", self.name, module, problem)
+            told = printable(problem, lines=True)
+            logger.warning("%s could not preload %s: %s", self.name, module, told)
         return configured
 
     async def _answer(self, exchange: Exchange) -> None:
