@@ -129,6 +129,16 @@ class Run:
         return reach is Reach.PAST
 
     @property
+    def contradicts_itself(self) -> bool:
+        """Whether it is said to be of an earlier boot, and its owner or guardian is alive.
+
+        After a boot, hardly ever has a process the same pid and the same start time as one before:
+        it is the row that is damaged.
+        """
+        is_alive = self.owner.is_alive() or (self.guardian is not None and self.guardian.is_alive())
+        return is_alive and self.place.reach is Reach.PAST
+
+    @property
     def is_elsewhere(self) -> bool:
         """Whether its processes are on another host or in another container."""
         return self.place.reach is Reach.ELSEWHERE
