@@ -152,8 +152,17 @@ def create_file(path: Path) -> None:
             check_file(path)
 
 
-def open_file(path: Path | str, flags: int) -> int:
+def open_file(path: Path | str, flags: int, *, links: int = 1) -> int:
     """Open a private file, and make it if the flags say so; return its descriptor.
+
+    Rights that others have are taken away.
+
+    Parameters
+    ----------
+    path, links
+        As for `check_file`.
+    flags
+        As for `os.open`.
 
     Raises
     ------
@@ -166,13 +175,14 @@ def open_file(path: Path | str, flags: int) -> int:
         # What is no file shall be told, not waited for.
         descriptor = os.open(path, flags | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK, PRIVATE)
     except OSError:
-        check_file(Path(path))  # that says more
+        check_file(Path(path), links=links)  # that says more
         raise
     try:
         try:
-            _check(os.fstat(descriptor), str(path), 1)
+            _check(os.fstat(descriptor), str(path), links)
         except _TooWide:
             os.fchmod(descriptor, PRIVATE)
+        os.set_blocking(descriptor, True)
     except BaseException:
         os.close(descriptor)
         raise

@@ -12,7 +12,7 @@ import click
 from rich.console import Console
 from rich.table import Table
 
-from ..paths import runtime_dir
+from ..paths import runtime_dirs
 from ..pool.status import PoolStatus, duration
 from ..pool.workers.budget import describe_machine
 from ..processes.registry import Booking, EndedRun, Registry, Run
@@ -142,7 +142,7 @@ def all_listings(
 def live_pools() -> tuple[list[PublishedPool], list[str]]:
     """Return the pools whose owner lives, by name, and complaints of files that are unreadable."""
     found, complaints = [], []
-    for folder in pool_folders(runtime_dir()):
+    for folder in (folder for directory in runtime_dirs() for folder in pool_folders(directory)):
         try:
             pool = read_pool(folder)
         except UnreadablePool as error:

@@ -19,7 +19,7 @@ from traitlets.config import Config, catch_config_error
 from ..ids import RUN_ID_OPTION
 from ..processes import link
 from .kernel import SnakepitKernel
-from .sockets import release_in_children
+from .sockets import PrivateHeartbeat, close_to_others, release_in_children
 from .streams import WorkerStream
 
 T = TypeVar("T")
@@ -192,7 +192,23 @@ class SnakepitKernelApp(IPKernelApp):
 
     def _bind_socket(self, s: zmq.Socket[Any], port: int) -> int:
         """Bind a channel when its time has come."""
-        return super()._bind_socket(s, port) if self._is_bound else port
+        if not self._is_bound:
+            return port
+        bound: int = super()._bind_socket(s, port)
+        if self.transport == "ipc":
+            close_to_others(f"{self.ip}-{bound}")
+        return bound
+
+    def init_heartbeat(self) -> None:
+        """Start the heartbeat, on a socket that is ours alone."""
+        self.heartbeat = PrivateHeartbeat(
+            zmq.Context(),  # its own, as ipykernel's: it must not wait for Python's lock
+            (self.transport, self.ip, self.hb_port),
+            curve_publickey=self.curve_publickey,
+            curve_secretkey=self.curve_secretkey,
+        )
+        self.hb_port = self.heartbeat.port
+        self.heartbeat.start()
 
     def _bind(self) -> None:
         """Bind the channels, each in the thread that may touch its socket."""

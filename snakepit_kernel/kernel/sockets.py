@@ -6,10 +6,32 @@ kernel has gone, because its connection stays open.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import socket
 import stat
 from collections.abc import Collection
+from typing import Any
+
+from ipykernel.heartbeat import Heartbeat
+
+from ..files import PRIVATE
+
+
+class PrivateHeartbeat(Heartbeat):
+    """ipykernel's heartbeat, which binds its socket in a thread of its own; it is ours alone."""
+
+    def _try_bind_socket(self) -> Any:
+        bound = super()._try_bind_socket()
+        if self.transport == "ipc":
+            close_to_others(f"{self.ip}-{self.port}")
+        return bound
+
+
+def close_to_others(address: str) -> None:
+    """Take from others the rights to a Unix socket: ZeroMQ leaves them what the umask does."""
+    with contextlib.suppress(FileNotFoundError):  # the run ended meanwhile
+        os.chmod(address, PRIVATE)  # noqa: PTH101
 
 
 def release_in_children(addresses: Collection[int | str]) -> None:

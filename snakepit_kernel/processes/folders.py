@@ -72,12 +72,8 @@ def _make(run: Path, folder: Path) -> None:
         break
     # Whole or not at all: a sweep may look at any moment.
     unclaimed = folder / f"{OWNER_FILE}.new"
-    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL
-    descriptor = open_file(unclaimed, flags)
-    try:
-        os.write(descriptor, f"{ProcessIdentity.of(os.getpid())} {boot_id()}".encode())
-    finally:
-        os.close(descriptor)
+    with open(unclaimed, "x", encoding="ascii", opener=open_file) as file:
+        file.write(f"{ProcessIdentity.of(os.getpid())} {boot_id()}")
     unclaimed.replace(folder / OWNER_FILE)
 
 

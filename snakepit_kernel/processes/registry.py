@@ -22,7 +22,7 @@ from typing import Any
 
 from ..ids import is_run_id
 from ..paths import data_dir
-from ..store.recovery import is_corrupt, locked, set_aside
+from ..store.recovery import claim, is_corrupt, locked, set_aside
 from .anchor import Anchor
 from .identity import ProcessIdentity
 from .place import Place, Reach, here
@@ -501,6 +501,7 @@ def _read_run(row: Sequence[Any]) -> Run | None:
 
 def _transaction(path: Path, statements: Sequence[Statement]) -> list[Any]:
     # A connection for each transaction: none is shared with a forked child or a thread.
+    claim(path)
     connection = sqlite3.connect(path, timeout=BUSY_PATIENCE)
     try:
         connection.execute("PRAGMA journal_mode = WAL")

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..errors import SurvivorsError
+from ..files import make_directory, read_file
 from ..ids import RUN_ID_OPTION, RUN_ID_VARIABLE, is_run_id, run_id_of_number
 from ..paths import data_dir
 from .folders import remove_run_folders, sweep_folders
@@ -391,13 +392,13 @@ def past_runs(registry: Registry) -> list[EndedRun]:
 def last_words(run_id: str) -> Path:
     """Return where a guardian writes what it had to end when nobody is left to be told."""
     folder = data_dir() / "ended"
-    folder.mkdir(mode=0o700, exist_ok=True)
+    make_directory(folder)
     return folder / run_id
 
 
 def _with_last_words(run_id: str, report: EndReport) -> EndReport:
     try:
-        said = EndReport.read(last_words(run_id).read_text(encoding="utf-8", errors="replace"))
+        said = EndReport.read(read_file(last_words(run_id)))
     except OSError:
         return report
     return EndReport(

@@ -15,8 +15,9 @@ from typing import Any, NoReturn, TypeVar
 from weakref import WeakSet
 
 from ..errors import StoreError
+from ..files import NotOurs
 from ..locks import Lock
-from .recovery import inode_of, is_corrupt, locked, log_of, rescue, set_aside
+from .recovery import claim, inode_of, is_corrupt, locked, log_of, rescue, set_aside
 from .schema import MIGRATIONS, VERSION, is_compatible
 
 logger = logging.getLogger(__name__)
@@ -321,6 +322,7 @@ class Database:
                 self._fail(error)
 
     def _open(self) -> Connection:
+        claim(self.path)
         connection = sqlite3.connect(
             self.path,
             timeout=0,
@@ -336,7 +338,6 @@ class Database:
             # Its cost, two waits for the disk, is shared by more writes than by default.
             connection.execute("PRAGMA wal_autocheckpoint = 4000")
             self._migrate(connection)
-            self.path.chmod(0o600)
             connection.own_cursor = connection.cursor()
             connection.inode = self._inode = self.path.stat().st_ino
             self._seen = self._inode, inode_of(log_of(self.path))
@@ -523,6 +524,8 @@ _ORPHANS = "SELECT * FROM pragma_foreign_key_check"
 
 def failure(path: Path, error: Exception) -> StoreError:
     """Return what says that a store cannot be read or written, and what to do."""
+    if isinstance(error, NotOurs):
+        return StoreError(str(path), f"{error.path} {error.problem}", error.remedy)
     return StoreError(str(path), _problem(error), _remedy(error))
 
 

@@ -11,6 +11,7 @@ from collections import deque
 from collections.abc import Generator, Iterator
 from pathlib import Path
 
+from ..files import check_file, create_file, open_file
 from .schema import CONSISTENT
 
 LOCK_INTERVAL = 0.01
@@ -37,12 +38,15 @@ def locked(path: Path, kind: int, patience: float) -> Iterator[None]:
     ------
     TimeoutError
         Another process held the lock all the time.
+    OSError
+        It cannot be opened, or is not ours alone.
     """
     deadline = time.monotonic() + patience
-    with path.with_name(f"{path.name}.lock").open("w") as file:
+    descriptor = open_file(path.with_name(f"{path.name}.lock"), os.O_RDWR | os.O_CREAT)
+    try:
         while True:
             try:
-                fcntl.flock(file, kind | fcntl.LOCK_NB)
+                fcntl.flock(descriptor, kind | fcntl.LOCK_NB)
                 break
             except BlockingIOError:
                 if time.monotonic() > deadline:
@@ -51,7 +55,26 @@ def locked(path: Path, kind: int, patience: float) -> Iterator[None]:
         try:
             yield
         finally:  # closing alone would leave it to a child that was forked meanwhile
-            fcntl.flock(file, fcntl.LOCK_UN)
+            fcntl.flock(descriptor, fcntl.LOCK_UN)
+    finally:
+        os.close(descriptor)
+
+
+def claim(path: Path) -> None:
+    """See that a database and its other files are ours alone; make it when it is missing.
+
+    SQLite makes the other files, with the rights that the database has.
+
+    Raises
+    ------
+    NotOurs
+        One of them is not, see `files.check_file`.
+    OSError
+        It cannot be made.
+    """
+    create_file(path)
+    for suffix in ("-wal", "-shm", "-journal"):
+        check_file(path.with_name(path.name + suffix))
 
 
 def is_corrupt(error: BaseException) -> bool:

@@ -32,6 +32,7 @@ from ...errors import (
     describe_exit,
     suggest,
 )
+from ...files import open_file
 from ...lane.exchange import Exchange
 from ...lane.host import Lane, LaneClosed
 from ...lane.page import RECALL_SIGNAL, Page
@@ -477,7 +478,8 @@ class Worker:
             if self._group is not None:
                 limits = self.config.limits
                 self._group.make(memory_bytes=limits.memory_bytes, cpus=limits.cpus)
-            with self.log_path.open("ab") as log:
+            flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT
+            with os.fdopen(open_file(self.log_path, flags), "ab") as log:
                 await self.manager.launch(
                     env=self.config.worker_environment(self.slot),
                     cwd=str(self.config.cwd),
