@@ -6,6 +6,7 @@ import os
 import sqlite3
 import stat
 import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
@@ -118,6 +119,34 @@ def test_databases_and_all_that_belongs_to_them_are_private(tmp_path):
     directories = {path for path in found if path.is_dir()}
     assert {found[path] for path in directories} == {0o700}
     assert {mode for path, mode in found.items() if path not in directories} == {0o600}
+
+
+@pytest.mark.usefixtures("open_umask")
+def test_sockets_logs_and_what_a_pool_publishes_are_private(tmp_path):
+    code = """
+import os, time
+from pathlib import Path
+from snakepit_kernel import Pool
+os.umask(0)
+with Pool(1) as pool:
+    pool.run("1")
+    folder = next(Path(os.environ["SNAKEPIT_RUNTIME_DIR"]).glob("*/default-*"))
+    while not (folder / "pool.json").exists():
+        time.sleep(0.05)
+    for path in (folder, *folder.iterdir()):
+        print(path.name.partition("-")[0], path.is_dir(), path.lstat().st_mode & 0o777)
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    found = [line.split() for line in done.stdout.splitlines()]
+    assert {name for name, *_ in found} == {
+        *("default", "1.1", "1.1.json", "1.1.log", "owner", "pool.json"),
+    }
+    assert all(int(mode) == (0o700 if is_dir == "True" else 0o600) for _, is_dir, mode in found)
 
 
 @pytest.mark.parametrize("suffix", ["", "-wal", "-shm", "-journal", ".lock"])

@@ -283,21 +283,21 @@ class ProgramTable:
         """Remove files whose rows are gone."""
         for name in names:
             if name is not None and _is_file_name(name):
-                with contextlib.suppress(FileNotFoundError):
-                    (self._folder / name).unlink()
+                self._remove(name)
+
+    def _remove(self, name: str) -> None:
+        with contextlib.suppress(FileNotFoundError):
+            (self._folder / name).unlink()
 
     def _remove_orphans(self) -> None:
         with os.scandir(self._folder) as entries:
             old = time.time() - ORPHAN_SECONDS
-            names = {
-                entry.name
-                for entry in entries
-                if _is_file_name(entry.name) and _is_older(entry, old)
-            }
+            names = {entry.name for entry in entries if _is_older(entry, old)}
         if names:
             select = "SELECT file FROM programs WHERE file IS NOT NULL"
             names -= {name for (name,) in self._database.read(select)}
-            self.remove_files(names)
+            for name in names:
+                self._remove(name)
 
     def _write_file(self, value: bytes) -> str:
         name = uuid.uuid4().hex
