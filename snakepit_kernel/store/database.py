@@ -10,6 +10,7 @@ import random
 import sqlite3
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 from weakref import WeakSet
@@ -17,8 +18,20 @@ from weakref import WeakSet
 from ..errors import StoreError
 from ..files import NotOurs
 from ..locks import Lock
-from .recovery import claim, inode_of, is_corrupt, locked, log_of, rescue, set_aside
-from .schema import MIGRATIONS, VERSION, is_compatible
+from .recovery import (
+    FAILURES,
+    Damaged,
+    claim,
+    contents_of,
+    inode_of,
+    is_sound,
+    locked,
+    log_of,
+    may_be_damage,
+    rescue,
+    set_aside,
+)
+from .schema import VERSION, build, is_compatible, is_plausible
 
 logger = logging.getLogger(__name__)
 
@@ -112,7 +125,7 @@ class Database:
             connection = self._connect()
         try:
             rows = connection.own_cursor.execute(select, parameters).fetchall()
-        except sqlite3.Error as error:
+        except FAILURES as error:
             return self._read_again(connection, error, select, parameters)
         except BaseException:
             self._give_back(connection)
@@ -129,15 +142,24 @@ class Database:
         A thread that waits for Python's lock gets it after 5 ms otherwise: a call would notice.
         """
         connection = self._take()
+        is_begun = False
         try:
             cursor = connection.execute(select, parameters)
             while page := cursor.fetchmany(PAGE_ROWS):
+                is_begun = True
                 yield page
                 time.sleep(PAGE_PAUSE)
-        except sqlite3.Error as error:
-            self._fail(error)
-        finally:
+        except FAILURES as error:
+            self._recover(connection, error)
+            if is_begun:  # some of it would come twice
+                self._fail(error)
+        except BaseException:
             self._give_back(connection)
+            raise
+        else:
+            self._give_back(connection)
+            return
+        yield self.transaction(lambda sound: sound.execute(select, parameters).fetchall())
 
     def write(self, statement: str, parameters: Sequence[object]) -> int:
         """Execute one statement as a transaction of its own; return how many rows it changed.
@@ -159,7 +181,7 @@ class Database:
                 if not _is_busy(error):
                     raise
                 changed = _patiently(lambda: connection.execute(statement, parameters).rowcount)
-        except sqlite3.DatabaseError as error:
+        except FAILURES as error:
             self._recover(connection, error)
             return self.transaction(lambda again: again.execute(statement, parameters).rowcount)
         except BaseException:
@@ -206,7 +228,7 @@ class Database:
                 # Python and no loop.
                 if connection.in_transaction:
                     connection.execute("ROLLBACK")
-        except sqlite3.DatabaseError as error:
+        except FAILURES as error:
             self._recover(connection, error, is_last=tries == 1)
             return self.transaction(work, tries=tries - 1)
         except BaseException:
@@ -215,15 +237,13 @@ class Database:
         self._acknowledge(connection)
         return result
 
-    def _recover(
-        self, connection: Connection, error: sqlite3.DatabaseError, *, is_last: bool = False
-    ) -> None:
+    def _recover(self, connection: Connection, error: Exception, *, is_last: bool = False) -> None:
         """Mend the file, so that what has failed can be tried again; or raise why it cannot."""
         if isinstance(error, sqlite3.IntegrityError):
             self._give_back(connection)
             raise error
         self._drop(connection)
-        if is_last or not is_corrupt(error):
+        if is_last or not may_be_damage(error, self.path):
             self._fail(error)
         self._start_anew(error)
 
@@ -273,7 +293,7 @@ class Database:
     def _read_again(
         self,
         connection: Connection,
-        error: sqlite3.Error,
+        error: Exception,
         select: str,
         parameters: Sequence[object],
     ) -> list[Row]:
@@ -282,7 +302,7 @@ class Database:
             if not _is_busy(error):
                 raise error
             rows = _patiently(lambda: connection.execute(select, parameters).fetchall())
-        except sqlite3.DatabaseError as again:
+        except FAILURES as again:
             self._recover(connection, again)
             return self.transaction(lambda sound: sound.execute(select, parameters).fetchall())
         except BaseException:
@@ -309,8 +329,8 @@ class Database:
                 # Shared, so that nobody replaces the file before we hold its log as well.
                 with locked(self.path, fcntl.LOCK_SH, PATIENCE):
                     return self._open()
-            except sqlite3.Error as error:
-                if not is_corrupt(error):
+            except FAILURES as error:
+                if not may_be_damage(error, self.path):
                     self._fail(error)
                 self._replace(error)
             except OSError as error:
@@ -318,7 +338,7 @@ class Database:
             try:
                 with locked(self.path, fcntl.LOCK_SH, PATIENCE):
                     return self._open()
-            except (OSError, sqlite3.Error) as error:
+            except (OSError, *FAILURES) as error:
                 self._fail(error)
 
     def _open(self) -> Connection:
@@ -370,6 +390,10 @@ class Database:
         if found >= VERSION and is_compatible(found):
             return
         if not is_compatible(found):
+            with closing(_model()) as model:
+                is_ours = contents_of(model) == contents_of(connection)
+            if is_ours and not is_plausible(found):
+                raise Damaged("the number of its version is wrong")
             raise StoreError(
                 str(self.path),
                 "it was written by a newer version of snakepit_kernel",
@@ -378,10 +402,7 @@ class Database:
         _patiently(lambda: connection.execute("BEGIN IMMEDIATE"))
         try:
             (found,) = connection.execute("PRAGMA user_version").fetchone()
-            for number, statements in MIGRATIONS.items():
-                if number > found:
-                    for statement in statements:
-                        connection.execute(statement)
+            build(connection, found)
             connection.execute(f"PRAGMA user_version = {max(VERSION, found)}")
             connection.execute("COMMIT")
         except BaseException:
@@ -396,16 +417,16 @@ class Database:
         found += [f"a row of {row[0]} belongs to nothing" for row in self.read(_ORPHANS)]
         return [] if found == ["ok"] else found
 
-    def _start_anew(self, error: sqlite3.Error) -> None:
+    def _start_anew(self, error: Exception) -> None:
         """Replace a file that was found damaged while it was open."""
         with self._opening:
             self.rest()
             try:
                 self._replace(error)
-            except (OSError, sqlite3.Error) as failure:
+            except (OSError, *FAILURES) as failure:
                 self._fail(failure)
 
-    def _replace(self, error: sqlite3.Error) -> None:
+    def _replace(self, error: Exception) -> None:
         with locked(self.path, fcntl.LOCK_EX, PATIENCE):
             if self._is_sound():
                 return  # another process was faster
@@ -426,14 +447,13 @@ class Database:
     def _is_sound(self) -> bool:
         try:
             connection = self._open()
-        except sqlite3.Error:
+        except FAILURES as error:
+            if not may_be_damage(error, self.path):
+                raise
             return False
         try:
-            found: Row = connection.execute("PRAGMA quick_check(1)").fetchone()
-        except sqlite3.Error:
-            return False
-        else:
-            return found == ("ok",)
+            with closing(_model()) as model:
+                return is_sound(connection, model)
         finally:
             self._drop(connection)
 
@@ -494,6 +514,13 @@ class Database:
         self._all = WeakSet()
         self._free = []
         self._opening = Lock()
+
+
+def _model() -> sqlite3.Connection:
+    """Return a database in memory that has the tables, and nothing in them."""
+    model = sqlite3.connect(":memory:", isolation_level=None)
+    build(model)
+    return model
 
 
 def _patiently(attempt: Callable[[], T]) -> T:
