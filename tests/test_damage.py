@@ -120,9 +120,9 @@ def test_a_damaged_registry_kills_nobody_removes_nothing_of_others_and_works_aga
             first, second = Registry(), Registry()
             if seed % 5 == 0 or before not in first.runs():  # it takes a while
                 asyncio.run(sweep(first, 0.0))
-            past_runs(first)
-            first.bookings()
-            assert first.book("c", "pool", 2, bytes_each=0, cores=4, memory_bytes=0) >= 1
+                past_runs(first)
+                first.bookings()
+                assert first.book("c", "pool", 2, bytes_each=0, cores=4, memory_bytes=0) >= 1
             new = new_run_id()
             second.reserve(new, label="new")
             runs = {run.run_id for run in second.runs()}
@@ -174,9 +174,9 @@ def test_a_damaged_store_can_be_opened_again_and_keeps_what_can_be_read(tmp_path
 
 def use_all(store) -> None:
     for look in (
-        lambda: store.sessions.all(),
-        lambda: store.sweep(),
-        lambda: store.check(),
+        store.sessions.all,
+        store.sweep,
+        store.check,
         *(
             lambda name=name: list_all(open_session(name, store=store))
             for name in ("a", "b", "new")

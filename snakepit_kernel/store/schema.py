@@ -181,5 +181,5 @@ def is_compatible(version: int) -> bool:
 
 
 def is_plausible(version: int) -> bool:
-    """Whether there may soon be a program that writes a version; else a file's number is damaged."""
+    """Whether a program may soon write such a version; else the number in a file is damaged."""
     return 0 <= version // _MAJOR - VERSION // _MAJOR < 3
