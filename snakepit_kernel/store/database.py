@@ -16,13 +16,15 @@ from typing import Any, NoReturn, TypeVar
 from weakref import WeakSet
 
 from ..errors import StoreError
-from ..files import NotOurs
+from ..files import NotOurs, create_file
 from ..locks import Lock
+from .log import find_dropped, is_left, replay
 from .recovery import (
     FAILURES,
     Damaged,
     claim,
     contents_of,
+    index_of,
     inode_of,
     is_sound,
     locked,
@@ -326,6 +328,7 @@ class Database:
                 )
             try:
                 self._remove_strange_log()
+                self._look_at_log()
                 # Shared, so that nobody replaces the file before we hold its log as well.
                 with locked(self.path, fcntl.LOCK_SH, PATIENCE):
                     return self._open()
@@ -355,8 +358,6 @@ class Database:
             _patiently(lambda: connection.execute("PRAGMA journal_mode = WAL"))
             connection.execute("PRAGMA synchronous = NORMAL")
             connection.execute("PRAGMA foreign_keys = ON")
-            # Its cost, two waits for the disk, is shared by more writes than by default.
-            connection.execute("PRAGMA wal_autocheckpoint = 4000")
             self._migrate(connection)
             connection.own_cursor = connection.cursor()
             connection.inode = self._inode = self.path.stat().st_ino
@@ -375,7 +376,7 @@ class Database:
         if self._has_strange_log():
             with locked(self.path, fcntl.LOCK_EX, PATIENCE):
                 if self._has_strange_log():
-                    for name in (log_of(self.path), self.path.with_name(f"{self.path.name}-shm")):
+                    for name in (log_of(self.path), index_of(self.path)):
                         name.unlink(missing_ok=True)
 
     def _has_strange_log(self) -> bool:
@@ -417,6 +418,52 @@ class Database:
         found += [f"a row of {row[0]} belongs to nothing" for row in self.read(_ORPHANS)]
         return [] if found == ["ok"] else found
 
+    def _look_at_log(self) -> None:
+        """See that SQLite takes all of a log that nobody has closed; mend it when it does not."""
+        if self._is_open_here() or not is_left(self.path):
+            return
+        with locked(self.path, fcntl.LOCK_EX, PATIENCE):
+            claim(self.path)
+            if not is_left(self.path):  # another process was faster
+                return
+            dropped = find_dropped(self.path)
+            if dropped is None:
+                return
+            backup = set_aside(self.path)
+            whole = backup.with_name(f"{backup.name}-whole")
+            try:
+                create_file(whole)
+                replay(backup, whole, dropped.frames)
+                rescued = self._take_over(whole)
+            finally:
+                for name in (whole, log_of(whole), index_of(whole)):
+                    name.unlink(missing_ok=True)
+        logger.warning(
+            "the log of the store of sessions was damaged: only %d of its %d frames are sound; it "
+            "is kept as %s, and %d rows that could be read were taken over",
+            dropped.taken,
+            dropped.frames,
+            log_of(backup),
+            rescued,
+        )
+
+    def _is_open_here(self) -> bool:
+        """Whether this process has connections to the file: it would lose their locks."""
+        return any(other.is_open for other in list(_databases) if other.path == self.path)
+
+    @property
+    def is_open(self) -> bool:
+        """Whether this has connections to the file."""
+        return bool(self._all)
+
+    def _take_over(self, backup: Path) -> int:
+        """Make the file anew, with what can be read of another one; return how many rows."""
+        connection = self._open()
+        try:
+            return rescue(backup, connection)
+        finally:
+            self._drop(connection)
+
     def _start_anew(self, error: Exception) -> None:
         """Replace a file that was found damaged while it was open."""
         with self._opening:
@@ -431,11 +478,7 @@ class Database:
             if self._is_sound():
                 return  # another process was faster
             backup = set_aside(self.path)
-            connection = self._open()
-            try:
-                rescued = rescue(backup, connection)
-            finally:
-                self._drop(connection)
+            rescued = self._take_over(backup)
         logger.warning(
             "the store of sessions was damaged (%s); it is kept as %s, and %d rows that could be "
             "read were taken over",
@@ -465,7 +508,23 @@ class Database:
     def close(self) -> None:
         """Close the file. Whoever uses it in this moment ends that first."""
         self._is_closed = True
+        self.settle()
         self.rest()
+
+    def settle(self) -> None:
+        """Have what is in the log moved into the file, as far as others let that be done now.
+
+        The last one to close the file does it in any case; but others may have it open for days.
+        """
+        try:
+            connection = self._free.pop()
+        except IndexError:  # it is not open
+            return
+        try:
+            with contextlib.suppress(*FAILURES):  # then later
+                connection.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchall()
+        finally:
+            self._give_back(connection)
 
     def rest(self) -> None:
         """Close what nobody uses; what is in use is closed when it is given back.

@@ -158,6 +158,11 @@ def log_of(path: Path) -> Path:
     return path.with_name(f"{path.name}-wal")
 
 
+def index_of(path: Path) -> Path:
+    """Return where the index of a database's log is, which all who have it open share."""
+    return path.with_name(f"{path.name}-shm")
+
+
 def inode_of(path: Path) -> int:
     """Return the number of a file, or 0 when there is none."""
     try:

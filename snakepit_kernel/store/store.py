@@ -100,6 +100,7 @@ class Store:
 
     def rest(self) -> None:
         """Close what is open and not in use; the next use opens it again."""
+        self._database.settle()
         self._database.rest()
 
     def close(self) -> None:
