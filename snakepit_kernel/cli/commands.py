@@ -172,6 +172,8 @@ def wrap(
     except ValueError as error:
         raise click.UsageError(str(error)) from error
     click.echo(wrapped.line())
+    if wrapped.left_out:
+        click.echo(wrapped.note(), err=True)
 
 
 @snakepit.command()
