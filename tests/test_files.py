@@ -7,6 +7,7 @@ import sqlite3
 import stat
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
@@ -15,7 +16,9 @@ import pytest
 
 from snakepit_kernel.errors import ProgramDamaged, StoreError
 from snakepit_kernel.files import NotOurs, check_file, create_file, open_file, write_file
+from snakepit_kernel.pool.observing.timeline import Timeline
 from snakepit_kernel.processes.registry import Registry
+from snakepit_kernel.sessions.portable import export_session
 from snakepit_kernel.sessions.state import open_session
 from snakepit_kernel.store.programs import FILE_FROM_BYTES
 from snakepit_kernel.store.store import open_store
@@ -265,3 +268,59 @@ def test_a_pipe_in_the_place_of_what_is_written_out_is_written_to(tmp_path):
         write_file(path, "text")
         assert reader.communicate()[0] == "text"
     assert stat.S_ISFIFO(path.lstat().st_mode)
+
+
+@pytest.mark.usefixtures("open_umask")
+@pytest.mark.parametrize("write", ["export", "timeline"])
+def test_exports_are_private_and_give_nobody_more_than_the_file_in_their_place(tmp_path, write):
+    store = open_store(tmp_path / "sessions.sqlite")
+    session = open_session("s", store=store)
+    new, old = tmp_path / "new.json", tmp_path / "old.json"
+    old.touch(mode=0o640)
+
+    for path in (new, old):
+        if write == "export":
+            export_session(session, path)
+        else:
+            Timeline("pool").save(path)
+
+    assert (mode_of(new), mode_of(old)) == (0o600, 0o640)
+    assert new.read_text() == old.read_text() != ""
+    store.close()
+
+
+READ_ONLY = """
+import os, sys
+from pathlib import Path
+import snakepit_kernel.sessions.state as state
+from snakepit_kernel.errors import StoreError
+folder = Path(os.environ["SNAKEPIT_DATA_DIR"])
+state.open_session("s").variables.register("v", "integer", 1)
+state.open_store().close()
+folder.chmod(0o500)
+if os.geteuid() == 0:
+    os.chown(folder, 65534, 65534)
+    for path in folder.iterdir():
+        os.chown(path, 65534, 65534)
+    os.setresuid(65534, 65534, 65534)
+try:
+    state.open_session("s")
+except StoreError as error:
+    print(error)
+"""
+
+
+def test_a_store_in_a_directory_that_cannot_be_written_says_so_as_a_store(tmp_path):
+    with tempfile.TemporaryDirectory(prefix="spf-", dir="/tmp") as name:
+        data = Path(name, "d")
+        os.chmod(name, 0o755)
+        done = subprocess.run(
+            [sys.executable, "-c", READ_ONLY],
+            env={**os.environ, "SNAKEPIT_DATA_DIR": str(data)},
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        data.chmod(0o700)
+    assert f"directory {data} must be writable" in done.stdout
+    assert "SNAKEPIT_DATA_DIR" in done.stdout

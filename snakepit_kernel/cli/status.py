@@ -77,13 +77,13 @@ def show(*, ended: bool = False, as_json: bool) -> None:
 
     Raises
     ------
-    PermissionError
-        The runtime directory cannot be used.
+    OSError
+        The runtime directory cannot be used; or the registry, for runs that ended.
     """
     pools, complaints = live_pools()
     for complaint in complaints:
         click.echo(complaint, err=True)
-    registry = Registry()
+    registry = Registry(is_needed=ended)  # what ended is only there
     runs, kept = live_runs(registry), _kept()
     past = past_runs(registry) if ended else []
     if as_json:

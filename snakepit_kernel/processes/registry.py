@@ -215,6 +215,10 @@ class Booking:
         return reach is Reach.PAST or (reach is Reach.HERE and not self.owner.is_alive())
 
 
+class RegistryUnusable(OSError):
+    """The registry of runs cannot be read or written; the text says why."""
+
+
 class Registry:
     """The file of runs. It never stands in the way of a start: without it one net is missing.
 
@@ -222,10 +226,14 @@ class Registry:
     ----------
     path
         SQLite file; by default ``runs.sqlite`` in the data directory.
+    is_needed
+        Whoever asks cannot do without it: where it cannot be used, that is no warning, but a
+        `RegistryUnusable`.
     """
 
-    def __init__(self, path: Path | None = None) -> None:
+    def __init__(self, path: Path | None = None, *, is_needed: bool = False) -> None:
         self._path = path
+        self._is_needed = is_needed
         self._warned = False
 
     @property
@@ -417,6 +425,8 @@ class Registry:
             return []
 
     def _warn(self, error: Exception) -> None:
+        if self._is_needed:
+            raise RegistryUnusable(f"the registry of runs cannot be used: {error}") from error
         if not self._warned:
             self._warned = True
             logger.warning(

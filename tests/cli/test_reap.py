@@ -228,6 +228,34 @@ def test_a_file_that_a_live_run_claims_as_well_stays(
     assert [run.label for run in Registry().runs()] == ["live"]
 
 
+@pytest.mark.parametrize("options", [(), ("--dry-run",), ("--json",), ("--kept",)])
+@pytest.mark.parametrize("obstacle", ["no directory", "no database"])
+def test_a_registry_that_cannot_be_used_is_an_error_and_not_nothing_to_end(
+    snakepit: Run, place: Any, options: tuple[str, ...], obstacle: str
+) -> None:
+    data = place.data
+    if obstacle == "no directory":
+        data = "/proc/nowhere"
+    else:
+        (place.data / "runs.sqlite").mkdir()
+
+    done = snakepit("reap", *options, env={"SNAKEPIT_DATA_DIR": str(data)})
+
+    assert (done.returncode, done.stdout) == (1, "")
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("snakepit: the registry of runs cannot be used: ")
+    assert str(data) in line
+
+
+def test_runs_that_ended_are_not_shown_as_none_where_the_registry_cannot_be_used(
+    snakepit: Run, place: Any
+) -> None:
+    (place.data / "runs.sqlite").mkdir()
+    done = snakepit("status", "--runs")
+    assert (done.returncode, done.stdout) == (1, "")
+    assert "the registry of runs cannot be used" in done.stderr
+
+
 @pytest.mark.skipif(os.getuid() != 0, reason="only root can make a process of another user")
 def test_a_process_that_became_another_users_is_named_and_not_waited_for(
     place: Any, lose: Callable[..., tuple[str, Any]], living: Any, tmp_path: Any
