@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import os
 import stat
+import subprocess
+import sys
 import tempfile
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -16,6 +19,7 @@ from snakepit_kernel.paths import (
     data_dir,
     fits_sockets,
     runtime_dir,
+    runtime_dirs,
 )
 
 
@@ -34,12 +38,41 @@ class TestADirectory:
         assert directory() == tmp_path / "a" / "b"
         assert mode_of(directory()) == 0o700
 
-    def test_that_others_may_enter_is_closed_to_them(
+    def test_that_is_made_is_private_with_its_parents_whatever_the_umask(
         self, monkeypatch, tmp_path, directory, variable
     ):
-        tmp_path.chmod(0o777)
+        monkeypatch.setenv(variable, str(tmp_path / "a" / "b"))
+        old = os.umask(0)
+        try:
+            directory()
+        finally:
+            os.umask(old)
+        assert mode_of(tmp_path / "a") == mode_of(tmp_path / "a" / "b") == 0o700
+
+    @pytest.mark.parametrize("mode", [0o777, 0o1777, 0o755, 0o710])
+    def test_that_others_have_rights_to_is_refused_with_the_remedy_and_left_as_it_is(
+        self, monkeypatch, tmp_path, directory, variable, mode
+    ):
+        tmp_path.chmod(mode)
         monkeypatch.setenv(variable, str(tmp_path))
-        assert mode_of(directory()) == 0o700
+        with pytest.raises(PermissionError) as caught:
+            directory()
+        assert mode_of(tmp_path) == mode
+        for part in (f"directory {tmp_path} is open to others", f"chmod 700 {tmp_path}", variable):
+            assert part in str(caught.value)
+        tmp_path.chmod(0o700)
+        assert directory() == tmp_path
+
+    def test_that_is_a_link_is_refused_and_what_is_behind_it_is_left_as_it_is(
+        self, monkeypatch, tmp_path, directory, variable
+    ):
+        behind, link = tmp_path / "behind", tmp_path / "link"
+        behind.mkdir(mode=0o700)
+        link.symlink_to(behind)
+        monkeypatch.setenv(variable, str(link))
+        with pytest.raises(PermissionError, match=rf"directory {link} is a link.*{variable}"):
+            directory()
+        assert list(behind.iterdir()) == []
 
     def test_whose_place_a_file_takes_is_named_with_the_variable(
         self, monkeypatch, tmp_path, directory, variable
@@ -80,11 +113,45 @@ class TestADirectory:
         assert directory() == tmp_path / "here"
 
 
-def test_the_runtime_directory_lies_below_jupyters(monkeypatch):
-    with tempfile.TemporaryDirectory(dir="/tmp") as short:
-        monkeypatch.delenv(RUNTIME_VARIABLE)
-        monkeypatch.setenv("JUPYTER_RUNTIME_DIR", short)
-        assert runtime_dir() == Path(short) / "snakepit"
+@pytest.fixture
+def short(monkeypatch) -> Iterator[Path]:
+    """Give a home and temporary files with short paths, and no settings."""
+    for name in (RUNTIME_VARIABLE, DATA_VARIABLE, "JUPYTER_RUNTIME_DIR", "JUPYTER_DATA_DIR"):
+        monkeypatch.delenv(name)
+    monkeypatch.delenv("XDG_RUNTIME_DIR", raising=False)
+    with tempfile.TemporaryDirectory(prefix="spp-", dir="/tmp") as name:
+        monkeypatch.setattr(tempfile, "tempdir", name)
+        monkeypatch.setenv("HOME", name)
+        yield Path(name)
+
+
+def test_the_runtime_directory_lies_below_jupyters(short):
+    assert runtime_dir() == short / ".local/share/jupyter/runtime/snakepit"
+    assert data_dir() == short / ".local/share/jupyter/snakepit"
+    assert {mode_of(parent) for parent in runtime_dir().parents[:5]} == {0o700}
+
+
+def test_the_runtime_directory_lies_below_that_of_the_login_where_there_is_one(short, monkeypatch):
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(short / "x"))
+    without = runtime_dir()
+    (short / "x").mkdir(mode=0o700)
+
+    assert runtime_dir() == short / "x" / "snakepit"
+    assert runtime_dirs() == [short / "x" / "snakepit", without]
+
+
+def test_a_directory_of_the_login_that_others_may_write_to_is_passed_over(short, monkeypatch):
+    (short / "x").mkdir()
+    (short / "x").chmod(0o777)
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(short / "x"))
+    assert runtime_dir() == short / ".local/share/jupyter/runtime/snakepit"
+
+
+def test_jupyters_runtime_directory_comes_first_where_it_was_chosen(short, monkeypatch):
+    (short / "x").mkdir(mode=0o700)
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(short / "x"))
+    monkeypatch.setenv("JUPYTER_RUNTIME_DIR", str(short / "j"))
+    assert runtime_dirs() == [short / "j" / "snakepit"]
 
 
 def test_a_runtime_directory_too_long_for_sockets_is_replaced_by_a_private_short_one(
@@ -116,6 +183,123 @@ def test_a_short_runtime_directory_that_someone_planted_as_a_link_is_refused(mon
             runtime_dir()
 
         assert mode_of(victim) == 0o755
+
+
+# -- another user ----------------------------------------------------------------------------------
+
+OTHER = 65534
+"""The user id of the victim: these tests are root, and everybody else."""
+
+as_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root can be somebody else")
+
+CHILD = """
+import logging, os, pwd, sys, tempfile
+import jupyter_core.paths
+from snakepit_kernel.paths import data_dir, runtime_dir, runtime_dirs
+jupyter_core.paths.jupyter_runtime_dir(), jupyter_core.paths.jupyter_data_dir()
+user = int(sys.argv[1])  # who may not be able to read what is to be imported
+os.setgroups([])
+os.setresgid(user, user, user)
+os.setresuid(user, user, user)
+logging.basicConfig(level=logging.WARNING, format="%(message)s")
+"""
+
+
+@pytest.fixture
+def victim() -> Iterator[Callable[[str], str]]:
+    """Run code as another user, with a home whose path is long; return what it printed."""
+    with tempfile.TemporaryDirectory(prefix="spp-", dir="/tmp") as name:
+        shared, home = Path(name), Path(name, "h" * 100)
+        shared.chmod(0o1777)
+        home.mkdir(mode=0o700)
+        os.chown(home, OTHER, OTHER)
+        kept = {name: value for name, value in os.environ.items() if "_DIR" not in name}
+        environment = {**kept, "HOME": str(home), "TMPDIR": str(shared), "WHERE": str(shared)}
+
+        def run(code: str) -> str:
+            done = subprocess.run(
+                [sys.executable, "-c", CHILD + code, str(OTHER)],
+                env=environment,
+                capture_output=True,
+                text=True,
+                check=False,
+            )
+            assert done.returncode == 0, done.stderr
+            return done.stdout + done.stderr
+
+        run.shared = shared  # type: ignore[attr-defined]
+        yield run
+
+
+@as_root
+def test_a_name_among_temporary_files_that_another_user_took_is_told_and_another_one_is_used(
+    victim,
+):
+    taken = victim.shared / f"snakepit-{OTHER}"
+    taken.mkdir(mode=0o777)
+
+    first, said = victim("print(runtime_dir())").splitlines()
+    second = victim("print(runtime_dir())").strip()
+    found = victim("print(*runtime_dirs())").split()
+
+    assert f"{taken} must belong to you, and belongs to user root" in said
+    assert first == second != str(taken)
+    assert found == [first]
+    status = Path(first).lstat()
+    assert (stat.S_IMODE(status.st_mode), status.st_uid) == (0o700, OTHER)
+    assert list(taken.iterdir()) == []
+
+
+@as_root
+@pytest.mark.parametrize("what", ["link", "file"])
+def test_what_another_user_planted_under_our_name_is_neither_followed_nor_changed(victim, what):
+    taken, mine = victim.shared / f"snakepit-{OTHER}", victim.shared / "victims"
+    mine.mkdir()
+    os.chown(mine, OTHER, OTHER)
+    if what == "link":
+        taken.symlink_to(mine)
+    else:
+        taken.touch()
+
+    used = Path(victim("print(runtime_dir())").splitlines()[0])
+
+    assert used.parent == victim.shared
+    assert used != taken
+    assert mode_of(mine) == 0o755
+    assert list(mine.iterdir()) == []
+
+
+@as_root
+def test_a_kept_name_that_is_gone_after_a_boot_is_replaced(victim):
+    (victim.shared / f"snakepit-{OTHER}").mkdir()
+    first = Path(victim("print(runtime_dir())").splitlines()[0])
+    first.rmdir()
+
+    second = Path(victim("print(runtime_dir())").splitlines()[0])
+
+    assert second != first
+    assert mode_of(second) == 0o700
+
+
+@as_root
+def test_processes_that_find_the_name_taken_at_once_use_the_same_one(victim):
+    (victim.shared / f"snakepit-{OTHER}").mkdir()
+    code = """
+logging.disable()
+begin, go = os.pipe()
+for _ in range(8):
+    if os.fork() == 0:
+        os.close(go)
+        os.read(begin, 1)
+        os.write(1, f"{runtime_dir()}\\n".encode())
+        os._exit(0)
+os.close(go)
+for _ in range(8):
+    os.wait()
+"""
+    used = victim(code).split()
+    assert len(used) == 8
+    assert len(set(used)) == 1
 
 
 @pytest.mark.parametrize("length", [MAX_SOCKET_PATH - 44, MAX_SOCKET_PATH - 43])

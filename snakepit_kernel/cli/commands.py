@@ -173,6 +173,8 @@ def wrap(
     except ValueError as error:
         raise click.UsageError(str(error)) from error
     click.echo(printable(wrapped.line()))
+    if wrapped.left_out:
+        click.echo(printable(wrapped.note()), err=True)
 
 
 @snakepit.command()

@@ -14,7 +14,15 @@ from typing import TypeVar
 
 from ..errors import StoreError
 from ..ids import is_run_id
-from ..paths import DATA_VARIABLE, RUNTIME_VARIABLE, data_dir, fits_sockets, runtime_dir
+from ..paths import (
+    DATA_VARIABLE,
+    RUNTIME_VARIABLE,
+    data_dir,
+    fits_sockets,
+    jupyter_runtime_dir,
+    runtime_dir,
+    runtime_dirs,
+)
 from ..processes import registry as registry_module
 from ..processes.folders import is_leftover
 from ..processes.identity import all_statuses, read_command_line
@@ -175,15 +183,14 @@ def _describe(text: str, advice: str, processes: list[TaggedProcess]) -> Finding
 
 def check_leftovers() -> Iterator[Finding]:
     """Look for files of owners that are dead. They do no harm but lie about."""
-    from jupyter_core.paths import jupyter_runtime_dir
-
     name = "leftovers"
     lines = [read_command_line(status.pid) for status in all_statuses()]
     commands = [os.fsdecode(line) for line in lines]
-    folders = [str(path) for path in _stale_folders(runtime_dir())]
+    directories = runtime_dirs()
+    folders = [str(path) for directory in directories for path in _stale_folders(directory)]
     files = [
-        *(str(path) for path in _stale_sockets(runtime_dir(), commands)),
-        *(str(path) for path in _stale_connection_files(Path(jupyter_runtime_dir()), commands)),
+        *(str(path) for directory in directories for path in _stale_sockets(directory, commands)),
+        *(str(path) for path in _stale_connection_files(jupyter_runtime_dir(), commands)),
     ]
     if folders:
         text = f"{len(folders)} folders of dead processes: {listing(folders)}"

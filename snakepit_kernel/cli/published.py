@@ -7,6 +7,7 @@ import time
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from ..files import NotOurs, read_file
 from ..pool.status import PoolStatus, memory_of, status_path
 from ..processes.folders import is_leftover
 
@@ -71,11 +72,10 @@ def read_pool(folder: Path) -> PublishedPool | None:
     """
     path = status_path(folder)
     try:
-        with path.open(encoding="utf-8") as file:
-            written = path.stat().st_mtime
-            status = PoolStatus.from_json(json.load(file))
+        written = path.stat().st_mtime
+        status = PoolStatus.from_json(json.loads(read_file(path)))
     except FileNotFoundError:
         return None
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
+    except (ValueError, TypeError, KeyError, AttributeError, NotOurs) as error:
         raise UnreadablePool(path) from error
     return PublishedPool(folder=folder, status=status, written=written)

@@ -40,10 +40,10 @@ def reap(*, grace: float, kept: bool, dry_run: bool, as_json: bool) -> int:
 
     Raises
     ------
-    PermissionError
-        The data or the runtime directory cannot be used.
+    OSError
+        The registry, the data or the runtime directory cannot be used. Nothing was ended.
     """
-    registry = Registry()
+    registry = Registry(is_needed=True)  # or "nothing to end" would be said of what nobody can see
     found = survey(registry)
     reports: dict[str, EndReport] = {}
     of_kept = EndReport(verified=True)

@@ -12,7 +12,7 @@ import click
 from rich.console import Console
 from rich.table import Table
 
-from ..paths import runtime_dir
+from ..paths import runtime_dirs
 from ..pool.status import PoolStatus, duration
 from ..pool.workers.budget import describe_machine
 from ..printable import printable
@@ -88,13 +88,13 @@ def show(*, ended: bool = False, as_json: bool) -> None:
 
     Raises
     ------
-    PermissionError
-        The runtime directory cannot be used.
+    OSError
+        The runtime directory cannot be used; or the registry, for runs that ended.
     """
     pools, complaints = live_pools()
     for complaint in complaints:
         click.echo(printable(complaint), err=True)
-    registry = Registry()
+    registry = Registry(is_needed=ended)  # what ended is only there
     runs, kept = live_runs(registry), _kept()
     past = past_runs(registry) if ended else []
     if as_json:
@@ -153,7 +153,7 @@ def all_listings(
 def live_pools() -> tuple[list[PublishedPool], list[str]]:
     """Return the pools whose owner lives, by name, and complaints of files that are unreadable."""
     found, complaints = [], []
-    for folder in pool_folders(runtime_dir()):
+    for folder in (folder for directory in runtime_dirs() for folder in pool_folders(directory)):
         try:
             pool = read_pool(folder)
         except UnreadablePool as error:

@@ -12,6 +12,7 @@ import math
 import os
 import re
 import shutil
+import stat
 import sys
 import tempfile
 from collections.abc import Collection, Iterator, Sequence
@@ -21,6 +22,7 @@ from string import Template
 from typing import TYPE_CHECKING, Any
 
 from ..errors import suggest
+from ..files import write_file
 from .installation import PROVISIONER
 
 if TYPE_CHECKING:
@@ -74,12 +76,23 @@ class Wrapped:
         Whether there was an older copy in its place.
     found
         What Jupyter finds under the copy's name; None when it does not look where the copy is.
+    left_out
+        Links of the original that lead out of it: who may read the copy may not read what they
+        point to.
     """
 
     copy: Copy
     display_name: str
     is_update: bool
     found: Path | None
+    left_out: Sequence[Path] = ()
+
+    def note(self) -> str:
+        """Say what was not copied; nothing where all was."""
+        if not self.left_out:
+            return ""
+        names = ", ".join(map(str, self.left_out))
+        return f"not copied, because they are links out of {self.copy.wraps!r}: {names}"
 
     def line(self) -> str:
         """Say what was written and how to use it."""
@@ -166,7 +179,7 @@ def wrap(
     try:
         is_update = target.exists()
         kernels.mkdir(parents=True, exist_ok=True)
-        _write(source, target, _content(spec, name, shown, grace))
+        left_out = _write(source, target, _content(spec, name, shown, grace))
     except shutil.Error as error:
         path, _, cause = error.args[0][0]
         raise OSError(f"cannot copy {path}: {cause}") from error
@@ -180,6 +193,7 @@ def wrap(
         display_name=shown,
         is_update=is_update,
         found=None if found is None else Path(found),
+        left_out=left_out,
     )
 
 
@@ -306,25 +320,54 @@ def _content(spec: dict[str, Any], wraps: str, shown: str, grace: float | None) 
     return {**spec, "display_name": shown, "metadata": metadata}
 
 
-def _write(source: Path, target: Path, content: dict[str, Any]) -> None:
-    """Put a copy into its place, instead of an older one."""
+def _write(source: Path, target: Path, content: dict[str, Any]) -> list[Path]:
+    """Put a copy into its place, instead of an older one; return what leads out of the original."""
+    inside, leading_out = source.resolve(), []
 
     def left_out(folder: str, names: list[str]) -> set[str]:
         # copytree's own test for links that dangle takes a relative one from the current directory
-        dangling = {name for name in names if not Path(folder, name).exists()}
-        return dangling | {"kernel.json"} if folder == str(source) else dangling
+        found = {name for name in names if not Path(folder, name).exists()}
+        for name in set(names) - found:
+            path = Path(folder, name)
+            if not path.resolve().is_relative_to(inside):
+                found.add(name)
+                if path != source / "kernel.json":
+                    leading_out.append(path)
+        return found | {"kernel.json"} if folder == str(source) else found
 
     # One folder deeper than a kernelspec lies, so that Jupyter does not see it half written.
     with tempfile.TemporaryDirectory(prefix=".snakepit-", dir=target.parent) as beside:
         new, old = Path(beside, "new"), Path(beside, "old")
         # Links are followed: one that is relative would point elsewhere from the copy.
-        shutil.copytree(source, new, ignore=left_out)
+        shutil.copytree(source, new, ignore=left_out, copy_function=_copy_file)
         for folder, _, _ in os.walk(new):
             Path(folder).chmod(Path(folder).stat().st_mode | 0o700)  # the original's may be sealed
         text = json.dumps(content, indent=2, ensure_ascii=False)
-        (new / "kernel.json").write_text(text + "\n", encoding="utf-8")
+        (new / "kernel.json").touch(mode=_mode_of_spec(source, target))
+        write_file(new / "kernel.json", text + "\n")
         with _moved_away(target, old):
             new.rename(target)
+    return sorted(leading_out)
+
+
+def _copy_file(source: str, target: str) -> None:
+    """Copy a file: its rights, but not that it runs as its owner, who is another one now."""
+    shutil.copy2(source, target)
+    path = Path(target)
+    if path.stat().st_mode & (stat.S_ISUID | stat.S_ISGID):
+        path.chmod(stat.S_IMODE(path.stat().st_mode) & 0o777)
+
+
+def _mode_of_spec(source: Path, target: Path) -> int:
+    """Return the rights that a copy's ``kernel.json`` gets: those of its original at most.
+
+    There may be secrets in its environment. One that is updated gets no more than it had.
+    """
+    mode = 0o666
+    for folder in (source, target):
+        with contextlib.suppress(FileNotFoundError):  # ipykernel's own has none; the first copy
+            mode &= (folder / "kernel.json").stat().st_mode
+    return mode
 
 
 @contextlib.contextmanager

@@ -21,7 +21,7 @@ from ..ids import RUN_ID_OPTION
 from ..processes import link
 from .iopub import OutputThread
 from .kernel import SnakepitKernel
-from .sockets import PrivateHeartbeat, make_private, release_in_children
+from .sockets import PrivateHeartbeat, close_to_others, release_in_children
 from .streams import WorkerStream
 
 T = TypeVar("T")
@@ -216,8 +216,20 @@ class SnakepitKernelApp(IPKernelApp):
         if not self._is_bound:
             return port
         bound: int = super()._bind_socket(s, port)
-        make_private(self.transport, self.ip, bound)
+        if self.transport == "ipc":
+            close_to_others(f"{self.ip}-{bound}")
         return bound
+
+    def init_heartbeat(self) -> None:
+        """Start the heartbeat, on a socket that is ours alone."""
+        self.heartbeat = PrivateHeartbeat(
+            zmq.Context(),  # its own, as ipykernel's: it must not wait for Python's lock
+            (self.transport, self.ip, self.hb_port),
+            curve_publickey=self.curve_publickey,
+            curve_secretkey=self.curve_secretkey,
+        )
+        self.hb_port = self.heartbeat.port
+        self.heartbeat.start()
 
     def _bind(self) -> None:
         """Bind the channels, each in the thread that may touch its socket."""
@@ -273,17 +285,6 @@ class SnakepitKernelApp(IPKernelApp):
         """Run the kernel until it is shut down."""
         super().start()
         self.join_control_thread()
-
-    def init_heartbeat(self) -> None:
-        """Answer heartbeats as ipykernel does."""
-        self.heartbeat = PrivateHeartbeat(
-            zmq.Context(),  # its own: nothing else may hold it up
-            (self.transport, self.ip, self.hb_port),
-            curve_publickey=self.curve_publickey,
-            curve_secretkey=self.curve_secretkey,
-        )
-        self.hb_port = self.heartbeat.port
-        self.heartbeat.start()
 
     def _addresses(self) -> set[int | str]:
         """Return where this kernel listens."""

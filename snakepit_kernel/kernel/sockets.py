@@ -6,6 +6,7 @@ kernel has gone, because its connection stays open.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import socket
 import stat
@@ -14,20 +15,23 @@ from typing import Any
 
 from ipykernel.heartbeat import Heartbeat
 
+from ..files import PRIVATE
+
 
 class PrivateHeartbeat(Heartbeat):
-    """The heartbeat's channel, whose socket is this user's alone."""
+    """ipykernel's heartbeat, which binds its socket in a thread of its own; it is ours alone."""
 
     def _try_bind_socket(self) -> Any:
         bound = super()._try_bind_socket()
-        make_private(self.transport, self.ip, self.port)
+        if self.transport == "ipc":
+            close_to_others(f"{self.ip}-{self.port}")
         return bound
 
 
-def make_private(transport: str, ip: str, port: int) -> None:
-    """Let nobody else connect to a socket that was bound, whatever the umask."""
-    if transport == "ipc":
-        os.chmod(f"{ip}-{port}", 0o600)  # noqa: PTH101
+def close_to_others(address: str) -> None:
+    """Take from others the rights to a Unix socket: ZeroMQ leaves them what the umask does."""
+    with contextlib.suppress(FileNotFoundError):  # the run ended meanwhile
+        os.chmod(address, PRIVATE)  # noqa: PTH101
 
 
 def release_in_children(addresses: Collection[int | str]) -> None:

@@ -26,6 +26,7 @@ import zmq
 import zmq.asyncio
 
 from ..errors import PoolClosed, SnakepitError, ToolError, WorkerDied
+from ..files import write_file
 from ..lane.answers import Interrupted
 from ..lane.arena import TRIM_AFTER
 from ..lane.exchange import Exchange
@@ -599,11 +600,8 @@ class Engine:
         news = (status.stats, [(w.name, w.state, w.tainted) for w in status.workers])
         if news != self._published:
             self._published = news
-            path = status_path(self._folder)
-            temporary = path.with_suffix(".tmp")
             try:
-                temporary.write_text(json.dumps(status.as_json()))
-                temporary.replace(path)
+                write_file(status_path(self._folder), json.dumps(status.as_json()))
             except OSError as error:  # a full disk; the pool works, and only does not show it
                 logger.warning("snakepit status cannot show pool %s: %s", self.config.name, error)
 

@@ -11,11 +11,13 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from ..ids import new_run_id
+from ..ids import is_run_id, new_run_id
 from .guardian import remove
 
 PERIOD = 100_000
 """Microseconds in which a group gets its share of CPU time."""
+
+_PREFIX = "snakepit-"
 
 OWN = Path("/proc/self")
 
@@ -74,7 +76,7 @@ class Cgroup:
     """
 
     def __init__(self, parent: Path) -> None:
-        self.path = parent / f"snakepit-{new_run_id()}"
+        self.path = parent / f"{_PREFIX}{new_run_id()}"
 
     def make(self, *, memory_bytes: int | None, cpus: float | None) -> None:
         """Make it, with its limits.
@@ -110,6 +112,23 @@ class Cgroup:
     def remove(self) -> None:
         """Remove it, when all processes in it have ended."""
         remove(str(self.path))
+
+
+def is_group(path: Path) -> bool:
+    """Whether a directory has the name and the place of a group of ours."""
+    try:
+        mount, _ = _mount(OWN)
+    except (NotDelegated, OSError):
+        return False
+    is_named = path.name.startswith(_PREFIX) and is_run_id(path.name.removeprefix(_PREFIX))
+    return is_named and Path(os.path.realpath(path)).is_relative_to(mount)
+
+
+def remove_group(path: Path) -> None:
+    """Remove a group and those in it, where no process is left in them; nothing else goes."""
+    for folder, _, _ in os.walk(path, topdown=False):
+        with contextlib.suppress(OSError):
+            os.rmdir(folder)  # noqa: PTH106 - not for each of the files that it shows
 
 
 def _mount(own: Path) -> tuple[Path, str]:

@@ -12,8 +12,9 @@ import shutil
 import time
 from pathlib import Path
 
+from ..files import open_file, read_file
 from ..ids import is_run_id, new_run_id, own_run_id
-from ..paths import RUNTIME_VARIABLE, runtime_dir
+from ..paths import RUNTIME_VARIABLE, runtime_dir, runtime_dirs
 from .identity import ProcessIdentity, boot_id
 
 OWNER_FILE = "owner"
@@ -25,6 +26,12 @@ UNCLAIMED_SECONDS = 60.0
 def run_folder(run_id: str) -> Path:
     """Return where the files of a run are; it need not exist."""
     return runtime_dir() / run_id
+
+
+def remove_run_folders(run_id: str) -> None:
+    """Remove what a run has left, wherever runs have their files."""
+    for directory in runtime_dirs():
+        shutil.rmtree(directory / run_id, ignore_errors=True)  # it follows no link
 
 
 def make_folder(purpose: str) -> Path:
@@ -65,7 +72,8 @@ def _make(run: Path, folder: Path) -> None:
         break
     # Whole or not at all: a sweep may look at any moment.
     unclaimed = folder / f"{OWNER_FILE}.new"
-    unclaimed.write_text(f"{ProcessIdentity.of(os.getpid())} {boot_id()}")
+    with open(unclaimed, "x", encoding="ascii", opener=open_file) as file:
+        file.write(f"{ProcessIdentity.of(os.getpid())} {boot_id()}")
     unclaimed.replace(folder / OWNER_FILE)
 
 
@@ -78,8 +86,12 @@ def remove_folder(folder: Path) -> None:
 
 def sweep_folders() -> list[Path]:
     """Remove the folders of dead processes; return what was removed."""
+    return [folder for directory in runtime_dirs() for folder in _sweep(directory)]
+
+
+def _sweep(directory: Path) -> list[Path]:
     removed = []
-    for run in runtime_dir().iterdir():
+    for run in directory.iterdir():
         if not is_run_id(run.name) or run.is_symlink():
             continue
         for folder in run.glob("*"):
@@ -95,7 +107,7 @@ def sweep_folders() -> list[Path]:
 def is_leftover(folder: Path) -> bool:
     """Whether the process that made a folder is dead."""
     try:
-        owner, _, boot = (folder / OWNER_FILE).read_text().partition(" ")
+        owner, _, boot = read_file(folder / OWNER_FILE).partition(" ")
         identity = ProcessIdentity.parse(owner)
     except (FileNotFoundError, NotADirectoryError):
         # Nobody puts anything into a folder before it is claimed: what holds more is not ours.
@@ -103,6 +115,13 @@ def is_leftover(folder: Path) -> bool:
     except (OSError, ValueError):
         return _age(folder) > UNCLAIMED_SECONDS
     return boot != boot_id() or not identity.is_alive()
+
+
+def is_in_use(run: Path) -> bool:
+    """Whether a process that made one of the folders of a run lives."""
+    return any(
+        (folder / OWNER_FILE).exists() and not is_leftover(folder) for folder in run.glob("*")
+    )
 
 
 def _is_bare(folder: Path) -> bool:

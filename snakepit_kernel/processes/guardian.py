@@ -702,23 +702,42 @@ def prctl(option: int, value: int) -> None:
 
 
 def write(path: str, text: str) -> None:
-    """Write a private file, where that is possible."""
+    """Write a private file, where that is possible; not behind a link."""
+    flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC
     try:
-        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+        descriptor = os.open(path, flags, 0o600)
         os.write(descriptor, text.encode("utf-8", "replace"))
         os.close(descriptor)
     except OSError:
         pass
 
 
-def remove(path: str) -> None:
-    """Remove a file, or a directory with all that is in it; a missing one is as good."""
+def remove(path: str, place: int | None = None) -> None:
+    """Remove a file, or a directory with all that is in it; a missing one is as good.
+
+    Nothing behind a link goes, also when somebody puts one there meanwhile: what is in a directory
+    is removed by its descriptor.
+
+    Parameters
+    ----------
+    path
+        What is removed.
+    place
+        Descriptor of the directory that it is in; None when the path says that.
+    """
     try:
-        if os.path.isdir(path) and not os.path.islink(path):  # noqa: PTH112, PTH114
-            for name in os.listdir(path):  # noqa: PTH208
-                remove(f"{path}/{name}")
-            os.rmdir(path)  # noqa: PTH106
-        else:
-            os.unlink(path)  # noqa: PTH108
+        try:
+            os.unlink(path, dir_fd=place)
+        except OSError as error:  # it is a directory, or the group of a guardian's kernel
+            if isinstance(error, FileNotFoundError):
+                return
+            flags = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+            inside = os.open(path, flags, dir_fd=place)
+            try:
+                for name in os.listdir(inside):  # noqa: PTH208
+                    remove(name, inside)
+            finally:
+                os.close(inside)
+            os.rmdir(path, dir_fd=place)
     except (OSError, ValueError):
         pass

@@ -7,11 +7,12 @@ import io
 import os
 from pathlib import Path
 
+from ..files import open_file
+
 LOG_BYTES = 1 << 20
 """Size from which on a log begins anew; as much of what came before is kept beside it."""
 
-_APPENDING = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
-_ANEW = os.O_WRONLY | os.O_TRUNC | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
+_APPENDING = os.O_WRONLY | os.O_APPEND | os.O_CREAT
 
 
 def open_log(path: Path) -> io.FileIO:
@@ -20,9 +21,9 @@ def open_log(path: Path) -> io.FileIO:
     Raises
     ------
     OSError
-        It cannot be made, or is a link.
+        It cannot be made, or is not ours alone.
     """
-    return io.FileIO(os.open(path, _APPENDING, 0o600), "wb")
+    return io.FileIO(open_file(path, _APPENDING), "wb")
 
 
 def bound(descriptor: int) -> None:
@@ -56,8 +57,9 @@ def bound_file(path: Path) -> None:
 def _keep(source: Path, target: Path, size: int) -> None:
     with (
         source.open("rb") as log,
-        io.FileIO(os.open(target, _ANEW, 0o600), "wb") as kept,
+        io.FileIO(open_file(target, os.O_WRONLY | os.O_CREAT), "wb") as kept,
     ):
+        kept.truncate(0)  # not before it is known to be ours
         log.seek(max(0, size - LOG_BYTES))
         kept.write(log.read(LOG_BYTES))
 

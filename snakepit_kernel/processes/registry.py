@@ -12,6 +12,7 @@ import fcntl
 import itertools
 import json
 import logging
+import math
 import os
 import sqlite3
 import time
@@ -22,7 +23,16 @@ from typing import Any
 
 from ..ids import is_run_id
 from ..paths import data_dir
-from ..store.recovery import is_corrupt, locked, set_aside
+from ..store.recovery import (
+    FAILURES,
+    claim,
+    copy_rows,
+    is_sound,
+    locked,
+    may_be_damage,
+    readable,
+    set_aside,
+)
 from .anchor import Anchor
 from .identity import ProcessIdentity
 from .place import Place, Reach, here
@@ -83,6 +93,15 @@ BUSY_PATIENCE = 10.0
 REMEMBERED_RUNS = 200
 """Ended runs that stay written down, for people."""
 
+MOST_WORKERS, MOST_BYTES = 1 << 20, 1 << 60
+"""What a booking may say at most: more is damage."""
+
+LAST_PID = 1 << 22
+"""The highest pid that Linux can be set to give."""
+
+LAST_MOMENT = 1e11
+"""Seconds since the epoch at most: later is damage."""
+
 ELSEWHERE_SECONDS = 30 * 86400.0
 """Age at which a run of another host or container is forgotten: nobody here can see its end."""
 
@@ -127,6 +146,16 @@ class Run:
         if reach is Reach.HERE:
             return not self.owner.is_alive() and not (self.guardian and self.guardian.is_alive())
         return reach is Reach.PAST
+
+    @property
+    def contradicts_itself(self) -> bool:
+        """Whether it is said to be of an earlier boot, and its owner or guardian is alive.
+
+        After a boot, hardly ever has a process the same pid and the same start time as one before:
+        it is the row that is damaged.
+        """
+        is_alive = self.owner.is_alive() or (self.guardian is not None and self.guardian.is_alive())
+        return is_alive and self.place.reach is Reach.PAST
 
     @property
     def is_elsewhere(self) -> bool:
@@ -186,6 +215,10 @@ class Booking:
         return reach is Reach.PAST or (reach is Reach.HERE and not self.owner.is_alive())
 
 
+class RegistryUnusable(OSError):
+    """The registry of runs cannot be read or written; the text says why."""
+
+
 class Registry:
     """The file of runs. It never stands in the way of a start: without it one net is missing.
 
@@ -193,10 +226,14 @@ class Registry:
     ----------
     path
         SQLite file; by default ``runs.sqlite`` in the data directory.
+    is_needed
+        Whoever asks cannot do without it: where it cannot be used, that is no warning, but a
+        `RegistryUnusable`.
     """
 
-    def __init__(self, path: Path | None = None) -> None:
+    def __init__(self, path: Path | None = None, *, is_needed: bool = False) -> None:
         self._path = path
+        self._is_needed = is_needed
         self._warned = False
 
     @property
@@ -231,7 +268,7 @@ class Registry:
         """
         statement = _reservation(run_id, label, parent, previous, leftovers)
         await to_its_end(_writes.ask(self, [statement]))  # or it is written when it was retired
-        with contextlib.suppress(sqlite3.DatabaseError, OSError):  # then it is only slower
+        with contextlib.suppress(*FAILURES, OSError):  # then it is only slower
             _anchor.hold(self.path, run_id)
 
     def activate(
@@ -321,7 +358,7 @@ class Registry:
         int
             How many were booked; ``most`` when the registry cannot be used.
         """
-        over = [(booking.name,) for booking in self._all_bookings() if booking.is_over]
+        over = [(row,) for row, booking in self._all_bookings() if not booking or booking.is_over]
         owner, place = ProcessIdentity.of(os.getpid()), here()
         share = (
             "min(?, ? - coalesce(sum(workers), 0),"
@@ -336,7 +373,7 @@ class Registry:
             *(most, cores, bytes_each, memory_bytes, bytes_each, most, place.boot),
         )
         rows = self._execute(
-            *(("DELETE FROM bookings WHERE name = ?", each) for each in over),
+            *(("DELETE FROM bookings WHERE rowid = ?", each) for each in over),
             (insert, parameters),
             ("SELECT workers FROM bookings WHERE name = ?", (name,)),
         )
@@ -355,39 +392,18 @@ class Registry:
         """Return what living pools of this machine have booked."""
         return [
             booking
-            for booking in self._all_bookings()
-            if not booking.is_over and booking.place.boot == here().boot
+            for _, booking in self._all_bookings()
+            if booking and not booking.is_over and booking.place.boot == here().boot
         ]
 
-    def _all_bookings(self) -> list[Booking]:
-        return [
-            Booking(
-                name=name,
-                pool=pool,
-                place=Place(host=host, boot=boot, pid_namespace=namespace),
-                owner=ProcessIdentity.parse(owner),
-                workers=workers,
-                memory_bytes=memory_bytes,
-            )
-            for name, pool, host, boot, namespace, owner, workers, memory_bytes in self._execute(
-                "SELECT * FROM bookings"
-            )
-        ]
+    def _all_bookings(self) -> list[tuple[int, Booking | None]]:
+        """Return the bookings with the numbers of their rows; None for what cannot be read."""
+        rows = self._execute("SELECT rowid, * FROM bookings")
+        return [(row[0], _read_booking(row[1:])) for row in rows]
 
     def _read_ended(self, select: str, *parameters: str) -> list[EndedRun]:
-        return [
-            EndedRun(
-                run_id=run_id,
-                previous=previous,
-                label=label,
-                started=started,
-                ended=ended,
-                report=EndReport.from_json(report),
-            )
-            for run_id, previous, label, started, ended, report in self._execute(
-                (select, parameters)
-            )
-        ]
+        ended = map(_read_ended_run, self._execute((select, parameters)))
+        return [run for run in ended if run is not None]
 
     def _execute(self, *statements: Statement | str) -> list[Any]:
         """Execute statements in one transaction, and return the rows of the last.
@@ -400,15 +416,17 @@ class Registry:
             with locked(path, fcntl.LOCK_SH, BUSY_PATIENCE):
                 try:
                     return _transaction(path, whole)
-                except sqlite3.DatabaseError as error:
-                    if not is_corrupt(error):
+                except FAILURES as error:
+                    if not _may_be_damage(error, path):
                         raise
             return _rebuild(path, whole)
-        except (sqlite3.DatabaseError, OSError) as error:
+        except (*FAILURES, OSError) as error:
             self._warn(error)
             return []
 
     def _warn(self, error: Exception) -> None:
+        if self._is_needed:
+            raise RegistryUnusable(f"the registry of runs cannot be used: {error}") from error
         if not self._warned:
             self._warned = True
             logger.warning(
@@ -467,6 +485,9 @@ _writes: Together[Registry, list[Statement], None] = Together(Registry.write)
 
 def _read_run(row: Sequence[Any]) -> Run | None:
     """Read a row; None when it is damaged. A run id becomes a path, so it must be one."""
+    texts = (row[0], *row[3:6], row[7], row[11], *(item or "" for item in (*row[1:3], *row[8:10])))
+    if not (_are_texts(*texts) and isinstance(row[6], int) and _is_moment(row[10])):
+        return None
     run_id, parent, previous, label, host, boot_id, pid_namespace = row[:7]
     owner, guardian, process, started, leftovers = row[7:]
     try:
@@ -479,9 +500,9 @@ def _read_run(row: Sequence[Any]) -> Run | None:
             previous=previous,
             label=label,
             place=Place(host=host, boot=boot_id, pid_namespace=pid_namespace),
-            owner=ProcessIdentity.parse(owner),
-            guardian=ProcessIdentity.parse(guardian) if guardian else None,
-            process=ProcessIdentity.parse(process) if process else None,
+            owner=_read_identity(owner),
+            guardian=_read_identity(guardian) if guardian else None,
+            process=_read_identity(process) if process else None,
             started=started,
             leftovers=tuple(paths),
         )
@@ -489,9 +510,61 @@ def _read_run(row: Sequence[Any]) -> Run | None:
         return None
 
 
+def _read_ended_run(row: Sequence[Any]) -> EndedRun | None:
+    run_id, previous, label, started, ended, report = row
+    is_good = _are_texts(run_id, previous or "", label, report) and is_run_id(run_id)
+    if not is_good or not _is_moment(started) or not _is_moment(ended):
+        return None
+    return EndedRun(
+        run_id=run_id,
+        previous=previous,
+        label=label,
+        started=started,
+        ended=ended,
+        report=EndReport.from_json(report),
+    )
+
+
+def _read_booking(row: Sequence[Any]) -> Booking | None:
+    name, pool, host, boot, namespace, owner, workers, memory_bytes = row
+    are_numbers = all(isinstance(item, int) for item in (namespace, workers, memory_bytes))
+    if not are_numbers or not _are_texts(name, pool, host, boot, owner):
+        return None
+    if not (0 <= workers <= MOST_WORKERS and 0 <= memory_bytes <= MOST_BYTES):
+        return None
+    try:
+        return Booking(
+            name=name,
+            pool=pool,
+            place=Place(host=host, boot=boot, pid_namespace=namespace),
+            owner=_read_identity(owner),
+            workers=workers,
+            memory_bytes=memory_bytes,
+        )
+    except ValueError:
+        return None
+
+
+def _read_identity(text: str) -> ProcessIdentity:
+    identity = ProcessIdentity.parse(text)
+    if not (0 < identity.pid <= LAST_PID and 0 <= identity.start_time < 1 << 63):
+        raise ValueError(text)
+    return identity
+
+
+def _are_texts(*values: object) -> bool:
+    return all(isinstance(value, str) for value in values)
+
+
+def _is_moment(value: object) -> bool:
+    return isinstance(value, float) and math.isfinite(value) and 0.0 <= value < LAST_MOMENT
+
+
 def _transaction(path: Path, statements: Sequence[Statement]) -> list[Any]:
     # A connection for each transaction: none is shared with a forked child or a thread.
+    claim(path)
     connection = sqlite3.connect(path, timeout=BUSY_PATIENCE)
+    connection.text_factory = readable  # or one wrong text would hide all rows
     try:
         connection.execute("PRAGMA journal_mode = WAL")
         connection.execute("PRAGMA synchronous = FULL")
@@ -506,19 +579,43 @@ def _transaction(path: Path, statements: Sequence[Statement]) -> list[Any]:
         connection.close()
 
 
+def _may_be_damage(error: BaseException, path: Path) -> bool:
+    # What we write keeps all constraints: a row that breaks one was damaged.
+    return isinstance(error, sqlite3.IntegrityError) or may_be_damage(error, path)
+
+
 def _rebuild(path: Path, statements: Sequence[Statement]) -> list[Any]:
-    """Keep a corrupt file as a backup, and execute a statement in a fresh one."""
+    """Keep a damaged file as a backup, and execute statements in one with what is left of it."""
     with locked(path, fcntl.LOCK_EX, BUSY_PATIENCE):
         try:
             return _transaction(path, statements)  # another process was faster
-        except sqlite3.DatabaseError as error:
-            if not is_corrupt(error):
+        except FAILURES as error:
+            if not _may_be_damage(error, path) or _is_sound(path):
                 raise
             _anchor.drop(path)
             backup = set_aside(path)
+            _transaction(path, [])
+            left = _take_over(backup, path)
             logger.warning(
-                "the registry of runs was corrupt (%s); it is kept as %s and starts anew",
+                "the registry of runs was corrupt (%s); it is kept as %s, and %d rows that could be"
+                " read were taken over",
                 error,
                 backup,
+                left,
             )
             return _transaction(path, statements)
+
+
+def _is_sound(path: Path) -> bool:
+    with (
+        contextlib.closing(sqlite3.connect(path)) as connection,
+        contextlib.closing(sqlite3.connect(":memory:")) as model,
+    ):
+        for table in _SCHEMA:
+            model.execute(table)
+        return is_sound(connection, model)
+
+
+def _take_over(backup: Path, path: Path) -> int:
+    with contextlib.closing(sqlite3.connect(path)) as connection, connection:
+        return copy_rows(backup, connection)

@@ -15,10 +15,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..errors import SurvivorsError
+from ..files import make_directory, read_file
 from ..ids import RUN_ID_OPTION, RUN_ID_VARIABLE, is_run_id, run_id_of_number
 from ..paths import data_dir
-from .folders import run_folder, sweep_folders
-from .guardian import remove
+from .folders import remove_run_folders, sweep_folders
 from .identity import (
     SIGKILL,
     ProcessIdentity,
@@ -28,6 +28,7 @@ from .identity import (
     read_command,
     read_status,
 )
+from .leftovers import remove_leftover
 from .place import Reach, here, pid_namespace_of, sees_itself
 from .registry import ELSEWHERE_SECONDS, EndedRun, Registry, Run
 from .report import EndedProcess, EndReport
@@ -134,6 +135,8 @@ def survey(registry: Registry) -> Survey:
     """
     tagged = tagged_processes()  # before the registry: a run is written down before it is started
     runs = registry.runs()
+    dead = [run for run in runs if run.is_dead and not run.contradicts_itself]
+    over = {run.run_id for run in dead}
     known = {run.run_id: run for run in runs}
     of_run: dict[str, list[TaggedProcess]] = {}
     for process in tagged:
@@ -146,7 +149,7 @@ def survey(registry: Registry) -> Survey:
         run = known.get(process.run_id)
         above = _guardians_above(process.identity.pid, parents, guardians)
         # A run of another registry (`SNAKEPIT_DATA_DIR`) is in order below its guardian.
-        in_order = not run.is_dead if run is not None else process.run_id in above
+        in_order = run.run_id not in over if run is not None else process.run_id in above
         if in_order or not process.identity.is_alive():
             continue
         if process.kept:
@@ -154,11 +157,11 @@ def survey(registry: Registry) -> Survey:
         elif run is None and not process.contained:  # a container's own owners answer for those
             unknown.setdefault(process.run_id, []).append(process)
     return Survey(
-        dead=[(run, _wanted(of_run.get(run.run_id, []))) for run in runs if run.is_dead],
+        dead=[(run, _wanted(of_run.get(run.run_id, []))) for run in dead],
         unknown=unknown,
         kept=kept,
         elsewhere=[run for run in runs if run.is_elsewhere],
-        live=[run for run in runs if not run.is_dead and not run.is_elsewhere],
+        live=[run for run in runs if run.run_id not in over and not run.is_elsewhere],
     )
 
 
@@ -325,7 +328,7 @@ async def sweep(registry: Registry, grace: float) -> dict[str, EndReport]:
         return {}  # there is no telling who is dead
     runs = registry.runs()
     _wake_guardians(runs)
-    dead = [run for run in runs if run.is_dead]
+    dead = [run for run in runs if run.is_dead and not run.contradicts_itself]
     reports = {}
     # Nothing can be alive of an earlier boot.
     of_this_boot = [run.run_id for run in dead if run.place.reach is Reach.HERE]
@@ -336,9 +339,10 @@ async def sweep(registry: Registry, grace: float) -> dict[str, EndReport]:
         if report.survivors:
             logger.warning("%s", SurvivorsError(run.run_id, report.survivors))
             continue
-        for path in (str(run_folder(run.run_id)), *run.leftovers):
+        remove_run_folders(run.run_id)
+        for path in run.leftovers:
             if path not in claimed:
-                remove(path)
+                remove_leftover(path)
         registry.retire(run.run_id, report)
         with contextlib.suppress(OSError):  # none were said, or they cannot be kept
             last_words(run.run_id).unlink()
@@ -388,13 +392,13 @@ def past_runs(registry: Registry) -> list[EndedRun]:
 def last_words(run_id: str) -> Path:
     """Return where a guardian writes what it had to end when nobody is left to be told."""
     folder = data_dir() / "ended"
-    folder.mkdir(mode=0o700, exist_ok=True)
+    make_directory(folder)
     return folder / run_id
 
 
 def _with_last_words(run_id: str, report: EndReport) -> EndReport:
     try:
-        said = EndReport.read(last_words(run_id).read_text(encoding="utf-8", errors="replace"))
+        said = EndReport.read(read_file(last_words(run_id)))
     except OSError:
         return report
     return EndReport(

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
-import uuid
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
 
+from ..files import write_file
 from .encoding import (
     FORMAT_VERSION,
     VARIABLES_FORMAT,
@@ -31,7 +30,8 @@ Programs = dict[str, tuple[Any, Mapping[str, Any]]]
 def export_session(session: SessionState, path: str | Path) -> int:
     """Write a session's variables, programs and metadata to a file; return the number of entries.
 
-    The past of variables is not written.
+    The past of variables is not written. The file is private (mode 0600), or has the rights of the
+    one in whose place it is; a link there is replaced.
 
     Raises
     ------
@@ -55,18 +55,7 @@ def export_session(session: SessionState, path: str | Path) -> int:
         "programs": programs,
         "metadata": metadata,
     }
-    target = Path(path).expanduser()
-    temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex[:8]}.part")
-    try:
-        temporary.write_text(json.dumps(content, indent=2, ensure_ascii=False), encoding="utf-8")
-        temporary.replace(target)
-    except OSError as error:
-        with contextlib.suppress(OSError):
-            temporary.unlink(missing_ok=True)
-        raise type(error)(error.errno, error.strerror, str(target)) from error
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
+    write_file(Path(path).expanduser(), json.dumps(content, indent=2, ensure_ascii=False))
     return len(variables) + len(programs) + len(metadata)
 
 

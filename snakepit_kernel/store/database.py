@@ -10,14 +10,30 @@ import random
 import sqlite3
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 from weakref import WeakSet
 
 from ..errors import StoreError
+from ..files import NotOurs, create_file
 from ..locks import Lock
-from .recovery import inode_of, is_corrupt, locked, log_of, rescue, set_aside
-from .schema import MIGRATIONS, VERSION, is_compatible
+from .log import find_dropped, is_left, replay
+from .recovery import (
+    FAILURES,
+    Damaged,
+    claim,
+    contents_of,
+    index_of,
+    inode_of,
+    is_sound,
+    locked,
+    log_of,
+    may_be_damage,
+    rescue,
+    set_aside,
+)
+from .schema import VERSION, build, is_compatible, is_plausible
 
 logger = logging.getLogger(__name__)
 
@@ -111,7 +127,7 @@ class Database:
             connection = self._connect()
         try:
             rows = connection.own_cursor.execute(select, parameters).fetchall()
-        except sqlite3.Error as error:
+        except FAILURES as error:
             return self._read_again(connection, error, select, parameters)
         except BaseException:
             self._give_back(connection)
@@ -128,15 +144,24 @@ class Database:
         A thread that waits for Python's lock gets it after 5 ms otherwise: a call would notice.
         """
         connection = self._take()
+        is_begun = False
         try:
             cursor = connection.execute(select, parameters)
             while page := cursor.fetchmany(PAGE_ROWS):
+                is_begun = True
                 yield page
                 time.sleep(PAGE_PAUSE)
-        except sqlite3.Error as error:
-            self._fail(error)
-        finally:
+        except FAILURES as error:
+            self._recover(connection, error)
+            if is_begun:  # some of it would come twice
+                self._fail(error)
+        except BaseException:
             self._give_back(connection)
+            raise
+        else:
+            self._give_back(connection)
+            return
+        yield self.transaction(lambda sound: sound.execute(select, parameters).fetchall())
 
     def write(self, statement: str, parameters: Sequence[object]) -> int:
         """Execute one statement as a transaction of its own; return how many rows it changed.
@@ -158,7 +183,7 @@ class Database:
                 if not _is_busy(error):
                     raise
                 changed = _patiently(lambda: connection.execute(statement, parameters).rowcount)
-        except sqlite3.DatabaseError as error:
+        except FAILURES as error:
             self._recover(connection, error)
             return self.transaction(lambda again: again.execute(statement, parameters).rowcount)
         except BaseException:
@@ -205,7 +230,7 @@ class Database:
                 # Python and no loop.
                 if connection.in_transaction:
                     connection.execute("ROLLBACK")
-        except sqlite3.DatabaseError as error:
+        except FAILURES as error:
             self._recover(connection, error, is_last=tries == 1)
             return self.transaction(work, tries=tries - 1)
         except BaseException:
@@ -214,15 +239,13 @@ class Database:
         self._acknowledge(connection)
         return result
 
-    def _recover(
-        self, connection: Connection, error: sqlite3.DatabaseError, *, is_last: bool = False
-    ) -> None:
+    def _recover(self, connection: Connection, error: Exception, *, is_last: bool = False) -> None:
         """Mend the file, so that what has failed can be tried again; or raise why it cannot."""
         if isinstance(error, sqlite3.IntegrityError):
             self._give_back(connection)
             raise error
         self._drop(connection)
-        if is_last or not is_corrupt(error):
+        if is_last or not may_be_damage(error, self.path):
             self._fail(error)
         self._start_anew(error)
 
@@ -272,7 +295,7 @@ class Database:
     def _read_again(
         self,
         connection: Connection,
-        error: sqlite3.Error,
+        error: Exception,
         select: str,
         parameters: Sequence[object],
     ) -> list[Row]:
@@ -281,7 +304,7 @@ class Database:
             if not _is_busy(error):
                 raise error
             rows = _patiently(lambda: connection.execute(select, parameters).fetchall())
-        except sqlite3.DatabaseError as again:
+        except FAILURES as again:
             self._recover(connection, again)
             return self.transaction(lambda sound: sound.execute(select, parameters).fetchall())
         except BaseException:
@@ -305,11 +328,12 @@ class Database:
                 )
             try:
                 self._remove_strange_log()
+                self._look_at_log()
                 # Shared, so that nobody replaces the file before we hold its log as well.
                 with locked(self.path, fcntl.LOCK_SH, PATIENCE):
                     return self._open()
-            except sqlite3.Error as error:
-                if not is_corrupt(error):
+            except FAILURES as error:
+                if not may_be_damage(error, self.path):
                     self._fail(error)
                 self._replace(error)
             except OSError as error:
@@ -317,10 +341,11 @@ class Database:
             try:
                 with locked(self.path, fcntl.LOCK_SH, PATIENCE):
                     return self._open()
-            except (OSError, sqlite3.Error) as error:
+            except (OSError, *FAILURES) as error:
                 self._fail(error)
 
     def _open(self) -> Connection:
+        claim(self.path)
         connection = sqlite3.connect(
             self.path,
             timeout=0,
@@ -333,10 +358,7 @@ class Database:
             _patiently(lambda: connection.execute("PRAGMA journal_mode = WAL"))
             connection.execute("PRAGMA synchronous = NORMAL")
             connection.execute("PRAGMA foreign_keys = ON")
-            # Its cost, two waits for the disk, is shared by more writes than by default.
-            connection.execute("PRAGMA wal_autocheckpoint = 4000")
             self._migrate(connection)
-            self.path.chmod(0o600)
             connection.own_cursor = connection.cursor()
             connection.inode = self._inode = self.path.stat().st_ino
             self._seen = self._inode, inode_of(log_of(self.path))
@@ -354,7 +376,7 @@ class Database:
         if self._has_strange_log():
             with locked(self.path, fcntl.LOCK_EX, PATIENCE):
                 if self._has_strange_log():
-                    for name in (log_of(self.path), self.path.with_name(f"{self.path.name}-shm")):
+                    for name in (log_of(self.path), index_of(self.path)):
                         name.unlink(missing_ok=True)
 
     def _has_strange_log(self) -> bool:
@@ -369,6 +391,10 @@ class Database:
         if found >= VERSION and is_compatible(found):
             return
         if not is_compatible(found):
+            with closing(_model()) as model:
+                is_ours = contents_of(model) == contents_of(connection)
+            if is_ours and not is_plausible(found):
+                raise Damaged("the number of its version is wrong")
             raise StoreError(
                 str(self.path),
                 "it was written by a newer version of snakepit_kernel",
@@ -377,10 +403,7 @@ class Database:
         _patiently(lambda: connection.execute("BEGIN IMMEDIATE"))
         try:
             (found,) = connection.execute("PRAGMA user_version").fetchone()
-            for number, statements in MIGRATIONS.items():
-                if number > found:
-                    for statement in statements:
-                        connection.execute(statement)
+            build(connection, found)
             connection.execute(f"PRAGMA user_version = {max(VERSION, found)}")
             connection.execute("COMMIT")
         except BaseException:
@@ -395,25 +418,67 @@ class Database:
         found += [f"a row of {row[0]} belongs to nothing" for row in self.read(_ORPHANS)]
         return [] if found == ["ok"] else found
 
-    def _start_anew(self, error: sqlite3.Error) -> None:
+    def _look_at_log(self) -> None:
+        """See that SQLite takes all of a log that nobody has closed; mend it when it does not."""
+        if self._is_open_here() or not is_left(self.path):
+            return
+        with locked(self.path, fcntl.LOCK_EX, PATIENCE):
+            claim(self.path)
+            if not is_left(self.path):  # another process was faster
+                return
+            dropped = find_dropped(self.path)
+            if dropped is None:
+                return
+            backup = set_aside(self.path)
+            whole = backup.with_name(f"{backup.name}-whole")
+            try:
+                create_file(whole)
+                replay(backup, whole, dropped.frames)
+                rescued = self._take_over(whole)
+            finally:
+                for name in (whole, log_of(whole), index_of(whole)):
+                    name.unlink(missing_ok=True)
+        logger.warning(
+            "the log of the store of sessions was damaged: only %d of its %d frames are sound; it "
+            "is kept as %s, and %d rows that could be read were taken over",
+            dropped.taken,
+            dropped.frames,
+            log_of(backup),
+            rescued,
+        )
+
+    def _is_open_here(self) -> bool:
+        """Whether this process has connections to the file: it would lose their locks."""
+        return any(other.is_open for other in list(_databases) if other.path == self.path)
+
+    @property
+    def is_open(self) -> bool:
+        """Whether this has connections to the file."""
+        return bool(self._all)
+
+    def _take_over(self, backup: Path) -> int:
+        """Make the file anew, with what can be read of another one; return how many rows."""
+        connection = self._open()
+        try:
+            return rescue(backup, connection)
+        finally:
+            self._drop(connection)
+
+    def _start_anew(self, error: Exception) -> None:
         """Replace a file that was found damaged while it was open."""
         with self._opening:
             self.rest()
             try:
                 self._replace(error)
-            except (OSError, sqlite3.Error) as failure:
+            except (OSError, *FAILURES) as failure:
                 self._fail(failure)
 
-    def _replace(self, error: sqlite3.Error) -> None:
+    def _replace(self, error: Exception) -> None:
         with locked(self.path, fcntl.LOCK_EX, PATIENCE):
             if self._is_sound():
                 return  # another process was faster
             backup = set_aside(self.path)
-            connection = self._open()
-            try:
-                rescued = rescue(backup, connection)
-            finally:
-                self._drop(connection)
+            rescued = self._take_over(backup)
         logger.warning(
             "the store of sessions was damaged (%s); it is kept as %s, and %d rows that could be "
             "read were taken over",
@@ -425,14 +490,13 @@ class Database:
     def _is_sound(self) -> bool:
         try:
             connection = self._open()
-        except sqlite3.Error:
+        except FAILURES as error:
+            if not may_be_damage(error, self.path):
+                raise
             return False
         try:
-            found: Row = connection.execute("PRAGMA quick_check(1)").fetchone()
-        except sqlite3.Error:
-            return False
-        else:
-            return found == ("ok",)
+            with closing(_model()) as model:
+                return is_sound(connection, model)
         finally:
             self._drop(connection)
 
@@ -444,7 +508,23 @@ class Database:
     def close(self) -> None:
         """Close the file. Whoever uses it in this moment ends that first."""
         self._is_closed = True
+        self.settle()
         self.rest()
+
+    def settle(self) -> None:
+        """Have what is in the log moved into the file, as far as others let that be done now.
+
+        The last one to close the file does it in any case; but others may have it open for days.
+        """
+        try:
+            connection = self._free.pop()
+        except IndexError:  # it is not open
+            return
+        try:
+            with contextlib.suppress(*FAILURES):  # then later
+                connection.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchall()
+        finally:
+            self._give_back(connection)
 
     def rest(self) -> None:
         """Close what nobody uses; what is in use is closed when it is given back.
@@ -495,6 +575,13 @@ class Database:
         self._opening = Lock()
 
 
+def _model() -> sqlite3.Connection:
+    """Return a database in memory that has the tables, and nothing in them."""
+    model = sqlite3.connect(":memory:", isolation_level=None)
+    build(model)
+    return model
+
+
 def _patiently(attempt: Callable[[], T]) -> T:
     """Try until nobody else is in the way.
 
@@ -523,6 +610,8 @@ _ORPHANS = "SELECT * FROM pragma_foreign_key_check"
 
 def failure(path: Path, error: Exception) -> StoreError:
     """Return what says that a store cannot be read or written, and what to do."""
+    if isinstance(error, NotOurs):
+        return StoreError(str(path), f"{error.path} {error.problem}", error.remedy)
     return StoreError(str(path), _problem(error), _remedy(error))
 
 

@@ -5,15 +5,19 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
+import re
 import sqlite3
+import sys
 import time
 import uuid
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from ..errors import ProgramDamaged, QuotaExceeded, StoreError
+from ..files import check_directory, make_directory, open_file
 from .database import Database, failure
 
 FILE_FROM_BYTES = 256 * 1024
@@ -23,6 +27,8 @@ ORPHAN_SECONDS = 3600.0
 """Age at which a file that belongs to no row is removed: its writer has died."""
 
 _READ_TRIES = 5
+
+_FILE = re.compile(r"[0-9a-f]{32}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -178,8 +184,11 @@ class ProgramTable:
                 return None
             row, value = _program(rows[0][:-1]), rows[0][-1]
             if row.file is not None:
+                if not _is_file_name(row.file):
+                    problem = "its row names no file of a program"
+                    break
                 try:
-                    value = (self._folder / row.file).read_bytes()
+                    value = self._read_file(row.file)
                 except FileNotFoundError:
                     continue  # it was replaced in between; read what it is now
                 except OSError as error:
@@ -242,6 +251,8 @@ class ProgramTable:
         copied: list[str] = []
         try:
             for found in self.all(session):
+                if found.file is not None and not _is_file_name(found.file):
+                    continue  # it is damaged, and cannot be loaded either
                 with contextlib.suppress(FileNotFoundError):  # it was deleted in between
                     file = self._copy_file(found.file) if found.file is not None else None
                     copied += [file] if file is not None else []
@@ -271,9 +282,12 @@ class ProgramTable:
     def remove_files(self, names: Iterable[str | None]) -> None:
         """Remove files whose rows are gone."""
         for name in names:
-            if name is not None:
-                with contextlib.suppress(FileNotFoundError):
-                    (self._folder / name).unlink()
+            if name is not None and _is_file_name(name):
+                self._remove(name)
+
+    def _remove(self, name: str) -> None:
+        with contextlib.suppress(FileNotFoundError):
+            (self._folder / name).unlink()
 
     def _remove_orphans(self) -> None:
         with os.scandir(self._folder) as entries:
@@ -282,14 +296,16 @@ class ProgramTable:
         if names:
             select = "SELECT file FROM programs WHERE file IS NOT NULL"
             names -= {name for (name,) in self._database.read(select)}
-            self.remove_files(names)
+            for name in names:
+                self._remove(name)
 
     def _write_file(self, value: bytes) -> str:
         name = uuid.uuid4().hex
         path = self._folder / name
         try:
-            self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-            with open(path, "xb", opener=_private) as file:
+            make_directory(self._folder)
+            check_directory(self._folder)
+            with open(path, "xb", opener=open_file) as file:
                 file.write(value)
                 file.flush()
                 os.fsync(file.fileno())  # the row that names it must not outlive a power cut alone
@@ -300,6 +316,13 @@ class ProgramTable:
                 raise failure(path, error) from error
             raise
         return name
+
+    def _read_file(self, name: str) -> bytes:
+        check_directory(self._folder)
+        # Copies of a session share it (`_copy_file`), and its checksum is known.
+        opener = partial(open_file, links=sys.maxsize)
+        with open(self._folder / name, "rb", opener=opener) as file:
+            return file.read()
 
     def _is_named(self, file: str) -> bool:
         return bool(self._database.read("SELECT 1 FROM programs WHERE file = ?", (file,)))
@@ -322,8 +345,9 @@ def _is_older(entry: os.DirEntry[str], moment: float) -> bool:
         return False  # removed meanwhile
 
 
-def _private(path: str, flags: int) -> int:
-    return os.open(path, flags, 0o600)
+def _is_file_name(name: object) -> bool:
+    """Whether a row's name of a file is one that `ProgramTable` gives: it becomes a path."""
+    return isinstance(name, str) and _FILE.fullmatch(name) is not None
 
 
 def _program(row: Sequence[Any]) -> ProgramRow:

@@ -10,7 +10,9 @@ import time
 from collections import deque
 from collections.abc import Generator, Iterator
 from pathlib import Path
+from typing import Final
 
+from ..files import check_file, create_file, open_file
 from .schema import CONSISTENT
 
 LOCK_INTERVAL = 0.01
@@ -37,12 +39,15 @@ def locked(path: Path, kind: int, patience: float) -> Iterator[None]:
     ------
     TimeoutError
         Another process held the lock all the time.
+    OSError
+        It cannot be opened, or is not ours alone.
     """
     deadline = time.monotonic() + patience
-    with path.with_name(f"{path.name}.lock").open("w") as file:
+    descriptor = open_file(path.with_name(f"{path.name}.lock"), os.O_RDWR | os.O_CREAT)
+    try:
         while True:
             try:
-                fcntl.flock(file, kind | fcntl.LOCK_NB)
+                fcntl.flock(descriptor, kind | fcntl.LOCK_NB)
                 break
             except BlockingIOError:
                 if time.monotonic() > deadline:
@@ -51,18 +56,112 @@ def locked(path: Path, kind: int, patience: float) -> Iterator[None]:
         try:
             yield
         finally:  # closing alone would leave it to a child that was forked meanwhile
-            fcntl.flock(file, fcntl.LOCK_UN)
+            fcntl.flock(descriptor, fcntl.LOCK_UN)
+    finally:
+        os.close(descriptor)
 
 
-def is_corrupt(error: BaseException) -> bool:
-    """Whether an error says that the file is no database, or a damaged one."""
+def claim(path: Path) -> None:
+    """See that a database and its other files are ours alone; make it when it is missing.
+
+    SQLite makes the other files, with the rights that the database has.
+
+    Raises
+    ------
+    NotOurs
+        One of them is not, see `files.check_file`.
+    OSError
+        It cannot be made.
+    """
+    create_file(path)
+    for suffix in ("-wal", "-shm", "-journal"):
+        check_file(path.with_name(path.name + suffix))
+
+
+class Damaged(sqlite3.DatabaseError):
+    """A database is damaged, though SQLite has not noticed."""
+
+    sqlite_errorcode = sqlite3.SQLITE_CORRUPT
+
+
+def may_be_damage(error: BaseException, path: Path) -> bool:
+    """Whether an error may come from a damaged file, and not from what is around it.
+
+    Nearly everything can: a wrong byte in a schema is a column that does not exist, or a message
+    that is no UTF-8. So whoever replaces the file looks first (`is_sound`).
+
+    Parameters
+    ----------
+    error
+        What SQLite or Python raised.
+    path
+        The database.
+    """
+    if isinstance(error, UnicodeDecodeError):
+        return True
     code = getattr(error, "sqlite_errorcode", None)
-    return code is not None and code & 0xFF in {sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB}
+    if code is None:  # Python's own: a text that is no UTF-8
+        return isinstance(error, sqlite3.OperationalError)
+    if code == sqlite3.SQLITE_READONLY:  # the header says so, if the file system does not
+        return os.access(path, os.W_OK) and os.access(path.parent, os.W_OK | os.X_OK)
+    return code == sqlite3.SQLITE_IOERR_SHORT_READ or code & 0xFF not in _NO_DAMAGE
+
+
+_NO_DAMAGE = {
+    *(sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED, sqlite3.SQLITE_FULL, sqlite3.SQLITE_CANTOPEN),
+    *(sqlite3.SQLITE_PERM, sqlite3.SQLITE_NOMEM, sqlite3.SQLITE_INTERRUPT, sqlite3.SQLITE_AUTH),
+    *(sqlite3.SQLITE_IOERR, sqlite3.SQLITE_READONLY, sqlite3.SQLITE_PROTOCOL),
+    *(sqlite3.SQLITE_MISUSE, sqlite3.SQLITE_CONSTRAINT, sqlite3.SQLITE_RANGE),
+}
+
+
+def is_sound(connection: sqlite3.Connection, model: sqlite3.Connection) -> bool:
+    """Whether a database is consistent, can be read, and has all that it is to have.
+
+    Parameters
+    ----------
+    connection
+        To the database.
+    model
+        To an empty one that has the same tables.
+    """
+    try:
+        if connection.execute("PRAGMA integrity_check(1)").fetchone() != ("ok",):
+            return False
+        if not contents_of(model) <= contents_of(connection):
+            return False
+        for table in tables_of(model):
+            columns = connection.execute(f"PRAGMA table_info({table})").fetchall()
+            texts = [column[1] for column in columns if column[2] == "TEXT"]
+            select = f"SELECT {', '.join(texts)} FROM {table}"  # noqa: S608 - names of the file's own schema
+            for _ in connection.execute(select):
+                pass
+    except FAILURES:
+        return False
+    return True
+
+
+def contents_of(connection: sqlite3.Connection) -> set[tuple[str, str, tuple[str, ...]]]:
+    """Return the tables of a database with their columns, and what else is in its schema."""
+    select = "SELECT type, name FROM sqlite_master WHERE name NOT LIKE 'sqlite_%'"
+    return {
+        (kind, name, tuple(row[1] for row in connection.execute(f"PRAGMA table_info({name})")))
+        for kind, name in connection.execute(select).fetchall()
+    }
+
+
+FAILURES: Final = (sqlite3.Error, UnicodeDecodeError, MemoryError)
+"""What a damaged file makes SQLite and Python raise."""
 
 
 def log_of(path: Path) -> Path:
     """Return where the log of a database is."""
     return path.with_name(f"{path.name}-wal")
+
+
+def index_of(path: Path) -> Path:
+    """Return where the index of a database's log is, which all who have it open share."""
+    return path.with_name(f"{path.name}-shm")
 
 
 def inode_of(path: Path) -> int:
@@ -87,8 +186,29 @@ def set_aside(path: Path) -> Path:
     return backup
 
 
+def copy_rows(backup: Path, connection: sqlite3.Connection) -> int:
+    """Copy the rows that can still be read of a damaged database; return how many.
+
+    Parameters
+    ----------
+    backup
+        The damaged file.
+    connection
+        To the new one, which has its tables, in a transaction.
+    """
+    copied = 0
+    for table in tables_of(connection):
+        columns = [row[1] for row in connection.execute(f"PRAGMA table_info({table})")]
+        marks = ", ".join("?" * len(columns))
+        insert = f"INSERT OR IGNORE INTO {table} ({', '.join(columns)}) VALUES ({marks})"  # noqa: S608 - names of our own schema
+        for row in _readable_rows(backup, table, columns):
+            with contextlib.suppress(sqlite3.IntegrityError, UnicodeEncodeError):  # a damaged row
+                copied += connection.execute(insert, row).rowcount
+    return copied
+
+
 def rescue(backup: Path, connection: sqlite3.Connection) -> int:
-    """Copy what can still be read of a damaged database; return the number of rows.
+    """Copy what can still be read of a damaged store of sessions; return the number of rows.
 
     Parameters
     ----------
@@ -97,16 +217,9 @@ def rescue(backup: Path, connection: sqlite3.Connection) -> int:
     connection
         To the new one, which has its tables.
     """
-    rescued = 0
     connection.execute("PRAGMA foreign_keys = OFF")
     connection.execute("BEGIN IMMEDIATE")
-    for table in tables_of(connection):
-        columns = [row[1] for row in connection.execute(f"PRAGMA table_info({table})")]
-        marks = ", ".join("?" * len(columns))
-        insert = f"INSERT OR IGNORE INTO {table} ({', '.join(columns)}) VALUES ({marks})"  # noqa: S608 - names of our own schema
-        for row in _readable_rows(backup, table, columns):
-            with contextlib.suppress(sqlite3.IntegrityError):  # a damaged row
-                rescued += connection.execute(insert, row).rowcount
+    rescued = copy_rows(backup, connection)
     for table in tables_of(connection):  # rows whose session could not be read
         for row in connection.execute(f"PRAGMA foreign_key_check({table})").fetchall():
             delete = f"DELETE FROM {table} WHERE rowid = ?"  # noqa: S608 - names of our own schema
@@ -131,7 +244,9 @@ Rows = Generator[tuple[object, ...], None, tuple[int, bool]]
 def _readable_rows(backup: Path, table: str, columns: list[str]) -> Iterator[tuple[object, ...]]:
     """Read a table from both ends up to the damage, then what lies between damaged places."""
     with contextlib.closing(sqlite3.connect(backup)) as damaged:
-        damaged.text_factory = lambda raw: raw.decode("utf-8", "replace")
+        damaged.text_factory = readable
+        with contextlib.suppress(*FAILURES):  # what is left of a schema is used then
+            damaged.execute("PRAGMA writable_schema = ON")
         select = f"SELECT rowid, {', '.join(columns)} FROM {table} NOT INDEXED WHERE rowid"  # noqa: S608 - names of our own schema
 
         def ascending(after: int, before: int) -> Rows:
@@ -168,9 +283,14 @@ def _run(damaged: sqlite3.Connection, select: str, low: int, high: int, last: in
         for found in damaged.execute(select, (low, high)):
             last = found[0]
             yield found[1:]
-    except sqlite3.DatabaseError:
+    except FAILURES:
         return last, False
     return last, True
+
+
+def readable(text: bytes) -> str:
+    """Decode a text of a database that may be damaged."""
+    return text.decode("utf-8", "replace")
 
 
 FARTHEST = 100_000

@@ -12,6 +12,7 @@ version and the lock, and adds to the history.
 
 from __future__ import annotations
 
+import sqlite3
 from typing import Final
 
 GLOBAL: Final = 0
@@ -166,6 +167,19 @@ programs that know an earlier one of it: it has only added something."""
 VERSION: Final = max(MIGRATIONS)
 
 
+def build(connection: sqlite3.Connection, found: int = 0) -> None:
+    """Make the tables, or what a file of an earlier version has not got of them."""
+    for number, statements in MIGRATIONS.items():
+        if number > found:
+            for statement in statements:
+                connection.execute(statement)
+
+
 def is_compatible(version: int) -> bool:
     """Whether this program can use a file of a version."""
     return version // _MAJOR <= VERSION // _MAJOR
+
+
+def is_plausible(version: int) -> bool:
+    """Whether a program may soon write such a version; else the number in a file is damaged."""
+    return 0 <= version // _MAJOR - VERSION // _MAJOR < 3

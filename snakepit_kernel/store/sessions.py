@@ -8,13 +8,17 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from ..errors import QuotaExceeded, SessionNotFound
+from ..errors import QuotaExceeded, SessionNotFound, StoreError
 from .database import Database, Row
+from .recovery import Damaged
 from .schema import GLOBAL
 from .variables import forget_session
 
 SLACK = 0.05
 """Part of a time to live by which a session may live longer: what its use need not write down."""
+
+MOST_TRIES = 1000
+"""How often a session is looked for that others make and delete."""
 
 SWEEP_BATCH = 200
 """Sessions that one transaction deletes, so that other writers get their turn."""
@@ -112,7 +116,7 @@ class SessionTable:
             There are as many already.
         """
         self._database.look()
-        while True:
+        for _ in range(MOST_TRIES):
             found = self.find(session_id)
             if found is None:
                 made = self._make(session_id, ttl, max_sessions)
@@ -123,6 +127,11 @@ class SessionTable:
                 if change_ttl and found.ttl != ttl:
                     return self._change_ttl(found, ttl), False
                 return self.touch(found), False
+        raise StoreError(
+            str(self._database.path),
+            f"session {session_id!r} is there and is not there: the file is damaged",
+            "use another name, and see what snakepit doctor says",
+        )
 
     def _make(self, session_id: str, ttl: float | None, max_sessions: int) -> SessionRow | None:
         """Add a session; return None when there is one."""
@@ -142,9 +151,12 @@ class SessionTable:
                 if not _count_one(connection, max_sessions):
                     raise QuotaExceeded("sessions", max_sessions, "delete some, or let them expire")
             insert = "INSERT INTO sessions (id, created, used, ttl, expires) VALUES (?, ?, ?, ?, ?)"
-            (made,) = connection.execute(
-                f"{insert} RETURNING {_COLUMNS}", (session_id, now, now, ttl, expires)
-            ).fetchall()
+            try:
+                (made,) = connection.execute(
+                    f"{insert} RETURNING {_COLUMNS}", (session_id, now, now, ttl, expires)
+                ).fetchall()
+            except sqlite3.IntegrityError as error:  # we have looked: there is none of that name
+                raise Damaged(str(error)) from error
             return _session(made)
 
         return self._database.transaction(make)

@@ -8,8 +8,10 @@ from collections import Counter, defaultdict
 from pathlib import Path
 from weakref import WeakValueDictionary
 
+from ..errors import StoreError
+from ..files import make_directory
 from ..locks import Lock
-from ..paths import data_dir
+from ..paths import DATA_VARIABLE, data_dir
 from .database import Database, failure
 from .programs import ProgramTable
 from .sessions import SessionRow, SessionTable, copy_session
@@ -47,7 +49,7 @@ class Store:
     def __init__(self, path: Path) -> None:
         self.path = path
         try:
-            path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            make_directory(path.parent)
         except OSError as error:
             raise failure(path, error) from error
         self._database = Database(path)
@@ -98,6 +100,7 @@ class Store:
 
     def rest(self) -> None:
         """Close what is open and not in use; the next use opens it again."""
+        self._database.settle()
         self._database.rest()
 
     def close(self) -> None:
@@ -123,16 +126,24 @@ def open_store(where: str | os.PathLike[str] | Store | None = None) -> Store:
     TypeError, ValueError
         It is no path, or a kind of database that is not known.
     StoreError
-        Its directory cannot be made.
+        Its directory cannot be made, or not be used.
     """
     if isinstance(where, Store):
         return where
-    path = _path_of(where) if where is not None else data_dir() / FILE_NAME
+    path = _path_of(where) if where is not None else _default_path()
     with _opening:
         store = _stores.get(str(path))
         if store is None or store.is_closed:
             store = _stores[str(path)] = Store(path)
         return store
+
+
+def _default_path() -> Path:
+    try:
+        return data_dir() / FILE_NAME
+    except PermissionError as error:
+        remedy = f"see that it is yours, or set {DATA_VARIABLE}"
+        raise StoreError(FILE_NAME, str(error), remedy) from error
 
 
 def check_store(

@@ -160,7 +160,8 @@ _PAST = """
         SELECT c.revision, c.previous FROM changes c JOIN variables v ON c.revision = v.revision
             WHERE {which}
         UNION ALL
-        SELECT c.revision, c.previous FROM changes c JOIN past p ON c.revision = p.previous
+        SELECT c.revision, c.previous FROM changes c JOIN past p
+            ON c.revision = p.previous AND c.revision < p.revision -- or damage makes a ring
     )
 """
 _PAST_OF_ONE = _PAST.format(which="v.id = ? AND v.session = ?")

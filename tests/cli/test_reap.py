@@ -37,7 +37,7 @@ os._exit(0)
 
 
 @pytest.fixture
-def lose(place: Any, process_of: Any, tmp_path: Any) -> Iterator[Callable[..., tuple[str, Any]]]:
+def lose(place: Any, process_of: Any) -> Iterator[Callable[..., tuple[str, Any]]]:
     """Make a deaf process with the tag of a run whose owner is dead; give the run and it."""
     lost = []
 
@@ -50,7 +50,7 @@ def lose(place: Any, process_of: Any, tmp_path: Any) -> Iterator[Callable[..., t
                 LOSE,
                 run_id,
                 "yes" if written else "no",
-                str(tmp_path / "file"),
+                str(place.jupyter_runtime / "kernel-lost.json"),
             ],
             env=place.environment,
             stdout=subprocess.PIPE,
@@ -77,9 +77,10 @@ def test_with_nothing_left_behind_it_says_so(snakepit: Run) -> None:
 
 
 def test_the_processes_and_files_of_a_dead_owner_go_and_the_run_is_remembered(
-    snakepit: Run, lose: Callable[..., tuple[str, Any]], living: Any, tmp_path: Any
+    snakepit: Run, lose: Callable[..., tuple[str, Any]], living: Any, place: Any
 ) -> None:
-    (tmp_path / "file").touch()
+    file = place.jupyter_runtime / "kernel-lost.json"
+    file.touch()
     run_id, process = lose()
     while len(living()) < 2:
         time.sleep(0.01)  # the shell tells nobody that it has started its child
@@ -89,7 +90,7 @@ def test_the_processes_and_files_of_a_dead_owner_go_and_the_run_is_remembered(
 
     assert done.returncode == 0, done
     assert living() == []
-    assert not (tmp_path / "file").exists()
+    assert not file.exists()
     assert f"run {run_id} (lost kernel)" in done.stdout
     assert "ended 2 processes" in done.stdout
     assert Registry().runs() == []
@@ -201,28 +202,58 @@ def test_a_run_that_is_elsewhere_is_forgotten_after_a_month(
 
 
 def test_a_run_of_an_earlier_boot_is_forgotten_and_its_pids_are_left_alone(
-    snakepit: Run, lose: Callable[..., tuple[str, Any]], tmp_path: Any
+    snakepit: Run, lose: Callable[..., tuple[str, Any]], place: Any
 ) -> None:
-    (tmp_path / "file").touch()
+    file = place.jupyter_runtime / "kernel-lost.json"
+    file.touch()
     _, process = lose()
     set_place(boot_id="another")
 
     snakepit("reap")
 
     assert Registry().runs() == []
-    assert not (tmp_path / "file").exists()
+    assert not file.exists()
     assert process.is_alive  # with the tag of a run that was over before this boot: not its process
 
 
 def test_a_file_that_a_live_run_claims_as_well_stays(
-    snakepit: Run, lose: Callable[..., tuple[str, Any]], tmp_path: Any
+    snakepit: Run, lose: Callable[..., tuple[str, Any]], place: Any
 ) -> None:
-    (tmp_path / "file").touch()
+    file = place.jupyter_runtime / "kernel-lost.json"
+    file.touch()
     lose()
-    Registry().reserve(new_run_id(), label="live", leftovers=[str(tmp_path / "file")])
+    Registry().reserve(new_run_id(), label="live", leftovers=[str(file)])
     snakepit("reap", "--grace", "0")
-    assert (tmp_path / "file").exists()
+    assert file.exists()
     assert [run.label for run in Registry().runs()] == ["live"]
+
+
+@pytest.mark.parametrize("options", [(), ("--dry-run",), ("--json",), ("--kept",)])
+@pytest.mark.parametrize("obstacle", ["no directory", "no database"])
+def test_a_registry_that_cannot_be_used_is_an_error_and_not_nothing_to_end(
+    snakepit: Run, place: Any, options: tuple[str, ...], obstacle: str
+) -> None:
+    data = place.data
+    if obstacle == "no directory":
+        data = "/proc/nowhere"
+    else:
+        (place.data / "runs.sqlite").mkdir()
+
+    done = snakepit("reap", *options, env={"SNAKEPIT_DATA_DIR": str(data)})
+
+    assert (done.returncode, done.stdout) == (1, "")
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("snakepit: the registry of runs cannot be used: ")
+    assert str(data) in line
+
+
+def test_runs_that_ended_are_not_shown_as_none_where_the_registry_cannot_be_used(
+    snakepit: Run, place: Any
+) -> None:
+    (place.data / "runs.sqlite").mkdir()
+    done = snakepit("status", "--runs")
+    assert (done.returncode, done.stdout) == (1, "")
+    assert "the registry of runs cannot be used" in done.stderr
 
 
 @pytest.mark.skipif(os.getuid() != 0, reason="only root can make a process of another user")

@@ -259,19 +259,69 @@ def test_a_sealed_original_gives_a_copy_that_can_be_updated_and_removed(
     assert [status for status, *_ in outcomes] == [0, 0, 0]
 
 
-def test_links_in_an_original_are_followed_and_dangling_ones_left_out(
+def test_links_within_an_original_are_followed_and_dangling_ones_left_out(
     command: Run, place: Any, original: Path
 ) -> None:
-    (original.parent / "shared.js").write_text("shared")
-    (original / "shared.js").symlink_to("../shared.js")
+    (original / "bin" / "shared.js").write_text("shared")
+    (original / "shared.js").symlink_to("bin/shared.js")
     (original / "dangling").symlink_to("nowhere")
 
-    assert command("wrap", "plain")[0] == 0
+    assert command("wrap", "plain")[::2] == (0, "")
 
     copy = user_kernels(place) / "snakepit-plain"
     assert not (copy / "shared.js").is_symlink()
     assert (copy / "shared.js").read_text() == "shared"
     assert not os.path.lexists(copy / "dangling")
+
+
+def test_links_out_of_an_original_are_named_and_not_followed(
+    command: Run, place: Any, original: Path
+) -> None:
+    (original.parent / "secret").write_text("secret")
+    (original.parent / "folder").mkdir()
+    (original.parent / "folder" / "file").write_text("secret")
+    (original / "file").symlink_to("../secret")
+    (original / "bin" / "folder").symlink_to(original.parent / "folder")
+
+    status, out, said = command("wrap", "plain")
+
+    copy = user_kernels(place) / "snakepit-plain"
+    assert status == 0
+    assert out.startswith(f"wrote {copy}; ")
+    assert "not copied, because they are links out of 'plain'" in said
+    assert str(original / "file") in said
+    assert str(original / "bin" / "folder") in said
+    left = {path.name for path in copy.rglob("*")}
+    assert not left & {"folder", "secret"}
+    assert not os.path.lexists(copy / "file")
+
+
+@pytest.mark.parametrize(("mode", "copied"), [(0o600, 0o600), (0o640, 0o640), (0o400, 0o400)])
+def test_the_rights_of_a_spec_are_kept_whatever_the_umask(
+    command: Run, place: Any, original: Path, mode: int, copied: int
+) -> None:
+    """There may be a token in its environment."""
+    copy = user_kernels(place) / "snakepit-plain" / "kernel.json"
+    (original / "kernel.json").chmod(mode)
+    old = os.umask(0)
+    try:
+        assert command("wrap", "plain")[0] == 0
+        assert copy.stat().st_mode & 0o777 == copied
+        (original / "kernel.json").chmod(0o644)
+        assert command("wrap", "plain")[0] == 0  # an update gives nobody more
+    finally:
+        os.umask(old)
+    assert copy.stat().st_mode & 0o777 == copied
+
+
+def test_no_copy_runs_as_its_owner(command: Run, place: Any, original: Path) -> None:
+    """It would be another owner: whoever wraps, and not who made the original."""
+    program = original / "bin" / "program"
+    program.write_text("")
+    program.chmod(0o6755)
+    assert command("wrap", "plain")[0] == 0
+    copy = user_kernels(place) / "snakepit-plain" / "bin" / "program"
+    assert copy.stat().st_mode & 0o7777 == 0o755
 
 
 # -- wrapping again --------------------------------------------------------------------------------

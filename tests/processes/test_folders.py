@@ -14,7 +14,7 @@ from snakepit_kernel.processes.folders import UNCLAIMED_SECONDS, make_folder, sw
 @pytest.fixture
 def runtime(monkeypatch, tmp_path) -> Path:
     folder = tmp_path / "runtime"
-    folder.mkdir()
+    folder.mkdir(mode=0o700)
     monkeypatch.setenv("SNAKEPIT_RUNTIME_DIR", str(folder))
     return folder
 

@@ -13,6 +13,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from ... import telemetry
+from ...files import write_file
 from ...printable import printable
 from ..status import duration
 
@@ -166,9 +167,13 @@ class Timeline:
         return page(self.title, self.calls)
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write it as a trace that https://ui.perfetto.dev and Chrome's ``about:tracing`` open."""
+        """Write it as a trace that https://ui.perfetto.dev and Chrome's ``about:tracing`` open.
+
+        The file is private (mode 0600), or has the rights of the one in whose place it is; a link
+        there is replaced.
+        """
         trace = {"traceEvents": list(_trace(self.pool, self.calls)), "displayTimeUnit": "ms"}
-        Path(path).write_text(json.dumps(trace), encoding="utf-8")
+        write_file(Path(path), json.dumps(trace))
 
 
 def _call_of(event: telemetry.Event) -> TimelineCall:
