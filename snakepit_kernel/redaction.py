@@ -84,7 +84,7 @@ _FORMS: Final = (
 )
 """What looks like a secret wherever it stands."""
 
-_RUN = re.compile(r"[A-Za-z0-9+/_~=-]{20,}")
+_RUN = re.compile(r"[A-Za-z0-9+/_~-]{20,}={0,2}")
 _UUID = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}", re.IGNORECASE)
 _CHANGE = re.compile(r"(?:[a-z](?=[A-Z0-9])|[A-Z](?=[0-9])|[0-9](?=[A-Za-z]))")
 

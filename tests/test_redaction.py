@@ -61,6 +61,7 @@ def test_a_secret_is_left_out_of_a_command(arguments: list[str], shown: str) -> 
         "/home/me/miniconda3/envs/py311/bin/python /home/me/manylinux_2_17_x86_64/a.py",
         "ssh -p 2222 -L 8080:localhost:80 me@host git@github.com:me/x.git",
         "mkdir -p a/b/c",
+        "python guardian.py --snakepit-run-id=a2b3c4d5e6f7g --mark=461168601842738 --owner=1:22",
     ],
 )
 def test_what_is_no_secret_stays(command: str) -> None:

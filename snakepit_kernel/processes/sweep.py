@@ -170,7 +170,7 @@ def _wanted(processes: Iterable[TaggedProcess]) -> list[TaggedProcess]:
 
 
 def _is_guardian(process: TaggedProcess) -> bool:
-    words = process.command.split(" ")
+    words = [os.fsdecode(word) for word in read_arguments(process.identity.pid)]
     is_told_its_owner = any(word.startswith("--owner=") for word in words)
     return is_told_its_owner and RUN_ID_OPTION + process.run_id in words
 
