@@ -66,8 +66,18 @@ def _check_directory(
     elif sockets and not fits_sockets(path):
         text = f"{path} is too long: sockets in it would pass the 107 bytes that Linux allows"
         yield problem(name, text, f"set {variable} to a shorter one")
+    elif _is_replaceable(path):
+        text = (
+            f"others may write to {path.parent}, and put another directory in the place of {path}"
+        )
+        yield hint(name, text, f"chmod o-w {path.parent}, or set {variable} to another one", [])
     else:
         yield ok(name, str(path))
+
+
+def _is_replaceable(path: Path) -> bool:
+    mode = path.parent.stat().st_mode
+    return bool(mode & stat.S_IWOTH) and not mode & stat.S_ISVTX
 
 
 # -- registry --------------------------------------------------------------------------------------
