@@ -65,7 +65,8 @@ class SnakepitProvisioner(LocalProvisioner):
 
     leftovers = List(
         Unicode(),
-        help="Files and directories that go with the kernel when its manager is dead.",
+        help="Files and directories that go with the kernel when its manager is dead. Should its "
+        "guardian die as well, the next start removes only those that lie where runs have theirs.",
     ).tag(config=True)
 
     preload = List(

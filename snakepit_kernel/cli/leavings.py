@@ -60,15 +60,19 @@ def _check_directory(
     except PermissionError as error:  # its text says what to do
         yield problem(name, str(error))
         return
-    mode = stat.S_IMODE(path.stat().st_mode)
-    if mode & 0o077:
-        text = f"{path} is open to others (mode {mode:o})"
-        yield problem(name, text, f"its file system keeps no modes: set {variable} to another one")
-    elif sockets and not fits_sockets(path):
+    if sockets and not fits_sockets(path):
         text = f"{path} is too long: sockets in it would pass the 107 bytes that Linux allows"
         yield problem(name, text, f"set {variable} to a shorter one")
+    elif _is_replaceable(path):
+        text = f"others may write to {path.parent}, and could replace {path}"
+        yield hint(name, text, f"chmod o-w {path.parent}, or set {variable} to another one")
     else:
         yield ok(name, str(path))
+
+
+def _is_replaceable(path: Path) -> bool:
+    mode = path.parent.stat().st_mode
+    return bool(mode & stat.S_IWOTH) and not mode & stat.S_ISVTX
 
 
 # -- registry --------------------------------------------------------------------------------------

@@ -381,6 +381,21 @@ def test_a_runtime_directory_that_leaves_no_room_for_sockets_is_a_problem(
     assert "SNAKEPIT_RUNTIME_DIR" in found["advice"]
 
 
+def test_a_directory_that_others_could_replace_is_a_hint(
+    place: Any, findings: Callable[..., Findings]
+) -> None:
+    shared = place.root / "shared"
+    shared.mkdir()
+    shared.chmod(0o777)
+
+    (found,) = findings("data directory", SNAKEPIT_DATA_DIR=str(shared / "own"))
+    shared.chmod(0o1777)
+    (safe,) = findings("data directory", SNAKEPIT_DATA_DIR=str(shared / "own"))
+
+    assert (found["level"], safe["level"]) == ("hint", "ok")
+    assert f"chmod o-w {shared}" in found["advice"]
+
+
 def test_a_registry_that_cannot_be_opened_is_a_problem(
     place: Any, findings: Callable[..., Findings]
 ) -> None:
