@@ -159,6 +159,11 @@ def check_processes() -> Iterator[Finding]:
         yield hint(name, text, advice, [run.run_id for run in found.elsewhere])
     if found.kept:
         yield ok(name, f"{len(found.kept)} are kept on purpose; end them: snakepit reap --kept")
+    if found.unreadable:
+        hidden = [str(pid) for pid in found.unreadable]
+        text = f"/proc hides {len(hidden)} of yours, which may be of any run: {listing(hidden)}"
+        advice = "mount /proc without hidepid, or look as root, if a run has left something"
+        yield hint(name, text, advice, hidden)
     if not found.unknown and not orphans:
         yield ok(name, f"no orphans; {len(found.live)} live runs")
 

@@ -71,6 +71,34 @@ def sees_itself() -> bool:
         return False
 
 
+def hides_processes() -> bool:
+    """Whether ``/proc`` may hide processes of this user from this process (``hidepid``)."""
+    options = _proc_options()
+    how = options.get("hidepid", "0")
+    if how in {"0", "off"} or _effective_capabilities() >> _CAP_SYS_PTRACE & 1:
+        return False
+    sees_all = int(options.get("gid", "0")) in {os.getegid(), *os.getgroups()}
+    return not sees_all or how in {"4", "ptraceable"}
+
+
+_CAP_SYS_PTRACE = 19
+
+
+def _proc_options() -> dict[str, str]:
+    """Return the options of the file system that is mounted at ``/proc``."""
+    options = ""
+    for line in Path("/proc/self/mountinfo").read_text("utf-8", "replace").splitlines():
+        before, _, after = line.partition(" - ")
+        if before.split(" ")[4] == "/proc":  # the last one is on top
+            options = after.rpartition(" ")[2]
+    return {name: value for name, _, value in (each.partition("=") for each in options.split(","))}
+
+
+def _effective_capabilities() -> int:
+    status = Path("/proc/self/status").read_text("utf-8", "replace")
+    return int(status.partition("\nCapEff:")[2].split(None, 1)[0], 16)
+
+
 def pid_namespace_of(pid: int | str) -> int:
     """Return the number of the PID namespace of a process, or 0 when it cannot be seen."""
     try:
