@@ -183,6 +183,8 @@ def check_leftovers() -> Iterator[Finding]:
 
     name = "leftovers"
     commands = [read_command(status.pid) for status in all_statuses()]
+    # Nobody can see here whether those are in use that belong to runs elsewhere.
+    commands += [path for run in read_runs()[0] if not run.is_dead for path in run.leftovers]
     folders = [str(path) for path in _stale_folders(runtime_dir())]
     files = [
         *(str(path) for path in _stale_sockets(runtime_dir(), commands)),

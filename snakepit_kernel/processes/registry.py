@@ -332,7 +332,15 @@ class Registry:
             f" FROM (SELECT {share} AS booked FROM bookings WHERE boot_id = ?)"
         )
         parameters = (
-            *(name, pool, place.host, place.boot, place.pid_namespace, str(owner), bytes_each),
+            *(
+                name,
+                pool,
+                place.written_host,
+                place.boot,
+                place.pid_namespace,
+                str(owner),
+                bytes_each,
+            ),
             *(most, cores, bytes_each, memory_bytes, bytes_each, most, place.boot),
         )
         rows = self._execute(
@@ -364,7 +372,7 @@ class Registry:
             Booking(
                 name=name,
                 pool=pool,
-                place=Place(host=host, boot=boot, pid_namespace=namespace),
+                place=Place.read(host, boot, namespace),
                 owner=ProcessIdentity.parse(owner),
                 workers=workers,
                 memory_bytes=memory_bytes,
@@ -432,7 +440,7 @@ def _reservation(
     )
     row = (
         *(run_id, parent, previous, label),
-        *(place.host, place.boot, place.pid_namespace),
+        *(place.written_host, place.boot, place.pid_namespace),
         *(str(owner), time.time(), json.dumps(list(leftovers))),
     )
     return insert, row
@@ -478,7 +486,7 @@ def _read_run(row: Sequence[Any]) -> Run | None:
             parent=parent,
             previous=previous,
             label=label,
-            place=Place(host=host, boot=boot_id, pid_namespace=pid_namespace),
+            place=Place.read(host, boot_id, pid_namespace),
             owner=ProcessIdentity.parse(owner),
             guardian=ProcessIdentity.parse(guardian) if guardian else None,
             process=ProcessIdentity.parse(process) if process else None,
