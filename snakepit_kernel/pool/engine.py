@@ -30,7 +30,7 @@ from ..lane.answers import Interrupted
 from ..lane.arena import TRIM_AFTER
 from ..lane.exchange import Exchange
 from ..locks import Lock
-from ..processes.folders import make_folder, remove_folder, sweep_folders
+from ..processes.folders import make_folder, remake_folder, remove_folder, sweep_folders
 from ..processes.supervisor import Supervisor, in_thread
 from ..protocol.messages import ToolInfo
 from .config import PoolConfig
@@ -576,6 +576,8 @@ class Engine:
         while True:
             # A look at intervals: telling of each call would cost the call.
             await asyncio.sleep(STATUS_INTERVAL)
+            if not self._folder.is_dir():
+                self._published = None  # somebody has removed what was
             self._publish()
             stats = self.stats()
             if stats.queued or stats.running:
@@ -602,6 +604,7 @@ class Engine:
             path = status_path(self._folder)
             temporary = path.with_suffix(".tmp")
             try:
+                remake_folder(self._folder)
                 temporary.write_text(json.dumps(status.as_json()))
                 temporary.replace(path)
             except OSError as error:  # a full disk; the pool works, and only does not show it

@@ -74,6 +74,21 @@ def _make(run: Path, folder: Path) -> None:
     unclaimed.replace(folder / OWNER_FILE)
 
 
+def remake_folder(folder: Path) -> None:
+    """Make a folder anew that `make_folder` gave, if somebody has removed it.
+
+    Raises
+    ------
+    OSError
+        It cannot be made.
+    """
+    if folder.is_dir():
+        return
+    runtime_dir()
+    with contextlib.suppress(FileExistsError):  # another thread was faster
+        _make(folder.parent, folder)
+
+
 def remove_folder(folder: Path) -> None:
     """Remove a folder that `make_folder` gave, and that of its run when nothing else is in it."""
     shutil.rmtree(folder, ignore_errors=True)
