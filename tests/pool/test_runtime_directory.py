@@ -119,7 +119,8 @@ def spoil():
 def mend():
     if how == "read-only":
         subprocess.run(["umount", "--lazy", runtime], check=True)
-    mended.set()
+    else:
+        os.unlink(f"{runtime}/filler")
 
 def error_of(work):
     try:
