@@ -308,8 +308,11 @@ class SnakepitProvisioner(LocalProvisioner):
 
     async def _conclude_adopted(self, guardian: ProcessIdentity, signum: int) -> None:
         """End a run that another manager started, by its guardian or else by its tag."""
-        guardian.signal(signum)
-        guardian.signal(signal.SIGCONT)  # should somebody have stopped it
+        try:
+            guardian.signal(signum)
+            guardian.signal(signal.SIGCONT)  # should somebody have stopped it
+        except PermissionError as error:  # /proc hides it; it sees that the owner has died
+            self.log.warning("the guardian of run %s cannot be asked: %s", self.run_id, error)
         if not await ended(guardian, self.grace + 10.0):
             self.log.warning("processes of run %s do not die", self.run_id)
             return

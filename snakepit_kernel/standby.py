@@ -72,6 +72,7 @@ class _Standbys:
         self._starting: dict[Sort, int] = {}
         self._starts: set[asyncio.Task[Any]] = set()
         self._supervisor: Supervisor | None = None
+        self._ending = Lock()
 
     async def take(self, sort: Sort, env: Mapping[str, str], cwd: str | None) -> GuardedRun | None:
         """Return one that can become the kernel that is needed, or None."""
@@ -154,13 +155,18 @@ class _Standbys:
             return self._supervisor
 
     def close(self) -> None:
-        """End all that wait; return when that is verified."""
-        with self._lock:
-            supervisor, self._supervisor = self._supervisor, None
-        if supervisor is None:
-            return
-        supervisor.ask(self._end_all()).result()
-        supervisor.close()
+        """End all that wait; return when that is verified.
+
+        After a Ctrl-C in it, it may be called again.
+        """
+        with self._ending:
+            if (supervisor := self._supervisor) is None:
+                return
+            if supervisor.is_open:
+                supervisor.ask(self._end_all()).result()
+            supervisor.close()
+            with self._lock:
+                self._supervisor = None
 
     async def _end_all(self) -> None:
         for task in self._starts:

@@ -172,6 +172,11 @@ def check_processes() -> Iterator[Finding]:
         yield hint(name, text, advice, [run.run_id for run in found.elsewhere])
     if found.kept:
         yield ok(name, f"{len(found.kept)} are kept on purpose; end them: snakepit reap --kept")
+    if found.unreadable:
+        hidden = [str(pid) for pid in found.unreadable]
+        text = f"/proc hides {len(hidden)} of yours, which may be of any run: {listing(hidden)}"
+        advice = "mount /proc without hidepid, or look as root, if a run has left something"
+        yield hint(name, text, advice, hidden)
     if not found.unknown and not orphans:
         yield ok(name, f"no orphans; {len(found.live)} live runs")
 
@@ -190,6 +195,8 @@ def check_leftovers() -> Iterator[Finding]:
     name = "leftovers"
     lines = [read_command_line(status.pid) for status in all_statuses()]
     commands = [os.fsdecode(line) for line in lines]
+    # Nobody can see here whether those are in use that belong to runs elsewhere.
+    commands += [path for run in read_runs()[0] if not run.is_dead for path in run.leftovers]
     directories = runtime_dirs()
     folders = [str(path) for directory in directories for path in _stale_folders(directory)]
     files = [

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from ..files import NotOurs, read_file
 from ..pool.status import PoolStatus, memory_of, status_path
-from ..processes.folders import is_leftover
+from ..processes.folders import is_elsewhere, is_leftover
 
 
 class UnreadablePool(ValueError):
@@ -43,14 +43,19 @@ class PublishedPool:
 
     @property
     def is_live(self) -> bool:
-        """Whether the very process that opened the pool lives."""
+        """Whether the very process that opened the pool lives, or may do so elsewhere."""
         return not is_leftover(self.folder)
 
     def refreshed(self) -> PoolStatus:
         """Return the status with the memory and the ages of this moment."""
         age = max(0.0, time.time() - self.written)
+        is_here = not is_elsewhere(self.folder)  # or a pid means another process
         workers = [
-            replace(worker, seconds=worker.seconds + age, memory_bytes=memory_of(worker.pid))
+            replace(
+                worker,
+                seconds=worker.seconds + age,
+                memory_bytes=memory_of(worker.pid) if is_here else worker.memory_bytes,
+            )
             for worker in self.status.workers
         ]
         return replace(self.status, workers=workers)

@@ -90,6 +90,7 @@ def _as_data(
                 {"run_id": run.run_id, "place": str(run.place)} for run in found.elsewhere
             ],
             "unknown": [_process(item) for items in found.unknown.values() for item in items],
+            "unreadable": found.unreadable,
         },
     }
 
@@ -139,6 +140,12 @@ def in_words(
             f"run {run_id} is not written down here (another {DATA_VARIABLE}?), so nobody knows "
             f"whether its owner lives: {text}\n  if nobody misses them: kill {pids}"
         )
+    if found.unreadable:
+        pids = " ".join(map(str, found.unreadable))
+        lines.append(
+            f"/proc hides {_counted(len(found.unreadable))} of yours (it is mounted with hidepid): "
+            f"nobody can tell whether a run has left them: {pids}\n  run this as root to be sure"
+        )
     return lines or ["nothing to end"]
 
 
@@ -147,7 +154,11 @@ def _named(run: Run) -> str:
 
 
 def _count(processes: Sequence[TaggedProcess]) -> str:
-    return "1 process" if len(processes) == 1 else f"{len(processes)} processes"
+    return _counted(len(processes))
+
+
+def _counted(number: int) -> str:
+    return "1 process" if number == 1 else f"{number} processes"
 
 
 def _listed(text: str, processes: Sequence[TaggedProcess]) -> str:

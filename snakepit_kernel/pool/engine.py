@@ -19,6 +19,7 @@ import threading
 import time
 from collections.abc import AsyncGenerator, Callable, Coroutine, Generator
 from dataclasses import replace
+from functools import partial
 from typing import Any
 from weakref import WeakSet
 
@@ -31,7 +32,7 @@ from ..lane.answers import Interrupted
 from ..lane.arena import TRIM_AFTER
 from ..lane.exchange import Exchange
 from ..locks import Lock
-from ..processes.folders import make_folder, remove_folder, sweep_folders
+from ..processes.folders import make_folder, remake_folder, remove_folder, sweep_folders
 from ..processes.supervisor import Supervisor, in_thread
 from ..protocol.messages import ToolInfo
 from .config import PoolConfig
@@ -89,6 +90,9 @@ class Engine:
         self._admission = Admission(config)
         self._recovery = Recovery(barrier=config.crash_barrier, retry=config.retry)
         self._closing = Lock()
+        self._is_ending = self._has_ended = False
+        self._failure: Exception | None = None
+        self._waiting: list[threading.Lock] = []  # a gate for each who waits for the end
         self._published: object = None
         sweep_folders()
         self._folder = make_folder(config.name)
@@ -577,6 +581,8 @@ class Engine:
         while True:
             # A look at intervals: telling of each call would cost the call.
             await asyncio.sleep(STATUS_INTERVAL)
+            if not self._folder.is_dir():
+                self._published = None  # somebody has removed what was
             self._publish()
             stats = self.stats()
             if stats.queued or stats.running:
@@ -601,6 +607,7 @@ class Engine:
         if news != self._published:
             self._published = news
             try:
+                remake_folder(self._folder)
                 write_file(status_path(self._folder), json.dumps(status.as_json()))
             except OSError as error:  # a full disk; the pool works, and only does not show it
                 logger.warning("snakepit status cannot show pool %s: %s", self.config.name, error)
@@ -629,33 +636,70 @@ class Engine:
         self._crew.is_dismissed = True
 
     def close(self, reason: str = "it was shut down", grace: float | None = None) -> None:
-        """End everything now; return when it is verified gone. What runs is interrupted."""
+        """End everything now; return when it is verified gone. What runs is interrupted.
+
+        A thread does it, which no Ctrl-C hits; whoever calls again waits for the same end.
+        """
         if os.getpid() != self.pid:
             return  # a forked child has neither the thread nor the processes
-        if self.is_own_thread:  # a future's callback closes the pool: it cannot wait for itself
+        gate = threading.Lock()
+        gate.acquire()
+        self._waiting.append(gate)  # before the look whether it has ended: one of both is in time
+        if self.is_own_thread:
             self.stop_accepting(cancel_queued=True)
-            threading.Thread(target=self.close, args=(reason, grace), daemon=True).start()
+        if not self._is_ending:
+            self._begin_to_end(reason, self.config.grace if grace is None else grace)
+        if self.is_own_thread:  # a future's callback closes the pool: it cannot wait for itself
             return
+        if not self._has_ended:
+            gate.acquire()
+        if self._failure is not None:
+            raise self._failure
+
+    def _begin_to_end(self, reason: str, grace: float) -> None:
+        end = partial(self._end, reason, grace)
+        try:
+            # Ctrl-C may come before anybody knows that it runs; then there are two, and one waits.
+            threading.Thread(target=end, name="snakepit-end", daemon=True).start()
+        except RuntimeError:  # the interpreter exits, or there are no more threads
+            if self.is_own_thread:
+                raise
+            end()
+
+    def _end(self, reason: str, grace: float) -> None:
         with self._closing:
-            if self._crew.is_dismissed:
+            if self._has_ended:
                 return
+            self._is_ending = True
             with self._admission.lock:
                 self._admission.closed_because = self._admission.closed_because or reason
                 self._crew.is_dismissed = True
             self.stop_accepting(cancel_queued=True)
             try:
-                self._supervisor.ask(
-                    self._crew.end(self.config.grace if grace is None else grace)
-                ).result()
-                # Who held a worker has noticed, unless its event loop stands.
-                self._admission.wait_until_quiet(FAREWELL)
-                self._supervisor.close()
-                self.sessions.close()
-                self._end_context()
-            finally:  # a second Ctrl-C: the guardians go on by themselves
-                remove_folder(self._folder)
-                self._share.give_back()
-                atexit.unregister(self.close)
+                self._take_down(grace)
+            finally:
+                self._has_ended = True
+                for gate in self._waiting:
+                    gate.release()
+
+    def _take_down(self, grace: float) -> None:
+        """Do all of it, one after the other, also if a part fails; keep the first failure."""
+        steps: tuple[Callable[[], object], ...] = (
+            lambda: self._supervisor.ask(self._crew.end(grace)).result(),
+            # Who held a worker has noticed, unless its event loop stands.
+            lambda: self._admission.wait_until_quiet(FAREWELL),
+            self._supervisor.close,
+            self.sessions.close,
+            self._end_context,
+            lambda: remove_folder(self._folder),
+            self._share.give_back,
+            partial(atexit.unregister, self.close),
+        )
+        for step in steps:
+            try:
+                step()
+            except Exception as error:  # noqa: BLE001 - whoever waits for the end is told
+                self._failure = self._failure or error
 
     def _end_context(self) -> None:
         """Close all ZeroMQ sockets and their context, and wait for that, but not for ever.

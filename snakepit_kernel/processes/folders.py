@@ -10,12 +10,14 @@ import contextlib
 import os
 import shutil
 import time
+from dataclasses import replace
 from pathlib import Path
 
 from ..files import open_file, read_file
 from ..ids import is_run_id, new_run_id, own_run_id
 from ..paths import RUNTIME_VARIABLE, runtime_dir, runtime_dirs
-from .identity import ProcessIdentity, boot_id
+from .identity import ProcessIdentity
+from .place import Place, Reach, here
 
 OWNER_FILE = "owner"
 
@@ -72,9 +74,25 @@ def _make(run: Path, folder: Path) -> None:
         break
     # Whole or not at all: a sweep may look at any moment.
     unclaimed = folder / f"{OWNER_FILE}.new"
+    place, identity = here(), ProcessIdentity.of(os.getpid())
     with open(unclaimed, "x", encoding="ascii", opener=open_file) as file:
-        file.write(f"{ProcessIdentity.of(os.getpid())} {boot_id()}")
+        file.write(f"{identity} {place.boot} {place.pid_namespace} {place.written_host}")
     unclaimed.replace(folder / OWNER_FILE)
+
+
+def remake_folder(folder: Path) -> None:
+    """Make a folder anew that `make_folder` gave, if somebody has removed it.
+
+    Raises
+    ------
+    OSError
+        It cannot be made.
+    """
+    if folder.is_dir():
+        return
+    runtime_dir()
+    with contextlib.suppress(FileExistsError):  # another thread was faster
+        _make(folder.parent, folder)
 
 
 def remove_folder(folder: Path) -> None:
@@ -105,16 +123,42 @@ def _sweep(directory: Path) -> list[Path]:
 
 
 def is_leftover(folder: Path) -> bool:
-    """Whether the process that made a folder is dead."""
+    """Whether it is certain that the process that made a folder is dead."""
     try:
-        owner, _, boot = read_file(folder / OWNER_FILE).partition(" ")
-        identity = ProcessIdentity.parse(owner)
+        identity, place = _read_owner(folder)
     except (FileNotFoundError, NotADirectoryError):
         # Nobody puts anything into a folder before it is claimed: what holds more is not ours.
         return _is_bare(folder) and _age(folder) > UNCLAIMED_SECONDS
     except (OSError, ValueError):
         return _age(folder) > UNCLAIMED_SECONDS
-    return boot != boot_id() or not identity.is_alive()
+    if place.reach is Reach.HERE:
+        return not identity.is_alive()
+    return place.reach is Reach.PAST
+
+
+def is_elsewhere(folder: Path) -> bool:
+    """Whether the process that made a folder is on another host, or in another container."""
+    try:
+        return _read_owner(folder)[1].reach is Reach.ELSEWHERE
+    except (OSError, ValueError):
+        return False
+
+
+def _read_owner(folder: Path) -> tuple[ProcessIdentity, Place]:
+    """Read who made a folder, and where.
+
+    Raises
+    ------
+    OSError, ValueError
+        It does not say so.
+    """
+    owner, _, where = read_file(folder / OWNER_FILE).partition(" ")
+    identity = ProcessIdentity.parse(owner)
+    boot, _, rest = where.partition(" ")
+    if not rest:  # an earlier version wrote it, which took every place for this machine
+        return identity, replace(here(), boot=boot)
+    pid_namespace, _, host = rest.partition(" ")
+    return identity, Place.read(host, boot, int(pid_namespace))
 
 
 def is_in_use(run: Path) -> bool:

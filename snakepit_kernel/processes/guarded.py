@@ -499,8 +499,12 @@ class GuardedProcess:
 
     def send_signal(self, signum: int) -> None:
         """Send a signal to the process alone; nothing happens when it has ended."""
-        if self.identity is not None and self.poll() is None:
+        if self.identity is None or self.poll() is not None:
+            return
+        try:
             self.identity.signal(signum)
+        except PermissionError:  # it became another user's, or /proc hides it
+            self._send(f"signal\t{signum}\n")  # the guardian knows its child
 
     def request_end(self, grace: float) -> None:
         """Ask the guardian to end the run; return at once."""
@@ -510,7 +514,8 @@ class GuardedProcess:
     def _wake_guardian(self) -> None:
         """Continue the guardian, should somebody have stopped it."""
         if self.guardian is not None and not self.is_gone:
-            self.guardian.signal(signal.SIGCONT)
+            with contextlib.suppress(PermissionError):  # /proc hides it
+                self.guardian.signal(signal.SIGCONT)
 
     async def end(self, grace: float) -> EndReport:
         """End everything the process ever started; return when that is verified.

@@ -12,8 +12,10 @@ on the owner (an open channel, and a pidfd), on requests. Because it is a subrea
 the kernel starts stays below it: a double fork, ``setsid`` or an empty environment change nothing.
 When the kernel ends, the owner dies or asks, it ends the tree: SIGTERM, up to ``grace`` seconds,
 then freeze and SIGKILL, scanning anew until ``waitpid`` itself says that no child is left. That
-answer of the operating system is the proof. If the guardian is killed, the kernel dies by its
-parent-death signal and the rest is found by its tag (see `tags` and `sweep`).
+answer of the operating system is the proof. A process that `/proc` hides (``hidepid``) becomes our
+child when its parent has ended, and a child that nobody has waited for can be signalled by its pid.
+If the guardian is killed, the kernel dies by its parent-death signal and the rest is found by its
+tag (see `tags` and `sweep`).
 
 A process that is marked to be kept (`SNAKEPIT_KEEP=1`), and what is below it, is left alone; when
 there is one, ``waitpid`` cannot be the proof that the others are gone, and many scans stand in.
@@ -60,7 +62,6 @@ from .identity import (
     ProcessIdentity,
     ProcessStatus,
     descendants,
-    living_descendants,
     read_command,
     read_command_line,
     read_status,
@@ -107,6 +108,8 @@ MAX_COMMAND = 200
 
 MAX_REMEMBERED = 1024
 """Bytes of a command line that are remembered until it is told, as it was: with its secrets."""
+UNKNOWN_START_TIME = 0
+"""Stands for the start time of a child that `/proc` hides."""
 
 READY_VARIABLE = "SNAKEPIT_READY_FD"
 """Environment variable that tells an executed kernel where to say that it is ready."""
@@ -534,7 +537,8 @@ class Guardian:
         keeping: list[ProcessStatus] = []
         others: list[ProcessStatus] = []
         pids = set()
-        for status in descendants(os.getpid()):
+        below = descendants(os.getpid())
+        for status in [*below, *hidden_children({status.pid for status in below})]:
             if status.parent in pids or (
                 status.pid != self.kernel_pid
                 and not status.is_dead
@@ -566,7 +570,7 @@ class Guardian:
         while monotonic() < until and not self.reap_all():
             struck = False
             for pid in own_children():
-                status = read_status(pid)
+                status = read_status(pid) or read_hidden(pid)
                 if status is None or status.is_dead or not self.is_game(status):
                     continue
                 identity = ProcessIdentity(pid, status.start_time)
@@ -605,9 +609,12 @@ class Guardian:
         """Send one signal to one process, and remember what it was."""
         if identity not in self.ended:
             self.ended[identity] = read_command_line(identity.pid)[:MAX_REMEMBERED]
-        try:  # noqa: SIM105 - contextlib is too large for the guardian
-            identity.signal(signum)
-        except PermissionError:
+        try:
+            if identity.start_time == UNKNOWN_START_TIME:
+                os.kill(identity.pid, signum)  # our child; nobody reaped it since it was listed
+            else:
+                identity.signal(signum)
+        except (PermissionError, ProcessLookupError):
             pass  # a set-uid program of another user; it is reported if it survives
 
     def reap_all(self) -> bool:
@@ -628,15 +635,26 @@ class Guardian:
     def report_survivors(self) -> None:
         """Name what SIGKILL did not end; go on waiting for it."""
         self.reported_survivors = True
+        keeping, others = self.sort_out()
         lines = []
-        for status in living_descendants(os.getpid()):
-            command = read_command(status.pid)[:MAX_COMMAND]
-            lines.append(f"survivor\t{status.pid}\t{status.state}\t{command}")
-        self.send("\n".join(lines[:MAX_LISTED]))  # at once: who reads one has read all
+        for status in others:
+            if not status.is_dead:
+                command = read_command(status.pid)[:MAX_COMMAND]
+                lines.append(f"survivor\t{status.pid}\t{status.state}\t{command}")
+        if not keeping and not others and not self.reap_all():
+            lines.append("survivor\t0\t?\ta process that /proc does not show")
+        if lines:
+            self.send("\n".join(lines[:MAX_LISTED]))  # at once: who reads one has read all
 
     def finish(self) -> None:
         """Tell the owner what was ended; with no owner left, write it down and remove the files."""
-        strays = [item for item in self.ended.items() if item[0].pid != self.kernel_pid]
+        seen = {identity.pid for identity in self.ended if identity.start_time}
+        strays = [
+            item
+            for item in self.ended.items()
+            # One that hid itself after its first signal counts once.
+            if item[0].pid != self.kernel_pid and (item[0].start_time or item[0].pid not in seen)
+        ]
         report: list[tuple[str, ...]] = [
             (
                 "ended",
@@ -691,6 +709,23 @@ def own_children() -> list[int]:
             return [int(word) for word in file.read().split()]
     except OSError:
         return []  # a kernel without CONFIG_PROC_CHILDREN: the scans must do
+
+
+def hidden_children(seen: set[int]) -> list[ProcessStatus]:
+    """Return this process's living children that `/proc` hides, given the pids that it shows."""
+    found = [read_hidden(pid) for pid in own_children() if pid not in seen]
+    return [status for status in found if status is not None]
+
+
+def read_hidden(pid: int) -> ProcessStatus | None:
+    """Return what is known of a child of this process that `/proc` hides; None if it has ended."""
+    try:
+        ended = os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+    except ChildProcessError:
+        return None
+    if ended is not None or read_status(pid) is not None:
+        return None  # it ended, or began, after the others had been listed
+    return ProcessStatus(pid, os.getpid(), "?", UNKNOWN_START_TIME, 1)
 
 
 def prctl(option: int, value: int) -> None:

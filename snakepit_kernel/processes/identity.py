@@ -5,12 +5,18 @@ the process started; a signal goes through a pidfd that was opened first and ver
 so it reaches that process or none. Where there are no pidfds, the process is verified in the moment
 before the signal: a pid that is recycled in those microseconds would be hit.
 
+What cannot be read is not what does not exist: `/proc` may hide a process (``hidepid``), from its
+own user as well if it is not dumpable. Such a one may be the one that is meant: it counts as alive,
+and is not signalled.
+
 The guardian loads this module, so it imports next to nothing.
 """
 
 from __future__ import annotations
 
+import errno
 import os
+import select
 
 from ..printable import printable
 from . import pidfd
@@ -23,6 +29,7 @@ SIGKILL = 9
 
 MAX_COMMAND_LINE = 4096
 """Bytes of a command line that are read."""
+MAX_PID = 2**31 - 1
 
 
 class ProcessIdentity:
@@ -44,14 +51,23 @@ class ProcessIdentity:
 
     @classmethod
     def of(cls, pid: int) -> ProcessIdentity | None:
-        """Return the identity of a living process, or None."""
+        """Return the identity of a living process, or None; also when `/proc` hides it."""
         status = read_status(pid)
         return None if status is None or status.is_dead else cls(pid, status.start_time)
 
     @classmethod
     def parse(cls, text: str) -> ProcessIdentity:
-        """Read the form that ``str`` gives, ``PID:START``."""
+        """Read the form that ``str`` gives, ``PID:START``.
+
+        Raises
+        ------
+        ValueError
+            It is something else.
+        """
         pid, _, start_time = text.partition(":")
+        if not 0 < int(pid) <= MAX_PID:  # to others the system calls give a meaning of their own
+            msg = f"{pid} is no process id"
+            raise ValueError(msg)
         return cls(int(pid), int(start_time))
 
     def __str__(self) -> str:
@@ -69,14 +85,28 @@ class ProcessIdentity:
         return hash((self.pid, self.start_time))
 
     def is_alive(self) -> bool:
-        """Whether this very process runs. A zombie does not."""
+        """Whether this very process runs, or one of its pid does that cannot be told from it.
+
+        A zombie does not.
+        """
         status = read_status(self.pid)
-        return status is not None and status.start_time == self.start_time and not status.is_dead
+        if status is None:
+            return is_hidden(self.pid)
+        return self._is_that_of(status) and not status.is_dead
+
+    def _is_that_of(self, status: ProcessStatus) -> bool:
+        return status.start_time == self.start_time
+
+    def is_seen(self) -> bool:
+        """Whether this very process is there for certain, be it as a zombie."""
+        status = read_status(self.pid)
+        return status is not None and self._is_that_of(status)
 
     def open(self) -> int | None:
         """Open a pidfd for this very process, or return None when it is gone.
 
-        The file descriptor becomes readable when the process ends. The caller closes it.
+        The file descriptor becomes readable when the process ends. The caller closes it. It is for
+        waiting: that of a process which `/proc` hides may be that of another with its pid.
 
         Raises
         ------
@@ -87,11 +117,10 @@ class ProcessIdentity:
             descriptor = pidfd.open_pidfd(self.pid)
         except ProcessLookupError:
             return None
-        status = read_status(self.pid)
-        if status is None or status.start_time != self.start_time:
-            os.close(descriptor)
-            return None
-        return descriptor
+        if self.is_seen() or is_hidden(self.pid):
+            return descriptor
+        os.close(descriptor)
+        return None
 
     def signal(self, signum: int) -> bool:
         """Send a signal to this very process; say whether there was one to receive it.
@@ -99,14 +128,16 @@ class ProcessIdentity:
         Raises
         ------
         PermissionError
-            It belongs to another user.
+            It belongs to another user, or `/proc` hides whether it is this one.
         """
         if not pidfd.is_possible():
             return self._signal_by_pid(signum)
-        descriptor = self.open()
-        if descriptor is None:
+        try:
+            descriptor = pidfd.open_pidfd(self.pid)
+        except ProcessLookupError:
             return False
         try:
+            self._verify()
             pidfd.send_signal(descriptor, signum)
         except ProcessLookupError:
             return False
@@ -115,13 +146,19 @@ class ProcessIdentity:
         return True
 
     def _signal_by_pid(self, signum: int) -> bool:
-        if not self.is_alive():
-            return False
         try:
+            self._verify()
             os.kill(self.pid, signum)
         except ProcessLookupError:
             return False
         return True
+
+    def _verify(self) -> None:
+        if self.is_seen():
+            return
+        if is_hidden(self.pid):
+            raise PermissionError(errno.EPERM, f"/proc hides whether process {self.pid} is meant")
+        raise ProcessLookupError(errno.ESRCH, os.strerror(errno.ESRCH))
 
 
 class ProcessStatus:
@@ -146,7 +183,7 @@ class ProcessStatus:
 
 
 def read_status(pid: int) -> ProcessStatus | None:
-    """Read the status of a process, or None when there is none of that pid."""
+    """Read the status of a process; None when there is none of that pid, or `is_hidden`."""
     try:
         with open(f"/proc/{pid}/stat", "rb") as file:  # noqa: PTH123 - no pathlib in the guardian
             content = file.read()
@@ -156,6 +193,45 @@ def read_status(pid: int) -> ProcessStatus | None:
     fields = content[content.rindex(b")") + 2 :].split()
     state, parent, threads, start_time = fields[0], fields[1], fields[17], fields[19]
     return ProcessStatus(pid, int(parent), state.decode(), int(start_time), int(threads))
+
+
+def is_hidden(pid: int) -> bool:
+    """Whether there is a living process of that pid whose status this user may not read.
+
+    It need not be the one that is looked for: a pid may have been recycled.
+    """
+    # Looked at between two proofs that it is there: it may end meanwhile, and be no secret at all.
+    return _exists(pid) and read_status(pid) is None and not _has_ended(pid)
+
+
+def _exists(pid: int) -> bool:
+    if pid <= 0:  # that would be a group of processes
+        return False
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:
+        return True  # another user's
+    return True
+
+
+def _has_ended(pid: int) -> bool:
+    """Whether there is no process of a pid, or a zombie: that may be hidden as well."""
+    if not pidfd.is_possible():
+        return not _exists(pid)
+    try:
+        descriptor = pidfd.open_pidfd(pid)
+    except ProcessLookupError:
+        return True
+    except OSError:
+        return False  # the number of a thread
+    try:
+        poll = select.poll()
+        poll.register(descriptor, select.POLLIN)
+        return bool(poll.poll(0))
+    finally:
+        os.close(descriptor)
 
 
 def read_command(pid: int) -> str:
@@ -234,12 +310,24 @@ def descendants(
 
 def read_tracer(pid: int) -> int:
     """Return the pid of the process that traces one, or 0."""
+    return _read_number(pid, b"TracerPid:") or 0
+
+
+def read_user(pid: int) -> int | None:
+    """Return the id of the user that started a process, or None when it cannot be read.
+
+    That is the real one: a set-uid program has the rights of another, who does not answer for it.
+    """
+    return _read_number(pid, b"\nUid:")
+
+
+def _read_number(pid: int, name: bytes) -> int | None:
     try:
         with open(f"/proc/{pid}/status", "rb") as file:  # noqa: PTH123
             content = file.read()
     except OSError:
-        return 0
-    return int(content.partition(b"TracerPid:")[2].split(None, 1)[0])
+        return None
+    return int(content.partition(name)[2].split(None, 1)[0])
 
 
 def boot_id() -> str:

@@ -16,48 +16,89 @@ class Reach(Enum):
     """What this process can say of the processes of a place."""
 
     HERE = "here"
-    """It sees them: same boot, same PID namespace."""
+    """It sees them, and when they started: same machine, boot, PID and time namespace."""
     PAST = "past"
     """They ended with an earlier boot of this machine."""
     ELSEWHERE = "elsewhere"
-    """Another machine or another container, which shares a directory with us: it cannot know."""
+    """Another machine, container or clock, which shares a directory with us: it cannot know."""
+
+
+INITIAL_TIME_NAMESPACE = 0xEFFFFFFA
+"""Number of the time namespace that a machine starts with; nearly all processes are in it."""
+
+_TIME = "/time:"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Place:
-    """A boot of a machine, and a PID namespace in it.
+    """A boot of a machine, and the namespaces in it that tell what a pid and a time mean.
 
     Attributes
     ----------
     host
-        Host name and machine id.
+        Host name and machine id. Machines that were cloned while they ran have the same boot.
     boot
         Id of the boot.
     pid_namespace
         Number of the PID namespace: containers have one each.
+    time_namespace
+        Number of the time namespace: `/proc` tells each of them other times.
     """
 
     host: str
     boot: str
     pid_namespace: int
+    time_namespace: int = INITIAL_TIME_NAMESPACE
+
+    @classmethod
+    def read(cls, host: str, boot: str, pid_namespace: int) -> Place:
+        """Read a place that was written down, also by a version that knew no time namespaces.
+
+        Raises
+        ------
+        ValueError
+            It is damaged.
+        """
+        host, _, number = host.partition(_TIME)
+        time_namespace = int(number) if number else INITIAL_TIME_NAMESPACE
+        return cls(host=host, boot=boot, pid_namespace=pid_namespace, time_namespace=time_namespace)
+
+    @property
+    def written_host(self) -> str:
+        """The host as it is written down, with the time namespace if that is another one."""
+        is_usual = self.time_namespace == INITIAL_TIME_NAMESPACE
+        return self.host if is_usual else f"{self.host}{_TIME}{self.time_namespace}"
 
     @property
     def reach(self) -> Reach:
         """What can be said, from here, of processes there."""
         own = here()
-        if self.boot == own.boot:
-            return Reach.HERE if self.pid_namespace == own.pid_namespace else Reach.ELSEWHERE
-        return Reach.PAST if self.host == own.host else Reach.ELSEWHERE
+        if self == own:
+            return Reach.HERE
+        is_over = self.host == own.host and self.boot != own.boot
+        return Reach.PAST if is_over else Reach.ELSEWHERE
 
     def __str__(self) -> str:
         name = self.host.partition("/")[0]
-        return f"another container on {name}" if self.boot == here().boot else f"host {name}"
+        own = here()
+        if self.boot != own.boot:
+            return f"host {name}"
+        if self.pid_namespace != own.pid_namespace:
+            return f"another container on {name}"
+        if self.time_namespace != own.time_namespace:
+            return f"another time namespace on {name}"
+        return f"host {name}"
 
 
 @functools.cache
 def here() -> Place:
     """Return the place of this process."""
-    return Place(host=_host(), boot=boot_id(), pid_namespace=pid_namespace_of("self"))
+    return Place(
+        host=_host(),
+        boot=boot_id(),
+        pid_namespace=pid_namespace_of("self"),
+        time_namespace=_namespace("self", "time") or INITIAL_TIME_NAMESPACE,
+    )
 
 
 def sees_itself() -> bool:
@@ -71,10 +112,42 @@ def sees_itself() -> bool:
         return False
 
 
+def hides_processes() -> bool:
+    """Whether ``/proc`` may hide processes of this user from this process (``hidepid``)."""
+    options = _proc_options()
+    how = options.get("hidepid", "0")
+    if how in {"0", "off"} or _effective_capabilities() >> _CAP_SYS_PTRACE & 1:
+        return False
+    sees_all = int(options.get("gid", "0")) in {os.getegid(), *os.getgroups()}
+    return not sees_all or how in {"4", "ptraceable"}
+
+
+_CAP_SYS_PTRACE = 19
+
+
+def _proc_options() -> dict[str, str]:
+    """Return the options of the file system that is mounted at ``/proc``."""
+    options = ""
+    for line in Path("/proc/self/mountinfo").read_text("utf-8", "replace").splitlines():
+        before, _, after = line.partition(" - ")
+        if before.split(" ")[4] == "/proc":  # the last one is on top
+            options = after.rpartition(" ")[2]
+    return {name: value for name, _, value in (each.partition("=") for each in options.split(","))}
+
+
+def _effective_capabilities() -> int:
+    status = Path("/proc/self/status").read_text("utf-8", "replace")
+    return int(status.partition("\nCapEff:")[2].split(None, 1)[0], 16)
+
+
 def pid_namespace_of(pid: int | str) -> int:
     """Return the number of the PID namespace of a process, or 0 when it cannot be seen."""
+    return _namespace(pid, "pid")
+
+
+def _namespace(pid: int | str, kind: str) -> int:
     try:
-        return os.stat(f"/proc/{pid}/ns/pid").st_ino  # noqa: PTH116 - one call, for many processes
+        return os.stat(f"/proc/{pid}/ns/{kind}").st_ino  # noqa: PTH116 - one call, for many
     except OSError:
         return 0
 

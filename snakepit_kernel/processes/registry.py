@@ -369,7 +369,15 @@ class Registry:
             f" FROM (SELECT {share} AS booked FROM bookings WHERE boot_id = ?)"
         )
         parameters = (
-            *(name, pool, place.host, place.boot, place.pid_namespace, str(owner), bytes_each),
+            *(
+                name,
+                pool,
+                place.written_host,
+                place.boot,
+                place.pid_namespace,
+                str(owner),
+                bytes_each,
+            ),
             *(most, cores, bytes_each, memory_bytes, bytes_each, most, place.boot),
         )
         rows = self._execute(
@@ -450,7 +458,7 @@ def _reservation(
     )
     row = (
         *(run_id, parent, previous, label),
-        *(place.host, place.boot, place.pid_namespace),
+        *(place.written_host, place.boot, place.pid_namespace),
         *(str(owner), time.time(), json.dumps(list(leftovers))),
     )
     return insert, row
@@ -499,7 +507,7 @@ def _read_run(row: Sequence[Any]) -> Run | None:
             parent=parent,
             previous=previous,
             label=label,
-            place=Place(host=host, boot=boot_id, pid_namespace=pid_namespace),
+            place=Place.read(host, boot_id, pid_namespace),
             owner=_read_identity(owner),
             guardian=_read_identity(guardian) if guardian else None,
             process=_read_identity(process) if process else None,
@@ -536,7 +544,7 @@ def _read_booking(row: Sequence[Any]) -> Booking | None:
         return Booking(
             name=name,
             pool=pool,
-            place=Place(host=host, boot=boot, pid_namespace=namespace),
+            place=Place.read(host, boot, namespace),
             owner=_read_identity(owner),
             workers=workers,
             memory_bytes=memory_bytes,

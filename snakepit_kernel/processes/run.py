@@ -28,11 +28,13 @@ class GuardedRun:
         The command, and the channel to its guardian.
     """
 
-    def __init__(self, run_id: str, process: GuardedProcess, registry: Registry) -> None:
+    def __init__(
+        self, run_id: str, process: GuardedProcess, registry: Registry, folder: Path
+    ) -> None:
         self.run_id = run_id
         self.process = process
         self._registry = registry
-        self._folder = run_folder(run_id)
+        self._folder = folder
         self._report: EndReport | None = None  # once it is verified gone
 
     @classmethod
@@ -85,6 +87,7 @@ class GuardedRun:
             )
             await sweep_together(registry, grace)
 
+        folder = run_folder(run_id)  # before there is a process: it may not be possible
         process: GuardedProcess | None = None
         try:
             process = await GuardedProcess.start(
@@ -92,7 +95,7 @@ class GuardedRun:
                 run_id=run_id,
                 grace=grace,
                 env={**env, RUN_ID_VARIABLE: run_id},
-                leftovers=[*leftovers, run_folder(run_id)],
+                leftovers=[*leftovers, folder],
                 report_file=_report_file(run_id),
                 before=write_down_and_sweep,
                 **arguments,
@@ -106,7 +109,7 @@ class GuardedRun:
             await to_its_end(end_tagged([run_id], 0.0))
             await registry.aretire(run_id)
             raise
-        return cls(run_id, process, registry)
+        return cls(run_id, process, registry, folder)
 
     async def take(
         self,

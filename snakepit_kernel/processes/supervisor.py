@@ -39,12 +39,18 @@ class Supervisor:
     def __init__(self, name: str) -> None:
         self._loop = asyncio.new_event_loop()
         self._tasks: set[asyncio.Task[Any]] = set()
+        self._is_finished = False
         self._thread = threading.Thread(target=self._run, name=name, daemon=True)
         self._thread.start()
 
     def _run(self) -> None:
         asyncio.set_event_loop(self._loop)
         self._loop.run_forever()
+
+    @property
+    def is_open(self) -> bool:
+        """Whether it can be asked for anything."""
+        return not self._is_finished
 
     @property
     def is_current(self) -> bool:
@@ -85,7 +91,9 @@ class Supervisor:
 
         if self._loop.is_closed():
             return
-        self.ask(finish()).result()
+        if not self._is_finished:  # Ctrl-C may have come anywhere here, and this is called again
+            self.ask(finish()).result()
+            self._is_finished = True
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join()
         self._loop.close()

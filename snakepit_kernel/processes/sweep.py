@@ -7,11 +7,14 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import ctypes
+import errno
 import logging
 import os
+import resource
 import time
 from collections.abc import Callable, Collection, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from ..errors import SurvivorsError
@@ -24,15 +27,25 @@ from .identity import (
     ProcessIdentity,
     all_children,
     all_statuses,
+    is_hidden,
     living_descendants,
     read_command,
     read_status,
+    read_user,
 )
 from .leftovers import remove_leftover
-from .place import Reach, here, pid_namespace_of, sees_itself
+from .pidfd import open_pidfd
+from .place import Reach, here, hides_processes, pid_namespace_of, sees_itself
 from .registry import ELSEWHERE_SECONDS, EndedRun, Registry, Run
 from .report import EndedProcess, EndReport
-from .tags import number_of, read_arguments, read_environment, read_mark, says_kept
+from .tags import (
+    MarkedProcess,
+    number_of,
+    read_arguments,
+    read_environment,
+    read_mark,
+    says_kept,
+)
 from .together import Together
 
 logger = logging.getLogger(__name__)
@@ -41,6 +54,8 @@ SIGTERM = 15
 SIGCONT = 18
 RESCAN_INTERVAL = 0.02
 SURVIVOR_PATIENCE = 5.0
+
+UNREADABLE = "(hidden by /proc: nobody can tell whether it belongs to a run)"
 
 NEWBORNS = 64
 """How many of the machine's newest processes are looked at apart from a scan of all."""
@@ -87,6 +102,8 @@ class Survey:
         Runs of other hosts and containers.
     live
         Runs whose owner or guardian lives.
+    unreadable
+        Pids of this user's processes that `/proc` hides, and that may be of any run.
     """
 
     dead: list[tuple[Run, list[TaggedProcess]]]
@@ -94,6 +111,7 @@ class Survey:
     kept: list[TaggedProcess]
     elsewhere: list[Run]
     live: list[Run]
+    unreadable: list[int] = field(default_factory=list)
 
 
 # -- looking ---------------------------------------------------------------------------------------
@@ -103,14 +121,75 @@ def tagged_processes() -> list[TaggedProcess]:
     """Return every living process of this user that carries a run id, this process excepted."""
     if not sees_itself():
         return []  # the numbers there are not ours: nobody can be told from another
-    pids = [status.pid for status in all_statuses() if not status.is_dead and _is_ours(status.pid)]
+    pids = [status.pid for status in all_statuses() if not status.is_dead]
+    pids += hidden_processes()
     return [process for pid in pids if (process := _read_process(pid)) is not None]
 
 
+def hidden_processes() -> list[int]:
+    """Return the pids of this user's processes that `/proc` hides.
+
+    All pids that there may be are tried, which takes up to 2 s where four million processes were
+    started since the machine was; on most machines nothing is hidden.
+    """
+    if not hides_processes():
+        return []
+    # In C: no exception for each that is missing. The lock of the interpreter is held: it would be
+    # handed on as often.
+    group_of = ctypes.PyDLL(None).getpgid
+    pids = range(1, _highest_pid() + 1)
+    found = [pid for pid, group in zip(pids, map(group_of, pids), strict=True) if group >= 0]
+    return [pid for pid in found if is_hidden(pid) and _is_ours(pid) and not _is_thread(pid)]
+
+
+def _highest_pid() -> int:
+    """Return the highest pid that there may be: the last one, until they begin anew."""
+    most = int(Path("/proc/sys/kernel/pid_max").read_text("ascii"))
+    statistics = Path("/proc/stat").read_text("ascii")
+    started = int(statistics.partition("\nprocesses ")[2].split(None, 1)[0])
+    return _newest_pid() if started < most else most
+
+
+def _newest_pid() -> int:
+    return int(Path("/proc/loadavg").read_text("ascii").split()[4])
+
+
+def unreadable_processes() -> list[int]:
+    """Return the pids of this user's processes of which nobody can tell whether they have a tag.
+
+    That are the set-uid programs which `/proc` hides.
+    """
+    return [pid for pid in hidden_processes() if not _tells_its_mark(pid)]
+
+
+def _tells_its_mark(pid: int) -> bool:
+    try:
+        resource.prlimit(pid, resource.RLIMIT_RSS)
+    except ProcessLookupError:
+        return True  # it has just ended
+    except OSError:
+        return False
+    return True
+
+
+def _is_thread(pid: int) -> bool:
+    """Whether a number is that of a thread, which stands for its process in most calls."""
+    try:
+        os.close(open_pidfd(pid))
+    except OSError as error:
+        return error.errno in {errno.EINVAL, errno.ENOENT}
+    return False
+
+
 def _read_process(pid: int) -> TaggedProcess | None:
-    """Read a process that carries a run id; None when there is none, or it is this process."""
+    """Read a process that carries a run id; None when there is none, or it is not ours to end.
+
+    It is not if it is this very process, or another user's.
+    """
     status = read_status(pid)
-    if status is None or status.is_dead or pid == os.getpid():
+    if status is None:
+        return _read_hidden(pid)
+    if status.is_dead or pid == os.getpid() or not _is_ours(pid):
         return None
     mark, environment = read_mark(pid), read_environment(pid)
     run_id = _read_tag(mark, environment, read_arguments(pid))
@@ -122,6 +201,22 @@ def _read_process(pid: int) -> TaggedProcess | None:
         command=read_command(pid),
         kept=says_kept(mark, environment),
         contained=pid_namespace_of(pid) not in (here().pid_namespace, 0),
+    )
+
+
+def _read_hidden(pid: int) -> TaggedProcess | None:
+    """Read a process that `/proc` hides, as far as its mark tells of it."""
+    if not is_hidden(pid):
+        return None
+    mark = read_mark(pid)
+    number = number_of(mark)
+    if number is None or _is_thread(pid):
+        return None
+    return TaggedProcess(
+        identity=MarkedProcess(pid, mark),
+        run_id=run_id_of_number(number),
+        command="(hidden by /proc)",
+        kept=says_kept(mark, []),
     )
 
 
@@ -149,6 +244,8 @@ def survey(registry: Registry) -> Survey:
         run = known.get(process.run_id)
         above = _guardians_above(process.identity.pid, parents, guardians)
         # A run of another registry (`SNAKEPIT_DATA_DIR`) is in order below its guardian.
+        if isinstance(process.identity, MarkedProcess):  # what is above it is hidden as well
+            above = set(guardians.values())
         in_order = run.run_id not in over if run is not None else process.run_id in above
         if in_order or not process.identity.is_alive():
             continue
@@ -162,6 +259,7 @@ def survey(registry: Registry) -> Survey:
         kept=kept,
         elsewhere=[run for run in runs if run.is_elsewhere],
         live=[run for run in runs if run.run_id not in over and not run.is_elsewhere],
+        unreadable=unreadable_processes(),
     )
 
 
@@ -198,10 +296,13 @@ class Ending:
         What is verified gone, with the name of the signal that did it.
     survivors
         What is still alive: it sleeps in the kernel of the machine, or is another user's.
+    unreadable
+        Pids of processes that `/proc` hides, and that may be of any run.
     """
 
     ended: list[tuple[TaggedProcess, str]]
     survivors: list[TaggedProcess]
+    unreadable: list[int] = field(default_factory=list)
 
     def report(self, run_id: str | None = None) -> EndReport:
         """Return what it took for one run, or for all."""
@@ -211,6 +312,7 @@ class Ending:
             if run_id in {None, item.run_id}
         ]
         survivors = [str(item) for item in self.survivors if run_id in {None, item.run_id}]
+        survivors += [f"{pid} ? {UNREADABLE}" for pid in self.unreadable]
         return EndReport(verified=not survivors, count=len(ended), ended=ended, survivors=survivors)
 
 
@@ -219,7 +321,11 @@ async def end_tagged(run_ids: Collection[str], grace: float) -> Ending:
 
     What is marked to be kept is left alone.
     """
-    return await _end(lambda: _processes_of(run_ids), grace, lambda signum: _chase(run_ids, signum))
+    ending = await _end(
+        lambda: _processes_of(run_ids), grace, lambda signum: _chase(run_ids, signum)
+    )
+    ending.unreadable = unreadable_processes()
+    return ending
 
 
 async def end_run_tagged(registry: Registry, run_id: str, grace: float) -> Ending:
@@ -241,6 +347,7 @@ async def end_run_tagged(registry: Registry, run_id: str, grace: float) -> Endin
         more = await end_tagged(nested, grace)
         ending.ended += more.ended
         ending.survivors += more.survivors
+        ending.unreadable = more.unreadable
     return ending
 
 
@@ -302,7 +409,7 @@ def _chase(run_ids: Collection[str], signum: int) -> list[TaggedProcess]:
 
 
 def _strike_newborns(run_ids: Collection[str], signum: int) -> list[TaggedProcess]:
-    newest = int(Path("/proc/loadavg").read_text("ascii").split()[4])
+    newest = _newest_pid()
     struck = []
     for pid in range(newest, max(0, newest - NEWBORNS), -1):
         process = _read_process(pid)
@@ -452,10 +559,19 @@ def _with_descendants(
 
 
 def _is_ours(pid: int) -> bool:
+    """Whether this user started a process.
+
+    A set-uid program that another user started has our rights, if it is ours, but the surroundings
+    that its user chose: the tag of a run, for example.
+    """
+    user = read_user(pid)
+    if user is not None:
+        return user == os.getuid()
     try:
-        return os.stat(f"/proc/{pid}").st_uid == os.geteuid()  # noqa: PTH116
+        os.kill(pid, 0)  # nothing is hidden from those who may signal everybody
     except OSError:
         return False
+    return True
 
 
 def _read_tag(mark: int, environment: list[bytes], arguments: list[bytes]) -> str | None:

@@ -12,6 +12,8 @@ from __future__ import annotations
 
 import os
 
+from .identity import ProcessIdentity, is_hidden, read_status
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -42,7 +44,16 @@ def kept(mark: int) -> int:
 
 
 def read_mark(pid: int) -> int:
-    """Read the soft limit that carries the mark of a process; 0 when it is infinite or hidden."""
+    """Read the soft limit that carries the mark of a process; 0 when it is infinite or hidden.
+
+    The system call tells it of every process of the same user, also of one that `/proc` hides.
+    """
+    import resource
+
+    try:
+        return max(0, resource.prlimit(pid, resource.RLIMIT_RSS)[0])  # -1 is infinite
+    except (OSError, ValueError):
+        pass  # another user's, which some machines show in /proc, or it is not allowed here
     soft = _read(f"/proc/{pid}/limits").partition(b"Max resident set")[2].split(None, 1)[:1]
     return int(soft[0]) if soft and soft[0].isdigit() else 0
 
@@ -60,6 +71,26 @@ def read_arguments(pid: int) -> list[bytes]:
     """
     arguments = _read(f"/proc/{pid}/cmdline").rstrip(b"\0").split(b"\0")
     return arguments if len(arguments) > 1 else arguments[0].split(b" ")
+
+
+class MarkedProcess(ProcessIdentity):
+    """A process of this user that `/proc` hides: its pid, and the mark that tells whose it is."""
+
+    __slots__ = ("mark",)
+
+    def __init__(self, pid: int, mark: int) -> None:
+        super().__init__(pid, 0)  # when it started is hidden
+        self.mark = mark
+
+    def is_seen(self) -> bool:
+        """Whether there is a process of that pid and mark."""
+        return read_mark(self.pid) == self.mark
+
+    def is_alive(self) -> bool:
+        """Whether that runs. A zombie does not."""
+        status = read_status(self.pid)
+        alive = is_hidden(self.pid) if status is None else not status.is_dead
+        return alive and self.is_seen()
 
 
 def is_kept(pid: int) -> bool:

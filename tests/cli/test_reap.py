@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -17,7 +21,7 @@ from snakepit_kernel.cli.reaping import in_words
 from snakepit_kernel.ids import new_run_id
 from snakepit_kernel.processes.registry import Registry
 from snakepit_kernel.processes.report import EndReport
-from snakepit_kernel.processes.sweep import Survey
+from snakepit_kernel.processes.sweep import Survey, end_tagged
 
 Run = Callable[..., subprocess.CompletedProcess[str]]
 
@@ -284,3 +288,32 @@ def test_a_bad_grace_is_refused(snakepit: Run, grace: str) -> None:
     done = snakepit("reap", "--grace", grace)
     assert done.returncode == 2
     assert "grace" in done.stderr
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="only root can start a program as another user")
+@pytest.mark.parametrize("program", ["set-uid", "its own"])
+def test_a_program_of_another_user_that_claims_to_be_of_a_run_is_left_alone(
+    snakepit: Run, program: str, tmp_path: Any, process_of: Any
+) -> None:
+    """Its environment is the choice of whoever started it, also where it has root's rights."""
+    sleep = Path(tempfile.mkdtemp(dir="/tmp"), "sleep")
+    shutil.copy("/bin/sleep", sleep)
+    sleep.parent.chmod(0o755)
+    sleep.chmod(0o4755 if program == "set-uid" else 0o755)
+    run_id = new_run_id()
+    env = {"SNAKEPIT_RUN_ID": run_id, "SNAKEPIT_KEEP": "1" if program == "set-uid" else "0"}
+    with subprocess.Popen([sleep, "600"], env=env, user=65534, group=65534, cwd="/") as stranger:
+        try:
+            while process_of(stranger.pid).state not in {"S", "D"}:
+                time.sleep(0.01)  # until it sleeps, it may not have been executed
+            effective = Path(f"/proc/{stranger.pid}/status").read_text().split("Uid:")[1].split()[1]
+            done = snakepit("reap", "--kept", "--json")
+            told = json.loads(done.stdout)
+            ending = asyncio.run(end_tagged([run_id], 0.0))
+            assert effective == ("0" if program == "set-uid" else "65534")
+            assert str(stranger.pid) not in done.stdout, told
+            assert (ending.ended, ending.survivors) == ([], [])
+            assert process_of(stranger.pid).is_alive
+        finally:
+            stranger.kill()
+            shutil.rmtree(sleep.parent)

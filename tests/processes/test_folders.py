@@ -3,12 +3,19 @@
 from __future__ import annotations
 
 import os
+import shutil
+import subprocess
+import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from snakepit_kernel.processes import folders
 from snakepit_kernel.processes.folders import UNCLAIMED_SECONDS, make_folder, sweep_folders
+from snakepit_kernel.processes.identity import ProcessIdentity
+from snakepit_kernel.processes.place import here
 
 
 @pytest.fixture
@@ -34,6 +41,57 @@ def test_the_folder_of_a_dead_process_goes_and_that_of_a_living_one_stays(runtim
 
     assert mine.exists()
     assert not dead.exists()
+
+
+@pytest.mark.parametrize(
+    ("changes", "goes"),
+    [
+        ({}, True),
+        ({"boot": "another"}, True),
+        ({"boot": "another", "host": "other/1"}, False),
+        ({"host": "clone/1"}, False),
+        ({"pid_namespace": 1}, False),
+        ({"time_namespace": 1}, False),
+    ],
+)
+def test_the_folder_of_a_process_that_cannot_be_seen_from_here_stays(
+    changes, goes, runtime, monkeypatch
+):
+    """Whether its pid is that of a living process is known only where it was made."""
+    elsewhere = replace(here(), **changes)
+    monkeypatch.setattr(folders, "here", lambda: elsewhere)
+    monkeypatch.setattr(folders.ProcessIdentity, "of", lambda pid: ProcessIdentity(pid, 1))
+    folder = make_folder("pool")
+    monkeypatch.undo()
+    monkeypatch.setenv("SNAKEPIT_RUNTIME_DIR", str(runtime))
+
+    assert sweep_folders() == ([folder] if goes else [])
+
+
+BY_ANOTHER_CLOCK = ["unshare", "--user", "--map-root-user", "--time", "--boottime", "86400"]
+BY_ANOTHER_CLOCK += ["--fork"]
+
+
+def unshare_works() -> bool:
+    if shutil.which("unshare") is None:
+        return False
+    return subprocess.run([*BY_ANOTHER_CLOCK, "true"], stderr=-3, check=False).returncode == 0
+
+
+@pytest.mark.skipif(not unshare_works(), reason="this machine lets us make no time namespace")
+def test_the_folder_of_a_live_process_stays_for_one_with_another_clock(runtime):
+    folder = make_folder("pool")
+    sweep = "from snakepit_kernel.processes.folders import sweep_folders; print(sweep_folders())"
+
+    done = subprocess.run(
+        [*BY_ANOTHER_CLOCK, sys.executable, "-c", sweep],
+        stdout=subprocess.PIPE,
+        text=True,
+        check=True,
+    )
+
+    assert done.stdout == "[]\n"
+    assert folder.exists()
 
 
 @pytest.mark.parametrize("names", [[], ["owner.new"], ["owner"]])

@@ -10,11 +10,19 @@ from dataclasses import replace
 
 import pytest
 
-from snakepit_kernel.processes.place import Reach, here, pid_namespace_of
+from snakepit_kernel.processes.place import (
+    INITIAL_TIME_NAMESPACE,
+    Place,
+    Reach,
+    here,
+    pid_namespace_of,
+)
 from snakepit_kernel.processes.registry import Registry
 
 IN_A_CONTAINER = ["unshare", "--user", "--map-root-user", "--pid", "--fork", "--mount-proc"]
 IN_A_CONTAINER += ["--kill-child"]
+BY_ANOTHER_CLOCK = ["unshare", "--user", "--map-root-user", "--time", "--boottime", "86400"]
+BY_ANOTHER_CLOCK += ["--fork", "--kill-child"]
 
 OWNER = """
 import asyncio, sys
@@ -42,6 +50,9 @@ def test_this_very_place_is_here():
         ({"boot": "another", "host": "other/1"}, Reach.ELSEWHERE, "host other"),
         ({"pid_namespace": 1}, Reach.ELSEWHERE, "another container on "),
         ({"pid_namespace": 1, "host": "other/1"}, Reach.ELSEWHERE, "another container on other"),
+        ({"time_namespace": 1}, Reach.ELSEWHERE, "another time namespace on "),
+        ({"host": "clone/1"}, Reach.ELSEWHERE, "host clone"),
+        ({"boot": "another", "time_namespace": 1}, Reach.PAST, "host "),
     ],
 )
 def test_another_place_is_the_past_or_elsewhere_and_says_which(changes, reach, told):
@@ -50,19 +61,41 @@ def test_another_place_is_the_past_or_elsewhere_and_says_which(changes, reach, t
     assert str(place).startswith(told)
 
 
+@pytest.mark.parametrize("time_namespace", [here().time_namespace, 4026532570])
+def test_a_place_is_read_as_it_was_written_down(time_namespace):
+    place = replace(here(), time_namespace=time_namespace)
+    assert Place.read(place.written_host, place.boot, place.pid_namespace) == place
+
+
+def test_a_place_that_an_earlier_version_wrote_down_is_in_the_first_time_namespace():
+    place = Place.read(here().host, here().boot, here().pid_namespace)
+    assert place.time_namespace == INITIAL_TIME_NAMESPACE
+    assert place == here()
+
+
 def test_a_process_that_is_gone_has_no_namespace():
     assert pid_namespace_of(2**22 + 1) == 0
 
 
-def unshare_works() -> bool:
+def unshare_works(prefix=IN_A_CONTAINER) -> bool:
     if shutil.which("unshare") is None:
         return False
-    return subprocess.run([*IN_A_CONTAINER, "true"], stderr=-3, check=False).returncode == 0
+    return subprocess.run([*prefix, "true"], stderr=-3, check=False).returncode == 0
 
 
-@pytest.mark.skipif(not unshare_works(), reason="this machine lets us make no PID namespace")
-def test_owners_inside_and_outside_of_a_container_do_not_touch_each_others_kernels(
-    start_and_shut_down,
+@pytest.mark.parametrize(
+    "apart",
+    [
+        pytest.param(
+            prefix,
+            id=name,
+            marks=pytest.mark.skipif(not unshare_works(prefix), reason="it is not allowed here"),
+        )
+        for name, prefix in {"container": IN_A_CONTAINER, "clock": BY_ANOTHER_CLOCK}.items()
+    ],
+)
+def test_owners_inside_and_outside_of_a_namespace_do_not_touch_each_others_kernels(
+    apart, start_and_shut_down
 ):
     """Both use one data directory, and each sweeps it at its start."""
     reap = [sys.executable, "-m", "snakepit_kernel", "reap", "--json"]
@@ -70,12 +103,12 @@ def test_owners_inside_and_outside_of_a_container_do_not_touch_each_others_kerne
     command = [sys.executable, "-c", OWNER]
     with (
         subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True) as outside,
-        subprocess.Popen([*IN_A_CONTAINER, *command], stdin=pipe, stdout=pipe, text=True) as inside,
+        subprocess.Popen([*apart, *command], stdin=pipe, stdout=pipe, text=True) as inside,
     ):
         owners = (outside, inside)
         assert [owner.stdout.readline() for owner in owners] == ["ready\n"] * 2
         start_and_shut_down()
-        for prefix in ([], IN_A_CONTAINER):
+        for prefix in ([], apart):
             reaped = subprocess.run([*prefix, *reap], capture_output=True, text=True, check=True)
             told = json.loads(reaped.stdout)
             assert told["runs"] == []

@@ -87,8 +87,10 @@ class CellClient:
         for channel in (self._shell, self._iopub):
             self._poller.register(channel.socket, zmq.POLLIN)
 
-    def await_welcome(self, deadline: float | None, is_alive: Callable[[], bool]) -> None:
-        """Wait for the kernel's word that it has our subscription; output before it is lost.
+    def await_welcome(self, deadline: float | None, is_alive: Callable[[], bool]) -> bool:
+        """Wait for the kernel's word that it has our subscription; say whether that came.
+
+        Output before it is lost.
 
         Parameters and errors are those of `follow`.
         """
@@ -98,10 +100,11 @@ class CellClient:
             while True:
                 for channel in self._ready(until, is_alive):
                     if channel.get_msg(timeout=0)["msg_type"] == "iopub_welcome":
-                        return
+                        return True
         except TimeoutError:
             if until == deadline:
                 raise
+        return False
 
     def await_kernel(self, is_alive: Callable[[], bool]) -> None:
         """Wait until a kernel that says nothing by itself answers, and its output is heard.

@@ -19,6 +19,7 @@ from ...errors import CallTimeout, SnakepitError, ToolError, WorkerDied
 from ...lane import answers
 from ...lane.exchange import Exchange
 from ...lane.host import Lane, LaneClosed
+from ...processes.folders import remake_folder
 from ...protocol import messages
 from ...protocol.frames import Frame, Segment, pack
 from ...protocol.messages import CELL, Apply, HostCall, Leave, More, OpenChannels
@@ -43,6 +44,9 @@ LEAVE_PATIENCE = 0.25
 
 ROOM_TO_STOP = 100
 """Frames that stopping a call may take beyond what Python allows, where that is used up."""
+
+_OF_THE_SYSTEM = {"ZMQError", "OSError", *(kind.__name__ for kind in OSError.__subclasses__())}
+"""What a worker raises that cannot make its sockets. It will not be able to later either."""
 
 MAX_DEPTH = 16
 """Host calls that are served each inside the one before, unless that has led to it.
@@ -287,14 +291,25 @@ class Driver:
     def _open_channels(self, seat: Seat, work: Work) -> CellClient:
         """Open the Jupyter channels to a worker; with its first cell."""
         worker = seat.worker
+        with contextlib.suppress(OSError):  # the worker says so, if it needs it
+            remake_folder(worker.log_path.parent)
         exchange = Exchange(seat.lane.new_call_id(), work.name)
         segments = pack(messages.encode(OpenChannels(exchange.call_id)))
         self.drive(seat, exchange, segments, work)
-        exchange.outcome()
+        try:
+            exchange.outcome()
+        except ToolError as error:
+            if error.type_name not in _OF_THE_SYSTEM:
+                raise
+            raise self._replace(seat, f"cannot open its channels ({error.message})") from None
+        if missing := worker.missing_socket():
+            raise self._replace(seat, _lost(missing))
         connection = worker.manager.get_connection_info()
         cells = CellClient(worker.name, connection, self._context)
         try:
-            cells.await_welcome(work.deadline, lambda: not worker.died.is_set())
+            is_heard = cells.await_welcome(work.deadline, lambda: not worker.died.is_set())
+            if not is_heard and (missing := worker.missing_socket()):
+                raise self._replace(seat, _lost(missing))
         except BaseException as error:
             cells.close()
             if isinstance(error, TimeoutError):
@@ -304,6 +319,13 @@ class Driver:
             raise
         worker.cells = cells
         return cells
+
+    def _replace(self, seat: Seat, reason: str) -> SnakepitError:
+        """Have a worker replaced that can run no cells; return the error for whoever holds it."""
+        worker = seat.worker
+        worker.end_reason = worker.end_reason or reason
+        self.condemn(seat)
+        return self.explain(worker, worker.death())
 
     def _apply_on(self, seat: Seat, work: Work, function: Callable[..., Any], *args: Any) -> Any:
         """Call a function in a worker that is held."""
@@ -683,6 +705,10 @@ async def _news(lane: Lane, exchange: Exchange, deadline: float | None) -> None:
     else:
         async with asyncio.timeout(deadline - time.monotonic()):
             await lane.converse(exchange)
+
+
+def _lost(socket: str) -> str:
+    return f"has lost its sockets ({socket} was removed)"
 
 
 def _timed_out(seat: Seat, work: Work, stacks: str = "", was_replaced: bool = False) -> CallTimeout:

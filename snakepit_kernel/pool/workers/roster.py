@@ -310,7 +310,7 @@ class Roster:
                             self._put_to_work(spare)
                 except StartFailed as error:
                     logger.warning("pool %s: %s", self._config.name, error)
-                    if slot.fail(time.monotonic(), str(error)):
+                    if slot.fail(time.monotonic(), str(error), has_started=False):
                         self._degrade(slot)
                         return
                     await asyncio.sleep(RESTART_BACKOFF)  # else it fails as fast as it can

@@ -37,6 +37,7 @@ class Slot:
         self.is_filling = False
         self.problem: str | None = None
         self._ends: deque[float] = deque()
+        self._failed_starts = 0
         self._rest = FIRST_REST
         self._rest_until = 0.0
         self._is_doubtful = False
@@ -44,11 +45,14 @@ class Slot:
     def prove(self) -> None:
         """Take in that its worker is of use: what was before counts no more."""
         self._ends.clear()
+        self._failed_starts = 0
         self._rest = FIRST_REST
         self._is_doubtful = False
 
-    def fail(self, now: float, problem: str) -> bool:
+    def fail(self, now: float, problem: str, *, has_started: bool = True) -> bool:
         """Take in that a worker ended, or did not start, without having been of use.
+
+        However long a start takes, it is not tried again and again.
 
         Returns
         -------
@@ -58,7 +62,9 @@ class Slot:
         while self._ends and self._ends[0] <= now - RESTART_WINDOW:
             self._ends.popleft()
         self._ends.append(now)
-        if not self._is_doubtful and len(self._ends) <= MAX_RESTARTS:
+        self._failed_starts = 0 if has_started else self._failed_starts + 1
+        is_too_often = max(len(self._ends), self._failed_starts) > MAX_RESTARTS
+        if not self._is_doubtful and not is_too_often:
             return False
         self.problem = problem
         self._rest_until = now + self._rest

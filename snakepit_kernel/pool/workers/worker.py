@@ -39,6 +39,7 @@ from ...lane.page import RECALL_SIGNAL, Page
 from ...printable import printable
 from ...processes import logs
 from ...processes.cgroup import Cgroup
+from ...processes.folders import remake_folder
 from ...protocol import messages
 from ...protocol.frames import Frame, FrameReader, pack
 from ...protocol.messages import (
@@ -92,11 +93,16 @@ class KernelSpecs(KernelSpecManager):
         return self._kernel.spec
 
 
+# jupyter_client tells each error of a start with its traceback; here it is raised, and told once.
+_log_of_managers = logger.getChild("jupyter")
+_log_of_managers.addFilter(lambda record: record.exc_info is None)
+
+
 class WorkerManager(AsyncKernelManager):
     """Starts a kernel without the sleep that jupyter_client adds when it has been launched."""
 
     def __init__(self, **traits: Any) -> None:
-        super().__init__(**traits)
+        super().__init__(log=_log_of_managers, **traits)
         self._is_launched = asyncio.Event()
         self._start: asyncio.Future[None] | None = None
 
@@ -378,6 +384,15 @@ class Worker:
         """The worker's process id."""
         return self.process.identity.pid if self.process and self.process.identity else None
 
+    def missing_socket(self) -> str:
+        """Return the path of one of its channels' sockets that is not there; empty if all are."""
+        connection = self.manager.get_connection_info()
+        if connection["transport"] != "ipc":
+            return ""
+        ports = (connection["shell_port"], connection["iopub_port"])
+        paths = [f"{connection['ip']}-{port}" for port in ports]
+        return next((path for path in paths if not os.path.exists(path)), "")  # noqa: PTH110
+
     @property
     def device(self) -> str | None:
         """The accelerators that it alone sees, for people; None when it has none of its own."""
@@ -410,6 +425,10 @@ class Worker:
             failure = StartFailed(self._title, cause, self.last_output())
             await self.end(0.0)
             raise failure from None
+        except OSError as error:
+            failure = StartFailed(self._title, self._explain(error), self.last_output())
+            await self.end(0.0)
+            raise failure from error
         except BaseException:
             await self.end(0.0)
             raise
@@ -489,6 +508,7 @@ class Worker:
             if self._group is not None:
                 limits = self.config.limits
                 self._group.make(memory_bytes=limits.memory_bytes, cpus=limits.cpus)
+            remake_folder(self.log_path.parent)
             with logs.open_log(self.log_path) as log:
                 await self.manager.launch(
                     env=self.config.worker_environment(self.slot),
@@ -614,18 +634,10 @@ class Worker:
             self.retirement.cancel()
         self._close_theirs()
         self._hang_up()
-        await self.manager.settled()
-        provisioner = self.manager.provisioner
-        if isinstance(provisioner, SnakepitProvisioner):
-            if self.process is not None and grace > 0:
-                await self._say_goodbye()
-                with contextlib.suppress(TimeoutError):
-                    await asyncio.wait_for(self.died.wait(), grace)
-            # Not manager.shutdown_kernel(): it interrupts, and looks every 100 ms.
-            await provisioner.end_run(grace if self.died.is_set() else 0.0)
-            if (report := provisioner.last_report) is not None and report.survivors:
-                logger.warning("%s: %s", self.name, SurvivorsError(self.run_id, report.survivors))
-            await self.manager.cleanup_resources()
+        try:
+            await self._end_run(grace)
+        except OSError as error:  # no descriptors, for example; its guardian ends it all the same
+            logger.warning("%s was told to end, and nobody can see whether: %s", self.name, error)
         if self._group is not None:
             self._ran_out_of_memory = self._group.ran_out_of_memory
             self._group.remove()
@@ -641,10 +653,26 @@ class Worker:
         if not self.is_held:  # else whoever holds it closes them when it gives the worker back
             self.close_channels()
         self._last_words = self.last_output()  # somebody may still have to be told
-        logs.remove(self.log_path)
+        with contextlib.suppress(OSError):  # where nothing can be written; it goes with the folder
+            logs.remove(self.log_path)
         pipes, self._pipes = self._pipes, []
         for end in pipes:
             os.close(end)
+
+    async def _end_run(self, grace: float) -> None:
+        await self.manager.settled()
+        provisioner = self.manager.provisioner
+        if not isinstance(provisioner, SnakepitProvisioner):
+            return
+        if self.process is not None and grace > 0:
+            await self._say_goodbye()
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self.died.wait(), grace)
+        # Not manager.shutdown_kernel(): it interrupts, and looks every 100 ms.
+        await provisioner.end_run(grace if self.died.is_set() else 0.0)
+        if (report := provisioner.last_report) is not None and report.survivors:
+            logger.warning("%s: %s", self.name, SurvivorsError(self.run_id, report.survivors))
+        await self.manager.cleanup_resources()
 
     def _hang_up(self) -> None:
         """Interrupt what it does, and close the lanes."""
