@@ -39,9 +39,12 @@ A mistake of the caller that has nothing to do with a pool is a plain ``ValueErr
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable, Mapping, Sequence
+import functools
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
 
 from .attempts import Attempt, CallDetails
+from .printable import printable
 
 __all__ = [
     "Attempt",
@@ -78,8 +81,18 @@ __all__ = [
 ]
 
 
+def _printing(tell: Callable[[Any], str]) -> Callable[[Any], str]:
+    @functools.wraps(tell)
+    def text(self: Any) -> str:
+        return printable(tell(self), lines=True)
+
+    return text
+
+
 class SnakepitError(Exception):
     """Base of all errors that this package raises for a failure of the world.
+
+    Its text is printable, whatever the fields hold of other processes: see `printable`.
 
     Attributes
     ----------
@@ -91,6 +104,14 @@ class SnakepitError(Exception):
 
     correlation_id: str = ""
     details: CallDetails | None = None
+
+    def __init_subclass__(cls) -> None:
+        super().__init_subclass__()
+        if (own := cls.__dict__.get("__str__")) is not None:  # here, so that none forgets it
+            cls.__str__ = _printing(own)  # type: ignore[method-assign]
+
+    def __str__(self) -> str:
+        return printable(super().__str__(), lines=True)
 
 
 class PoolSaturated(SnakepitError):

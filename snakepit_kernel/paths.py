@@ -242,6 +242,15 @@ def fits_sockets(path: Path) -> bool:
     return len(os.fsencode(path)) + _ROOM_FOR_NAMES <= MAX_SOCKET_PATH
 
 
+def is_private(path: Path) -> bool:
+    """Whether a directory is there, is ours, and nobody else can enter it."""
+    try:
+        check_directory(path)
+    except OSError:
+        return False
+    return True
+
+
 def why_too_long(path: Path) -> str:
     """Say why the sockets of a kernel cannot lie at a path, a digit behind it; or nothing."""
     most = MAX_SOCKET_PATH - len("-5")

@@ -10,16 +10,18 @@ from __future__ import annotations
 import os
 import pathlib
 import signal
+from collections.abc import Mapping
 from typing import Any
 
 from jupyter_client.connect import KernelConnectionInfo
 from jupyter_client.provisioning.local_provisioner import LocalProvisioner
-from traitlets import Bool, Float, Int, List, Unicode, default
+from jupyter_core.paths import jupyter_runtime_dir
+from traitlets import Bool, CaselessStrEnum, Float, Int, List, Unicode, default
 
 from . import standby
 from .errors import StartFailed, SurvivorsError
 from .ids import RUN_ID_OPTION, new_run_id
-from .paths import MAX_SOCKET_PATH, runtime_dir, why_too_long
+from .paths import MAX_SOCKET_PATH, is_private, runtime_dir, why_too_long
 from .processes.guarded import GuardedProcess
 from .processes.identity import ProcessIdentity
 from .processes.registry import Registry
@@ -28,6 +30,7 @@ from .processes.run import GuardedRun
 from .processes.sweep import end_run_tagged
 from .processes.template import Kind
 from .processes.waiting import ended, to_its_end
+from .transport import KERNEL_MODULE, TRANSPORT_VARIABLE, Transport, can_encrypt, choose, module_of
 
 SHUTDOWN_PATIENCE = 1.0
 """Seconds that `SnakepitProvisioner.poll` waits for a kernel that was asked to shut down, so that
@@ -37,10 +40,6 @@ jupyter_client learns of its end at once and not at its next look, 100 ms later.
 READY_PATIENCE = 10.0
 """Seconds that a launch waits for the kernel's word that it is ready. Its user's own startup files
 may take longer, and the client waits on."""
-
-KERNEL_MODULE = "snakepit_kernel.kernel"
-"""What the commands of kernels run that can be forked from a template."""
-
 
 STANDBY_VARIABLE = "SNAKEPIT_STANDBY"
 """Environment variable that says how many kernels are kept ready where no configuration does."""
@@ -88,6 +87,14 @@ class SnakepitProvisioner(LocalProvisioner):
         True,
         help="Whether a launch is over only when the kernel takes requests, if it can say so.",
     ).tag(config=True)
+    transport = CaselessStrEnum(
+        list(Transport),
+        help="How clients reach the kernel where its manager is not configured for it: 'ipc' "
+        "(Unix sockets in a private folder), 'curve' (encrypted TCP), 'tcp' (not encrypted: every "
+        "user of the machine can read the output), or 'auto', the first of these that kernel and "
+        f"client can do. The default is taken from the environment variable {TRANSPORT_VARIABLE}, "
+        "or 'auto'.",
+    ).tag(config=True)
 
     @default("standby")
     def _standby_of_environment(self) -> int:
@@ -96,6 +103,17 @@ class SnakepitProvisioner(LocalProvisioner):
             return int(text)
         self.log.warning("%s must be a whole number, not %r: it is ignored", STANDBY_VARIABLE, text)
         return 1
+
+    @default("transport")
+    def _transport_of_environment(self) -> str:
+        text = os.environ.get(TRANSPORT_VARIABLE, Transport.AUTO).lower()
+        if text in set(Transport):
+            return text
+        kinds = ", ".join(Transport)
+        self.log.warning(
+            "%s must be one of %s, not %r: it is ignored", TRANSPORT_VARIABLE, kinds, text
+        )
+        return Transport.AUTO
 
     registry = Registry()
     run_id = ""
@@ -120,10 +138,9 @@ class SnakepitProvisioner(LocalProvisioner):
     # -- launching ---------------------------------------------------------------------------
 
     async def pre_launch(self, **kwargs: Any) -> dict[str, Any]:
-        """Give ipc sockets a place, and do what jupyter_client does."""
-        km = self.parent
-        if km is not None and km.transport == "ipc":
-            self._place_ipc_sockets(km)
+        """Choose how the kernel is reached, and do what jupyter_client does."""
+        if self.parent is not None:
+            self._set_transport(self.parent)
         return await super().pre_launch(**kwargs)
 
     async def launch_kernel(self, cmd: list[str], **kwargs: Any) -> KernelConnectionInfo:
@@ -136,8 +153,11 @@ class SnakepitProvisioner(LocalProvisioner):
         """
         await self.end_run(self.grace)
         cmd = [os.path.expanduser(cmd[0]), *cmd[1:]]  # noqa: ASYNC240, PTH111 - touches no file
-        kind = self._kind(cmd)
         arguments = self._scrub_kwargs(kwargs)
+        if module_of(cmd) == KERNEL_MODULE:
+            cmd = with_safe_path(cmd)
+            arguments["env"] = without_empty_entries(arguments["env"])
+        kind = self._kind(cmd)
         run = await self._take_standby(kind, cmd, arguments)
         if run is None:
             run = await self._start(kind, cmd, arguments)
@@ -334,7 +354,7 @@ class SnakepitProvisioner(LocalProvisioner):
 
     def _kind(self, cmd: list[str]) -> Kind | None:
         """Return what a template must be to fork this command; None when no template can."""
-        if "-m" not in cmd or cmd[cmd.index("-m") + 1 : cmd.index("-m") + 2] != [KERNEL_MODULE]:
+        if module_of(cmd) != KERNEL_MODULE:
             return None
         program = (*cmd[: cmd.index("-m") + 2], "--template")
         return Kind(program, tuple(self.preload), tuple(self.import_path))
@@ -353,18 +373,60 @@ class SnakepitProvisioner(LocalProvisioner):
             files += [f"{km.ip}-{port}" for port in km.ports]
         return files
 
+    def _set_transport(self, km: Any) -> None:
+        """Have the manager reach its kernel as is configured, or best.
+
+        Raises
+        ------
+        StartFailed
+            It is to be encrypted, and cannot.
+        """
+        transport = choose(Transport(self.transport), km)
+        if transport is Transport.IPC:
+            km.transport = "ipc"
+            self._place_ipc_sockets(km)
+        elif transport is Transport.CURVE and km.transport_encryption == "disabled":
+            if not can_encrypt(km):
+                cause = (
+                    "it is to be encrypted (transport 'curve'), and its kernelspec does not say "
+                    "that it can (metadata.supported_encryption), or its manager must not "
+                    "(transport_encryption); use transport 'tcp', if others may read its output"
+                )
+                raise StartFailed(self._label(), cause)
+            km.transport_encryption = "auto"
+
     def _place_ipc_sockets(self, km: Any) -> None:
         """Give the manager a place for its ipc sockets that works for every kernel.
 
-        jupyter_client's own choice may be relative, and then depends on the kernel's working
-        directory, or longer than the path of a socket may be.
+        A place of somebody's choice is kept, if it can be. The usual one is beside the connection
+        file, as in jupyter_client. That may be relative, and then depends on the kernel's working
+        directory, or longer than the path of a socket may be, or lie where others come in: then
+        the sockets are in our own runtime directory.
         """
         base = pathlib.Path(str(km.ip))
-        length = len(os.fsencode(base)) + len("-65535")
-        if not base.is_absolute() or length > MAX_SOCKET_PATH:
-            km.ip = str(runtime_dir() / new_run_id())
-            if cause := why_too_long(pathlib.Path(km.ip)):
+        file = km.connection_file or f"{jupyter_runtime_dir()}/kernel-{new_run_id()}.json"
+        usual = pathlib.Path(f"{os.path.splitext(file)[0]}-ipc")  # noqa: PTH122
+        if not base.is_absolute():
+            base = usual
+        fits = len(os.fsencode(base)) + len("-65535") <= MAX_SOCKET_PATH
+        if not fits or not base.is_absolute() or (base == usual and not is_private(base.parent)):
+            base = runtime_dir() / new_run_id()
+            if cause := why_too_long(base):
                 raise StartFailed(self._label(), cause)
+        km.ip = str(base)
+
+
+def with_safe_path(cmd: list[str]) -> list[str]:
+    """Have Python not put the working directory before its own modules."""
+    options = cmd[1 : cmd.index("-m")]
+    return cmd if {"-P", "-I"} & set(options) else [cmd[0], "-P", *cmd[1:]]
+
+
+def without_empty_entries(env: Mapping[str, str]) -> dict[str, str]:
+    """Leave out of ``PYTHONPATH`` what would do that: an empty entry, mostly made by accident."""
+    found = env.get("PYTHONPATH", "")
+    entries = [entry for entry in found.split(os.pathsep) if entry]
+    return {**env, "PYTHONPATH": os.pathsep.join(entries)} if found else dict(env)
 
 
 def _present_directory() -> str:

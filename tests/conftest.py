@@ -542,11 +542,14 @@ def start_kernel() -> Callable[..., contextlib.AbstractAsyncContextManager[Kerne
     ) -> AsyncIterator[Kernel]:
         from jupyter_client.manager import AsyncKernelManager
 
-        traits.setdefault("config", Config({"SnakepitProvisioner": {"grace": GRACE}}))
+        config = traits.setdefault("config", Config({"SnakepitProvisioner": {"grace": GRACE}}))
+        if traits.get("transport") == "tcp":  # it is the default's name, so it must be configured
+            traits["config"] = config = Config(config)
+            config.KernelManager.transport = traits.pop("transport")
         km = (manager_class or AsyncKernelManager)(kernel_name=kernel_name, **traits)
         await km.start_kernel(**(launch or {}))
         kc = km.client()
-        kc.start_channels()
+        kc.start_channels(hb=False)  # its thread may only now begin when the context ends
         kernel = Kernel(km, kc)
         try:
             await kernel.ready()

@@ -8,6 +8,7 @@ import sys
 
 import pytest
 
+import snakepit_kernel
 from snakepit_kernel.ids import (
     RUN_ID_VARIABLE,
     check_name,
@@ -77,3 +78,37 @@ def test_a_bad_name_is_refused_with_what_a_good_one_looks_like(name):
 def test_a_name_that_is_no_string_is_refused_with_its_type(name):
     with pytest.raises(TypeError, match=f"tool name must be a string, not {type(name).__name__}"):
         check_name("tool", name)
+
+
+EVIL = [
+    "../x",
+    "a/b",
+    "a'b",
+    'a"b',
+    "a\x1bb",
+    "a\u202eb",
+    "a\nb",
+    "a%sb",
+    "{a}",
+    "$(id)",
+    "a b",
+    "-a",
+]
+
+
+@pytest.mark.parametrize("name", EVIL)
+def test_no_pool_session_variable_or_program_has_a_name_that_means_more(tmp_path, name):
+    session = snakepit_kernel.open_session("s", store=tmp_path / "sessions.sqlite")
+
+    for use in (
+        lambda: snakepit_kernel.Pool(1, name=name),
+        lambda: snakepit_kernel.open_session(name, store=tmp_path / "sessions.sqlite"),
+        lambda: session.fork(name),
+        lambda: session.variables.register(name, "any", 1),
+        lambda: session.variables.register_many({name: ("any", 1)}),
+        lambda: session.programs.put(name, 1),
+    ):
+        with pytest.raises(ValueError, match="must be 1 to 64 characters"):
+            use()
+    assert (list(session.variables), list(session.programs)) == ([], [])
+    session.store.close()

@@ -6,10 +6,13 @@ import base64
 import contextlib
 import inspect
 import io
+import json
 import logging
 import os
 import signal
 import sqlite3
+import subprocess
+import sys
 import tempfile
 import threading
 import time
@@ -28,7 +31,7 @@ from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
-from snakepit_kernel import CallTimeout, Pool, WorkerDied, telemetry
+from snakepit_kernel import CallTimeout, InvalidArguments, Pool, WorkerDied, telemetry
 from snakepit_kernel.telemetry import events
 
 PARTS = ["Open", "Sesame", "4711"]
@@ -374,6 +377,71 @@ def test_a_secret_does_not_appear_when_the_store_fails(everything, session, plac
     with sqlite3.connect(store) as connection:
         assert connection.execute("PRAGMA integrity_check").fetchone() == ("ok",)
     connection.close()
+
+
+def command_lines() -> str:
+    """Return the command lines of all processes."""
+    lines = []
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        with contextlib.suppress(OSError):
+            lines.append(path.read_bytes())
+    return b"\n".join(lines).decode("latin-1")
+
+
+def test_an_argument_of_a_call_is_in_no_event_log_status_or_command_line(
+    everything, session, places
+):
+    pool = session._pool
+
+    def take(secret: str, count: int = 0) -> int:
+        return len(secret) + count
+
+    def wait(secret: str) -> int:
+        import snakepit_kernel
+
+        snakepit_kernel.context().host_tools.look()
+        return len(secret)
+
+    def look() -> None:
+        seen.append(command_lines())
+        seen.extend(path.read_text() for path in places[3].glob("*/*/pool.json"))
+        seen.append(json.dumps(pool.status().as_json()) + str(pool.status()))
+        seen.append(pool.status()._repr_html_() + pool.prometheus())
+        status = [sys.executable, "-m", "snakepit_kernel", "status", "--json"]
+        seen.append(subprocess.run(status, capture_output=True, text=True, check=True).stdout)
+
+    for each in (take, wait):
+        each.__module__ = "__main__"
+        pool.tool(each)
+    pool.host_tool(look)
+    seen: list[str] = []
+    with pool.timeline() as timeline:
+        assert session.call("take", {"secret": SECRET}) == len(SECRET)
+        assert session.call("wait", {"secret": SECRET}) == len(SECRET)
+        assert session.submit(len, SECRET).result() == len(SECRET)
+        for wrong in ({"secret": SECRET, "count": SECRET}, {"secret": SECRET, "more": SECRET}):
+            with pytest.raises(InvalidArguments) as caught:
+                session.call("take", wrong)
+            everything.hear_of(caught.value)
+    everything.said += [repr(timeline), timeline._repr_html_(), *seen, *pool.logs().values()]
+
+    said = everything.texts()
+    assert SECRET not in said, said[max(0, said.index(SECRET) - 500) :][:1000]
+    assert '"running": "wait"' in said
+    assert said.count('"owner_pid"') >= 3  # pool.json, the status, what the command says of it
+    assert holders_of(SECRET, *places, Path(os.environ["SNAKEPIT_DATA_DIR"])) == []
+
+
+def test_the_key_of_a_kernel_is_on_no_command_line_and_in_one_private_file(session, places):
+    files = [path for path in places[3].rglob("*.json") if path.name != "pool.json"]
+    keys = {json.loads(path.read_text())["key"]: path for path in files}
+
+    assert keys
+    for key, path in keys.items():
+        assert len(key) > 30
+        assert key not in command_lines()
+        assert holders_of(key, *places) == [path]
+        assert path.stat().st_mode & 0o077 == 0
 
 
 @pytest.mark.parametrize("form", ["plain", "utf-16", "base64"])

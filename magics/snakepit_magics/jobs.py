@@ -11,6 +11,7 @@ from collections.abc import Callable, Coroutine
 from typing import Any
 
 from snakepit_kernel import SnakepitError
+from snakepit_kernel.printable import printable
 from snakepit_kernel.seconds import bounded
 
 WorkFactory = Callable[[], Coroutine[Any, Any, Any]]
@@ -105,4 +106,4 @@ class Job:
 
     def __repr__(self) -> str:
         seconds = (self._ended or time.monotonic()) - self._started
-        return f"job {self.number} {self.state} after {seconds:.1f} s: {self.title}"
+        return f"job {self.number} {self.state} after {seconds:.1f} s: {printable(self.title)}"

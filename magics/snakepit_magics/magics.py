@@ -32,6 +32,7 @@ from snakepit_kernel import (
 from snakepit_kernel.errors import suggest
 from snakepit_kernel.pool.scheduling.patience import waiting_patiently
 from snakepit_kernel.pool.streams import LiveView
+from snakepit_kernel.printable import printable
 from snakepit_kernel.tools.adapter import options_of
 
 from .completion import Completer
@@ -217,7 +218,7 @@ class SnakepitMagics(Magics):
 
     def _logs(self, options: Namespace) -> None:
         for worker, text in self._pool(options.name).logs().items():
-            print(f"--- {worker}\n{text or '(nothing)'}")  # noqa: T201
+            print(f"--- {worker}\n{printable(text, lines=True) or '(nothing)'}")  # noqa: T201
 
     def _running(self) -> dict[str, Pool]:
         """Return the pools that run; of these the one is chosen that was, or was opened last."""
@@ -420,7 +421,11 @@ class SnakepitMagics(Magics):
         for error in errors:
             if isinstance(error, CellError):
                 print("\n".join(error.traceback), file=sys.stderr)  # noqa: T201
-        told = [str(error) for error in errors if not isinstance(error, CellError)]
+        told = [
+            printable(str(error), lines=True)
+            for error in errors
+            if not isinstance(error, CellError)
+        ]
         print(": ".join([str(job), *filter(None, told)]), file=sys.stderr)  # noqa: T201
 
     def _jobs(self, _: Namespace) -> None:
@@ -454,7 +459,7 @@ class SnakepitMagics(Magics):
     def _doctor(self, _: Namespace) -> None:
         # In a process of its own: it looks at the installation as a shell sees it.
         done = subprocess.run(
-            [sys.executable, "-m", "snakepit_kernel", "doctor"],
+            [sys.executable, "-P", "-m", "snakepit_kernel", "doctor"],
             capture_output=True,
             text=True,
             check=False,

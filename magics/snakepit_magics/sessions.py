@@ -7,6 +7,7 @@ import sys
 from collections.abc import Iterable, Sequence
 
 from snakepit_kernel import Change, SessionInfo, SessionStats, Variable
+from snakepit_kernel.printable import printable
 from snakepit_kernel.sessions.variables import COLUMNS, row_of, shown, table_of
 
 
@@ -103,7 +104,7 @@ class StatsView:
 def tell_of_change(change: Change) -> None:
     """Print a change of a variable where it is watched."""
     value = "" if change.kind == "deleted" else f" = {shown(change.value)}"
-    about = f"{change.kind} by {change.source}, version {change.version}"
+    about = f"{change.kind} by {printable(change.source)}, version {change.version}"
     sys.stdout.write(f"{change.name}{value}  ({about})\n")  # print() may be cut before its newline
 
 

@@ -11,6 +11,7 @@ from IPython.core.error import UsageError
 
 from snakepit_kernel import CellError, SnakepitError, ToolError
 from snakepit_kernel.lane.display import publish
+from snakepit_kernel.printable import printable
 from snakepit_kernel.protocol.messages import ToolInfo
 
 _USAGE = f"{UsageError.__name__}: "
@@ -81,14 +82,16 @@ def shown_in_one_line(error: SnakepitError) -> SnakepitError:
 
 def as_cell_error(error: ToolError) -> CellError:
     """Make a tool's exception one that shows the worker's traceback alone."""
-    lines = error.remote_traceback.rstrip().splitlines() or [str(error)]
+    # Of plain text: the colours of a cell's traceback are IPython's, and those of a tool's are not.
+    text = printable(error.remote_traceback.rstrip(), lines=True)
+    lines = text.splitlines() or [str(error)]
     return CellError(error.type_name, error.message, lines)
 
 
 def listed(tool: ToolInfo) -> str:
     """Return a tool as a line of a list, and its description's first line below."""
     about = tool.description.strip().splitlines()
-    return "\n    ".join([f"{tool.name}{tool.signature}", *about[:1]])
+    return printable("\n    ".join([f"{tool.name}{tool.signature}", *about[:1]]), lines=True)
 
 
 def described(tool: ToolInfo) -> str:
@@ -102,4 +105,4 @@ def described(tool: ToolInfo) -> str:
         "; ".join(options),
         json.dumps(tool.schema, indent=2, ensure_ascii=False),
     ]
-    return "\n\n".join(part for part in parts if part)
+    return printable("\n\n".join(part for part in parts if part), lines=True)

@@ -15,6 +15,7 @@ import click
 
 from .._version import __version__
 from ..errors import SnakepitError, suggest
+from ..printable import printable
 
 INTERRUPTED = 130
 """Exit status after Ctrl-C, as shells have it: 128 and the number of SIGINT."""
@@ -132,7 +133,7 @@ def new_adapter(name: str, directory: Path | None) -> None:
         folder = create(name, directory)
     except ValueError as error:
         raise click.UsageError(str(error)) from error
-    click.echo(f"wrote {folder}; try it: cd {folder} && pytest")
+    click.echo(printable(f"wrote {folder}; try it: cd {folder} && pytest"))
 
 
 @snakepit.command()
@@ -171,9 +172,9 @@ def wrap(
         )
     except ValueError as error:
         raise click.UsageError(str(error)) from error
-    click.echo(wrapped.line())
+    click.echo(printable(wrapped.line()))
     if wrapped.left_out:
-        click.echo(wrapped.note(), err=True)
+        click.echo(printable(wrapped.note()), err=True)
 
 
 @snakepit.command()
@@ -184,7 +185,7 @@ def unwrap(kernelspec: str) -> None:
 
     try:
         for removed in remove(kernelspec):
-            click.echo(removed.line())
+            click.echo(printable(removed.line()))
     except ValueError as error:
         raise click.UsageError(str(error)) from error
 
@@ -233,5 +234,5 @@ def _write_no_more() -> None:
 
 
 def _complain(program: str, text: str, status: int) -> int:
-    click.echo(f"{program}: {' '.join(text.split())}", err=True)
+    click.echo(f"{program}: {printable(' '.join(text.split()))}", err=True)
     return status

@@ -10,6 +10,7 @@ import click
 
 from .._version import __version__
 from .accelerators import check_accelerators
+from .channels import check_channels
 from .findings import Check, Finding, Level, problem
 from .installation import (
     check_forking,
@@ -42,6 +43,7 @@ CHECKS: dict[str, Check] = {
     "sessions": check_store,
     "processes": check_processes,
     "leftovers": check_leftovers,
+    "channels": check_channels,
     "accelerators": check_accelerators,
 }
 

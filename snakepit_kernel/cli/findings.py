@@ -7,6 +7,8 @@ from dataclasses import asdict, dataclass
 from enum import StrEnum
 from typing import Any
 
+from ..printable import printable
+
 LISTED = 3
 """Processes or files that a line of text names; JSON has them all."""
 
@@ -50,7 +52,7 @@ class Finding:
     def line(self) -> str:
         """Return text and advice on one line."""
         text = f"{self.text}; {self.advice}" if self.advice else self.text
-        return " ".join(text.split())
+        return printable(" ".join(text.split()))
 
 
 Check = Callable[[], Iterable[Finding]]

@@ -128,7 +128,7 @@ def check_forking() -> Iterator[Finding]:
         )
         return
     # In an interpreter of its own: a fork of this one, with whatever threads it has, proves less.
-    tried = subprocess.run(
+    tried = subprocess.run(  # noqa: S603 - our own interpreter and code
         [sys.executable, "-I", "-S", "-c", _FORK],
         capture_output=True,
         text=True,
@@ -329,7 +329,7 @@ def _ask(interpreter: str, commands: list[str]) -> Finding:
     name = "servers"
     who = f"{', '.join(commands)} on PATH: of another environment, {interpreter},"
     try:
-        answer = subprocess.run(
+        answer = subprocess.run(  # noqa: S603 - what Jupyter itself would run
             [interpreter, "-c", _LOOK],
             capture_output=True,
             text=True,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import shlex
 import stat
 import time
@@ -24,7 +25,7 @@ from ..paths import (
 )
 from ..processes import registry as registry_module
 from ..processes.folders import is_leftover
-from ..processes.identity import all_statuses, read_command
+from ..processes.identity import all_statuses, read_command_line
 from ..processes.registry import Registry, Run
 from ..processes.sweep import TaggedProcess, survey
 from ..store import database as database_module
@@ -187,7 +188,8 @@ def _describe(text: str, advice: str, processes: list[TaggedProcess]) -> Finding
 def check_leftovers() -> Iterator[Finding]:
     """Look for files of owners that are dead. They do no harm but lie about."""
     name = "leftovers"
-    commands = [read_command(status.pid) for status in all_statuses()]
+    lines = [read_command_line(status.pid) for status in all_statuses()]
+    commands = [os.fsdecode(line) for line in lines]
     directories = runtime_dirs()
     folders = [str(path) for directory in directories for path in _stale_folders(directory)]
     files = [
@@ -225,11 +227,12 @@ def _stale_sockets(directory: Path, commands: list[str]) -> list[Path]:
 
 
 def _stale_connection_files(directory: Path, commands: list[str]) -> list[Path]:
-    """Return connection files of our kernels that no process uses."""
+    """Return connection files of our kernels that no process uses, and sockets beside them."""
     return [
-        path
+        found
         for path in sorted(directory.glob("kernel-*.json"))
         if _kernel_of(path) == KERNEL and _is_unused(path, commands)
+        for found in (path, *sorted(directory.glob(f"{path.stem}-ipc-*")))
     ]
 
 

@@ -10,9 +10,13 @@ from typing import Any
 import click
 
 from ..paths import DATA_VARIABLE
-from ..processes.registry import Registry
+from ..printable import printable
+from ..processes.registry import Registry, Run
 from ..processes.report import EndReport
 from ..processes.sweep import Survey, TaggedProcess, end_processes, survey, sweep
+
+MAX_LABEL = 80
+"""Characters of a kernel's name in a line of text."""
 
 
 def reap(*, grace: float, kept: bool, dry_run: bool, as_json: bool) -> int:
@@ -51,7 +55,7 @@ def reap(*, grace: float, kept: bool, dry_run: bool, as_json: bool) -> int:
         click.echo(json.dumps(_as_data(found, reports, of_kept, dry_run=dry_run), indent=2))
     else:
         for line in in_words(found, reports, of_kept, dry_run=dry_run, kept=kept):
-            click.echo(line)
+            click.echo(printable(line, lines=True))
     survivors = [
         *of_kept.survivors,
         *(line for item in reports.values() for line in item.survivors),
@@ -114,17 +118,17 @@ def in_words(
         else:
             report = reports.get(run.run_id, EndReport())
             text = report.told()
-            text += "".join(f"\n  does not die: {line}" for line in report.survivors)
-        lines.append(f"run {run.run_id} ({run.label}), owner {run.owner.pid} died: {text}")
+            text += "".join(f"\n  does not die: {printable(line)}" for line in report.survivors)
+        lines.append(f"{_named(run)}, owner {run.owner.pid} died: {text}")
     if found.kept and kept:
         text = _listed(f"would end {_count(found.kept)}", found.kept) if dry_run else of_kept.told()
-        text += "".join(f"\n  does not die: {line}" for line in of_kept.survivors)
+        text += "".join(f"\n  does not die: {printable(line)}" for line in of_kept.survivors)
         lines.append(f"kept on purpose: {text}")
     elif found.kept:
         text = _listed(f"left {_count(found.kept)} alone", found.kept)
         lines.append(f"kept on purpose, {text}\n  end them: snakepit reap --kept")
     lines += [
-        f"run {run.run_id} ({run.label}) is on {run.place}, which shares this data directory: "
+        f"{_named(run)} is on {printable(str(run.place))}, which shares this data directory: "
         f"left alone, from here nobody can tell whether it lives"
         for run in found.elsewhere
     ]
@@ -138,9 +142,13 @@ def in_words(
     return lines or ["nothing to end"]
 
 
+def _named(run: Run) -> str:
+    return f"run {run.run_id} ({printable(run.label, limit=MAX_LABEL)})"
+
+
 def _count(processes: Sequence[TaggedProcess]) -> str:
     return "1 process" if len(processes) == 1 else f"{len(processes)} processes"
 
 
 def _listed(text: str, processes: Sequence[TaggedProcess]) -> str:
-    return text + "".join(f"\n  {str(item)[:100]}" for item in processes)
+    return text + "".join(f"\n  {printable(str(item), limit=100)}" for item in processes)

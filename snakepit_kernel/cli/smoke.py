@@ -12,6 +12,7 @@ from typing import IO, Any
 from ..errors import SnakepitError
 from ..processes.registry import Registry
 from ..processes.sweep import tagged_processes
+from ..transport import reached
 from .findings import Finding, ok, problem
 from .installation import KERNEL
 
@@ -33,6 +34,7 @@ def check_start() -> Iterator[Finding]:
     with tempfile.TemporaryFile() as output:
         try:
             run_id, way = _start(manager, output)
+            way = f"{way}, reached by {reached(manager.connection_file)}"
             answer = _one_plus_one(manager)
         except NoSuchKernel:
             yield problem(name, "there is no kernelspec to start", "see the finding on kernelspec")

@@ -15,11 +15,13 @@ from rich.table import Table
 from ..paths import runtime_dirs
 from ..pool.status import PoolStatus, duration
 from ..pool.workers.budget import describe_machine
+from ..printable import printable
 from ..processes.registry import Booking, EndedRun, Registry, Run
 from ..processes.sweep import TaggedProcess, past_runs, tagged_processes
+from .channels import reached_by
 from .published import PublishedPool, UnreadablePool, pool_folders, read_pool
 
-_RUN_HEADINGS = ("kernel", "run", "pid", "guardian", "state", "age")
+_RUN_HEADINGS = ("kernel", "run", "pid", "guardian", "state", "reached by", "age")
 _ENDED_HEADINGS = ("kernel", "run", "lived", "ended", "what its end took")
 _KEPT_HEADINGS = ("pid", "run", "command")
 
@@ -27,6 +29,9 @@ NO_POOLS = "no live pools"
 
 SHOWN_ENDED = 20
 """Ended runs in the table; JSON has all."""
+
+MAX_CELL, MAX_LINE = 200, 2000
+"""Characters of a text in a table, and of a line above or below; JSON has them all."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,26 +46,32 @@ class Listing:
 
     def as_text(self) -> str:
         """Return it as plain lines, for pipes."""
-        rows = [self.headings, *self.rows]
+        rows = [self.headings, *self._cells()]
         widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
         lines = [
             "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
             for row in rows
         ]
-        return "\n".join([self.title, *lines, *self._below()])
+        return "\n".join([self._above(), *lines, *self._below()])
+
+    def _above(self) -> str:
+        return printable(self.title, limit=MAX_LINE)
+
+    def _cells(self) -> list[list[str]]:
+        return [[printable(cell, limit=MAX_CELL) for cell in row] for row in self.rows]
 
     def _below(self) -> list[str]:
-        return [line for line in (self.footer, *self.notes) if line]
+        return [printable(line, limit=MAX_LINE) for line in (self.footer, *self.notes) if line]
 
     def as_table(self) -> Table:
         """Return it as a table, for terminals."""
         table = Table(
-            title=self.title, caption="\n".join(self._below()) or None, title_justify="left"
+            title=self._above(), caption="\n".join(self._below()) or None, title_justify="left"
         )
         table.caption_justify = "left"
         for heading in self.headings:
             table.add_column(heading, overflow="fold")
-        for row in self.rows:
+        for row in self._cells():
             table.add_row(*row)
         return table
 
@@ -82,7 +93,7 @@ def show(*, ended: bool = False, as_json: bool) -> None:
     """
     pools, complaints = live_pools()
     for complaint in complaints:
-        click.echo(complaint, err=True)
+        click.echo(printable(complaint), err=True)
     registry = Registry(is_needed=ended)  # what ended is only there
     runs, kept = live_runs(registry), _kept()
     past = past_runs(registry) if ended else []
@@ -114,7 +125,7 @@ def show_for_prometheus() -> None:
 
     pools, complaints = live_pools()
     for complaint in complaints:
-        click.echo(complaint, err=True)
+        click.echo(printable(complaint), err=True)
     click.echo(exposition(pool.refreshed() for pool in pools), nl=False)
 
 
@@ -179,6 +190,7 @@ def _run_data(run: Run) -> dict[str, Any]:
         "guardian_pid": run.guardian.pid if run.guardian else None,
         "pid": run.process.pid if run.process else None,
         "state": _state_of(run),
+        "transport": reached_by(run),
         "started": run.started,
         "seconds": _age(run),
     }
@@ -241,6 +253,7 @@ def run_listing(runs: Sequence[Run]) -> Listing:
             str(run.process.pid) if run.process else "",
             str(run.guardian.pid) if run.guardian else "",
             _state_of(run),
+            reached_by(run),
             duration(_age(run)),
         )
         for run in runs

@@ -10,6 +10,7 @@ from rich.console import Group, RenderableType
 from rich.live import Live
 from rich.text import Text
 
+from ..printable import printable
 from ..processes.registry import Registry
 from .status import NO_POOLS, all_listings, live_pools, live_runs, plain_console
 
@@ -50,7 +51,7 @@ def _drawn(registry: Registry) -> RenderableType:
     parts: list[RenderableType] = [
         Text(f"{time.strftime('%H:%M:%S')}  Ctrl-C ends this", style="dim")
     ]
-    parts += [Text(complaint, style="red") for complaint in complaints]
+    parts += [Text(printable(complaint), style="red") for complaint in complaints]
     if not pools:
         parts.append(Text(NO_POOLS))
     parts += [listing.as_table() for listing in all_listings(pools, live_runs(registry))]

@@ -1,12 +1,12 @@
 """Run the kernel: ``python -m snakepit_kernel.kernel -f CONNECTION_FILE``."""
 
+import os  # what is imported here must be there already: -P may be missing
 import sys
-from pathlib import Path
 
 if __name__ == "__main__":
     # Imports must not find a user's random.py beside the notebook. IPython puts the working
     # directory back once the kernel is up.
-    if sys.path and (sys.path[0] == "" or Path(sys.path[0]) == Path.cwd()):
+    if not sys.flags.safe_path and sys.path and sys.path[0] in {"", os.getcwd()}:  # noqa: PTH109
         del sys.path[0]
 
     if sys.argv[1:2] == ["--template"]:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import importlib
 import logging
+import os
 import sys
-import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from functools import partial
+from pathlib import Path
 from typing import Any, TypeVar
 
 import zmq
@@ -18,6 +19,7 @@ from traitlets.config import Config, catch_config_error
 
 from ..ids import RUN_ID_OPTION
 from ..processes import link
+from .iopub import OutputThread
 from .kernel import SnakepitKernel
 from .sockets import PrivateHeartbeat, close_to_others, release_in_children
 from .streams import WorkerStream
@@ -123,6 +125,8 @@ class SnakepitKernelApp(IPKernelApp):
         self.init_io()
         self.init_kernel()
         yield "the kernel is there"
+        if not self.lane:  # while nothing beside the notebook can stand in for it
+            importlib.import_module("snakepit_magics")
         self.init_path()
         self.init_shell()
         if self.shell:
@@ -161,6 +165,18 @@ class SnakepitKernelApp(IPKernelApp):
         if not self.lane:
             super().init_signal()
 
+    def init_path(self) -> None:
+        """Let cells import what lies beside the notebook: behind the standard library, as usual.
+
+        IPython does not where Python runs with ``-P``, which a kernel of ours does only to find its
+        own modules. Who does not want it says so by ``ignore_cwd`` or ``PYTHONSAFEPATH``.
+        """
+        if "" in sys.path or self.ignore_cwd or os.environ.get("PYTHONSAFEPATH"):
+            return
+        packages = {"site-packages", "dist-packages"}
+        places = (at for at, entry in enumerate(sys.path) if Path(entry).name in packages)
+        sys.path.insert(next(places, len(sys.path)), "")
+
     def init_sockets(self) -> None:
         """Make the channels.
 
@@ -184,9 +200,14 @@ class SnakepitKernelApp(IPKernelApp):
                 self.log.handle(record)
 
     def init_iopub(self, context: Any) -> None:
-        """Make the channel for output, and see to it that nobody's subscription is overlooked."""
-        super().init_iopub(context)
-        _look_after_sends(self.iopub_thread)
+        """Make the channel for output as ipykernel does, with a thread of ours."""
+        channel = context.socket(zmq.XPUB)
+        channel.linger = 1000
+        self._apply_curve_server_options(channel)
+        self.iopub_port = self._bind_socket(channel, self.iopub_port)
+        self.iopub_thread = OutputThread(channel, self.session)
+        self.iopub_thread.start()
+        self.iopub_socket = self.iopub_thread.background_socket
 
     # -- channels ------------------------------------------------------------------------------
 
@@ -296,22 +317,6 @@ class _Kept(logging.Filter):
             return True
         self.records.append(record)
         return False
-
-
-def _look_after_sends(thread: Any) -> None:
-    """Let the thread of the output look what has arrived after each message that it sends.
-
-    ZeroMQ tells once that something has arrived, and forgets that when something is sent. A client
-    that subscribes in this moment would not be welcomed before the next one does.
-    """
-    send, stream = thread._really_send, thread._xpub_stream  # noqa: SLF001 - no other way in
-
-    def send_and_look(*args: Any, **kwargs: Any) -> None:
-        send(*args, **kwargs)
-        if threading.current_thread() is thread.thread and not stream.closed():
-            stream.flush(zmq.POLLIN)
-
-    thread._really_send = send_and_look  # noqa: SLF001
 
 
 def _in_thread(thread: Any, function: Callable[[], T]) -> Future[T]:

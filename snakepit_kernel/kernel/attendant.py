@@ -17,6 +17,7 @@ from collections.abc import Sequence
 
 from ..errors import StartFailed
 from ..ids import RUN_ID_OPTION, new_run_id
+from ..printable import printable
 from ..processes.identity import ProcessIdentity
 from ..processes.registry import Registry
 from ..processes.run import GuardedRun
@@ -90,7 +91,7 @@ class _Attendant:
         await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
         report = await run.end(GRACE)
         for line in report.survivors:
-            print(f"does not die: {line}", file=sys.stderr)  # noqa: T201
+            print(f"does not die: {printable(line)}", file=sys.stderr)  # noqa: T201
         for wait in waits:
             wait.cancel()
         await asyncio.wait(waits)

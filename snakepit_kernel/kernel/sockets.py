@@ -1,4 +1,4 @@
-"""The kernel's Jupyter sockets, which its forked children must not hold.
+"""The kernel's Jupyter sockets: nobody else may enter them, and no forked child may hold them.
 
 As long as a child that inherited them lives, the port is taken, and a client does not see that the
 kernel has gone, because its connection stays open.

@@ -15,7 +15,7 @@ from functools import partial
 from weakref import WeakSet, ref
 
 from ..protocol import messages
-from ..protocol.frames import Frame, FrameReader, FrameWriter, Segment
+from ..protocol.frames import MAX_BYTES, Frame, FrameReader, FrameWriter, Segment
 from .carrier import Carrier
 from .display import Display
 from .exchange import Exchange
@@ -65,7 +65,7 @@ class Lane:
         self._socket = sock
         self._timeout: float | None = sock.gettimeout()
         self._recv_now = partial(sock.recv_into, flags=socket.MSG_DONTWAIT)
-        self._reader = FrameReader()
+        self._reader = FrameReader(max(MAX_BYTES, carrier.codec.max_bytes))
         self._writer = FrameWriter()
         self.last_call_id = 0
         self._lookout = Lookout()

@@ -19,7 +19,8 @@ from typing import Any
 
 from ..locks import Condition, RLock
 from ..processes import children, foreground
-from ..protocol.frames import Frame, FrameReader, FrameWriter, Segment
+from ..protocol.frames import MAX_BYTES, Frame, FrameReader, FrameWriter, Segment
+from ..protocol.values import Codec
 from .carrier import Carrier
 from .lookout import Lookout
 from .loops import around_another_loop
@@ -94,6 +95,11 @@ class WorkerLane:
         self._handed_over.clear()
         for loop in self._readers:
             children.end_in(loop)
+
+    def use_codec(self, codec: Codec) -> None:
+        """Pickle values as the owner has asked for, and take in frames as large as these may be."""
+        self.carrier.codec = codec
+        self._reader.max_bytes = max(MAX_BYTES, codec.max_bytes)
 
     def attach(self, loop: asyncio.AbstractEventLoop) -> None:
         """Read the lane whenever this loop has time. Called in the loop's thread."""

@@ -671,7 +671,10 @@ class Engine:
             self._context.destroy(linger=0)
 
         ending = threading.Thread(target=destroy, name="snakepit-zmq-end", daemon=True)
-        ending.start()
+        try:
+            ending.start()
+        except RuntimeError:  # Python 3.12.0 and 3.12.1 start no thread once they shut down
+            return
         ending.join(CONTEXT_PATIENCE)
         if ending.is_alive():
             logger.warning("pool %s: a ZeroMQ socket was left open", self.config.name)

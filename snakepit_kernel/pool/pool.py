@@ -114,7 +114,7 @@ class Pool(Caller, concurrent.futures.Executor):
         Where sessions are kept: a path, or ``sqlite:///PATH``. Default: ``sessions.sqlite`` in
         Jupyter's data directory.
     max_variable_bytes
-        What the value of one variable of a session may take, pickled.
+        What the value of one variable of a session may take in the store.
     max_age, max_calls, max_memory_bytes
         Seconds that a worker may live, calls that it may serve, and bytes that it may take together
         with all that it has started (memory that nobody else shares), before it is replaced. Its

@@ -9,6 +9,8 @@ from typing import Any, TypeVar
 
 import psutil
 
+from ..printable import printable
+
 HEADINGS = ("worker", "pid", "state", "since", "calls", "memory", "running")
 
 SHOWN_ENDS = 5
@@ -16,6 +18,9 @@ SHOWN_ENDS = 5
 
 SHOWN_SESSIONS = 20
 """Sessions that people see; JSON has all."""
+
+MAX_RUNNING = 100
+"""Characters that people see of what a worker runs."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -90,7 +95,7 @@ class WorkerEnd:
     def story(self) -> str:
         """What became of it, in one line."""
         kind = "died" if self.was_wanted else "was replaced"
-        reason = " ".join(self.reason.split())
+        reason = printable(" ".join(self.reason.split()))
         return f"{kind} after {duration(self.seconds)} and {self.calls} calls: {reason}"
 
     @property
@@ -129,14 +134,14 @@ class WorkerStatus:
     def as_row(self, *, with_device: bool = False) -> tuple[str, ...]:
         """Return its row in a table under `HEADINGS`."""
         return (
-            self.name,
+            printable(self.name),
             "" if self.pid is None else str(self.pid),
-            self.state if self.tainted is None else f"{self.state}, tainted",
+            printable(self.state if self.tainted is None else f"{self.state}, tainted"),
             duration(self.seconds),
             str(self.calls),
             memory(self.memory_bytes),
-            *([self.device or ""] if with_device else []),
-            self.running or "",
+            *([printable(self.device or "")] if with_device else []),
+            printable(self.running or "", limit=MAX_RUNNING),
         )
 
 
@@ -201,7 +206,7 @@ class PoolStatus:
     def some_sessions(self) -> str:
         """The sessions that are shown to people, and how many there are besides."""
         more = len(self.sessions) - SHOWN_SESSIONS
-        text = ", ".join(self.sessions[:SHOWN_SESSIONS])
+        text = printable(", ".join(self.sessions[:SHOWN_SESSIONS]))
         return text if more <= 0 else f"{text} and {more} more"
 
     @property
@@ -220,12 +225,12 @@ class PoolStatus:
     @property
     def title(self) -> str:
         """The line above its table."""
-        return f"pool {self.name} of process {self.owner_pid}: adapter {self.adapter}"
+        return printable(f"pool {self.name} of process {self.owner_pid}: adapter {self.adapter}")
 
     @property
     def about(self) -> str:
         """What stands beside its name in a notebook."""
-        return f"process {self.owner_pid} · adapter {self.adapter}"
+        return printable(f"process {self.owner_pid} · adapter {self.adapter}")
 
     @property
     def footer(self) -> str:
@@ -242,7 +247,7 @@ class PoolStatus:
         if self.memory_bytes:
             text += f"; memory: {memory(self.memory_bytes)}"
         if self.problem:
-            text += f"; problem: {' '.join(self.problem.split())}"
+            text += f"; problem: {printable(' '.join(self.problem.split()))}"
         return text
 
 

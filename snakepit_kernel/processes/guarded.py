@@ -331,7 +331,7 @@ class GuardedProcess:
             *launch["command"],
         ]
         try:
-            popen = subprocess.Popen(
+            popen = subprocess.Popen(  # noqa: S603 - the kernel's command, as a list
                 arguments,
                 env=env,
                 pass_fds=(*pass_fds, theirs.fileno()),

@@ -62,8 +62,10 @@ from .identity import (
     descendants,
     living_descendants,
     read_command,
+    read_command_line,
     read_status,
     read_tracer,
+    shown_command,
 )
 from .tags import is_kept, set_mark
 
@@ -102,6 +104,9 @@ MAX_LISTED = 64
 
 MAX_COMMAND = 200
 """Characters of a command line that are told: the report must fit into the channel unread."""
+
+MAX_REMEMBERED = 1024
+"""Bytes of a command line that are remembered until it is told, as it was: with its secrets."""
 
 READY_VARIABLE = "SNAKEPIT_READY_FD"
 """Environment variable that tells an executed kernel where to say that it is ready."""
@@ -214,7 +219,7 @@ class Guardian:
         self.kill_rounds = 0
         self.reaped = 0
         self.reported_survivors = False
-        self.ended: dict[ProcessIdentity, str] = {}  # what was signalled, and its command
+        self.ended: dict[ProcessIdentity, bytes] = {}  # what was signalled, and its command
         self.killed: set[ProcessIdentity] = set()
         self.poll = select.poll()
         os.set_inheritable(self.channel, False)
@@ -300,7 +305,7 @@ class Guardian:
             # ipykernel would watch its parent by a thread that wakes every second; 1 means that
             # somebody else does.
             os.environ["JPY_PARENT_PID"] = "1"
-            os.execvpe(command[0], command, os.environ)
+            os.execvpe(command[0], command, os.environ)  # noqa: S606 - the kernel's command, as a list
         except OSError as error:
             self.report_failure(error.errno or 0, "")
         finally:
@@ -486,8 +491,8 @@ class Guardian:
 
         That of ``multiprocessing`` does, and ignores SIGTERM. Killed, it would leave the memory.
         """
-        command = self.ended.get(identity) or read_command(identity.pid)
-        return "resource_tracker import main" in command
+        line = self.ended.get(identity) or read_command_line(identity.pid)
+        return b"resource_tracker import main" in line
 
     def only_exempt_are_left(self) -> bool:
         """Whether nothing below us is to be ended, though ``waitpid`` says that there are children.
@@ -599,7 +604,7 @@ class Guardian:
     def strike(self, identity: ProcessIdentity, signum: int) -> None:
         """Send one signal to one process, and remember what it was."""
         if identity not in self.ended:
-            self.ended[identity] = read_command(identity.pid)[:MAX_COMMAND]
+            self.ended[identity] = read_command_line(identity.pid)[:MAX_REMEMBERED]
         try:  # noqa: SIM105 - contextlib is too large for the guardian
             identity.signal(signum)
         except PermissionError:
@@ -633,8 +638,13 @@ class Guardian:
         """Tell the owner what was ended; with no owner left, write it down and remove the files."""
         strays = [item for item in self.ended.items() if item[0].pid != self.kernel_pid]
         report: list[tuple[str, ...]] = [
-            ("ended", str(identity.pid), "SIGKILL" if identity in self.killed else "SIGTERM", text)
-            for identity, text in strays[:MAX_LISTED]
+            (
+                "ended",
+                str(identity.pid),
+                "SIGKILL" if identity in self.killed else "SIGTERM",
+                shown_command(line)[:MAX_COMMAND],
+            )
+            for identity, line in strays[:MAX_LISTED]
         ]
         report += [
             ("kept", str(status.pid), read_command(status.pid)[:MAX_COMMAND])

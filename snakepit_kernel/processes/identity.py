@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import os
 
+from ..printable import printable
 from . import pidfd
 
 TYPE_CHECKING = False
@@ -19,6 +20,9 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 SIGKILL = 9
+
+MAX_COMMAND_LINE = 4096
+"""Bytes of a command line that are read."""
 
 
 class ProcessIdentity:
@@ -155,14 +159,32 @@ def read_status(pid: int) -> ProcessStatus | None:
 
 
 def read_command(pid: int) -> str:
-    """Read the command line of a process on one line, or ``?`` when it cannot be read."""
+    """Read the command line of a process as people may see it, or ``?`` when it is hidden.
+
+    It is on one line; in the place of what looks like a secret stands ``***``.
+    """
+    return shown_command(read_command_line(pid))
+
+
+def read_command_line(pid: int) -> bytes:
+    """Read the begin of the command line of a process as it is; nothing when it is hidden."""
     try:
         with open(f"/proc/{pid}/cmdline", "rb") as file:  # noqa: PTH123
-            content = file.read(4096)
+            return file.read(MAX_COMMAND_LINE).rstrip(b"\0")
     except OSError:
-        return "?"
-    text = content.rstrip(b"\0").replace(b"\0", b" ").decode("utf-8", "replace")
-    return "".join(c if c.isprintable() else "?" for c in text) or "?"
+        return b""
+
+
+def shown_command(line: bytes) -> str:
+    """Return a command line, which may hold secrets, as people may see it."""
+    program, *arguments = [word.decode("utf-8", "replace") for word in line.split(b"\0")]
+    try:  # here, because the guardian needs it at the end only, and mostly not even then
+        from ..redaction import redacted_command
+    except (ImportError, OSError, MemoryError):  # it cannot be loaded in this moment
+        text = " ".join([program, *(["…"] if arguments else [])])
+    else:
+        text = redacted_command([program, *arguments])
+    return printable(text) or "?"
 
 
 def all_statuses() -> Iterator[ProcessStatus]:

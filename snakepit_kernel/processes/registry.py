@@ -365,7 +365,7 @@ class Registry:
             " iif(?, (? - coalesce(sum(memory_bytes), 0)) / max(?, 1), ?))"
         )
         insert = (
-            "INSERT INTO bookings SELECT ?, ?, ?, ?, ?, ?, max(1, booked), max(1, booked) * ?"  # noqa: S608
+            "INSERT INTO bookings SELECT ?, ?, ?, ?, ?, ?, max(1, booked), max(1, booked) * ?"  # noqa: S608 - constants
             f" FROM (SELECT {share} AS booked FROM bookings WHERE boot_id = ?)"
         )
         parameters = (

@@ -7,6 +7,8 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+from ..printable import printable
+
 MAX_TOLD = 3
 """Commands that the one-line form names."""
 
@@ -116,4 +118,4 @@ class EndReport:
 def _short(command: str) -> str:
     program, *arguments = command.split(" ")
     text = " ".join([program.rpartition("/")[2], *arguments])
-    return text if len(text) <= MAX_NAME else text[: MAX_NAME - 1] + "…"
+    return printable(text, limit=MAX_NAME)

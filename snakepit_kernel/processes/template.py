@@ -24,6 +24,7 @@ from typing import IO, Any, NamedTuple
 from ..ids import RUN_ID_VARIABLE, own_run_id
 from ..locks import Lock
 from ..paths import working_directory
+from ..printable import printable
 from . import pidfd
 from .forking import CHECK, FIT, LAUNCH, MAX_FDS, PREPARE
 from .identity import ProcessIdentity
@@ -151,7 +152,7 @@ class Template:
 
         def keep() -> None:
             try:
-                self._popen = subprocess.Popen(
+                self._popen = subprocess.Popen(  # noqa: S603 - our own module and a kernel's interpreter
                     command,
                     env=environment,
                     cwd="/" if _is_the_same_everywhere(command[0], env) else cwd,
@@ -423,7 +424,7 @@ def refuse_preload(kind: Kind, module: str, reason: str) -> None:
         known[module] = reason
     if is_news and module:
         text = "%s is not imported ahead, because it %s; each worker imports it by itself"
-        logger.warning(text, module, reason)
+        logger.warning(text, module, printable(reason, lines=True))
 
 
 def why_not() -> str:

@@ -26,6 +26,9 @@ STAGING_BYTES = 1 << 16
 
 MAX_HEADER_BYTES = 1 << 24
 MAX_BUFFERS = 4096
+MAX_BYTES = 1 << 32
+"""What body and buffers of a frame may take together, when a reader was not told otherwise."""
+
 MAX_SEGMENTS = 512
 """Segments a system call; Linux takes 1024."""
 
@@ -74,9 +77,17 @@ def header_of(segments: Sequence[Segment]) -> bytes:
 
 
 class FrameReader:
-    """Takes bytes in, gives frames out."""
+    """Takes bytes in, gives frames out.
 
-    def __init__(self) -> None:
+    Parameters
+    ----------
+    max_bytes
+        What body and buffers of a frame may take together. Nothing is allocated for one that
+        announces more.
+    """
+
+    def __init__(self, max_bytes: int = MAX_BYTES) -> None:
+        self.max_bytes = max_bytes
         self._staging = bytearray(STAGING_BYTES)
         self._view = memoryview(self._staging)
         self._start = 0  # of the bytes in the staging buffer that are not consumed
@@ -164,7 +175,11 @@ class FrameReader:
 
     def _expect(self, lengths: list[int], start: int) -> None:
         """Read the rest of a frame to where it stays, if the staging buffer is too small for it."""
-        if start - self._start + sum(lengths) > STAGING_BYTES:
+        total = sum(lengths)
+        if total - lengths[0] > self.max_bytes:  # here, where small frames do not come by
+            msg = f"{total} bytes are no frame: it may have {self.max_bytes}"
+            raise FrameError(msg)
+        if start - self._start + total > STAGING_BYTES:
             large = _LargeFrame(lengths, self._view[start : self._end])
             self._large = large
             self._start = self._end = 0

@@ -87,15 +87,21 @@ def _set_attributes(obj: Any, attributes: dict[str, Any]) -> None:
 def _reduce_cached_property(obj: Any) -> Reduced:
     """Take a `functools.cached_property` apart, which has a lock before Python 3.12."""
     name, text = obj.attrname, obj.__doc__
-    return _make_cached_property, (type(obj),), (obj.func, name, text), None, None, _set_property
+    return _make_around_stub, (type(obj),), (obj.func, name, text), None, None, _set_property
 
 
-def _make_cached_property(kind: type[functools.cached_property[Any]]) -> Any:
+def _make_around_stub(kind: Callable[[Callable[..., Any]], Any]) -> Any:
     return kind(_stub)
 
 
 def _set_property(obj: Any, state: tuple[Callable[[Any], Any], str | None, str | None]) -> None:
     obj.func, obj.attrname, obj.__doc__ = state
+
+
+def _reduce_dispatching_method(obj: functools.singledispatchmethod[Any]) -> Reduced:
+    """Take a `functools.singledispatchmethod` apart, which has a cache in Python 3.13."""
+    own = {name: value for name, value in vars(obj).items() if name != "_method_cache"}
+    return _make_around_stub, (type(obj),), own, None, None, _set_attributes
 
 
 def _reduce_partial_method(obj: functools.partialmethod[Any]) -> Reduced:
@@ -208,6 +214,7 @@ _REDUCERS: dict[type, Callable[[Any], Reduced | None]] = {
     _CACHED: _reduce_cached,
     functools.cached_property: _reduce_cached_property,
     functools.partialmethod: _reduce_partial_method,
+    functools.singledispatchmethod: _reduce_dispatching_method,
     typing.NewType: _reduce_new_type,
     typing.ParamSpec: _reduce_parameter,
     typing.TypeVarTuple: _reduce_parameter,

@@ -2,29 +2,18 @@
 
 from __future__ import annotations
 
-import re
 import reprlib
 import sys
 from dataclasses import dataclass
 from typing import Literal
+
+from ..redaction import redacted
 
 Policy = Literal["type", "repr", "error"]
 
 _MAX_TEXT = 200
 _MAX_REPR_BYTES = 1 << 20
 """Objects that say that they are larger are not asked for their text."""
-
-_SECRETS = (
-    # NAME=value, 'name': 'value', name: value, for names that speak of secrets
-    re.compile(
-        r"(?i)(\b[\w.-]*(?:passw(?:or)?d|pwd|secret|token|api[_-]?key|credential|authorization"
-        r"|private[_-]?key)[\w.-]*[\"']?\s*[=:]\s*)(?:(?:bearer|basic)\s+)?(\"[^\"]*\"|'[^']*'|[^\s,;)}\]]+)"
-    ),
-    re.compile(r"(?i)(\b(?:bearer|basic)\s+)(\S+)"),
-    re.compile(r"(\w+://[^/\s:@]*:)([^/\s@]+)(?=@)"),
-    re.compile(r"()(\b(?:AKIA|ASIA|gh[pousr]_|github_pat_|sk-|xox[abprs]-|eyJ)[\w.-]{8,})"),
-    re.compile(r"()(\b[A-Za-z0-9+/_-]{32,}={0,2})"),
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,13 +53,6 @@ def _text_of(value: object) -> str:
     except Exception:  # noqa: BLE001 - __repr__ and __sizeof__ may do anything
         return "(its text cannot be shown)"
     return redacted(text)
-
-
-def redacted(text: str) -> str:
-    """Return a text with ``***`` in the place of what looks like a secret."""
-    for pattern in _SECRETS:
-        text = pattern.sub(r"\1***", text)
-    return text
 
 
 _shortener = reprlib.Repr()

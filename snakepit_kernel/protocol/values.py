@@ -22,7 +22,7 @@ from .class_registry import OnReceipt, renew_shared, to_renew
 from .classes import reduce_by_slots, reduce_class
 from .culprits import culprit_of
 from .encoders import encoders
-from .frames import MAX_BUFFERS
+from .frames import MAX_BUFFERS, MAX_BYTES
 from .functions import copy_of_function, is_by_value, is_dispatcher, reduce_dispatcher
 from .objects import reduce_object
 from .unserializable import Policy, marker
@@ -31,7 +31,7 @@ _ATOMS = frozenset({type(None), bool, int, float, complex, str, bytes})
 OUT_OF_BAND_BYTES = 8192
 """Buffers from this size on travel beside the pickle, not in it."""
 
-MAX_VALUE_BYTES = 1 << 32
+MAX_VALUE_BYTES = MAX_BYTES
 """What one value may take when the pool was not told otherwise."""
 
 _ANNOTATIONS_ARE_LAZY = sys.version_info >= (3, 14)
@@ -298,7 +298,7 @@ class _TolerantPickler(_ThoroughPickler):
 
 def loads(body: bytes | memoryview, buffers: Sequence[bytearray | memoryview] = ()) -> Any:
     """Restore a value from its pickle. Only for bytes of an authenticated peer."""
-    value = pickle.loads(body, buffers=buffers)
+    value = pickle.loads(body, buffers=buffers)  # noqa: S301 - of an authenticated peer, or the user's store
     if to_renew:
         renew_shared()
     return value

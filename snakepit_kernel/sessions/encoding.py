@@ -10,11 +10,13 @@ from __future__ import annotations
 import base64
 import math
 import pickle
+import re
 from collections.abc import Mapping
 from typing import Any, Final
 
 import cloudpickle
 
+from .patterns import Slow, check_speed
 from .values import Variable
 
 FORMAT_VERSION: Final = 1
@@ -25,6 +27,15 @@ _TAG: Final = "$"
 _NUMBERS: Final = "biufc"
 """Kinds of arrays that are written as they are."""
 _DEPTH = 50
+
+MAX_ENTRIES: Final = 10_000
+"""Variables, programs and notes that are read of a file that nobody trusts."""
+
+_MAX_NESTING: Final = 100
+_MAX_DTYPE: Final = 8
+_MAX_TEXT: Final = 1 << 20
+"""Characters of a text that is tried with a pattern of such a file."""
+
 _BITS: Final = 1024
 """Of a whole number, beyond which Python is slow, or refuses, to write its digits."""
 
@@ -49,15 +60,18 @@ def check_format(content: object, wanted: str, what: str) -> None:
 
 
 def check_trust(content: Mapping[str, Any], what: str, *, trust: bool) -> None:
-    """Do nothing if all can be read without running code, or that is trusted.
+    """Do nothing if all can be read without running code and in a short time, or that is trusted.
 
     Raises
     ------
     ValueError
-        There are pickles; they are named.
+        There are pickles, or patterns that may take long; they are named.
     """
+    if trust:
+        return
     try:
-        untrusted = [] if trust else _pickles(content)
+        untrusted = _pickles(content)
+        _check_patterns(content.get("variables"))
     except RecursionError as error:
         msg = f"{what} is damaged: it is nested too deeply"
         raise ValueError(msg) from error
@@ -175,7 +189,7 @@ def decoded(value: Any) -> Any:
         case None:
             return {key: decoded(item) for key, item in value.items()}
         case "pickle":
-            return pickle.loads(_data(value["base64"]))
+            return pickle.loads(_data(value["base64"]))  # noqa: S301 - `check_trust` has seen it
         case "bytes":
             return _data(value["base64"])
         case "float":
@@ -183,6 +197,9 @@ def decoded(value: Any) -> Any:
         case "array":
             import numpy as np
 
+            if len(value["dtype"]) > _MAX_DTYPE:
+                msg = "an array of an unknown type"
+                raise ValueError(msg)
             dtype = np.dtype(value["dtype"])
             if dtype.kind not in _NUMBERS:
                 msg = f"an array of {dtype}"
@@ -197,6 +214,13 @@ def decoded(value: Any) -> Any:
 def _pickles(content: Mapping[str, Any]) -> list[str]:
     """Return the names of what is a pickle, or has one in it, wherever it is in the file."""
     found = []
+    count = sum(len(part) for part in content.values() if isinstance(part, list | dict))
+    if count > MAX_ENTRIES:
+        msg = (
+            f"{count:,} entries are more than the {MAX_ENTRIES:,} that are read of a file that "
+            "nobody trusts; if you trust whoever wrote it, say so (--trust, trust=True)"
+        )
+        raise ValueError(msg)
     for part, entries in content.items():
         if isinstance(entries, list):
             named = [(_name_of(entry, part), entry) for entry in entries]
@@ -210,10 +234,42 @@ def _name_of(entry: Any, part: str) -> Any:
     return entry.get("name", part) if isinstance(entry, dict) else part
 
 
-def _has_pickle(value: Any) -> bool:
+def _has_pickle(value: Any, depth: int = _MAX_NESTING) -> bool:
     """Whether there is a pickle anywhere in it: the file may be made to harm."""
+    if depth == 0:
+        raise RecursionError
     if isinstance(value, list):
-        return any(map(_has_pickle, value))
+        return any(_has_pickle(item, depth - 1) for item in value)
     if isinstance(value, dict):
-        return value.get(_TAG) == "pickle" or any(map(_has_pickle, value.values()))
+        return value.get(_TAG) == "pickle" or any(
+            _has_pickle(item, depth - 1) for item in value.values()
+        )
     return False
+
+
+def _check_patterns(variables: Any) -> None:
+    """Do nothing if the patterns of variables match in a short time, now and whenever used later.
+
+    What is no variable is refused later, by who reads it.
+    """
+    for entry in variables if isinstance(variables, list) else ():
+        constraints = entry.get("constraints") if isinstance(entry, dict) else None
+        if isinstance(constraints, dict) and isinstance(constraints.get("pattern"), str):
+            _check_pattern(entry, constraints)
+
+
+def _check_pattern(entry: dict[str, Any], constraints: dict[str, Any]) -> None:
+    most, value = constraints.get("max_length"), entry.get("value")
+    try:
+        check_speed(constraints["pattern"], most if type(most) is int and most >= 0 else None)
+        if isinstance(value, str) and len(value) > _MAX_TEXT:
+            msg = f"its value has more than {_MAX_TEXT:,} characters"
+            raise Slow(msg)
+    except re.error:
+        return  # who registers it says what is wrong
+    except Slow as slow:
+        msg = (
+            f"the pattern of {entry.get('name')!r} might take for ever: {slow}; if you trust "
+            "whoever wrote the file, say so (--trust, trust=True)"
+        )
+        raise ValueError(msg) from None

@@ -21,6 +21,9 @@ from .state import SessionState
 
 FORMAT: Final = "snakepit-session"
 
+MAX_BYTES: Final = 1 << 28
+"""What a file that nobody trusts may have."""
+
 Programs = dict[str, tuple[Any, Mapping[str, Any]]]
 
 
@@ -74,13 +77,14 @@ def import_session(session: SessionState, path: str | Path, *, trust: bool = Fal
     Raises
     ------
     ValueError
-        It is no such file, one of a newer version, or needs to be trusted.
+        It is no such file, one of a newer version, or needs to be trusted: it has pickles, patterns
+        that may take long, or more than 256 MiB or 10,000 entries.
     BatchRejected
         Some variables cannot be set; each is named. Nothing was changed.
     OSError
         The file cannot be read.
     """
-    content = _read(Path(path).expanduser())
+    content = _read(Path(path).expanduser(), trust=trust)
     check_trust(content, str(path), trust=trust)
     try:
         programs: Programs = {
@@ -93,17 +97,25 @@ def import_session(session: SessionState, path: str | Path, *, trust: bool = Fal
         msg = f"{path} is damaged: {type(error).__name__}: {error}"
         raise ValueError(msg) from error
     exported = {"format": VARIABLES_FORMAT, "version": FORMAT_VERSION, "variables": variables}
-    names = session.variables.import_(exported, trust=True, what=str(path))
+    names = session.variables.import_(exported, trust=trust, what=str(path))
     for name, (value, metadata) in programs.items():
         session.programs.put(name, value, metadata=metadata)
     session.metadata.update(notes)
     return len(names) + len(programs) + len(notes)
 
 
-def _read(path: Path) -> dict[str, Any]:
+def _read(path: Path, *, trust: bool) -> dict[str, Any]:
+    with path.open("rb") as file:
+        data = file.read(-1 if trust else MAX_BYTES + 1)
+    if not trust and len(data) > MAX_BYTES:
+        msg = (
+            f"{path} has more than the {MAX_BYTES:,} bytes that are read of a file that nobody "
+            "trusts; if you trust whoever wrote it, say so (--trust, trust=True)"
+        )
+        raise ValueError(msg)
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
+        content = json.loads(data.decode("utf-8"))
+    except (ValueError, RecursionError) as error:  # of JSON, text, or a number without end
         msg = f"{path} is no exported session: {error}"
         raise ValueError(msg) from error
     check_format(content, FORMAT, str(path))

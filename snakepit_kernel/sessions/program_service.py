@@ -36,7 +36,7 @@ MAX_PROGRAM_BYTES = 1 << 31
 """What one program may take, pickled."""
 
 MAX_NOTE_BYTES = 1 << 20
-"""What one entry of the metadata may take, pickled."""
+"""What one entry of the metadata may take in the store."""
 
 
 class ProgramService:

@@ -321,7 +321,7 @@ def open_session(
     store
         A path, or ``sqlite:///PATH``. Default: ``sessions.sqlite`` in the data directory.
     max_variable_bytes
-        What one value of a variable may take, pickled.
+        What one value of a variable may take in the store.
 
     Raises
     ------

@@ -103,14 +103,14 @@ class VariableType:
                 near = suggest(constraint, CONSTRAINTS[name])
                 msg = f"variables of type {name} have no constraint {constraint!r}{near}"
                 raise ValueError(msg)
-        normal = {key: _NORMAL[key](value) for key, value in given.items()}
+        normal = {key: _NORMAL[key](value) for key, value in _in_order(name, given).items()}
         _check_together(name, normal)
         return cls(name, normal)
 
     @classmethod
     def from_json(cls, name: str, constraints: str) -> VariableType:
         """Read one that was written down."""
-        return cls(name, json.loads(constraints))
+        return cls(name, _in_order(name, json.loads(constraints)))
 
     def as_json(self) -> str:
         """Write the constraints down."""
@@ -145,6 +145,13 @@ class VariableType:
             if problem:
                 raise ConstraintViolation(variable, constraint, bound, problem)
         return accepted
+
+
+def _in_order(name: str, constraints: Mapping[str, Any]) -> dict[str, Any]:
+    """Return constraints in the order in which they are looked at: what takes longest is last."""
+    known = CONSTRAINTS.get(name, ())
+    first = [key for key in known if key in constraints]
+    return {key: constraints[key] for key in dict.fromkeys([*first, *constraints])}
 
 
 class _WrongType(Exception):

@@ -13,16 +13,17 @@ import msgspec
 
 from ..errors import StoreError, ValueTooLarge
 from ..protocol.unserializable import Unserializable
-from ..protocol.values import Codec, loads
+from ..protocol.values import Codec
 from ..store.programs import ProgramRow
 from ..store.variables import ChangeRow, Kind, VariableRow
+from .stored import RefusedPickle, restored_from, stored
 
 MAX_VARIABLE_BYTES = 1 << 20
-"""What the value of one variable may take, pickled, when nothing else was said."""
+"""What the value of one variable may take in the store, when nothing else was said."""
 
 
 def encode(kind: str, name: str, value: object, codec: Codec, setting: str) -> bytes:
-    """Pickle a value for the store.
+    """Return a value as the store holds it; a program, which may be large, is a pickle always.
 
     Raises
     ------
@@ -32,7 +33,7 @@ def encode(kind: str, name: str, value: object, codec: Codec, setting: str) -> b
         It cannot be pickled.
     """
     try:
-        return codec.dumps_whole(value)
+        return codec.dumps_whole(value) if kind == "program" else stored(value, codec)
     except ValueTooLarge:
         raise ValueTooLarge(codec.max_bytes, setting, f"{kind} {name!r}") from None
     except Exception as error:
@@ -178,10 +179,10 @@ class Program:
     expires: datetime | None
 
 
-def restored(body: bytes) -> Any:
+def restored(body: bytes, type_name: str = "any") -> Any:
     """Restore a value; where that cannot be, a marker that says why stands in its place."""
     try:
-        return loads(body)
+        return restored_from(body, type_name)
     except Exception as error:  # noqa: BLE001 - the class of a value may do anything, or be gone
         return Unserializable(f"a value that cannot be restored: {type(error).__name__}: {error}")
 
@@ -189,7 +190,12 @@ def restored(body: bytes) -> Any:
 def cannot_restore(store: Path, what: str, error: Exception) -> StoreError:
     """Return what says that a value cannot be restored."""
     problem = f"{what} cannot be restored here: {type(error).__name__}: {error}"
-    return StoreError(str(store), problem, "install, or define, what its class needs")
+    remedy = (
+        "it was not run; set it anew, and find out who has written it"
+        if isinstance(error, RefusedPickle)
+        else "install, or define, what its class needs"
+    )
+    return StoreError(str(store), problem, remedy)
 
 
 def variable_of(row: VariableRow) -> Variable:
@@ -198,7 +204,7 @@ def variable_of(row: VariableRow) -> Variable:
         id=row.id,
         name=row.name,
         type=row.type,
-        value=restored(row.value),
+        value=restored(row.value, row.type),
         version=row.version,
         constraints=json.loads(row.constraints),
         description=row.description,
@@ -217,7 +223,7 @@ def change_of(row: ChangeRow) -> Change:
         name=row.name,
         kind=row.kind,
         version=row.version,
-        value=None if row.value is None else restored(row.value),
+        value=None if row.value is None else restored(row.value, row.type),
         source=row.source,
         time=when(row.time),
     )

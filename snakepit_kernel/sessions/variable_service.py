@@ -6,7 +6,6 @@ users hold (`Variables`) is above, and the same at both ends.
 
 from __future__ import annotations
 
-import pickle
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from fnmatch import fnmatchcase
@@ -27,6 +26,7 @@ from ..protocol.values import Codec
 from ..store.variables import Key, NewVariable, Update, VariableDiffers, VariableRow
 from ..telemetry import correlation_id, emit, is_on
 from .saved import SavedSession
+from .stored import restored_from
 from .types import VariableType
 from .values import (
     MAX_VARIABLE_BYTES,
@@ -101,19 +101,20 @@ class VariableService:
         """Return the value of a variable."""
         self._session.touch()
         began = time.perf_counter() if is_on() else 0.0
-        body = self._value(self._number, name) if isinstance(name, str) else None
-        if body is None:
+        found = self._value(self._number, name) if isinstance(name, str) else None
+        if found is None:
             try:
                 row = self._row(name)
             except VariableNotFound:
                 self._tell("get", began, name, found=False)
                 raise
-            name, body = row.name, row.value
+            name, found = row.name, (row.value, row.type)
+        body, type_name = found
         self.reads[str(name)] += 1
         if began:
             self._tell("get", began, name, size_bytes=len(body), found=True)
         try:
-            return pickle.loads(body)
+            return restored_from(body, type_name)
         except Exception as error:
             raise self._cannot_restore(name, error) from error
 

@@ -8,6 +8,7 @@ import reprlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping, Sequence
 from typing import Any, overload
 
+from ..printable import printable
 from .encoding import (
     FORMAT_VERSION,
     VARIABLES_FORMAT,
@@ -403,6 +404,9 @@ def table_of(variables: Sequence[Variable]) -> str:
     return f"<table><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table>"
 
 
+MAX_CONSTRAINTS = 500
+"""Characters that a table shows of a variable's constraints."""
+
 COLUMNS = ("name", "type", "value", "version", "set by", "updated", "constraints")
 
 
@@ -415,18 +419,18 @@ def row_of(variable: Variable) -> tuple[str, ...]:
         variable.type,
         shown(variable.value),
         str(variable.version),
-        variable.source,
+        printable(variable.source),
         f"{variable.updated:%Y-%m-%d %H:%M:%S}",
-        ", ".join([*constraints, *locked]),
+        printable(", ".join([*constraints, *locked]), limit=MAX_CONSTRAINTS),
     )
 
 
 def shown(value: Any) -> str:
     """Return a short text of a value, for people who ask for it."""
-    return _SHOWN.repr(value)
+    return printable(_SHOWN.repr(value))
 
 
 def _cells(variable: Variable) -> Iterator[str]:
-    title = html.escape(variable.description, quote=True)
+    title = html.escape(printable(variable.description, lines=True), quote=True)
     for text in row_of(variable):
         yield f'<td style="text-align: left" title="{title}">{html.escape(text)}</td>'

@@ -149,7 +149,7 @@ class ProgramTable:
             )
             values = tuple(getattr(row, column) for column in ProgramRow.__slots__)
             connection.execute(
-                f"INSERT INTO programs ({_COLUMNS}, value)"
+                f"INSERT INTO programs ({_COLUMNS}, value)"  # noqa: S608 - constants
                 f" VALUES ({', '.join('?' * len(values))}, ?)",
                 (*values, None if file else value),
             )
@@ -175,7 +175,7 @@ class ProgramTable:
             What is there is not what was stored.
         """
         select = (
-            f"SELECT {_COLUMNS}, value FROM programs WHERE session = ? AND name = ? AND {_ALIVE}"
+            f"SELECT {_COLUMNS}, value FROM programs WHERE session = ? AND name = ? AND {_ALIVE}"  # noqa: S608 - constants
         )
         problem = "its file is gone"
         for _ in range(_READ_TRIES):
@@ -202,7 +202,7 @@ class ProgramTable:
     def find(self, session: int, name: str) -> ProgramRow | None:
         """Return what is known of a program, without reading it."""
         rows = self._database.read(
-            f"SELECT {_COLUMNS} FROM programs WHERE session = ? AND name = ? AND {_ALIVE}",
+            f"SELECT {_COLUMNS} FROM programs WHERE session = ? AND name = ? AND {_ALIVE}",  # noqa: S608 - constants
             (session, name, time.time()),
         )
         return _program(rows[0]) if rows else None
@@ -210,7 +210,7 @@ class ProgramTable:
     def all(self, session: int) -> list[ProgramRow]:
         """Return what is known of all programs of a session, by name."""
         rows = self._database.read(
-            f"SELECT {_COLUMNS} FROM programs WHERE session = ? AND {_ALIVE} ORDER BY name",
+            f"SELECT {_COLUMNS} FROM programs WHERE session = ? AND {_ALIVE} ORDER BY name",  # noqa: S608 - constants
             (session, time.time()),
         )
         return [_program(row) for row in rows]
@@ -257,7 +257,7 @@ class ProgramTable:
                     file = self._copy_file(found.file) if found.file is not None else None
                     copied += [file] if file is not None else []
                     insert = (
-                        f"INSERT INTO programs ({_COLUMNS}, value) SELECT ?, name, version, size,"
+                        f"INSERT INTO programs ({_COLUMNS}, value) SELECT ?, name, version, size,"  # noqa: S608 - constants
                         " checksum, ?, metadata, source, created, updated, NULL, NULL, value"
                         " FROM programs WHERE session = ? AND name = ? AND checksum = ?"
                     )

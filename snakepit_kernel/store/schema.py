@@ -126,15 +126,15 @@ _FIRST = (
     ) STRICT
     """,
     "CREATE INDEX programs_expire ON programs (expires)",
-    f"INSERT INTO sessions (number, id, created, used) VALUES ({GLOBAL}, '', 0, 0)",
+    f"INSERT INTO sessions (number, id, created, used) VALUES ({GLOBAL}, '', 0, 0)",  # noqa: S608 - constants
     "INSERT INTO totals (name, count) VALUES ('sessions', 0)",
     # Numbers of sessions and revisions go on from the clock. Else, when the file is lost and made
     # anew, who has an old session in hand would find in it the one that got the same number.
-    f"UPDATE sqlite_sequence SET seq = {_NOW} WHERE name = 'sessions'",
+    f"UPDATE sqlite_sequence SET seq = {_NOW} WHERE name = 'sessions'",  # noqa: S608 - constants
     f"""
     INSERT INTO changes (revision, session, variable, name, kind, version, source, time)
         VALUES ({_NOW}, {GLOBAL}, 0, '', 'deleted', 0, '', 0)
-    """,
+    """,  # noqa: S608 - constants
 )
 
 CONSISTENT: Final = (
@@ -153,7 +153,7 @@ CONSISTENT: Final = (
     f"""
     UPDATE totals SET count = (SELECT count(*) FROM sessions WHERE number <> {GLOBAL})
         WHERE name = 'sessions'
-    """,
+    """,  # noqa: S608 - constants
 )
 """What makes of rows that were rescued a sound whole: a variable has the last value that is left of
 it, and there is no value without a variable."""

@@ -88,7 +88,7 @@ class SessionTable:
     def find(self, session_id: str) -> SessionRow | None:
         """Return a session that exists and has not expired."""
         rows = self._database.read(
-            f"SELECT {_COLUMNS} FROM sessions WHERE id = ? AND number <> {GLOBAL}",
+            f"SELECT {_COLUMNS} FROM sessions WHERE id = ? AND number <> {GLOBAL}",  # noqa: S608 - constants
             (session_id,),
         )
         row = _session(rows[0]) if rows else None
@@ -139,7 +139,7 @@ class SessionTable:
         expires = None if ttl is None else now + ttl * (1 + SLACK)
 
         def make(connection: sqlite3.Connection) -> SessionRow | None:
-            select = f"SELECT {_COLUMNS} FROM sessions WHERE id = ?"
+            select = f"SELECT {_COLUMNS} FROM sessions WHERE id = ?"  # noqa: S608 - constants
             rows = connection.execute(select, (session_id,)).fetchall()
             if rows and not _is_over(_session(rows[0]), now):
                 return None
@@ -173,7 +173,7 @@ class SessionTable:
         if row.ttl is None or now - row.used < row.ttl * SLACK:
             return row
         update = (
-            f"UPDATE sessions SET used = ?, expires = ? + ttl * {1 + SLACK}"
+            f"UPDATE sessions SET used = ?, expires = ? + ttl * {1 + SLACK}"  # noqa: S608 - constants
             f" WHERE number = ? AND (expires IS NULL OR expires > ?) RETURNING {_COLUMNS}"
         )
         return self._update(row, update, (now, now, row.number, now))
@@ -182,7 +182,7 @@ class SessionTable:
         now = time.time()
         expires = None if ttl is None else now + ttl * (1 + SLACK)
         update = (
-            "UPDATE sessions SET used = ?, ttl = ?, expires = ?"
+            "UPDATE sessions SET used = ?, ttl = ?, expires = ?"  # noqa: S608 - constants
             f" WHERE number = ? RETURNING {_COLUMNS}"
         )
         return self._update(row, update, (now, ttl, expires, row.number))
@@ -203,7 +203,7 @@ class SessionTable:
         SessionNotFound
             It has expired, or was deleted.
         """
-        select = f"SELECT {_COLUMNS} FROM sessions WHERE number = ?"
+        select = f"SELECT {_COLUMNS} FROM sessions WHERE number = ?"  # noqa: S608 - constants
         rows = [_session(found) for found in self._database.read(select, (row.number,))]
         if not rows or _is_over(rows[0], time.time()):
             raise SessionNotFound(row.id)
@@ -220,13 +220,13 @@ class SessionTable:
 
     def expired(self) -> list[SessionRow]:
         """Return what has expired and was not deleted yet."""
-        select = f"SELECT {_COLUMNS} FROM sessions WHERE expires <= ?"
+        select = f"SELECT {_COLUMNS} FROM sessions WHERE expires <= ?"  # noqa: S608 - constants
         return [_session(row) for row in self._database.read(select, (time.time(),))]
 
     def sweep(self) -> list[SessionRow]:
         """Delete what has expired; return it."""
         swept: list[SessionRow] = []
-        select = f"SELECT {_COLUMNS} FROM sessions WHERE expires <= ? LIMIT {SWEEP_BATCH}"
+        select = f"SELECT {_COLUMNS} FROM sessions WHERE expires <= ? LIMIT {SWEEP_BATCH}"  # noqa: S608 - constants
 
         def sweep(connection: sqlite3.Connection) -> list[Row]:
             over = connection.execute(select, (time.time(),)).fetchall()
@@ -304,7 +304,7 @@ _SUMMARIES = f"""
         GROUP BY session) p ON p.session = s.number
     WHERE s.number <> {GLOBAL} AND (s.expires IS NULL OR s.expires > ?)
     ORDER BY s.used DESC
-"""
+"""  # noqa: S608 - constants
 
 
 def _session(row: Sequence[object]) -> SessionRow:
@@ -341,7 +341,7 @@ def _delete(connection: sqlite3.Connection, numbers: Sequence[int]) -> int:
     for number in numbers:
         forget_session(connection, number)
         deleted += connection.execute(
-            f"DELETE FROM sessions WHERE number = ? AND number <> {GLOBAL}",
+            f"DELETE FROM sessions WHERE number = ? AND number <> {GLOBAL}",  # noqa: S608 - constants
             (number,),
         ).rowcount
     if deleted:
@@ -376,7 +376,7 @@ def copy_session(connection: sqlite3.Connection, number: int, target: int) -> No
     )
     for table, columns in (("metadata", "name, value"), ("host_tools", "name")):
         connection.execute(
-            f"INSERT INTO {table} (session, {columns})"
+            f"INSERT INTO {table} (session, {columns})"  # noqa: S608 - constants
             f" SELECT ?, {columns} FROM {table} WHERE session = ?",
             (target, number),
         )

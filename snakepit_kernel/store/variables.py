@@ -130,6 +130,8 @@ class ChangeRow:
         Id of the variable.
     value
         The value since then; None when it was deleted.
+    type
+        Type of the variable; empty when that was deleted since.
     """
 
     revision: int
@@ -140,6 +142,7 @@ class ChangeRow:
     value: bytes | None
     source: str
     time: float
+    type: str
 
 
 _COLUMNS = (
@@ -147,8 +150,11 @@ _COLUMNS = (
     " v.version, v.locked, c.value, c.source"
 )
 _PRESENT = "FROM variables v JOIN changes c ON c.revision = v.revision"
-_VALUE_BY_NAME = f"SELECT c.value {_PRESENT} WHERE v.session = ? AND v.name = ?"
-_CHANGE_COLUMNS = "revision, variable, name, kind, version, value, source, time"
+_VALUE_BY_NAME = f"SELECT c.value, v.type {_PRESENT} WHERE v.session = ? AND v.name = ?"
+_CHANGES = (
+    "SELECT c.revision, c.variable, c.name, c.kind, c.version, c.value, c.source, c.time,"
+    " coalesce(v.type, '') FROM changes c LEFT JOIN variables v ON v.id = c.variable"
+)
 _PAST = """
     WITH RECURSIVE past (revision, previous) AS (
         SELECT c.revision, c.previous FROM changes c JOIN variables v ON c.revision = v.revision
@@ -161,7 +167,7 @@ _PAST = """
 _PAST_OF_ONE = _PAST.format(which="v.id = ? AND v.session = ?")
 _PAST_OF_ALL = _PAST.format(which="v.session = ?")
 _CUT = (
-    f"{_PAST_OF_ONE} DELETE FROM changes WHERE revision IN"
+    f"{_PAST_OF_ONE} DELETE FROM changes WHERE revision IN"  # noqa: S608 - constants
     " (SELECT revision FROM past ORDER BY revision DESC LIMIT 1000000 OFFSET ?)"
 )
 _ADD = (
@@ -192,13 +198,13 @@ class VariableTable:
 
     # -- reading -------------------------------------------------------------------------------
 
-    def value(self, session: int, name: str) -> bytes | None:
-        """Return the value of a variable, or None when there is none of that name."""
+    def value(self, session: int, name: str) -> tuple[bytes, str] | None:
+        """Return value and type of a variable, or None when there is none of that name."""
         try:
             rows = self._read(_VALUE_BY_NAME, (session, name))
         except UnicodeEncodeError:  # half of a pair of surrogates
             return None
-        return rows[0][0] if rows else None
+        return rows[0] if rows else None
 
     def find(self, session: int, keys: Sequence[Key]) -> list[VariableRow]:
         """Return variables by name or id, oldest first; what does not exist is missing."""
@@ -220,7 +226,7 @@ class VariableTable:
     def has(self, session: int, key: Key) -> bool:
         """Whether there is a variable of that name or id."""
         column = "name" if isinstance(key, str) else "id"
-        select = f"SELECT 1 FROM variables WHERE session = ? AND {column} = ?"
+        select = f"SELECT 1 FROM variables WHERE session = ? AND {column} = ?"  # noqa: S608 - constants
         return _can_be(key) and bool(self._read(select, (session, key)))
 
     def count(self, session: int) -> int:
@@ -236,8 +242,8 @@ class VariableTable:
     def history(self, session: int, variable: int) -> list[ChangeRow]:
         """Return the values that a variable had, the present one last."""
         select = (
-            f"{_PAST_OF_ONE} SELECT {_CHANGE_COLUMNS} FROM changes"
-            " WHERE revision IN (SELECT revision FROM past) ORDER BY revision"
+            f"{_PAST_OF_ONE} {_CHANGES}"  # noqa: S608 - constants
+            " WHERE c.revision IN (SELECT revision FROM past) ORDER BY c.revision"
         )
         return [_change(row) for row in self._read(select, (variable, session))]
 
@@ -248,10 +254,7 @@ class VariableTable:
 
     def changes(self, session: int, after: int, limit: int) -> list[ChangeRow]:
         """Return the changes of a session behind a revision, in their order."""
-        select = (
-            f"SELECT {_CHANGE_COLUMNS} FROM changes"
-            " WHERE revision > ? AND session = ? ORDER BY revision LIMIT ?"
-        )
+        select = f"{_CHANGES} WHERE c.revision > ? AND c.session = ? ORDER BY c.revision LIMIT ?"
         return [_change(row) for row in self._read(select, (after, session, limit))]
 
     # -- writing -------------------------------------------------------------------------------
@@ -432,7 +435,7 @@ class VariableTable:
         A variable that is locked is not locked again.
         """
         condition = "locked IS NULL" if reason is not None else "locked IS NOT NULL"
-        update = f"UPDATE variables SET locked = ? WHERE id = ? AND session = ? AND {condition}"
+        update = f"UPDATE variables SET locked = ? WHERE id = ? AND session = ? AND {condition}"  # noqa: S608 - constants
         return self._database.write(update, (reason, variable, session)) > 0
 
     def describe(self, session: int, variable: int, description: str, metadata: str) -> bool:
@@ -444,8 +447,8 @@ class VariableTable:
         """Forget what was deleted long ago."""
         over = (time.time() - TOMBSTONE_SECONDS,)
         where = "value IS NULL AND time < ? AND revision < (SELECT max(revision) FROM changes)"
-        if self._read(f"SELECT 1 FROM changes WHERE {where} LIMIT 1", over):
-            self._database.write(f"DELETE FROM changes WHERE {where}", over)
+        if self._read(f"SELECT 1 FROM changes WHERE {where} LIMIT 1", over):  # noqa: S608 - constants
+            self._database.write(f"DELETE FROM changes WHERE {where}", over)  # noqa: S608 - constants
 
 
 def forget_session(connection: sqlite3.Connection, session: int) -> None:
@@ -459,7 +462,7 @@ def forget_session(connection: sqlite3.Connection, session: int) -> None:
 
 
 def _forget(connection: sqlite3.Connection, past: str, parameters: tuple[int, ...]) -> None:
-    delete = f"{past} DELETE FROM changes WHERE revision IN (SELECT revision FROM past)"
+    delete = f"{past} DELETE FROM changes WHERE revision IN (SELECT revision FROM past)"  # noqa: S608 - constants
     connection.execute(delete, parameters)
 
 
@@ -499,7 +502,7 @@ def _versions(
     for begin in range(0, len(updates), _MANY):
         part = [update.id for update in updates[begin : begin + _MANY]]
         select = (
-            "SELECT name, version FROM variables WHERE session = ?"
+            "SELECT name, version FROM variables WHERE session = ?"  # noqa: S608 - constants
             f" AND id IN ({', '.join('?' * len(part))})"
         )
         versions |= connection.execute(select, (session, *part)).fetchall()
@@ -516,7 +519,7 @@ def _cut(session: int, variable: int, is_large: bool, connection: sqlite3.Connec
 def _cut_to_size(connection: sqlite3.Connection, session: int, variable: int) -> None:
     """Forget the oldest values of a variable that take too much together."""
     sizes = connection.execute(
-        f"{_PAST_OF_ONE} SELECT c.revision, length(c.value) FROM changes c JOIN past p"
+        f"{_PAST_OF_ONE} SELECT c.revision, length(c.value) FROM changes c JOIN past p"  # noqa: S608 - constants
         " ON c.revision = p.revision ORDER BY c.revision DESC",
         (variable, session),
     ).fetchall()

@@ -17,6 +17,7 @@ import sys
 import threading
 from collections.abc import Callable
 
+from ..processes import logs
 from ..protocol.messages import LAST_WORDS
 
 PIPE_BYTES = 1 << 20
@@ -116,6 +117,8 @@ class Descriptors:
 
     def _log(self, name: str, data: bytes) -> None:
         with contextlib.suppress(OSError):  # no room on the disk: the output is shown all the same
+            logs.bound(self.logs[name])
+            data = data[-logs.LOG_BYTES :]
             while data:
                 data = data[os.write(self.logs[name], data) :]
 

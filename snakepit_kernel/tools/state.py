@@ -83,7 +83,7 @@ class CachedVariables(Variables):
     def __getitem__(self, name: Key) -> Any:
         until, body, value = self._cache.get(name, _NOTHING)
         if time.monotonic() < until:
-            return value if body is None else pickle.loads(body)
+            return value if body is None else pickle.loads(body)  # noqa: S301 - what this process has pickled
         value = super().__getitem__(name)
         self._keep(name, value)
         return value

@@ -279,7 +279,7 @@ class Worker:
             failed = {name: problem for name in setup.preload if (problem := _preload(name))}
             codec = dataclasses.replace(setup.codec, on_receipt="keep")  # a notebook's are its own
             for server in (self._server, *(thread.server for thread in self._threads)):
-                server.lane.carrier.codec = codec
+                server.lane.use_codec(codec)
             if setup.autoreload:
                 self._autoreload()
             self._registry.load(setup.adapter, has_threads=setup.has_threads)

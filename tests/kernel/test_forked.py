@@ -129,7 +129,7 @@ def test_the_process_list_shows_kernel_and_guardian_as_what_they_are(start_kerne
             run_id = kernel.km.provisioner.run_id
             process = psutil.Process(kernel.pid)
             command = process.cmdline()
-            assert command[:3] == [sys.executable, "-m", "snakepit_kernel.kernel"]
+            assert command[:4] == [sys.executable, "-P", "-m", "snakepit_kernel.kernel"]
             assert command[3:] == [
                 "-f",
                 kernel.km.connection_file,

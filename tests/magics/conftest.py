@@ -59,6 +59,11 @@ class Notebook:
         self._wait_ready()
 
     def run(self, code: str) -> Shown:
+        while (shown := self._run(code)).status == "aborted":
+            pass  # the queue of a failed cell is dropped
+        return shown
+
+    def _run(self, code: str) -> Shown:
         shown = Shown()
         reply = self.client.execute_interactive(
             code, output_hook=lambda message: self._take(shown, message), timeout=60

@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 
 from snakepit_kernel import CallTimeout, CellsOnly, Pool, StartFailed, WorkerDied
+from snakepit_kernel.processes import logs
 
 ECHO = '''
     """A kernel whose programs are a word and what follows it."""
@@ -36,6 +37,10 @@ ECHO = '''
                 rest = str(subprocess.Popen(["sleep", "600"], start_new_session=True).pid)
             if word == "count":
                 rest = str(self.count)
+            if word == "pour":  # past the channels
+                for _ in range(300):
+                    os.write(LOG, b"x" * 9_999 + b"\\n")
+                os.write(LOG, b"the last of it\\n")
             self.send_response(self.iopub_socket, "stream", {"name": "stdout", "text": rest})
             if word == "fail":
                 return self.end_with("Failure", rest)
@@ -60,6 +65,7 @@ ECHO = '''
             return {"status": "error", "execution_count": self.execution_count, **error}
 
     print("echo is here", flush=True)
+    LOG = os.dup(2)
     IPKernelApp.launch_instance(kernel_class=Echo)
 '''
 
@@ -286,3 +292,15 @@ def test_the_bash_kernel_is_a_worker(open_pool, kernelspec):
     with pytest.raises(CallTimeout):
         pool.run("sleep 30", timeout=0.5)
     assert pool.run("echo $x").stdout == "20\n"
+
+
+def test_the_log_of_another_kernel_is_bounded_and_its_last_words_are_not_lost(echo, open_pool):
+    pool = open_pool(kernel_name=echo)
+    pool.run("pour")
+    (log,) = Path(os.environ["SNAKEPIT_RUNTIME_DIR"]).glob("*/*/*.log")
+    until = time.monotonic() + 20
+    while log.stat().st_size > logs.LOG_BYTES:
+        assert time.monotonic() < until
+        time.sleep(0.05)
+    with pytest.raises(WorkerDied, match="the last of it"):
+        pool.run("die")

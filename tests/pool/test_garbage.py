@@ -116,8 +116,9 @@ def test_no_work_leaves_cyclic_garbage(pool, name):
             work(pool)
         settled(pool)
 
-    found = garbage_of(repeat)
-    assert found.total() < times // 20, found  # what pools of other tests leave is not this work's
+    # What pools of other tests leave is not this work's, and comes once.
+    found = min((garbage_of(repeat) for _ in range(2)), key=Counter.total)
+    assert found.total() < times // 20, found
 
 
 @pytest.mark.parametrize("name", ASYNC_WAYS)

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import signal
 import threading
 import time
+from pathlib import Path
 
 import pytest
 
 from snakepit_kernel import Pool, ToolError, WorkerDied
+from snakepit_kernel.processes import logs
 
 
 @pytest.fixture(scope="module")
@@ -351,3 +355,27 @@ def test_hooks_of_ipython_run_at_the_end_of_a_call_and_once_for_a_cell(open_pool
     assert pool.submit(abs, -1).result() == 1
 
     assert capsys.readouterr().out == "hook\n"
+
+
+# -- the log of a worker -------------------------------------------------------------------------
+
+
+@of_main
+def pour(stream: int) -> None:
+    import os
+
+    line = b"%s\n" % (b"x" * 9_999)
+    for _ in range(500):
+        os.write(stream, line)
+    os.write(stream, b"the last of it\n")
+
+
+@pytest.mark.parametrize("stream", [1, 2])
+def test_the_log_of_a_worker_is_bounded_and_its_last_words_are_not_lost(open_pool, stream):
+    with open_pool(name="pouring") as pool:
+        pool.submit(pour, stream).result()
+        (log,) = Path(os.environ["SNAKEPIT_RUNTIME_DIR"]).glob("*/pouring-*/*.log")
+        sizes = [path.stat().st_size for path in (log, log.with_name(f"{log.name}.1"))]
+        assert max(sizes) <= logs.LOG_BYTES + 2**16
+        with pytest.raises(WorkerDied, match="the last of it"):
+            pool.submit(signal.raise_signal, signal.SIGKILL).result()

@@ -139,7 +139,7 @@ def test_a_command_line_is_read_on_one_printable_line():
         process.stdout.readline()
         command = read_command(process.pid)
         process.kill()
-    assert command == "sh -c echo ready; read line # tab?here?new line ä"
+    assert command == "sh -c echo ready; read line # tab\\there\\nnew line ä"
 
 
 def test_the_command_line_of_a_process_that_has_none_is_a_question_mark(zombie):

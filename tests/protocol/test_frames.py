@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import random
 import signal
 import socket
+import struct
 import threading
+import tracemalloc
 
 import pytest
 from hypothesis import given
@@ -179,3 +182,65 @@ def test_a_send_may_be_interrupted_by_another_one():
 
     assert writer.send(sendmsg)
     assert sent == [b"outer", b" inner"]
+
+
+def announced(header: int, body: int, *buffers: int) -> bytes:
+    return struct.pack(f"<IIQ{len(buffers)}Q", header, len(buffers), body, *buffers)
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        pytest.param(announced(10, 1 << 40), id="body"),
+        pytest.param(announced(10, 1 << 63), id="body that is negative with a sign"),
+        pytest.param(announced(10, (1 << 64) - 1), id="largest body"),
+        pytest.param(announced(10, 0, 1 << 40), id="buffer"),
+        pytest.param(announced(10, 0, 1 << 63, 1 << 63), id="buffers whose sum is 0 in 64 bits"),
+        pytest.param(announced(10, 600, *[100] * 5), id="sum of all"),
+        pytest.param(announced((1 << 24) + 1, 0), id="header"),
+        pytest.param(announced(10, 0)[:4] + b"\xff" * 4 + bytes(8), id="number of buffers"),
+    ],
+)
+def test_a_frame_that_announces_too_much_is_refused_before_anything_is_allocated(data):
+    reader = FrameReader(max_bytes=1000)
+    reader.receive(Source(data, []).recv_into)
+
+    tracemalloc.start()
+    with pytest.raises(FrameError, match="no frame"):
+        reader.next_frame()
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+
+    assert peak < 50_000
+
+
+def test_a_frame_of_just_the_size_that_is_allowed_is_read():
+    body, buffers = bytes(70_000), [bytes(30_000)] * 2
+    data = as_bytes(b"h" * 1000, body, buffers)
+
+    assert read_all(FrameReader(max_bytes=130_000), Source(data, []))[0][1] == body
+    with pytest.raises(FrameError):
+        read_all(FrameReader(max_bytes=129_999), Source(data, []))
+
+
+def test_random_prefixes_are_refused_or_waited_for_and_never_allocate_more_than_is_allowed():
+    chance = random.Random(20261128)
+    refused = 0
+    tracemalloc.start()
+    for _ in range(3000):
+        size = [chance.choice([0, 10, 1 << 16, 1 << 20, 1 << 24, 1 << 31, 1 << 63]) for _ in "abc"]
+        header, body, buffer = (chance.randrange(each + 1) for each in size)
+        count = chance.choice([0, 1, 2, 4096, 4097])
+        data = struct.pack("<IIQ", min(header, (1 << 32) - 1), count, body)
+        data += struct.pack("<Q", buffer) * min(count, chance.choice([count, 3]))
+        reader = FrameReader(max_bytes=1 << 20)
+        try:
+            reader.receive(Source(data + chance.randbytes(chance.randrange(99)), []).recv_into)
+            reader.next_frame()
+        except FrameError:
+            refused += 1
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+
+    assert refused > 300
+    assert peak < (1 << 24) + (1 << 22)  # a header, and what is allowed beside it

@@ -123,7 +123,13 @@ def test_what_json_does_not_know_needs_trust(session, target, file, name):
     assert np.array_equal(found, value) if name == "text" else found == value
 
 
-@pytest.mark.parametrize("place", ["value", "nested", "program", "metadata", "note", "constraint"])
+@pytest.mark.parametrize(
+    "place",
+    [
+        *("value", "nested", "program", "metadata", "note", "constraint", "description", "name"),
+        *("variables by name", "programs as a list", "an unknown part", "deep"),
+    ],
+)
 def test_a_pickle_that_was_hidden_by_hand_is_never_run(session, target, file, tmp_path, place):
     session.variables.register("v", "any", [1])
     session.programs["p"] = 1
@@ -148,12 +154,63 @@ def test_a_pickle_that_was_hidden_by_hand_is_never_run(session, target, file, tm
                 content["metadata"]["m"] = [[armed]]
             case "constraint":
                 content["variables"][0]["constraints"] = {"value": armed}
+            case "description":
+                content["variables"][0]["description"] = [armed]
+            case "name":
+                content["variables"][0]["name"] = armed
+            case "variables by name":
+                content["variables"] = {"v": {**content["variables"][0], "value": armed}}
+            case "programs as a list":
+                content["programs"] = [armed, {"name": "p", "value": armed, "metadata": {}}]
+            case "an unknown part":
+                content["more"] = [armed]
+            case "deep":
+                value = armed
+                for _ in range(60):
+                    value = [value]
+                content["variables"][0]["value"] = value
 
     rewrite(file, hide)
     with pytest.raises(ValueError, match="pickle"):
         import_session(target, file)
     assert not (tmp_path / "trace").exists()
     assert list(target.variables) == []
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        pytest.param({"$": ["pickle"], "base64": "gASVCg=="}, id="a list as tag"),
+        pytest.param({"$": "PICKLE", "base64": "gASVCg=="}, id="a tag in capitals"),
+        pytest.param({"$": "array", "dtype": "O", "shape": [1], "base64": "AAAA"}, id="objects"),
+        pytest.param({"$": "array", "dtype": "i4,O", "shape": [1], "base64": ""}, id="structured"),
+        pytest.param({"$": "array", "dtype": ["i4"], "shape": [1], "base64": ""}, id="list dtype"),
+    ],
+)
+def test_a_value_of_a_form_that_nobody_writes_is_refused_and_nothing_is_unpickled(
+    session, target, file, monkeypatch, value
+):
+    session.variables.register("v", "any", 1)
+    export_session(session, file)
+    rewrite(file, lambda content: content["variables"][0].update(value=value))
+    monkeypatch.setattr(pickle, "loads", None)
+
+    with pytest.raises(ValueError, match="is damaged"):
+        import_session(target, file)
+    assert list(target.variables) == []
+
+
+def test_a_link_in_the_place_of_the_file_is_replaced_and_what_it_names_is_not_touched(
+    session, file, tmp_path
+):
+    other = tmp_path / "other"
+    other.write_text("mine")
+    file.symlink_to(other)
+
+    export_session(session, file)
+
+    assert other.read_text() == "mine"
+    assert not file.is_symlink()
 
 
 DAMAGES = {

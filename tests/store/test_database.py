@@ -47,7 +47,7 @@ def fill(path: Path, count: int = 400) -> list[str]:
     store = open_store(path)
     written = [f"s{number:03}" for number in range(count)]
     for name in written:
-        open_session(name, store=store).variables.register("v", "string", name * 40)
+        open_session(name, store=store).variables.register("v", "string", name * 43)
     store.close()
     return written
 
@@ -305,7 +305,7 @@ def test_rows_that_can_be_read_of_a_damaged_file_are_taken_over(path, caplog, se
     for name in kept:
         session = open_session(name, store=store)
         for variable in session.variables.list():
-            assert variable.value == name * 40
+            assert variable.value == name * 43
             readable += 1
         session.variables.register("v", "string", "again")
         session.variables.set("v", "more")
@@ -521,7 +521,7 @@ def test_a_file_of_a_newer_version_of_the_same_kind_is_used_as_it_is(path):
         connection.execute(f"PRAGMA user_version = {VERSION + 7}")
 
     store = open_store(path)
-    assert open_session("s000", store=store).variables["v"] == "s000" * 40
+    assert open_session("s000", store=store).variables["v"] == "s000" * 43
     store.close()
 
     with closing(sqlite3.connect(path)) as connection:

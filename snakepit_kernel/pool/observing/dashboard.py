@@ -15,6 +15,8 @@ import anywidget
 import zmq
 from traitlets import Bool, Dict
 
+from ...printable import printable
+from ..status import MAX_RUNNING
 from .html import failed, style
 
 if TYPE_CHECKING:
@@ -115,18 +117,18 @@ def _ended(status: PoolStatus) -> int:
 def _as_view(status: PoolStatus) -> dict[str, Any]:
     """Return a status with moments instead of ages, for these do not change by themselves."""
     return {
-        "name": status.name,
+        "name": printable(status.name),
         "about": status.about,
         "headings": status.headings,
         "workers": [_worker(worker) for worker in status.workers[:MAX_WORKERS]],
         "stats": asdict(status.stats),
         "failed": failed(status.stats),
         "ends": [
-            {"name": end.name, "at": end.at, "story": end.story, "died": end.was_wanted}
+            {"name": printable(end.name), "at": end.at, "story": end.story, "died": end.was_wanted}
             for end in status.last_ends
         ],
         "sessions": status.some_sessions,
-        "problem": status.problem or "",
+        "problem": printable(status.problem or "", lines=True),
     }
 
 
@@ -134,15 +136,15 @@ def _worker(worker: WorkerStatus) -> dict[str, Any]:
     # Less than a MiB comes and goes without meaning.
     memory = None if worker.memory_bytes is None else round(worker.memory_bytes / 2**20)
     return {
-        "name": worker.name,
+        "name": printable(worker.name),
         "pid": worker.pid,
         "state": worker.state,
-        "tainted": worker.tainted,
+        "tainted": worker.tainted and printable(worker.tainted),
         "since": time.time() - worker.seconds,
         "calls": worker.calls,
         "mebibytes": memory,
-        "device": worker.device or "",
-        "running": worker.running or "",
+        "device": printable(worker.device or ""),
+        "running": printable(worker.running or "", limit=MAX_RUNNING),
     }
 
 

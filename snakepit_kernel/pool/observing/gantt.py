@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from html import escape
 
-from .html import style
+from .html import shown, style
 from .timeline import TimelineCall, seconds, span_of, tracks
 
 MAX_BARS = 2000
@@ -23,7 +22,7 @@ def page(title: str, calls: Sequence[TimelineCall]) -> str:
     picture = _picture(drawn) if drawn else ""
     return (
         f'<div class="snakepit-pool snakepit-timeline"><style>{style()}</style>'
-        f'<div class="snakepit-title">{escape(title)}'
+        f'<div class="snakepit-title">{shown(title)}'
         f'<span class="snakepit-quiet">{about}</span></div>{picture}</div>'
     )
 
@@ -38,7 +37,7 @@ def _picture(calls: Sequence[TimelineCall]) -> str:
     for number, (name, row) in enumerate(rows):
         y = _TOP + _ROW * number
         if name != before:
-            parts.append(f'<text x="0" y="{y + 15}">{escape(name)}</text>')
+            parts.append(f'<text x="0" y="{y + 15}">{shown(name)}</text>')
             before = name
         parts += (_bar(call, began, scale, y) for call in row)
     return f'<svg viewBox="0 0 {_WIDTH} {height + 4}" role="img">{"".join(parts)}</svg>'
@@ -66,7 +65,7 @@ def _bar(call: TimelineCall, began: float, scale: float, y: float) -> str:
     ]
     outcome = call.outcome if call.outcome in _FINE else "failed"
     return (
-        f'<g data-outcome="{outcome}"><title>{escape(chr(10).join(told))}</title>'
+        f'<g data-outcome="{outcome}"><title>{shown(chr(10).join(told))}</title>'
         f'<rect class="snakepit-wait" x="{queued:.1f}" y="{y + 18}" '
         f'width="{max(x - queued, 0):.1f}" height="2"/>'
         f'<rect x="{x:.1f}" y="{y + 3}" width="{width:.1f}" height="14" rx="2"/></g>'

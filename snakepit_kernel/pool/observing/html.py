@@ -8,6 +8,7 @@ from functools import partial
 from html import escape
 from importlib.resources import files
 
+from ...printable import printable
 from ..status import PoolStats, PoolStatus, WorkerEnd, WorkerStatus, memory
 
 _NUMBERS = frozenset({"pid", "calls", "memory"})
@@ -17,6 +18,11 @@ _NUMBERS = frozenset({"pid", "calls", "memory"})
 def style() -> str:
     """Return the style sheet of all that shows a pool."""
     return files(__package__).joinpath("pool.css").read_text(encoding="utf-8")
+
+
+def shown(text: str) -> str:
+    """Return a text of others as html shows it."""
+    return escape(printable(text, lines=True))
 
 
 def page(pool: PoolStatus) -> str:
@@ -29,10 +35,10 @@ def page(pool: PoolStatus) -> str:
         _ends(pool.last_ends),
     ]
     if pool.sessions:
-        names = escape(pool.some_sessions)
+        names = shown(pool.some_sessions)
         parts.append(f'<div class="snakepit-quiet">sessions: {names}</div>')
     if pool.problem:
-        parts.append(f'<div class="snakepit-problem">{escape(pool.problem)}</div>')
+        parts.append(f'<div class="snakepit-problem">{shown(pool.problem)}</div>')
     return f'<div class="snakepit-pool">{"".join(parts)}</div>'
 
 
@@ -65,8 +71,8 @@ def _rare(stats: PoolStats) -> list[tuple[str, int]]:
 
 def _heading(pool: PoolStatus) -> str:
     return (
-        f'<div class="snakepit-title">pool {escape(pool.name)} '
-        f'<span class="snakepit-quiet">{escape(pool.about)}</span></div>'
+        f'<div class="snakepit-title">pool {shown(pool.name)} '
+        f'<span class="snakepit-quiet">{shown(pool.about)}</span></div>'
     )
 
 
@@ -85,14 +91,14 @@ def _table(pool: PoolStatus) -> str:
 
 
 def _row(headings: Sequence[str], worker: WorkerStatus, row: Sequence[str]) -> str:
-    cells = dict(zip(headings, map(escape, row), strict=True))
+    cells = dict(zip(headings, map(shown, row), strict=True))
     state = worker.state if worker.tainted is None else "tainted"
-    why = f' title="{escape(worker.tainted)}"' if worker.tainted else ""
+    why = f' title="{shown(worker.tainted)}"' if worker.tainted else ""
     cells["state"] = (
-        f'<span class="snakepit-state" data-state="{escape(state)}"{why}>{cells["state"]}</span>'
+        f'<span class="snakepit-state" data-state="{shown(state)}"{why}>{cells["state"]}</span>'
     )
-    shown = (f"<td{_class_of(name)}>{cell}</td>" for name, cell in cells.items())
-    return f"<tr>{''.join(shown)}</tr>"
+    columns = (f"<td{_class_of(name)}>{cell}</td>" for name, cell in cells.items())
+    return f"<tr>{''.join(columns)}</tr>"
 
 
 def _class_of(heading: str) -> str:
@@ -101,9 +107,9 @@ def _class_of(heading: str) -> str:
 
 def _ends(ends: Iterable[WorkerEnd]) -> str:
     rows = "".join(
-        f'<div class="snakepit-end"><span>{escape(end.name)}</span>'
+        f'<div class="snakepit-end"><span>{shown(end.name)}</span>'
         f'<span class="snakepit-quiet">{end.ago}</span>'
-        f"<span{_class_of_end(end)}>{escape(end.story)}</span></div>"
+        f"<span{_class_of_end(end)}>{shown(end.story)}</span></div>"
         for end in ends
     )
     return f'<div class="snakepit-ends">{rows}</div>' if rows else ""

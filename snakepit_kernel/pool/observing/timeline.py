@@ -14,6 +14,7 @@ from typing import Any, Self
 
 from ... import telemetry
 from ...files import write_file
+from ...printable import printable
 from ..status import duration
 
 LIMIT = 10_000
@@ -231,10 +232,7 @@ def _row(call: TimelineCall, began: float) -> tuple[str, ...]:
         seconds(call.waited),
         seconds(call.ran),
         call.kind,
-        call.tool,
-        call.worker or "",
-        call.session or "",
-        call.outcome,
+        *map(printable, (call.tool, call.worker or "", call.session or "", call.outcome)),
     )
 
 

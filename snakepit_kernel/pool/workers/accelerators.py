@@ -125,7 +125,7 @@ def _nvidia_smi(environ: Mapping[str, str]) -> str:
     if program is None:
         return ""
     try:
-        done = subprocess.run(
+        done = subprocess.run(  # noqa: S603 - the driver's program, on the user's PATH
             [program, "-L"],
             env=dict(environ),
             stdin=subprocess.DEVNULL,

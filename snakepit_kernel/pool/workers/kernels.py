@@ -13,7 +13,7 @@ import shutil
 import subprocess
 import sys
 import sysconfig
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,11 +22,10 @@ from jupyter_client.kernelspec import KernelSpec, KernelSpecManager, NoSuchKerne
 
 from ..._version import __version__
 from ...errors import CellsOnly
-from ...provisioner import KERNEL_MODULE
+from ...transport import IPYKERNEL_MODULES, KERNEL_MODULE, is_ipythons, module_of
 
 PROVISIONER = "snakepit-provisioner"
 STOCK_PROVISIONER = "local-provisioner"
-IPYKERNEL_MODULES = frozenset({"ipykernel_launcher", "ipykernel"})
 
 PROBE_PATIENCE = 10.0
 """Seconds that an interpreter may take to say what is installed for it."""
@@ -104,10 +103,7 @@ class WorkerKernel:
     @property
     def is_python(self) -> bool:
         """Whether it is IPython's kernel, or ours."""
-        return self.spec is not None and _module_of(self.spec.argv) in (
-            KERNEL_MODULE,
-            *IPYKERNEL_MODULES,
-        )
+        return self.spec is not None and is_ipythons(self.spec.argv)
 
     @property
     def python(self) -> tuple[int, int]:
@@ -186,7 +182,7 @@ def find_kernel(name: str, env: Mapping[str, str]) -> WorkerKernel:
     if runs_under != PROVISIONER:
         named = {"provisioner_name": PROVISIONER, "config": {}}
     spec.metadata = {**spec.metadata, "kernel_provisioner": named}
-    module = _module_of(spec.argv)
+    module = module_of(spec.argv)
     if module == KERNEL_MODULE:
         return _of_snakepit(name, spec, env)
     if module in IPYKERNEL_MODULES:
@@ -242,13 +238,6 @@ def _installation(interpreter: Interpreter) -> str:
     return f"install it there: {interpreter.path} -m pip install snakepit-kernel=={__version__}"
 
 
-def _module_of(argv: Sequence[str]) -> str:
-    """Return the module that a command line runs, or nothing."""
-    if "-m" not in argv[:-1]:
-        return ""
-    return argv[argv.index("-m") + 1]
-
-
 def _program_of(spec: KernelSpec, env: Mapping[str, str]) -> str | None:
     """Return the program of a kernelspec as a path; None when there is no such program."""
     program = spec.argv[0]
@@ -267,7 +256,7 @@ def _interpreter_of(spec: KernelSpec, env: Mapping[str, str]) -> Interpreter | N
     if program is None or program == sys.executable:
         return None
     try:
-        done = subprocess.run(
+        done = subprocess.run(  # noqa: S603 - the interpreter of an installed kernelspec
             [program, "-c", _PROBE],
             env={**env, **spec.env},
             cwd="/",  # or modules of the working directory would count as installed

@@ -64,7 +64,7 @@ class Spares:
 
     def take(self) -> Worker | None:
         """Return a worker that lives, or None."""
-        living = next((worker for worker in self._ready if not worker.died.is_set()), None)
+        living = next((worker for worker in self._ready if not worker.has_died), None)
         if living is not None:
             self._ready.remove(living)
             self._missing.set()

@@ -9,6 +9,8 @@ from weakref import WeakKeyDictionary
 
 import psutil
 
+from ...printable import printable
+from ...processes import logs
 from ...processes.supervisor import in_thread
 from ..config import PoolConfig
 from ..recovery.policies import Heartbeat
@@ -52,6 +54,8 @@ class Upkeep:
             # Deaths are seen at once; this finds what was left to be done later.
             await asyncio.sleep(RECONCILE_INTERVAL)
             self._crew.reconcile()
+            for worker in self._crew.living():
+                logs.bound_file(worker.log_path)  # ours do it themselves: other kernels do not
             if self._config.max_memory_bytes is not None:
                 await self._weigh(self._config.max_memory_bytes)
 
@@ -109,7 +113,8 @@ class Upkeep:
     async def _give_up(self, worker: Worker, silence: float, misses: int) -> None:
         stacks = await in_thread(worker.stacks)
         worker.end_reason = f"gave no sign of life for {silence:.3g} s ({misses} heartbeats missed)"
-        logger.warning("worker %s %s%s", worker.name, worker.end_reason, stacks and f":\n{stacks}")
+        where = stacks and f":\n{printable(stacks, lines=True)}"
+        logger.warning("worker %s %s%s", worker.name, worker.end_reason, where)
         self._crew.give_up(worker)
 
 

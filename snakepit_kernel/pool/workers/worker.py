@@ -7,6 +7,7 @@ import contextlib
 import itertools
 import logging
 import os
+import select
 import signal
 import socket
 import time
@@ -32,10 +33,11 @@ from ...errors import (
     describe_exit,
     suggest,
 )
-from ...files import open_file
 from ...lane.exchange import Exchange
 from ...lane.host import Lane, LaneClosed
 from ...lane.page import RECALL_SIGNAL, Page
+from ...printable import printable
+from ...processes import logs
 from ...processes.cgroup import Cgroup
 from ...protocol import messages
 from ...protocol.frames import Frame, FrameReader, pack
@@ -348,6 +350,15 @@ class Worker:
         self.since = time.monotonic()
 
     @property
+    def has_died(self) -> bool:
+        """Whether its process has ended, even if nobody has noticed yet."""
+        if self.died.is_set() or self._exit_fd is None:
+            return self.died.is_set()
+        look = select.poll()
+        look.register(self._exit_fd, select.POLLIN)
+        return bool(look.poll(0))
+
+    @property
     def is_proven(self) -> bool:
         """Whether it was of use: it has ended a piece of work, or lived for a while."""
         return self.done > 0 or time.monotonic() - self.ready_at >= RESTART_WINDOW
@@ -478,8 +489,7 @@ class Worker:
             if self._group is not None:
                 limits = self.config.limits
                 self._group.make(memory_bytes=limits.memory_bytes, cpus=limits.cpus)
-            flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT
-            with os.fdopen(open_file(self.log_path, flags), "ab") as log:
+            with logs.open_log(self.log_path) as log:
                 await self.manager.launch(
                     env=self.config.worker_environment(self.slot),
                     cwd=str(self.config.cwd),
@@ -560,7 +570,8 @@ class Worker:
             cause = f"adapter {self.config.adapter!r} cannot be used: {error}"
             raise StartFailed(self._title, cause, self.last_output()) from error.__cause__
         for module, problem in configured.failed_preloads.items():
-            logger.warning("%s could not preload %s: %s", self.name, module, problem)
+            told = printable(problem, lines=True)
+            logger.warning("%s could not preload %s: %s", self.name, module, told)
         return configured
 
     async def _answer(self, exchange: Exchange) -> None:
@@ -630,7 +641,7 @@ class Worker:
         if not self.is_held:  # else whoever holds it closes them when it gives the worker back
             self.close_channels()
         self._last_words = self.last_output()  # somebody may still have to be told
-        self.log_path.unlink(missing_ok=True)
+        logs.remove(self.log_path)
         pipes, self._pipes = self._pipes, []
         for end in pipes:
             os.close(end)
@@ -688,10 +699,7 @@ class Worker:
         if self.died.is_set():
             self._hear_last_words()
         try:
-            with self.log_path.open("rb") as log:
-                log.seek(0, os.SEEK_END)
-                log.seek(max(0, log.tell() - 16 * OUTPUT_BYTES))
-                output = log.read()
+            output = logs.read_end(self.log_path, 16 * OUTPUT_BYTES)
         except OSError:
             return self._last_words
         crash = output.rfind(b"Fatal Python error")  # faulthandler: what matters comes first

@@ -9,6 +9,7 @@ from html.parser import HTMLParser
 import pytest
 
 from snakepit_kernel import PoolStats, PoolStatus
+from snakepit_kernel.pool.observing.dashboard import _as_view
 from snakepit_kernel.pool.status import SHOWN_ENDS, WorkerEnd, WorkerStatus, memory
 
 
@@ -140,3 +141,19 @@ def test_what_older_and_newer_versions_published_is_read():
 )
 def test_an_amount_of_memory_is_told_in_one_unit(size, text):
     assert memory(size) == text
+
+
+def test_nothing_of_others_reaches_a_page_or_a_terminal_unseen():
+    evil, harmless = "\x1b]0;t\x07\u202e\x9b", r"\x1b]0;t\x07\u202e\x9b"
+    pool = status(
+        adapter=evil,
+        problem=evil,
+        sessions=[evil],
+        workers=[worker(running=evil, tainted=evil, device=evil)],
+        ends=[end(reason=evil)],
+    )
+    for text in (str(pool), pool._repr_html_(), json.dumps(_as_view(pool), ensure_ascii=False)):
+        shown = text.replace("\n", "")
+        assert shown.isprintable(), [c for c in shown if not c.isprintable()]
+        assert harmless in shown.replace("\\\\", "\\")
+    assert pool.as_json()["problem"] == evil

@@ -1,0 +1,40 @@
+"""How clients reach the live kernels."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+
+from ..processes.registry import Run
+from ..transport import TRANSPORT_VARIABLE, Reached, reached
+from .findings import Finding, hint, listing, ok
+from .leavings import read_runs
+
+
+def reached_by(run: Run) -> Reached:
+    """Say how clients reach a run's kernel; nothing when it has no connection file (yet)."""
+    files = [path for path in run.leftovers if path.endswith(".json")]
+    return reached(files[-1]) if files else Reached.UNKNOWN
+
+
+def check_channels() -> Iterator[Finding]:
+    """Look whether other users of the machine can read what a live kernel shows."""
+    name = "channels"
+    runs, _ = read_runs()  # what is wrong with the registry is another check's finding
+    ways = [(run, way) for run in runs if not run.is_dead and (way := reached_by(run))]
+    plain = [f"{run.label} (run {run.run_id})" for run, way in ways if way is Reached.PLAIN]
+    if plain:
+        text = (
+            f"{len(plain)} kernels are reached over TCP without encryption, and each user of this "
+            f"machine can read their output: {listing(plain)}"
+        )
+        advice = (
+            f"leave {TRANSPORT_VARIABLE} and c.KernelManager.transport as they are, or set "
+            "c.KernelManager.transport_encryption = 'auto'"
+        )
+        yield hint(name, text, advice, plain)
+        return
+    counts = Counter(way for _, way in ways)
+    yield ok(
+        name, ", ".join(f"{count} by {way}" for way, count in sorted(counts.items())) or "none"
+    )
