@@ -30,6 +30,7 @@ from .recovery import (
     locked,
     log_of,
     may_be_damage,
+    put_back,
     rescue,
     set_aside,
 )
@@ -429,12 +430,11 @@ class Database:
             dropped = find_dropped(self.path)
             if dropped is None:
                 return
-            backup = set_aside(self.path)
-            whole = backup.with_name(f"{backup.name}-whole")
+            whole = self.path.with_name(f"{self.path.name}.whole-{os.getpid()}")
             try:
                 create_file(whole)
-                replay(backup, whole, dropped.frames)
-                rescued = self._take_over(whole)
+                replay(self.path, whole, dropped.frames)
+                backup, rescued = self._start_from(whole)
             finally:
                 for name in (whole, log_of(whole), index_of(whole)):
                     name.unlink(missing_ok=True)
@@ -455,6 +455,21 @@ class Database:
     def is_open(self) -> bool:
         """Whether this has connections to the file."""
         return bool(self._all)
+
+    def _start_from(self, source: Path | None) -> tuple[Path, int]:
+        """Set the file aside, and make it anew from another one, or itself; or leave all as it was.
+
+        Returns
+        -------
+        Path, int
+            Where the file is now, and how many rows were taken over.
+        """
+        backup = set_aside(self.path)
+        try:
+            return backup, self._take_over(source or backup)
+        except BaseException:  # the disk may be full
+            put_back(backup, self.path)
+            raise
 
     def _take_over(self, backup: Path) -> int:
         """Make the file anew, with what can be read of another one; return how many rows."""
@@ -477,8 +492,7 @@ class Database:
         with locked(self.path, fcntl.LOCK_EX, PATIENCE):
             if self._is_sound():
                 return  # another process was faster
-            backup = set_aside(self.path)
-            rescued = self._take_over(backup)
+            backup, rescued = self._start_from(None)
         logger.warning(
             "the store of sessions was damaged (%s); it is kept as %s, and %d rows that could be "
             "read were taken over",

@@ -80,11 +80,17 @@ def find_dropped(path: Path) -> Dropped | None:
     certain, frames = (index.frames,) * 2 if index is not None else _count_frames(path)
     if not certain:
         return None
-    _have_it_read(path)
+    content = _content_of(index_of(path))
+    if not _can_be_read(path):
+        return None  # who opens it is told why
     after = _read_index(path)
     taken = after.frames if after is not None else 0
     is_copied = not taken and index is not None and index.copied >= frames
-    return None if taken >= certain or is_copied else Dropped(frames=frames, taken=taken)
+    if taken >= certain or is_copied:
+        return None
+    # What has read the log has written how far it came: who tries again must see what we saw.
+    index_of(path).write_bytes(content)
+    return Dropped(frames=frames, taken=taken)
 
 
 def replay(path: Path, target: Path, frames: int) -> None:
@@ -148,10 +154,7 @@ def _count_frames(path: Path) -> tuple[int, int]:
 
 def _read_index(path: Path) -> _Index | None:
     """Read the shared index; None when there is none, or what is there is not whole."""
-    try:
-        content = index_of(path).read_bytes()
-    except OSError:
-        return None
+    content = _content_of(index_of(path))
     size = _INDEX_HEADER.size
     if len(content) < 2 * size + _COPIED.size or content[:size] != content[size : 2 * size]:
         return None
@@ -171,13 +174,16 @@ def _checksum(content: bytes) -> bytes:
     return struct.pack("=II", first, second)
 
 
-def _have_it_read(path: Path) -> None:
+def _can_be_read(path: Path) -> bool:
     """Have SQLite read the log, and nothing else: who may only read copies nothing at its end."""
     address = f"file:{quote(str(path))}?mode=ro"
-    with contextlib.suppress(*FAILURES):
+    try:
         connection = sqlite3.connect(address, uri=True)
         with contextlib.closing(connection):
             connection.execute("PRAGMA schema_version").fetchone()
+    except FAILURES:
+        return False
+    return True
 
 
 def _page_bytes(path: Path) -> int:
@@ -189,6 +195,13 @@ def _page_bytes(path: Path) -> int:
             if 512 <= found <= 65536 and not found & (found - 1):
                 return int(found)
     return 4096
+
+
+def _content_of(file: Path) -> bytes:
+    try:
+        return file.read_bytes()
+    except OSError:
+        return b""
 
 
 def _size(path: Path) -> int:

@@ -186,6 +186,14 @@ def set_aside(path: Path) -> Path:
     return backup
 
 
+def put_back(backup: Path, path: Path) -> None:
+    """Undo `set_aside`: nothing could be put in the place of what is damaged."""
+    for suffix in ("", "-wal", "-shm"):
+        path.with_name(path.name + suffix).unlink(missing_ok=True)
+        with contextlib.suppress(FileNotFoundError):
+            backup.with_name(backup.name + suffix).replace(path.with_name(path.name + suffix))
+
+
 def copy_rows(backup: Path, connection: sqlite3.Connection) -> int:
     """Copy the rows that can still be read of a damaged database; return how many.
 

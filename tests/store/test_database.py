@@ -366,6 +366,36 @@ def test_what_others_have_open_of_a_file_that_was_replaced_is_not_used_any_more(
     store.close()
 
 
+NO_ROOM = """
+import resource, sys
+from snakepit_kernel.errors import StoreError
+from snakepit_kernel.sessions.state import open_session
+soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+resource.setrlimit(resource.RLIMIT_FSIZE, (60_000, hard))
+try:
+    for number in range(400):
+        open_session(f"s{number:03}", store=sys.argv[1]).variables.list()
+except StoreError as error:
+    print(error)
+"""
+
+
+def test_a_damaged_file_that_the_disk_has_no_room_to_rescue_stays_where_it_is(path):
+    """A limit of the file size stands for the full disk: no write beyond it succeeds."""
+    fill(path)
+    content = bytearray(path.read_bytes())
+    content[20 * 4096 : 21 * 4096] = b"\xaa" * 4096
+    path.write_bytes(content)
+
+    done = subprocess.run(
+        [sys.executable, "-c", NO_ROOM, path], capture_output=True, text=True, check=True
+    )
+
+    assert done.stdout.startswith("the store of sessions ")
+    assert path.read_bytes() == content
+    assert backups(path) == []
+
+
 # -- a file that goes away ---------------------------------------------------------------------
 
 

@@ -164,3 +164,36 @@ def test_a_store_that_is_closed_leaves_nothing_in_the_log_though_others_have_it_
         assert b"mine" in content
     finally:
         writer.communicate("end\n")
+
+
+FULL_DISK = """
+import resource, sys
+from snakepit_kernel.errors import StoreError
+from snakepit_kernel.sessions.state import open_session
+soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[2]), hard))
+try:
+    open_session("s", store=sys.argv[1])
+except StoreError as error:
+    print(error)
+"""
+
+
+@pytest.mark.parametrize("limit", [1000, 40_000])
+def test_a_damaged_log_stays_as_it_is_while_the_disk_is_full(left, limit):
+    """A limit of the file size stands for the full disk: no write beyond it succeeds."""
+    flip(log_of(left), 32 + 10 * 4120 + 500)
+    files = (left, log_of(left))
+    before = [file.read_bytes() for file in files]
+
+    done = subprocess.run(
+        [sys.executable, "-c", FULL_DISK, left, str(limit)],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+
+    assert done.stdout.startswith("the store of sessions ")
+    assert [file.read_bytes() for file in files] == before
+    assert list(left.parent.glob("*corrupt*")) == list(left.parent.glob("*whole*")) == []
+    assert read(left) == VALUES  # there is room again
