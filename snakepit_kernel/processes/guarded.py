@@ -65,6 +65,12 @@ END_PATIENCE = 10.0
 """Seconds after the grace in which a guardian says that all are gone, or who does not die."""
 
 
+TOO_MANY_PROCESSES = (
+    "a limit on the number of processes is reached, the user's (ulimit -u) or the container's "
+    "(pids.max)"
+)
+
+
 class Refusal(NamedTuple):
     """Why a template did not fork.
 
@@ -686,12 +692,13 @@ def _explain_failure(number: int, what: str) -> str:
     if number == errno.ENOENT and not what:
         return f"{os.strerror(number)}; is the interpreter of this kernelspec still installed?"
     if number == errno.EAGAIN:
-        limits = "the user's (ulimit -u) or the container's (pids.max)"
-        return f"{os.strerror(number)}; a limit on the number of processes is reached, {limits}"
+        return f"{os.strerror(number)}; {TOO_MANY_PROCESSES}"
     return os.strerror(number) + (f": {what}" if what else "")
 
 
 def _explain(error: OSError) -> str:
+    if error.errno == errno.EAGAIN:
+        return _explain_failure(error.errno, "")
     text = error.strerror or str(error)
     return f"{text}: {error.filename}" if error.filename else text
 

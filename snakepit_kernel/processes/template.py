@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import atexit
 import contextlib
+import errno
 import json
 import logging
 import os
@@ -168,8 +169,11 @@ class Template:
                 started.set()
             self._popen.wait()
 
-        threading.Thread(target=keep, name="snakepit-template", daemon=True).start()
-        started.wait()
+        try:
+            threading.Thread(target=keep, name="snakepit-template", daemon=True).start()
+            started.wait()
+        except RuntimeError as error:  # there are as many threads as there may be
+            failure.append(OSError(errno.EAGAIN, str(error)))
         if failure:
             self._channel.close()
             self._errors.close()
