@@ -87,7 +87,7 @@ class _Standbys:
             template = None
         with self._lock:
             waiting = self._waiting.pop(sort, [])
-            fit = [run for run in waiting if run.process.template is template and _is_alive(run)]
+            fit = [run for run in waiting if run.process.template is template and _answers(run)]
             self._waiting[sort] = fit[1:]
         for run in waiting:
             if run not in fit:
@@ -181,8 +181,9 @@ class _Standbys:
         await asyncio.gather(*(run.end(0.0) for run in waiting))
 
 
-def _is_alive(run: GuardedRun) -> bool:
-    return run.process.poll() is None and not run.process.is_gone
+def _answers(run: GuardedRun) -> bool:
+    process = run.process
+    return process.poll() is None and not process.is_gone and not process.is_stopped
 
 
 _standbys = _Standbys()

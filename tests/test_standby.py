@@ -164,6 +164,26 @@ def test_one_that_does_not_answer_is_ended_and_not_taken(start, process_of, monk
     asyncio.run(scenario())
 
 
+@pytest.mark.parametrize("victim", ["process", "guardian", "template"])
+def test_one_that_was_stopped_is_ended_and_not_waited_for(start, process_of, victim):
+    async def scenario() -> None:
+        async with start() as kernel:
+            run_id = await one_waits()
+            (row,) = [run for run in Registry().runs() if run.run_id == run_id]
+            process = process_of(row.process.pid)
+            (template,) = templates()
+            stopped = template.identity if victim == "template" else getattr(row, victim)
+            os.kill(stopped.pid, signal.SIGSTOP)
+            began = time.monotonic()
+            await kernel.km.restart_kernel(now=True)
+            await kernel.ready()
+            assert time.monotonic() - began < 2
+            assert kernel.km.provisioner.run_id != run_id
+            assert process.wait_gone()
+
+    asyncio.run(scenario())
+
+
 @pytest.mark.parametrize("victim", ["process", "guardian"])
 def test_one_that_died_is_not_taken(start, process_of, victim):
     async def scenario() -> None:

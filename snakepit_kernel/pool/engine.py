@@ -26,7 +26,7 @@ from weakref import WeakSet
 import zmq
 import zmq.asyncio
 
-from ..errors import PoolClosed, SnakepitError, ToolError, WorkerDied
+from ..errors import PoolClosed, SnakepitError, StartFailed, ToolError, WorkerDied
 from ..files import write_file
 from ..lane.answers import Interrupted
 from ..lane.arena import TRIM_AFTER
@@ -53,6 +53,7 @@ from .sessions import PoolSessions
 from .status import PoolStats, PoolStatus, WorkerStatus, memory_of, status_path
 from .workers.budget import Share
 from .workers.crew import Crew
+from .workers.sockets import NO_MORE_THREADS, begin_threads
 from .workers.upkeep import Upkeep
 from .workers.worker import Seat, Worker
 
@@ -98,9 +99,11 @@ class Engine:
         self._folder = make_folder(config.name)
         try:
             self._build()
-        except BaseException:  # no threads, no memory, Ctrl-C
+        except BaseException as error:  # no threads, no memory, Ctrl-C
             remove_folder(self._folder)
             self._share.give_back()
+            if isinstance(error, RuntimeError):
+                raise StartFailed(f"pool {config.name}", f"{error}; {NO_MORE_THREADS}") from error
             raise
         atexit.register(self.close)
         _engines.add(self)
@@ -108,6 +111,7 @@ class Engine:
     def _build(self) -> None:
         config = self.config
         self._context: zmq.Context[Any] = zmq.Context()
+        begin_threads(self._context)
         self._managers_context = zmq.asyncio.Context(self._context)
         self._supervisor = Supervisor(f"snakepit-{config.name}")
         self._crew = self._admission.crew = Crew(
@@ -717,7 +721,9 @@ class Engine:
         ending = threading.Thread(target=destroy, name="snakepit-zmq-end", daemon=True)
         try:
             ending.start()
-        except RuntimeError:  # Python 3.12.0 and 3.12.1 start no thread once they shut down
+        except RuntimeError:  # there are as many threads as there may be
+            if threading.main_thread().is_alive():  # else Python ends; 3.12.1 starts none then
+                destroy()
             return
         ending.join(CONTEXT_PATIENCE)
         if ending.is_alive():

@@ -49,6 +49,9 @@ TEMPLATE_PATIENCE = 30.0
 """Seconds that a template may take to fork a guardian, with all that it has to import before; then
 it is ended, and the process is executed."""
 
+STOP_INTERVAL = 0.5
+"""Seconds of silence after which we look whether somebody has stopped who is to speak."""
+
 FORK_ATTEMPTS = 4
 """Templates that may turn out to be unfit, one after the other, before a process is executed."""
 
@@ -60,6 +63,12 @@ TAKE_INTERVAL = 0.001
 
 END_PATIENCE = 10.0
 """Seconds after the grace in which a guardian says that all are gone, or who does not die."""
+
+
+TOO_MANY_PROCESSES = (
+    "a limit on the number of processes is reached, the user's (ulimit -u) or the container's "
+    "(pids.max)"
+)
 
 
 class Refusal(NamedTuple):
@@ -378,7 +387,7 @@ class GuardedProcess:
                     return  # nobody ever held the other end: there is no such process
                 raise StartFailed(program, "its guardian died while it started")
             patience = START_PATIENCE if template is None else TEMPLATE_PATIENCE
-            if not await self._readable(self._channel.fileno, timeout=patience):
+            if not await self._hears(template, patience):
                 if template is not None and self.guardian is None:
                     discard(template)
                     template = None
@@ -392,6 +401,17 @@ class GuardedProcess:
             raise StartFailed(program, _explain_failure(*self._failure))
         assert self.identity is not None
         self._exit_fd = exit_descriptor(self.identity)
+
+    async def _hears(self, template: Template | None, patience: float) -> bool:
+        """Wait for a word; say whether there came one, or one may come: the template goes on."""
+        until = time.monotonic() + patience
+        while (left := until - time.monotonic()) > 0:
+            if await self._readable(self._channel.fileno, timeout=min(left, STOP_INTERVAL)):
+                return True
+            if template is not None and self.guardian is None and template.is_stopped:
+                return False
+            self._wake_guardian()
+        return False
 
     async def ready(self, timeout: float) -> bool:
         """Wait until the process has said that it takes requests; say whether it has.
@@ -445,6 +465,12 @@ class GuardedProcess:
         if self.status is None and self.identity is not None and not self.identity.is_alive():
             self._wake_guardian()  # it says how the process ended, unless somebody has stopped it
         return self.status
+
+    @property
+    def is_stopped(self) -> bool:
+        """Whether a signal has stopped it, or its guardian."""
+        both = (self.identity, self.guardian)
+        return any(process is not None and process.is_stopped() for process in both)
 
     @property
     def is_gone(self) -> bool:
@@ -666,12 +692,13 @@ def _explain_failure(number: int, what: str) -> str:
     if number == errno.ENOENT and not what:
         return f"{os.strerror(number)}; is the interpreter of this kernelspec still installed?"
     if number == errno.EAGAIN:
-        limits = "the user's (ulimit -u) or the container's (pids.max)"
-        return f"{os.strerror(number)}; a limit on the number of processes is reached, {limits}"
+        return f"{os.strerror(number)}; {TOO_MANY_PROCESSES}"
     return os.strerror(number) + (f": {what}" if what else "")
 
 
 def _explain(error: OSError) -> str:
+    if error.errno == errno.EAGAIN:
+        return _explain_failure(error.errno, "")
     text = error.strerror or str(error)
     return f"{text}: {error.filename}" if error.filename else text
 

@@ -97,6 +97,18 @@ class ProcessIdentity:
     def _is_that_of(self, status: ProcessStatus) -> bool:
         return status.start_time == self.start_time
 
+    def is_stopped(self) -> bool:
+        """Whether a signal has stopped this very process."""
+        status = read_status(self.pid)
+        return status is not None and self._is_that_of(status) and status.state == "T"
+
+    def has_lost_its_main_thread(self) -> bool:
+        """Whether the first thread of this very process has ended, and others go on."""
+        status = read_status(self.pid)
+        if status is None or not self._is_that_of(status):
+            return False
+        return status.state == "Z" and not status.is_dead
+
     def is_seen(self) -> bool:
         """Whether this very process is there for certain, be it as a zombie."""
         status = read_status(self.pid)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import atexit
 import contextlib
+import errno
 import json
 import logging
 import os
@@ -169,8 +170,11 @@ class Template:
                 started.set()
             self._popen.wait()
 
-        threading.Thread(target=keep, name="snakepit-template", daemon=True).start()
-        started.wait()
+        try:
+            threading.Thread(target=keep, name="snakepit-template", daemon=True).start()
+            started.wait()
+        except RuntimeError as error:  # there are as many threads as there may be
+            failure.append(OSError(errno.EAGAIN, str(error)))
         if failure:
             self._channel.close()
             self._errors.close()
@@ -215,6 +219,8 @@ class Template:
 
         What it has forked before is out of date as well when it is.
         """
+        if self.is_stopped:
+            return "somebody has stopped it"
         ours, theirs = socket.socketpair()
         with ours:
             with theirs:
@@ -245,6 +251,14 @@ class Template:
             return False
         identity = self.identity
         return self._channel.fileno() >= 0 and (identity is None or identity.is_alive())
+
+    @property
+    def is_stopped(self) -> bool:
+        """Whether a signal has stopped it, as far as is known which process it is."""
+        identity = self.identity
+        if identity is None and self._popen is not None:  # it imports, and has said nothing yet
+            identity = ProcessIdentity.of(self._popen.pid)
+        return identity is not None and identity.is_stopped()
 
     @property
     def identity(self) -> ProcessIdentity | None:
@@ -281,15 +295,16 @@ class Template:
     def close(self) -> None:
         """End it; return when it has ended. What it has forked lives on."""
         identity = self.identity
+        is_stopped = self.is_stopped  # then it would not hear that it is to end
         self._channel.close()
         if self._popen is not None:
             try:
-                self._popen.wait(END_PATIENCE)
+                self._popen.wait(0 if is_stopped else END_PATIENCE)
             except subprocess.TimeoutExpired:
                 self._popen.kill()
                 self._popen.wait()
         elif identity is not None:
-            _wait_gone(identity)
+            _wait_gone(identity, 0 if is_stopped else END_PATIENCE)
         if self._errors is not None:
             self._errors.close()
 
@@ -302,7 +317,7 @@ def _is_usable(file: socket.socket | IO[bytes]) -> bool:
     return file.fileno() >= 0 if isinstance(file, socket.socket) else not file.closed
 
 
-def _wait_gone(process: ProcessIdentity) -> None:
+def _wait_gone(process: ProcessIdentity, patience: float) -> None:
     import select
 
     descriptor = process.open() if pidfd.is_possible() else None
@@ -311,7 +326,7 @@ def _wait_gone(process: ProcessIdentity) -> None:
     try:
         poll = select.poll()
         poll.register(descriptor, select.POLLIN)
-        if not poll.poll(END_PATIENCE * 1000):
+        if not poll.poll(patience * 1000):
             process.signal(9)
             poll.poll(END_PATIENCE * 1000)
     finally:

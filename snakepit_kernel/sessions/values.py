@@ -246,7 +246,10 @@ def program_of(row: ProgramRow) -> Program:
 
 def when(seconds: float) -> datetime:
     """Return a moment, in seconds since the epoch, in local time."""
-    return datetime.fromtimestamp(seconds).astimezone()
+    try:
+        return datetime.fromtimestamp(seconds).astimezone()
+    except (OverflowError, ValueError, OSError):  # in a damaged row: no clock shows it
+        return datetime.fromtimestamp(0).astimezone()
 
 
 def json_of(metadata: Mapping[str, Any] | None) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import ctypes
 import os
 import signal
 import threading
@@ -457,6 +458,42 @@ def test_a_pool_without_heartbeat_waits_for_a_stopped_worker(fragile, open_pool)
     os.kill(pid, signal.SIGCONT)
 
     assert pool.call("well") == pid
+
+
+@pytest.mark.parametrize("options", [{}, {"heartbeat": None}])
+def test_a_worker_whose_main_thread_has_ended_is_replaced_and_its_caller_is_told(
+    fragile, open_pool, options
+):
+    """Its process lives, and beats on in another thread; the call has no deadline."""
+    pool = open_pool(1, adapter=fragile, **options)
+    pid = pool.call("well")
+
+    with pytest.raises(WorkerDied, match="lost its main thread"):
+        pool.run("import ctypes; ctypes.CDLL(None).pthread_exit(0)")
+
+    assert pool.call("well", timeout=20) != pid
+    wait_until(lambda: pool.status().ends)
+    assert "lost its main thread" in pool.status().ends[0].reason
+
+
+def test_a_pool_whose_worker_has_lost_its_main_thread_ends(open_pool, process_of):
+    pool = open_pool(1, grace=0.5)
+    worker = process_of(pool.status().workers[0].pid)
+    pool.submit(_end_main_thread)
+    wait_until(lambda: worker.state == "Z")
+
+    began = time.monotonic()
+    pool.terminate()
+
+    assert time.monotonic() - began < 5
+    assert not worker.is_alive
+
+
+def _end_main_thread() -> None:
+    ctypes.CDLL(None).pthread_exit(0)
+
+
+_end_main_thread.__module__ = "__main__"  # by value: this module is no module of the workers
 
 
 # -- what errors tell ------------------------------------------------------------------------------

@@ -142,3 +142,54 @@ def test_ctrl_c_during_a_start_leaves_nothing(tmp_path, seconds):
 
     assert error.strip() == "KeyboardInterrupt"
     assert left == NOTHING
+
+
+CROWDED = """
+import os, pathlib, resource, sys
+from snakepit_kernel import Pool, StartFailed
+group, room = pathlib.Path(sys.argv[1]), int(sys.argv[2])
+(group / "cgroup.procs").write_text(str(os.getpid()))
+present = int((group / "pids.current").read_text())
+(group / "pids.max").write_text(str(present + room))
+try:
+    pool = Pool(1)
+except StartFailed as error:
+    print("refused", error)
+else:
+    print("works", pool.submit(abs, -1).result(20))
+    pool.terminate()
+"""
+
+GROUPS = [
+    path.parent
+    for path in Path("/sys/fs/cgroup").glob("pids/cgroup.procs")
+    if os.access(path.parent, os.W_OK)
+]
+"""Where the number of processes and threads of a group can be limited."""
+
+
+@pytest.mark.skipif(not GROUPS, reason="no cgroup can be made that limits processes")
+def test_a_process_without_room_for_threads_is_told_and_lives_on():
+    """ZeroMQ aborts a process whose context cannot start its threads."""
+    group = GROUPS[0] / f"snakepit-test-{os.getpid()}"
+    said = []
+    for room in range(12):
+        group.mkdir()
+        try:
+            command = [sys.executable, "-c", CROWDED, str(group), str(room)]
+            done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+        finally:
+            until = time.monotonic() + 5
+            while (group / "cgroup.procs").read_text() and time.monotonic() < until:
+                time.sleep(0.02)  # the end of processes that are not ours is no event
+            group.rmdir()
+        assert done.returncode == 0, (room, done.stderr)
+        said.append(done.stdout.strip())
+        if said[-1].startswith("works"):
+            break
+    *refusals, works = said
+
+    assert works == "works 1"
+    assert len(refusals) > 4
+    assert all(line.startswith("refused") for line in refusals)
+    assert all("limit on the number of processes" in line for line in refusals[:4]), refusals

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 import signal
+import textwrap
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
@@ -74,3 +76,51 @@ def test_spares_end_with_the_pool(open_pool, living):
     spares_of(pool, 2)
     pool.shutdown()
     assert [str(item) for item in living()] == []
+
+
+def test_a_spare_that_was_stopped_is_not_taken_and_is_replaced(pool, process_of):
+    (spare,) = spares_of(pool)
+    process = process_of(spare.pid)
+    os.kill(spare.pid, signal.SIGSTOP)
+
+    kill(pool.status().workers[0].pid)
+    wait_for_another(pool, "default-1.1")
+
+    assert pool.submit(whoami).result(SOON) == "default-1.2"
+    assert process.wait_gone()
+    assert spares_of(pool) != [spare]
+
+
+def wait_for_another(pool: Pool, name: str) -> None:
+    until = time.monotonic() + SOON
+    while pool.status().workers[0].name == name:
+        assert time.monotonic() < until
+        time.sleep(0.002)
+
+
+def test_a_spare_whose_main_thread_has_ended_is_replaced(write_adapter, open_pool, process_of):
+    pool = open_pool(workers=1, standby=1, adapter=write_adapter)
+    (spare,) = spares_of(pool)
+
+    os.kill(spare.pid, signal.SIGVTALRM)
+
+    assert process_of(spare.pid).wait_gone()
+    assert pool.submit(pow, 2, 3).result(SOON) == 8
+    assert spares_of(pool) != [spare]
+
+
+@pytest.fixture
+def write_adapter(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Write an adapter whose workers end their main thread by a signal."""
+    code = """
+        import ctypes, signal
+        from snakepit_kernel import Adapter, tool
+        signal.signal(signal.SIGVTALRM, lambda *_: ctypes.CDLL(None).pthread_exit(0))
+        class Little(Adapter):
+            @tool
+            def well(self):
+                return "well"
+    """
+    (tmp_path / "headless.py").write_text(textwrap.dedent(code))
+    monkeypatch.syspath_prepend(str(tmp_path))
+    return "headless:Little"

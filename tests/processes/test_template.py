@@ -304,6 +304,20 @@ def test_one_that_dies_while_it_is_asked_costs_no_kernel_and_makes_no_second(liv
             assert len(kernels) == 4
 
 
+def test_one_that_was_stopped_delays_no_start_and_is_replaced(process_of):
+    with Pool(workers=1):
+        (template,) = templates()
+        process = process_of(template.identity.pid)
+        os.kill(process.pid, signal.SIGSTOP)
+        began = time.monotonic()
+        with Pool(workers=2, name="next") as pool:
+            assert time.monotonic() - began < 2
+            assert pool.submit(pow, 2, 3).result() == 8
+        assert not process.is_alive
+        with Pool(workers=1, name="last") as pool:
+            assert ways(pool) == {None}
+
+
 @pytest.mark.parametrize("goes_on", [False, True])
 def test_one_that_says_nothing_is_ended_and_makes_no_second_kernel(living, monkeypatch, goes_on):
     with Pool(workers=1):

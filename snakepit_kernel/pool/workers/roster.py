@@ -397,6 +397,10 @@ class Roster:
                 return
         worker.condemn()
 
+    def end_headless_spares(self) -> None:
+        """End those that are kept ready and whose main thread has ended."""
+        self._spares.end_those_without_main_thread()
+
     def give_up(self, worker: Worker) -> None:
         """End a worker that has stopped; its slot is refilled when it is gone."""
         self.strand(worker)

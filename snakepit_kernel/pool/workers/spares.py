@@ -63,12 +63,21 @@ class Spares:
                 await worker.end(0.0)
 
     def take(self) -> Worker | None:
-        """Return a worker that lives, or None."""
-        living = next((worker for worker in self._ready if not worker.has_died), None)
+        """Return a worker that lives, or None. One that somebody has stopped is ended."""
+        for worker in self._ready:
+            if worker.is_stopped:
+                worker.condemn()
+        living = next((w for w in self._ready if not w.has_died and not w.is_stopped), None)
         if living is not None:
             self._ready.remove(living)
             self._missing.set()
         return living
+
+    def end_those_without_main_thread(self) -> None:
+        """End those whose main thread has ended; they are replaced."""
+        for worker in self._ready:
+            if worker.has_lost_its_main_thread:
+                worker.condemn()
 
     def take_all(self) -> list[Worker]:
         """Return all of them, to be ended."""

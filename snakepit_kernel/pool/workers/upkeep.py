@@ -56,8 +56,22 @@ class Upkeep:
             self._crew.reconcile()
             for worker in self._crew.living():
                 logs.bound_file(worker.log_path)  # ours do it themselves: other kernels do not
+            if self._config.kernel.is_python:  # other programs may do well without
+                self._find_headless()
             if self._config.max_memory_bytes is not None:
                 await self._weigh(self._config.max_memory_bytes)
+
+    def _find_headless(self) -> None:
+        """Replace workers whose main thread has ended.
+
+        Nothing else tells: the process lives, and a thread beside beats its pulse.
+        """
+        self._crew.end_headless_spares()
+        for worker in self._crew.living():
+            if worker.has_lost_its_main_thread:
+                worker.end_reason = "lost its main thread (it called pthread_exit)"
+                logger.warning("worker %s %s", worker.name, worker.end_reason)
+                self._crew.give_up(worker)
 
     # -- memory --------------------------------------------------------------------------------
 

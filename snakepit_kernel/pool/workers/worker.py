@@ -384,6 +384,17 @@ class Worker:
         """The worker's process id."""
         return self.process.identity.pid if self.process and self.process.identity else None
 
+    @property
+    def is_stopped(self) -> bool:
+        """Whether a signal has stopped it, or its guardian."""
+        return self.process is not None and self.process.is_stopped
+
+    @property
+    def has_lost_its_main_thread(self) -> bool:
+        """Whether its main thread has ended, and with it all that it could do, and others live."""
+        identity = self.process.identity if self.process is not None else None
+        return identity is not None and identity.has_lost_its_main_thread()
+
     def missing_socket(self) -> str:
         """Return the path of one of its channels' sockets that is not there; empty if all are."""
         connection = self.manager.get_connection_info()
