@@ -47,8 +47,10 @@ def sweep_row_with(*paths: Path | str) -> None:
 
 
 def bind(path: Path) -> Path:
+    folder = os.open(path.parent, os.O_PATH)  # the path may be too long for a socket
     with socket.socket(socket.AF_UNIX) as end:
-        end.bind(str(path))
+        end.bind(f"/proc/self/fd/{folder}/{path.name}")
+    os.close(folder)
     return path
 
 
