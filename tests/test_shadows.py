@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 from jupyter_client.asynchronous.client import AsyncKernelClient
 from jupyter_client.connect import write_connection_file
@@ -50,6 +52,17 @@ def imported(folder: Path) -> str:
     return log.read_text() if log.exists() else ""
 
 
+def unsafe_pythons() -> list[list[str]]:
+    """The commands of interpreters that would look for modules where they were started."""
+    found = []
+    for process in psutil.Process().children(recursive=True):
+        with contextlib.suppress(psutil.NoSuchProcess):
+            command = process.cmdline()
+            if "python" in Path(command[0]).name and not {"-P", "-I"} & set(command):
+                found.append(command)
+    return found
+
+
 @pytest.mark.parametrize("path", ["", ":/nowhere"])
 @pytest.mark.parametrize("template", ["1", "0"])
 def test_nothing_beside_a_notebook_is_taken_for_what_the_kernel_needs(
@@ -64,6 +77,7 @@ def test_nothing_beside_a_notebook_is_taken_for_what_the_kernel_needs(
             for cell in CELLS:
                 said = await kernel.run(cell, timeout=60)
                 assert imported(folder) == "", cell
+                assert unsafe_pythons() == [], cell
             return said
 
     assert asyncio.run(scenario()) == "the notebook finds what is its own"

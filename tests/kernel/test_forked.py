@@ -130,7 +130,7 @@ def test_the_process_list_shows_kernel_and_guardian_as_what_they_are(start_kerne
             process = psutil.Process(kernel.pid)
             command = process.cmdline()
             assert command[:4] == [sys.executable, "-P", "-m", "snakepit_kernel.kernel"]
-            assert command[3:] == [
+            assert command[4:] == [
                 "-f",
                 kernel.km.connection_file,
                 f"--snakepit-run-id={run_id}",
