@@ -10,6 +10,7 @@ import resource
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
@@ -408,3 +409,27 @@ def test_its_guardian_outlives_a_request_that_comes_too_late():
     guardian.assign(b"{}")  # the kernel has ended: there is no link
     os.close(reading)
     os.close(writing)
+
+
+def test_a_second_close_after_ctrl_c_waits_until_none_is_left(start):
+    async def scenario() -> None:
+        async with start():
+            await one_waits()
+
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    asyncio.run(scenario())
+    before = signal.signal(signal.SIGALRM, interrupt)
+    try:
+        signal.setitimer(signal.ITIMER_REAL, 0.002)
+        with pytest.raises(KeyboardInterrupt):
+            standby.close()
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+
+    standby.close()
+
+    assert waiting() == []
+    assert not [thread for thread in threading.enumerate() if thread.name == "snakepit-standby"]

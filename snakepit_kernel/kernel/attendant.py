@@ -18,7 +18,7 @@ from collections.abc import Sequence
 from ..errors import StartFailed
 from ..ids import RUN_ID_OPTION, new_run_id
 from ..printable import printable
-from ..processes.identity import ProcessIdentity
+from ..processes.identity import ProcessIdentity, is_hidden
 from ..processes.registry import Registry
 from ..processes.run import GuardedRun
 from ..processes.waiting import ended
@@ -112,7 +112,8 @@ def _client() -> ProcessIdentity | None:
     if not named.isdecimal() or int(named) <= 1:
         return None
     client = ProcessIdentity.of(int(named))
-    if client is None and os.getppid() == 1:  # it died before we looked; else its name is stale
+    # It died before we looked, or /proc hides when it started; else its name is stale.
+    if client is None and (os.getppid() == 1 or is_hidden(int(named))):
         return ProcessIdentity(int(named), 0)
     return client
 

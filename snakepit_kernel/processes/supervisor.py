@@ -23,7 +23,7 @@ async def in_thread(function: Callable[..., T], *arguments: Any) -> T:
     try:
         running = asyncio.get_running_loop().run_in_executor(None, partial(function, *arguments))
     except RuntimeError as error:
-        if "new thread" in str(error):  # there are as many as there may be: the loop must wait
+        if "start new thread" in str(error):  # there are as many as there may be: we must wait
             return function(*arguments)
         raise asyncio.CancelledError from None
     return await running
