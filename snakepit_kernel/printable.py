@@ -36,17 +36,31 @@ def printable(text: str, *, lines: bool = False, limit: int | None = None) -> st
     if limit is not None:
         text = text[: limit + 1]  # it does not become shorter
     if not (text.isascii() and text.isprintable()):
-        text = text.replace("\r\n", "\n") if lines else text
-        kept = "\n\t" if lines else ""
-        text = "".join(c if c in kept or _is_harmless(c) else _escaped(c) for c in text)
+        text = (
+            text.replace("\r\n", "\n").translate(_IN_LINES) if lines else text.translate(_ON_A_LINE)
+        )
     return text if limit is None or len(text) <= limit else text[: limit - 1] + "…"
+
+
+class _Table(dict[int, str]):
+    """What stands for each character, by its number; made as they come."""
+
+    def __missing__(self, number: int) -> str:
+        character = chr(number)
+        shown = character if _is_harmless(character) else ascii(character)[1:-1]
+        if number < _OFTEN:
+            self[number] = shown
+        return shown
+
+
+_OFTEN = 0x3000
+"""Characters below this one are remembered: more would only take memory."""
+
+_ON_A_LINE = _Table()
+_IN_LINES = _Table({ord(character): character for character in "\n\t"})
 
 
 def _is_harmless(character: str) -> bool:
     if character.isprintable():  # no control, no mark of format, no half of a surrogate pair
         return character not in _SHAPELESS
     return character in _SPACES
-
-
-def _escaped(character: str) -> str:
-    return ascii(character)[1:-1]

@@ -421,8 +421,8 @@ class SnakepitProvisioner(LocalProvisioner):
 
 def with_safe_path(cmd: list[str]) -> list[str]:
     """Have Python not put the working directory before its own modules."""
-    options = cmd[1 : cmd.index("-m")]
-    return cmd if {"-P", "-I"} & set(options) else [cmd[0], "-P", *cmd[1:]]
+    place = cmd.index("-m")  # what stands before it may be another program, as env
+    return cmd if {"-P", "-I"} & set(cmd[:place]) else [*cmd[:place], "-P", *cmd[place:]]
 
 
 def without_empty_entries(env: Mapping[str, str]) -> dict[str, str]:

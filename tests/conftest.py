@@ -273,7 +273,9 @@ class Surroundings:
         return found
 
     def new_files(self) -> list[str]:
-        return sorted(_runtime_files() - self.files)
+        new = _runtime_files() - self.files
+        # The log of a worker that was there, and has grown so long that it began anew.
+        return sorted(path for path in new if path.removesuffix(".1") not in self.files)
 
     def new_shared_memory(self) -> list[str]:
         now = {entry.name for entry in os.scandir("/dev/shm") if _owner(entry) == os.getuid()}

@@ -136,6 +136,7 @@ def test_text_of_a_descriptor_arrives_while_the_call_runs(pool, capsys):
     future, heard = pool.submit(write), 0.0
     text = ""
     while not text and not future.done():
+        time.sleep(0.01)  # see `heard_in_time`
         text = capsys.readouterr().out
         heard = time.time()
 
@@ -164,6 +165,7 @@ def test_in_several_threads_text_of_descriptors_is_in_the_log(threads, capsys):
 def heard_in_time(capsys, lines: int) -> str:
     text, until = "", time.monotonic() + 10
     while text.count("\n") < lines and time.monotonic() < until:
+        time.sleep(0.01)  # what is printed in the midst of reading is lost: be rarely there
         text += capsys.readouterr().out
     return text
 
