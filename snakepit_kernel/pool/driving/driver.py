@@ -147,7 +147,8 @@ class Driver:
                     return
                 taken += 1
                 if taken * 2 >= room and not exchange.is_answered:
-                    lane.send(pack(messages.encode(More(exchange.call_id, taken))), deadline)
+                    with contextlib.suppress(LaneClosed):  # first what has come before the end
+                        lane.send(pack(messages.encode(More(exchange.call_id, taken))), deadline)
                     taken = 0
                 if deadline is not None and time.monotonic() > deadline:
                     raise TimeoutError
@@ -527,14 +528,19 @@ class StreamDrive(Drive):
         """Wait for the next chunk; say whether there is one, which is to be taken now."""
         lane, exchange = self._seat.lane, self._exchange
         while not exchange.chunks and not exchange.is_answered:
-            await _news(lane, exchange, self._work.deadline)
+            try:
+                await _news(lane, exchange, self._work.deadline)
+            except LaneClosed:
+                if not exchange.chunks:  # first what has come before the end
+                    raise
         if not exchange.chunks:
             return False
         self._work.has_given = True
         self._taken += 1
         if self._taken * 2 >= self._room and not exchange.is_answered:
-            lane.put(pack(messages.encode(More(exchange.call_id, self._taken))))
-            lane.flush_soon()
+            with contextlib.suppress(LaneClosed):
+                lane.put(pack(messages.encode(More(exchange.call_id, self._taken))))
+                lane.flush_soon()
             self._taken = 0
         return True
 
