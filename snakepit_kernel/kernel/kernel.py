@@ -34,6 +34,9 @@ QUITTING = (
 
 _DEBUGGER_MODULE = "ipykernel.debugger"
 
+INTERRUPT_INTERVAL = 0.05
+"""Seconds before an interrupt is sent again that was not heard; each time twice as many."""
+
 
 class SnakepitKernel(IPythonKernel):
     """An IPython kernel whose interrupts spare its children, and whose debugger is lazy.
@@ -60,6 +63,9 @@ class SnakepitKernel(IPythonKernel):
         self._interrupted_early = False
         self._code_runs = False
         self._was_cancelled = False
+        self._requests = 0  # that were begun to be handled, in the main thread
+        self._handles = False  # one of them
+        self._interrupts = 0  # that a handler of ours has heard
         self._loop: asyncio.AbstractEventLoop | None = None
         self._foreground = foreground.Foreground()  # of the cell that runs
         foreground.install()
@@ -223,12 +229,21 @@ class SnakepitKernel(IPythonKernel):
     def pre_handler_hook(self) -> None:
         """Keep an interrupt, from now on, for the cell that is about to run."""
         self._interrupted_early = self._code_runs = self._was_cancelled = False
+        self._requests += 1
+        self._handles = True
         self.saved_sigint_handler = signal.signal(signal.SIGINT, self._keep_interrupt)
 
+    def post_handler_hook(self) -> None:
+        """Heed interrupts no more."""
+        self._handles = False
+        super().post_handler_hook()
+
     def _keep_interrupt(self, *_: object) -> None:
+        self._interrupts += 1
         self._interrupted_early |= self.heeds_interrupt()
 
     def _interrupt_cell(self, *_: object) -> None:
+        self._interrupts += 1
         if not self.heeds_interrupt():
             return
         again, self._interrupted_early = self._interrupted_early, True
@@ -295,9 +310,21 @@ class SnakepitKernel(IPythonKernel):
             "payload": [],
         }
 
-    def _send_interrupt_children(self) -> None:
-        """Interrupt this process alone; ipykernel would interrupt its process group."""
+    def _send_interrupt_children(self, delay: float = INTERRUPT_INTERVAL) -> None:
+        """Interrupt this process alone; ipykernel would interrupt its process group.
+
+        Python hears of a signal before it calls the system, or when that call ends. The main thread
+        gives its lock to this one on its way into a call: a signal that is sent then wakes nobody,
+        and is sent again.
+        """
+        before = self._requests, self._interrupts
         os.kill(os.getpid(), signal.SIGINT)
+        if self.control_thread is not None and self._handles:
+            self.control_thread.io_loop.call_later(delay, self._interrupt_again, before, delay * 2)
+
+    def _interrupt_again(self, before: tuple[int, int], delay: float) -> None:
+        if self._handles and before == (self._requests, self._interrupts):
+            self._send_interrupt_children(min(delay, 1.0))
 
     @contextlib.contextmanager
     def _cancel_on_sigint(self, future: asyncio.Future[Any]) -> Iterator[None]:
@@ -309,6 +336,7 @@ class SnakepitKernel(IPythonKernel):
         loop = asyncio.get_running_loop()
 
         def interrupt(*_: object) -> None:
+            self._interrupts += 1
             if self.heeds_interrupt():
                 self._foreground.interrupt()
                 if foreground.is_below(interactiveshell.InteractiveShell.run_code):

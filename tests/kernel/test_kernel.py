@@ -146,6 +146,30 @@ def test_an_interrupt_ends_the_command_that_a_cell_waits_for(start_kernel, livin
     asyncio.run(scenario())
 
 
+DEAF = """
+import os, time
+kill, missed = os.kill, []
+def kill_later(pid, number):
+    missed.append(number) if len(missed) < 2 else kill(pid, number)
+os.kill = kill_later
+print('in', flush=True)
+time.sleep(60)
+"""
+
+
+def test_an_interrupt_by_message_that_wakes_nobody_is_sent_again(start_kernel):
+    """As when the main thread is on its way into a call of the system, and not there yet."""
+
+    async def scenario() -> None:
+        async with start_kernel() as kernel:
+            message = await start_cell(kernel, DEAF)
+            kernel.kc.control_channel.send(kernel.kc.session.msg("interrupt_request", {}))
+            assert (await reply_to(kernel, message))["ename"] == "KeyboardInterrupt"
+            assert await kernel.run("print(missed)") == "[<Signals.SIGINT: 2>, <Signals.SIGINT: 2>]"
+
+    asyncio.run(scenario())
+
+
 def test_an_interrupt_by_message_spares_the_children_too(start_kernel):
     async def scenario() -> None:
         async with start_kernel() as kernel:
