@@ -31,9 +31,9 @@ from .recovery import (
     log_of,
     may_be_damage,
     put_back,
-    rescue,
     set_aside,
 )
+from .rescue import rescue
 from .schema import VERSION, build, is_compatible, is_plausible
 
 logger = logging.getLogger(__name__)
