@@ -195,6 +195,23 @@ def read_file(path: Path) -> str:
         return file.read()
 
 
+def read_given(path: Path) -> bytes:
+    """Return what is in a regular file, whoever has made it; links are followed.
+
+    Raises
+    ------
+    NotOurs
+        It is no regular file: a pipe would be waited for, and a device may have no end.
+    OSError
+        It cannot be read.
+    """
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    with open(descriptor, "rb") as file:  # noqa: PTH123 - it is a descriptor
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            raise NotOurs(str(path), "is no regular file", "remove it")
+        return file.read()
+
+
 def write_file(path: Path, text: str) -> None:
     """Write a file whole or not at all: private, or with the rights of the one in its place.
 

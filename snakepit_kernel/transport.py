@@ -13,6 +13,8 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
+from .files import read_given
+
 KERNEL_MODULE = "snakepit_kernel.kernel"
 """What the commands of kernels run that can be forked from a template."""
 
@@ -108,7 +110,7 @@ def _names(manager: Any, trait: str) -> bool:
 def reached(connection_file: str | Path) -> Reached:
     """Read from a connection file how its kernel is reached."""
     try:
-        info = json.loads(Path(connection_file).read_bytes())
+        info = json.loads(read_given(Path(connection_file)))
     except (OSError, ValueError):
         return Reached.UNKNOWN
     if not isinstance(info, dict):

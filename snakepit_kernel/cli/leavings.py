@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from ..errors import StoreError
+from ..files import read_given
 from ..ids import is_run_id
 from ..paths import (
     DATA_VARIABLE,
@@ -245,7 +246,7 @@ def _stale_connection_files(directory: Path, commands: list[str]) -> list[Path]:
 
 def _kernel_of(path: Path) -> str | None:
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(read_given(path))
     except (OSError, ValueError):
         return None  # gone, or somebody else's
     name = content.get("kernel_name") if isinstance(content, dict) else None

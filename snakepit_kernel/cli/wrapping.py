@@ -22,7 +22,7 @@ from string import Template
 from typing import TYPE_CHECKING, Any
 
 from ..errors import suggest
-from ..files import write_file
+from ..files import read_given, write_file
 from .installation import PROVISIONER
 
 if TYPE_CHECKING:
@@ -280,7 +280,7 @@ def read_spec(folder: Path) -> dict[str, Any]:
     """
     path = folder / "kernel.json"
     try:
-        spec = json.loads(path.read_text(encoding="utf-8"))
+        spec = json.loads(read_given(path))
     except (OSError, ValueError) as error:
         cause = error.strerror if isinstance(error, OSError) else str(error)
         raise ValueError(f"{path} is broken: {cause}; install that kernel anew") from error

@@ -27,7 +27,7 @@ import zmq
 import zmq.asyncio
 
 from ..errors import PoolClosed, SnakepitError, StartFailed, ToolError, WorkerDied
-from ..files import write_file
+from ..files import check_file, write_file
 from ..lane.answers import Interrupted
 from ..lane.arena import TRIM_AFTER
 from ..lane.exchange import Exchange
@@ -612,7 +612,9 @@ class Engine:
             self._published = news
             try:
                 remake_folder(self._folder)
-                write_file(status_path(self._folder), json.dumps(status.as_json()))
+                path = status_path(self._folder)
+                check_file(path)  # a pipe in its place would be written to, and waited for
+                write_file(path, json.dumps(status.as_json()))
             except OSError as error:  # a full disk; the pool works, and only does not show it
                 logger.warning("snakepit status cannot show pool %s: %s", self.config.name, error)
 
