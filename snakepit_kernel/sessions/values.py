@@ -12,7 +12,6 @@ from typing import Any
 import msgspec
 
 from ..errors import StoreError, ValueTooLarge
-from ..printable import printable
 from ..protocol.unserializable import Unserializable
 from ..protocol.values import Codec
 from ..store.programs import ProgramRow
@@ -253,7 +252,7 @@ def facts_of(text: str) -> Mapping[str, Any]:
         found = None
     if isinstance(found, dict):
         return found
-    return {"damaged": Unserializable(f"what cannot be restored: {printable(text, limit=60)}")}
+    return {"damaged": Unserializable(f"what cannot be restored: {text[:60]}")}
 
 
 def when(seconds: float) -> datetime:
