@@ -646,6 +646,42 @@ def test_a_full_disk_is_named_and_what_was_there_is_there(start):
     ], logged
 
 
+SMALL_DISKS = """
+import subprocess, sys
+from pathlib import Path
+from snakepit_kernel.errors import StoreError
+from snakepit_kernel.sessions.state import open_session
+from snakepit_kernel.store.store import open_store
+place = Path(sys.argv[1])
+for size in range(4, 260, 8):
+    subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}k", "none", place], check=True)
+    store = open_store(place / "sessions.sqlite")
+    try:
+        open_session("a", store=store).variables.register("v", "string", "x" * 20_000)
+        print("set")
+    except StoreError as error:
+        print(error.problem)
+    store.close()
+    assert not list(place.glob("*corrupt*"))
+    subprocess.run(["umount", place], check=True)
+"""
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can mount a small disk")
+def test_a_new_store_on_a_disk_that_is_full_at_any_moment_says_so(tmp_path):
+    done = subprocess.run(
+        ["unshare", "-m", sys.executable, "-c", SMALL_DISKS, tmp_path],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+    assert done.stderr == ""
+    said = done.stdout.split("\n")
+    assert {*said} == {"", "set", "the disk is full; nothing was changed"}
+    assert said.count("set") > 5
+
+
 def test_a_database_that_may_not_grow_keeps_what_it_has(path, monkeypatch):
     store = open_store(path)
     session = open_session("a", store=store)
