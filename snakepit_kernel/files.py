@@ -8,6 +8,7 @@ on it in this process.
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import stat
 import uuid
@@ -210,6 +211,24 @@ def read_given(path: Path) -> bytes:
         if not stat.S_ISREG(os.fstat(descriptor).st_mode):
             raise NotOurs(str(path), "is no regular file", "remove it")
         return file.read()
+
+
+def read_json(path: Path) -> object:
+    """Return what a regular file of JSON holds, whoever has made it.
+
+    Raises
+    ------
+    ValueError
+        It holds no JSON, or more in each other than anybody has written.
+    OSError
+        As for `read_given`.
+    """
+    try:
+        found: object = json.loads(read_given(path))
+    except RecursionError as error:
+        msg = "there are too many lists or objects in each other"
+        raise ValueError(msg) from error
+    return found
 
 
 def write_file(path: Path, text: str) -> None:

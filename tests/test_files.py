@@ -16,12 +16,15 @@ from pathlib import Path
 import pytest
 
 from snakepit_kernel.cli.leavings import _stale_connection_files
+from snakepit_kernel.cli.published import UnreadablePool, read_pool
 from snakepit_kernel.cli.wrapping import read_spec
 from snakepit_kernel.errors import ProgramDamaged, StoreError
 from snakepit_kernel.files import NotOurs, check_file, create_file, open_file, write_file
 from snakepit_kernel.pool.observing.timeline import Timeline
+from snakepit_kernel.pool.status import status_path
 from snakepit_kernel.processes import logs
 from snakepit_kernel.processes.registry import Registry
+from snakepit_kernel.processes.report import EndReport
 from snakepit_kernel.sessions.portable import export_session, import_session
 from snakepit_kernel.sessions.state import open_session
 from snakepit_kernel.store.programs import FILE_FROM_BYTES
@@ -305,6 +308,24 @@ def test_a_pipe_in_the_place_of_a_file_is_not_waited_for(tmp_path):
         pytest.raises(ValueError, match="is no exported session"),
     ):
         import_session(open_session("s", store=store), pipe)
+
+
+def test_json_without_end_in_a_file_of_others_is_told_or_passed_over(tmp_path):
+    path = tmp_path / "kernel.json"
+    path.write_text("[" * 100_000)
+    path.with_name("kernel-1.json").hardlink_to(path)
+    folder = tmp_path / "run" / "pool"
+    folder.mkdir(parents=True, mode=0o700)
+    write_file(status_path(folder), path.read_text())
+
+    assert reached(path) is Reached.UNKNOWN
+    assert _stale_connection_files(tmp_path, []) == []
+    with pytest.raises(ValueError, match="is broken: there are too many lists"):
+        read_spec(tmp_path)
+    with pytest.raises(UnreadablePool):
+        read_pool(folder)
+    assert EndReport.from_json(path.read_text()) == EndReport()
+    assert EndReport.from_json('{"unknown":' + path.read_text()) == EndReport()
 
 
 def test_a_file_is_imported_from_a_pipe_that_somebody_writes_to(tmp_path):

@@ -514,7 +514,7 @@ def _read_run(row: Sequence[Any]) -> Run | None:
             started=started,
             leftovers=tuple(paths),
         )
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, RecursionError):
         return None
 
 
