@@ -8,6 +8,7 @@ on it in this process.
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import stat
 import uuid
@@ -193,6 +194,41 @@ def read_file(path: Path) -> str:
     """Return the text of a private file. Errors are those of `open_file`."""
     with open(open_file(path, os.O_RDONLY), encoding="utf-8", errors="replace") as file:
         return file.read()
+
+
+def read_given(path: Path) -> bytes:
+    """Return what is in a regular file, whoever has made it; links are followed.
+
+    Raises
+    ------
+    NotOurs
+        It is no regular file: a pipe would be waited for, and a device may have no end.
+    OSError
+        It cannot be read.
+    """
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    with open(descriptor, "rb") as file:  # noqa: PTH123 - it is a descriptor
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            raise NotOurs(str(path), "is no regular file", "remove it")
+        return file.read()
+
+
+def read_json(path: Path) -> object:
+    """Return what a regular file of JSON holds, whoever has made it.
+
+    Raises
+    ------
+    ValueError
+        It holds no JSON, or more in each other than anybody has written.
+    OSError
+        As for `read_given`.
+    """
+    try:
+        found: object = json.loads(read_given(path))
+    except RecursionError as error:
+        msg = "there are too many lists or objects in each other"
+        raise ValueError(msg) from error
+    return found
 
 
 def write_file(path: Path, text: str) -> None:

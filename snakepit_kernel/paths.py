@@ -60,7 +60,7 @@ def runtime_dir() -> Path:
     """
     chosen = os.environ.get(RUNTIME_VARIABLE)
     if chosen:
-        return _private(Path(chosen).absolute(), RUNTIME_VARIABLE)
+        return _private(_chosen(chosen), RUNTIME_VARIABLE)
     for place in _places():
         path = place / OWN
         if fits_sockets(path):
@@ -111,8 +111,10 @@ def _places() -> Iterator[Path]:
 
 
 def _is_ours_to_write(directory: str) -> bool:
+    if not os.path.isabs(directory):  # noqa: PTH117 - one call for each start
+        return False  # processes with other working directories would have others
     try:
-        status = os.stat(directory)  # noqa: PTH116 - one call for each start
+        status = os.stat(directory)  # noqa: PTH116
     except OSError:
         return False  # it goes with the last login of its user
     is_ours = stat.S_ISDIR(status.st_mode) and status.st_uid == os.geteuid()
@@ -210,7 +212,7 @@ def data_dir() -> Path:
     """
     chosen = os.environ.get(DATA_VARIABLE)
     if chosen:
-        return _private(Path(chosen).absolute(), DATA_VARIABLE)
+        return _private(_chosen(chosen), DATA_VARIABLE)
     return _private(_jupyters("jupyter_data_dir", *_settings()) / OWN, DATA_VARIABLE)
 
 
@@ -282,6 +284,14 @@ def _removed_directory() -> str | None:
         return os.readlink("/proc/self/cwd")  # noqa: PTH115 - it is no path any more
     except OSError:
         return None
+
+
+def _chosen(path: str) -> Path:
+    """Return a directory that was named in the environment, where no shell may have read its ~."""
+    try:
+        return Path(path).expanduser().absolute()
+    except RuntimeError:  # no such user: then that is its name
+        return Path(path).absolute()
 
 
 def _private(path: Path, variable: str) -> Path:

@@ -7,6 +7,7 @@ manager dies) the guardian notices by itself.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import pathlib
 import signal
@@ -403,8 +404,8 @@ class SnakepitProvisioner(LocalProvisioner):
 
         A place of somebody's choice is kept, if it can be. The usual one is beside the connection
         file, as in jupyter_client. That may be relative, and then depends on the kernel's working
-        directory, or longer than the path of a socket may be, or lie where others come in: then
-        the sockets are in our own runtime directory.
+        directory, or longer than the path of a socket may be, or lie where others come in, or have
+        been removed since the last start: then the sockets are in our own runtime directory.
         """
         base = pathlib.Path(str(km.ip))
         file = km.connection_file or f"{jupyter_runtime_dir()}/kernel-{new_run_id()}.json"
@@ -412,11 +413,22 @@ class SnakepitProvisioner(LocalProvisioner):
         if not base.is_absolute():
             base = usual
         fits = len(os.fsencode(base)) + len("-65535") <= MAX_SOCKET_PATH
-        if not fits or not base.is_absolute() or (base == usual and not is_private(base.parent)):
+        is_left = base.is_absolute() and _is_there(base.parent)
+        if not fits or not is_left or (base == usual and not is_private(base.parent)):
             base = runtime_dir() / new_run_id()
             if cause := why_too_long(base):
                 raise StartFailed(self._label(), cause)
-        km.ip = str(base)
+        if km.ip != str(base):
+            km.cleanup_connection_file()  # if one is written: it names another place
+            km.ip = str(base)
+
+
+def _is_there(directory: pathlib.Path) -> bool:
+    """Whether there is a directory: if it lies in our own one that was removed, there is again."""
+    if not directory.is_dir():
+        with contextlib.suppress(OSError):  # gone with the last login of its user
+            runtime_dir()
+    return directory.is_dir()
 
 
 def with_safe_path(cmd: list[str]) -> list[str]:

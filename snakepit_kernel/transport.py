@@ -7,11 +7,12 @@ a private folder, and CurveZMQ encryption, keep others out.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from enum import StrEnum
 from pathlib import Path
 from typing import Any
+
+from .files import read_json
 
 KERNEL_MODULE = "snakepit_kernel.kernel"
 """What the commands of kernels run that can be forked from a template."""
@@ -108,7 +109,7 @@ def _names(manager: Any, trait: str) -> bool:
 def reached(connection_file: str | Path) -> Reached:
     """Read from a connection file how its kernel is reached."""
     try:
-        info = json.loads(Path(connection_file).read_bytes())
+        info = read_json(Path(connection_file))
     except (OSError, ValueError):
         return Reached.UNKNOWN
     if not isinstance(info, dict):

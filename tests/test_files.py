@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import sqlite3
 import stat
 import subprocess
@@ -14,14 +15,21 @@ from pathlib import Path
 
 import pytest
 
+from snakepit_kernel.cli.leavings import _stale_connection_files
+from snakepit_kernel.cli.published import UnreadablePool, read_pool
+from snakepit_kernel.cli.wrapping import read_spec
 from snakepit_kernel.errors import ProgramDamaged, StoreError
 from snakepit_kernel.files import NotOurs, check_file, create_file, open_file, write_file
 from snakepit_kernel.pool.observing.timeline import Timeline
+from snakepit_kernel.pool.status import status_path
+from snakepit_kernel.processes import logs
 from snakepit_kernel.processes.registry import Registry
-from snakepit_kernel.sessions.portable import export_session
+from snakepit_kernel.processes.report import EndReport
+from snakepit_kernel.sessions.portable import export_session, import_session
 from snakepit_kernel.sessions.state import open_session
 from snakepit_kernel.store.programs import FILE_FROM_BYTES
 from snakepit_kernel.store.store import open_store
+from snakepit_kernel.transport import Reached, reached
 
 OTHER = 65534
 
@@ -268,6 +276,99 @@ def test_a_pipe_in_the_place_of_what_is_written_out_is_written_to(tmp_path):
         write_file(path, "text")
         assert reader.communicate()[0] == "text"
     assert stat.S_ISFIFO(path.lstat().st_mode)
+
+
+@pytest.fixture
+def alarm() -> Iterator[None]:
+    """Let what waits for ever end."""
+
+    def ring(*_: object) -> None:
+        pytest.fail("it waits")  # no OSError, which might be caught
+
+    old = signal.signal(signal.SIGALRM, ring)
+    signal.alarm(10)
+    yield
+    signal.alarm(0)
+    signal.signal(signal.SIGALRM, old)
+
+
+@pytest.mark.usefixtures("alarm")
+def test_a_pipe_in_the_place_of_a_file_is_not_waited_for(tmp_path):
+    os.mkfifo(pipe := tmp_path / "kernel.json")
+    os.mkfifo(tmp_path / "kernel-1.json")
+
+    assert reached(pipe) is Reached.UNKNOWN
+    assert _stale_connection_files(tmp_path, []) == []
+    with pytest.raises(NotOurs, match="is no regular file"):
+        logs.read_end(pipe, 100)
+    with pytest.raises(ValueError, match="is broken: is no regular file"):
+        read_spec(tmp_path)
+    with (
+        closing(open_store(tmp_path / "s.sqlite")) as store,
+        pytest.raises(ValueError, match="is no exported session"),
+    ):
+        import_session(open_session("s", store=store), pipe)
+
+
+def test_json_without_end_in_a_file_of_others_is_told_or_passed_over(tmp_path):
+    path = tmp_path / "kernel.json"
+    path.write_text("[" * 100_000)
+    path.with_name("kernel-1.json").hardlink_to(path)
+    folder = tmp_path / "run" / "pool"
+    folder.mkdir(parents=True, mode=0o700)
+    write_file(status_path(folder), path.read_text())
+
+    assert reached(path) is Reached.UNKNOWN
+    assert _stale_connection_files(tmp_path, []) == []
+    with pytest.raises(ValueError, match="is broken: there are too many lists"):
+        read_spec(tmp_path)
+    with pytest.raises(UnreadablePool):
+        read_pool(folder)
+    assert EndReport.from_json(path.read_text()) == EndReport()
+    assert EndReport.from_json('{"unknown":' + path.read_text()) == EndReport()
+
+
+def test_a_file_is_imported_from_a_pipe_that_somebody_writes_to(tmp_path):
+    with closing(open_store(tmp_path / "s.sqlite")) as store:
+        session = open_session("s", store=store)
+        session.metadata["a"] = 1
+        export_session(session, tmp_path / "exported")
+        os.mkfifo(pipe := tmp_path / "pipe")
+        writer = [
+            "sh",
+            "-c",
+            f"exec > {pipe}; echo ready >&2; sleep 0.3; cat {pipe.parent}/exported",
+        ]
+        with subprocess.Popen(writer, stderr=subprocess.PIPE) as process:
+            reader = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)  # or it would wait to open it
+            assert process.stderr is not None
+            assert process.stderr.readline() == b"ready\n"
+            other = open_session("other", store=store)
+            assert import_session(other, pipe) == 1
+            os.close(reader)
+        assert dict(other.metadata) == {"a": 1}
+
+
+def test_a_pool_does_not_wait_for_a_pipe_in_the_place_of_a_file_of_its_own(tmp_path):
+    code = """
+import os
+from pathlib import Path
+from snakepit_kernel import Pool
+with Pool(1) as pool:
+    pool.run("1")
+    folder = next(Path(os.environ["SNAKEPIT_RUNTIME_DIR"]).glob("*/default-*"))
+    for name in ("1.1.log", "1.1.json", "pool.json"):
+        (folder / name).unlink(missing_ok=True)
+        os.mkfifo(folder / name)
+    for _ in range(3):
+        pool.recycle()
+        print(pool.run("2", timeout=10).value)
+print(folder.exists())
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=30
+    )
+    assert done.stdout.split() == ["2", "2", "2", "False"]
 
 
 @pytest.mark.usefixtures("open_umask")

@@ -112,6 +112,18 @@ class TestADirectory:
         monkeypatch.setenv(variable, "here")
         assert directory() == tmp_path / "here"
 
+    def test_given_below_home_is_found_there(self, monkeypatch, tmp_path, directory, variable):
+        monkeypatch.setenv("HOME", str(tmp_path))
+        monkeypatch.setenv(variable, "~/here")
+        assert directory() == tmp_path / "here"
+
+    def test_given_below_the_home_of_nobody_is_taken_by_its_name(
+        self, monkeypatch, tmp_path, directory, variable
+    ):
+        monkeypatch.chdir(tmp_path)
+        monkeypatch.setenv(variable, "~no such user/here")
+        assert directory() == tmp_path / "~no such user" / "here"
+
 
 @pytest.fixture
 def short(monkeypatch) -> Iterator[Path]:
@@ -144,6 +156,13 @@ def test_a_directory_of_the_login_that_others_may_write_to_is_passed_over(short,
     (short / "x").mkdir()
     (short / "x").chmod(0o777)
     monkeypatch.setenv("XDG_RUNTIME_DIR", str(short / "x"))
+    assert runtime_dir() == short / ".local/share/jupyter/runtime/snakepit"
+
+
+def test_a_directory_of_the_login_with_a_relative_path_is_passed_over(short, monkeypatch):
+    (short / "x").mkdir(mode=0o700)
+    monkeypatch.chdir(short)
+    monkeypatch.setenv("XDG_RUNTIME_DIR", "x")
     assert runtime_dir() == short / ".local/share/jupyter/runtime/snakepit"
 
 

@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+import dataclasses
 import pickle
+import sqlite3
 import unicodedata
+from contextlib import closing
 
 import pytest
+from snakepit_magics.sessions import SessionList, StatsView, VariableList, tell_of_change
 
 from snakepit_kernel import CellError, StartFailed, ToolError, WorkerDied
 from snakepit_kernel.errors import PoolDegraded, SnakepitError, SurvivorsError
 from snakepit_kernel.printable import printable
+from snakepit_kernel.protocol.unserializable import Unserializable
+from snakepit_kernel.sessions.state import open_session, sessions_of
+from snakepit_kernel.store.store import open_store
 
 EVIL = "a\x1b]0;title\x07b\u202ec\x9bd"
 
@@ -85,3 +92,33 @@ def test_an_error_that_somebody_derives_is_printable_too() -> None:
             return EVIL
 
     assert str(Another()) == r"a\x1b]0;title\x07b\u202ec\x9bd"
+
+
+def test_what_others_wrote_into_a_store_is_shown_printable(tmp_path, capsys) -> None:
+    """Names of metadata may be any text, and the rows of a store somebody else's or damaged."""
+    with closing(open_store(tmp_path / "s.sqlite")) as store:
+        session = open_session("s", store=store)
+        session.variables.register("v", "integer", 1)
+        session.variables.register("w", "integer", 1)
+        session.programs.put("p", 1)
+        session.metadata[EVIL] = 1
+        (change,) = session.variables.history("v")
+        with closing(sqlite3.connect(store.path)) as connection, connection:
+            connection.execute("UPDATE variables SET name = ? WHERE name = 'w'", (EVIL,))
+            connection.execute("UPDATE programs SET name = ?", (EVIL,))
+            connection.execute("UPDATE sessions SET id = ? WHERE id = 's'", (EVIL,))
+            connection.execute("UPDATE variables SET type = ?, description = ?", (EVIL, EVIL))
+        again = SessionList(sessions_of(store), "s")
+        stats = dataclasses.replace(session.stats(), types={EVIL: 1}, most_read=[(EVIL, 1)])
+        tell_of_change(dataclasses.replace(change, name=EVIL))
+        shown = [
+            *(repr(again), again._repr_html_()),
+            *(repr(each) for each in (session.variables, session.programs, session.metadata)),
+            *(session.variables._repr_html_(), repr(VariableList(session.variables.list()))),
+            repr(StatsView(EVIL, stats)),
+            repr(Unserializable(EVIL, EVIL)),
+            capsys.readouterr().out,
+        ]
+
+    assert [text for text in shown if printable(text, lines=True) != text] == []
+    assert [text for text in shown if r"\x1b]0;title" not in text] == []

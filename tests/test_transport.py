@@ -5,9 +5,11 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import shutil
 import socket
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -111,6 +113,36 @@ def test_a_kernel_is_reached_by_ipc_without_being_asked(start_kernel, capfd):
 
     asyncio.run(scenario())
     assert "encryption" not in capfd.readouterr().err
+
+
+@pytest.mark.parametrize("left", ["nothing", "the session's directory"])
+def test_a_kernel_whose_sockets_were_removed_is_reached_again_after_a_restart(
+    start_kernel, monkeypatch, left
+):
+    """The directory of a login session goes with it, and cannot be made anew before the next."""
+    for name in ("SNAKEPIT_RUNTIME_DIR", "JUPYTER_RUNTIME_DIR"):
+        monkeypatch.delenv(name, raising=False)
+    session = Path(tempfile.mkdtemp())
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(session))
+
+    async def scenario() -> None:
+        async with start_kernel() as kernel:
+            before = connection(kernel)
+            assert Path(before["ip"]).parent == session / "snakepit"
+            shutil.rmtree(session if left == "nothing" else session / "snakepit")
+            assert await kernel.run("1 + 1") == "2"
+
+            await kernel.km.restart_kernel(now=True)
+
+            after = connection(kernel)
+            assert (after["ip"] == before["ip"]) is (left != "nothing")
+            client = kernel.km.client()
+            client.start_channels()
+            await client.wait_for_ready(timeout=10)
+            client.stop_channels()
+
+    asyncio.run(scenario())
+    shutil.rmtree(session, ignore_errors=True)
 
 
 def test_ports_that_were_chosen_are_kept_and_encrypted(start_kernel):

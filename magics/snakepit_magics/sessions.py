@@ -43,7 +43,7 @@ class SessionList(list[SessionInfo]):
         return [
             (
                 "*" if session.id == self._chosen else "",
-                session.id,
+                printable(session.id),
                 str(session.variables),
                 str(session.programs),
                 f"{session.size_bytes:,}",
@@ -91,13 +91,13 @@ class StatsView:
         types = ", ".join(f"{count} {kind}" for kind, count in sorted(stats.types.items()))
         read = ", ".join(f"{name} {count}" for name, count in stats.most_read)
         return (
-            f"session    {self._name}\n"
+            f"session    {printable(self._name)}\n"
             f"variables  {stats.variables}, {stats.variable_bytes:,} bytes"
-            f"{f': {types}' if types else ''}\n"
+            f"{f': {printable(types)}' if types else ''}\n"
             f"programs   {stats.programs}, {stats.program_bytes:,} bytes\n"
             f"growth     {stats.registered_last_hour} registered in the last hour, "
             f"{stats.registered_last_day} in the last day; {stats.updates} updates\n"
-            f"reads      {stats.reads} in this kernel{f': {read}' if read else ''}"
+            f"reads      {stats.reads} in this kernel{f': {printable(read)}' if read else ''}"
         )
 
 
@@ -105,7 +105,9 @@ def tell_of_change(change: Change) -> None:
     """Print a change of a variable where it is watched."""
     value = "" if change.kind == "deleted" else f" = {shown(change.value)}"
     about = f"{change.kind} by {printable(change.source)}, version {change.version}"
-    sys.stdout.write(f"{change.name}{value}  ({about})\n")  # print() may be cut before its newline
+    sys.stdout.write(
+        f"{printable(change.name)}{value}  ({about})\n"
+    )  # print() may be cut before its newline
 
 
 def type_for(value: object) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import shlex
@@ -13,6 +12,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from ..errors import StoreError
+from ..files import read_json
 from ..ids import is_run_id
 from ..paths import (
     DATA_VARIABLE,
@@ -245,7 +245,7 @@ def _stale_connection_files(directory: Path, commands: list[str]) -> list[Path]:
 
 def _kernel_of(path: Path) -> str | None:
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = read_json(path)
     except (OSError, ValueError):
         return None  # gone, or somebody else's
     name = content.get("kernel_name") if isinstance(content, dict) else None

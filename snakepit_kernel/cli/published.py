@@ -81,6 +81,6 @@ def read_pool(folder: Path) -> PublishedPool | None:
         status = PoolStatus.from_json(json.loads(read_file(path)))
     except FileNotFoundError:
         return None
-    except (ValueError, TypeError, KeyError, AttributeError, NotOurs) as error:
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError, NotOurs) as error:
         raise UnreadablePool(path) from error
     return PublishedPool(folder=folder, status=status, written=written)

@@ -22,7 +22,7 @@ from string import Template
 from typing import TYPE_CHECKING, Any
 
 from ..errors import suggest
-from ..files import write_file
+from ..files import read_json, write_file
 from .installation import PROVISIONER
 
 if TYPE_CHECKING:
@@ -280,15 +280,14 @@ def read_spec(folder: Path) -> dict[str, Any]:
     """
     path = folder / "kernel.json"
     try:
-        spec = json.loads(path.read_text(encoding="utf-8"))
+        spec = read_json(path)
     except (OSError, ValueError) as error:
         cause = error.strerror if isinstance(error, OSError) else str(error)
         raise ValueError(f"{path} is broken: {cause}; install that kernel anew") from error
     wrong = _what_is_wrong(spec)
-    if wrong:
+    if wrong or not isinstance(spec, dict):
         raise ValueError(f"{path} is broken: {wrong}; install that kernel anew")
-    content: dict[str, Any] = spec
-    return content
+    return spec
 
 
 def _what_is_wrong(spec: object) -> str:

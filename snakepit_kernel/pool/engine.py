@@ -27,12 +27,12 @@ import zmq
 import zmq.asyncio
 
 from ..errors import PoolClosed, SnakepitError, StartFailed, ToolError, WorkerDied
-from ..files import write_file
+from ..files import check_file, write_file
 from ..lane.answers import Interrupted
 from ..lane.arena import TRIM_AFTER
 from ..lane.exchange import Exchange
 from ..locks import Lock
-from ..processes.folders import make_folder, remake_folder, remove_folder, sweep_folders
+from ..processes.folders import Folder, remove_folder, sweep_folders
 from ..processes.supervisor import Supervisor, in_thread
 from ..protocol.messages import ToolInfo
 from .config import PoolConfig
@@ -96,11 +96,11 @@ class Engine:
         self._waiting: list[threading.Lock] = []  # a gate for each who waits for the end
         self._published: object = None
         sweep_folders()
-        self._folder = make_folder(config.name)
+        self._folder = Folder(config.name)
         try:
             self._build()
         except BaseException as error:  # no threads, no memory, Ctrl-C
-            remove_folder(self._folder)
+            remove_folder(self._folder.path)
             self._share.give_back()
             if isinstance(error, RuntimeError):
                 raise StartFailed(f"pool {config.name}", f"{error}; {NO_MORE_THREADS}") from error
@@ -585,7 +585,7 @@ class Engine:
         while True:
             # A look at intervals: telling of each call would cost the call.
             await asyncio.sleep(STATUS_INTERVAL)
-            if not self._folder.is_dir():
+            if not self._folder.path.is_dir():
                 self._published = None  # somebody has removed what was
             self._publish()
             stats = self.stats()
@@ -611,8 +611,9 @@ class Engine:
         if news != self._published:
             self._published = news
             try:
-                remake_folder(self._folder)
-                write_file(status_path(self._folder), json.dumps(status.as_json()))
+                path = status_path(self._folder.present())
+                check_file(path)  # a pipe in its place would be written to, and waited for
+                write_file(path, json.dumps(status.as_json()))
             except OSError as error:  # a full disk; the pool works, and only does not show it
                 logger.warning("snakepit status cannot show pool %s: %s", self.config.name, error)
 
@@ -695,7 +696,7 @@ class Engine:
             self._supervisor.close,
             self.sessions.close,
             self._end_context,
-            lambda: remove_folder(self._folder),
+            lambda: remove_folder(self._folder.path),
             self._share.give_back,
             partial(atexit.unregister, self.close),
         )

@@ -15,6 +15,7 @@ from pathlib import Path
 
 from ..files import open_file, read_file
 from ..ids import is_run_id, new_run_id, own_run_id
+from ..locks import Lock
 from ..paths import RUNTIME_VARIABLE, runtime_dir, runtime_dirs
 from .identity import ProcessIdentity
 from .place import Place, Reach, here
@@ -78,6 +79,48 @@ def _make(run: Path, folder: Path) -> None:
     with open(unclaimed, "x", encoding="ascii", opener=open_file) as file:
         file.write(f"{identity} {place.boot} {place.pid_namespace} {place.written_host}")
     unclaimed.replace(folder / OWNER_FILE)
+
+
+class Folder:
+    """A private folder of this process that stays, if need be elsewhere, when somebody removes it.
+
+    Parameters
+    ----------
+    purpose
+        A short name, for people.
+
+    Attributes
+    ----------
+    path
+        Where it was the last time.
+
+    Raises
+    ------
+    OSError
+        As for `make_folder`.
+    """
+
+    def __init__(self, purpose: str) -> None:
+        self._purpose = purpose
+        self._lock = Lock()
+        self.path = make_folder(purpose)
+
+    def present(self) -> Path:
+        """Return where it is; make it anew if it is gone.
+
+        With a login session its whole directory goes, and only the next one brings that again.
+
+        Raises
+        ------
+        OSError
+            As for `make_folder`.
+        """
+        with self._lock:
+            try:
+                remake_folder(self.path)
+            except FileNotFoundError:
+                self.path = make_folder(self._purpose)
+            return self.path
 
 
 def remake_folder(folder: Path) -> None:

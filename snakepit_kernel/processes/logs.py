@@ -86,7 +86,7 @@ def remove(path: Path) -> None:
 
 
 def _end_of(path: Path, size: int) -> bytes:
-    with path.open("rb") as log:
+    with open(open_file(path, os.O_RDONLY), "rb") as log:  # noqa: PTH123 - it is a descriptor
         log.seek(max(0, log.seek(0, os.SEEK_END) - size))
         return log.read(size)
 

@@ -26,13 +26,13 @@ from ..paths import data_dir
 from ..store.recovery import (
     FAILURES,
     claim,
-    copy_rows,
     is_sound,
     locked,
     may_be_damage,
     readable,
     set_aside,
 )
+from ..store.rescue import copy_rows
 from .anchor import Anchor
 from .identity import ProcessIdentity
 from .place import Place, Reach, here
@@ -514,7 +514,7 @@ def _read_run(row: Sequence[Any]) -> Run | None:
             started=started,
             leftovers=tuple(paths),
         )
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, RecursionError):
         return None
 
 

@@ -100,7 +100,7 @@ class EndReport:
 
         try:
             return msgspec.json.decode(text, type=cls)
-        except msgspec.DecodeError:
+        except (msgspec.DecodeError, RecursionError):
             return cls()
 
     def told(self, whose: str = "") -> str:

@@ -7,6 +7,7 @@ import sys
 from dataclasses import dataclass
 from typing import Literal
 
+from ..printable import printable
 from ..redaction import redacted
 
 Policy = Literal["type", "repr", "error"]
@@ -32,7 +33,8 @@ class Unserializable:
     text: str | None = None
 
     def __repr__(self) -> str:
-        return f"<Unserializable {self.type_name}{f': {self.text}' if self.text else ''}>"
+        text = f"<Unserializable {self.type_name}{f': {self.text}' if self.text else ''}>"
+        return printable(text, lines=True)
 
     def __reduce__(self) -> tuple[type, tuple[str, str | None]]:
         return Unserializable, (self.type_name, self.text)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
@@ -105,7 +106,10 @@ def import_session(session: SessionState, path: str | Path, *, trust: bool = Fal
 
 
 def _read(path: Path, *, trust: bool) -> dict[str, Any]:
-    with path.open("rb") as file:
+    # Of a pipe that nobody writes to, this finds the end, and does not wait for it.
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    with open(descriptor, "rb") as file:  # noqa: PTH123 - it is a descriptor
+        os.set_blocking(descriptor, True)
         data = file.read(-1 if trust else MAX_BYTES + 1)
     if not trust and len(data) > MAX_BYTES:
         msg = (

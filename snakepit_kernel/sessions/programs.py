@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, MutableMapping
 from typing import Any
 
+from ..printable import printable
 from .values import Program
 
 ProgramList = list[Program]
@@ -94,7 +95,7 @@ class Programs(MutableMapping[str, Any]):
         return program
 
     def __repr__(self) -> str:
-        return f"<Programs {', '.join(self)}>"
+        return f"<Programs {printable(', '.join(self))}>"
 
     def _ipython_key_completions_(self) -> Names:
         return [*self]
@@ -128,7 +129,7 @@ class Metadata(MutableMapping[str, Any]):
         return len(self._find("all")())
 
     def __repr__(self) -> str:
-        return f"<Metadata {', '.join(self)}>"
+        return f"<Metadata {printable(', '.join(self))}>"
 
     def _ipython_key_completions_(self) -> Names:
         return [*self]

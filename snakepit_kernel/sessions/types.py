@@ -109,8 +109,18 @@ class VariableType:
 
     @classmethod
     def from_json(cls, name: str, constraints: str) -> VariableType:
-        """Read one that was written down."""
-        return cls(name, _in_order(name, json.loads(constraints)))
+        """Read one that was written down.
+
+        Raises
+        ------
+        TypeError, ValueError
+            What was written down is damaged.
+        """
+        found = json.loads(constraints)
+        if name not in CONSTRAINTS or not isinstance(found, dict):
+            msg = f"there are no {name!r} variables with {constraints!r}"
+            raise ValueError(msg)
+        return cls.checked(name, found)
 
     def as_json(self) -> str:
         """Write the constraints down."""

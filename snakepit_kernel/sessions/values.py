@@ -206,9 +206,9 @@ def variable_of(row: VariableRow) -> Variable:
         type=row.type,
         value=restored(row.value, row.type),
         version=row.version,
-        constraints=json.loads(row.constraints),
+        constraints=facts_of(row.constraints),
         description=row.description,
-        metadata=msgspec.json.decode(row.metadata),
+        metadata=facts_of(row.metadata),
         source=row.source,
         created=when(row.created),
         updated=when(row.updated),
@@ -236,12 +236,23 @@ def program_of(row: ProgramRow) -> Program:
         version=row.version,
         size_bytes=row.size,
         checksum=row.checksum,
-        metadata=msgspec.json.decode(row.metadata),
+        metadata=facts_of(row.metadata),
         source=row.source,
         created=when(row.created),
         updated=when(row.updated),
         expires=None if row.expires is None else when(row.expires),
     )
+
+
+def facts_of(text: str) -> Mapping[str, Any]:
+    """Restore constraints or metadata; where they are damaged, a marker stands in their place."""
+    try:
+        found = json.loads(text)
+    except (ValueError, RecursionError):
+        found = None
+    if isinstance(found, dict):
+        return found
+    return {"damaged": Unserializable(f"what cannot be restored: {text[:60]}")}
 
 
 def when(seconds: float) -> datetime:

@@ -37,6 +37,7 @@ from .values import (
     cannot_restore,
     change_of,
     encode,
+    facts_of,
     json_of,
     variable_of,
 )
@@ -357,16 +358,16 @@ class VariableService:
         self, values: Mapping[Key, Any], versions: Mapping[Key, int], unknown: Sequence[Key]
     ) -> tuple[list[Update], dict[str, Exception]]:
         """Look at several values; return how they are written, and what is wrong with others."""
-        rows = self._table.find(self._number, unknown)
-        for row in rows:
-            self._definitions[row.name] = row.id, VariableType.from_json(row.type, row.constraints)
-        ids = {row.id: row.name for row in rows}
+        rows = {row.name: row for row in self._table.find(self._number, unknown)}
+        ids = {row.id: row.name for row in rows.values()}
         updates: list[Update] = []
         errors: dict[str, Exception] = {}
         for key, value in values.items():
             name = ids.get(key, "") if isinstance(key, int) else key
             try:
-                if name not in self._definitions:
+                if name in rows:
+                    self._definitions[name] = self._defined(rows[name])
+                elif name not in self._definitions:
                     raise self._missing(key)
                 number, kind = self._definitions[name]
                 body = self._encode(name, self._accept(name, kind, value))
@@ -462,8 +463,7 @@ class VariableService:
         row = self._row(key)
         if len(self._definitions) >= REMEMBERED_NAMES:
             self._definitions.clear()
-        found = row.id, VariableType.from_json(row.type, row.constraints)
-        self._definitions[row.name] = found
+        found = self._definitions[row.name] = self._defined(row)
         return row.name, found, False
 
     def _forget_old(self, names: Sequence[str]) -> bool:
@@ -480,6 +480,17 @@ class VariableService:
         if not rows:
             raise self._missing(key)
         return rows[0]
+
+    def _defined(self, row: VariableRow) -> tuple[int, VariableType]:
+        """Return the definition of a variable from its row, which may be damaged."""
+        try:
+            return row.id, VariableType.from_json(row.type, row.constraints)
+        except (TypeError, ValueError, RecursionError) as error:
+            raise StoreError(
+                str(self._session.store.path),
+                f"the type of variable {row.name!r} is damaged: {error}",
+                "delete the variable and register it anew; its value can still be read",
+            ) from error
 
     def _cannot_restore(self, name: Key, error: Exception) -> StoreError:
         return cannot_restore(self._session.store.path, f"variable {name!r}", error)
@@ -528,7 +539,7 @@ _OPTIONS = {"type", "value", "description", "metadata"}
 
 def _difference(present: VariableDiffers) -> str:
     """Say why a variable cannot be registered: it can be again only as what it is."""
-    constraints = VariableType.from_json(present.type, present.constraints).constraints
+    constraints = facts_of(present.constraints)
     listed = ", ".join(f"{key}={value!r}" for key, value in constraints.items())
     return (
         f"variable {present.name!r} is registered already, as {present.type}"

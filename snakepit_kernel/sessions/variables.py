@@ -345,7 +345,7 @@ class Variables(MutableMapping[str, Any]):
     # -- showing -------------------------------------------------------------------------------
 
     def __repr__(self) -> str:
-        return f"<Variables {', '.join(self)}>"  # no values: this may end in a log
+        return f"<Variables {printable(', '.join(self))}>"  # no values: this may end in a log
 
     def _repr_html_(self) -> str:
         return table_of(self.list())
@@ -415,8 +415,8 @@ def row_of(variable: Variable) -> tuple[str, ...]:
     constraints = [f"{name}={bound!r}" for name, bound in variable.constraints.items()]
     locked = [f"locked: {variable.locked}"] if variable.locked is not None else []
     return (
-        variable.name,
-        variable.type,
+        printable(variable.name),
+        printable(variable.type),
         shown(variable.value),
         str(variable.version),
         printable(variable.source),

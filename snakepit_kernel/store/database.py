@@ -31,9 +31,9 @@ from .recovery import (
     log_of,
     may_be_damage,
     put_back,
-    rescue,
     set_aside,
 )
+from .rescue import rescue
 from .schema import VERSION, build, is_compatible, is_plausible
 
 logger = logging.getLogger(__name__)
@@ -336,7 +336,7 @@ class Database:
             except FAILURES as error:
                 if not may_be_damage(error, self.path):
                     self._fail(error)
-                self._replace(error)
+                self._mend(error)
             except OSError as error:
                 self._fail(error)
             try:
@@ -407,9 +407,9 @@ class Database:
             build(connection, found)
             connection.execute(f"PRAGMA user_version = {max(VERSION, found)}")
             connection.execute("COMMIT")
-        except BaseException:
-            connection.execute("ROLLBACK")
-            raise
+        finally:
+            if connection.in_transaction:  # SQLite ends it by itself when the disk is full
+                connection.execute("ROLLBACK")
 
     # -- repairing -----------------------------------------------------------------------------
 
@@ -483,10 +483,13 @@ class Database:
         """Replace a file that was found damaged while it was open."""
         with self._opening:
             self.rest()
-            try:
-                self._replace(error)
-            except (OSError, *FAILURES) as failure:
-                self._fail(failure)
+            self._mend(error)
+
+    def _mend(self, error: Exception) -> None:
+        try:
+            self._replace(error)
+        except (OSError, *FAILURES) as failure:
+            self._fail(failure)
 
     def _replace(self, error: Exception) -> None:
         with locked(self.path, fcntl.LOCK_EX, PATIENCE):
@@ -619,6 +622,12 @@ def _is_busy(error: Exception) -> bool:
     return getattr(error, "sqlite_errorcode", 0) & 0xFF in _BUSY
 
 
+def _is_full(error: Exception) -> bool:
+    """Whether an error says that the disk is full; the index of the log has a code of its own."""
+    code = getattr(error, "sqlite_errorcode", 0)
+    return code == sqlite3.SQLITE_IOERR_SHMSIZE or code & 0xFF == sqlite3.SQLITE_FULL
+
+
 _ORPHANS = "SELECT * FROM pragma_foreign_key_check"
 
 
@@ -630,8 +639,7 @@ def failure(path: Path, error: Exception) -> StoreError:
 
 
 def _problem(error: Exception) -> str:
-    code = getattr(error, "sqlite_errorcode", 0) & 0xFF
-    if code == sqlite3.SQLITE_FULL:
+    if _is_full(error):
         return "the disk is full; nothing was changed"
     if _is_busy(error):
         return f"other processes wrote to it for {PATIENCE:g} s without a gap"
@@ -641,8 +649,7 @@ def _problem(error: Exception) -> str:
 
 
 def _remedy(error: Exception) -> str:
-    code = getattr(error, "sqlite_errorcode", 0) & 0xFF
-    if code == sqlite3.SQLITE_FULL:
+    if _is_full(error):
         return "free some space and try again"
     if _is_busy(error):
         return "try again; write several variables at once by set_many()"

@@ -105,7 +105,7 @@ def replay(path: Path, target: Path, frames: int) -> None:
     frames
         How many frames of the log belong to it.
     """
-    page_bytes, pages = _page_bytes(path), 0
+    page_bytes, pages = page_bytes_of(path), 0
     with path.open("rb") as source, target.open("wb") as out:
         while block := source.read(1 << 20):
             out.write(block)
@@ -116,6 +116,12 @@ def replay(path: Path, target: Path, frames: int) -> None:
             pages = size or pages
         if 0 < pages < _MOST_PAGES:
             out.truncate(pages * page_bytes)
+
+
+def pages_in_log(path: Path) -> dict[int, bytes]:
+    """Return the pages in the log of a database by their numbers, whatever their checksums say."""
+    _, last = _count_frames(path)
+    return {number: page for number, _, page in _frames(path, page_bytes_of(path), last)}
 
 
 def _frames(path: Path, page_bytes: int, most: int) -> list[tuple[int, int, bytes]]:
@@ -137,7 +143,7 @@ def _count_frames(path: Path) -> tuple[int, int]:
     Frames of an earlier use of the same file have other salts. The last transaction may be one
     that was never acknowledged: its writer has died in the middle.
     """
-    page_bytes = _page_bytes(path)
+    page_bytes = page_bytes_of(path)
     salts, ends = [], []
     with contextlib.suppress(FileNotFoundError), log_of(path).open("rb") as log:
         salts.append(log.read(_HEADER)[16:24])
@@ -186,7 +192,8 @@ def _can_be_read(path: Path) -> bool:
     return True
 
 
-def _page_bytes(path: Path) -> int:
+def page_bytes_of(path: Path) -> int:
+    """Return how many bytes a page of a database has, as well as can be told."""
     for file, form, place in ((path, ">H", 16), (log_of(path), ">I", 8)):
         with contextlib.suppress(OSError, struct.error), file.open("rb") as opened:
             (found,) = struct.unpack_from(form, opened.read(_HEADER), place)

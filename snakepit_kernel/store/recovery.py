@@ -1,4 +1,4 @@
-"""What to do about a damaged database file: keep it, rescue what can be read, start anew."""
+"""Whether a database file is damaged, and how it is kept while another takes its place."""
 
 from __future__ import annotations
 
@@ -7,13 +7,11 @@ import fcntl
 import os
 import sqlite3
 import time
-from collections import deque
-from collections.abc import Generator, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
 from ..files import check_file, create_file, open_file
-from .schema import CONSISTENT
 
 LOCK_INTERVAL = 0.01
 """Seconds between tries to lock the file."""
@@ -194,117 +192,12 @@ def put_back(backup: Path, path: Path) -> None:
             backup.with_name(backup.name + suffix).replace(path.with_name(path.name + suffix))
 
 
-def copy_rows(backup: Path, connection: sqlite3.Connection) -> int:
-    """Copy the rows that can still be read of a damaged database; return how many.
-
-    Parameters
-    ----------
-    backup
-        The damaged file.
-    connection
-        To the new one, which has its tables, in a transaction.
-    """
-    copied = 0
-    for table in tables_of(connection):
-        columns = [row[1] for row in connection.execute(f"PRAGMA table_info({table})")]
-        marks = ", ".join("?" * len(columns))
-        insert = f"INSERT OR IGNORE INTO {table} ({', '.join(columns)}) VALUES ({marks})"  # noqa: S608 - names of our own schema
-        for row in _readable_rows(backup, table, columns):
-            with contextlib.suppress(sqlite3.IntegrityError, UnicodeEncodeError):  # a damaged row
-                copied += connection.execute(insert, row).rowcount
-    return copied
-
-
-def rescue(backup: Path, connection: sqlite3.Connection) -> int:
-    """Copy what can still be read of a damaged store of sessions; return the number of rows.
-
-    Parameters
-    ----------
-    backup
-        The damaged file.
-    connection
-        To the new one, which has its tables.
-    """
-    connection.execute("PRAGMA foreign_keys = OFF")
-    connection.execute("BEGIN IMMEDIATE")
-    rescued = copy_rows(backup, connection)
-    for table in tables_of(connection):  # rows whose session could not be read
-        for row in connection.execute(f"PRAGMA foreign_key_check({table})").fetchall():
-            delete = f"DELETE FROM {table} WHERE rowid = ?"  # noqa: S608 - names of our own schema
-            rescued -= connection.execute(delete, (row[1],)).rowcount
-    for statement in CONSISTENT:
-        removed = connection.execute(statement).rowcount
-        rescued -= removed if statement.startswith("DELETE") else 0
-    connection.execute("COMMIT")
-    connection.execute("PRAGMA foreign_keys = ON")
-    return rescued
-
-
 def tables_of(connection: sqlite3.Connection) -> list[str]:
     """Return the names of the tables, in the order in which they were made."""
     select = "SELECT name FROM sqlite_master WHERE type = 'table' AND name NOT LIKE 'sqlite_%'"
     return [name for (name,) in connection.execute(f"{select} ORDER BY rowid")]
 
 
-Rows = Generator[tuple[object, ...], None, tuple[int, bool]]
-
-
-def _readable_rows(backup: Path, table: str, columns: list[str]) -> Iterator[tuple[object, ...]]:
-    """Read a table from both ends up to the damage, then what lies between damaged places."""
-    with contextlib.closing(sqlite3.connect(backup)) as damaged:
-        damaged.text_factory = readable
-        with contextlib.suppress(*FAILURES):  # what is left of a schema is used then
-            damaged.execute("PRAGMA writable_schema = ON")
-        select = f"SELECT rowid, {', '.join(columns)} FROM {table} NOT INDEXED WHERE rowid"  # noqa: S608 - names of our own schema
-
-        def ascending(after: int, before: int) -> Rows:
-            return _run(damaged, f"{select} BETWEEN ? AND ? ORDER BY rowid", after, before, after)
-
-        def descending(after: int, before: int) -> Rows:
-            order = "BETWEEN ? AND ? ORDER BY rowid DESC"
-            return _run(damaged, f"{select} {order}", after, before, before)
-
-        low, is_all = yield from ascending(-1, _LAST)
-        if is_all:
-            return
-        high, _ = yield from descending(low, _LAST)
-        # Where the first page, or the last, is damaged, the end of the numbers is not known.
-        first = low if low >= 0 else max(0, high - FARTHEST)
-        last = high if high < _LAST else low + FARTHEST
-        gaps = deque([(first, last)] if low >= 0 or high < _LAST else [])
-        for _ in range(MAX_PROBES):
-            if not gaps:
-                return
-            low, high = gaps.popleft()
-            middle = (low + high) // 2
-            if low < middle:
-                below, _ = yield from descending(low, middle)
-                above, is_all = yield from ascending(middle + 1, high)
-                gaps.append((low, below))
-                if not is_all:
-                    gaps.append((above, high))
-
-
-def _run(damaged: sqlite3.Connection, select: str, low: int, high: int, last: int) -> Rows:
-    """Yield rows up to the damage; return the number of the last, and whether none is damaged."""
-    try:
-        for found in damaged.execute(select, (low, high)):
-            last = found[0]
-            yield found[1:]
-    except FAILURES:
-        return last, False
-    return last, True
-
-
 def readable(text: bytes) -> str:
     """Decode a text of a database that may be damaged."""
     return text.decode("utf-8", "replace")
-
-
-FARTHEST = 100_000
-"""Numbers of rows that are tried where the first or the last of a table cannot be read."""
-
-MAX_PROBES = 8000
-"""How often a place between damaged ones is looked for in a table."""
-
-_LAST = (1 << 63) - 1

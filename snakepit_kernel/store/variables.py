@@ -93,7 +93,12 @@ class NewVariable:
 
     def is_the_same_as(self, type_name: str, constraints: str) -> bool:
         """Whether what is there already is what is to be added."""
-        return self.type == type_name and json.loads(self.constraints) == json.loads(constraints)
+        if self.type != type_name or self.constraints == constraints:
+            return self.type == type_name
+        try:
+            return bool(json.loads(self.constraints) == json.loads(constraints))
+        except (ValueError, RecursionError):  # damaged
+            return False
 
 
 class Update(NamedTuple):

@@ -232,7 +232,7 @@ def _are_ready(pool: Pool) -> bool:
 
 def _workers_of(pool: Pool) -> list[int]:
     """Return the pids of the guardians of a pool's workers: one each, from its start to its end."""
-    folder = str(pool._engine._folder)
+    folder = str(pool._engine._folder.path)
     found = []
     for process in psutil.process_iter(["pid", "cmdline"]):
         words = process.info["cmdline"] or [""]

@@ -15,7 +15,7 @@ from snakepit_kernel import Pool
 
 
 def sockets_of(pool: Pool) -> list[Path]:
-    folder = pool._engine._folder
+    folder = pool._engine._folder.path
     return [path for path in folder.rglob("*") if stat.S_ISSOCK(path.stat().st_mode)]
 
 
@@ -27,7 +27,7 @@ def test_only_the_channels_of_jupyter_have_a_name_to_connect_to(open_pool):
 
     assert names
     assert all(name.startswith("1.1-") for name in names)
-    assert pool._engine._folder.stat().st_mode & 0o077 == 0, "for its user alone"
+    assert pool._engine._folder.path.stat().st_mode & 0o077 == 0, "for its user alone"
 
 
 @pytest.mark.parametrize("key", ["wrong key", "no key", "no frames of Jupyter"])

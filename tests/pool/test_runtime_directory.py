@@ -46,10 +46,10 @@ def test_a_pool_whose_directory_was_removed_makes_it_anew(runtime, open_pool):
     assert pool.submit(abs, -3).result(20) == 3
     assert pool.run("6 * 7").value == 42  # its sockets are connected
     until = time.monotonic() + 10
-    while not (pool._engine._folder / "pool.json").exists():
+    while not (pool._engine._folder.path / "pool.json").exists():
         assert time.monotonic() < until
         time.sleep(0.02)  # what a pool publishes is no event
-    assert private(pool._engine._folder) == [True] * 3
+    assert private(pool._engine._folder.path) == [True] * 3
 
 
 def test_a_worker_whose_sockets_were_removed_is_replaced_by_one_that_runs_cells(runtime, open_pool):
@@ -92,7 +92,35 @@ def test_workers_start_again_after_the_directory_was_removed(change, runtime, op
         pool.resize(2)
 
     assert pool.run("6 * 7").value == 42
-    assert private(pool._engine._folder) == [True] * 3
+    assert private(pool._engine._folder.path) == [True] * 3
+
+
+@pytest.mark.parametrize("change", ["kill", "recycle"])
+def test_workers_start_again_after_the_login_session_has_ended(change, monkeypatch, open_pool):
+    """Its directory goes with it, and cannot be made anew before the next one."""
+    session = Path(tempfile.mkdtemp(prefix="spt-", dir="/tmp"))
+    for name in ("SNAKEPIT_RUNTIME_DIR", "JUPYTER_RUNTIME_DIR"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(session))
+    pool = open_pool()
+    pool.run("0")
+    assert pool._engine._folder.path.is_relative_to(session)
+    before = pid_of(pool)
+    shutil.rmtree(session)
+
+    if change == "kill":
+        os.kill(before, signal.SIGKILL)
+        while not pool.stats().died:
+            time.sleep(0.01)  # a pool does not tell that it has seen an end
+    else:
+        pool.recycle()
+
+    assert pool.run("6 * 7").value == 42
+    folder = pool._engine._folder.path
+    assert private(folder) == [True] * 3
+    pool.shutdown()
+    assert not folder.exists()
+    assert not session.exists()
 
 
 PROGRAM = """

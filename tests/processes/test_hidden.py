@@ -180,7 +180,7 @@ def test_a_hidden_owner_is_no_dead_one(look):
     pool = Pool(1)
     worker = int(pool.run("import os; os.getpid()").value)
     reaped = json.loads(reap("--json"))
-    folder = str(pool._engine._folder)
+    folder = str(pool._engine._folder.path)
     tell(reaped["runs"], len(reaped["left_alone"]["live"]), pool.run("6 * 7").value,
          gone(worker, 0), os.path.exists(folder))
     """

@@ -107,6 +107,7 @@ def test_a_run_of_another_boot_is_dead_though_its_pids_are_in_use(registry):
         ("leftovers", "{"),
         ("leftovers", "[1]"),
         ("leftovers", "null"),
+        pytest.param("leftovers", "[" * 100_000, id="leftovers in each other"),
     ],
 )
 def test_a_damaged_row_is_passed_over(registry, column, value):

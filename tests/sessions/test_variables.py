@@ -8,8 +8,10 @@ import importlib
 import logging
 import math
 import pickle
+import sqlite3
 import sys
 import tempfile
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -736,3 +738,42 @@ def test_looking_whether_a_variable_is_there_is_no_reading_of_it(tmp_path):
     assert number + 1 not in session.variables
     assert True not in session.variables
     assert session.stats().reads == 0
+
+
+# -- damage ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("column", "text"),
+    [
+        *(("constraints", text) for text in ("{\ufffd", "[]", '{"min": "a"}', "[" * 100_000, "1")),
+        *(("metadata", text) for text in ("{\ufffd", "[]", "{x}")),
+        ("type", "integfr"),
+    ],
+)
+def test_a_variable_whose_row_is_damaged_can_be_read_and_hides_no_other(
+    session, store, column, text
+):
+    for name in ("a", "b"):
+        session.variables.register(name, "integer", 1, metadata={"unit": "m"}, min=0)
+    with closing(sqlite3.connect(store.path)) as connection, connection:
+        connection.execute(f"UPDATE variables SET {column} = ? WHERE name = 'a'", (text,))
+
+    again = open_session(session.id, store=store).variables
+
+    assert [(variable.name, variable.value) for variable in again.list()] == [("a", 1), ("b", 1)]
+    assert again["a"] == 1
+    if column == "metadata":
+        again.set("a", 2)
+    else:
+        with pytest.raises(StoreError, match="the type of variable 'a' is damaged.*register"):
+            again.set("a", 2)
+        result = again.set_many({"a": 2, "b": 2}, atomic=False)
+        assert result.versions == {"b": 2}
+        assert isinstance(result.errors["a"], StoreError)
+        with pytest.raises(ValueError, match="a"):
+            again.register("a", "integer", 3)
+        again.delete("a")
+        again.register("a", "integer", 3)
+    again.set("b", 4)
+    assert again["b"] == 4

@@ -9,13 +9,13 @@ import time
 from collections import Counter, deque
 from collections.abc import Callable, Coroutine, Iterable
 from functools import partial
-from pathlib import Path
 from typing import Any
 from weakref import WeakSet
 
 import zmq.asyncio
 
 from ...errors import SnakepitError, StartFailed
+from ...processes.folders import Folder
 from ...processes.supervisor import Supervisor
 from ...processes.template import why_not
 from ...protocol.messages import ToolInfo, WorkerSetup
@@ -54,7 +54,7 @@ class Roster:
     config
         The pool's options.
     folder
-        Where the workers' sockets and logs lie.
+        Where the sockets and logs of new workers lie.
     context
         For the workers' Jupyter channels.
     supervisor
@@ -85,7 +85,7 @@ class Roster:
     def __init__(
         self,
         config: PoolConfig,
-        folder: Path,
+        folder: Folder,
         context: zmq.asyncio.Context,
         *,
         supervisor: Supervisor,
@@ -221,7 +221,7 @@ class Roster:
                 self._config,
                 number,
                 incarnation,
-                folder=self._folder,
+                folder=self._folder.present(),
                 context=self._context,
                 specs=self._specs,
             )
