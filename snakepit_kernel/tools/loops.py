@@ -16,8 +16,9 @@ class EventLoops:
     """Gives each call the current event loop and policy of a fresh process, and takes them back.
 
     Before Python 3.14 `asyncio.get_event_loop` makes a loop in the main thread, unless one was set
-    before. Only the policy knows whether that was so: each call gets another one. It is used again
-    if the call has not touched it, as most do not.
+    before. Only the policy knows whether that was so: each call gets another one. It stays there
+    for the next if the call has not touched it, as most do not: between calls the worker's own loop
+    runs, and nobody asks for another.
 
     Parameters
     ----------
@@ -34,7 +35,9 @@ class EventLoops:
     def begin(self) -> None:
         """Begin a call, which may be inside another one. No loop runs in this thread now."""
         before = _policy()
-        if not self._in_main_thread:
+        if type(before) is CallPolicy and before.is_untouched:  # as after most calls
+            self._calls.append((before, before))
+        elif not self._in_main_thread:
             self._calls.append((before, None))
         elif type(before) in _USUAL:
             policy = self._untouched or CallPolicy()
@@ -49,10 +52,16 @@ class EventLoops:
     def end(self) -> None:
         """End the call that began last."""
         before, given = self._calls.pop()
-        if not self._in_main_thread:
+        if given is before:
+            if _policy() is not before or not before.is_untouched:
+                before.close()
+                asyncio.set_event_loop_policy(CallPolicy())
+        elif not self._in_main_thread:
             _restore_policy(before)
             asyncio.set_event_loop(None)
         elif isinstance(given, CallPolicy):
+            if given.is_untouched and not self._calls and _policy() is given:
+                return  # the next call finds it
             asyncio.set_event_loop_policy(before)
             if given.is_untouched:
                 self._untouched = given
