@@ -324,8 +324,9 @@ def _write(source: Path, target: Path, content: dict[str, Any]) -> list[Path]:
     inside, leading_out = source.resolve(), []
 
     def left_out(folder: str, names: list[str]) -> set[str]:
-        # copytree's own test for links that dangle takes a relative one from the current directory
-        found = {name for name in names if not Path(folder, name).exists()}
+        # copytree's own test for links that dangle takes a relative one from the current directory,
+        # and it follows a link to the folder that it lies in without end
+        found = {name for name in names if not _can_be_copied(Path(folder, name), inside)}
         for name in set(names) - found:
             path = Path(folder, name)
             if not path.resolve().is_relative_to(inside):
@@ -349,8 +350,17 @@ def _write(source: Path, target: Path, content: dict[str, Any]) -> list[Path]:
     return sorted(leading_out)
 
 
+def _can_be_copied(path: Path, inside: Path) -> bool:
+    behind = path.resolve()
+    is_loop = behind.is_relative_to(inside) and path.parent.resolve().is_relative_to(behind)
+    return path.exists() and not is_loop
+
+
 def _copy_file(source: str, target: str) -> None:
     """Copy a file: its rights, but not that it runs as its owner, who is another one now."""
+    if not Path(source).is_file():  # a pipe would be waited for, and a device may have no end
+        msg = f"`{source}` is no regular file"
+        raise shutil.SpecialFileError(msg)
     shutil.copy2(source, target)
     path = Path(target)
     if path.stat().st_mode & (stat.S_ISUID | stat.S_ISGID):

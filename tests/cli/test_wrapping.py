@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import stat
 import subprocess
 import sys
 from collections.abc import Callable
@@ -272,6 +273,31 @@ def test_links_within_an_original_are_followed_and_dangling_ones_left_out(
     assert not (copy / "shared.js").is_symlink()
     assert (copy / "shared.js").read_text() == "shared"
     assert not os.path.lexists(copy / "dangling")
+
+
+def test_links_of_an_original_to_the_folder_that_they_lie_in_are_left_out(
+    command: Run, place: Any, original: Path
+) -> None:
+    (original / "bin" / "loop").symlink_to("..")
+    (original / "loop").symlink_to(".")
+
+    assert command("wrap", "plain")[::2] == (0, "")
+
+    left = {path.name for path in (user_kernels(place) / "snakepit-plain").rglob("*")}
+    assert "bin" in left
+    assert "loop" not in left
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can make a device")
+def test_a_device_in_an_original_is_named_and_not_copied_without_end(
+    command: Run, place: Any, original: Path
+) -> None:
+    os.mknod(original / "zeros", stat.S_IFCHR | 0o600, os.makedev(1, 5))
+
+    said = complaint(command("wrap", "plain"), 1)
+
+    assert f"cannot copy {original}/zeros" in said
+    assert not (user_kernels(place) / "snakepit-plain").exists()
 
 
 def test_links_out_of_an_original_are_named_and_not_followed(
