@@ -172,13 +172,13 @@ def test_one_that_was_stopped_is_ended_and_not_waited_for(start, process_of, vic
             run_id = await one_waits()
             (row,) = [run for run in Registry().runs() if run.run_id == run_id]
             process = process_of(row.process.pid)
-            (template,) = templates()
+            template = kernel.km.provisioner.guarded.template
             stopped = template.identity if victim == "template" else getattr(row, victim)
             os.kill(stopped.pid, signal.SIGSTOP)
             began = time.monotonic()
             await kernel.km.restart_kernel(now=True)
             await kernel.ready()
-            assert time.monotonic() - began < 2
+            assert time.monotonic() - began < 10  # it would be waited for three times as long
             assert kernel.km.provisioner.run_id != run_id
             assert process.wait_gone()
 

@@ -203,6 +203,7 @@ class SnakepitKernelApp(IPKernelApp):
         """Make the channel for output as ipykernel does, with a thread of ours."""
         channel = context.socket(zmq.XPUB)
         channel.linger = 1000
+        channel.xpub_verbose = True  # also who comes while another is there is welcomed
         self._apply_curve_server_options(channel)
         self.iopub_port = self._bind_socket(channel, self.iopub_port)
         self.iopub_thread = OutputThread(channel, self.session)

@@ -50,7 +50,9 @@ def test_the_status_and_the_dashboard_show_a_pool_at_work(open_lab, tmp_path):
 
 
 def test_a_dashboard_that_nobody_sees_is_not_refreshed(open_lab):
-    cells = (CELLS[0], CELLS[2], "dashboard.shown", "dashboard.shown")
+    # The page tells of it a moment later; a cell that awaits lets that message in.
+    wait = "import asyncio\nwhile dashboard.shown is {}: await asyncio.sleep(0.05)\ndashboard.shown"
+    cells = (CELLS[0], CELLS[2], wait.format(True), wait.format(False))
     lab = open_lab(*cells, theme="JupyterLab Dark")
     lab.run(0)
     dashboard = lab.run(1)

@@ -398,3 +398,16 @@ child.start(); child.join(); mine.getsockname()[1], child.exitcode
             assert await kernel.run("6 * 7") == "42"
 
     asyncio.run(scenario())
+
+
+def test_each_client_is_welcomed_also_beside_another(start_kernel):
+    async def scenario() -> None:
+        async with start_kernel() as kernel:
+            for _ in range(2):
+                client = kernel.km.client()
+                client.start_channels(hb=False)
+                message = await client.get_iopub_msg(timeout=10)
+                client.stop_channels()
+                assert message["msg_type"] == "iopub_welcome"
+
+    asyncio.run(scenario())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import textwrap
@@ -9,6 +10,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import psutil
 import pytest
 
 from snakepit_kernel import Pool, context
@@ -39,7 +41,11 @@ def spares_of(pool: Pool, count: int = 1) -> list[Worker]:
 
 def kill(pid: int | None) -> None:
     assert pid is not None
+    process = psutil.Process(pid)
     os.kill(pid, signal.SIGKILL)
+    with contextlib.suppress(psutil.NoSuchProcess):  # it may take a while to come to its end
+        while process.is_running() and process.status() != psutil.STATUS_ZOMBIE:
+            time.sleep(0.001)
 
 
 def wait_for(pool: Pool, pid: int | None) -> None:
