@@ -127,6 +127,6 @@ def write_adapter(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
             def well(self):
                 return "well"
     """
-    (tmp_path / "headless.py").write_text(textwrap.dedent(code))
+    (tmp_path / "ending.py").write_text(textwrap.dedent(code))
     monkeypatch.syspath_prepend(str(tmp_path))
-    return "headless:Little"
+    return "ending:Little"

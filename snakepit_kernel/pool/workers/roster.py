@@ -397,7 +397,7 @@ class Roster:
                 return
         worker.condemn()
 
-    def end_headless_spares(self) -> None:
+    def end_spares_without_main_thread(self) -> None:
         """End those that are kept ready and whose main thread has ended."""
         self._spares.end_those_without_main_thread()
 

@@ -57,16 +57,16 @@ class Upkeep:
             for worker in self._crew.living():
                 logs.bound_file(worker.log_path)  # ours do it themselves: other kernels do not
             if self._config.kernel.is_python:  # other programs may do well without
-                self._find_headless()
+                self._end_those_without_main_thread()
             if self._config.max_memory_bytes is not None:
                 await self._weigh(self._config.max_memory_bytes)
 
-    def _find_headless(self) -> None:
+    def _end_those_without_main_thread(self) -> None:
         """Replace workers whose main thread has ended.
 
         Nothing else tells: the process lives, and a thread beside beats its pulse.
         """
-        self._crew.end_headless_spares()
+        self._crew.end_spares_without_main_thread()
         for worker in self._crew.living():
             if worker.has_lost_its_main_thread:
                 worker.end_reason = "lost its main thread (it called pthread_exit)"
