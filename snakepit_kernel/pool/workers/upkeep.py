@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from weakref import WeakKeyDictionary
+from weakref import WeakKeyDictionary, WeakSet
 
 import psutil
 
@@ -41,6 +41,7 @@ class Upkeep:
         self._config = config
         self._crew = crew
         self._has_warned = False
+        self._without_main_thread: WeakSet[Worker] = WeakSet()
 
     def begin(self) -> None:
         """Do so from now on, until the crew ends."""
@@ -67,11 +68,15 @@ class Upkeep:
         Nothing else tells: the process lives, and a thread beside beats its pulse.
         """
         self._crew.end_spares_without_main_thread()
-        for worker in self._crew.living():
-            if worker.has_lost_its_main_thread:
-                worker.end_reason = "lost its main thread (it called pthread_exit)"
-                logger.warning("worker %s %s", worker.name, worker.end_reason)
-                self._crew.give_up(worker)
+        before = self._without_main_thread
+        # Seen once, it may be one that is just about to end: its threads do so one by one.
+        self._without_main_thread = WeakSet(
+            worker for worker in self._crew.living() if worker.has_lost_its_main_thread
+        )
+        for worker in list(self._without_main_thread & before):
+            worker.end_reason = "lost its main thread (it called pthread_exit)"
+            logger.warning("worker %s %s", worker.name, worker.end_reason)
+            self._crew.give_up(worker)
 
     # -- memory --------------------------------------------------------------------------------
 
