@@ -37,10 +37,15 @@ def publish(runtime: Path, owner: ProcessIdentity | None = None, **fields: Any) 
     return folder
 
 
+def without_kept(text: str) -> str:
+    """What it says but for processes that were kept on purpose: they may be this machine's."""
+    return text.partition("kept on purpose\n")[0]
+
+
 def test_without_pools_it_says_so_and_succeeds(snakepit: Run) -> None:
     done = snakepit("status")
 
-    assert (done.returncode, done.stdout, done.stderr) == (0, "no live pools\n", "")
+    assert (done.returncode, without_kept(done.stdout), done.stderr) == (0, "no live pools\n", "")
 
 
 def test_a_live_pool_is_shown_with_its_workers(
@@ -105,12 +110,9 @@ def test_a_pool_whose_owner_was_killed_is_not_shown(
     done = snakepit("status", "--json")
 
     assert len(shown["pools"]) == 1
-    assert json.loads(done.stdout) == {
-        "pools": [],
-        "runs": [],
-        "kept": [],
-        "bookings": [],
-    }
+    now = json.loads(done.stdout)
+    assert isinstance(now.pop("kept"), list)
+    assert now == {"pools": [], "runs": [], "bookings": []}
 
 
 def test_what_a_dead_owner_published_is_not_shown(snakepit: Run, place: Any) -> None:
@@ -125,8 +127,8 @@ def test_what_a_dead_owner_published_is_not_shown(snakepit: Run, place: Any) -> 
     after = snakepit("status").stdout
 
     assert "pool shop" in before
-    assert as_zombie == "no live pools\n"
-    assert after == "no live pools\n"
+    assert without_kept(as_zombie) == "no live pools\n"
+    assert without_kept(after) == "no live pools\n"
 
 
 def test_a_process_that_got_the_pid_of_a_dead_owner_is_not_taken_for_it(
@@ -136,7 +138,7 @@ def test_a_process_that_got_the_pid_of_a_dead_owner_is_not_taken_for_it(
     assert ours is not None
     publish(place.runtime, ProcessIdentity(ours.pid, ours.start_time - 1), name="shop")
 
-    assert snakepit("status").stdout == "no live pools\n"
+    assert without_kept(snakepit("status").stdout) == "no live pools\n"
 
 
 def test_the_age_of_a_state_grows_with_the_age_of_the_file(snakepit: Run, place: Any) -> None:
