@@ -297,9 +297,17 @@ class SnakepitProvisioner(LocalProvisioner):
         if self._adopted is not None:
             await self._conclude_adopted(self._adopted["guardian"], signal.SIGTERM)
             self._adopted = None
+            self._remove_sockets()
         if self._run is not None:
             await self._conclude(self._run, grace)  # may be cancelled: then it is still ours to end
             self._run = None
+            self._remove_sockets()
+
+    def _remove_sockets(self) -> None:
+        """Remove what a kernel that has ended has left where it was reached."""
+        km = self.parent
+        if km is not None and km.transport == "ipc":
+            km.cleanup_ipc_files()
 
     async def _conclude(self, run: GuardedRun, grace: float) -> None:
         """End a run, and say what does not die."""

@@ -18,7 +18,7 @@ from .ids import RUN_ID_OPTION, new_run_id
 from .locks import Lock
 from .processes.registry import Registry
 from .processes.run import GuardedRun
-from .processes.supervisor import Supervisor
+from .processes.supervisor import Supervisor, tasks_beside
 from .processes.template import CannotFork, Kind, discard, relevant, template_for
 
 logger = logging.getLogger(__name__)
@@ -151,6 +151,7 @@ class _Standbys:
     def _in_background(self) -> Supervisor:
         with self._lock:
             if self._supervisor is None:
+                self._one_at_a_time = asyncio.Lock()
                 self._supervisor = Supervisor("snakepit-standby")
             return self._supervisor
 
@@ -169,16 +170,16 @@ class _Standbys:
                 self._supervisor = None
 
     async def _end_all(self) -> None:
-        for task in self._starts:
-            task.cancel()
-        current = asyncio.current_task()
-        others = [task for task in asyncio.all_tasks() if task is not current]
-        await asyncio.gather(*others, return_exceptions=True)
-        with self._lock:
-            waiting = [run for runs in self._waiting.values() for run in runs]
-            self._waiting.clear()
-            self._starting.clear()  # one that was cancelled before it began has not counted itself
-        await asyncio.gather(*(run.end(0.0) for run in waiting))
+        async with self._one_at_a_time:  # after a Ctrl-C there may be two, and both wait for the end
+            for task in self._starts:
+                task.cancel()
+            await asyncio.gather(*tasks_beside(self._end_all), return_exceptions=True)
+            with self._lock:
+                waiting = [run for runs in self._waiting.values() for run in runs]
+                self._waiting.clear()
+                # One that was cancelled before it began has not counted itself.
+                self._starting.clear()
+            await asyncio.gather(*(run.end(0.0) for run in waiting))
 
 
 def _answers(run: GuardedRun) -> bool:

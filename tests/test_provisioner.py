@@ -794,6 +794,7 @@ def test_a_start_that_is_cancelled_leaves_nothing(monkeypatch, moment):
         with pytest.raises(asyncio.CancelledError):
             await km.start_kernel()
         assert not km.provisioner.has_process
+        assert [port for port in km.ports if os.path.exists(f"{km.ip}-{port}")] == []
         km.cleanup_connection_file()
         km.context.destroy(linger=0)
 

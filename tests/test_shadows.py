@@ -58,6 +58,8 @@ def unsafe_pythons() -> list[list[str]]:
     for process in psutil.Process().children(recursive=True):
         with contextlib.suppress(psutil.NoSuchProcess):
             command = process.cmdline()
+            if "multiprocessing" in " ".join(command):  # this process's own
+                continue
             if "python" in Path(command[0]).name and not {"-P", "-I"} & set(command):
                 found.append(command)
     return found

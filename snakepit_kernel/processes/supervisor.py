@@ -29,6 +29,16 @@ async def in_thread(function: Callable[..., T], *arguments: Any) -> T:
     return await running
 
 
+def tasks_beside(function: Callable[..., Any]) -> list[asyncio.Task[Any]]:
+    """Return the tasks of the running loop that do not run a certain coroutine function."""
+    code = function.__code__
+    return [
+        task
+        for task in asyncio.all_tasks()
+        if getattr(task.get_coro(), "cr_code", None) is not code
+    ]
+
+
 class Supervisor:
     """An event loop in a daemon thread. Everything that starts or ends a process runs in it.
 
@@ -84,8 +94,7 @@ class Supervisor:
         """End the loop and its thread, when nothing is left to do in it."""
 
         async def finish() -> None:
-            current = asyncio.current_task()
-            tasks = [task for task in asyncio.all_tasks() if task is not current]
+            tasks = tasks_beside(finish)
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)

