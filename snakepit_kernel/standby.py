@@ -170,7 +170,9 @@ class _Standbys:
                 self._supervisor = None
 
     async def _end_all(self) -> None:
-        async with self._one_at_a_time:  # after a Ctrl-C there may be two, and both wait for the end
+        async with (
+            self._one_at_a_time
+        ):  # after a Ctrl-C there may be two, and both wait for the end
             for task in self._starts:
                 task.cancel()
             await asyncio.gather(*tasks_beside(self._end_all), return_exceptions=True)
