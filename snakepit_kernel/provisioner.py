@@ -21,6 +21,7 @@ from traitlets import Bool, CaselessStrEnum, Float, Int, List, Unicode, default
 
 from . import standby
 from .errors import StartFailed, SurvivorsError
+from .files import make_directory
 from .ids import RUN_ID_OPTION, new_run_id
 from .paths import MAX_SOCKET_PATH, is_private, runtime_dir, why_too_long
 from .processes.guarded import GuardedProcess
@@ -420,6 +421,9 @@ class SnakepitProvisioner(LocalProvisioner):
         usual = pathlib.Path(f"{os.path.splitext(file)[0]}-ipc")  # noqa: PTH122
         if not base.is_absolute():
             base = usual
+        if base == usual and base.is_absolute():
+            with contextlib.suppress(OSError):  # then it is no place for sockets either
+                make_directory(base.parent)
         fits = len(os.fsencode(base)) + len("-65535") <= MAX_SOCKET_PATH
         is_left = base.is_absolute() and _is_there(base.parent)
         if not fits or not is_left or (base == usual and not is_private(base.parent)):

@@ -117,9 +117,11 @@ def test_a_kernel_is_reached_by_ipc_without_being_asked(start_kernel, capfd):
 
 @pytest.mark.parametrize("left", ["nothing", "the session's directory"])
 def test_a_kernel_whose_sockets_were_removed_is_reached_again_after_a_restart(
-    start_kernel, monkeypatch, left
+    start_kernel, monkeypatch, tmp_path, left
 ):
     """The directory of a login session goes with it, and cannot be made anew before the next."""
+    (tmp_path / "runtime").mkdir(mode=0o755)  # open to others: no place for sockets
+    monkeypatch.setenv("JUPYTER_DATA_DIR", str(tmp_path))
     for name in ("SNAKEPIT_RUNTIME_DIR", "JUPYTER_RUNTIME_DIR"):
         monkeypatch.delenv(name, raising=False)
     session = Path(tempfile.mkdtemp())

@@ -542,19 +542,20 @@ def test_ctrl_c_at_random_moments_loses_no_work_and_no_worker(open_pool):
 
     before = signal.signal(signal.SIGINT, interrupt)
     shooter = subprocess.Popen([sys.executable, "-c", shoot, str(os.getpid())])
-    while True:
-        try:
-            is_target = True
-            while shots <= 60:
+    try:
+        while shots <= 60:
+            try:
+                is_target = True  # each time: a finalizer that is hit swallows the interrupt
                 if (answer := pool.call("echo", {"value": shots})) != shots:
                     wrong.append(answer)
-            is_target = False
-            break
-        except KeyboardInterrupt:
-            shots += 1
-    shooter.kill()
-    shooter.wait()
-    signal.signal(signal.SIGINT, before)
+                is_target = False
+            except KeyboardInterrupt:
+                shots += 1
+    finally:
+        is_target = False
+        shooter.kill()
+        shooter.wait()
+        signal.signal(signal.SIGINT, before)
 
     assert wrong == []
     futures = [pool.submit(time.sleep, 0.2) for _ in range(2)]
