@@ -94,10 +94,13 @@ def check_directory(path: Path) -> None:
     if not stat.S_ISDIR(status.st_mode):
         raise NotOurs(str(path), "is no directory", "remove it")
     if (mode := stat.S_IMODE(status.st_mode)) & OTHERS:
+        is_shared = mode & stat.S_ISVTX  # as /tmp: it must stay as it is
         raise NotOurs(
             str(path),
             f"is open to others (mode {mode:04o}): who knows what they have put there",
-            f"look what is in it, then chmod 700 {path}",
+            f"name a new one in it, as {path / 'snakepit'}"
+            if is_shared
+            else f"look what is in it, then chmod 700 {path}",
         )
 
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
+import stat
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
@@ -108,6 +110,11 @@ def import_session(session: SessionState, path: str | Path, *, trust: bool = Fal
 def _read(path: Path, *, trust: bool) -> dict[str, Any]:
     # Of a pipe that nobody writes to, this finds the end, and does not wait for it.
     descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    if stat.S_ISDIR(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise IsADirectoryError(
+            errno.EISDIR, "it is a directory, and no exported session", str(path)
+        )
     with open(descriptor, "rb") as file:  # noqa: PTH123 - it is a descriptor
         os.set_blocking(descriptor, True)
         data = file.read(-1 if trust else MAX_BYTES + 1)

@@ -195,6 +195,7 @@ MISTAKES = [
     ("export /no/such/place/file.json", "No such file or directory"),
     ("import /no/such/file.json", "No such file or directory"),
     ("import kernel.json", "is no exported session"),
+    ("import .", "it is a directory, and no exported session: '.'"),
 ]
 
 
