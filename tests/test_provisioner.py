@@ -782,19 +782,25 @@ def test_no_kind_of_child_survives_any_event_of_the_probe():
 
 @pytest.mark.parametrize("moment", ["aactivate", "ready"])
 def test_a_start_that_is_cancelled_leaves_nothing(monkeypatch, moment):
-    """Not even at the last moment: no process, run or descriptor; see the fixture."""
-
-    async def cancelled(*_: Any) -> None:
-        raise asyncio.CancelledError
+    """Not even at the last moment: no process, run, descriptor or socket; see the fixture."""
 
     async def scenario() -> None:
         km = AsyncKernelManager(kernel_name="snakepit")
+
+        def sockets() -> list[str]:
+            return [f"{km.ip}-{port}" for port in km.ports if os.path.exists(f"{km.ip}-{port}")]
+
+        async def cancelled(*_: Any) -> None:
+            while moment == "ready" and not sockets():
+                await asyncio.sleep(0.001)  # it binds them in the midst of its start
+            raise asyncio.CancelledError
+
         owner = Registry if moment == "aactivate" else GuardedProcess
         monkeypatch.setattr(owner, moment, cancelled)
         with pytest.raises(asyncio.CancelledError):
             await km.start_kernel()
         assert not km.provisioner.has_process
-        assert [port for port in km.ports if os.path.exists(f"{km.ip}-{port}")] == []
+        assert sockets() == []
         km.cleanup_connection_file()
         km.context.destroy(linger=0)
 

@@ -411,7 +411,8 @@ def test_its_guardian_outlives_a_request_that_comes_too_late():
     os.close(writing)
 
 
-def test_a_second_close_after_ctrl_c_waits_until_none_is_left(start):
+@pytest.mark.parametrize("is_busy", [False, True])
+def test_a_second_close_after_ctrl_c_waits_until_none_is_left(start, is_busy):
     async def scenario() -> None:
         async with start():
             await one_waits()
@@ -421,6 +422,8 @@ def test_a_second_close_after_ctrl_c_waits_until_none_is_left(start):
 
     asyncio.run(scenario())
     before = signal.signal(signal.SIGALRM, interrupt)
+    if is_busy:  # then the second end is there before the first has begun
+        standby._standbys._supervisor.soon(time.sleep, 0.5)
     try:
         signal.setitimer(signal.ITIMER_REAL, 0.002)
         with pytest.raises(KeyboardInterrupt):

@@ -225,6 +225,29 @@ def test_a_stream_is_made_again_only_before_its_first_chunk(
     assert stats.ok + stats.lost == stats.submitted == 1
 
 
+def test_chunks_that_came_before_the_death_are_given_to_an_event_loop_that_is_late(
+    fragile, open_pool
+):
+    pool = open_pool(1, adapter=fragile)
+    taken = []
+
+    async def take() -> None:
+        async for chunk in pool.astream("stream_and_crash", {"name": "log", "after": 2}):
+            taken.append(chunk)
+
+    async def main() -> None:
+        task = asyncio.create_task(take())
+        while not Path("log").exists():  # as soon as it has begun there
+            await asyncio.sleep(0)
+        time.sleep(0.5)  # chunks and the end are there when the loop looks again
+        await task
+
+    with pytest.raises(WorkerDied):
+        asyncio.run(main())
+    assert taken == [0, 1]
+    assert begun("log") == 1
+
+
 # -- retry -----------------------------------------------------------------------------------------
 
 
