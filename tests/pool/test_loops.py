@@ -219,3 +219,27 @@ def test_an_adapters_own_policy_is_kept(open_pool, tmp_path, monkeypatch):
     pool = open_pool(adapter="policed")
 
     assert [pool.call("policy") for _ in range(2)] == ["Policy"] * 2
+
+
+@pytest.mark.skipif(not MAKES_LOOPS, reason="policies are going away there")
+def test_a_policy_that_the_first_call_sets_is_its_own(open_pool):
+    @of_main
+    def set_one() -> str:
+        import asyncio
+
+        class Policy(asyncio.DefaultEventLoopPolicy):
+            pass
+
+        asyncio.set_event_loop_policy(Policy())
+        return type(asyncio.get_event_loop_policy()).__name__
+
+    @of_main
+    def policy() -> str:
+        import asyncio
+
+        return type(asyncio.get_event_loop_policy()).__name__
+
+    pool = open_pool(1)
+    for _ in range(2):
+        assert pool.submit(set_one).result() == "Policy"
+        assert pool.submit(policy).result() == "_UnixDefaultEventLoopPolicy"
