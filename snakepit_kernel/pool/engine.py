@@ -53,9 +53,9 @@ from .sessions import PoolSessions
 from .status import PoolStats, PoolStatus, WorkerStatus, memory_of, status_path
 from .workers.budget import Share
 from .workers.crew import Crew
-from .workers.sockets import NO_MORE_THREADS, begin_threads
 from .workers.upkeep import Upkeep
 from .workers.worker import Seat, Worker
+from .workers.zmq_threads import NO_MORE_THREADS, begin_threads
 
 logger = logging.getLogger(__name__)
 

@@ -56,7 +56,7 @@ ECHO = '''
             return {"status": "ok", "execution_count": self.execution_count, **reply}
 
         def do_shutdown(self, restart):
-            open("farewell", "w").close()
+            open(__file__.replace("echo.py", "farewell"), "w").close()
             return {"status": "ok", "restart": restart}
 
         def end_with(self, name, text):
