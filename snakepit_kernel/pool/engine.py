@@ -55,7 +55,7 @@ from .workers.budget import Share
 from .workers.crew import Crew
 from .workers.upkeep import Upkeep
 from .workers.worker import Seat, Worker
-from .workers.zmq_threads import NO_MORE_THREADS, begin_threads
+from .workers.zmq_threads import begin_threads
 
 logger = logging.getLogger(__name__)
 
@@ -103,7 +103,9 @@ class Engine:
             remove_folder(self._folder.path)
             self._share.give_back()
             if isinstance(error, RuntimeError):
-                raise StartFailed(f"pool {config.name}", f"{error}; {NO_MORE_THREADS}") from error
+                raise StartFailed(
+                    f"pool {config.name}", f"{error}; {TOO_MANY_PROCESSES}"
+                ) from error
             raise
         atexit.register(self.close)
         _engines.add(self)

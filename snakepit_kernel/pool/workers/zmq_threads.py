@@ -13,10 +13,6 @@ from typing import Any
 
 import zmq
 
-from ...processes.guarded import TOO_MANY_PROCESSES
-
-NO_MORE_THREADS = TOO_MANY_PROCESSES
-
 THREADS = 2
 """Threads of a context: one for input and output, and one that closes sockets."""
 
