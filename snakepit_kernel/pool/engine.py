@@ -33,6 +33,7 @@ from ..lane.arena import TRIM_AFTER
 from ..lane.exchange import Exchange
 from ..locks import Lock
 from ..processes.folders import Folder, remove_folder, sweep_folders
+from ..processes.guarded import TOO_MANY_PROCESSES
 from ..processes.supervisor import Supervisor, in_thread
 from ..protocol.messages import ToolInfo
 from .config import PoolConfig
