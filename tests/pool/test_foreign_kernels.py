@@ -41,14 +41,14 @@ ECHO = '''
                 for _ in range(300):
                     os.write(LOG, b"x" * 9_999 + b"\\n")
                 os.write(LOG, b"the last of it\\n")
-            self.send_response(self.iopub_socket, "stream", {"name": "stdout", "text": rest})
+            try:  # whoever hears the text may interrupt at once
+                self.send_response(self.iopub_socket, "stream", {"name": "stdout", "text": rest})
+                if word == "nap":
+                    time.sleep(30)
+            except KeyboardInterrupt:
+                return self.end_with("Woken", "by an interrupt")
             if word == "fail":
                 return self.end_with("Failure", rest)
-            if word == "nap":
-                try:
-                    time.sleep(30)
-                except KeyboardInterrupt:
-                    return self.end_with("Woken", "by an interrupt")
             reply = {"payload": [], "user_expressions": {}}
             if word == "leave":  # as kernels do: they say so, and end a moment later
                 threading.Timer(0.3, os._exit, (0,)).start()
