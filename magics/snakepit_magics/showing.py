@@ -10,7 +10,7 @@ from typing import Any, NoReturn
 from IPython.core.error import UsageError
 
 from snakepit_kernel import CellError, SnakepitError, ToolError
-from snakepit_kernel.lane.display import publish
+from snakepit_kernel.output.display import publish
 from snakepit_kernel.printable import printable
 from snakepit_kernel.protocol.messages import ToolInfo
 

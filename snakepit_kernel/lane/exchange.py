@@ -8,6 +8,7 @@ from collections import deque
 from collections.abc import Callable
 from typing import Any
 
+from ..output.display import Display
 from ..protocol import messages
 from ..protocol.frames import Frame
 from ..protocol.messages import (
@@ -23,7 +24,6 @@ from ..protocol.messages import (
 )
 from .answers import error_of, value_of
 from .carrier import Carrier
-from .display import Display
 
 OnNews = Callable[[BaseException | None], None]
 OnHostCall = Callable[[HostCall, Frame], None]

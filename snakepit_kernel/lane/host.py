@@ -14,10 +14,10 @@ from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from weakref import WeakSet, ref
 
+from ..output.display import Display
 from ..protocol import messages
 from ..protocol.frames import MAX_BYTES, Frame, FrameReader, FrameWriter, Segment
 from .carrier import Carrier
-from .display import Display
 from .exchange import Exchange
 from .lookout import Lookout
 from .page import Slot

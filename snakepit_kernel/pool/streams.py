@@ -10,8 +10,8 @@ from numbers import Real
 from types import TracebackType
 from typing import Any, Self
 
-from ..lane.bars import Settings
-from ..lane.display import Display
+from ..output.display import Display
+from ..output.progress_bars import Settings
 
 
 class Stream(Iterator[Any]):

@@ -16,9 +16,9 @@ from typing import Any, Protocol
 
 from ...errors import CallTimeout, PoolClosed, ToolError
 from ...lane.answers import Interrupted
-from ...lane.display import Display
 from ...lane.exchange import Exchange
 from ...lane.host import LaneClosed
+from ...output.display import Display
 from ...protocol.frames import Frame, Segment
 from ...protocol.messages import HostCall
 from ..futures import CallFuture

@@ -9,7 +9,7 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
-from .bars import Bar, LineBar, Settings, bars_aside, open_bar
+from .progress_bars import Bar, LineBar, Settings, bars_aside, open_bar
 
 if TYPE_CHECKING:
     from IPython.core.interactiveshell import InteractiveShell

@@ -1,0 +1,1 @@
+"""How results, displays and progress appear where the code was called."""
