@@ -47,7 +47,7 @@ def run(argv: Sequence[str]) -> None:
         SnakepitKernelApp.launch_instance(list(argv))
         return
     # By name, because the layer of tools stands above this one.
-    importlib.import_module("snakepit_kernel.tools.worker").run(argv)
+    importlib.import_module("snakepit_kernel.worker.main").run(argv)
 
 
 def _is_worker(argv: Sequence[str] | None) -> bool:

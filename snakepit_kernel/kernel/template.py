@@ -22,7 +22,7 @@ from ..processes.template import relevant
 MODULES = (
     "snakepit_kernel.kernel.app",
     "snakepit_kernel.kernel.standby",
-    "snakepit_kernel.tools.worker",  # which stands above; a kernel with a lane needs it
+    "snakepit_kernel.worker.main",  # which stands above; a kernel with a lane needs it
     "snakepit_magics",
     "IPython.core.completerlib",
     "IPython.core.debugger",

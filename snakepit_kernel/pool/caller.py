@@ -11,7 +11,7 @@ from ..errors import ToolNotFound
 from ..protocol.frames import Segment
 from ..protocol.messages import Apply, Call, ToolInfo
 from ..protocol.values import cannot_travel, pickled
-from ..tools import namespace
+from ..worker import namespace
 from .checks import check_count, check_priority, check_seconds
 from .definitions import Definitions, SharedFunction, ahead
 from .driving.cells import Cell, OnMessage

@@ -14,9 +14,9 @@ from ..telemetry.correlation import follow
 if TYPE_CHECKING:
     from ..sessions.programs import Metadata, Programs
     from ..sessions.variables import Variables
-    from .hostcalls import HostCalls
-    from .output import Output
-    from .state import RemoteState
+    from ..worker.host_calls import HostCalls
+    from ..worker.output import Output
+    from ..worker.remote_session import RemoteState
 
 LIST_HOST_TOOLS = "__names__"
 """The host tool that every owner has: it gives the names of the others."""
@@ -158,7 +158,7 @@ class SessionContext:
     @property
     def _session_state(self) -> RemoteState:
         if self._state is None:
-            from .state import RemoteState
+            from ..worker.remote_session import RemoteState
 
             self._state = RemoteState(self._ask, is_cached=self._call_id != CELL)
         return self._state
@@ -175,7 +175,7 @@ class SessionContext:
                 raise error.__cause__ from None
             raise
         except (TypeError, ValueError) as error:  # something of it cannot travel
-            from .state import told_as_in_the_notebook
+            from ..worker.remote_session import told_as_in_the_notebook
 
             raise told_as_in_the_notebook(error, part, method, args) from None
 

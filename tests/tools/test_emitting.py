@@ -15,7 +15,7 @@ from snakepit_kernel.lane.worker import WorkerLane
 from snakepit_kernel.protocol import messages
 from snakepit_kernel.protocol.frames import FrameReader
 from snakepit_kernel.tools.context import SessionContext
-from snakepit_kernel.tools.emitting import MAX_ATTRIBUTES, MAX_TEXT_BYTES, Emitter
+from snakepit_kernel.worker.emitter import MAX_ATTRIBUTES, MAX_TEXT_BYTES, Emitter
 
 
 class Colour(enum.StrEnum):

@@ -24,7 +24,7 @@ from ...protocol import messages
 from ...protocol.frames import Frame, Segment, pack
 from ...protocol.messages import CELL, Apply, HostCall, Leave, More, OpenChannels
 from ...protocol.values import pickled
-from ...tools.namespace import last_value, pull, push
+from ...worker.namespace import last_value, pull, push
 from ..definitions import ahead
 from ..results import CellResult
 from ..scheduling.work import Work

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-from .context import call_of_here
+from ..tools.context import call_of_here
 
 
 class EventLoops:

@@ -16,7 +16,7 @@ from ..locks import RLock
 from ..processes import children
 from ..protocol import messages
 from ..protocol.frames import FrameWriter, Segment, pack
-from .context import SessionContext, call_of_here, context_of_here
+from ..tools.context import SessionContext, call_of_here, context_of_here
 from .descriptors import Descriptors
 
 OUTPUT_CHUNK = 8192

@@ -20,8 +20,7 @@ from ..processes import children
 from ..protocol import messages
 from ..protocol.encoders import encoders
 from ..protocol.frames import Frame, pack
-from .autoreload import Autoreload
-from .context import (
+from ..tools.context import (
     SessionContext,
     begin_call,
     context_of_call,
@@ -29,13 +28,14 @@ from .context import (
     end_call,
     enter_call,
 )
-from .hostcalls import HostCalls
-from .loops import EventLoops
-from .outlet import Outlet
+from ..tools.registry import AdapterError, ToolRegistry
+from .autoreload import Autoreload
+from .event_loops import EventLoops
+from .host_calls import HostCalls
 from .output import Output
-from .registry import AdapterError, ToolRegistry
 from .search_path import advise
-from .surroundings import Surroundings
+from .session_isolation import Surroundings
+from .streams import Outlet
 
 OnMessage = Callable[[messages.ToWorker, Frame], None]
 

@@ -10,7 +10,7 @@ from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any
 
 from ..protocol import messages
-from .context import call_of_here
+from ..tools.context import call_of_here
 from .figures import finish_figures, of_calls
 from .output import Late
 

@@ -16,7 +16,7 @@ from types import ModuleType
 from typing import Any
 from weakref import WeakKeyDictionary
 
-from .context import SessionContext, call_of_here
+from ..tools.context import SessionContext, call_of_here
 from .imports import change_modules
 
 BACKEND = "module://matplotlib_inline.backend_inline"

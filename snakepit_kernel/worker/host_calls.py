@@ -17,8 +17,8 @@ from ..protocol.frames import Frame, Segment
 from ..protocol.messages import CELL
 from ..protocol.values import pickled
 from ..telemetry.correlation import correlation_id, stamp
-from .context import SESSION_TOOL, unheard
-from .emitting import Emitter
+from ..tools.context import SESSION_TOOL, unheard
+from .emitter import Emitter
 
 Answer = tuple[messages.Result | messages.Failure, Frame]
 Arguments = tuple[tuple[Any, ...], dict[str, Any]]

@@ -20,7 +20,7 @@ import IPython
 from IPython.core import getipython
 
 from ..processes.activity import LOOK_INTERVAL, Turn
-from .context import call_of_here
+from ..tools.context import call_of_here
 
 if TYPE_CHECKING:
     from IPython.core.interactiveshell import InteractiveShell

@@ -15,7 +15,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager
 from typing import Any
 
-from .context import (
+from ..tools.context import (
     SessionContext,
     context_of_call,
     enter_call,

@@ -24,21 +24,21 @@ from .._version import __version__
 from ..kernel.app import LANE_OPTION
 from ..kernel.streams import WorkerStream
 from ..lane import answers
-from ..lane.page import RECALL_SIGNAL, Page
-from ..lane.pulse import beat
+from ..lane.page import RECALL_SIGNAL, Page, Slot
 from ..lane.worker import Interrupts, ThreadInterrupts, install
 from ..processes import activity, foreground
 from ..processes.limits import limit_address_space, limit_cpu, limit_files
 from ..protocol import messages
 from ..protocol.frames import Frame, pack
 from ..telemetry.correlation import METADATA_KEY
+from ..tools.context import correlate_cell, enter_cell, enter_slot, enter_worker, is_main_thread
+from ..tools.registry import ToolRegistry
 from .autoreload import Autoreload
-from .bars import follow_bars
-from .channels import Channels
-from .context import correlate_cell, enter_cell, enter_slot, enter_worker, is_main_thread
 from .descriptors import Descriptors
+from .displays import Showing
+from .event_loops import protect
 from .figures import keep_figures_apart
-from .loops import protect
+from .kernel_builder import Channels
 from .output import (
     Late,
     RedirectedOutput,
@@ -47,11 +47,10 @@ from .output import (
     note_streams_of_cells,
     route_streams,
 )
-from .registry import ToolRegistry
+from .progress import follow_bars
 from .search_path import SearchPath
-from .serving import OnMessage, Server
-from .showing import Showing
-from .surroundings import NoSurroundings, Surroundings
+from .server import OnMessage, Server
+from .session_isolation import NoSurroundings, Surroundings
 from .threads import hand_on_contexts
 
 if TYPE_CHECKING:
@@ -401,3 +400,22 @@ def _preload(name: str) -> str:
     except Exception as error:  # noqa: BLE001 - importing runs any code; a worker works without it
         return f"{type(error).__name__}: {error}"
     return ""
+
+
+def beat(slot: Slot, interval: float) -> None:
+    """Count the worker's pulse up from now on, in a thread of its own.
+
+    Parameters
+    ----------
+    slot
+        Where the owner finds it.
+    interval
+        Seconds between two beats.
+    """
+
+    def run() -> None:
+        while True:
+            slot.pulse += 1
+            time.sleep(interval)
+
+    threading.Thread(target=run, name="snakepit-pulse", daemon=True).start()
