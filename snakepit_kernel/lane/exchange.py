@@ -22,8 +22,8 @@ from ..protocol.messages import (
     Shown,
     shown,
 )
-from .answers import error_of, value_of
-from .carrier import Carrier
+from .marshalling import Carrier
+from .replies import error_of, value_of
 
 OnNews = Callable[[BaseException | None], None]
 OnHostCall = Callable[[HostCall, Frame], None]

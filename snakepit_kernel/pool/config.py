@@ -12,7 +12,7 @@ from typing import Literal, cast, get_args
 
 from ..errors import suggest
 from ..ids import check_name
-from ..lane.page import MAX_LANES
+from ..lane.control_page import MAX_LANES
 from ..paths import working_directory
 from ..protocol.unserializable import Policy
 from ..protocol.values import Codec

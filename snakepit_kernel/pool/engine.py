@@ -28,9 +28,9 @@ import zmq.asyncio
 
 from ..errors import PoolClosed, SnakepitError, StartFailed, ToolError, WorkerDied
 from ..files import check_file, write_file
-from ..lane.answers import Interrupted
-from ..lane.arena import TRIM_AFTER
 from ..lane.exchange import Exchange
+from ..lane.replies import Interrupted
+from ..lane.shared_memory import TRIM_AFTER
 from ..locks import Lock
 from ..processes.folders import Folder, remove_folder, sweep_folders
 from ..processes.guarded import TOO_MANY_PROCESSES

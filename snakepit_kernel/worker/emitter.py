@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from numbers import Integral, Real
 from typing import Any
 
-from ..lane.worker import WorkerLane
+from ..lane.worker_end import WorkerLane
 from ..locks import RLock
 from ..protocol import messages
 from ..protocol.frames import pack

@@ -9,8 +9,8 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-from ..lane.answers import Interrupted, error_of, value_of
-from ..lane.worker import WorkerLane
+from ..lane.replies import Interrupted, error_of, value_of
+from ..lane.worker_end import WorkerLane
 from ..processes import children
 from ..protocol import messages
 from ..protocol.frames import Frame, Segment

@@ -23,9 +23,8 @@ from tornado.ioloop import IOLoop
 from .._version import __version__
 from ..kernel.app import LANE_OPTION
 from ..kernel.streams import WorkerStream
-from ..lane import answers
-from ..lane.page import RECALL_SIGNAL, Page, Slot
-from ..lane.worker import Interrupts, ThreadInterrupts, install
+from ..lane import replies
+from ..lane.control_page import RECALL_SIGNAL, Page, Slot
 from ..processes import activity, foreground
 from ..processes.limits import limit_address_space, limit_cpu, limit_files
 from ..protocol import messages
@@ -38,6 +37,7 @@ from .descriptors import Descriptors
 from .displays import Showing
 from .event_loops import protect
 from .figures import keep_figures_apart
+from .interrupts import Interrupts, ThreadInterrupts, install
 from .kernel_builder import Channels
 from .output import (
     Late,
@@ -295,7 +295,7 @@ class Worker:
                 room = int(setup.limits["address_space_bytes"])
                 limit_address_space(os.getpid(), room, finally_so=True)
         except BaseException as error:  # noqa: BLE001 - importing runs any code; the pool must hear of it
-            lane.send(answers.with_error(lane.carrier, message.id, error))
+            lane.send(replies.with_error(lane.carrier, message.id, error))
         else:
             self._send(messages.Configured(message.id, self._registry.infos(), failed))
             activity.end_cell()
@@ -340,9 +340,9 @@ class Worker:
         try:
             self.channels.build_now()
         except BaseException as error:  # noqa: BLE001 - users' startup files run any code
-            lane.send(answers.with_error(lane.carrier, call_id, error))
+            lane.send(replies.with_error(lane.carrier, call_id, error))
         else:
-            lane.send(answers.with_value(lane.carrier, call_id, None))
+            lane.send(replies.with_value(lane.carrier, call_id, None))
 
     def _send(self, message: messages.FromWorker) -> None:
         self._server.lane.send(pack(messages.encode(message)))

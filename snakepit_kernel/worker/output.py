@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Literal, TextIO, cast
 
 from ..kernel.streams import WorkerStream
-from ..lane.worker import WorkerLane
+from ..lane.worker_end import WorkerLane
 from ..locks import RLock
 from ..processes import children
 from ..protocol import messages

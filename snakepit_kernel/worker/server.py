@@ -12,10 +12,10 @@ from collections import deque
 from collections.abc import Callable, Coroutine
 from typing import Any
 
-from ..lane import answers
-from ..lane.arena import TRIM_AFTER
-from ..lane.page import Page
-from ..lane.worker import Interrupts, WorkerLane
+from ..lane import replies
+from ..lane.control_page import Page
+from ..lane.shared_memory import TRIM_AFTER
+from ..lane.worker_end import WorkerLane
 from ..processes import children
 from ..protocol import messages
 from ..protocol.encoders import encoders
@@ -32,6 +32,7 @@ from ..tools.registry import AdapterError, ToolRegistry
 from .autoreload import Autoreload
 from .event_loops import EventLoops
 from .host_calls import HostCalls
+from .interrupts import Interrupts
 from .output import Output
 from .search_path import advise
 from .session_isolation import Surroundings
@@ -268,7 +269,7 @@ class Server:
             _end_child(error)
             advise(error, base.worker)
             self.lane.send(
-                answers.with_error(self.lane.carrier, call.id, error, before_running=True)
+                replies.with_error(self.lane.carrier, call.id, error, before_running=True)
             )
             return
         _end_child()
@@ -343,7 +344,7 @@ class Server:
             self._loops.end()
             asyncio._set_running_loop(outer)  # noqa: SLF001
             lingers = self._end(call_id, call_context)
-            self.lane.send(answers.with_value(self.lane.carrier, call_id, value, lingers=lingers))
+            self.lane.send(replies.with_value(self.lane.carrier, call_id, value, lingers=lingers))
         finally:
             enter_call(before)
 
@@ -374,12 +375,12 @@ class Server:
         else:
             self._loops.end_awaited(policy)
             self._end(call_id, call_context)  # tasks that it has started may go on
-            self.lane.send(answers.with_value(self.lane.carrier, call_id, value, lingers=True))
+            self.lane.send(replies.with_value(self.lane.carrier, call_id, value, lingers=True))
 
     def _refuse(self, call_id: int, error: BaseException, *, lingers: bool) -> None:
         """Answer a call that raised."""
         was_interrupted = call_id in {self.interrupts.interrupted, self.host_calls.interrupted}
-        answer = answers.with_error(
+        answer = replies.with_error(
             self.lane.carrier, call_id, error, is_own=not was_interrupted, lingers=lingers
         )
         self.lane.send(answer)

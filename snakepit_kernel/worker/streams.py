@@ -7,9 +7,9 @@ import contextlib
 from collections.abc import AsyncGenerator, Generator
 from typing import Any
 
-from ..lane import answers
-from ..lane.page import Slot
-from ..lane.worker import WorkerLane
+from ..lane import replies
+from ..lane.control_page import Slot
+from ..lane.worker_end import WorkerLane
 from ..processes import children
 from ..protocol import messages
 from ..protocol.frames import pack
@@ -83,7 +83,7 @@ class Outlet:
         try:
             body, buffers = self._lane.carrier.codec.dumps_what_can_travel(chunk)
         except Exception as error:
-            raise answers.cannot_travel(f"chunk {self._sent}", chunk, error) from error
+            raise replies.cannot_travel(f"chunk {self._sent}", chunk, error) from error
         if buffers:
             self._lane.send(self._lane.carrier.pack(self._message, body, buffers))
         else:

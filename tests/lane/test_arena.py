@@ -22,7 +22,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from snakepit_kernel.lane.arena import ArenaReader, ArenaWriter, Place
+from snakepit_kernel.lane.shared_memory import ArenaReader, ArenaWriter, Place
 
 PAGE = mmap.PAGESIZE
 LIMIT = 64 * PAGE
@@ -86,7 +86,7 @@ class Peer(subprocess.Popen[str]):
     def __init__(self, arena: Arena, program: str) -> None:
         begin = (
             "import os, sys\n"
-            "from snakepit_kernel.lane.arena import *\n"
+            "from snakepit_kernel.lane.shared_memory import *\n"
             f"fd, offset, limit = {arena.descriptor}, {PAGE}, {LIMIT}\n"
             "answer = lambda *words: print(*words, flush=True)\n"
         )

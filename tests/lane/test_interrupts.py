@@ -8,8 +8,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from snakepit_kernel.lane.page import Page
-from snakepit_kernel.lane.worker import Interrupts, install
+from snakepit_kernel.lane.control_page import Page
+from snakepit_kernel.worker.interrupts import Interrupts, install
 
 CALL = 7
 

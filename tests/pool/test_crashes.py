@@ -24,7 +24,7 @@ from snakepit_kernel import (
     WorkerDied,
     tool,
 )
-from snakepit_kernel.lane.host import Lane
+from snakepit_kernel.lane.owner_end import Lane
 
 FRAGILE = '''
 import ctypes, os, signal, time

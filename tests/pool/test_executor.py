@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 
 from snakepit_kernel import Pool, PoolClosed, PoolSaturated, QueueTimeout, WorkerDied
-from snakepit_kernel.lane.page import RECALL_SIGNAL
+from snakepit_kernel.lane.control_page import RECALL_SIGNAL
 
 
 def square(x: int) -> int:

@@ -159,7 +159,7 @@ def test_large_chunks_stay_valid_while_they_are_kept_and_memory_is_given_back(po
 def _held_bytes() -> int:
     import gc as collector
 
-    from snakepit_kernel.lane.arena import ArenaWriter
+    from snakepit_kernel.lane.shared_memory import ArenaWriter
 
     return sum(each.held_bytes for each in collector.get_objects() if type(each) is ArenaWriter)
 

@@ -317,7 +317,7 @@ def test_more_arrays_than_an_arena_holds_go_another_way(open_pool):
 def _shrink_arena(room: int) -> None:
     import gc as collector
 
-    from snakepit_kernel.lane.arena import ArenaWriter
+    from snakepit_kernel.lane.shared_memory import ArenaWriter
 
     for each in collector.get_objects():
         if type(each) is ArenaWriter and each._is_ready():

@@ -10,8 +10,8 @@ import time
 import numpy as np
 import pytest
 
-from snakepit_kernel.lane.carrier import Carrier
-from snakepit_kernel.lane.worker import WorkerLane
+from snakepit_kernel.lane.marshalling import Carrier
+from snakepit_kernel.lane.worker_end import WorkerLane
 from snakepit_kernel.protocol import messages
 from snakepit_kernel.protocol.frames import FrameReader
 from snakepit_kernel.tools.context import SessionContext

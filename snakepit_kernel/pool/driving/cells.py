@@ -14,7 +14,7 @@ from jupyter_client.connect import KernelConnectionInfo
 
 from ...errors import CellError
 from ...ids import SESSION_KEY
-from ...lane.host import MAX_LINGERING, Lane
+from ...lane.owner_end import MAX_LINGERING, Lane
 from ...protocol.frames import Frame
 from ...protocol.messages import Late, shown
 from ...telemetry.correlation import METADATA_KEY

@@ -15,9 +15,9 @@ from functools import partial
 from typing import Any, Protocol
 
 from ...errors import CallTimeout, PoolClosed, ToolError
-from ...lane.answers import Interrupted
 from ...lane.exchange import Exchange
-from ...lane.host import LaneClosed
+from ...lane.owner_end import LaneClosed
+from ...lane.replies import Interrupted
 from ...output.display import Display
 from ...protocol.frames import Frame, Segment
 from ...protocol.messages import HostCall

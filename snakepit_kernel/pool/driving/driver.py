@@ -16,9 +16,9 @@ from typing import Any, Self
 import zmq
 
 from ...errors import CallTimeout, SnakepitError, ToolError, WorkerDied
-from ...lane import answers
+from ...lane import replies
 from ...lane.exchange import Exchange
-from ...lane.host import Lane, LaneClosed
+from ...lane.owner_end import Lane, LaneClosed
 from ...processes.folders import remake_folder
 from ...protocol import messages
 from ...protocol.frames import Frame, Segment, pack
@@ -230,7 +230,7 @@ class Driver:
             answer = self.host.serve(link, call, frame, work.session)
         except BaseException:
             # Ctrl-C: who waits in the worker must not wait on.
-            interrupted = answers.with_error(seat.lane.carrier, call.id, KeyboardInterrupt())
+            interrupted = replies.with_error(seat.lane.carrier, call.id, KeyboardInterrupt())
             lane.put(interrupted)
             raise
         finally:
@@ -629,7 +629,7 @@ class Served:
         try:
             answer = self._host.serve(link, call, frame, self._work.session)
         except BaseException as error:  # noqa: BLE001 - sys.exit() there; the worker must hear of it
-            answer = answers.with_error(self._seat.lane.carrier, call.id, error)
+            answer = replies.with_error(self._seat.lane.carrier, call.id, error)
         with contextlib.suppress(RuntimeError):  # the pool has ended meanwhile
             self._loop.call_soon_threadsafe(self._answer, call, answer)
 
@@ -637,7 +637,7 @@ class Served:
         if number in self._awaited:
             self._awaited.remove(number)
             carrier = self._seat.lane.carrier
-            self._send(answers.with_error(carrier, number, KeyboardInterrupt()))
+            self._send(replies.with_error(carrier, number, KeyboardInterrupt()))
 
     def _answer(self, call: HostCall, answer: list[Segment]) -> None:
         if call.id in self._awaited:

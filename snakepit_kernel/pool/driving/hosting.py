@@ -12,8 +12,8 @@ from functools import partial
 from typing import Any, Protocol
 
 from ...errors import ToolNotFound
-from ...lane import answers
-from ...lane.loops import around_another_loop
+from ...lane import replies
+from ...lane.nested_loops import around_another_loop
 from ...protocol.frames import Frame, Segment
 from ...protocol.messages import HostCall, ToolInfo
 from ...telemetry import correlation
@@ -243,15 +243,15 @@ class Host:
             ready = self._prepare(link, call, frame, session)
         except Exception as error:  # noqa: BLE001 - the worker that asked must hear of it
             report.outcome = "error"
-            return answers.with_error(carrier, call.id, error, before_running=True)
+            return replies.with_error(carrier, call.id, error, before_running=True)
         try:
             value = ready()
             if asyncio.iscoroutine(value):
                 value = _run_apart(value)
         except Exception as error:  # noqa: BLE001 - the same
             report.outcome = "error"
-            return answers.with_error(carrier, call.id, error)
-        return answers.with_value(carrier, call.id, value)
+            return replies.with_error(carrier, call.id, error)
+        return replies.with_value(carrier, call.id, value)
 
     async def serve_async(
         self, link: Link, call: HostCall, frame: Frame, session: str | None
@@ -273,13 +273,13 @@ class Host:
             ready: Callable[[], Awaitable[Any]] = self._prepare(link, call, frame, session)
         except Exception as error:  # noqa: BLE001 - the worker that asked must hear of it
             report.outcome = "error"
-            return answers.with_error(carrier, call.id, error, before_running=True)
+            return replies.with_error(carrier, call.id, error, before_running=True)
         try:
             value = await ready()
         except Exception as error:  # noqa: BLE001 - the same
             report.outcome = "error"
-            return answers.with_error(carrier, call.id, error)
-        return answers.with_value(carrier, call.id, value)
+            return replies.with_error(carrier, call.id, error)
+        return replies.with_value(carrier, call.id, value)
 
     def _prepare(
         self, link: Link, call: HostCall, frame: Frame, session: str | None

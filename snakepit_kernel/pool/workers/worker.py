@@ -33,9 +33,9 @@ from ...errors import (
     describe_exit,
     suggest,
 )
+from ...lane.control_page import RECALL_SIGNAL, Page
 from ...lane.exchange import Exchange
-from ...lane.host import Lane, LaneClosed
-from ...lane.page import RECALL_SIGNAL, Page
+from ...lane.owner_end import Lane, LaneClosed
 from ...printable import printable
 from ...processes import logs
 from ...processes.cgroup import Cgroup

@@ -25,8 +25,8 @@ import time
 from collections.abc import Callable
 from types import FrameType
 
-from .arena import ArenaReader, ArenaWriter
-from .carrier import Carrier
+from .marshalling import Carrier
+from .shared_memory import ArenaReader, ArenaWriter
 
 _SLOT_BYTES = 64
 _WORD = struct.Struct("<Q")

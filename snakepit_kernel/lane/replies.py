@@ -12,7 +12,7 @@ from ..errors import InvalidArguments, ToolError, ToolNotFound, ValueTooLarge
 from ..protocol import messages
 from ..protocol.frames import Frame, Segment, pack
 from ..protocol.messages import sendable
-from .carrier import Carrier
+from .marshalling import Carrier
 
 _PLACE = re.compile(r'  File "(?P<file>.+)", line (?P<line>\d+), in ')
 

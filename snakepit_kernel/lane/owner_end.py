@@ -17,10 +17,10 @@ from weakref import WeakSet, ref
 from ..output.display import Display
 from ..protocol import messages
 from ..protocol.frames import MAX_BYTES, Frame, FrameReader, FrameWriter, Segment
-from .carrier import Carrier
+from .control_page import Slot
 from .exchange import Exchange
-from .lookout import Lookout
-from .page import Slot
+from .marshalling import Carrier
+from .spin_wait import Lookout
 
 MAX_LINGERING = 1000
 """Calls that have ended, of a lane, whose late output is shown."""

@@ -12,7 +12,7 @@ from ..protocol import messages, values
 from ..protocol.frames import Frame, Segment, header_of, pack
 from ..protocol.messages import Shared
 from ..protocol.values import Codec
-from .arena import SHARE_FROM_BYTES, ArenaReader, ArenaWriter, Place
+from .shared_memory import SHARE_FROM_BYTES, ArenaReader, ArenaWriter, Place
 
 M = TypeVar("M", bound=messages.WithValue)
 
