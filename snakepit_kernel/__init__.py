@@ -50,11 +50,11 @@ if TYPE_CHECKING:
     from .pool.futures import CallFuture
     from .pool.pool import Pool
     from .pool.recovery.policies import Breaker, CrashBarrier, Heartbeat, Retry
+    from .pool.resources.limits import Limits
     from .pool.results import CellResult
     from .pool.session import Session
     from .pool.status import PoolStats, PoolStatus, WorkerEnd, WorkerStatus
     from .pool.streams import Stream
-    from .pool.workers.limits import Limits
     from .processes.keeping import keep
     from .protocol.encoders import register_encoder
     from .protocol.unserializable import Unserializable

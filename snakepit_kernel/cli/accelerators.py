@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 
-from ..pool.workers.accelerators import detect
+from ..pool.resources.accelerators import detect
 from .findings import Finding, ok
 
 

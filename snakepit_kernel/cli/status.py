@@ -13,8 +13,8 @@ from rich.console import Console
 from rich.table import Table
 
 from ..paths import runtime_dirs
+from ..pool.resources.machine_budget import describe_machine
 from ..pool.status import PoolStatus, duration
-from ..pool.workers.budget import describe_machine
 from ..printable import printable
 from ..processes.registry import Booking, EndedRun, Registry, Run
 from ..processes.sweep import TaggedProcess, past_runs, tagged_processes

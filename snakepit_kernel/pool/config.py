@@ -21,11 +21,11 @@ from ..store.store import Store, check_store
 from ..tools.registry import name_of
 from .checks import check_count, check_flag, check_seconds
 from .recovery.policies import Breaker, CrashBarrier, Heartbeat, Retry, check_policy
+from .resources.accelerators import Allotment, Gpus, allot
+from .resources.kernelspec import WorkerKernel, find_kernel
+from .resources.limits import Limits, check_limits, find_group
+from .resources.machine_budget import usable_cores
 from .scheduling.scheduler import Purpose
-from .workers.accelerators import Allotment, Gpus, allot
-from .workers.budget import usable_cores
-from .workers.kernels import WorkerKernel, find_kernel
-from .workers.limits import Limits, check_limits, find_group
 
 Affinity = Literal["hint", "strict_queue", "strict_fail_fast"]
 Profile = Literal["process", "thread"]

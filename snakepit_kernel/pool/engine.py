@@ -46,13 +46,13 @@ from .futures import CallFuture
 from .observing.presence import tell_of_activity
 from .observing.reports import describe_error
 from .recovery.attempting import Recovery
+from .resources.machine_budget import Share
 from .results import CellResult
 from .scheduling.admission import Admission
 from .scheduling.homes import Home
 from .scheduling.work import Work, outcome_of
 from .sessions import PoolSessions
 from .status import PoolStats, PoolStatus, WorkerStatus, memory_of, status_path
-from .workers.budget import Share
 from .workers.crew import Crew
 from .workers.upkeep import Upkeep
 from .workers.worker import Seat, Worker

@@ -29,10 +29,10 @@ from .engine import Engine
 from .futures import CallFuture
 from .observing.timeline import LIMIT, Timeline
 from .recovery.policies import Breaker, CrashBarrier, Heartbeat, Retry
+from .resources.accelerators import Gpus
+from .resources.limits import Limits
 from .session import Session
 from .status import PoolStats, PoolStatus
-from .workers.accelerators import Gpus
-from .workers.limits import Limits
 
 if TYPE_CHECKING:
     from .observing.dashboard import Dashboard

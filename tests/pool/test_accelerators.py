@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from snakepit_kernel import Pool
+from snakepit_kernel.pool.resources.accelerators import allot, detect, listed_devices, visible
 from snakepit_kernel.pool.status import PoolStatus, WorkerStatus
-from snakepit_kernel.pool.workers.accelerators import allot, detect, listed_devices, visible
 
 NO_PROGRAMS = {"PATH": "/nowhere"}
 

@@ -12,7 +12,12 @@ from collections.abc import Iterator
 
 import pytest
 
-from snakepit_kernel.pool.workers.budget import Share, describe_machine, usable_cores, usable_memory
+from snakepit_kernel.pool.resources.machine_budget import (
+    Share,
+    describe_machine,
+    usable_cores,
+    usable_memory,
+)
 from snakepit_kernel.processes.registry import Registry
 
 OTHER = """

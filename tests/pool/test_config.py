@@ -6,7 +6,7 @@ import pytest
 
 from snakepit_kernel import Pool
 from snakepit_kernel.pool.config import _THREAD_CAPS
-from snakepit_kernel.pool.workers.budget import usable_cores
+from snakepit_kernel.pool.resources.machine_budget import usable_cores
 
 
 @pytest.mark.parametrize(

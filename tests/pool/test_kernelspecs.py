@@ -22,7 +22,7 @@ from snakepit_kernel import (
     Unserializable,
     register_encoder,
 )
-from snakepit_kernel.pool.workers.kernels import find_kernel
+from snakepit_kernel.pool.resources.kernelspec import find_kernel
 
 OURS = ("-m", "snakepit_kernel.kernel", "-f", "{connection_file}")
 STOCK = ("-m", "ipykernel_launcher", "-f", "{connection_file}")

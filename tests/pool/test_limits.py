@@ -11,7 +11,7 @@ import psutil
 import pytest
 
 from snakepit_kernel import Limits, Pool, WorkerDied
-from snakepit_kernel.pool.workers.limits import check_limits, find_group
+from snakepit_kernel.pool.resources.limits import check_limits, find_group
 from snakepit_kernel.processes.cgroup import NotDelegated, find_parent
 
 MIB = 1 << 20

@@ -62,7 +62,7 @@ from .states import WorkerEvent, WorkerState, next_state
 if TYPE_CHECKING:
     from ...processes.guarded import GuardedProcess
     from ..config import PoolConfig
-    from .kernels import WorkerKernel
+    from ..resources.kernelspec import WorkerKernel
 
 logger = logging.getLogger(__name__)
 
