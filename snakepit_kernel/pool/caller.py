@@ -14,7 +14,6 @@ from ..protocol.values import cannot_travel, pickled
 from ..worker import namespace
 from .checks import check_count, check_priority, check_seconds
 from .definitions import Definitions, SharedFunction, ahead
-from .driving.cells import Cell, OnMessage
 from .driving.conveyor import MakeFrames
 from .driving.hosting import HostToolList, current_link
 from .engine import Engine
@@ -26,6 +25,7 @@ from .scheduling.scheduler import Purpose
 from .scheduling.work import Work
 from .streams import Stream
 from .toolbox import ToolsOfCaller
+from .workers.jupyter import Cell, OnMessage
 from .workers.worker import Seat
 
 P = ParamSpec("P")

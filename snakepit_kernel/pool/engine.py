@@ -37,7 +37,6 @@ from ..processes.guarded import TOO_MANY_PROCESSES
 from ..processes.supervisor import Supervisor, in_thread
 from ..protocol.messages import ToolInfo
 from .config import PoolConfig
-from .driving.cells import Cell
 from .driving.conveyor import MakeFrames
 from .driving.driver import Driver, insisting
 from .driving.errands import Errands
@@ -53,8 +52,9 @@ from .scheduling.homes import Home
 from .scheduling.work import Work, outcome_of
 from .sessions import PoolSessions
 from .status import PoolStats, PoolStatus, WorkerStatus, memory_of, status_path
-from .workers.crew import Crew
-from .workers.upkeep import Upkeep
+from .workers.jupyter import Cell
+from .workers.monitor import Upkeep
+from .workers.replacement import Crew
 from .workers.worker import Seat, Worker
 from .workers.zmq_threads import begin_threads
 

@@ -20,8 +20,8 @@ from snakepit_kernel import (
 from snakepit_kernel.pool.recovery.attempting import Recovery
 from snakepit_kernel.pool.recovery.circuit import Circuit
 from snakepit_kernel.pool.recovery.policies import check_policy, falls_under
-from snakepit_kernel.pool.workers.liveness import Vigil
-from snakepit_kernel.pool.workers.slots import FIRST_REST, MAX_RESTARTS, RESTART_WINDOW, Slot
+from snakepit_kernel.pool.workers.lifecycle import FIRST_REST, MAX_RESTARTS, RESTART_WINDOW, Slot
+from snakepit_kernel.pool.workers.monitor import Vigil
 
 # -- what they accept ------------------------------------------------------------------------------
 

@@ -6,7 +6,7 @@ import itertools
 
 import pytest
 
-from snakepit_kernel.pool.workers.states import TRANSITIONS, WorkerEvent, WorkerState, next_state
+from snakepit_kernel.pool.workers.lifecycle import TRANSITIONS, WorkerEvent, WorkerState, next_state
 
 PRODUCT = list(itertools.product(WorkerState, WorkerEvent))
 IDS = [f"{state.value}-{event.value}" for state, event in PRODUCT]

@@ -29,8 +29,8 @@ from ..definitions import ahead
 from ..results import CellResult
 from ..scheduling.work import Work
 from ..search_path import search_path
+from ..workers.jupyter import Cell, CellClient, CellRun
 from ..workers.worker import Seat, Worker
-from .cells import Cell, CellClient, CellRun
 from .hosting import Host, Link
 
 logger = logging.getLogger(__name__)

@@ -11,7 +11,7 @@ from prometheus_client.registry import Collector
 
 from ..scheduling.work import OUTCOMES
 from ..status import PoolStatus, WorkerStatus
-from ..workers.states import WorkerState
+from ..workers.lifecycle import WorkerState
 
 POOL = ("pool", "owner")
 """Labels of all metrics: the pool's name, and the pid of the process that has opened it, for two

@@ -33,7 +33,7 @@ from ..driving.hosting import Link, links
 from ..observing.reports import report_work
 from ..recovery.circuit import Circuit
 from ..recovery.policies import falls_under
-from ..workers.states import LENDABLE, WorkerEvent, WorkerState
+from ..workers.lifecycle import LENDABLE, WorkerEvent, WorkerState
 from ..workers.worker import Holder, Seat, Worker
 from .homes import Home
 from .patience import TELL_AFTER, listener_to_waits
@@ -41,7 +41,7 @@ from .scheduler import QueueFull, Scheduler
 from .work import OUTCOMES, Work, nothing
 
 if TYPE_CHECKING:
-    from ..workers.crew import Crew
+    from ..workers.replacement import Crew
 
 DRAINING = "it takes no new work, because it drains; resume() lets it"
 

@@ -19,7 +19,7 @@ from ...errors import StartFailed, describe_exit
 from ...processes.identity import descendants
 from ...processes.limits import limit_address_space, limit_cpu, limit_files
 from ...protocol.messages import Configured, WorkerSetup
-from ..driving.cells import CellClient
+from .jupyter import CellClient
 from .worker import Worker
 
 INTERRUPT_INTERVAL = 0.5

@@ -20,8 +20,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import zmq
 import zmq.asyncio
-from jupyter_client.kernelspec import KernelSpec, KernelSpecManager, NoSuchKernel
-from jupyter_client.manager import AsyncKernelManager
+from jupyter_client.kernelspec import NoSuchKernel
 from traitlets.config import Config
 
 from ..._version import __version__
@@ -53,16 +52,14 @@ from ...protocol.messages import (
     WorkerSetup,
 )
 from ...provisioner import SnakepitProvisioner
-from ..driving.cells import CellClient
 from ..observing.reports import report_event
 from ..scheduling.scheduler import Purpose
-from .slots import RESTART_WINDOW
-from .states import WorkerEvent, WorkerState, next_state
+from .jupyter import CellClient, KernelSpecs, WorkerManager
+from .lifecycle import RESTART_WINDOW, WorkerEvent, WorkerState, next_state
 
 if TYPE_CHECKING:
     from ...processes.guarded import GuardedProcess
     from ..config import PoolConfig
-    from ..resources.kernelspec import WorkerKernel
 
 logger = logging.getLogger(__name__)
 
@@ -71,64 +68,6 @@ OUTPUT_BYTES = 4096
 
 DEATH_PATIENCE = 2.0
 """Seconds to wait for the exit status of a worker whose lane closed."""
-
-
-class KernelSpecs(KernelSpecManager):
-    """Gives all workers of a pool the one kernelspec that the pool has found.
-
-    Parameters
-    ----------
-    kernel
-        What was found.
-    """
-
-    def __init__(self, kernel: WorkerKernel) -> None:
-        super().__init__()
-        self._kernel = kernel
-
-    def get_kernel_spec(self, kernel_name: str) -> KernelSpec:
-        """Return the kernelspec."""
-        if self._kernel.spec is None:
-            raise NoSuchKernel(kernel_name)
-        return self._kernel.spec
-
-
-# jupyter_client tells each error of a start with its traceback; here it is raised, and told once.
-_log_of_managers = logger.getChild("jupyter")
-_log_of_managers.addFilter(lambda record: record.exc_info is None)
-
-
-class WorkerManager(AsyncKernelManager):
-    """Starts a kernel without the sleep that jupyter_client adds when it has been launched."""
-
-    def __init__(self, **traits: Any) -> None:
-        super().__init__(log=_log_of_managers, **traits)
-        self._is_launched = asyncio.Event()
-        self._start: asyncio.Future[None] | None = None
-
-    async def _async_post_start_kernel(self, **arguments: Any) -> None:
-        await super()._async_post_start_kernel(**arguments)
-        self._is_launched.set()
-
-    async def launch(self, **arguments: Any) -> None:
-        """Start the kernel; return when it runs. The parameters are those of `start_kernel`."""
-        self._start = asyncio.ensure_future(self.start_kernel(**arguments))
-        launched = asyncio.ensure_future(self._is_launched.wait())
-        try:
-            await asyncio.wait({self._start, launched}, return_when=asyncio.FIRST_COMPLETED)
-        except asyncio.CancelledError:
-            self._start.cancel()
-            await self.settled()
-            raise
-        finally:
-            launched.cancel()
-        if self._start.done():
-            self._start.result()
-
-    async def settled(self) -> None:
-        """Wait until nothing of a start is left to do."""
-        if self._start is not None:
-            await asyncio.wait({self._start})
 
 
 class Holder(Protocol):

@@ -5,19 +5,20 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+from collections.abc import Iterable
+from dataclasses import dataclass
 from weakref import WeakKeyDictionary, WeakSet
 
 import psutil
 
 from ...printable import printable
 from ...processes import logs
+from ...processes.identity import all_children, living_descendants
 from ...processes.supervisor import in_thread
 from ..config import PoolConfig
 from ..recovery.policies import Heartbeat
-from .crew import Crew
-from .liveness import Vigil
-from .memory import TreeMemory, tree_memory
-from .states import LENDABLE, WorkerState
+from .lifecycle import LENDABLE, WorkerState
+from .replacement import Crew
 from .worker import Worker
 
 logger = logging.getLogger(__name__)
@@ -144,3 +145,123 @@ def _too_much(memory: TreeMemory, limit: int) -> str:
         f"{mebibytes:.0f} MiB of memory of {of} (max_memory_bytes {limit:,}, "
         f"{limit / 2**20:.0f} MiB)"
     )
+
+
+@dataclass(frozen=True, slots=True)
+class TreeMemory:
+    """The memory of a process and of all below it.
+
+    Attributes
+    ----------
+    total_bytes
+        Memory that no other process shares (USS).
+    processes
+        How many they are.
+    """
+
+    total_bytes: int
+    processes: int
+
+
+def tree_memory(roots: Iterable[int], more_than: int = 0) -> dict[int, TreeMemory]:
+    """Measure the trees below some processes.
+
+    Parameters
+    ----------
+    roots
+        Their pids; they are not counted themselves: guardians.
+    more_than
+        Bytes. Of a tree that takes no more even with what it shares nothing is told: what is shared
+        is quickly read, what is not takes a while.
+
+    Returns
+    -------
+    dict
+        By the root's pid.
+    """
+    children = all_children()
+    found = {}
+    for root in roots:
+        pids = [status.pid for status in living_descendants(root, children)]
+        if sum(map(_resident, pids)) > more_than:
+            found[root] = TreeMemory(sum(map(_own, pids)), len(pids))
+    return found
+
+
+def _resident(pid: int) -> int:
+    try:
+        process = psutil.Process(pid)
+        resident: int = process.memory_info().rss
+    except psutil.Error:
+        return 0
+    return resident
+
+
+def _own(pid: int) -> int:
+    try:
+        memory = psutil.Process(pid).memory_full_info()
+    except psutil.Error:
+        return 0
+    total: int = memory.uss
+    return total
+
+
+class Vigil:
+    """Watches one worker for signs of life.
+
+    Parameters
+    ----------
+    policy
+        How long a worker may be silent.
+    now
+        `time.monotonic` when it became ready.
+
+    Attributes
+    ----------
+    misses
+        Beats missed one after the other.
+    """
+
+    def __init__(self, policy: Heartbeat, now: float) -> None:
+        self.misses = 0
+        self._policy = policy
+        self._last_sign = now
+        self._pulse = 0
+        self._cpu: float | None = None
+
+    def silence(self, now: float) -> float:
+        """Return the seconds since the last sign of life."""
+        return now - self._last_sign
+
+    def hears(self, now: float, pulse: int) -> bool:
+        """Take in the worker's pulse, a number that it counts up; say whether that will do."""
+        if pulse != self._pulse:
+            self._pulse = pulse
+            self._see_sign(now)
+        return self.silence(now) <= self._policy.timeout
+
+    def finds_dead(self, now: float, *, cpu: float, is_stopped: bool, is_busy: bool) -> bool:
+        """Look at the process of a worker without a pulse; say whether it is to be given up.
+
+        Parameters
+        ----------
+        now
+            `time.monotonic`.
+        cpu
+            Seconds of CPU time that it has used.
+        is_stopped
+            Whether a signal has stopped it.
+        is_busy
+            Whether it has work, which may keep Python from running for as long as it likes.
+        """
+        works = is_busy or (self._cpu is not None and cpu != self._cpu)
+        self._cpu = cpu
+        if works and not is_stopped:
+            self._see_sign(now)
+        elif self.silence(now) > self._policy.timeout:
+            self.misses += 1
+        return self.misses >= self._policy.misses
+
+    def _see_sign(self, now: float) -> None:
+        self._last_sign = now
+        self.misses = 0

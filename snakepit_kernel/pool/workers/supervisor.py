@@ -23,10 +23,10 @@ from ..config import PoolConfig
 from ..scheduling.scheduler import Scheduler
 from ..status import WorkerEnd
 from .foreign import ForeignWorker
-from .slots import Slot
-from .spares import SPARE_SLOT, Spares
-from .states import LENDABLE, WorkerEvent, WorkerState
-from .worker import KernelSpecs, Seat, Worker
+from .jupyter import KernelSpecs
+from .lifecycle import LENDABLE, Slot, WorkerEvent, WorkerState
+from .standby import SPARE_SLOT, Spares
+from .worker import Seat, Worker
 
 logger = logging.getLogger(__name__)
 

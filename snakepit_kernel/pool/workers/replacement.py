@@ -12,9 +12,8 @@ from typing import Any
 
 from ...errors import StartFailed
 from ..config import PoolConfig
-from .roster import Roster
-from .slots import Slot
-from .states import LENDABLE
+from .lifecycle import LENDABLE, Slot
+from .supervisor import Roster
 from .worker import Worker
 
 logger = logging.getLogger(__name__)

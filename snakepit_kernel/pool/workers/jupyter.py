@@ -1,16 +1,21 @@
-"""Cells: executed over a worker's Jupyter shell channel, their output taken from iopub."""
+"""A worker as a Jupyter kernel: its manager, its client, and the run of a cell."""
 
 from __future__ import annotations
 
+import asyncio
 import contextvars
+import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import zmq
+import zmq.asyncio
 from jupyter_client.blocking.client import BlockingKernelClient
 from jupyter_client.connect import KernelConnectionInfo
+from jupyter_client.kernelspec import KernelSpec, KernelSpecManager, NoSuchKernel
+from jupyter_client.manager import AsyncKernelManager
 
 from ...errors import CellError
 from ...ids import SESSION_KEY
@@ -19,6 +24,9 @@ from ...protocol.frames import Frame
 from ...protocol.messages import Late, shown
 from ...telemetry.correlation import METADATA_KEY
 from ..results import CellResult
+
+if TYPE_CHECKING:
+    from ..resources.kernelspec import WorkerKernel
 
 OnMessage = Callable[[dict[str, Any]], None]
 
@@ -350,3 +358,61 @@ def _take_reply(content: dict[str, Any], result: CellResult) -> None:
         result.error = CellError(name, text, content.get("traceback", ()))
     elif content["status"] != "ok":
         result.error = CellError("Aborted", "the worker did not run the cell")
+
+
+class KernelSpecs(KernelSpecManager):
+    """Gives all workers of a pool the one kernelspec that the pool has found.
+
+    Parameters
+    ----------
+    kernel
+        What was found.
+    """
+
+    def __init__(self, kernel: WorkerKernel) -> None:
+        super().__init__()
+        self._kernel = kernel
+
+    def get_kernel_spec(self, kernel_name: str) -> KernelSpec:
+        """Return the kernelspec."""
+        if self._kernel.spec is None:
+            raise NoSuchKernel(kernel_name)
+        return self._kernel.spec
+
+
+# jupyter_client tells each error of a start with its traceback; here it is raised, and told once.
+_log_of_managers = logging.getLogger(__name__)
+_log_of_managers.addFilter(lambda record: record.exc_info is None)
+
+
+class WorkerManager(AsyncKernelManager):
+    """Starts a kernel without the sleep that jupyter_client adds when it has been launched."""
+
+    def __init__(self, **traits: Any) -> None:
+        super().__init__(log=_log_of_managers, **traits)
+        self._is_launched = asyncio.Event()
+        self._start: asyncio.Future[None] | None = None
+
+    async def _async_post_start_kernel(self, **arguments: Any) -> None:
+        await super()._async_post_start_kernel(**arguments)
+        self._is_launched.set()
+
+    async def launch(self, **arguments: Any) -> None:
+        """Start the kernel; return when it runs. The parameters are those of `start_kernel`."""
+        self._start = asyncio.ensure_future(self.start_kernel(**arguments))
+        launched = asyncio.ensure_future(self._is_launched.wait())
+        try:
+            await asyncio.wait({self._start, launched}, return_when=asyncio.FIRST_COMPLETED)
+        except asyncio.CancelledError:
+            self._start.cancel()
+            await self.settled()
+            raise
+        finally:
+            launched.cancel()
+        if self._start.done():
+            self._start.result()
+
+    async def settled(self) -> None:
+        """Wait until nothing of a start is left to do."""
+        if self._start is not None:
+            await asyncio.wait({self._start})
