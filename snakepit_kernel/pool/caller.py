@@ -14,9 +14,9 @@ from ..protocol.values import cannot_travel, pickled
 from ..worker import namespace
 from .checks import check_count, check_priority, check_seconds
 from .definitions import Definitions, SharedFunction, ahead
-from .driving.conveyor import MakeFrames
-from .driving.hosting import HostToolList, current_link
 from .engine import Engine
+from .execution.host_tools import HostToolList, current_link
+from .execution.pipeline import MakeFrames
 from .futures import CallFuture
 from .results import CellResult
 from .scheduling.homes import Home

@@ -37,10 +37,10 @@ from ..processes.guarded import TOO_MANY_PROCESSES
 from ..processes.supervisor import Supervisor, in_thread
 from ..protocol.messages import ToolInfo
 from .config import PoolConfig
-from .driving.conveyor import MakeFrames
-from .driving.driver import Driver, insisting
-from .driving.errands import Errands
-from .driving.hosting import Host, HostTools, Link, current_link, links
+from .execution.calls import Driver, insisting
+from .execution.futures import Errands
+from .execution.host_tools import Host, HostTools, Link, current_link, links
+from .execution.pipeline import MakeFrames
 from .futures import CallFuture
 from .observing.presence import tell_of_activity
 from .observing.reports import describe_error

@@ -11,7 +11,7 @@ from ...protocol.messages import Event, HostCall
 from ...telemetry.events import Scalar
 
 if TYPE_CHECKING:
-    from ..driving.hosting import Link
+    from ..execution.host_tools import Link
     from ..scheduling.work import Work
     from ..workers.worker import Seat
 

@@ -29,7 +29,7 @@ from ...errors import (
 )
 from ...locks import Condition, RLock
 from ..config import PoolConfig
-from ..driving.hosting import Link, links
+from ..execution.host_tools import Link, links
 from ..observing.reports import report_work
 from ..recovery.circuit import Circuit
 from ..recovery.policies import falls_under

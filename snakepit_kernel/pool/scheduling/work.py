@@ -17,7 +17,7 @@ from ...errors import (
     WorkerDied,
 )
 from ...telemetry.correlation import correlation_of_work
-from ..driving.hosting import Link
+from ..execution.host_tools import Link
 from ..recovery.policies import category_of
 from ..workers.worker import Seat
 from .homes import Home

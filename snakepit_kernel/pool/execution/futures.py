@@ -15,8 +15,8 @@ from ..observing.reports import describe_error
 from ..scheduling.admission import Admission
 from ..scheduling.work import Work, outcome_of
 from ..workers.worker import Seat, Worker
-from .conveyor import Conveyor, Errand, MakeFrames, Pace
-from .hosting import Host
+from .host_tools import Host
+from .pipeline import Conveyor, Errand, MakeFrames, Pace
 
 
 class Errands:

@@ -24,8 +24,8 @@ from ...protocol.messages import HostCall
 from ..futures import CallFuture
 from ..scheduling.work import Work, outcome_of
 from ..workers.worker import Seat, Worker
-from .driver import INTERRUPT_AGAIN, Served
-from .hosting import Host
+from .calls import INTERRUPT_AGAIN, Served
+from .host_tools import Host
 
 AHEAD = 2e-3
 """Seconds of work that a worker is given ahead."""

@@ -31,7 +31,7 @@ from ..scheduling.work import Work
 from ..search_path import search_path
 from ..workers.jupyter import Cell, CellClient, CellRun
 from ..workers.worker import Seat, Worker
-from .hosting import Host, Link
+from .host_tools import Host, Link
 
 logger = logging.getLogger(__name__)
 
