@@ -47,14 +47,12 @@ if TYPE_CHECKING:
         WorkerBusy,
         WorkerDied,
     )
-    from .pool.futures import CallFuture
+    from .pool.policies import Breaker, CrashBarrier, Heartbeat, Retry
     from .pool.pool import Pool
-    from .pool.recovery.policies import Breaker, CrashBarrier, Heartbeat, Retry
     from .pool.resources.limits import Limits
-    from .pool.results import CellResult
+    from .pool.results import CallFuture, CellResult, Stream
     from .pool.session import Session
     from .pool.status import PoolStats, PoolStatus, WorkerEnd, WorkerStatus
-    from .pool.streams import Stream
     from .processes.keeping import keep
     from .protocol.encoders import register_encoder
     from .protocol.unserializable import Unserializable
@@ -138,26 +136,26 @@ __all__ = [
 
 _HOMES = {
     "Adapter": "tools.adapter",
-    "CallFuture": "pool.futures",
+    "CallFuture": "pool.results",
     "CellResult": "pool.results",
-    "Limits": "pool.workers.limits",
+    "Limits": "pool.resources.limits",
     "Pool": "pool.pool",
-    "Breaker": "pool.recovery.policies",
-    "CrashBarrier": "pool.recovery.policies",
-    "Heartbeat": "pool.recovery.policies",
-    "Retry": "pool.recovery.policies",
+    "Breaker": "pool.policies",
+    "CrashBarrier": "pool.policies",
+    "Heartbeat": "pool.policies",
+    "Retry": "pool.policies",
     "PoolStats": "pool.status",
     "PoolStatus": "pool.status",
     "WorkerEnd": "pool.status",
     "WorkerStatus": "pool.status",
     "Session": "pool.session",
     "SessionContext": "tools.context",
-    "Stream": "pool.streams",
+    "Stream": "pool.results",
     "Unserializable": "protocol.unserializable",
     "register_encoder": "protocol.encoders",
     "context": "tools.context",
-    "export_session": "sessions.portable",
-    "import_session": "sessions.portable",
+    "export_session": "sessions.exports",
+    "import_session": "sessions.exports",
     "SessionInfo": "sessions.state",
     "SessionState": "sessions.state",
     "SessionStats": "sessions.state",
@@ -167,7 +165,7 @@ _HOMES = {
     "Variable": "sessions.values",
     "Watch": "sessions.watch",
     "correlation_id": "telemetry.correlation",
-    "keep": "processes.keeping",
+    "keep": "processes.keep",
     "tool": "tools.adapter",
 }
 

@@ -43,7 +43,7 @@ import functools
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
-from .attempts import Attempt, CallDetails
+from .call_details import Attempt, CallDetails
 from .printable import printable
 
 __all__ = [

@@ -19,7 +19,7 @@ from jupyter_client.provisioning.local_provisioner import LocalProvisioner
 from jupyter_core.paths import jupyter_runtime_dir
 from traitlets import Bool, CaselessStrEnum, Float, Int, List, Unicode, default
 
-from . import standby
+from . import standby_kernels
 from .errors import StartFailed, SurvivorsError
 from .files import make_directory
 from .ids import RUN_ID_OPTION, new_run_id
@@ -179,9 +179,9 @@ class SnakepitProvisioner(LocalProvisioner):
                 raise
         can_stand_in = self._can_stand_in(cmd, arguments) and run.process.template is not None
         if kind is not None and can_stand_in:
-            sort = standby.sort_of(kind, cmd, arguments["env"], self.grace)
+            sort = standby_kernels.sort_of(kind, cmd, arguments["env"], self.grace)
             env, cwd = arguments["env"], arguments.get("cwd")
-            standby.refill(sort, self.standby, env, cwd, self.registry)
+            standby_kernels.refill(sort, self.standby, env, cwd, self.registry)
         return self.connection_info
 
     async def _start(
@@ -208,8 +208,8 @@ class SnakepitProvisioner(LocalProvisioner):
         km = self.parent
         if kind is None or km is None or not self._can_stand_in(cmd, arguments):
             return None
-        sort = standby.sort_of(kind, cmd, arguments["env"], self.grace)
-        run = await standby.take(sort, arguments["env"], arguments.get("cwd"))
+        sort = standby_kernels.sort_of(kind, cmd, arguments["env"], self.grace)
+        run = await standby_kernels.take(sort, arguments["env"], arguments.get("cwd"))
         if run is None:
             return None
         await run.take(

@@ -14,7 +14,7 @@ import psutil
 import pytest
 from traitlets.config import Config
 
-from snakepit_kernel import Pool, standby
+from snakepit_kernel import Pool, standby_kernels
 from snakepit_kernel.processes.registry import Registry
 
 WARM = 3  # cycles until caches are filled
@@ -60,11 +60,11 @@ def test_kernels_leave_nothing_in_their_owner(start_kernel, request, kept_ready)
     async def scenario() -> tuple[dict[str, Any], dict[str, Any], int]:
         for number in range(WARM):
             await cycle(number)
-        standby.close()
+        standby_kernels.close()
         before, memory = holdings(), psutil.Process().memory_full_info().uss
         for number in range(cycles):
             await cycle(number)
-        standby.close()
+        standby_kernels.close()
         return before, holdings(), psutil.Process().memory_full_info().uss - memory
 
     before, after, grown = asyncio.run(scenario())

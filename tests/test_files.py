@@ -20,7 +20,7 @@ from snakepit_kernel.cli.published import UnreadablePool, read_pool
 from snakepit_kernel.cli.wrapping import read_spec
 from snakepit_kernel.errors import ProgramDamaged, StoreError
 from snakepit_kernel.files import NotOurs, check_file, create_file, open_file, write_file
-from snakepit_kernel.pool.observing.timeline import Timeline
+from snakepit_kernel.pool.monitoring.timeline import Timeline
 from snakepit_kernel.pool.status import status_path
 from snakepit_kernel.processes import logs
 from snakepit_kernel.processes.registry import Registry

@@ -20,7 +20,7 @@ import pytest
 from jupyter_client.manager import AsyncKernelManager, KernelManager
 from traitlets.config import Config
 
-from snakepit_kernel import standby
+from snakepit_kernel import standby_kernels
 from snakepit_kernel.errors import StartFailed
 from snakepit_kernel.processes import guarded
 from snakepit_kernel.processes.forking import ForkedGuardian
@@ -38,7 +38,7 @@ CONFIG = Config({"SnakepitProvisioner": {"standby": 1, "grace": 0.5}})
 @pytest.fixture(autouse=True)
 def no_standbys_but_our_own() -> Iterator[None]:
     yield
-    standby.close()
+    standby_kernels.close()
 
 
 @pytest.fixture
@@ -53,7 +53,11 @@ def start(start_kernel) -> Callable[..., contextlib.AbstractAsyncContextManager[
 
 def waiting() -> list[str]:
     """The runs that are kept ready."""
-    return [run.run_id for run in Registry().runs() if run.label == standby.LABEL and run.process]
+    return [
+        run.run_id
+        for run in Registry().runs()
+        if run.label == standby_kernels.LABEL and run.process
+    ]
 
 
 async def one_waits() -> str:
@@ -257,10 +261,10 @@ def test_close_ends_all_that_wait(start, living):
     async def scenario() -> None:
         async with start():
             await one_waits()
-            standby.close()
+            standby_kernels.close()
             assert waiting() == []
         assert [str(item) for item in living()] == []
-        standby.close()
+        standby_kernels.close()
 
     asyncio.run(scenario())
 
@@ -340,7 +344,7 @@ def test_one_that_is_not_taken_after_all_waits_for_somebody_else(start, monkeypa
 
 
 def test_as_many_sorts_are_kept_ready_as_is_decent(start, monkeypatch):
-    monkeypatch.setattr(standby, "MAX_SORTS", 2)
+    monkeypatch.setattr(standby_kernels, "MAX_SORTS", 2)
 
     async def scenario() -> None:
         ready = set()
@@ -361,7 +365,7 @@ def test_as_many_sorts_are_kept_ready_as_is_decent(start, monkeypatch):
 
 
 def test_none_waits_for_a_command_that_could_not_take_it(start, write_kernelspec, monkeypatch):
-    monkeypatch.setattr(standby, "DELAY", 0.0)
+    monkeypatch.setattr(standby_kernels, "DELAY", 0.0)
     argv = [sys.executable, "-m", "snakepit_kernel.kernel"]
     provisioner = {"provisioner_name": "snakepit-provisioner", "config": {"tag_command": True}}
     write_kernelspec(
@@ -423,16 +427,16 @@ def test_a_second_close_after_ctrl_c_waits_until_none_is_left(start, is_busy):
     asyncio.run(scenario())
     before = signal.signal(signal.SIGALRM, interrupt)
     if is_busy:  # then the second end is there before the first has begun
-        standby._standbys._supervisor.soon(time.sleep, 0.5)
+        standby_kernels._standbys._supervisor.soon(time.sleep, 0.5)
     try:
         signal.setitimer(signal.ITIMER_REAL, 0.002)
         with pytest.raises(KeyboardInterrupt):
-            standby.close()
+            standby_kernels.close()
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, before)
 
-    again = threading.Thread(target=standby.close, daemon=True)
+    again = threading.Thread(target=standby_kernels.close, daemon=True)
     again.start()
     again.join(SOON)
 

@@ -18,7 +18,7 @@ import pytest
 from jupyter_client.manager import KernelManager
 from traitlets.config import Config
 
-from snakepit_kernel import Pool, standby
+from snakepit_kernel import Pool, standby_kernels
 from snakepit_kernel.errors import StartFailed
 from snakepit_kernel.processes.registry import Registry
 
@@ -83,14 +83,14 @@ def test_a_kernel_that_is_kept_ready_listens_to_nothing(start_kernel):
     async def scenario() -> None:
         async with start_kernel(config=config):
             async with asyncio.timeout(20):
-                while not [run for run in Registry().runs() if run.label == standby.LABEL]:
+                while not [run for run in Registry().runs() if run.label == standby_kernels.LABEL]:
                     await asyncio.sleep(0.02)
             assert listeners() == []
 
     try:
         asyncio.run(scenario())
     finally:
-        standby.close()
+        standby_kernels.close()
 
 
 # -- which way -------------------------------------------------------------------------------------

@@ -12,7 +12,7 @@ from typing import Any
 
 from snakepit_kernel import SnakepitError
 from snakepit_kernel.printable import printable
-from snakepit_kernel.seconds import bounded
+from snakepit_kernel.validation import bounded
 
 WorkFactory = Callable[[], Coroutine[Any, Any, Any]]
 

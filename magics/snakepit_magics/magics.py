@@ -30,8 +30,8 @@ from snakepit_kernel import (
     ToolNotFound,
 )
 from snakepit_kernel.errors import suggest
-from snakepit_kernel.pool.scheduling.patience import waiting_patiently
-from snakepit_kernel.pool.streams import LiveView
+from snakepit_kernel.pool.results import LiveView
+from snakepit_kernel.pool.scheduling.wait_notice import waiting_patiently
 from snakepit_kernel.printable import printable
 from snakepit_kernel.tools.adapter import options_of
 

@@ -121,7 +121,7 @@ def show(*, ended: bool = False, as_json: bool) -> None:
 
 def show_for_prometheus() -> None:
     """Print the numbers of the live pools in the text format of Prometheus."""
-    from ..pool.observing.prometheus import exposition
+    from ..pool.monitoring.prometheus import exposition
 
     pools, complaints = live_pools()
     for complaint in complaints:

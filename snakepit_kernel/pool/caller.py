@@ -11,20 +11,17 @@ from ..errors import ToolNotFound
 from ..protocol.frames import Segment
 from ..protocol.messages import Apply, Call, ToolInfo
 from ..protocol.values import cannot_travel, pickled
+from ..validation import check_count, check_priority, check_seconds
 from ..worker import namespace
-from .checks import check_count, check_priority, check_seconds
-from .definitions import Definitions, SharedFunction, ahead
 from .engine import Engine
 from .execution.host_tools import HostToolList, current_link
 from .execution.pipeline import MakeFrames
-from .futures import CallFuture
-from .results import CellResult
-from .scheduling.homes import Home
-from .scheduling.queue import Bound
+from .results import CallFuture, CellResult, Stream
+from .scheduling.affinity import Home
+from .scheduling.fair_queue import Bound
 from .scheduling.scheduler import Purpose
-from .scheduling.work import Work
-from .streams import Stream
-from .toolbox import ToolsOfCaller
+from .scheduling.work_item import Work
+from .tools import Definitions, SharedFunction, ToolsOfCaller, ahead
 from .workers.jupyter import Cell, OnMessage
 from .workers.worker import Seat
 

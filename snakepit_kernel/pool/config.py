@@ -16,11 +16,10 @@ from ..lane.control_page import MAX_LANES
 from ..paths import working_directory
 from ..protocol.unserializable import Policy
 from ..protocol.values import Codec
-from ..seconds import FOREVER
 from ..store.store import Store, check_store
 from ..tools.registry import name_of
-from .checks import check_count, check_flag, check_seconds
-from .recovery.policies import Breaker, CrashBarrier, Heartbeat, Retry, check_policy
+from ..validation import FOREVER, check_count, check_flag, check_seconds
+from .policies import Breaker, CrashBarrier, Heartbeat, Retry, check_policy
 from .resources.accelerators import Allotment, Gpus, allot
 from .resources.kernelspec import WorkerKernel, find_kernel
 from .resources.limits import Limits, check_limits, find_group

@@ -36,21 +36,20 @@ from ..processes.folders import Folder, remove_folder, sweep_folders
 from ..processes.guarded import TOO_MANY_PROCESSES
 from ..processes.supervisor import Supervisor, in_thread
 from ..protocol.messages import ToolInfo
+from .call_events import describe_error
 from .config import PoolConfig
+from .dispatcher import Admission
 from .execution.calls import Driver, insisting
 from .execution.futures import Errands
 from .execution.host_tools import Host, HostTools, Link, current_link, links
 from .execution.pipeline import MakeFrames
-from .futures import CallFuture
-from .observing.presence import tell_of_activity
-from .observing.reports import describe_error
-from .recovery.attempting import Recovery
+from .housekeeping import tell_of_activity
+from .open_sessions import PoolSessions
+from .policies import Recovery
 from .resources.machine_budget import Share
-from .results import CellResult
-from .scheduling.admission import Admission
-from .scheduling.homes import Home
-from .scheduling.work import Work, outcome_of
-from .sessions import PoolSessions
+from .results import CallFuture, CellResult
+from .scheduling.affinity import Home
+from .scheduling.work_item import Work, outcome_of
 from .status import PoolStats, PoolStatus, WorkerStatus, memory_of, status_path
 from .workers.jupyter import Cell
 from .workers.monitor import Upkeep

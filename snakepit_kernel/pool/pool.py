@@ -15,27 +15,26 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from ..protocol.values import MAX_VALUE_BYTES, cannot_travel
-from ..seconds import bounded
 from ..sessions.programs import Programs
 from ..sessions.state import SessionInfo
 from ..sessions.values import MAX_VARIABLE_BYTES
 from ..store.store import Store
 from ..tools.registry import AdapterError, describe
+from ..validation import bounded, check_count, check_seconds
 from .caller import DEFAULT, Caller, Timeout
-from .checks import check_count, check_seconds
 from .config import MAX_WORKERS, Affinity, PoolConfig, check_adapter, check_affinity
-from .definitions import Definitions, SharedFunction
 from .engine import Engine
-from .futures import CallFuture
-from .observing.timeline import LIMIT, Timeline
-from .recovery.policies import Breaker, CrashBarrier, Heartbeat, Retry
+from .monitoring.timeline import LIMIT, Timeline
+from .policies import Breaker, CrashBarrier, Heartbeat, Retry
 from .resources.accelerators import Gpus
 from .resources.limits import Limits
+from .results import CallFuture
 from .session import Session
 from .status import PoolStats, PoolStatus
+from .tools import Definitions, SharedFunction
 
 if TYPE_CHECKING:
-    from .observing.dashboard import Dashboard
+    from .monitoring.dashboard import Dashboard
 
 F = TypeVar("F", bound=Callable[..., Any])
 T = TypeVar("T")
@@ -256,13 +255,13 @@ class Pool(Caller, concurrent.futures.Executor):
 
         It looks at the pool once a second while it is on the screen. ``close()`` ends it.
         """
-        from .observing.dashboard import Dashboard
+        from .monitoring.dashboard import Dashboard
 
         return Dashboard(self._engine)
 
     def prometheus(self) -> str:
         """Return the pool's numbers in the text format of Prometheus."""
-        from .observing.prometheus import exposition
+        from .monitoring.prometheus import exposition
 
         return exposition([self.status()])
 

@@ -2,10 +2,23 @@
 
 from __future__ import annotations
 
+import concurrent.futures
+import contextlib
+import inspect
+import threading
+from collections.abc import Callable, Generator, Iterator, Mapping
+from concurrent.futures._base import PENDING
 from dataclasses import dataclass, field
-from typing import Any
+from numbers import Real
+from types import TracebackType
+from typing import Any, Self, TypeVar
 
 from ..errors import CellError
+from ..locks import Condition, RLock
+from ..output.display import Display
+from ..output.progress_bars import Settings
+from ..processes.supervisor import Supervisor
+from ..validation import bounded
 
 
 @dataclass(slots=True, kw_only=True)
@@ -64,3 +77,254 @@ class CellResult:
             for output in self.outputs
             if output["output_type"] == "stream" and output["name"] == name
         )
+
+
+T = TypeVar("T")
+
+
+class CallFuture(concurrent.futures.Future[T]):
+    """A future whose `cancel` also reaches a call that runs.
+
+    A queued call is taken out of the queue and never runs. A running one is interrupted; the
+    future is cancelled at once, and the worker serves others as soon as it has stopped.
+
+    Attributes
+    ----------
+    correlation_id
+        Of the call, as its worker, host tools and events have it.
+    keeper
+        Whoever brings the outcome.
+    """
+
+    correlation_id: str = ""
+    keeper: Supervisor | None = None
+
+    def __init__(self) -> None:
+        # What the base class does, with one condition instead of two: there may be many thousands.
+        self._condition = Condition()  # no Ctrl-C may leave it locked
+        self._state = PENDING
+        self._result: Any = None
+        self._exception: BaseException | None = None
+        self._waiters: list[Any] = []
+        self._done_callbacks: list[Any] = []
+        self._guard = RLock()  # not the condition's: callbacks run inside
+        self._is_running = False
+        self._on_cancel: Callable[[], None] = _nothing
+
+    def on_cancel(self, function: Callable[[], None] | None) -> None:
+        """Set what ends the work when the future is cancelled; None when it has ended."""
+        self._on_cancel = function or _nothing
+
+    def cancel(self) -> bool:
+        """Cancel the call; return whether it is cancelled, false when it has ended."""
+        with self._guard:
+            if self.cancelled():
+                return True
+            if not super().cancel():
+                return False
+            self.set_running_or_notify_cancel()  # tells those who wait for several futures
+        self._on_cancel()
+        return True
+
+    def result(self, timeout: float | None = None) -> T:
+        """Wait for the outcome; return the value, or raise the exception.
+
+        Parameters
+        ----------
+        timeout
+            Seconds, up to infinity; None for as long as it takes.
+
+        Raises
+        ------
+        TimeoutError
+            There was none in time.
+        RuntimeError
+            The pool's own thread asks, in the callback of a future or while it restores a result:
+            it would wait for itself.
+        """
+        try:
+            self._check_wait(timeout)
+            return super().result(bounded(timeout))
+        finally:
+            self = None  # type: ignore[assignment] # noqa: PLW0642 - the traceback has this frame
+
+    def exception(self, timeout: float | None = None) -> BaseException | None:
+        """Wait for the outcome; return the exception, or None. The rest is as in `result`."""
+        self._check_wait(timeout)
+        return super().exception(bounded(timeout))
+
+    def _check_wait(self, timeout: float | None) -> None:
+        if self.keeper is None or self.done() or not self.keeper.is_current:
+            return
+        if timeout is None or timeout > 0:
+            msg = (
+                "this code runs in the pool's own thread, as callbacks of futures and __setstate__ "
+                "of results do, and would wait for a result that this very thread has to bring; "
+                "use another thread, or a callback of that future"
+            )
+            raise RuntimeError(msg)
+
+    def running(self) -> bool:
+        """Whether the call is on a worker."""
+        return self._is_running and not self.done()
+
+    def begin(self) -> bool:
+        """Note that a worker has the call; say whether it is still wanted."""
+        self._is_running = True
+        return not self.cancelled()
+
+    def wait_again(self) -> bool:
+        """Note that no worker has the call any more; say whether it is still wanted."""
+        self._is_running = False
+        return not self.cancelled()
+
+    def deliver(self, value: Any = None, exception: BaseException | None = None) -> bool:
+        """Set the outcome, unless the future was cancelled meanwhile; say whether it was set."""
+        with self._guard:
+            if self.cancelled():
+                return False
+            self.set_running_or_notify_cancel()
+            if exception is not None:
+                self.set_exception(exception)
+            else:
+                self.set_result(value)
+            return True
+
+
+def _nothing() -> None:
+    pass
+
+
+class Stream(Iterator[Any]):
+    """The chunks of a streaming tool, in order.
+
+    The tool starts when the first chunk is asked for. It is never further ahead than the room that
+    the stream was given. Whoever leaves a stream before its end, by ``break``, `close` or by
+    letting go of it, closes the generator in the worker, whose ``finally`` runs then.
+
+    Parameters
+    ----------
+    chunks
+        The generator that drives it.
+    is_awkward
+        Asked whether this thread must not wait for a worker.
+    """
+
+    def __init__(self, chunks: Generator[Any, None, None], is_awkward: Callable[[], bool]) -> None:
+        self._chunks = chunks
+        self._is_awkward = is_awkward
+
+    def __next__(self) -> Any:
+        return next(self._chunks)
+
+    def close(self) -> None:
+        """Leave the stream; return when the generator in the worker is closed."""
+        self._chunks.close()
+
+    def show(self) -> Any:
+        """Take the stream to its end, and show it as it comes.
+
+        A chunk that is a dictionary with a number from 0 to 1 as ``"progress"`` moves one bar; what
+        else is in it stands beside the bar. All other chunks are displayed in a notebook, and
+        printed elsewhere.
+
+        Returns
+        -------
+        object
+            The last chunk that did not move the bar; None when there was none.
+
+        Raises
+        ------
+        ToolError, CallTimeout, WorkerDied
+            As for taking the chunks one by one. Ctrl-C leaves the stream, too.
+        """
+        with self, LiveView() as view:
+            for chunk in self:
+                view.take(chunk)
+        return view.last
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def __del__(self) -> None:
+        if inspect.getgeneratorstate(self._chunks) != inspect.GEN_SUSPENDED:
+            return  # it has ended, or never begun
+        if self._is_awkward():  # the garbage collector may run in any thread
+            with contextlib.suppress(RuntimeError):
+                threading.Thread(target=self._chunks.close, daemon=True).start()
+        else:
+            self._chunks.close()
+
+
+class LiveView:
+    """Shows the chunks of a stream as they come, see `Stream.show`. To be used in a ``with``.
+
+    Attributes
+    ----------
+    last
+        The last chunk that did not move the bar.
+    """
+
+    def __init__(self) -> None:
+        self.last: Any = None
+        self._display = Display()
+
+    def take(self, chunk: Any) -> None:
+        """Show a chunk."""
+        progress = _progress_of(chunk)
+        if progress is None:
+            self.last = chunk
+            self._display.value(chunk)
+        else:
+            self._display.move(0, _bar_at(progress, chunk))
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self._display.close()
+
+
+_TOLD_ALONE = {"message", "desc"}
+"""What stands beside a bar without its name."""
+
+
+def _progress_of(chunk: object) -> float | None:
+    """Return how far a chunk says that its stream is; None for one that is a value."""
+    number = chunk.get("progress") if isinstance(chunk, dict) else None
+    if not isinstance(number, Real) or isinstance(number, bool):
+        return None
+    progress = float(number)
+    # The sum of many small steps may be a little more than 1. 45 is no part of 1, nor is nan.
+    return min(progress, 1.0) if 0 <= progress <= 1 + 1e-6 else None
+
+
+def _bar_at(progress: float, chunk: Mapping[str, Any]) -> Settings:
+    told = [
+        str(value) if name in _TOLD_ALONE else f"{name}={_short(value)}"
+        for name, value in chunk.items()
+        if name != "progress" and value is not None
+    ]
+    return {
+        "n": progress,
+        "total": 1.0,
+        "postfix": ", ".join(told) or None,
+        "bar_format": "{l_bar}{bar}| [{elapsed}<{remaining}{postfix}]",
+    }
+
+
+def _short(value: object) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)

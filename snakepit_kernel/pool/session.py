@@ -8,11 +8,11 @@ from typing import Any, TypeVar
 from ..sessions.programs import Metadata, Programs
 from ..sessions.state import SessionState, SessionStats
 from ..sessions.variables import Attributes, Variables
+from ..validation import check_priority
 from .caller import Caller
-from .checks import check_priority
 from .config import Affinity
-from .definitions import Definitions
 from .engine import Engine
+from .tools import Definitions
 
 F = TypeVar("F", bound=Callable[..., Any])
 

@@ -11,8 +11,8 @@ from ..errors import (
 )
 from ..ids import check_name
 from ..protocol.values import Codec, loads
-from ..seconds import bounded
 from ..store.schema import GLOBAL
+from ..validation import bounded
 from .saved import SavedSession
 from .values import (
     Program,

@@ -14,10 +14,10 @@ from typing import Any, Final
 
 from ..errors import SessionNotFound
 from ..ids import check_name
-from ..seconds import FOREVER
 from ..store.schema import GLOBAL
 from ..store.sessions import SessionRow, SessionSummary
 from ..store.store import Store, open_store
+from ..validation import FOREVER
 from .program_service import MetadataService, ProgramService
 from .programs import Metadata, Programs
 from .saved import SavedSession

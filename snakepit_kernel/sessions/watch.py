@@ -15,7 +15,7 @@ from functools import partial
 from typing import Protocol, Self
 
 from ..errors import SessionNotFound, SnakepitError
-from ..seconds import bounded
+from ..validation import bounded
 from .values import Change
 
 logger = logging.getLogger(__name__)

@@ -19,7 +19,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
 from ..locks import RLock
-from ..seconds import bounded
+from ..validation import bounded
 from .limits import Buckets
 from .sdk import SDK, here, is_installed
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, TypeVar, overload
 
 from ..ids import check_name
-from ..seconds import FOREVER
+from ..validation import FOREVER
 from .context import SessionContext
 
 _ATTRIBUTE = "__snakepit_tool__"

@@ -16,7 +16,7 @@ import pytest
 from jupyter_client.manager import KernelManager
 from traitlets.config import Config
 
-from snakepit_kernel import open_session, standby
+from snakepit_kernel import open_session, standby_kernels
 from snakepit_kernel.processes.registry import Registry
 
 BIN = Path(sys.executable).parent
@@ -577,7 +577,7 @@ def test_the_kernels_command_line_names_the_session(start_named, write_kernelspe
 def wait_for_standby() -> None:
     """Wait until a kernel is kept ready: a row in the registry of runs, which tells nobody."""
     until = time.monotonic() + 20
-    while not any(run.label == standby.LABEL and run.process for run in Registry().runs()):
+    while not any(run.label == standby_kernels.LABEL and run.process for run in Registry().runs()):
         assert time.monotonic() < until
         time.sleep(0.02)
 
@@ -595,4 +595,4 @@ def test_kernels_that_are_kept_ready_are_of_the_session_that_their_start_names(
         wait_for_standby()
         assert start_named("snakepit", standby=1, SNAKEPIT_SESSION="yours") == "yours"
     finally:
-        standby.close()
+        standby_kernels.close()

@@ -17,9 +17,7 @@ from snakepit_kernel import (
     ToolError,
     WorkerDied,
 )
-from snakepit_kernel.pool.recovery.attempting import Recovery
-from snakepit_kernel.pool.recovery.circuit import Circuit
-from snakepit_kernel.pool.recovery.policies import check_policy, falls_under
+from snakepit_kernel.pool.policies import Circuit, Recovery, check_policy, falls_under
 from snakepit_kernel.pool.workers.lifecycle import FIRST_REST, MAX_RESTARTS, RESTART_WINDOW, Slot
 from snakepit_kernel.pool.workers.monitor import Vigil
 

@@ -10,7 +10,7 @@ import uuid
 import pytest
 import websocket
 
-from snakepit_kernel.pool.observing.presence import MESSAGE
+from snakepit_kernel.pool.housekeeping import MESSAGE
 
 CULLING = tuple(
     f"--MappingKernelManager.{option}"

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from snakepit_kernel.pool.scheduling.queue import FairQueue
+from snakepit_kernel.pool.scheduling.fair_queue import FairQueue
 
 
 @dataclass(eq=False)

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from snakepit_kernel.pool.scheduling.homes import MAX_LAST
+from snakepit_kernel.pool.scheduling.affinity import MAX_LAST
 from snakepit_kernel.pool.scheduling.scheduler import QueueFull, Scheduler, Ticket
 
 

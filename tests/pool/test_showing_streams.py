@@ -7,7 +7,7 @@ import re
 import pytest
 
 from snakepit_kernel import ToolError
-from snakepit_kernel.pool.streams import LiveView
+from snakepit_kernel.pool.results import LiveView
 
 
 def steps(count: int, fail: bool = False):

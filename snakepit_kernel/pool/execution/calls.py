@@ -25,10 +25,10 @@ from ...protocol.frames import Frame, Segment, pack
 from ...protocol.messages import CELL, Apply, HostCall, Leave, More, OpenChannels
 from ...protocol.values import pickled
 from ...worker.namespace import last_value, pull, push
-from ..definitions import ahead
+from ..import_path import search_path
 from ..results import CellResult
-from ..scheduling.work import Work
-from ..search_path import search_path
+from ..scheduling.work_item import Work
+from ..tools import ahead
 from ..workers.jupyter import Cell, CellClient, CellRun
 from ..workers.worker import Seat, Worker
 from .host_tools import Host, Link

@@ -10,10 +10,10 @@ from typing import Any
 
 from ...errors import PoolClosed, SnakepitError, WorkerDied
 from ...processes.supervisor import Supervisor
-from ..futures import CallFuture
-from ..observing.reports import describe_error
-from ..scheduling.admission import Admission
-from ..scheduling.work import Work, outcome_of
+from ..call_events import describe_error
+from ..dispatcher import Admission
+from ..results import CallFuture
+from ..scheduling.work_item import Work, outcome_of
 from ..workers.worker import Seat, Worker
 from .host_tools import Host
 from .pipeline import Conveyor, Errand, MakeFrames, Pace

@@ -20,7 +20,7 @@ from ...telemetry import correlation
 from ...tools.adapter import ToolOptions, options_of
 from ...tools.context import LIST_HOST_TOOLS, SESSION_TOOL
 from ...tools.registry import Tool
-from ..observing.reports import HostReport
+from ..call_events import HostReport
 from ..workers.worker import Seat
 
 ServeSession = Callable[[str | None, str, str, str], Callable[..., Any]]

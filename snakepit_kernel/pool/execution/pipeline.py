@@ -21,8 +21,8 @@ from ...lane.replies import Interrupted
 from ...output.display import Display
 from ...protocol.frames import Frame, Segment
 from ...protocol.messages import HostCall
-from ..futures import CallFuture
-from ..scheduling.work import Work, outcome_of
+from ..results import CallFuture
+from ..scheduling.work_item import Work, outcome_of
 from ..workers.worker import Seat, Worker
 from .calls import INTERRUPT_AGAIN, Served
 from .host_tools import Host

@@ -7,8 +7,8 @@ from collections import OrderedDict
 from collections.abc import Callable, Hashable, Iterable
 from typing import Any, Generic, Literal, Protocol, TypeVar
 
-from .homes import Home, Homes
-from .queue import Bound, FairQueue
+from .affinity import Home, Homes
+from .fair_queue import Bound, FairQueue
 
 Purpose = Literal["call", "cell"]
 

@@ -16,7 +16,7 @@ from ...processes import logs
 from ...processes.identity import all_children, living_descendants
 from ...processes.supervisor import in_thread
 from ..config import PoolConfig
-from ..recovery.policies import Heartbeat
+from ..policies import Heartbeat
 from .lifecycle import LENDABLE, WorkerState
 from .replacement import Crew
 from .worker import Worker

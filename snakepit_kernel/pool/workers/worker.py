@@ -52,7 +52,7 @@ from ...protocol.messages import (
     WorkerSetup,
 )
 from ...provisioner import SnakepitProvisioner
-from ..observing.reports import report_event
+from ..call_events import report_event
 from ..scheduling.scheduler import Purpose
 from .jupyter import CellClient, KernelSpecs, WorkerManager
 from .lifecycle import RESTART_WINDOW, WorkerEvent, WorkerState, next_state

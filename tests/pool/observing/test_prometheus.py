@@ -10,7 +10,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from snakepit_kernel import Pool, PoolStats, PoolStatus
-from snakepit_kernel.pool.observing.prometheus import exposition
+from snakepit_kernel.pool.monitoring.prometheus import exposition
 from snakepit_kernel.pool.status import WorkerStatus
 
 
@@ -90,7 +90,7 @@ def test_nothing_is_registered_globally_or_imported_before_it_is_asked_for():
 import sys
 from snakepit_kernel import Pool
 assert "prometheus_client" not in sys.modules
-from snakepit_kernel.pool.observing.prometheus import exposition
+from snakepit_kernel.pool.monitoring.prometheus import exposition
 from prometheus_client import REGISTRY
 exposition([])
 assert not any(name.startswith("snakepit") for name in REGISTRY._names_to_collectors)

@@ -9,7 +9,7 @@ from html.parser import HTMLParser
 import pytest
 
 from snakepit_kernel import PoolStats, PoolStatus
-from snakepit_kernel.pool.observing.dashboard import _as_view
+from snakepit_kernel.pool.monitoring.dashboard import _as_view
 from snakepit_kernel.pool.status import SHOWN_ENDS, WorkerEnd, WorkerStatus, memory
 
 

@@ -10,7 +10,7 @@ from dataclasses import FrozenInstanceError
 import pytest
 
 from snakepit_kernel import Pool, context, telemetry
-from snakepit_kernel.pool.observing.timeline import Timeline, TimelineCall, tracks
+from snakepit_kernel.pool.monitoring.timeline import Timeline, TimelineCall, tracks
 
 
 def ask():

@@ -15,8 +15,8 @@ from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING
 
-from ...attempts import Attempt
-from ...errors import (
+from ..call_details import Attempt
+from ..errors import (
     BreakerOpen,
     CallTimeout,
     PoolClosed,
@@ -27,21 +27,20 @@ from ...errors import (
     SnakepitError,
     WorkerBusy,
 )
-from ...locks import Condition, RLock
-from ..config import PoolConfig
-from ..execution.host_tools import Link, links
-from ..observing.reports import report_work
-from ..recovery.circuit import Circuit
-from ..recovery.policies import falls_under
-from ..workers.lifecycle import LENDABLE, WorkerEvent, WorkerState
-from ..workers.worker import Holder, Seat, Worker
-from .homes import Home
-from .patience import TELL_AFTER, listener_to_waits
-from .scheduler import QueueFull, Scheduler
-from .work import OUTCOMES, Work, nothing
+from ..locks import Condition, RLock
+from .call_events import report_work
+from .config import PoolConfig
+from .execution.host_tools import Link, links
+from .policies import Circuit, falls_under
+from .scheduling.affinity import Home
+from .scheduling.scheduler import QueueFull, Scheduler
+from .scheduling.wait_notice import TELL_AFTER, listener_to_waits
+from .scheduling.work_item import OUTCOMES, Work, nothing
+from .workers.lifecycle import LENDABLE, WorkerEvent, WorkerState
+from .workers.worker import Holder, Seat, Worker
 
 if TYPE_CHECKING:
-    from ..workers.replacement import Crew
+    from .workers.replacement import Crew
 
 DRAINING = "it takes no new work, because it drains; resume() lets it"
 

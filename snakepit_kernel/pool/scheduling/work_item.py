@@ -7,7 +7,7 @@ import time
 from typing import Any
 
 from ... import telemetry
-from ...attempts import Attempt, CallDetails
+from ...call_details import Attempt, CallDetails
 from ...errors import (
     CallTimeout,
     PoolSaturated,
@@ -18,10 +18,10 @@ from ...errors import (
 )
 from ...telemetry.correlation import correlation_of_work
 from ..execution.host_tools import Link
-from ..recovery.policies import category_of
+from ..policies import category_of
 from ..workers.worker import Seat
-from .homes import Home
-from .queue import Bound
+from .affinity import Home
+from .fair_queue import Bound
 from .scheduler import Purpose, Ticket
 
 OUTCOMES = ("ok", "error", "cancelled", "timeout", "saturated", "lost")

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Any
-
-from ..seconds import FOREVER
+from typing import Any, overload
 
 
 def check_count(name: str, value: Any, least: int, most: int | None = None) -> int:
@@ -49,3 +47,19 @@ def check_flag(name: str, value: Any) -> bool:
         msg = f"{name} must be True or False, not {value!r}"
         raise TypeError(msg)
     return value
+
+
+FOREVER = 1e9
+"""Seconds, 31 years, from which on a duration is no limit: locks, sockets and clocks have theirs,
+and raise `OverflowError` beyond."""
+
+
+@overload
+def bounded(seconds: None) -> None: ...
+@overload
+def bounded(seconds: float) -> float: ...
+def bounded(seconds: float | None) -> float | None:
+    """Return a duration that can be waited for: any number, infinity included, or None."""
+    if seconds is None:
+        return None
+    return FOREVER if seconds >= FOREVER else float(seconds)

@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+import inspect
 import itertools
 import weakref
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any, overload
 
+from ..errors import InvalidArguments, ToolNotFound
 from ..protocol import messages
 from ..protocol.encoders import encoders
 from ..protocol.frames import Segment, pack
 from ..protocol.messages import Define, Encode, Prepare, Release, ToolInfo
 from ..protocol.values import Codec, cannot_travel
-from .search_path import follow, search_path
-from .validation import Validator
+from ..tools.arguments import Arguments
+from .import_path import follow, search_path
 from .workers.worker import Seat
+
+if TYPE_CHECKING:
+    from .caller import Caller
 
 
 class Definitions:
@@ -136,3 +141,112 @@ def ahead(seat: Seat) -> list[Segment]:
         frames += pack(messages.encode(forget))
         seat.forgotten = forget.number
     return frames
+
+
+class Tools:
+    """The tools of a pool as methods.
+
+    Parameters
+    ----------
+    caller
+        A pool or a session.
+    """
+
+    def __init__(self, caller: Caller) -> None:
+        self._caller = caller
+
+    def __getattr__(self, name: str) -> Callable[..., Any]:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        try:
+            info = self._caller._find_tool(name)  # noqa: SLF001 - one idea in two classes
+        except ToolNotFound as error:
+            raise AttributeError(str(error)) from error
+
+        validator = self._caller._definitions.validator  # noqa: SLF001
+
+        run = self._caller._stream if info.streams else self._caller._call  # noqa: SLF001
+
+        def call(*args: Any, **kwargs: Any) -> Any:
+            return run(name, args, kwargs)
+
+        call.__name__ = call.__qualname__ = name
+        call.__doc__ = info.description
+        call.__signature__ = validator.signature(info)  # type: ignore[attr-defined]
+        return call
+
+    def __getitem__(self, name: str) -> ToolInfo:
+        return self._caller._find_tool(name)  # noqa: SLF001
+
+    def __iter__(self) -> Any:
+        return iter(self._caller.tool_names())
+
+    def __len__(self) -> int:
+        return len(self._caller.tool_names())
+
+    def __dir__(self) -> list[str]:
+        return [name for name in self._caller.tool_names() if name.isidentifier()]
+
+    def _ipython_key_completions_(self) -> list[str]:
+        return self._caller.tool_names()
+
+    def __repr__(self) -> str:
+        names = self._caller.tool_names()
+        lines = [f"{name}{self[name].signature}" for name in names]
+        return "\n".join(lines) or "no tools"
+
+
+class ToolsOfCaller:
+    """The tools as methods: ``pool.tools.price(item="tea")``. Tab completes their names.
+
+    A property would do, but IPython completes nothing behind one: it does not run its code.
+    """
+
+    @overload
+    def __get__(self, caller: None, owner: type) -> ToolsOfCaller: ...
+
+    @overload
+    def __get__(self, caller: Caller, owner: type) -> Tools: ...
+
+    def __get__(self, caller: Caller | None, owner: type) -> ToolsOfCaller | Tools:
+        return self if caller is None else Tools(caller)
+
+
+class Validator:
+    """Checks arguments by what the workers say of their tools.
+
+    Nothing is imported for it. What cannot be judged here is left to the worker, which checks again
+    and converts; the arguments travel as they were given.
+    """
+
+    def __init__(self) -> None:
+        self._restored: dict[bytes, Arguments] = {}
+
+    def check(self, info: ToolInfo, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Check the arguments of a call.
+
+        Raises
+        ------
+        InvalidArguments
+            They do not fit.
+        """
+        try:
+            if not self._arguments(info).bind(args, kwargs)[2]:
+                return
+            # A module that was reloaded since has other classes now: the verdict is theirs.
+            self._restored.pop(info.checks, None)
+            problems = self._arguments(info).bind(args, kwargs)[2]
+        except Exception:  # noqa: BLE001 - a class of the user's may do anything; its worker will tell
+            return
+        if problems:
+            raise InvalidArguments(info.name, problems)
+
+    def signature(self, info: ToolInfo) -> inspect.Signature:
+        """Return the signature of a tool; its annotations and defaults can be read only."""
+        return self._arguments(info).signature
+
+    def _arguments(self, info: ToolInfo) -> Arguments:
+        arguments = self._restored.get(info.checks)
+        if arguments is None:
+            arguments = self._restored[info.checks] = Arguments.restored(info.checks)
+        return arguments

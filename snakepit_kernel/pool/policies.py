@@ -6,7 +6,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any, Final, TypeVar
 
-from ...errors import (
+from ..errors import (
+    Attempt,
     BreakerOpen,
     CallTimeout,
     PoolClosed,
@@ -20,8 +21,7 @@ from ...errors import (
     WorkerDied,
     suggest,
 )
-from ...seconds import FOREVER, bounded
-from ..checks import check_count, check_seconds
+from ..validation import FOREVER, bounded, check_count, check_seconds
 
 CATEGORIES: Final[Mapping[str, tuple[type[Exception], ...]]] = {
     "died": (WorkerDied,),
@@ -260,3 +260,135 @@ def _set_names(policy: object, title: str, name: str, names: Any) -> None:
             msg = f"{title}: category {each!r} is not known{suggest(each, CATEGORIES)}"
             raise ValueError(msg)
     object.__setattr__(policy, name, listed)
+
+
+class Circuit:
+    """Opens after failures one after the other, and closes when one call goes well again.
+
+    Parameters
+    ----------
+    policy
+        When it opens, and for how long.
+
+    Attributes
+    ----------
+    failures
+        How many there were since the last success.
+    last
+        The last failure, in words.
+    """
+
+    def __init__(self, policy: Breaker) -> None:
+        self.policy = policy
+        self.last = ""
+        self.failures = 0
+        self._opened: float | None = None
+        self._generation = 0
+        self._is_tried = False
+
+    def state(self, now: float) -> str:
+        """Return ``"closed"``, ``"open"`` or ``"half-open"``."""
+        if self._opened is None:
+            return "closed"
+        return "open" if self.seconds_left(now) > 0 else "half-open"
+
+    def seconds_left(self, now: float) -> float:
+        """Return how long nothing is let through."""
+        if self._opened is None:
+            return 0.0
+        return max(0.0, self._opened + self.policy.seconds - now)
+
+    def admit(self, now: float) -> int | None:
+        """Let a call through; half-open that is one alone, the trial.
+
+        Returns
+        -------
+        int or None
+            What its end is told with; None when it is refused. The ends of calls that were let
+            through before the breaker opened tell nothing.
+        """
+        if self._opened is not None:
+            if self._is_tried or self.seconds_left(now) > 0:
+                return None
+            self._is_tried = True
+        return self._generation
+
+    def succeed(self, admitted: int) -> None:
+        """Take in that a call went well."""
+        if admitted == self._generation:
+            self.failures = 0
+            self._opened = None
+            self._is_tried = False
+
+    def fail(self, admitted: int, now: float, reason: str) -> None:
+        """Take in that a call failed, and why."""
+        if admitted != self._generation:
+            return
+        self.failures += 1
+        self.last = reason
+        if self._is_tried or self.failures >= self.policy.failures:
+            self._opened = now
+            self._is_tried = False
+            self._generation += 1
+
+    def abandon(self, admitted: int) -> None:
+        """Take in that a call ended in a way that tells nothing: the next one may be the trial."""
+        if admitted == self._generation:
+            self._is_tried = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Recovery:
+    """The policies of a pool, as one answer.
+
+    Parameters
+    ----------
+    barrier, retry
+        The policies; None for none.
+    """
+
+    barrier: CrashBarrier | None
+    retry: Retry | None
+
+    def pause(
+        self,
+        error: BaseException,
+        earlier: Sequence[Attempt],
+        *,
+        idempotent: bool,
+        seconds_left: float | None,
+    ) -> float | None:
+        """Return the seconds to wait before the next attempt; None when there is to be none.
+
+        Parameters
+        ----------
+        error
+            Why the last attempt failed.
+        earlier
+            The attempts before that.
+        idempotent
+            Whether what was called may be done twice.
+        seconds_left
+            Until the deadline of the call; None when it has none.
+        """
+        backoff = self._backoff(error, earlier, idempotent=idempotent)
+        if backoff is None:
+            return None
+        pause = backoff[min(len(earlier), len(backoff) - 1)]
+        return None if seconds_left is not None and pause >= seconds_left else pause
+
+    def _backoff(
+        self, error: BaseException, earlier: Sequence[Attempt], *, idempotent: bool
+    ) -> Sequence[float] | None:
+        if not isinstance(error, Exception):
+            return None
+        category = category_of(error)
+        if not idempotent and category != "queue":
+            return None
+        if self.barrier is not None and isinstance(error, WorkerDied):
+            crashes = sum(attempt.category == "died" for attempt in earlier)
+            if crashes < self.barrier.retries:
+                return self.barrier.backoff
+        if self.retry is None or len(earlier) + 1 >= self.retry.attempts:
+            return None
+        return self.retry.backoff if falls_under(error, self.retry.on) else None

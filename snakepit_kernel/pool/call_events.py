@@ -5,15 +5,15 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING, Self
 
-from ... import telemetry
-from ...errors import SnakepitError, ToolError
-from ...protocol.messages import Event, HostCall
-from ...telemetry.events import Scalar
+from .. import telemetry
+from ..errors import SnakepitError, ToolError
+from ..protocol.messages import Event, HostCall
+from ..telemetry.events import Scalar
 
 if TYPE_CHECKING:
-    from ..execution.host_tools import Link
-    from ..scheduling.work import Work
-    from ..workers.worker import Seat
+    from .execution.host_tools import Link
+    from .scheduling.work_item import Work
+    from .workers.worker import Seat
 
 Attributes = dict[str, Scalar]
 

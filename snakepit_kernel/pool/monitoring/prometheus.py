@@ -9,7 +9,7 @@ from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from ..scheduling.work import OUTCOMES
+from ..scheduling.work_item import OUTCOMES
 from ..status import PoolStatus, WorkerStatus
 from ..workers.lifecycle import WorkerState
 

@@ -1,1 +1,0 @@
-"""What a pool does about failure: policies, and what they decide."""
