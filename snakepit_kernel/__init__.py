@@ -53,7 +53,7 @@ if TYPE_CHECKING:
     from .pool.results import CallFuture, CellResult, Stream
     from .pool.session import Session
     from .pool.status import PoolStats, PoolStatus, WorkerEnd, WorkerStatus
-    from .processes.keeping import keep
+    from .processes.keep import keep
     from .protocol.encoders import register_encoder
     from .protocol.unserializable import Unserializable
     from .sessions.portable import export_session, import_session

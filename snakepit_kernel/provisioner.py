@@ -24,11 +24,11 @@ from .errors import StartFailed, SurvivorsError
 from .files import make_directory
 from .ids import RUN_ID_OPTION, new_run_id
 from .paths import MAX_SOCKET_PATH, is_private, runtime_dir, why_too_long
-from .processes.guarded import GuardedProcess
+from .processes.end_report import EndReport
+from .processes.guarded_process import GuardedProcess
 from .processes.identity import ProcessIdentity
-from .processes.registry import Registry
-from .processes.report import EndReport
 from .processes.run import GuardedRun
+from .processes.run_registry import Registry
 from .processes.sweep import end_run_tagged
 from .processes.template import Kind
 from .processes.waiting import ended, to_its_end

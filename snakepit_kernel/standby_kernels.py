@@ -16,9 +16,9 @@ from typing import Any, NamedTuple
 from .errors import StartFailed
 from .ids import RUN_ID_OPTION, new_run_id
 from .locks import Lock
-from .processes.registry import Registry
+from .processes.concurrency import Supervisor, tasks_beside
 from .processes.run import GuardedRun
-from .processes.supervisor import Supervisor, tasks_beside
+from .processes.run_registry import Registry
 from .processes.template import CannotFork, Kind, discard, relevant, template_for
 
 logger = logging.getLogger(__name__)

@@ -28,7 +28,7 @@ from jupyter_client.manager import AsyncKernelManager
 from traitlets.config import Config
 
 from snakepit_kernel import Pool, SnakepitError, StartFailed
-from snakepit_kernel.processes.registry import Registry
+from snakepit_kernel.processes.run_registry import Registry
 
 GRACE = 0.3
 PATIENCE = 10.0

@@ -19,7 +19,7 @@ from typing import Any
 import pytest
 
 from snakepit_kernel.ids import RUN_ID_OPTION, RUN_ID_VARIABLE, new_run_id
-from snakepit_kernel.processes.registry import Registry
+from snakepit_kernel.processes.run_registry import Registry
 
 LANES = 3
 """Rounds at the same time. Their owners share the registry: each sweeps among the others' runs."""

@@ -15,7 +15,7 @@ import pytest
 from traitlets.config import Config
 
 from snakepit_kernel import Pool, standby_kernels
-from snakepit_kernel.processes.registry import Registry
+from snakepit_kernel.processes.run_registry import Registry
 
 WARM = 3  # cycles until caches are filled
 

@@ -16,10 +16,10 @@ import pytest
 
 from snakepit_kernel.errors import SnakepitError
 from snakepit_kernel.ids import RUN_ID_VARIABLE, new_run_id
-from snakepit_kernel.processes.folders import make_folder
+from snakepit_kernel.processes.end_report import EndReport
 from snakepit_kernel.processes.identity import ProcessIdentity
-from snakepit_kernel.processes.registry import Registry
-from snakepit_kernel.processes.report import EndReport
+from snakepit_kernel.processes.run_folders import make_folder
+from snakepit_kernel.processes.run_registry import Registry
 from snakepit_kernel.processes.sweep import past_runs, sweep
 from snakepit_kernel.sessions.state import open_session
 from snakepit_kernel.store.store import open_store

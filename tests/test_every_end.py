@@ -27,7 +27,7 @@ from jupyter_client.manager import AsyncKernelManager
 from traitlets.config import Config
 
 from snakepit_kernel import Pool
-from snakepit_kernel.processes.registry import Registry
+from snakepit_kernel.processes.run_registry import Registry
 from snakepit_kernel.provisioner import SnakepitProvisioner
 
 GRACE = 0.5

@@ -23,8 +23,8 @@ from snakepit_kernel.files import NotOurs, check_file, create_file, open_file, w
 from snakepit_kernel.pool.monitoring.timeline import Timeline
 from snakepit_kernel.pool.status import status_path
 from snakepit_kernel.processes import logs
-from snakepit_kernel.processes.registry import Registry
-from snakepit_kernel.processes.report import EndReport
+from snakepit_kernel.processes.end_report import EndReport
+from snakepit_kernel.processes.run_registry import Registry
 from snakepit_kernel.sessions.portable import export_session, import_session
 from snakepit_kernel.sessions.state import open_session
 from snakepit_kernel.store.programs import FILE_FROM_BYTES

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from snakepit_kernel.processes.registry import Registry
+from snakepit_kernel.processes.run_registry import Registry
 
 SOON = 5.0
 

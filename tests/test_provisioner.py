@@ -25,8 +25,8 @@ from jupyter_client.manager import AsyncKernelManager, KernelManager
 
 from snakepit_kernel.errors import StartFailed
 from snakepit_kernel.ids import RUN_ID_OPTION, RUN_ID_VARIABLE, is_run_id
-from snakepit_kernel.processes.guarded import GuardedProcess
-from snakepit_kernel.processes.registry import Registry
+from snakepit_kernel.processes.guarded_process import GuardedProcess
+from snakepit_kernel.processes.run_registry import Registry
 
 SURVIVORS = Path(__file__).resolve().parents[2] / "shared" / "tools" / "survivors.py"
 
@@ -526,7 +526,7 @@ def test_a_run_ends_though_its_runtime_directory_cannot_be_used_any_more(
 
 
 def test_a_guardian_that_is_held_by_a_child_ends_with_its_run(start_kernel, living, monkeypatch):
-    monkeypatch.setattr("snakepit_kernel.processes.guarded.END_PATIENCE", 0.5)
+    monkeypatch.setattr("snakepit_kernel.processes.guarded_process.END_PATIENCE", 0.5)
     hold = """
 import os, signal, sys, time
 signal.signal(signal.SIGTERM, signal.SIG_IGN)

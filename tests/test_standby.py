@@ -22,11 +22,11 @@ from traitlets.config import Config
 
 from snakepit_kernel import standby_kernels
 from snakepit_kernel.errors import StartFailed
-from snakepit_kernel.processes import guarded
-from snakepit_kernel.processes.forking import ForkedGuardian
+from snakepit_kernel.processes import guarded_process
 from snakepit_kernel.processes.guardian import Options
-from snakepit_kernel.processes.registry import Registry
+from snakepit_kernel.processes.run_registry import Registry
 from snakepit_kernel.processes.template import Template, templates
+from snakepit_kernel.processes.template_process import ForkedGuardian
 
 pytestmark = pytest.mark.usefixtures("with_templates")
 
@@ -153,7 +153,7 @@ def test_it_waits_while_a_cell_runs(start):
 
 
 def test_one_that_does_not_answer_is_ended_and_not_taken(start, process_of, monkeypatch):
-    monkeypatch.setattr(guarded, "TAKE_PATIENCE", 0.5)
+    monkeypatch.setattr(guarded_process, "TAKE_PATIENCE", 0.5)
 
     async def scenario() -> None:
         async with start() as kernel:

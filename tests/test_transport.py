@@ -20,7 +20,7 @@ from traitlets.config import Config
 
 from snakepit_kernel import Pool, standby_kernels
 from snakepit_kernel.errors import StartFailed
-from snakepit_kernel.processes.registry import Registry
+from snakepit_kernel.processes.run_registry import Registry
 
 GRACE = {"grace": 0.5}
 

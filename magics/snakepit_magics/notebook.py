@@ -13,7 +13,7 @@ from IPython.core.interactiveshell import InteractiveShell
 
 from snakepit_kernel.ids import check_name, own_run_id
 from snakepit_kernel.processes.identity import ProcessIdentity
-from snakepit_kernel.processes.registry import Registry
+from snakepit_kernel.processes.run_registry import Registry
 
 SESSION_VARIABLE = "SNAKEPIT_SESSION"
 """Environment variable that names the session, whatever the notebook's path is."""

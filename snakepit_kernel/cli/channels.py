@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator
 
-from ..processes.registry import Run
+from ..processes.run_registry import Run
 from ..transport import TRANSPORT_VARIABLE, Reached, reached
 from .findings import Finding, hint, listing, ok
 from .leavings import read_runs

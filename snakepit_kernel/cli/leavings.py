@@ -23,10 +23,10 @@ from ..paths import (
     runtime_dir,
     runtime_dirs,
 )
-from ..processes import registry as registry_module
-from ..processes.folders import is_leftover
+from ..processes import run_registry as registry_module
 from ..processes.identity import all_statuses, read_command_line
-from ..processes.registry import Registry, Run
+from ..processes.run_folders import is_leftover
+from ..processes.run_registry import Registry, Run
 from ..processes.sweep import TaggedProcess, survey
 from ..store import database as database_module
 from ..store.store import FILE_NAME, Store

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from ..files import NotOurs, read_file
 from ..pool.status import PoolStatus, memory_of, status_path
-from ..processes.folders import is_elsewhere, is_leftover
+from ..processes.run_folders import is_elsewhere, is_leftover
 
 
 class UnreadablePool(ValueError):

@@ -11,8 +11,8 @@ import click
 
 from ..paths import DATA_VARIABLE
 from ..printable import printable
-from ..processes.registry import Registry, Run
-from ..processes.report import EndReport
+from ..processes.end_report import EndReport
+from ..processes.run_registry import Registry, Run
 from ..processes.sweep import Survey, TaggedProcess, end_processes, survey, sweep
 
 MAX_LABEL = 80

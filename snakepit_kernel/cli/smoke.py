@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from ..errors import SnakepitError
-from ..processes.registry import Registry
+from ..processes.run_registry import Registry
 from ..processes.sweep import tagged_processes
 from ..transport import reached
 from .findings import Finding, ok, problem

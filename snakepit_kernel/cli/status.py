@@ -16,7 +16,7 @@ from ..paths import runtime_dirs
 from ..pool.resources.machine_budget import describe_machine
 from ..pool.status import PoolStatus, duration
 from ..printable import printable
-from ..processes.registry import Booking, EndedRun, Registry, Run
+from ..processes.run_registry import Booking, EndedRun, Registry, Run
 from ..processes.sweep import TaggedProcess, past_runs, tagged_processes
 from .channels import reached_by
 from .published import PublishedPool, UnreadablePool, pool_folders, read_pool

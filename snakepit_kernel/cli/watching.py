@@ -11,7 +11,7 @@ from rich.live import Live
 from rich.text import Text
 
 from ..printable import printable
-from ..processes.registry import Registry
+from ..processes.run_registry import Registry
 from .status import NO_POOLS, all_listings, live_pools, live_runs, plain_console
 
 

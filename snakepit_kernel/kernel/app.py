@@ -18,7 +18,7 @@ from traitlets import Dict, List, Type, Unicode
 from traitlets.config import Config, catch_config_error
 
 from ..ids import RUN_ID_OPTION
-from ..processes import link
+from ..processes import guardian_link
 from .iopub import OutputThread
 from .kernel import SnakepitKernel
 from .sockets import PrivateHeartbeat, close_to_others, release_in_children
@@ -42,7 +42,7 @@ def run(argv: Sequence[str]) -> None:
     argv
         Its arguments.
     """
-    link.hold_inherited()
+    guardian_link.hold_inherited()
     if not _is_worker(argv):
         SnakepitKernelApp.launch_instance(list(argv))
         return
@@ -151,7 +151,7 @@ class SnakepitKernelApp(IPKernelApp):
     def _complete_connection(self) -> None:
         self.init_heartbeat()
         self.write_connection_file()
-        link.say_ready()  # who connects now is answered as soon as the main loop runs
+        guardian_link.say_ready()  # who connects now is answered as soon as the main loop runs
         self.log_connection_info()
 
     def _try(self, initialise: Callable[[], None]) -> None:

@@ -19,8 +19,8 @@ from ..errors import StartFailed
 from ..ids import RUN_ID_OPTION, new_run_id
 from ..printable import printable
 from ..processes.identity import ProcessIdentity, is_hidden
-from ..processes.registry import Registry
 from ..processes.run import GuardedRun
+from ..processes.run_registry import Registry
 from ..processes.waiting import ended
 
 GRACE = 2.0

@@ -25,7 +25,7 @@ from IPython.core import interactiveshell
 from tornado.ioloop import IOLoop
 
 from ..ids import SESSION_KEY
-from ..processes import activity, children, foreground
+from ..processes import children, foreground, idle_lock
 from ..processes.tags import parent_is_guardian
 
 QUITTING = (
@@ -282,7 +282,7 @@ class SnakepitKernel(IPythonKernel):
             return await self._execute(code, silent, *args, **kwargs)
         self.on_cell(kwargs.get("cell_meta") or {})
         previous = signal.signal(signal.SIGINT, self._interrupt_cell)
-        activity.begin_cell()
+        idle_lock.begin_cell()
         self._foreground = foreground.Foreground()
         token = foreground.begin(self._foreground)
         try:
@@ -291,7 +291,7 @@ class SnakepitKernel(IPythonKernel):
             return self._interrupted_reply()
         finally:
             foreground.leave(token)
-            activity.end_cell()
+            idle_lock.end_cell()
             signal.signal(signal.SIGINT, previous)
 
     async def _execute(self, *args: Any, **kwargs: Any) -> dict[str, Any]:

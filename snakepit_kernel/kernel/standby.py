@@ -10,9 +10,9 @@ import zmq
 from tornado.ioloop import IOLoop
 from zmq.eventloop.zmqstream import ZMQStream
 
-from ..processes import link
-from ..processes.activity import Turn
-from ..processes.forking import Launch, settle
+from ..processes import guardian_link
+from ..processes.idle_lock import Turn
+from ..processes.template_process import Launch, settle
 from .app import SHELL_IS_THERE, SnakepitKernelApp
 from .template import arguments_of
 
@@ -30,20 +30,20 @@ def run(launch: Launch) -> None:
     app.awaits_connection = True
     parts = app.stages(sys.argv[1:])
     turn = Turn()
-    turn.wait(link.is_called)
+    turn.wait(guardian_link.is_called)
     for part in parts:
         if part == SHELL_IS_THERE:
             break
-        turn.wait(link.is_called)
-    turn.wait(link.is_called)
-    if not link.is_called(0.0):
+        turn.wait(guardian_link.is_called)
+    turn.wait(guardian_link.is_called)
+    if not guardian_link.is_called(0.0):
         rehearse(app)
     turn.end()
-    place = link.wait_for_place()
+    place = guardian_link.wait_for_place()
     try:
         settle(launch, place)
     except OSError as error:
-        link.report_failure(error)
+        guardian_link.report_failure(error)
         sys.exit(1)
     sys.argv[:] = app.argv = arguments_of(launch.command)
     del app.argv[0]

@@ -14,10 +14,10 @@ import threading
 import types
 from pathlib import Path
 
-from ..processes import activity, link
-from ..processes.forking import Launch, Template
+from ..processes import guardian_link, idle_lock
 from ..processes.identity import ProcessIdentity
 from ..processes.template import relevant
+from ..processes.template_process import Launch, Template
 
 MODULES = (
     "snakepit_kernel.kernel.app",
@@ -58,8 +58,8 @@ def main(arguments: list[str]) -> int:
 
 def become(launch: Launch, imported_with: dict[str, str]) -> int:
     """Run the kernel in this process, as if it had been executed."""
-    link.hold(launch.link, relevant(imported_with))
-    activity.hold(launch.activity)
+    guardian_link.hold(launch.link, relevant(imported_with))
+    idle_lock.hold(launch.activity)
     refresh_process()
     sys.argv[:] = arguments_of(launch.command)
     if launch.standby:

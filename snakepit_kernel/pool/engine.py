@@ -32,9 +32,9 @@ from ..lane.exchange import Exchange
 from ..lane.replies import Interrupted
 from ..lane.shared_memory import TRIM_AFTER
 from ..locks import Lock
-from ..processes.folders import Folder, remove_folder, sweep_folders
-from ..processes.guarded import TOO_MANY_PROCESSES
-from ..processes.supervisor import Supervisor, in_thread
+from ..processes.concurrency import Supervisor, in_thread
+from ..processes.guarded_process import TOO_MANY_PROCESSES
+from ..processes.run_folders import Folder, remove_folder, sweep_folders
 from ..protocol.messages import ToolInfo
 from .call_events import describe_error
 from .config import PoolConfig

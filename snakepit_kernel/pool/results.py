@@ -17,7 +17,7 @@ from ..errors import CellError
 from ..locks import Condition, RLock
 from ..output.display import Display
 from ..output.progress_bars import Settings
-from ..processes.supervisor import Supervisor
+from ..processes.concurrency import Supervisor
 from ..validation import bounded
 
 

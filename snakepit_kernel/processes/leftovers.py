@@ -16,8 +16,8 @@ from pathlib import Path
 
 from ..ids import is_run_id
 from ..paths import jupyter_runtime_dir, runtime_dirs
-from .cgroup import is_group, remove_group
-from .folders import is_in_use
+from .os_limits import is_group, remove_group
+from .run_folders import is_in_use
 
 logger = logging.getLogger(__name__)
 

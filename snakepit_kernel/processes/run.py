@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from ..ids import RUN_ID_VARIABLE, own_run_id
-from .folders import run_folder
-from .guarded import GuardedProcess
-from .registry import Registry
-from .report import EndReport
+from .end_report import EndReport
+from .guarded_process import GuardedProcess
+from .run_folders import run_folder
+from .run_registry import Registry
 from .sweep import end_run_tagged, end_tagged, last_words, sweep_together
 from .template import current_limits, surroundings_of
 from .waiting import to_its_end

@@ -21,7 +21,8 @@ from ..errors import SurvivorsError
 from ..files import make_directory, read_file
 from ..ids import RUN_ID_OPTION, RUN_ID_VARIABLE, is_run_id, run_id_of_number
 from ..paths import data_dir
-from .folders import remove_run_folders, sweep_folders
+from .concurrency import Together
+from .end_report import EndedProcess, EndReport
 from .identity import (
     SIGKILL,
     ProcessIdentity,
@@ -34,10 +35,10 @@ from .identity import (
     read_user,
 )
 from .leftovers import remove_leftover
+from .pid_scope import Reach, here, hides_processes, pid_namespace_of, sees_itself
 from .pidfd import open_pidfd
-from .place import Reach, here, hides_processes, pid_namespace_of, sees_itself
-from .registry import ELSEWHERE_SECONDS, EndedRun, Registry, Run
-from .report import EndedProcess, EndReport
+from .run_folders import remove_run_folders, sweep_folders
+from .run_registry import ELSEWHERE_SECONDS, EndedRun, Registry, Run
 from .tags import (
     MarkedProcess,
     number_of,
@@ -46,7 +47,6 @@ from .tags import (
     read_mark,
     says_kept,
 )
-from .together import Together
 
 logger = logging.getLogger(__name__)
 

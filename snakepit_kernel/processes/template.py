@@ -27,11 +27,11 @@ from ..locks import Lock
 from ..paths import working_directory
 from ..printable import printable
 from . import pidfd
-from .forking import CHECK, FIT, LAUNCH, MAX_FDS, PREPARE
+from .guardian_link import ask_for_template
 from .identity import ProcessIdentity
-from .link import ask_for_template
+from .process_title import NO_RUN, room
 from .tags import KEEP_VARIABLE
-from .title import NO_RUN, room
+from .template_process import CHECK, FIT, LAUNCH, MAX_FDS, PREPARE
 from .waiting import readable
 
 logger = logging.getLogger(__name__)

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 import IPython
 from IPython.core import getipython
 
-from ..processes.activity import LOOK_INTERVAL, Turn
+from ..processes.idle_lock import LOOK_INTERVAL, Turn
 from ..tools.context import call_of_here
 
 if TYPE_CHECKING:

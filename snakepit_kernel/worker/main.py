@@ -25,8 +25,8 @@ from ..kernel.app import LANE_OPTION
 from ..kernel.streams import WorkerStream
 from ..lane import replies
 from ..lane.control_page import RECALL_SIGNAL, Page, Slot
-from ..processes import activity, foreground
-from ..processes.limits import limit_address_space, limit_cpu, limit_files
+from ..processes import foreground, idle_lock
+from ..processes.os_limits import limit_address_space, limit_cpu, limit_files
 from ..protocol import messages
 from ..protocol.frames import Frame, pack
 from ..telemetry.correlation import METADATA_KEY
@@ -80,7 +80,7 @@ def run(argv: Sequence[str]) -> None:
     follow_bars()
     keep_figures_apart()
     foreground.install()
-    activity.begin_cell()  # until the pool can use us: others prepare themselves later
+    idle_lock.begin_cell()  # until the pool can use us: others prepare themselves later
     main_loop = IOLoop.current()
     loop: asyncio.AbstractEventLoop = main_loop.asyncio_loop  # type: ignore[attr-defined]
     worker = Worker(
@@ -298,7 +298,7 @@ class Worker:
             lane.send(replies.with_error(lane.carrier, message.id, error))
         else:
             self._send(messages.Configured(message.id, self._registry.infos(), failed))
-            activity.end_cell()
+            idle_lock.end_cell()
             self.channels.build_soon()
 
     def _autoreload(self) -> None:

@@ -458,7 +458,7 @@ def test_why_kernels_are_executed_is_said(findings: Any) -> None:
 
 
 def test_reading_the_registry_leaves_its_logger_as_it_was(place: Any) -> None:
-    logger = logging.getLogger("snakepit_kernel.processes.registry")
+    logger = logging.getLogger("snakepit_kernel.processes.run_registry")
     before = list(logger.handlers)
 
     list(doctor.CHECKS["registry"]())
@@ -470,7 +470,7 @@ def test_reading_the_registry_leaves_its_logger_as_it_was(place: Any) -> None:
 
 LOSE = """
 import os, subprocess, sys
-from snakepit_kernel.processes.registry import Registry
+from snakepit_kernel.processes.run_registry import Registry
 run_id, written = sys.argv[1:]
 if written == "yes":
     Registry().reserve(run_id, label="lost kernel")

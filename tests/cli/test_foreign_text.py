@@ -17,7 +17,7 @@ from jupyter_client.manager import KernelManager
 
 from snakepit_kernel.cli.findings import problem
 from snakepit_kernel.ids import new_run_id
-from snakepit_kernel.processes.registry import Registry
+from snakepit_kernel.processes.run_registry import Registry
 
 from .test_doctor import write_kernelspec
 from .test_status import publish
@@ -32,7 +32,7 @@ STYLE = re.compile(r"\x1b\[[0-9;?]*[a-zA-Z]")
 
 LOSE = """
 import os, subprocess, sys
-from snakepit_kernel.processes.registry import Registry
+from snakepit_kernel.processes.run_registry import Registry
 Registry().reserve(sys.argv[1], label=sys.argv[2])
 os._exit(0)
 """

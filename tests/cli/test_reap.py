@@ -19,15 +19,15 @@ import pytest
 
 from snakepit_kernel.cli.reaping import in_words
 from snakepit_kernel.ids import new_run_id
-from snakepit_kernel.processes.registry import Registry
-from snakepit_kernel.processes.report import EndReport
+from snakepit_kernel.processes.end_report import EndReport
+from snakepit_kernel.processes.run_registry import Registry
 from snakepit_kernel.processes.sweep import Survey, end_tagged
 
 Run = Callable[..., subprocess.CompletedProcess[str]]
 
 LOSE = """
 import os, subprocess, sys
-from snakepit_kernel.processes.registry import Registry
+from snakepit_kernel.processes.run_registry import Registry
 run_id, written, file = sys.argv[1:]
 if written == "yes":
     Registry().reserve(run_id, label="lost kernel", leftovers=[file])

@@ -18,7 +18,7 @@ from jupyter_client import BlockingKernelClient, write_connection_file
 
 from snakepit_kernel.ids import RUN_ID_VARIABLE, is_run_id, new_run_id
 from snakepit_kernel.kernel import attendant
-from snakepit_kernel.processes.registry import Registry
+from snakepit_kernel.processes.run_registry import Registry
 
 SOON = 5.0
 

@@ -17,7 +17,7 @@ from jupyter_client.manager import KernelManager
 from traitlets.config import Config
 
 from snakepit_kernel import open_session, standby_kernels
-from snakepit_kernel.processes.registry import Registry
+from snakepit_kernel.processes.run_registry import Registry
 
 BIN = Path(sys.executable).parent
 

@@ -18,13 +18,13 @@ from snakepit_kernel.pool.resources.machine_budget import (
     usable_cores,
     usable_memory,
 )
-from snakepit_kernel.processes.registry import Registry
+from snakepit_kernel.processes.run_registry import Registry
 
 OTHER = """
 import os, sys, time
 from snakepit_kernel import Pool
 with Pool({workers}, name="other", max_memory_bytes=2**30) as pool:
-    while not [b for b in __import__("snakepit_kernel.processes.registry").processes.registry
+    while not [b for b in __import__("snakepit_kernel.processes.run_registry").processes.registry
                .Registry().bookings() if b.owner.pid == os.getpid()]:
         time.sleep(0.05)
     print("open", flush=True)

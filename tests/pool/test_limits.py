@@ -12,7 +12,7 @@ import pytest
 
 from snakepit_kernel import Limits, Pool, WorkerDied
 from snakepit_kernel.pool.resources.limits import check_limits, find_group
-from snakepit_kernel.processes.cgroup import NotDelegated, find_parent
+from snakepit_kernel.processes.os_limits import NotDelegated, find_parent
 
 MIB = 1 << 20
 
@@ -188,7 +188,7 @@ OWNER = """
 import sys, time
 from snakepit_kernel import Pool
 from snakepit_kernel.pool import config
-from snakepit_kernel.processes.cgroup import find_parent
+from snakepit_kernel.processes.os_limits import find_parent
 
 config.find_group = lambda limits: find_parent(())  # a group that limits nothing
 pool = Pool(1)

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from snakepit_kernel.ids import RUN_ID_VARIABLE, new_run_id
-from snakepit_kernel.processes.guarded import EndReport, GuardedProcess
+from snakepit_kernel.processes.guarded_process import EndReport, GuardedProcess
 
 PRELUDE = """
 import ctypes, os, signal, subprocess, sys, time
@@ -116,7 +116,7 @@ def start_owner(lines: Lines) -> Iterator[Callable[..., subprocess.Popen[bytes]]
             + textwrap.dedent("""
             import asyncio
             from snakepit_kernel.ids import new_run_id
-            from snakepit_kernel.processes.guarded import GuardedProcess
+            from snakepit_kernel.processes.guarded_process import GuardedProcess
             PRELUDE = {prelude!r}
             def start(code, **arguments):
                 run_id = new_run_id()

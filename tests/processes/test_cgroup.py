@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from snakepit_kernel.processes.cgroup import Cgroup, NotDelegated, find_parent
+from snakepit_kernel.processes.os_limits import Cgroup, NotDelegated, find_parent
 
 MOUNT = "30 25 0:26 {root} {point} rw,nosuid - cgroup2 cgroup2 rw\n"
 

@@ -12,10 +12,10 @@ from pathlib import Path
 
 import pytest
 
-from snakepit_kernel.processes import folders
-from snakepit_kernel.processes.folders import UNCLAIMED_SECONDS, make_folder, sweep_folders
+from snakepit_kernel.processes import run_folders
 from snakepit_kernel.processes.identity import ProcessIdentity
-from snakepit_kernel.processes.place import here
+from snakepit_kernel.processes.pid_scope import here
+from snakepit_kernel.processes.run_folders import UNCLAIMED_SECONDS, make_folder, sweep_folders
 
 
 @pytest.fixture
@@ -59,8 +59,8 @@ def test_the_folder_of_a_process_that_cannot_be_seen_from_here_stays(
 ):
     """Whether its pid is that of a living process is known only where it was made."""
     elsewhere = replace(here(), **changes)
-    monkeypatch.setattr(folders, "here", lambda: elsewhere)
-    monkeypatch.setattr(folders.ProcessIdentity, "of", lambda pid: ProcessIdentity(pid, 1))
+    monkeypatch.setattr(run_folders, "here", lambda: elsewhere)
+    monkeypatch.setattr(run_folders.ProcessIdentity, "of", lambda pid: ProcessIdentity(pid, 1))
     folder = make_folder("pool")
     monkeypatch.undo()
     monkeypatch.setenv("SNAKEPIT_RUNTIME_DIR", str(runtime))
@@ -81,7 +81,7 @@ def unshare_works() -> bool:
 @pytest.mark.skipif(not unshare_works(), reason="this machine lets us make no time namespace")
 def test_the_folder_of_a_live_process_stays_for_one_with_another_clock(runtime):
     folder = make_folder("pool")
-    sweep = "from snakepit_kernel.processes.folders import sweep_folders; print(sweep_folders())"
+    sweep = "from snakepit_kernel.processes import run_folders; print(run_folders.sweep_folders())"
 
     done = subprocess.run(
         [*BY_ANOTHER_CLOCK, sys.executable, "-c", sweep],

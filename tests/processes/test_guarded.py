@@ -15,8 +15,8 @@ from pathlib import Path
 import pytest
 
 from snakepit_kernel.errors import StartFailed
-from snakepit_kernel.processes import guarded
-from snakepit_kernel.processes.guarded import GuardedProcess, guardian_command
+from snakepit_kernel.processes import guarded_process
+from snakepit_kernel.processes.guarded_process import GuardedProcess, guardian_command
 from snakepit_kernel.processes.sweep import end_tagged
 from snakepit_kernel.processes.waiting import readable
 
@@ -475,7 +475,7 @@ def test_a_command_can_be_waited_for_while_another_thread_ends_it(guards, monkey
         await asyncio.to_thread(guards.end, process)
         return await readable(*descriptors, timeout=timeout)
 
-    monkeypatch.setattr(guarded, "readable", end_first)
+    monkeypatch.setattr(guarded_process, "readable", end_first)
     assert guards.wait(process) == -signal.SIGKILL
 
 

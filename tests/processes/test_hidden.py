@@ -35,7 +35,7 @@ OWNER = (
     + """
 import asyncio, json
 from snakepit_kernel import Pool, keep
-from snakepit_kernel.processes.registry import Registry
+from snakepit_kernel.processes.run_registry import Registry
 
 def run(code, **options):
     global pool, worker

@@ -13,9 +13,9 @@ from pathlib import Path
 import pytest
 
 from snakepit_kernel.ids import new_run_id
-from snakepit_kernel.processes.folders import make_folder
 from snakepit_kernel.processes.guardian import remove
-from snakepit_kernel.processes.registry import Registry
+from snakepit_kernel.processes.run_folders import make_folder
+from snakepit_kernel.processes.run_registry import Registry
 from snakepit_kernel.processes.sweep import sweep
 
 DEAD = "999999:1"

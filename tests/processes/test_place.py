@@ -10,14 +10,14 @@ from dataclasses import replace
 
 import pytest
 
-from snakepit_kernel.processes.place import (
+from snakepit_kernel.processes.pid_scope import (
     INITIAL_TIME_NAMESPACE,
     Place,
     Reach,
     here,
     pid_namespace_of,
 )
-from snakepit_kernel.processes.registry import Registry
+from snakepit_kernel.processes.run_registry import Registry
 
 IN_A_CONTAINER = ["unshare", "--user", "--map-root-user", "--pid", "--fork", "--mount-proc"]
 IN_A_CONTAINER += ["--kill-child"]
@@ -126,7 +126,7 @@ def test_below_the_proc_of_another_namespace_nothing_is_started_or_signalled():
     code = """
 import asyncio
 from snakepit_kernel.ids import new_run_id
-from snakepit_kernel.processes.guarded import GuardedProcess
+from snakepit_kernel.processes.guarded_process import GuardedProcess
 from snakepit_kernel.processes.sweep import tagged_processes
 print(tagged_processes())
 asyncio.run(GuardedProcess.start(["true"], run_id=new_run_id(), grace=0, env={}))

@@ -14,10 +14,10 @@ import time
 import pytest
 
 from snakepit_kernel.ids import new_run_id
+from snakepit_kernel.processes.end_report import EndReport
 from snakepit_kernel.processes.identity import ProcessIdentity
-from snakepit_kernel.processes.place import here
-from snakepit_kernel.processes.registry import Registry
-from snakepit_kernel.processes.report import EndReport
+from snakepit_kernel.processes.pid_scope import here
+from snakepit_kernel.processes.run_registry import Registry
 
 
 @pytest.fixture
@@ -127,7 +127,7 @@ logging.basicConfig(level=logging.WARNING)
 from pathlib import Path
 from snakepit_kernel.ids import new_run_id
 from snakepit_kernel.processes.identity import ProcessIdentity
-from snakepit_kernel.processes.registry import Registry
+from snakepit_kernel.processes.run_registry import Registry
 registry = Registry(Path(sys.argv[1]))
 print("ready", flush=True)
 sys.stdin.readline()
@@ -188,7 +188,7 @@ import logging, sys
 logging.basicConfig(level=logging.WARNING)
 from pathlib import Path
 from snakepit_kernel.ids import new_run_id
-from snakepit_kernel.processes.registry import Registry
+from snakepit_kernel.processes.run_registry import Registry
 print("ready", flush=True)
 sys.stdin.readline()
 Registry(Path(sys.argv[1])).reserve(new_run_id(), label="new")
@@ -234,7 +234,7 @@ def test_a_registry_that_cannot_be_written_costs_one_warning_only(tmp_path, capl
 
 
 def test_a_lock_that_is_never_given_back_costs_one_warning_only(registry, monkeypatch, caplog):
-    monkeypatch.setattr("snakepit_kernel.processes.registry.BUSY_PATIENCE", 0.1)
+    monkeypatch.setattr("snakepit_kernel.processes.run_registry.BUSY_PATIENCE", 0.1)
     with registry.path.with_name("runs.sqlite.lock").open("w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         registry.reserve("a" * 13, label="R")
@@ -272,7 +272,7 @@ def test_what_the_end_of_a_run_took_is_remembered_and_found_by_the_run_that_repl
 
 
 def test_only_so_many_ended_runs_are_remembered(registry, monkeypatch):
-    monkeypatch.setattr("snakepit_kernel.processes.registry.REMEMBERED_RUNS", 3)
+    monkeypatch.setattr("snakepit_kernel.processes.run_registry.REMEMBERED_RUNS", 3)
     names = [letter * 13 for letter in "abcde"]
     for name in names:
         registry.reserve(name, label="R")
@@ -284,7 +284,7 @@ FULL_DISK = """
 import logging, resource, sys
 logging.basicConfig(level=logging.WARNING)
 from pathlib import Path
-from snakepit_kernel.processes.registry import Registry
+from snakepit_kernel.processes.run_registry import Registry
 registry = Registry(Path(sys.argv[1]))
 soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
 resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, hard))

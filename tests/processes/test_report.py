@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from snakepit_kernel.processes.report import EndedProcess, EndReport
+from snakepit_kernel.processes.end_report import EndedProcess, EndReport
 
 
 def report_of(*commands: str, count: int | None = None, signal: str = "SIGTERM") -> EndReport:

@@ -22,10 +22,9 @@ import pytest
 
 from snakepit_kernel import Pool
 from snakepit_kernel.ids import RUN_ID_VARIABLE, new_run_id
-from snakepit_kernel.processes import guarded
+from snakepit_kernel.processes import guarded_process
 from snakepit_kernel.processes import template as module
-from snakepit_kernel.processes.forking import CHECK
-from snakepit_kernel.processes.guarded import GuardedProcess
+from snakepit_kernel.processes.guarded_process import GuardedProcess
 from snakepit_kernel.processes.template import (
     CannotFork,
     Kind,
@@ -33,6 +32,7 @@ from snakepit_kernel.processes.template import (
     template_for,
     templates,
 )
+from snakepit_kernel.processes.template_process import CHECK
 
 pytestmark = pytest.mark.usefixtures("with_templates")
 
@@ -321,7 +321,7 @@ def test_one_that_was_stopped_delays_no_start_and_is_replaced(process_of):
 @pytest.mark.parametrize("goes_on", [False, True])
 def test_one_that_says_nothing_is_ended_and_makes_no_second_kernel(living, monkeypatch, goes_on):
     with Pool(workers=1):
-        monkeypatch.setattr(guarded, "TEMPLATE_PATIENCE", 0.5)
+        monkeypatch.setattr(guarded_process, "TEMPLATE_PATIENCE", 0.5)
         (template,) = templates()
         os.kill(template.identity.pid, signal.SIGSTOP)
         if goes_on:
@@ -330,7 +330,7 @@ def test_one_that_says_nothing_is_ended_and_makes_no_second_kernel(living, monke
                 os.kill(template.identity.pid, signal.SIGCONT)
                 module.discard(template)
 
-            monkeypatch.setattr(guarded, "discard", discard)
+            monkeypatch.setattr(guarded_process, "discard", discard)
         with Pool(workers=1, name="next") as pool:
             assert pool.submit(pow, 2, 3).result() == 8
             assert goes_on or ways(pool) == {"its template ended"}
@@ -495,7 +495,7 @@ for number in range(3):
     os.close(number)
 own = [os.open(sys.argv[1], os.O_RDWR | os.O_CREAT) for _ in range(3)]  # close-on-exec
 from snakepit_kernel.ids import new_run_id
-from snakepit_kernel.processes.guarded import GuardedProcess
+from snakepit_kernel.processes.guarded_process import GuardedProcess
 from snakepit_kernel.processes.template import Kind
 
 async def main():
@@ -524,7 +524,7 @@ CROWDED = """
 import asyncio, os, pathlib, sys, time
 from snakepit_kernel.errors import StartFailed
 from snakepit_kernel.ids import new_run_id
-from snakepit_kernel.processes.guarded import GuardedProcess
+from snakepit_kernel.processes.guarded_process import GuardedProcess
 from snakepit_kernel.processes.template import Kind
 
 group = pathlib.Path(sys.argv[2])
@@ -581,7 +581,7 @@ import asyncio, os, pathlib, signal, sys
 sys.path.insert(0, sys.argv[1])
 signal.signal(signal.SIGPIPE, signal.SIG_DFL)
 from snakepit_kernel.ids import new_run_id
-from snakepit_kernel.processes.guarded import GuardedProcess
+from snakepit_kernel.processes.guarded_process import GuardedProcess
 from snakepit_kernel.processes.template import Kind
 
 async def start():
@@ -641,7 +641,7 @@ def test_a_start_that_is_cancelled_while_its_template_imports_leaves_nothing_ope
     write_module, tmp_path, monkeypatch
 ):
     write_module("slow_to_import", "import time\ntime.sleep(4)")
-    monkeypatch.setattr(guarded, "END_PATIENCE", 1.0)
+    monkeypatch.setattr(guarded_process, "END_PATIENCE", 1.0)
 
     async def scenario() -> None:
         task = asyncio.create_task(

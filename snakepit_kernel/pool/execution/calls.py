@@ -19,7 +19,7 @@ from ...errors import CallTimeout, SnakepitError, ToolError, WorkerDied
 from ...lane import replies
 from ...lane.exchange import Exchange
 from ...lane.owner_end import Lane, LaneClosed
-from ...processes.folders import remake_folder
+from ...processes.run_folders import remake_folder
 from ...protocol import messages
 from ...protocol.frames import Frame, Segment, pack
 from ...protocol.messages import CELL, Apply, HostCall, Leave, More, OpenChannels

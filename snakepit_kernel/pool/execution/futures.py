@@ -9,7 +9,7 @@ from functools import partial
 from typing import Any
 
 from ...errors import PoolClosed, SnakepitError, WorkerDied
-from ...processes.supervisor import Supervisor
+from ...processes.concurrency import Supervisor
 from ..call_events import describe_error
 from ..dispatcher import Admission
 from ..results import CallFuture

@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 
 from ...errors import suggest
-from ...processes.cgroup import NotDelegated, find_parent
+from ...processes.os_limits import NotDelegated, find_parent
 
 LEAST_FILES = 128
 """A worker itself has about 70 open."""

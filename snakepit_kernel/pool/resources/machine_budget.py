@@ -14,7 +14,7 @@ from typing import Self
 import psutil
 
 from ...ids import new_run_id
-from ...processes.registry import Registry
+from ...processes.run_registry import Registry
 
 logger = logging.getLogger(__name__)
 

@@ -17,7 +17,7 @@ import zmq
 
 from ...errors import StartFailed, describe_exit
 from ...processes.identity import descendants
-from ...processes.limits import limit_address_space, limit_cpu, limit_files
+from ...processes.os_limits import limit_address_space, limit_cpu, limit_files
 from ...protocol.messages import Configured, WorkerSetup
 from .jupyter import CellClient
 from .worker import Worker

@@ -13,8 +13,8 @@ import psutil
 
 from ...printable import printable
 from ...processes import logs
+from ...processes.concurrency import in_thread
 from ...processes.identity import all_children, living_descendants
-from ...processes.supervisor import in_thread
 from ..config import PoolConfig
 from ..policies import Heartbeat
 from .lifecycle import LENDABLE, WorkerState

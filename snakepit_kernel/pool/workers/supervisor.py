@@ -15,8 +15,8 @@ from weakref import WeakSet
 import zmq.asyncio
 
 from ...errors import SnakepitError, StartFailed
-from ...processes.folders import Folder
-from ...processes.supervisor import Supervisor
+from ...processes.concurrency import Supervisor
+from ...processes.run_folders import Folder
 from ...processes.template import why_not
 from ...protocol.messages import ToolInfo, WorkerSetup
 from ..config import PoolConfig

@@ -37,8 +37,8 @@ from ...lane.exchange import Exchange
 from ...lane.owner_end import Lane, LaneClosed
 from ...printable import printable
 from ...processes import logs
-from ...processes.cgroup import Cgroup
-from ...processes.folders import remake_folder
+from ...processes.os_limits import Cgroup
+from ...processes.run_folders import remake_folder
 from ...protocol import messages
 from ...protocol.frames import Frame, FrameReader, pack
 from ...protocol.messages import (
@@ -58,7 +58,7 @@ from .jupyter import CellClient, KernelSpecs, WorkerManager
 from .lifecycle import RESTART_WINDOW, WorkerEvent, WorkerState, next_state
 
 if TYPE_CHECKING:
-    from ...processes.guarded import GuardedProcess
+    from ...processes.guarded_process import GuardedProcess
     from ..config import PoolConfig
 
 logger = logging.getLogger(__name__)

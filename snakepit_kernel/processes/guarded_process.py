@@ -23,9 +23,9 @@ from ..errors import StartFailed
 from ..ids import RUN_ID_OPTION, run_number
 from ..locks import Lock
 from . import guardian
+from .end_report import EndReport
 from .identity import ProcessIdentity, read_status
-from .place import sees_itself
-from .report import EndReport
+from .pid_scope import sees_itself
 from .tags import KEEP_VARIABLE, mark_of
 from .template import (
     CannotFork,

@@ -18,7 +18,7 @@ from ..ids import is_run_id, new_run_id, own_run_id
 from ..locks import Lock
 from ..paths import RUNTIME_VARIABLE, runtime_dir, runtime_dirs
 from .identity import ProcessIdentity
-from .place import Place, Reach, here
+from .pid_scope import Place, Reach, here
 
 OWNER_FILE = "owner"
 

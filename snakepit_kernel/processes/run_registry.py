@@ -34,10 +34,10 @@ from ..store.recovery import (
 )
 from ..store.rescue import copy_rows
 from .anchor import Anchor
+from .concurrency import Together
+from .end_report import EndReport
 from .identity import ProcessIdentity
-from .place import Place, Reach, here
-from .report import EndReport
-from .together import Together
+from .pid_scope import Place, Reach, here
 from .waiting import to_its_end
 
 logger = logging.getLogger(__name__)

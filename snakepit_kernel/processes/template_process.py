@@ -45,10 +45,10 @@ from .guardian import (
     Options,
     prctl,
 )
+from .guardian_link import BRANCH, PLACE
 from .identity import ProcessIdentity, descendants
-from .link import BRANCH, PLACE
+from .process_title import set_title
 from .tags import set_mark
-from .title import set_title
 
 MAX_FDS = 253
 """File descriptors in one message, as many as Linux allows."""
