@@ -56,7 +56,7 @@ if TYPE_CHECKING:
     from .processes.keep import keep
     from .protocol.encoders import register_encoder
     from .protocol.unserializable import Unserializable
-    from .sessions.portable import export_session, import_session
+    from .sessions.exports import export_session, import_session
     from .sessions.state import SessionInfo, SessionState, SessionStats, open_session
     from .sessions.values import Change, Program, Variable
     from .sessions.watch import Watch

@@ -25,9 +25,9 @@ from snakepit_kernel.pool.status import status_path
 from snakepit_kernel.processes import logs
 from snakepit_kernel.processes.end_report import EndReport
 from snakepit_kernel.processes.run_registry import Registry
-from snakepit_kernel.sessions.portable import export_session, import_session
+from snakepit_kernel.sessions.exports import export_session, import_session
 from snakepit_kernel.sessions.state import open_session
-from snakepit_kernel.store.programs import FILE_FROM_BYTES
+from snakepit_kernel.store.program_table import FILE_FROM_BYTES
 from snakepit_kernel.store.store import open_store
 from snakepit_kernel.transport import Reached, reached
 

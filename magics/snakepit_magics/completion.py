@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING
 
 from snakepit_kernel.sessions.state import sessions_of
-from snakepit_kernel.sessions.types import CONSTRAINTS
+from snakepit_kernel.sessions.variable_types import CONSTRAINTS
 from snakepit_kernel.store.store import open_store
 
 from .notebook import functions_of

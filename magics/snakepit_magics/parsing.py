@@ -12,7 +12,7 @@ from typing import Any, NoReturn
 from IPython.core.error import UsageError
 
 from snakepit_kernel.errors import suggest
-from snakepit_kernel.sessions.types import CONSTRAINTS
+from snakepit_kernel.sessions.variable_types import CONSTRAINTS
 
 DESCRIPTION = "A pool of worker kernels, and what to do with it."
 

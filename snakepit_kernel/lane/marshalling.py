@@ -8,10 +8,10 @@ from typing import Any, TypeVar
 import msgspec
 
 from ..locks import Lock
-from ..protocol import messages, values
+from ..protocol import codec, messages
+from ..protocol.codec import Codec
 from ..protocol.frames import Frame, Segment, header_of, pack
 from ..protocol.messages import Shared
-from ..protocol.values import Codec
 from .shared_memory import SHARE_FROM_BYTES, ArenaReader, ArenaWriter, Place
 
 M = TypeVar("M", bound=messages.WithValue)
@@ -65,10 +65,10 @@ class Carrier:
     def load(self, message: messages.WithValue, frame: Frame) -> Any:
         """Restore the value that came with a message; its buffers may be written to."""
         if not message.shared and not frame.buffers:
-            return values.loads(frame.body)
+            return codec.loads(frame.body)
         rest = iter(frame.buffers)
         shared = message.shared or [None] * len(frame.buffers)
-        return values.loads(
+        return codec.loads(
             frame.body,
             [next(rest) if place is None else self._view(place) for place in shared],
         )

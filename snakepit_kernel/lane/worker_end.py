@@ -15,8 +15,8 @@ from time import perf_counter
 
 from ..locks import Condition, RLock
 from ..processes import children
+from ..protocol.codec import Codec
 from ..protocol.frames import MAX_BYTES, Frame, FrameReader, FrameWriter, Segment
-from ..protocol.values import Codec
 from .marshalling import Carrier
 from .nested_loops import around_another_loop
 from .spin_wait import Lookout

@@ -8,9 +8,9 @@ from collections.abc import AsyncGenerator, Callable, Generator, Iterable, Mappi
 from typing import Any, Final, Literal, NoReturn, ParamSpec, TypeVar
 
 from ..errors import ToolNotFound
+from ..protocol.codec import cannot_travel, pickled
 from ..protocol.frames import Segment
 from ..protocol.messages import Apply, Call, ToolInfo
-from ..protocol.values import cannot_travel, pickled
 from ..validation import check_count, check_priority, check_seconds
 from ..worker import namespace
 from .engine import Engine

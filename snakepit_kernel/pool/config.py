@@ -14,8 +14,8 @@ from ..errors import suggest
 from ..ids import check_name
 from ..lane.control_page import MAX_LANES
 from ..paths import working_directory
+from ..protocol.codec import Codec
 from ..protocol.unserializable import Policy
-from ..protocol.values import Codec
 from ..store.store import Store, check_store
 from ..tools.registry import name_of
 from ..validation import FOREVER, check_count, check_flag, check_seconds

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
-from ..protocol.values import MAX_VALUE_BYTES, cannot_travel
+from ..protocol.codec import MAX_VALUE_BYTES, cannot_travel
 from ..sessions.programs import Programs
 from ..sessions.state import SessionInfo
 from ..sessions.values import MAX_VARIABLE_BYTES

@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Any, overload
 
 from ..errors import InvalidArguments, ToolNotFound
 from ..protocol import messages
+from ..protocol.codec import Codec, cannot_travel
 from ..protocol.encoders import encoders
 from ..protocol.frames import Segment, pack
 from ..protocol.messages import Define, Encode, Prepare, Release, ToolInfo
-from ..protocol.values import Codec, cannot_travel
 from ..tools.arguments import Arguments
 from .import_path import follow, search_path
 from .workers.worker import Seat

@@ -52,7 +52,7 @@ from typing import Any, Literal
 
 import msgspec
 
-from .values import Codec
+from .codec import Codec
 
 
 class _Message(

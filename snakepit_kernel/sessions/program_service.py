@@ -10,10 +10,10 @@ from ..errors import (
     SessionNotFound,
 )
 from ..ids import check_name
-from ..protocol.values import Codec, loads
+from ..protocol.codec import Codec, loads
 from ..store.schema import GLOBAL
 from ..validation import bounded
-from .saved import SavedSession
+from .handle import SavedSession
 from .values import (
     Program,
     cannot_restore,

@@ -15,12 +15,12 @@ from typing import Any, Final
 from ..errors import SessionNotFound
 from ..ids import check_name
 from ..store.schema import GLOBAL
-from ..store.sessions import SessionRow, SessionSummary
+from ..store.session_table import SessionRow, SessionSummary
 from ..store.store import Store, open_store
 from ..validation import FOREVER
+from .handle import SavedSession
 from .program_service import MetadataService, ProgramService
 from .programs import Metadata, Programs
-from .saved import SavedSession
 from .values import MAX_VARIABLE_BYTES, when
 from .variable_service import VariableService
 from .variables import Attributes, Variables

@@ -16,7 +16,7 @@ from typing import Any, Final
 import msgspec
 
 from ..errors import ValueTooLarge
-from ..protocol.values import Codec, loads
+from ..protocol.codec import Codec, loads
 
 _PLAIN: Final = b"\xc1"
 """Begins what is only data; a pickle begins with ``\\x80``."""

@@ -12,10 +12,10 @@ from typing import Any
 import msgspec
 
 from ..errors import StoreError, ValueTooLarge
+from ..protocol.codec import Codec
 from ..protocol.unserializable import Unserializable
-from ..protocol.values import Codec
-from ..store.programs import ProgramRow
-from ..store.variables import ChangeRow, Kind, VariableRow
+from ..store.program_table import ProgramRow
+from ..store.variable_table import ChangeRow, Kind, VariableRow
 from .stored import RefusedPickle, restored_from, stored
 
 MAX_VARIABLE_BYTES = 1 << 20

@@ -22,12 +22,11 @@ from ..errors import (
     VariableTypeError,
 )
 from ..ids import check_name
-from ..protocol.values import Codec
-from ..store.variables import Key, NewVariable, Update, VariableDiffers, VariableRow
+from ..protocol.codec import Codec
+from ..store.variable_table import Key, NewVariable, Update, VariableDiffers, VariableRow
 from ..telemetry import correlation_id, emit, is_on
-from .saved import SavedSession
+from .handle import SavedSession
 from .stored import restored_from
-from .types import VariableType
 from .values import (
     MAX_VARIABLE_BYTES,
     Change,
@@ -41,6 +40,7 @@ from .values import (
     json_of,
     variable_of,
 )
+from .variable_types import VariableType
 
 REMEMBERED_NAMES = 10_000
 """Variables whose definition, and number of reads, this process remembers of a session."""

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMappin
 from typing import Any, overload
 
 from ..printable import printable
-from .encoding import (
+from .json_format import (
     FORMAT_VERSION,
     VARIABLES_FORMAT,
     check_format,

@@ -12,11 +12,11 @@ from ..errors import StoreError
 from ..files import make_directory
 from ..locks import Lock
 from ..paths import DATA_VARIABLE, data_dir
+from .change_feed import ChangeHub
 from .database import Database, failure
-from .programs import ProgramTable
-from .sessions import SessionRow, SessionTable, copy_session
-from .variables import VariableTable
-from .watching import ChangeHub
+from .program_table import ProgramTable
+from .session_table import SessionRow, SessionTable, copy_session
+from .variable_table import VariableTable
 
 SWEEP_INTERVAL = 60.0
 """Seconds between looks for what has expired."""

@@ -19,7 +19,7 @@ from .events import (
     set_limit,
     subscribe,
 )
-from .sdk import Begun, begin, here, within
+from .spans import Begun, begin, here, within
 
 __all__ = [
     "Begun",

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from contextvars import ContextVar, Token
 
 from ..errors import SnakepitError
-from .sdk import SDK, trace_id
+from .spans import SDK, trace_id
 
 METADATA_KEY = "snakepit_correlation_id"
 """Where the metadata of a cell's request has it."""

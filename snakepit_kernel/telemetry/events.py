@@ -20,11 +20,11 @@ from typing import TYPE_CHECKING, Self
 
 from ..locks import RLock
 from ..validation import bounded
-from .limits import Buckets
-from .sdk import SDK, here, is_installed
+from .rate_limit import Buckets
+from .spans import SDK, here, is_installed
 
 if TYPE_CHECKING:
-    from .otel import Bridge
+    from .opentelemetry import Bridge
 
 logger = logging.getLogger(__name__)
 
@@ -206,7 +206,7 @@ class Hub:
 
     def _bridge_to_sdk(self) -> Bridge:
         if self._bridge is None:
-            from .otel import Bridge
+            from .opentelemetry import Bridge
 
             self._bridge = Bridge(lambda: self.dropped)
         return self._bridge

@@ -15,7 +15,7 @@ from ..protocol import messages
 from ..protocol.frames import pack
 from ..protocol.messages import sendable
 from ..telemetry.events import Scalar
-from ..telemetry.limits import Buckets
+from ..telemetry.rate_limit import Buckets
 
 MAX_ATTRIBUTES = 32
 

@@ -13,9 +13,9 @@ from ..lane.replies import Interrupted, error_of, value_of
 from ..lane.worker_end import WorkerLane
 from ..processes import children
 from ..protocol import messages
+from ..protocol.codec import pickled
 from ..protocol.frames import Frame, Segment
 from ..protocol.messages import CELL
-from ..protocol.values import pickled
 from ..telemetry.correlation import correlation_id, stamp
 from ..tools.context import SESSION_TOOL, unheard
 from .emitter import Emitter

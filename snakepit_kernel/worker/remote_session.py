@@ -9,7 +9,7 @@ from functools import partial
 from typing import Any
 
 from ..errors import BatchRejected, ValueTooLarge
-from ..protocol.values import Codec, is_plain
+from ..protocol.codec import Codec, is_plain
 from ..sessions.programs import Metadata, Programs
 from ..sessions.values import encode
 from ..sessions.variables import Find, Key, Variables

@@ -13,8 +13,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from snakepit_kernel.protocol.codec import OUT_OF_BAND_BYTES, Codec, is_plain, loads
 from snakepit_kernel.protocol.frames import MAX_BUFFERS
-from snakepit_kernel.protocol.values import OUT_OF_BAND_BYTES, Codec, is_plain, loads
 
 dumps = Codec().dumps
 

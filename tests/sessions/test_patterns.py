@@ -13,10 +13,10 @@ import pytest
 
 from snakepit_kernel import SessionState
 from snakepit_kernel.errors import ConstraintViolation
-from snakepit_kernel.sessions import encoding, portable
+from snakepit_kernel.sessions import exports, json_format
+from snakepit_kernel.sessions.exports import export_session, import_session
 from snakepit_kernel.sessions.patterns import Slow, check_speed
-from snakepit_kernel.sessions.portable import export_session, import_session
-from snakepit_kernel.sessions.types import VariableType
+from snakepit_kernel.sessions.variable_types import VariableType
 
 
 @pytest.mark.parametrize(
@@ -155,7 +155,7 @@ def test_what_max_length_bounds_is_looked_at_behind_it_however_the_file_has_them
 
 @pytest.mark.parametrize(
     ("limit", "module", "said"),
-    [("MAX_BYTES", portable, "more than the 100 bytes"), ("MAX_ENTRIES", encoding, "entries")],
+    [("MAX_BYTES", exports, "more than the 100 bytes"), ("MAX_ENTRIES", json_format, "entries")],
 )
 def test_a_file_that_is_too_large_has_to_be_trusted(
     session: SessionState,

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from snakepit_kernel.errors import BatchRejected
-from snakepit_kernel.sessions.portable import export_session, import_session
+from snakepit_kernel.sessions.exports import export_session, import_session
 from snakepit_kernel.sessions.state import open_session
 
 PLAIN = {

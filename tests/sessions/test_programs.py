@@ -19,7 +19,7 @@ from snakepit_kernel.errors import (
 )
 from snakepit_kernel.sessions import program_service
 from snakepit_kernel.sessions.state import global_state, open_session
-from snakepit_kernel.store import programs as table
+from snakepit_kernel.store import program_table as table
 
 LARGE = b"x" * (table.FILE_FROM_BYTES + 1)
 

@@ -13,7 +13,7 @@ from contextlib import closing
 import pytest
 
 from snakepit_kernel.errors import QuotaExceeded, SessionNotFound, ValueTooLarge
-from snakepit_kernel.sessions import saved, state
+from snakepit_kernel.sessions import handle, state
 from snakepit_kernel.sessions.state import SessionState, open_session, sessions_of
 from snakepit_kernel.store.store import open_store
 
@@ -189,7 +189,7 @@ def test_a_time_to_live_that_cannot_be_is_refused(store, ttl):
 
 
 def test_a_sweep_deletes_what_has_ended_with_everything_in_it(store, monkeypatch):
-    monkeypatch.setattr("snakepit_kernel.store.sessions.SWEEP_BATCH", 3)
+    monkeypatch.setattr("snakepit_kernel.store.session_table.SWEEP_BATCH", 3)
     for number in range(10):
         session = open_session(f"s{number}", store=store, ttl=10)
         session.variables.register("v", "integer", 1)
@@ -315,7 +315,7 @@ def test_what_workers_may_not_ask_for_is_refused(session):
 def test_the_text_of_a_session_names_it(session):
     assert repr(session) == "<SessionState 's'>"
     assert isinstance(session, SessionState)
-    assert saved.LOOK_AGAIN > 0
+    assert handle.LOOK_AGAIN > 0
 
 
 def test_a_store_is_named_by_a_path_or_a_url(tmp_path):

@@ -16,9 +16,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from snakepit_kernel import SessionState, StoreError, Unserializable, ValueTooLarge
-from snakepit_kernel.protocol.values import Codec
+from snakepit_kernel.protocol.codec import Codec
 from snakepit_kernel.sessions.stored import restored_from, stored
-from snakepit_kernel.store.variables import Update
+from snakepit_kernel.store.variable_table import Update
 
 PLAIN: dict[str, tuple[str, Any]] = {
     "text": ("string", "héllo\n\0"),

@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from snakepit_kernel.errors import ConstraintViolation, VariableTypeError
-from snakepit_kernel.sessions.types import CONSTRAINTS, VariableType
+from snakepit_kernel.sessions.variable_types import CONSTRAINTS, VariableType
 
 NAN, INF = math.nan, math.inf
 WRONG, VIOLATES = VariableTypeError, ConstraintViolation

@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 from snakepit_kernel.sessions.state import open_session
-from snakepit_kernel.store import programs as programs_module
+from snakepit_kernel.store import program_table as programs_module
 from snakepit_kernel.store.store import open_store
 
 WRITERS = 4

@@ -14,7 +14,7 @@ import pytest
 
 from snakepit_kernel import telemetry
 from snakepit_kernel.telemetry import events
-from snakepit_kernel.telemetry.limits import MAX_NAMES, OTHER, Buckets, Names
+from snakepit_kernel.telemetry.rate_limit import MAX_NAMES, OTHER, Buckets, Names
 
 
 def run(script: str, timeout: float = 30) -> str:
@@ -179,7 +179,7 @@ def test_a_limit_is_a_number_greater_than_0(limit):
 
 def test_a_bucket_fills_again_as_time_goes_by(monkeypatch):
     now = [100.0]
-    monkeypatch.setattr("snakepit_kernel.telemetry.limits.monotonic", lambda: now[0])
+    monkeypatch.setattr("snakepit_kernel.telemetry.rate_limit.monotonic", lambda: now[0])
     buckets = Buckets(10)
 
     assert [buckets.take("a") for _ in range(11)] == [True] * 10 + [False]

@@ -91,7 +91,7 @@ def test_events_are_counted_with_few_attributes(sdk):
 
 
 def test_names_that_are_too_many_are_counted_as_other(sdk, monkeypatch):
-    monkeypatch.setattr("snakepit_kernel.telemetry.limits.MAX_NAMES", 3)
+    monkeypatch.setattr("snakepit_kernel.telemetry.rate_limit.MAX_NAMES", 3)
     for number in range(10):
         telemetry.emit(f"event-{number}", {"tool": f"tool-{number}"})
 

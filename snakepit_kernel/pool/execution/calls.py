@@ -21,9 +21,9 @@ from ...lane.exchange import Exchange
 from ...lane.owner_end import Lane, LaneClosed
 from ...processes.run_folders import remake_folder
 from ...protocol import messages
+from ...protocol.codec import pickled
 from ...protocol.frames import Frame, Segment, pack
 from ...protocol.messages import CELL, Apply, HostCall, Leave, More, OpenChannels
-from ...protocol.values import pickled
 from ...worker.namespace import last_value, pull, push
 from ..import_path import search_path
 from ..results import CellResult

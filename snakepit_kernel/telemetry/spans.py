@@ -69,7 +69,7 @@ class Begun:
         self.span: Any = None
         if is_installed():
             try:
-                from .otel import begin_span
+                from .opentelemetry import begin_span
 
                 self.span, self.inside = begin_span(name, caller)
             except Exception:

@@ -8,7 +8,7 @@ from ..errors import (
     SessionNotFound,
 )
 from ..store.schema import GLOBAL
-from ..store.sessions import SessionRow
+from ..store.session_table import SessionRow
 from ..store.store import Store
 
 LOOK_AGAIN = 30.0

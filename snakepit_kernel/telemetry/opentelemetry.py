@@ -11,8 +11,8 @@ from opentelemetry.context import Context
 from opentelemetry.metrics import CallbackOptions, Observation
 
 from .._version import __version__
-from .limits import Names
-from .sdk import Begun
+from .rate_limit import Names
+from .spans import Begun
 
 if TYPE_CHECKING:
     from .events import Record

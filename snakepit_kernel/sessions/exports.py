@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from ..files import write_file
-from .encoding import (
+from .json_format import (
     FORMAT_VERSION,
     VARIABLES_FORMAT,
     check_format,

@@ -12,7 +12,7 @@ from ..errors import QuotaExceeded, SessionNotFound, StoreError
 from .database import Database, Row
 from .recovery import Damaged
 from .schema import GLOBAL
-from .variables import forget_session
+from .variable_table import forget_session
 
 SLACK = 0.05
 """Part of a time to live by which a session may live longer: what its use need not write down."""
