@@ -10,14 +10,14 @@ if __name__ == "__main__":
         del sys.path[0]
 
     if sys.argv[1:2] == ["--template"]:
-        from snakepit_kernel.kernel.template import main
+        from snakepit_kernel.kernel.template_main import main
 
         sys.exit(main(sys.argv[2:]))
 
     from snakepit_kernel.processes.tags import is_guarded
 
     if sys.platform == "linux" and not is_guarded(sys.argv):
-        from snakepit_kernel.kernel.attendant import attend
+        from snakepit_kernel.kernel.launcher import attend
 
         sys.exit(attend())
 

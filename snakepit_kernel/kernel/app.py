@@ -353,3 +353,9 @@ def _read_usual(arguments: Sequence[str]) -> dict[str, str] | None:
 
 
 _USUAL_OPTIONS = {RUN_ID_OPTION.rstrip("="): "run_id", LANE_OPTION.rstrip("="): "lane"}
+
+
+def arguments_of(command: list[str]) -> list[str]:
+    """Return what ``sys.argv`` is in a process that was executed by a command."""
+    module = command.index("-m")
+    return [str(Path(__file__).with_name("__main__.py")), *command[module + 2 :]]

@@ -17,7 +17,7 @@ import pytest
 from jupyter_client import BlockingKernelClient, write_connection_file
 
 from snakepit_kernel.ids import RUN_ID_VARIABLE, is_run_id, new_run_id
-from snakepit_kernel.kernel import attendant
+from snakepit_kernel.kernel import launcher
 from snakepit_kernel.processes.run_registry import Registry
 
 SOON = 5.0
@@ -183,10 +183,10 @@ def test_a_client_that_died_before_the_kernel_was_up_ends_it_and_a_stale_name_do
 ):
     with subprocess.Popen(["true"]) as dead:
         pass
-    monkeypatch.setenv(attendant.PARENT_VARIABLE, str(dead.pid))
+    monkeypatch.setenv(launcher.PARENT_VARIABLE, str(dead.pid))
     monkeypatch.setattr(os, "getppid", lambda: 1 if orphaned else 2)
 
-    client = attendant._client()
+    client = launcher._client()
 
     assert (client is not None) == orphaned
     assert client is None or not client.is_alive()

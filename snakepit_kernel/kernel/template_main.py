@@ -12,16 +12,14 @@ import socket
 import sys
 import threading
 import types
-from pathlib import Path
 
 from ..processes import guardian_link, idle_lock
 from ..processes.identity import ProcessIdentity
 from ..processes.template import relevant
 from ..processes.template_process import Launch, Template
+from . import app, prestart
 
 MODULES = (
-    "snakepit_kernel.kernel.app",
-    "snakepit_kernel.kernel.standby",
     "snakepit_kernel.worker.main",  # which stands above; a kernel with a lane needs it
     "snakepit_magics",
     "IPython.core.completerlib",
@@ -61,18 +59,12 @@ def become(launch: Launch, imported_with: dict[str, str]) -> int:
     guardian_link.hold(launch.link, relevant(imported_with))
     idle_lock.hold(launch.activity)
     refresh_process()
-    sys.argv[:] = arguments_of(launch.command)
+    sys.argv[:] = app.arguments_of(launch.command)
     if launch.standby:
-        importlib.import_module("snakepit_kernel.kernel.standby").run(launch)
+        prestart.run(launch)
     else:
-        importlib.import_module("snakepit_kernel.kernel.app").run(sys.argv[1:])
+        app.run(sys.argv[1:])
     return 0
-
-
-def arguments_of(command: list[str]) -> list[str]:
-    """Return what ``sys.argv`` is in a process that was executed by a command."""
-    module = command.index("-m")
-    return [str(Path(__file__).with_name("__main__.py")), *command[module + 2 :]]
 
 
 def refresh_process() -> None:

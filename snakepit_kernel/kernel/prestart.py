@@ -13,8 +13,7 @@ from zmq.eventloop.zmqstream import ZMQStream
 from ..processes import guardian_link
 from ..processes.idle_lock import Turn
 from ..processes.template_process import Launch, settle
-from .app import SHELL_IS_THERE, SnakepitKernelApp
-from .template import arguments_of
+from .app import SHELL_IS_THERE, SnakepitKernelApp, arguments_of
 
 REHEARSAL_SECONDS = 2.0
 """Seconds that a rehearsal may take before it is given up."""
