@@ -15,9 +15,9 @@ from pathlib import Path
 
 import pytest
 
-from snakepit_kernel.cli.leavings import _stale_connection_files
-from snakepit_kernel.cli.published import UnreadablePool, read_pool
-from snakepit_kernel.cli.wrapping import read_spec
+from snakepit_kernel.cli.leftover_checks import _stale_connection_files
+from snakepit_kernel.cli.published_pools import UnreadablePool, read_pool
+from snakepit_kernel.cli.wrap import read_spec
 from snakepit_kernel.errors import ProgramDamaged, StoreError
 from snakepit_kernel.files import NotOurs, check_file, create_file, open_file, write_file
 from snakepit_kernel.pool.monitoring.timeline import Timeline

@@ -81,7 +81,7 @@ def status(
     if interval is not None and not watch:
         raise click.UsageError("--interval is for --watch")
     if watch:
-        from .watching import watch as show_anew
+        from .status import watch as show_anew
 
         show_anew(1.0 if interval is None else interval)
     elif prometheus:
@@ -111,7 +111,7 @@ def reap(context: click.Context, dry_run: bool, kept: bool, grace: float, as_jso
 
     The exit status is 1 when something does not die, else 0.
     """
-    from .reaping import reap as reap_all
+    from .reap import reap as reap_all
 
     if not math.isfinite(grace):
         raise click.UsageError(f"--grace must be 0 or more seconds, not {grace:g}")
@@ -158,7 +158,7 @@ def wrap(
 
     Wrapping again updates the copy; snakepit unwrap removes it.
     """
-    from .wrapping import wrap as write
+    from .wrap import wrap as write
 
     if sys_prefix and prefix is not None:
         raise click.UsageError("--sys-prefix and --prefix exclude each other; give one of them")
@@ -181,7 +181,7 @@ def wrap(
 @click.argument("kernelspec")
 def unwrap(kernelspec: str) -> None:
     """Remove what snakepit wrap wrote, by the original's or the copy's name."""
-    from .wrapping import unwrap as remove
+    from .wrap import unwrap as remove
 
     try:
         for removed in remove(kernelspec):

@@ -9,17 +9,17 @@ from collections.abc import Iterable, Sequence
 import click
 
 from .._version import __version__
-from .accelerators import check_accelerators
-from .channels import check_channels
+from .channel_checks import check_channels
 from .findings import Check, Finding, Level, problem
-from .installation import (
+from .installation_checks import (
+    check_accelerators,
     check_forking,
     check_kernelspec,
     check_provisioner,
     check_servers,
     check_versions,
 )
-from .leavings import (
+from .leftover_checks import (
     check_data_directory,
     check_leftovers,
     check_processes,
@@ -27,7 +27,7 @@ from .leavings import (
     check_runtime_directory,
     check_store,
 )
-from .smoke import check_start
+from .start_check import check_start
 
 logger = logging.getLogger(__name__)
 

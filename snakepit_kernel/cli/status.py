@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import json
+import math
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import click
-from rich.console import Console
+from rich.console import Console, Group, RenderableType
+from rich.live import Live
 from rich.table import Table
+from rich.text import Text
 
 from ..paths import runtime_dirs
 from ..pool.resources.machine_budget import describe_machine
@@ -18,8 +21,8 @@ from ..pool.status import PoolStatus, duration
 from ..printable import printable
 from ..processes.run_registry import Booking, EndedRun, Registry, Run
 from ..processes.sweep import TaggedProcess, past_runs, tagged_processes
-from .channels import reached_by
-from .published import PublishedPool, UnreadablePool, pool_folders, read_pool
+from .channel_checks import reached_by
+from .published_pools import PublishedPool, UnreadablePool, pool_folders, read_pool
 
 _RUN_HEADINGS = ("kernel", "run", "pid", "guardian", "state", "reached by", "age")
 _ENDED_HEADINGS = ("kernel", "run", "lived", "ended", "what its end took")
@@ -294,3 +297,46 @@ def _state_of(run: Run) -> str:
 
 def _age(run: Run) -> float:
     return max(0.0, time.time() - run.started)
+
+
+def watch(interval: float) -> None:
+    """Draw until Ctrl-C.
+
+    Parameters
+    ----------
+    interval
+        Seconds between two looks.
+
+    Raises
+    ------
+    click.UsageError
+        The output is no terminal.
+    """
+    if not math.isfinite(interval):
+        raise click.UsageError(f"--interval must be a number of seconds, not {interval:g}")
+    console = plain_console()
+    if not console.is_terminal:
+        raise click.UsageError(
+            "--watch draws on a terminal, and the output is none; leave it out, or take --json"
+        )
+    registry = Registry()
+    try:
+        # On a screen of its own: what was on the terminal before is there again afterwards.
+        with Live(console=console, screen=True, auto_refresh=False) as live:
+            while True:
+                live.update(_drawn(registry), refresh=True)
+                time.sleep(interval)  # pools are other processes', and tell nobody that they change
+    except KeyboardInterrupt:
+        pass
+
+
+def _drawn(registry: Registry) -> RenderableType:
+    pools, complaints = live_pools()
+    parts: list[RenderableType] = [
+        Text(f"{time.strftime('%H:%M:%S')}  Ctrl-C ends this", style="dim")
+    ]
+    parts += [Text(printable(complaint), style="red") for complaint in complaints]
+    if not pools:
+        parts.append(Text(NO_POOLS))
+    parts += [listing.as_table() for listing in all_listings(pools, live_runs(registry))]
+    return Group(*parts)

@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 
 from snakepit_kernel import open_session
-from snakepit_kernel.cli import doctor, installation
+from snakepit_kernel.cli import doctor, installation_checks
 from snakepit_kernel.cli.findings import Finding, Level, listing, ok
 from snakepit_kernel.ids import new_run_id
 from snakepit_kernel.processes.sweep import tagged_processes
@@ -112,12 +112,12 @@ def test_a_long_list_is_cut_and_counted() -> None:
 
 
 def test_a_package_that_is_too_old_is_a_problem(monkeypatch: pytest.MonkeyPatch) -> None:
-    real = installation.version
+    real = installation_checks.version
     monkeypatch.setattr(
-        installation, "version", lambda name: "25.1" if name == "pyzmq" else real(name)
+        installation_checks, "version", lambda name: "25.1" if name == "pyzmq" else real(name)
     )
 
-    (found,) = installation.check_versions()
+    (found,) = installation_checks.check_versions()
 
     assert found.level is Level.PROBLEM
     assert "pyzmq 25.1 does not satisfy >=26" in found.text
@@ -180,7 +180,7 @@ def test_a_kernelspec_that_is_nowhere_is_a_problem(
     monkeypatch.setattr("jupyter_core.paths.ENV_JUPYTER_PATH", [])
     monkeypatch.setattr("jupyter_core.paths.SYSTEM_JUPYTER_PATH", [])
 
-    (found,) = installation.check_kernelspec()
+    (found,) = installation_checks.check_kernelspec()
 
     assert found.level is Level.PROBLEM
     assert "finds no kernelspec 'snakepit'" in found.text
@@ -232,9 +232,9 @@ def test_a_provisioner_of_the_same_name_that_is_not_ours_is_a_problem(
 
 
 def test_a_missing_provisioner_is_a_problem(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(installation, "entry_points", lambda **_: [])
+    monkeypatch.setattr(installation_checks, "entry_points", lambda **_: [])
 
-    (found,) = installation.check_provisioner()
+    (found,) = installation_checks.check_provisioner()
 
     assert found.level is Level.PROBLEM
     assert "no entry point 'snakepit-provisioner'" in found.text
@@ -311,10 +311,10 @@ def test_an_interpreter_that_does_not_answer_is_a_hint(
         (place.root / "bin" / name).write_text(content)
         (place.root / "bin" / name).chmod(0o755)
     monkeypatch.setenv("PATH", f"{place.root}/bin:/usr/bin:/bin")
-    monkeypatch.setattr(installation, "ANSWER_PATIENCE", 0.3)
+    monkeypatch.setattr(installation_checks, "ANSWER_PATIENCE", 0.3)
     began = time.monotonic()
 
-    found = [item for item in installation.check_servers() if "did not answer" in item.text]
+    found = [item for item in installation_checks.check_servers() if "did not answer" in item.text]
 
     assert [item.level for item in found] == [Level.HINT]
     assert time.monotonic() - began < 10
@@ -328,7 +328,7 @@ def test_a_script_of_which_the_python_is_not_known_is_a_hint(
     (place.root / "bin" / "jupyter").chmod(0o755)
     monkeypatch.setenv("PATH", f"{place.root}/bin:/usr/bin:/bin")
 
-    found = [item for item in installation.check_servers() if "cannot tell" in item.text]
+    found = [item for item in installation_checks.check_servers() if "cannot tell" in item.text]
 
     assert [item.level for item in found] == [Level.HINT]
 
@@ -352,7 +352,7 @@ def test_the_interpreter_of_a_script_is_read_from_its_first_lines(
 ) -> None:
     (tmp_path / "script").write_text(content)
 
-    assert installation.interpreter_of(tmp_path / "script") == interpreter
+    assert installation_checks.interpreter_of(tmp_path / "script") == interpreter
 
 
 # -- directories and registry ----------------------------------------------------------------------

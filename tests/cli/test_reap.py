@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 
-from snakepit_kernel.cli.reaping import in_words
+from snakepit_kernel.cli.reap import in_words
 from snakepit_kernel.ids import new_run_id
 from snakepit_kernel.processes.end_report import EndReport
 from snakepit_kernel.processes.run_registry import Registry

@@ -160,7 +160,7 @@ def test_the_owners_death_is_noticed_there_also_when_a_stray_child_holds_its_cha
 
 def test_the_doctor_says_so(on_such_a_machine):
     said = run(
-        "from snakepit_kernel.cli.installation import check_forking\n"
+        "from snakepit_kernel.cli.installation_checks import check_forking\n"
         "(finding,) = check_forking()\n"
         "say(finding.level, finding.text)",
         *on_such_a_machine,

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from ..processes.run_registry import Run
 from ..transport import TRANSPORT_VARIABLE, Reached, reached
 from .findings import Finding, hint, listing, ok
-from .leavings import read_runs
+from .leftover_checks import read_runs
 
 
 def reached_by(run: Run) -> Reached:

@@ -14,7 +14,7 @@ from ..processes.run_registry import Registry
 from ..processes.sweep import tagged_processes
 from ..transport import reached
 from .findings import Finding, ok, problem
-from .installation import KERNEL
+from .installation_checks import KERNEL
 
 START_PATIENCE = 60.0
 """Seconds that the kernel may take to become ready."""

@@ -31,7 +31,7 @@ from ..processes.sweep import TaggedProcess, survey
 from ..store import database as database_module
 from ..store.store import FILE_NAME, Store
 from .findings import Finding, hint, listing, ok, problem
-from .installation import KERNEL
+from .installation_checks import KERNEL
 
 T = TypeVar("T")
 

@@ -24,6 +24,7 @@ from importlib.metadata import (
 from pathlib import Path
 from typing import Any
 
+from ..pool.resources.accelerators import detect
 from ..processes import pidfd
 from ..processes.template import TEMPLATE_VARIABLE, why_not
 from .findings import Finding, hint, ok, problem
@@ -365,3 +366,8 @@ def _last_line(text: str | bytes) -> str:
         text = text.decode("utf-8", "replace")
     lines = text.strip().splitlines()
     return lines[-1] if lines else ""
+
+
+def check_accelerators() -> Iterator[Finding]:
+    """Say which accelerators there are."""
+    yield ok("accelerators", str(detect(os.environ)))

@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..errors import suggest
 from ..files import read_json, write_file
-from .installation import PROVISIONER
+from .installation_checks import PROVISIONER
 
 if TYPE_CHECKING:
     from jupyter_client.kernelspec import KernelSpecManager
