@@ -9,7 +9,7 @@ import unicodedata
 from contextlib import closing
 
 import pytest
-from snakepit_magics.sessions import SessionList, StatsView, VariableList, tell_of_change
+from snakepit_magics.session_views import SessionList, StatsView, VariableList, tell_of_change
 
 from snakepit_kernel import CellError, StartFailed, ToolError, WorkerDied
 from snakepit_kernel.errors import PoolDegraded, SnakepitError, SurvivorsError

@@ -47,8 +47,7 @@ from .parsing import (
     line_parser,
     names_of,
 )
-from .session_commands import SessionCommands
-from .showing import (
+from .rendering import (
     CellView,
     as_cell_error,
     described,
@@ -57,6 +56,7 @@ from .showing import (
     show,
     shown_in_one_line,
 )
+from .session_commands import SessionCommands
 
 
 @magics_class

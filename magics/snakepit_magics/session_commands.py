@@ -19,7 +19,7 @@ from snakepit_kernel.sessions.state import sessions_of
 from snakepit_kernel.store.store import Store, open_store
 
 from .parsing import arguments_of, literal
-from .sessions import SessionList, StatsView, VariableList, tell_of_change, type_for
+from .session_views import SessionList, StatsView, VariableList, tell_of_change, type_for
 
 if TYPE_CHECKING:
     from .magics import SnakepitMagics
