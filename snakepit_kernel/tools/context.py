@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from contextvars import ContextVar
 from threading import Thread, current_thread, main_thread
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Protocol, Self
 
 from ..errors import ToolError
 from ..protocol.messages import CELL
@@ -14,15 +14,45 @@ from ..telemetry.correlation import follow
 if TYPE_CHECKING:
     from ..sessions.programs import Metadata, Programs
     from ..sessions.variables import Variables
-    from ..worker.host_calls import HostCalls
-    from ..worker.output import Output
-    from ..worker.remote_session import RemoteState
+    from .remote_session import RemoteState
 
 LIST_HOST_TOOLS = "__names__"
 """The host tool that every owner has: it gives the names of the others."""
 
 SESSION_TOOL = "__session__"
 """Stands for a host tool: a part of the session, a method of that, and its arguments."""
+
+
+class EventChannel(Protocol):
+    """Sends events of calls and cells to the notebook."""
+
+    def emit(
+        self,
+        call_id: int,
+        name: str,
+        attributes: Mapping[str, object],
+        session: str | None,
+        correlation: str,
+    ) -> None:
+        """Send an event, unless there are too many or the owner does not read."""
+
+
+class HostChannel(Protocol):
+    """The way from a worker's code back to the notebook: what the worker's lane offers here."""
+
+    @property
+    def events(self) -> EventChannel:
+        """Sends events."""
+
+    def call(self, call_id: int, tool: str, arguments: Arguments) -> Any:
+        """Call a host tool for a call or cell, and wait for its value."""
+
+    async def acall(self, call_id: int, tool: str, arguments: Arguments) -> Any:
+        """Do the same while the event loop goes on."""
+
+
+Arguments = tuple[tuple[Any, ...], dict[str, Any]]
+"""Positional arguments, and those by name."""
 
 
 def unheard(tool: str) -> RuntimeError:
@@ -54,7 +84,7 @@ class SessionContext:
     __slots__ = (
         "__weakref__",
         "_call_id",
-        "_host_calls",
+        "_host_channel",
         "_output",
         "_state",
         "correlation_id",
@@ -68,16 +98,16 @@ class SessionContext:
         session_id: str | None,
         pool: str,
         worker: str,
-        host_calls: HostCalls | None = None,
+        host_channel: HostChannel | None = None,
         call_id: int = CELL,
         *,
         correlation_id: str = "",
-        output: Output | None = None,
+        output: Any = None,
     ) -> None:
         self.session_id = session_id
         self.pool = pool
         self.worker = worker
-        self._host_calls = host_calls
+        self._host_channel = host_channel
         self._call_id = call_id
         self._output = output
         self._state: RemoteState | None = None
@@ -123,13 +153,13 @@ class SessionContext:
         """Do what `call_host_tool` does, while the event loop goes on."""
         arguments = dict(arguments or {})
         try:
-            return await self._way_back().acall(self._call_id, name, ((), arguments))
+            return await self._channel_to_host().acall(self._call_id, name, ((), arguments))
         finally:
             self._read_anew()
 
     def _call_back(self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         try:
-            return self._way_back().call(self._call_id, name, (args, kwargs))
+            return self._channel_to_host().call(self._call_id, name, (args, kwargs))
         finally:
             self._read_anew()
 
@@ -158,14 +188,14 @@ class SessionContext:
     @property
     def _session_state(self) -> RemoteState:
         if self._state is None:
-            from ..worker.remote_session import RemoteState
+            from .remote_session import RemoteState
 
             self._state = RemoteState(self._ask, is_cached=self._call_id != CELL)
         return self._state
 
     def _ask(self, part: str, method: str, *args: Any, **kwargs: Any) -> Any:
         """Ask the notebook for something of the session; an exception is raised as it is."""
-        way_back = self._way_back()
+        way_back = self._channel_to_host()
         if self._call_id == CELL and _cell is not None and self.session_id != _cell.session_id:
             raise unheard(SESSION_TOOL)  # a cell of another session runs
         try:
@@ -175,7 +205,7 @@ class SessionContext:
                 raise error.__cause__ from None
             raise
         except (TypeError, ValueError) as error:  # something of it cannot travel
-            from ..worker.remote_session import told_as_in_the_notebook
+            from .remote_session import told_as_in_the_notebook
 
             raise told_as_in_the_notebook(error, part, method, args) from None
 
@@ -211,18 +241,18 @@ class SessionContext:
         RuntimeError
             This context has left its worker.
         """
-        if self._host_calls is None:
+        if self._host_channel is None:
             msg = "this context has left its worker, where events can be emitted"
             raise RuntimeError(msg)
-        self._host_calls.events.emit(
+        self._host_channel.events.emit(
             self._call_id, name, attributes, self.session_id, self.correlation_id
         )
 
-    def _way_back(self) -> HostCalls:
-        if self._host_calls is None:
+    def _channel_to_host(self) -> HostChannel:
+        if self._host_channel is None:
             msg = "this context has left its worker, where host tools can be called"
             raise RuntimeError(msg)
-        return self._host_calls
+        return self._host_channel
 
 
 class HostTools:
@@ -358,10 +388,10 @@ def is_main_thread() -> bool:
     return current_thread() is main_thread()
 
 
-def enter_worker(pool: str, worker: str, host_calls: HostCalls | None = None) -> None:
+def enter_worker(pool: str, worker: str, host_channel: HostChannel | None = None) -> None:
     """Make this process a worker."""
     global _cell  # noqa: PLW0603 - a process is one worker
-    _cell = SessionContext(None, pool, worker, host_calls)
+    _cell = SessionContext(None, pool, worker, host_channel)
     follow(_correlation)
 
 
@@ -369,7 +399,7 @@ def enter_slot(worker: str) -> None:
     """Take the name that goes with a slot of the pool."""
     global _cell  # noqa: PLW0603
     cell = context_of_cells()
-    _cell = SessionContext(cell.session_id, cell.pool, worker, cell._host_calls)  # noqa: SLF001
+    _cell = SessionContext(cell.session_id, cell.pool, worker, cell._host_channel)  # noqa: SLF001
 
 
 def enter_cell(session_id: str | None) -> None:
@@ -377,7 +407,7 @@ def enter_cell(session_id: str | None) -> None:
     global _cell, _has_run_cells  # noqa: PLW0603
     _has_run_cells = True
     cell = context_of_cells()
-    _cell = SessionContext(session_id, cell.pool, cell.worker, cell._host_calls)  # noqa: SLF001
+    _cell = SessionContext(session_id, cell.pool, cell.worker, cell._host_channel)  # noqa: SLF001
 
 
 def correlate_cell(correlation: str) -> None:

@@ -17,11 +17,10 @@ from ..protocol.codec import pickled
 from ..protocol.frames import Frame, Segment
 from ..protocol.messages import CELL
 from ..telemetry.correlation import correlation_id, stamp
-from ..tools.context import SESSION_TOOL, unheard
+from ..tools.context import SESSION_TOOL, Arguments, unheard
 from .emitter import Emitter
 
 Answer = tuple[messages.Result | messages.Failure, Frame]
-Arguments = tuple[tuple[Any, ...], dict[str, Any]]
 
 
 class HostCalls:
