@@ -3,17 +3,29 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from typing import TYPE_CHECKING
+from typing import Protocol
 
+from IPython.core.interactiveshell import InteractiveShell
+
+from snakepit_kernel import Pool
 from snakepit_kernel.sessions.state import sessions_of
 from snakepit_kernel.sessions.variable_types import CONSTRAINTS
 from snakepit_kernel.store.store import open_store
 
+from .jobs import Job
 from .notebook import functions_of
 from .parsing import COMMANDS, cell_parser, command_parsers, line_parser
+from .session_commands import SessionCommands
 
-if TYPE_CHECKING:
-    from .magics import SnakepitMagics
+
+class Completable(Protocol):
+    """What there is to complete: the magics know it."""
+
+    shell: InteractiveShell
+    pools: dict[str, Pool]
+    chosen_pool: str
+    sessions: SessionCommands
+    jobs: dict[int, Job]
 
 
 class Completer:
@@ -25,7 +37,7 @@ class Completer:
         Knows the pools, sessions, tools and variables.
     """
 
-    def __init__(self, magics: SnakepitMagics) -> None:
+    def __init__(self, magics: Completable) -> None:
         self._magics = magics
         self._options = {
             name: _options_of(parser) for name, parser in command_parsers(line_parser()).items()

@@ -37,7 +37,7 @@ from snakepit_kernel.tools.adapter import options_of
 
 from .completion import Completer
 from .jobs import Job, WorkFactory
-from .notebook import functions_of, notebook_session, told_of_last_run
+from .notebook import functions_of, told_of_last_run
 from .parsing import (
     SESSION_COMMANDS,
     arguments_of,
@@ -75,9 +75,8 @@ class SnakepitMagics(Magics):
         super().__init__(shell)
         self.pools: dict[str, Pool] = {}
         self.chosen_pool = "default"
-        self.chosen_session: str | None = None
         self.jobs: dict[int, Job] = {}
-        self.sessions = SessionCommands(self)
+        self.sessions = SessionCommands(shell)
         self._start_options: dict[str, dict[str, Any]] = {}
         self._last_run_is_told = False
         self._parser = line_parser()
@@ -248,14 +247,10 @@ class SnakepitMagics(Magics):
             self.chosen_pool = self._pool(options.pool).name
         if options.session is not None:
             self.sessions.state(options.session)  # checks the name
-            self.chosen_session = options.session
-
-    def session_name(self, name: str | None) -> str:
-        """Return a name that was given, else the chosen session's, else the notebook's own."""
-        return name or self.chosen_session or notebook_session(self.shell)
+            self.sessions.chosen = options.session
 
     def _session(self, name: str | None, pool: str | None = None) -> Session:
-        return self._pool(pool).session(self.session_name(name))
+        return self._pool(pool).session(self.sessions.name_of(name))
 
     # -- tools ---------------------------------------------------------------------------------
 
@@ -451,7 +446,7 @@ class SnakepitMagics(Magics):
                 print(f"{'*' if name == self.chosen_pool else ' '} {pool!r}")  # noqa: T201
         else:
             print("no pool is running; %snakepit start opens one")  # noqa: T201
-        print(f"session {self.session_name(None)}; %snakepit help shows the commands")  # noqa: T201
+        print(f"session {self.sessions.name_of(None)}; %snakepit help shows the commands")  # noqa: T201
 
     def _help(self, options: Namespace) -> None:
         print(help_text(options.about))  # noqa: T201

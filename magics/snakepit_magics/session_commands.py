@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from argparse import Namespace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from IPython.core.error import UsageError
+from IPython.core.interactiveshell import InteractiveShell
 
 from snakepit_kernel import (
     SessionNotFound,
@@ -18,11 +19,9 @@ from snakepit_kernel import (
 from snakepit_kernel.sessions.state import sessions_of
 from snakepit_kernel.store.store import Store, open_store
 
+from .notebook import notebook_session
 from .parsing import arguments_of, literal
 from .session_views import SessionList, StatsView, VariableList, tell_of_change, type_for
-
-if TYPE_CHECKING:
-    from .magics import SnakepitMagics
 
 CONSTRAINT_OPTIONS = ("min", "max", "choices", "pattern", "min_length", "max_length", "shape")
 
@@ -32,12 +31,18 @@ class SessionCommands:
 
     Parameters
     ----------
-    magics
-        Know which session is chosen.
+    shell
+        The notebook's shell.
+
+    Attributes
+    ----------
+    chosen
+        The session that commands without a name are about; None for the notebook's own.
     """
 
-    def __init__(self, magics: SnakepitMagics) -> None:
-        self._magics = magics
+    def __init__(self, shell: InteractiveShell) -> None:
+        self._shell = shell
+        self.chosen: str | None = None
         self._store: Store | None = None
         self._watches: dict[tuple[str, str], Watch] = {}
 
@@ -45,9 +50,13 @@ class SessionCommands:
         """Run one of ``SESSION_COMMANDS``."""
         return getattr(self, f"_{options.command}")(options)
 
+    def name_of(self, name: str | None) -> str:
+        """Return a session's name: by default the chosen one, or the notebook's."""
+        return name or self.chosen or notebook_session(self._shell)
+
     def state(self, name: str | None) -> SessionState:
         """Return what a session keeps; no pool is needed for that."""
-        found = open_session(self._magics.session_name(name))
+        found = open_session(self.name_of(name))
         self._store = found.store  # kept open: to open it again takes longer than to use it
         return found
 
@@ -72,13 +81,13 @@ class SessionCommands:
             raise UsageError(str(SessionNotFound(name, [s.id for s in sessions_of(store)])))
         open_session(name).delete()
         print(f"session {name} is gone")  # noqa: T201
-        if name == self._magics.chosen_session:
-            self._magics.chosen_session = None
+        if name == self.chosen:
+            self.chosen = None
 
     def _fork(self, options: Namespace) -> None:
         before = self.state(None)
         before.fork(options.session)
-        self._magics.chosen_session = options.session
+        self.chosen = options.session
         print(f"session {options.session} is a copy of {before.id}, and chosen now")  # noqa: T201
 
     def _export(self, options: Namespace) -> None:
@@ -97,7 +106,7 @@ class SessionCommands:
 
     def _set(self, options: Namespace) -> None:
         variables = self.state(options.session).variables
-        values = arguments_of(options.assignments, self._magics.shell.user_ns, "set")
+        values = arguments_of(options.assignments, self._shell.user_ns, "set")
         constraints = {name: getattr(options, name) for name in CONSTRAINT_OPTIONS}
         if constraints["choices"] is not None:
             constraints["choices"] = list(map(literal, constraints["choices"]))

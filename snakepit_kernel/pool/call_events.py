@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Self
 from .. import telemetry
 from ..errors import SnakepitError, ToolError
 from ..protocol.messages import Event, HostCall
-from ..telemetry.events import Scalar
+from ..telemetry.spans import Scalar
 
 if TYPE_CHECKING:
     from .execution.host_tools import Link

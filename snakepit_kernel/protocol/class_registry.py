@@ -18,7 +18,7 @@ from collections.abc import Callable
 from typing import Any, Final, Literal, NamedTuple
 
 from ..locks import RLock
-from .functions import is_same_definition
+from .comparison import is_same_definition
 
 OnReceipt = Literal["keep", "update", "update_shared"]
 """What a receiver does with the state of a class that it has.

@@ -21,14 +21,12 @@ from typing import TYPE_CHECKING, Self
 from ..locks import RLock
 from ..validation import bounded
 from .rate_limit import Buckets
-from .spans import SDK, here, is_installed
+from .spans import SDK, Record, Scalar, here, is_installed
 
 if TYPE_CHECKING:
     from .opentelemetry import Bridge
 
 logger = logging.getLogger(__name__)
-
-Scalar = str | int | float | bool
 
 CAPACITY = 1024
 """Events that may wait to be handed on."""
@@ -60,9 +58,6 @@ class Event:
 
 
 Handler = Callable[[Event], object]
-
-Record = tuple[str, dict[str, Scalar], int, float, object]
-"""An event in the buffer: name, attributes, nanoseconds since 1970, seconds, whose it is."""
 
 
 class Subscription:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable, Iterable
-from typing import TYPE_CHECKING
 
 from opentelemetry import metrics, trace
 from opentelemetry.context import Context
@@ -12,12 +10,7 @@ from opentelemetry.metrics import CallbackOptions, Observation
 
 from .._version import __version__
 from .rate_limit import Names
-from .spans import Begun
-
-if TYPE_CHECKING:
-    from .events import Record
-
-LIBRARY = "snakepit_kernel"
+from .spans import LIBRARY, Begun, Record, as_context, tracer_of
 
 METRIC_ATTRIBUTES = ("pool", "kind", "tool", "outcome")
 """Attributes that metrics have too; of each only so many values, see `Names`."""
@@ -81,7 +74,7 @@ class Spans:
 
     def __init__(self, provider: trace.TracerProvider) -> None:
         self.provider = provider
-        self._tracer = _tracer_of(provider)
+        self._tracer = tracer_of(provider)
 
     def take(self, record: Record) -> None:
         """Make the span of an event, below that of its caller; or end that which has begun."""
@@ -93,7 +86,7 @@ class Spans:
         else:
             whose = caller.caller if isinstance(caller, Begun) else caller
             span = self._tracer.start_span(
-                name, context=_as_context(whose), attributes=attributes, start_time=began
+                name, context=as_context(whose), attributes=attributes, start_time=began
             )
         if "queue_seconds" in attributes:
             self._queue(span, began, began + round(float(attributes["queue_seconds"]) * 1e9))
@@ -105,22 +98,6 @@ class Spans:
         """Make the span of the wait of a piece of work, below that of the work."""
         context = trace.set_span_in_context(work, Context())
         self._tracer.start_span("queue", context=context, start_time=began).end(ended)
-
-
-def begin_span(name: str, caller: object) -> tuple[trace.Span, Context]:
-    """Begin a span below that of a caller; return it, and the context in which it is current."""
-    context = _as_context(caller)
-    span = _tracer_of(trace.get_tracer_provider()).start_span(name, context=context)
-    return span, trace.set_span_in_context(span, context)
-
-
-@functools.lru_cache(maxsize=1)
-def _tracer_of(provider: trace.TracerProvider) -> trace.Tracer:
-    return provider.get_tracer(LIBRARY, __version__)
-
-
-def _as_context(caller: object) -> Context:
-    return caller if isinstance(caller, Context) else Context()
 
 
 class Metrics:

@@ -3,15 +3,30 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import logging
 import sys
 from collections.abc import Iterator
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
+
+from .._version import __version__
+
+if TYPE_CHECKING:
+    from opentelemetry.context import Context
+    from opentelemetry.trace import Span, Tracer, TracerProvider
 
 logger = logging.getLogger(__name__)
 
 SDK = "opentelemetry.sdk"
 """Module that is there when somebody has imported the SDK."""
+
+LIBRARY: Final = "snakepit_kernel"
+"""The name under which spans and metrics appear."""
+
+Scalar = str | int | float | bool
+
+Record = tuple[str, dict[str, Scalar], int, float, object]
+"""An event on its way: name, attributes, end (ns since 1970), seconds, and whose it is."""
 
 NOBODY: Final = object()
 """Whose work it is where OpenTelemetry does not say."""
@@ -69,11 +84,31 @@ class Begun:
         self.span: Any = None
         if is_installed():
             try:
-                from .opentelemetry import begin_span
-
-                self.span, self.inside = begin_span(name, caller)
+                self.span, self.inside = _begin_span(name, caller)
             except Exception:
                 logger.debug("OpenTelemetry began no span", exc_info=True)
+
+
+def _begin_span(name: str, caller: object) -> tuple[Span, Context]:
+    """Begin a span below that of a caller; return it, and the context in which it is current."""
+    from opentelemetry import trace
+
+    context = as_context(caller)
+    span = tracer_of(trace.get_tracer_provider()).start_span(name, context=context)
+    return span, trace.set_span_in_context(span, context)
+
+
+@functools.lru_cache(maxsize=1)
+def tracer_of(provider: TracerProvider) -> Tracer:
+    """Return what makes spans with a provider."""
+    return provider.get_tracer(LIBRARY, __version__)
+
+
+def as_context(caller: object) -> Context:
+    """Return a caller as OpenTelemetry's context: an empty one if it is none."""
+    from opentelemetry.context import Context
+
+    return caller if isinstance(caller, Context) else Context()
 
 
 def begin(name: str, caller: object = None) -> Begun:

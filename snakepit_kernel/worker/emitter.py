@@ -14,8 +14,8 @@ from ..locks import RLock
 from ..protocol import messages
 from ..protocol.frames import pack
 from ..protocol.messages import sendable
-from ..telemetry.events import Scalar
 from ..telemetry.rate_limit import Buckets
+from ..telemetry.spans import Scalar
 
 MAX_ATTRIBUTES = 32
 
