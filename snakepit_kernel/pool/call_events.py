@@ -3,17 +3,13 @@
 from __future__ import annotations
 
 import time
-from typing import TYPE_CHECKING, Self
+from typing import Self
 
 from .. import telemetry
 from ..errors import SnakepitError, ToolError
-from ..protocol.messages import Event, HostCall
+from ..protocol.messages import HostCall
 from ..telemetry.spans import Scalar
-
-if TYPE_CHECKING:
-    from .execution.host_tools import Link
-    from .scheduling.work_item import Work
-    from .workers.worker import Seat
+from .work_item import Link, Work
 
 Attributes = dict[str, Scalar]
 
@@ -91,28 +87,8 @@ class HostReport:
     def __exit__(self, kind: object, error: object, traceback: object) -> None:
         if self._begun is not None:
             self._within.__exit__(None, None, None)
-            attributes = _origin(self._link.seat, self._session, self._link.correlation)
+            attributes = self._link.seat.origin(self._session, self._link.correlation)
             attributes["tool"] = self._call.tool
             attributes["outcome"] = self.outcome if kind is None else "cancelled"
             seconds = time.monotonic() - self._began
             telemetry.emit("host_call", attributes, seconds=seconds, caller=self._begun)
-
-
-def report_event(seat: Seat, event: Event) -> None:
-    """Tell what code in a worker tells of."""
-    if telemetry.is_on():
-        telemetry.note_dropped(event.dropped)
-        attributes = event.attributes | _origin(seat, event.session, event.correlation)
-        caller = None if seat.holder is None else seat.holder.caller_of(event.call)
-        telemetry.emit(event.name, attributes, caller=caller, at=event.at)
-
-
-def _origin(seat: Seat, session: str | None, correlation: str) -> Attributes:
-    attributes: Attributes = {
-        "pool": seat.worker.pool,
-        "worker": seat.worker.name,
-        "correlation_id": correlation,
-    }
-    if session is not None:
-        attributes["session"] = session
-    return attributes

@@ -14,14 +14,14 @@ from ..protocol.messages import Apply, Call, ToolInfo
 from ..validation import check_count, check_priority, check_seconds
 from ..worker import namespace
 from .engine import Engine
-from .execution.host_tools import HostToolList, current_link
+from .execution.host_tools import HostToolList
 from .execution.pipeline import MakeFrames
 from .results import CallFuture, CellResult, Stream
 from .scheduling.affinity import Home
 from .scheduling.fair_queue import Bound
 from .scheduling.scheduler import Purpose
-from .scheduling.work_item import Work
 from .tools import Definitions, SharedFunction, ToolsOfCaller, ahead
+from .work_item import Work, current_link
 from .workers.jupyter import Cell, OnMessage
 from .workers.worker import Seat
 

@@ -30,12 +30,11 @@ from ..errors import (
 from ..locks import Condition, RLock
 from .call_events import report_work
 from .config import PoolConfig
-from .execution.host_tools import Link, links
 from .policies import Circuit, falls_under
 from .scheduling.affinity import Home
 from .scheduling.scheduler import QueueFull, Scheduler
 from .scheduling.wait_notice import TELL_AFTER, listener_to_waits
-from .scheduling.work_item import OUTCOMES, Work, nothing
+from .work_item import OUTCOMES, Link, Work, links, nothing
 from .workers.lifecycle import LENDABLE, WorkerEvent, WorkerState
 from .workers.worker import Holder, Seat, Worker
 

@@ -41,7 +41,7 @@ from .config import PoolConfig
 from .dispatcher import Admission
 from .execution.calls import Driver, insisting
 from .execution.futures import Errands
-from .execution.host_tools import Host, HostTools, Link, current_link, links
+from .execution.host_tools import Host, HostTools
 from .execution.pipeline import MakeFrames
 from .housekeeping import tell_of_activity
 from .open_sessions import PoolSessions
@@ -49,8 +49,8 @@ from .policies import Recovery
 from .resources.machine_budget import Share
 from .results import CallFuture, CellResult
 from .scheduling.affinity import Home
-from .scheduling.work_item import Work, outcome_of
 from .status import PoolStats, PoolStatus, WorkerStatus, memory_of, status_path
+from .work_item import Link, Work, current_link, links, outcome_of
 from .workers.jupyter import Cell
 from .workers.monitor import Upkeep
 from .workers.replacement import Crew

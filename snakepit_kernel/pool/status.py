@@ -188,7 +188,7 @@ class PoolStatus:
     __repr__ = __str__
 
     def _repr_html_(self) -> str:
-        from .monitoring.html import page
+        from .html import page
 
         return page(self)
 

@@ -7,7 +7,7 @@ import itertools
 import weakref
 from collections.abc import Callable
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, overload
+from typing import Any, Protocol, overload
 
 from ..errors import InvalidArguments, ToolNotFound
 from ..protocol import messages
@@ -18,9 +18,6 @@ from ..protocol.messages import Define, Encode, Prepare, Release, ToolInfo
 from ..tools.arguments import Arguments
 from .import_path import follow, search_path
 from .workers.worker import Seat
-
-if TYPE_CHECKING:
-    from .caller import Caller
 
 
 class Definitions:
@@ -143,6 +140,21 @@ def ahead(seat: Seat) -> list[Segment]:
     return frames
 
 
+class ToolCaller(Protocol):
+    """What calls tools: a pool or a session."""
+
+    _definitions: Definitions
+
+    def tool_names(self) -> list[str]:
+        """Return the names of the tools there are."""
+
+    def _find_tool(self, name: str) -> ToolInfo: ...
+
+    def _call(self, tool: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any: ...
+
+    def _stream(self, tool: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any: ...
+
+
 class Tools:
     """The tools of a pool as methods.
 
@@ -152,7 +164,7 @@ class Tools:
         A pool or a session.
     """
 
-    def __init__(self, caller: Caller) -> None:
+    def __init__(self, caller: ToolCaller) -> None:
         self._caller = caller
 
     def __getattr__(self, name: str) -> Callable[..., Any]:
@@ -206,9 +218,9 @@ class ToolsOfCaller:
     def __get__(self, caller: None, owner: type) -> ToolsOfCaller: ...
 
     @overload
-    def __get__(self, caller: Caller, owner: type) -> Tools: ...
+    def __get__(self, caller: ToolCaller, owner: type) -> Tools: ...
 
-    def __get__(self, caller: Caller | None, owner: type) -> ToolsOfCaller | Tools:
+    def __get__(self, caller: ToolCaller | None, owner: type) -> ToolsOfCaller | Tools:
         return self if caller is None else Tools(caller)
 
 

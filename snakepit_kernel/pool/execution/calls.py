@@ -27,11 +27,11 @@ from ...protocol.messages import CELL, Apply, HostCall, Leave, More, OpenChannel
 from ...worker.namespace import last_value, pull, push
 from ..import_path import search_path
 from ..results import CellResult
-from ..scheduling.work_item import Work
 from ..tools import ahead
+from ..work_item import Link, Work
 from ..workers.jupyter import Cell, CellClient, CellRun
 from ..workers.worker import Seat, Worker
-from .host_tools import Host, Link
+from .host_tools import Host
 
 logger = logging.getLogger(__name__)
 

@@ -13,7 +13,7 @@ from ...processes.concurrency import Supervisor
 from ..call_events import describe_error
 from ..dispatcher import Admission
 from ..results import CallFuture
-from ..scheduling.work_item import Work, outcome_of
+from ..work_item import Work, outcome_of
 from ..workers.worker import Seat, Worker
 from .host_tools import Host
 from .pipeline import Conveyor, Errand, MakeFrames, Pace

@@ -4,12 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import threading
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
-from contextvars import ContextVar
-from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, Protocol
+from typing import Any
 
 from ...errors import ToolNotFound
 from ...lane import replies
@@ -21,82 +18,9 @@ from ...tools.adapter import ToolOptions, options_of
 from ...tools.context import LIST_HOST_TOOLS, SESSION_TOOL
 from ...tools.registry import Tool
 from ..call_events import HostReport
-from ..workers.worker import Seat
+from ..work_item import Link, _link
 
 ServeSession = Callable[[str | None, str, str, str], Callable[..., Any]]
-
-
-class Closable(Protocol):
-    """What has to be closed."""
-
-    def close(self) -> None:
-        """Close it."""
-
-
-class AsyncClosable(Protocol):
-    """What has to be closed, and takes its time."""
-
-    async def aclose(self) -> None:
-        """Close it."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Link:
-    """A host call that is being served: the last link of a chain of calls.
-
-    Attributes
-    ----------
-    seat, call_id
-        The worker that waits for it, and its id there.
-    can_nest
-        Whether that worker serves other calls meanwhile.
-    deadline
-        `time.monotonic` at which the whole chain ends.
-    thread
-        The thread that drives the lane of that worker, and serves the call.
-    loop
-        The event loop that drives it; None when the thread itself does.
-    above
-        The link before.
-    correlation
-        Id of the outermost call of the chain.
-    caller
-        Whose it is, for `telemetry.begin`.
-    streams, async_streams
-        Streams that may run inside the worker that waits; they end with the host call.
-    """
-
-    seat: Seat
-    call_id: int
-    can_nest: bool
-    deadline: float | None
-    thread: int
-    loop: asyncio.AbstractEventLoop | None
-    above: Link | None
-    correlation: str
-    caller: object
-    streams: list[Closable] = field(default_factory=list)
-    async_streams: list[AsyncClosable] = field(default_factory=list)
-
-    @property
-    def is_here(self) -> bool:
-        """Whether this very thread drives the worker's lane."""
-        return self.thread == threading.get_ident()
-
-
-_link: ContextVar[Link | None] = ContextVar("snakepit_link", default=None)
-
-
-def current_link() -> Link | None:
-    """Return the host call that is being served here, if one is."""
-    return _link.get()
-
-
-def links(link: Link | None) -> Iterator[Link]:
-    """Give a chain of host calls, the innermost first."""
-    while link is not None:
-        yield link
-        link = link.above
 
 
 class HostTools:

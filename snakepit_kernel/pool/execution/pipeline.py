@@ -22,7 +22,7 @@ from ...output.display import Display
 from ...protocol.frames import Frame, Segment
 from ...protocol.messages import HostCall
 from ..results import CallFuture
-from ..scheduling.work_item import Work, outcome_of
+from ..work_item import Work, outcome_of
 from ..workers.worker import Seat, Worker
 from .calls import INTERRUPT_AGAIN, Served
 from .host_tools import Host

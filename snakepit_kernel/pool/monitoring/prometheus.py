@@ -9,8 +9,8 @@ from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from ..scheduling.work_item import OUTCOMES
 from ..status import PoolStatus, WorkerStatus
+from ..work_item import OUTCOMES
 from ..workers.lifecycle import WorkerState
 
 POOL = ("pool", "owner")

@@ -15,8 +15,8 @@ from typing import Any, Self
 from ... import telemetry
 from ...files import write_file
 from ...printable import printable
+from ..html import shown, style
 from ..status import duration
-from .html import shown, style
 
 LIMIT = 10_000
 """Calls that a timeline keeps: the last ones."""

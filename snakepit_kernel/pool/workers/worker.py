@@ -14,7 +14,6 @@ import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -23,6 +22,7 @@ import zmq.asyncio
 from jupyter_client.kernelspec import NoSuchKernel
 from traitlets.config import Config
 
+from ... import telemetry
 from ..._version import __version__
 from ...errors import (
     StartFailed,
@@ -46,13 +46,14 @@ from ...protocol.messages import (
     Assign,
     Configure,
     Configured,
+    Event,
     Forget,
     Hello,
     ToolInfo,
     WorkerSetup,
 )
 from ...provisioner import SnakepitProvisioner
-from ..call_events import report_event
+from ...telemetry.spans import Scalar
 from ..scheduling.scheduler import Purpose
 from .jupyter import CellClient, KernelSpecs, WorkerManager
 from .lifecycle import RESTART_WINDOW, WorkerEvent, WorkerState, next_state
@@ -129,9 +130,28 @@ class Seat:
         self.encoders = 0
         self.follows = 0
         self.released: deque[int] = deque()
-        lane.on_event = partial(report_event, self)
+        lane.on_event = self._report_event
         self.forgets: deque[Forget] = deque()
         self.forgotten = 0
+
+    def origin(self, session: str | None, correlation: str) -> dict[str, Scalar]:
+        """Return what an event tells of where it comes from."""
+        attributes: dict[str, Scalar] = {
+            "pool": self.worker.pool,
+            "worker": self.worker.name,
+            "correlation_id": correlation,
+        }
+        if session is not None:
+            attributes["session"] = session
+        return attributes
+
+    def _report_event(self, event: Event) -> None:
+        """Tell what code in the worker tells of."""
+        if telemetry.is_on():
+            telemetry.note_dropped(event.dropped)
+            attributes = event.attributes | self.origin(event.session, event.correlation)
+            caller = None if self.holder is None else self.holder.caller_of(event.call)
+            telemetry.emit(event.name, attributes, caller=caller, at=event.at)
 
     @property
     def load(self) -> int:

@@ -8,8 +8,8 @@ from functools import partial
 from html import escape
 from importlib.resources import files
 
-from ...printable import printable
-from ..status import PoolStats, PoolStatus, WorkerEnd, WorkerStatus, memory
+from ..printable import printable
+from .status import PoolStats, PoolStatus, WorkerEnd, WorkerStatus, memory
 
 _NUMBERS = frozenset({"pid", "calls", "memory"})
 

@@ -3,26 +3,22 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 import time
-from typing import Any
+from collections.abc import Iterator
+from contextvars import ContextVar
+from dataclasses import dataclass, field
+from typing import Any, Protocol
 
-from ... import telemetry
-from ...call_details import Attempt, CallDetails
-from ...errors import (
-    CallTimeout,
-    PoolSaturated,
-    QueueTimeout,
-    SnakepitError,
-    ToolError,
-    WorkerDied,
-)
-from ...telemetry.correlation import correlation_of_work
-from ..execution.host_tools import Link
-from ..policies import category_of
-from ..workers.worker import Seat
-from .affinity import Home
-from .fair_queue import Bound
-from .scheduler import Purpose, Ticket
+from .. import telemetry
+from ..call_details import Attempt, CallDetails
+from ..errors import CallTimeout, PoolSaturated, QueueTimeout, SnakepitError, ToolError, WorkerDied
+from ..telemetry.correlation import correlation_of_work
+from .policies import category_of
+from .scheduling.affinity import Home
+from .scheduling.fair_queue import Bound
+from .scheduling.scheduler import Purpose, Ticket
+from .workers.worker import Seat
 
 OUTCOMES = ("ok", "error", "cancelled", "timeout", "saturated", "lost")
 """What may become of a piece of work: the names of its counters."""
@@ -254,3 +250,76 @@ def outcome_of(error: BaseException) -> str:
 
 def nothing() -> None:
     """Stand in for a callback that nobody has set, or needs any more."""
+
+
+class Closable(Protocol):
+    """What has to be closed."""
+
+    def close(self) -> None:
+        """Close it."""
+
+
+class AsyncClosable(Protocol):
+    """What has to be closed, and takes its time."""
+
+    async def aclose(self) -> None:
+        """Close it."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Link:
+    """A host call that is being served: the last link of a chain of calls.
+
+    Attributes
+    ----------
+    seat, call_id
+        The worker that waits for it, and its id there.
+    can_nest
+        Whether that worker serves other calls meanwhile.
+    deadline
+        `time.monotonic` at which the whole chain ends.
+    thread
+        The thread that drives the lane of that worker, and serves the call.
+    loop
+        The event loop that drives it; None when the thread itself does.
+    above
+        The link before.
+    correlation
+        Id of the outermost call of the chain.
+    caller
+        Whose it is, for `telemetry.begin`.
+    streams, async_streams
+        Streams that may run inside the worker that waits; they end with the host call.
+    """
+
+    seat: Seat
+    call_id: int
+    can_nest: bool
+    deadline: float | None
+    thread: int
+    loop: asyncio.AbstractEventLoop | None
+    above: Link | None
+    correlation: str
+    caller: object
+    streams: list[Closable] = field(default_factory=list)
+    async_streams: list[AsyncClosable] = field(default_factory=list)
+
+    @property
+    def is_here(self) -> bool:
+        """Whether this very thread drives the worker's lane."""
+        return self.thread == threading.get_ident()
+
+
+_link: ContextVar[Link | None] = ContextVar("snakepit_link", default=None)
+
+
+def current_link() -> Link | None:
+    """Return the host call that is being served here, if one is."""
+    return _link.get()
+
+
+def links(link: Link | None) -> Iterator[Link]:
+    """Give a chain of host calls, the innermost first."""
+    while link is not None:
+        yield link
+        link = link.above
