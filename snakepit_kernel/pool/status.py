@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field, fields
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
 import psutil
 
 from ..printable import printable
+from .html import shown, style
 
 HEADINGS = ("worker", "pid", "state", "since", "calls", "memory", "running")
 
@@ -188,8 +191,6 @@ class PoolStatus:
     __repr__ = __str__
 
     def _repr_html_(self) -> str:
-        from .html import page
-
         return page(self)
 
     @property
@@ -288,3 +289,100 @@ def memory(size: int | None) -> str:
     if size is None:
         return ""
     return f"{size / 2**20:.0f} MiB" if size < 2**30 else f"{size / 2**30:.1f} GiB"
+
+
+_NUMBERS = frozenset({"pid", "calls", "memory"})
+
+
+def page(pool: PoolStatus) -> str:
+    """Return a status as html. All texts of the user's are escaped."""
+    parts = [
+        f"<style>{style()}</style>",
+        _heading(pool),
+        _tiles(tiles(pool)),
+        _table(pool),
+        _ends(pool.last_ends),
+    ]
+    if pool.sessions:
+        names = shown(pool.some_sessions)
+        parts.append(f'<div class="snakepit-quiet">sessions: {names}</div>')
+    if pool.problem:
+        parts.append(f'<div class="snakepit-problem">{shown(pool.problem)}</div>')
+    return f'<div class="snakepit-pool">{"".join(parts)}</div>'
+
+
+def tiles(pool: PoolStatus) -> list[tuple[str, str]]:
+    """Return the numbers that stand above the table: what they count, and how they read."""
+    stats = pool.stats
+    return [
+        ("queued", f"{stats.queued:,}"),
+        ("running", f"{stats.running:,}"),
+        ("calls", f"{stats.submitted:,}"),
+        ("failed", f"{failed(stats):,}"),
+        *((name, f"{count:,}") for name, count in _rare(stats) if count),
+        ("memory", memory(pool.memory_bytes)),
+    ]
+
+
+def failed(stats: PoolStats) -> int:
+    """Return how many pieces of work ended neither well nor because their caller wished it."""
+    return stats.error + stats.timeout + stats.saturated + stats.lost
+
+
+def _rare(stats: PoolStats) -> list[tuple[str, int]]:
+    return [
+        ("cancelled", stats.cancelled),
+        ("retried", stats.retried),
+        ("died", stats.died),
+        ("recycled", stats.recycled),
+    ]
+
+
+def _heading(pool: PoolStatus) -> str:
+    return (
+        f'<div class="snakepit-title">pool {shown(pool.name)} '
+        f'<span class="snakepit-quiet">{shown(pool.about)}</span></div>'
+    )
+
+
+def _tiles(numbers: Iterable[tuple[str, str]]) -> str:
+    cells = "".join(
+        f'<div class="snakepit-tile"><b>{value}</b><span>{name}</span></div>'
+        for name, value in numbers
+    )
+    return f'<div class="snakepit-tiles">{cells}</div>'
+
+
+def _table(pool: PoolStatus) -> str:
+    headings = "".join(f"<th{_class_of(name)}>{name}</th>" for name in pool.headings)
+    rows = "".join(map(partial(_row, pool.headings), pool.workers, pool.rows()))
+    return f"<table><thead><tr>{headings}</tr></thead><tbody>{rows}</tbody></table>"
+
+
+def _row(headings: Sequence[str], worker: WorkerStatus, row: Sequence[str]) -> str:
+    cells = dict(zip(headings, map(shown, row), strict=True))
+    state = worker.state if worker.tainted is None else "tainted"
+    why = f' title="{shown(worker.tainted)}"' if worker.tainted else ""
+    cells["state"] = (
+        f'<span class="snakepit-state" data-state="{shown(state)}"{why}>{cells["state"]}</span>'
+    )
+    columns = (f"<td{_class_of(name)}>{cell}</td>" for name, cell in cells.items())
+    return f"<tr>{''.join(columns)}</tr>"
+
+
+def _class_of(heading: str) -> str:
+    return ' class="snakepit-number"' if heading in _NUMBERS else ""
+
+
+def _ends(ends: Iterable[WorkerEnd]) -> str:
+    rows = "".join(
+        f'<div class="snakepit-end"><span>{shown(end.name)}</span>'
+        f'<span class="snakepit-quiet">{end.ago}</span>'
+        f"<span{_class_of_end(end)}>{shown(end.story)}</span></div>"
+        for end in ends
+    )
+    return f'<div class="snakepit-ends">{rows}</div>' if rows else ""
+
+
+def _class_of_end(end: WorkerEnd) -> str:
+    return ' class="snakepit-died"' if end.was_wanted else ""

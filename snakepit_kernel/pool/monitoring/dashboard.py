@@ -16,8 +16,8 @@ import zmq
 from traitlets import Bool, Dict
 
 from ...printable import printable
-from ..html import failed, style
-from ..status import MAX_RUNNING
+from ..html import style
+from ..status import MAX_RUNNING, failed
 
 if TYPE_CHECKING:
     from ..status import PoolStatus, WorkerStatus
