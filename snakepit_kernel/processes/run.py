@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +12,7 @@ from .folders import run_folder
 from .guarded import GuardedProcess
 from .registry import Registry
 from .report import EndReport
-from .sweep import TaggedProcess, end_run_tagged, end_tagged, last_words, sweep_together
+from .sweep import Signalled, end_run_tagged, end_tagged, last_words, sweep_together
 from .template import current_limits, surroundings_of
 from .waiting import to_its_end
 
@@ -37,7 +36,7 @@ class GuardedRun:
         self._registry = registry
         self._folder = folder
         self._report: EndReport | None = None  # once it is verified gone
-        self._ended: list[tuple[TaggedProcess, str]] = []  # by tag, in all tries
+        self._signalled: Signalled = {}  # also by a try that was cancelled, or that still goes on
 
     @classmethod
     async def start(
@@ -168,10 +167,8 @@ class GuardedRun:
         report = await self.process.end(grace)
         if not report.verified and (self.process.is_gone or not report.survivors):
             # Somebody killed the guardian; or holds it, and it ends with what it guards.
-            ending = await end_run_tagged(self._registry, self.run_id, grace)
-            # Whoever ends it meanwhile, or again, tells of all that was ended.
-            self._ended += ending.ended
-            report = replace(ending, ended=self._ended).report()
+            ending = await end_run_tagged(self._registry, self.run_id, grace, self._signalled)
+            report = ending.report()
             await self.process.end(0.0)
         if report.verified:
             shutil.rmtree(self._folder, ignore_errors=True)
