@@ -12,7 +12,7 @@ from .end_report import EndReport
 from .guarded_process import GuardedProcess
 from .run_folders import run_folder
 from .run_registry import Registry
-from .sweep import end_run_tagged, end_tagged, last_words, sweep_together
+from .sweep import Signalled, end_run_tagged, end_tagged, last_words, sweep_together
 from .template import current_limits, surroundings_of
 from .waiting import to_its_end
 
@@ -36,6 +36,7 @@ class GuardedRun:
         self._registry = registry
         self._folder = folder
         self._report: EndReport | None = None  # once it is verified gone
+        self._signalled: Signalled = {}  # also by a try that was cancelled, or that still goes on
 
     @classmethod
     async def start(
@@ -166,7 +167,8 @@ class GuardedRun:
         report = await self.process.end(grace)
         if not report.verified and (self.process.is_gone or not report.survivors):
             # Somebody killed the guardian; or holds it, and it ends with what it guards.
-            report = (await end_run_tagged(self._registry, self.run_id, grace)).report()
+            ending = await end_run_tagged(self._registry, self.run_id, grace, self._signalled)
+            report = ending.report()
             await self.process.end(0.0)
         if report.verified:
             shutil.rmtree(self._folder, ignore_errors=True)

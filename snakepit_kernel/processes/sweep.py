@@ -316,24 +316,47 @@ class Ending:
         return EndReport(verified=not survivors, count=len(ended), ended=ended, survivors=survivors)
 
 
-async def end_tagged(run_ids: Collection[str], grace: float) -> Ending:
+Signalled = dict[ProcessIdentity, tuple[TaggedProcess, str]]
+"""What was to be ended, with the name of the last signal that it got."""
+
+
+async def end_tagged(
+    run_ids: Collection[str], grace: float, signalled: Signalled | None = None
+) -> Ending:
     """End every process that carries the id of one of some runs, and all below them, tagged or not.
 
     What is marked to be kept is left alone.
     """
     ending = await _end(
-        lambda: _processes_of(run_ids), grace, lambda signum: _chase(run_ids, signum)
+        lambda: _processes_of(run_ids),
+        grace,
+        lambda signum: _chase(run_ids, signum),
+        {} if signalled is None else signalled,
     )
     ending.unreadable = unreadable_processes()
     return ending
 
 
-async def end_run_tagged(registry: Registry, run_id: str, grace: float) -> Ending:
+async def end_run_tagged(
+    registry: Registry, run_id: str, grace: float, signalled: Signalled | None = None
+) -> Ending:
     """End every process of a run whose guardian is of no use, and the runs that it had started.
 
     These have guardians, which end them because their owners died; but that may take its time.
+
+    Parameters
+    ----------
+    registry
+        Where the runs are written down.
+    run_id
+        The run.
+    grace
+        Seconds between SIGTERM and SIGKILL.
+    signalled
+        What was signalled by others who end this run, and told of by each of them.
     """
-    ending = await end_tagged([run_id], grace)
+    signalled = {} if signalled is None else signalled
+    ending = await end_tagged([run_id], grace, signalled)
     over = {run_id}
     while nested := {
         run.run_id
@@ -344,8 +367,8 @@ async def end_run_tagged(registry: Registry, run_id: str, grace: float) -> Endin
         and not run.owner.is_alive()  # one that is kept answers for its runs
     }:
         over |= nested
-        more = await end_tagged(nested, grace)
-        ending.ended += more.ended
+        more = await end_tagged(nested, grace, signalled)
+        ending.ended = more.ended
         ending.survivors += more.survivors
         ending.unreadable = more.unreadable
     return ending
@@ -353,16 +376,17 @@ async def end_run_tagged(registry: Registry, run_id: str, grace: float) -> Endin
 
 async def end_processes(processes: Collection[TaggedProcess], grace: float) -> Ending:
     """End certain processes and all below them."""
-    return await _end(lambda: _with_descendants(processes, set()), grace, lambda _: [])
+    return await _end(lambda: _with_descendants(processes, set()), grace, lambda _: [], {})
 
 
 async def _end(
     find: Callable[[], list[TaggedProcess]],
     grace: float,
     chase: Callable[[int], list[TaggedProcess]],
+    signalled: Signalled,
 ) -> Ending:
     started = time.monotonic()
-    struck: dict[ProcessIdentity, tuple[TaggedProcess, str]] = {}
+    asked: set[ProcessIdentity] = set()
     refused: set[ProcessIdentity] = set()
     while True:
         alive = find()
@@ -378,16 +402,17 @@ async def _end(
             try:
                 if passed >= grace:
                     process.identity.signal(SIGKILL)
-                    struck[process.identity] = (process, "SIGKILL")
-                elif process.identity not in struck:
+                    signalled[process.identity] = (process, "SIGKILL")
+                elif process.identity not in asked:
+                    asked.add(process.identity)
                     process.identity.signal(SIGTERM)
                     process.identity.signal(SIGCONT)  # or a stopped one would hear nothing
-                    struck[process.identity] = (process, "SIGTERM")
+                    signalled[process.identity] = (process, "SIGTERM")
             except PermissionError:  # a program that became another user's
                 refused.add(process.identity)
         await asyncio.sleep(RESCAN_INTERVAL)  # not our children: their end is no event for us
     survivors = {process.identity for process in alive}
-    ended = [item for identity, item in struck.items() if identity not in survivors]
+    ended = [item for identity, item in signalled.items() if identity not in survivors]
     return Ending(ended, alive)
 
 
