@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import importlib.util
 import json
 import pickle
 from pathlib import Path
@@ -19,14 +18,9 @@ KEPT: dict[str, dict[str, Any]] = json.loads((FIXTURES / "pickles.json").read_te
 
 
 @pytest.fixture(scope="module")
-def maker() -> ModuleType:
+def maker(fixture_program) -> ModuleType:
     """The program that wrote the pickles: it tells what an object is."""
-    spec = importlib.util.spec_from_file_location("make_pickles", FIXTURES / "make_pickles.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return fixture_program("make_pickles")
 
 
 def read(name: str, protocol: int) -> Any:
