@@ -120,11 +120,7 @@ def _plain_stranger(value: Any) -> Any:
 
 def parameter_texts(docstring: str | None) -> dict[str, str]:
     """Return what a docstring says of each parameter, in numpydoc's form."""
-    section = re.search(
-        r"^Parameters\n-+\n(.*?)(?=^\S[^\n]*\n-+$|\Z)",
-        inspect.cleandoc(docstring or ""),
-        re.MULTILINE | re.DOTALL,
-    )
+    section = _PARAMETERS.search(inspect.cleandoc(docstring or ""))
     texts: dict[str, str] = {}
     for names, text in _PARAMETER.findall(section[1] if section else ""):
         texts |= {name.strip(" *"): " ".join(text.split()) for name in names.split(",")}
