@@ -11,7 +11,7 @@ from . import portable
 from .annotations import exact_classes, hints_of, signature_of
 from .checks import check_for
 from .mismatch import Mismatch
-from .schemas import Schemas, parameter_texts, plain
+from .schemas import Schemas, as_json, parameter_descriptions
 
 _NAMED = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
 _POSITIONAL = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
@@ -29,7 +29,7 @@ class Arguments:
         How the function is called.
     hints
         What is checked, by the name of the parameter; nothing of those that are not here.
-    texts
+    descriptions
         What the parameters mean, by name.
     """
 
@@ -37,11 +37,11 @@ class Arguments:
         self,
         signature: inspect.Signature,
         hints: Mapping[str, Any],
-        texts: Mapping[str, str] | None = None,
+        descriptions: Mapping[str, str] | None = None,
     ) -> None:
         self.signature = signature
         self._parameters = list(signature.parameters.values())
-        self._texts = texts or {}
+        self._descriptions = descriptions or {}
         self._hints = {p.name: _hint_for(p, hints.get(p.name, Any)) for p in self._parameters}
         self._checks = {name: check_for(kind) for name, kind in self._hints.items()}
         self._classes = {name: exact_classes(kind) for name, kind in self._hints.items()}
@@ -58,8 +58,8 @@ class Arguments:
         """Read the parameters of a function, or of a method without its ``self``."""
         signature = signature_of(function)
         parameters = list(signature.parameters.values())[1 if skip_first else 0 :]
-        texts = parameter_texts(inspect.getdoc(function))
-        return cls(signature.replace(parameters=parameters), hints_of(function), texts)
+        descriptions = parameter_descriptions(inspect.getdoc(function))
+        return cls(signature.replace(parameters=parameters), hints_of(function), descriptions)
 
     def portable(self) -> bytes:
         """Return what another process needs to check arguments, which `restored` takes there."""
@@ -153,12 +153,12 @@ class Arguments:
 
     def _property(self, parameter: inspect.Parameter, schemas: Schemas) -> dict[str, Any]:
         described = schemas.of(self._hints[parameter.name])
-        if parameter.name in self._texts:
-            described = {"description": self._texts[parameter.name]} | described
+        if parameter.name in self._descriptions:
+            described = {"description": self._descriptions[parameter.name]} | described
         if parameter.default is parameter.empty:
             return described
         try:
-            return described | {"default": plain(parameter.default)}
+            return described | {"default": as_json(parameter.default)}
         except (TypeError, ValueError):
             return described  # a default that JSON does not have
 

@@ -7,7 +7,7 @@ import inspect
 import sys
 import types
 import typing
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Annotated, Any, Final
 
 import msgspec
@@ -36,6 +36,10 @@ def signature_of(function: Callable[..., Any]) -> inspect.Signature:
     try:
         return inspect.signature(function, eval_str=True)
     except Exception:  # noqa: BLE001 - an annotation may be any text
+        if sys.version_info >= (3, 14):  # where what is no text may mean nothing, too
+            from annotationlib import Format
+
+            return inspect.signature(function, annotation_format=Format.STRING)
         return inspect.signature(function)
 
 
@@ -72,13 +76,21 @@ def _resolved_one_by_one(target: Any) -> dict[str, Any]:
     module = sys.modules.get(getattr(target, "__module__", ""))
     namespace = getattr(target, "__globals__", None) or vars(module or types)
     hints: dict[str, Any] = {}
-    for name, kind in getattr(target, "__annotations__", {}).items():
+    for name, kind in _unresolved(target).items():
         alone = types.SimpleNamespace(__annotations__={name: kind})
         try:
             hints |= typing.get_type_hints(alone, globalns=namespace, include_extras=True)
         except Exception:  # noqa: BLE001, S112 - the same
             continue
     return hints
+
+
+def _unresolved(target: Any) -> Mapping[str, Any]:
+    if sys.version_info >= (3, 14):
+        from annotationlib import Format, get_annotations
+
+        return get_annotations(target, format=Format.FORWARDREF)
+    return getattr(target, "__annotations__", {})
 
 
 def normalized(kind: Any) -> Any:

@@ -4,6 +4,10 @@ A value that fits stays the object that it is: subclasses, and numpy's numbers. 
 what the annotation names: a dict a dataclass or a model, a value its enum's member, a text a date.
 Containers are looked into here, so that every annotation may stand inside any other; constraints
 and the types of the standard library are msgspec's work.
+
+Not pydantic's ``TypeAdapter``: strict, it copies each container, makes an int of an ``IntEnum``'s
+member, and refuses numpy's numbers and plain data that stands for more; lax, it takes ``"3"`` for a
+number. Neither takes ``typing.TypedDict`` before Python 3.12.
 """
 
 from __future__ import annotations
@@ -151,7 +155,9 @@ def _dataclass_conversion(kind: type) -> Check:
 
 
 def _typed_dict_check(kind: Any) -> Check:
-    return _fields_check(kind, hints_of(kind), required_keys(kind))
+    hints = hints_of(kind)
+    meaningless = sorted((kind.__required_keys__ | kind.__optional_keys__) - hints.keys())
+    return _fields_check(kind, hints | dict.fromkeys(meaningless, Any), required_keys(kind))
 
 
 def _fields_check(kind: Any, hints: dict[str, Any], required: Collection[str]) -> Check:
@@ -199,14 +205,21 @@ def _literal_check(choices: tuple[Any, ...]) -> Check:
     def check(value: Any) -> Any:
         plain = _plain_number(value)
         for choice in choices:
-            if plain == choice and isinstance(plain, bool) is isinstance(choice, bool):
+            if _is_equal(plain, choice) and isinstance(plain, bool) is isinstance(choice, bool):
                 return value if isinstance(value, type(choice)) else choice
         for choice in choices:
-            if isinstance(choice, enum.Enum) and plain == choice.value:
+            if isinstance(choice, enum.Enum) and _is_equal(plain, choice.value):
                 return choice
         raise not_one_of(choices, value)
 
     return check
+
+
+def _is_equal(value: Any, choice: object) -> bool:
+    try:
+        return bool(value == choice)
+    except ValueError:  # of arrays and tables, which compare item by item
+        return False
 
 
 def _constrained_check(base: Any, metas: tuple[Any, ...]) -> Check | None:
@@ -232,7 +245,7 @@ def _without_arguments(kind: Any) -> Any:
 
 
 def _plain_number(value: Any) -> Any:
-    """Return numpy's numbers, and other strangers, as Python's, which msgspec and enums know."""
+    """Return numpy's numbers, and others, as Python's, which msgspec and enums know."""
     if isinstance(value, numbers.Real) and not isinstance(value, int | float):
         return int(value) if isinstance(value, numbers.Integral) else float(value)
     return value

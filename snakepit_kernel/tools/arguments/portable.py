@@ -135,7 +135,7 @@ def _kind_of(tree: Any) -> Any:
         case ["of", origin, *items] if is_container(found := _kind_of(origin)):
             return found[tuple(map(_kind_of, items))]
         case ["class", str(module), str(name), int(shape)]:
-            return _found(module, name, shape)
+            return _find_class(module, name, shape)
     raise Unportable
 
 
@@ -173,7 +173,7 @@ def _shape_of(kind: type) -> int:
     return zlib.crc32(text.encode())
 
 
-def _found(module: str, name: str, shape: int) -> type:
+def _find_class(module: str, name: str, shape: int) -> type:
     # By vars(), not by getattr(): a module may import on being asked, as scipy does.
     found: Any = sys.modules.get(module)
     for part in name.split("."):
