@@ -501,7 +501,7 @@ def test_a_call_is_one_look_when_its_classes_were_good_before(value):
         (dict[str, int | float], {str(i): i for i in range(1_000)}),
         (dict[Any, Point], {i: Point(i) for i in range(1_000)}),
     ],
-    ids=lambda it: shown(it)[:20],
+    ids=["list", "tuple", "set", "dict", "values of a dict"],
 )
 def test_items_of_the_very_classes_are_not_checked_one_by_one(kind, value):
     arguments = Arguments.of(one(kind))
@@ -723,6 +723,19 @@ def test_an_annotation_that_cannot_be_restored_is_left_to_the_worker(tree):
     assert away.bind((), {"x": "1"})[2] == []
     assert away.bind((), {})[2][0] == "missing argument 'x'"
     assert str(away.signature) == "(x: int)"
+
+
+class Asked:
+    def __class_getitem__(cls, item):
+        pytest.fail("code of a user was called")
+
+
+def test_a_class_is_not_asked_for_the_items_it_may_have():
+    (((_, _, hint, *_),), _) = msgspec.msgpack.decode(Arguments.of(one(Asked)).portable())
+    with_items = msgspec.msgpack.encode(["of", msgspec.msgpack.decode(hint), ["any"]])
+    data = msgspec.msgpack.encode(([("x", 1, with_items, None, None)], None))
+
+    assert Arguments.restored(data).bind((), {"x": 1})[2] == []
 
 
 def test_a_class_that_looks_different_here_is_left_to_the_worker():
