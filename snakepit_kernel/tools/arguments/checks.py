@@ -28,7 +28,7 @@ import msgspec
 
 from .annotations import UNIONS, hints_of, is_container, normalized, required_keys
 from .containers import CONVERTED_FROM, container_check, converted_container
-from .mismatch import Check, Mismatch, WrongType, build, check_part, not_one_of, wrong_type
+from .mismatch import Check, Mismatch, WrongType, build, not_one_of, wrong_type
 
 _NUMBERS: Final[dict[type, type]] = {
     int: numbers.Integral,
@@ -173,7 +173,13 @@ def _fields_check(kind: Any, hints: dict[str, Any], required: Collection[str]) -
         for name in value:
             if name not in checks:
                 raise Mismatch(f"Unknown field {name!r}, there are {', '.join(checks)}")
-        checked = {name: check_part(f".{name}", checks[name], item) for name, item in value.items()}
+        checked = {}
+        for name, item in value.items():
+            check_item = checks[name]
+            try:
+                checked[name] = check_item(item) if check_item else item
+            except Mismatch as mismatch:
+                raise mismatch.within(f".{name}") from None
         return value if all(map(operator.is_, checked.values(), value.values())) else checked
 
     return check

@@ -12,7 +12,7 @@ from collections.abc import Collection, Iterable, Mapping
 from typing import Any, Final
 
 from .annotations import exact_classes
-from .mismatch import Check, Mismatch, build, check_part, wrong_type
+from .mismatch import Check, Mismatch, build, wrong_type
 
 CONVERTED_FROM: Final[dict[type, tuple[type, ...]]] = {
     list: (tuple,),
@@ -104,10 +104,14 @@ def _check_pairs(
 ) -> Mapping[Any, Any]:
     if all(map(_need_no_look, checks, classes, (given, given.values()))):
         return given
-    checked = {}
+    check_key, check_value = checks
+    checked: dict[Any, Any] = {}
     for key, value in given.items():
-        step = f"[{reprlib.repr(key)}]"
-        checked[check_part(step, checks[0], key)] = check_part(step, checks[1], value)
+        try:
+            item = check_value(value) if check_value else value
+            checked[check_key(key) if check_key else key] = item
+        except Mismatch as mismatch:
+            raise mismatch.within(f"[{reprlib.repr(key)}]") from None
     same_keys = all(map(operator.is_, checked, given))
     same_values = all(map(operator.is_, checked.values(), given.values()))
     return given if same_keys and same_values else checked

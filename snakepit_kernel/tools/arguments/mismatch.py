@@ -55,14 +55,6 @@ def not_one_of(choices: Iterable[object], value: object) -> Mismatch:
     return Mismatch(f"Expected one of {', '.join(map(repr, choices))}, got {reprlib.repr(value)}")
 
 
-def check_part(step: str, check: Check | None, value: Any) -> Any:
-    """Check a part of a value; an error tells by ``step`` which part it is."""
-    try:
-        return check(value) if check else value
-    except Mismatch as mismatch:
-        raise mismatch.within(step) from None
-
-
 def build(make: Check, value: Any) -> Any:
     """Build an instance; what its class objects to is a mismatch."""
     try:

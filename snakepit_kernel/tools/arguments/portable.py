@@ -120,6 +120,8 @@ def _tree_of(kind: Any) -> tuple[Any, ...]:
 
 def _kind_of(tree: Any) -> Any:
     match tree:
+        case ["class", str(module), str(name), int(shape)]:
+            return _find_class(module, name, shape)
         case ["any"]:
             return Any
         case ["..."]:
@@ -134,8 +136,6 @@ def _kind_of(tree: Any) -> Any:
             return typing.Union[tuple(map(_kind_of, members))]  # noqa: UP007 - built at run time
         case ["of", origin, *items] if is_container(found := _kind_of(origin)):
             return found[tuple(map(_kind_of, items))]
-        case ["class", str(module), str(name), int(shape)]:
-            return _find_class(module, name, shape)
     raise Unportable
 
 
