@@ -1,4 +1,4 @@
-"""Arguments are checked against the signature, and each misfit is named."""
+"""Arguments are checked against the signature, and each mismatch is named."""
 
 from __future__ import annotations
 
@@ -194,6 +194,7 @@ def test_a_value_that_fits_arrives_as_it_is(kind, value):
         (np.ndarray, [1], "Expected `numpy.ndarray`, got `list`"),
         (int | Point, "x", "got `str`"),
         (Literal["a", "b"], "c", "Expected one of 'a', 'b', got 'c'"),
+        (Literal["a", 1] | None, np.zeros(2), "Expected one of 'a', 1, got array([0., 0.])"),
         (Annotated[int, msgspec.Meta(ge=3)], 2, "Expected `int` >= 3, got 2"),
         (Color, "blue", "Expected one of 'red', got 'blue'"),
         (Movie, {"title": 3}, "Expected `str`, got `int` - at `$.title`"),
@@ -253,7 +254,7 @@ def test_an_unknown_argument_is_named_beside_the_signature():
     assert "(item: str, amount: int = 1)" in problems[1]
 
 
-def test_every_misfit_is_named_not_only_the_first():
+def test_every_mismatch_is_named_not_only_the_first():
     def f(a: int, b: str): ...
 
     _, _, problems = Arguments.of(f).bind((), {"a": "x", "b": 1})
@@ -412,7 +413,7 @@ def test_plain_data_becomes_what_is_annotated_inside_of_anything(kind, value, be
     ],
     ids=shown,
 )
-def test_a_misfit_inside_of_anything_is_told_with_its_path(kind, value, said):
+def test_a_mismatch_inside_of_anything_is_told_with_its_path(kind, value, said):
     _, problems = check(kind, value)
 
     assert len(problems) == 1
@@ -441,6 +442,72 @@ def test_an_annotation_that_means_nothing_hides_no_other():
     assert Arguments.of(f).bind((), {"x": 1, "y": "2"})[2] == [
         "argument 'y': Expected `int`, got `str`"
     ]
+
+
+def test_annotations_that_are_no_texts_may_mean_nothing_either():
+    # Before 3.14 Python evaluates them when the function is defined.
+    future = "from __future__ import annotations\n" if sys.version_info < (3, 14) else ""
+    namespace: dict[str, Any] = {}
+    exec(compile(f"{future}def f(x: NoSuchType, y: int): ...", "f.py", "exec", 0, True), namespace)
+
+    arguments = Arguments.of(namespace["f"])
+
+    assert arguments.bind((), {"x": 1, "y": 2})[2] == []
+    assert arguments.bind((), {"x": 1, "y": "2"})[2] == ["argument 'y': Expected `int`, got `str`"]
+    assert "NoSuchType" in str(arguments.signature)
+
+
+class Partly(TypedDict):
+    title: str
+    extra: NoSuchType  # noqa: F821
+
+
+def test_a_key_whose_annotation_means_nothing_may_be_given_and_hides_no_other():
+    assert check(Partly, {"title": "x", "extra": 1})[1] == []
+    assert "Missing field 'extra'" in check(Partly, {"title": "x"})[1][0]
+    assert "- at `$.title`" in check(Partly, {"title": 1, "extra": 1})[1][0]
+
+
+def python_calls(run: Callable[[], object]) -> int:
+    """Return how many functions of Python run in it, beside itself."""
+    calls = []
+    before = sys.getprofile()
+    sys.setprofile(lambda frame, event, _: calls.append(frame) if event == "call" else None)
+    try:
+        run()
+    finally:
+        sys.setprofile(before)
+    return len(calls) - 1
+
+
+@pytest.mark.parametrize(
+    "value", [3, None, "x", 2.5, True, Point(1), Color.RED, np.zeros(1), object()], ids=shown
+)
+def test_a_call_is_one_look_when_its_classes_were_good_before(value):
+    kind = int | str | bool | float | Point | Color | np.ndarray | None
+    arguments = Arguments.of(one(Any if type(value) is object else kind))
+
+    assert arguments.bind((), {"value": value})[2] == []
+    assert python_calls(lambda: arguments.bind((), {"value": value})) == 1
+    assert python_calls(lambda: arguments.bind((), {"value": 1j})) > 1
+
+
+@pytest.mark.parametrize(
+    ("kind", "value"),
+    [
+        (list[int], list(range(1_000))),
+        (tuple[int | None, ...], (1, None) * 500),
+        (set[str], set(map(str, range(1_000)))),
+        (dict[str, int | float], {str(i): i for i in range(1_000)}),
+        (dict[Any, Point], {i: Point(i) for i in range(1_000)}),
+    ],
+    ids=["list", "tuple", "set", "dict", "values of a dict"],
+)
+def test_items_of_the_very_classes_are_not_checked_one_by_one(kind, value):
+    arguments = Arguments.of(one(kind))
+
+    assert python_calls(lambda: arguments.bind((), {"value": value})) < 100
+    assert arguments.bind((), {"value": value})[1]["value"] is value
 
 
 def test_further_keywords_are_checked_by_the_annotation_of_all():
@@ -631,6 +698,44 @@ def test_a_class_that_is_not_here_is_left_to_the_worker_and_nothing_is_imported(
     assert away.bind((), {"n": 1})[2][0] == "missing argument 'p'"
     assert "remote_module" not in sys.modules
     assert "p: remote_module.Here, n: int" in str(away.signature)
+
+
+@pytest.mark.parametrize(
+    "tree",
+    [
+        3,
+        [],
+        ["from a later version", 1],
+        ["class", "builtins", 3, 0],
+        ["class", "builtins", "int", -1],
+        ["union"],
+        ["of", ["any"], ["any"]],
+        ["limits", ["any"], {"odd": True}],
+    ],
+    ids=str,
+)
+def test_an_annotation_that_cannot_be_restored_is_left_to_the_worker(tree):
+    hint = msgspec.msgpack.encode(tree)
+    data = msgspec.msgpack.encode(([("x", 1, hint, "int", None)], None))
+
+    away = Arguments.restored(data)
+
+    assert away.bind((), {"x": "1"})[2] == []
+    assert away.bind((), {})[2][0] == "missing argument 'x'"
+    assert str(away.signature) == "(x: int)"
+
+
+class Asked:
+    def __class_getitem__(cls, item):
+        pytest.fail("code of a user was called")
+
+
+def test_a_class_is_not_asked_for_the_items_it_may_have():
+    (((_, _, hint, *_),), _) = msgspec.msgpack.decode(Arguments.of(one(Asked)).portable())
+    with_items = msgspec.msgpack.encode(["of", msgspec.msgpack.decode(hint), ["any"]])
+    data = msgspec.msgpack.encode(([("x", 1, with_items, None, None)], None))
+
+    assert Arguments.restored(data).bind((), {"x": 1})[2] == []
 
 
 def test_a_class_that_looks_different_here_is_left_to_the_worker():

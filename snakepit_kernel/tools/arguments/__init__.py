@@ -8,16 +8,16 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from . import portable
-from .annotations import hints_of, signature_of
+from .annotations import exact_classes, hints_of, signature_of
 from .checks import check_for
-from .misfits import Misfit
-from .schemas import Schemas, parameter_texts, plain
+from .mismatch import Mismatch
+from .schemas import Schemas, as_json, parameter_descriptions
 
 _NAMED = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
 _POSITIONAL = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
 
 _MAX_SHAPES = 64
-"""Calls of one tool that are known at a glance: by number, names and classes of the arguments."""
+"""Good calls of one tool that are remembered: number, names and classes of the arguments."""
 
 
 class Arguments:
@@ -29,7 +29,7 @@ class Arguments:
         How the function is called.
     hints
         What is checked, by the name of the parameter; nothing of those that are not here.
-    texts
+    descriptions
         What the parameters mean, by name.
     """
 
@@ -37,18 +37,18 @@ class Arguments:
         self,
         signature: inspect.Signature,
         hints: Mapping[str, Any],
-        texts: Mapping[str, str] | None = None,
+        descriptions: Mapping[str, str] | None = None,
     ) -> None:
         self.signature = signature
         self._parameters = list(signature.parameters.values())
-        self._texts = texts or {}
+        self._descriptions = descriptions or {}
         self._hints = {p.name: _hint_for(p, hints.get(p.name, Any)) for p in self._parameters}
         self._checks = {name: check_for(kind) for name, kind in self._hints.items()}
-        named = [p for p in self._parameters if p.kind in _NAMED]
-        self._known = {p.name for p in named}
-        self._required = {p.name for p in named if p.default is p.empty}
+        self._classes = {name: exact_classes(kind) for name, kind in self._hints.items()}
+        self._named = [p for p in self._parameters if p.kind in _NAMED]
+        self._required = [p.name for p in self._named if p.default is p.empty]
         self._positional = [p.name for p in self._parameters if p.kind in _POSITIONAL]
-        self._is_simple = len(named) == len(self._parameters)
+        self._good_names: set[tuple[Any, ...]] = set()
         self._good_shapes: set[tuple[Any, ...]] = set()
         self._rest = self._name_of(inspect.Parameter.VAR_POSITIONAL)
         self._more = self._name_of(inspect.Parameter.VAR_KEYWORD)
@@ -58,8 +58,8 @@ class Arguments:
         """Read the parameters of a function, or of a method without its ``self``."""
         signature = signature_of(function)
         parameters = list(signature.parameters.values())[1 if skip_first else 0 :]
-        texts = parameter_texts(inspect.getdoc(function))
-        return cls(signature.replace(parameters=parameters), hints_of(function), texts)
+        descriptions = parameter_descriptions(inspect.getdoc(function))
+        return cls(signature.replace(parameters=parameters), hints_of(function), descriptions)
 
     def portable(self) -> bytes:
         """Return what another process needs to check arguments, which `restored` takes there."""
@@ -88,66 +88,51 @@ class Arguments:
         shape = (len(args), *kwargs, *map(type, args), *map(type, kwargs.values()))
         if shape in self._good_shapes:
             return args, kwargs, []
-        named = dict(zip(self._positional, args, strict=False))
-        if not self._names_fit(named, len(args), kwargs):
-            problems = self._misfits(args, kwargs)
-            if problems:
+        names = (len(args), *kwargs)
+        if names not in self._good_names:
+            if problems := self._wrong_names(args, kwargs):
                 return args, kwargs, problems
-        if self._fits_by_its_classes(named | kwargs) and len(self._good_shapes) < _MAX_SHAPES:
-            self._good_shapes.add(shape)
+            _remember(self._good_names, names)
+        named = dict(zip(self._positional, args, strict=False))
+        if self._match_by_class(named | kwargs):
+            _remember(self._good_shapes, shape)
         problems = []
-        rest = [self._fit(self._rest, value, problems) for value in args[len(named) :]]
-        args = (*self._fitted(named, problems).values(), *rest)
-        return args, self._fitted(kwargs, problems), problems
+        rest = [self._checked(self._rest, value, problems) for value in args[len(named) :]]
+        named = {name: self._checked(name, value, problems) for name, value in named.items()}
+        kwargs = {name: self._checked(name, value, problems) for name, value in kwargs.items()}
+        return (*named.values(), *rest), kwargs, problems
 
-    def _fits_by_its_classes(self, given: dict[str, Any]) -> bool:
+    def _match_by_class(self, given: dict[str, Any]) -> bool:
         """Whether no other values of the same classes could be wrong either."""
-        return self._is_simple and all(
-            type(value) is self._hints[name] or self._checks[name] is None
+        return not (self._rest or self._more) and all(
+            self._checks[name] is None or type(value) in self._classes[name]
             for name, value in given.items()
         )
 
-    def _names_fit(self, named: dict[str, Any], positional: int, kwargs: dict[str, Any]) -> bool:
-        """Whether it is plain to see that names and number are right; if not, they may be still."""
-        given = named | kwargs
-        return (
-            self._is_simple
-            and len(given) == positional + len(kwargs)
-            and given.keys() <= self._known
-            and self._required <= given.keys()
-        )
-
-    def _fitted(self, given: dict[str, Any], problems: list[str]) -> dict[str, Any]:
-        return {name: self._fit(name, value, problems) for name, value in given.items()}
-
-    def _fit(self, name: str, value: Any, problems: list[str]) -> Any:
+    def _checked(self, name: str, value: Any, problems: list[str]) -> Any:
         check = self._checks[name if name in self._hints else self._more]
         if check is None:
             return value
         try:
             return check(value)
-        except Misfit as misfit:
-            problems.append(f"argument {name!r}: {misfit}")
+        except Mismatch as mismatch:
+            problems.append(f"argument {name!r}: {mismatch}")
             return value
 
-    def _misfits(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[str]:
+    def _wrong_names(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[str]:
         """Return what is wrong with the names and the number of arguments."""
         try:
             self.signature.bind(*args, **kwargs)
         except TypeError as error:
-            named = self._unknown(kwargs) + self._missing(len(args), kwargs)
-            return [*(named or [str(error)]), f"the signature is {self.signature}"]
+            known = {p.name for p in self._named}
+            given = {*self._positional[: len(args)], *kwargs}
+            unknown = [] if self._more else [name for name in kwargs if name not in known]
+            problems = [
+                *(f"unknown argument {name!r}" for name in unknown),
+                *(f"missing argument {name!r}" for name in self._required if name not in given),
+            ]
+            return [*(problems or [str(error)]), f"the signature is {self.signature}"]
         return []
-
-    def _unknown(self, kwargs: dict[str, Any]) -> list[str]:
-        if self._more:
-            return []
-        return [f"unknown argument {name!r}" for name in kwargs if name not in self._known]
-
-    def _missing(self, positional: int, kwargs: dict[str, Any]) -> list[str]:
-        given = {*self._positional[:positional], *kwargs}
-        required = [p.name for p in self._parameters if p.name in self._required]
-        return [f"missing argument {name!r}" for name in required if name not in given]
 
     def _name_of(self, kind: object) -> str:
         return next((p.name for p in self._parameters if p.kind is kind), "")
@@ -155,13 +140,11 @@ class Arguments:
     def schema(self) -> dict[str, Any]:
         """Return the JSON Schema of the arguments, an object by name."""
         schemas = Schemas()
-        properties = {
-            p.name: self._property(p, schemas) for p in self._parameters if p.kind in _NAMED
-        }
+        properties = {p.name: self._property(p, schemas) for p in self._named}
         schema: dict[str, Any] = {
             "type": "object",
             "properties": properties,
-            "required": [name for name in properties if name in self._required],
+            "required": list(self._required),
             "additionalProperties": schemas.of(self._hints[self._more]) if self._more else False,
         }
         if schemas.definitions:
@@ -170,12 +153,12 @@ class Arguments:
 
     def _property(self, parameter: inspect.Parameter, schemas: Schemas) -> dict[str, Any]:
         described = schemas.of(self._hints[parameter.name])
-        if parameter.name in self._texts:
-            described = {"description": self._texts[parameter.name]} | described
+        if parameter.name in self._descriptions:
+            described = {"description": self._descriptions[parameter.name]} | described
         if parameter.default is parameter.empty:
             return described
         try:
-            return described | {"default": plain(parameter.default)}
+            return described | {"default": as_json(parameter.default)}
         except (TypeError, ValueError):
             return described  # a default that JSON does not have
 
@@ -183,3 +166,8 @@ class Arguments:
 def _hint_for(parameter: inspect.Parameter, kind: Any) -> Any:
     """Return an annotation that admits the parameter's own default: ``x: int = None``."""
     return typing.Optional[kind] if parameter.default is None and kind is not Any else kind  # noqa: UP045 - at run time
+
+
+def _remember(known: set[tuple[Any, ...]], shape: tuple[Any, ...]) -> None:
+    if len(known) < _MAX_SHAPES:
+        known.add(shape)

@@ -1,4 +1,4 @@
-"""Annotations of a function or a class: resolved, and with all constraints in msgspec's words."""
+"""Annotations of a function or a class: resolved, and with all constraints as ``msgspec.Meta``."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import inspect
 import sys
 import types
 import typing
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Annotated, Any, Final
 
 import msgspec
@@ -36,16 +36,16 @@ def signature_of(function: Callable[..., Any]) -> inspect.Signature:
     try:
         return inspect.signature(function, eval_str=True)
     except Exception:  # noqa: BLE001 - an annotation may be any text
+        if sys.version_info >= (3, 14):  # where what is no text may mean nothing, too
+            from annotationlib import Format
+
+            return inspect.signature(function, annotation_format=Format.STRING)
         return inspect.signature(function)
 
 
 def hints_of(target: Any) -> dict[str, Any]:
     """Return the annotations of a function or a class by name, without those that mean nothing."""
-    try:
-        hints = typing.get_type_hints(target, include_extras=True)
-    except Exception:  # noqa: BLE001 - an annotation may be any text
-        hints = _hints_one_by_one(inspect.unwrap(target))
-    return {name: in_our_words(kind) for name, kind in hints.items()}
+    return {name: normalized(kind) for name, kind in _resolved(target).items()}
 
 
 def required_keys(typed_dict: Any) -> set[str]:
@@ -55,12 +55,8 @@ def required_keys(typed_dict: Any) -> set[str]:
     that are texts, as they all are under ``from __future__ import annotations``.
     """
     required = set(typed_dict.__required_keys__)
-    try:
-        hints = typing.get_type_hints(typed_dict, include_extras=True)
-    except Exception:  # noqa: BLE001 - an annotation may be any text
-        return required
-    for name, kind in hints.items():
-        match getattr(typing.get_origin(kind), "_name", None):
+    for name, kind in _resolved(typed_dict).items():
+        match _qualifier_of(kind):
             case "Required":
                 required.add(name)
             case "NotRequired":
@@ -68,12 +64,19 @@ def required_keys(typed_dict: Any) -> set[str]:
     return required
 
 
-def _hints_one_by_one(target: Any) -> dict[str, Any]:
+def _resolved(target: Any) -> dict[str, Any]:
+    try:
+        return typing.get_type_hints(target, include_extras=True)
+    except Exception:  # noqa: BLE001 - an annotation may be any text
+        return _resolved_one_by_one(inspect.unwrap(target))
+
+
+def _resolved_one_by_one(target: Any) -> dict[str, Any]:
     """Resolve each annotation alone, so that one that means nothing does not hide the others."""
     module = sys.modules.get(getattr(target, "__module__", ""))
     namespace = getattr(target, "__globals__", None) or vars(module or types)
     hints: dict[str, Any] = {}
-    for name, kind in getattr(target, "__annotations__", {}).items():
+    for name, kind in _unresolved(target).items():
         alone = types.SimpleNamespace(__annotations__={name: kind})
         try:
             hints |= typing.get_type_hints(alone, globalns=namespace, include_extras=True)
@@ -82,36 +85,53 @@ def _hints_one_by_one(target: Any) -> dict[str, Any]:
     return hints
 
 
-def in_our_words(kind: Any) -> Any:
+def _unresolved(target: Any) -> Mapping[str, Any]:
+    if sys.version_info >= (3, 14):
+        from annotationlib import Format, get_annotations
+
+        return get_annotations(target, format=Format.FORWARDREF)
+    return getattr(target, "__annotations__", {})
+
+
+def normalized(kind: Any) -> Any:
     """Return an annotation with its constraints as ``msgspec.Meta``, also inside of it.
 
     Extras that are no constraints go, and so do the wrappings that say nothing of a value:
     ``NewType``, ``Required``, ``NotRequired``, ``ReadOnly``.
     """
-    origin, args = typing.get_origin(kind), typing.get_args(kind)
     if isinstance(kind, typing.NewType):
-        return in_our_words(kind.__supertype__)
+        return normalized(kind.__supertype__)
+    origin, args = typing.get_origin(kind), typing.get_args(kind)
     if origin is Annotated:
-        base, metas = in_our_words(args[0]), tuple(_metas_of(args[1:]))
+        base, metas = normalized(args[0]), tuple(_metas_of(args[1:]))
         return Annotated[(base, *metas)] if metas else base
     if origin in UNIONS:
-        return typing.Union[tuple(in_our_words(arg) for arg in args)]  # noqa: UP007 - built at run time
+        return typing.Union[tuple(map(normalized, args))]  # noqa: UP007 - built at run time
     if is_container(origin):
         is_bare = not args and (origin is not tuple or kind is typing.Tuple)  # noqa: UP006 - asked for
-        return origin if is_bare else origin[tuple(in_our_words(arg) for arg in args)]
-    if getattr(origin, "_name", None) in {"Required", "NotRequired", "ReadOnly"}:
-        return in_our_words(args[0])
-    return kind
+        return origin if is_bare else origin[tuple(map(normalized, args))]
+    return normalized(args[0]) if _qualifier_of(kind) else kind
+
+
+def _qualifier_of(kind: Any) -> str | None:
+    name = getattr(typing.get_origin(kind), "_name", None)
+    return name if name in {"Required", "NotRequired", "ReadOnly"} else None
 
 
 def is_container(origin: Any) -> bool:
     """Whether the arguments of a generic class are what its items have to be."""
     if not isinstance(origin, type):
         return False
-    if origin in {list, tuple, set, frozenset, dict}:
-        return True
     is_interface = origin.__module__ == "collections.abc"
-    return is_interface and issubclass(origin, collections.abc.Iterable)
+    is_iterable = is_interface and issubclass(origin, collections.abc.Iterable)
+    return is_iterable or origin in {list, tuple, set, frozenset, dict}
+
+
+def exact_classes(kind: Any) -> frozenset[type]:
+    """Return the classes whose very own instances match an annotation, whatever their value."""
+    if typing.get_origin(kind) in UNIONS:
+        return frozenset().union(*map(exact_classes, typing.get_args(kind)))
+    return frozenset({kind} if isinstance(kind, type) else ())
 
 
 def _metas_of(extras: Iterable[Any]) -> Iterator[msgspec.Meta]:

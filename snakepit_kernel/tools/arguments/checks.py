@@ -4,6 +4,10 @@ A value that fits stays the object that it is: subclasses, and numpy's numbers. 
 what the annotation names: a dict a dataclass or a model, a value its enum's member, a text a date.
 Containers are looked into here, so that every annotation may stand inside any other; constraints
 and the types of the standard library are msgspec's work.
+
+Not pydantic's ``TypeAdapter``: strict, it copies each container, makes an int of an ``IntEnum``'s
+member, and refuses numpy's numbers and plain data that stands for more; lax, it takes ``"3"`` for a
+number. Neither takes ``typing.TypedDict`` before Python 3.12.
 """
 
 from __future__ import annotations
@@ -22,9 +26,9 @@ from typing import Annotated, Any, Final, Literal
 
 import msgspec
 
-from .annotations import UNIONS, hints_of, in_our_words, is_container, required_keys
-from .containers import TAKEN_FOR, container_check, converted_container
-from .misfits import Check, Misfit, built, fit_within, none_of, wrong_type
+from .annotations import UNIONS, hints_of, is_container, normalized, required_keys
+from .containers import CONVERTED_FROM, container_check, converted_container
+from .mismatch import Check, Mismatch, WrongType, build, not_one_of, wrong_type
 
 _NUMBERS: Final[dict[type, type]] = {
     int: numbers.Integral,
@@ -38,8 +42,6 @@ _AS_THEY_ARE: Final = (int, float, complex, bool, str, bytes, bytearray, type(No
 def check_for(kind: Any) -> Check | None:
     """Return what checks a value against an annotation, or None when there is nothing to check."""
     origin, args = typing.get_origin(kind), typing.get_args(kind)
-    if kind is None:
-        return _class_check(type(None))
     if origin is Annotated:
         return _constrained_check(args[0], kind.__metadata__)
     if origin is Literal:
@@ -48,15 +50,15 @@ def check_for(kind: Any) -> Check | None:
         return _union_check(kind, args)
     if is_container(origin):
         return container_check(kind, [None if arg is ... else check_for(arg) for arg in args])
-    if typing.is_typeddict(origin or kind):
-        return _typed_dict_check(origin or kind)
+    found = type(None) if kind is None else origin or kind
+    if typing.is_typeddict(found):
+        return _deferred(lambda: _typed_dict_check(found))
     if type(kind).__name__ == "TypeAliasType":  # of typing since 3.12, of typing_extensions before
-        return _later(lambda: check_for(in_our_words(kind.__value__)))
-    found = origin or kind
+        return _deferred(lambda: check_for(normalized(kind.__value__)))
     return _class_check(found) if isinstance(found, type) and found is not object else None
 
 
-def _later(make: Callable[[], Check | None]) -> Check:
+def _deferred(make: Callable[[], Check | None]) -> Check:
     """Make a check when it is first used: what it checks may contain itself."""
     made = functools.cache(make)
 
@@ -68,7 +70,7 @@ def _later(make: Callable[[], Check | None]) -> Check:
 
 
 def _class_check(kind: type) -> Check | None:
-    accepted: tuple[type, ...] = (kind, *filter(None, [_NUMBERS.get(kind)]))
+    accepted = (kind, _NUMBERS.get(kind, kind))
     is_number = kind in _NUMBERS
     try:
         isinstance(None, kind)
@@ -90,12 +92,12 @@ def _conversion_to(kind: type) -> Check:
     """Return what makes an instance of plain data, or refuses what it is given."""
     if issubclass(kind, enum.Enum):
         return functools.partial(_member_of, kind)
-    if kind in TAKEN_FOR:
+    if kind in CONVERTED_FROM:
         return functools.partial(converted_container, kind)
     if hasattr(kind, "model_validate"):  # pydantic's, which need not be installed
-        return functools.partial(built, kind.model_validate)
+        return functools.partial(build, kind.model_validate)
     if dataclasses.is_dataclass(kind):
-        return _dataclass_conversion(kind)
+        return _deferred(lambda: _dataclass_conversion(kind))
     if issubclass(kind, pathlib.PurePath):
         return lambda value: kind(value) if isinstance(value, str) else _refuse(kind, value)
     is_interface = kind.__module__ == "collections.abc"
@@ -118,7 +120,7 @@ def _member_of(kind: type[enum.Enum], value: Any) -> enum.Enum:
         member = None
     # To an enum, 1, 1.0 and True are the same.
     if member is None or type(member.value) is not type(plain):
-        raise none_of([member.value for member in kind], value)
+        raise not_one_of([member.value for member in kind], value)
     return member
 
 
@@ -128,12 +130,12 @@ def _msgspec_convert(kind: Any, value: Any) -> Any:
     except msgspec.ValidationError as error:
         text, _, path = str(error).partition(" - at `$")
         given = "" if ", got `" in text else f", got {reprlib.repr(value)}"
-        raise Misfit(text + given, path.removesuffix("`")) from None
+        raise Mismatch(text + given, path.removesuffix("`")) from None
 
 
 def _is_known_to_msgspec(kind: Any) -> bool:
     try:
-        msgspec.convert(_Nothing(), kind)
+        msgspec.convert(object(), kind)
     except msgspec.ValidationError:
         return True
     except Exception:  # noqa: BLE001 - TypeError of what it does not know; any of bad annotations
@@ -141,99 +143,89 @@ def _is_known_to_msgspec(kind: Any) -> bool:
     return True
 
 
-class _Nothing:
-    """A value that fits no annotation."""
-
-
 def _dataclass_conversion(kind: type) -> Check:
-    @functools.cache
-    def fields() -> _Fields:
-        parameters = inspect.signature(kind).parameters
-        hints = hints_of(kind)
-        return _Fields(
-            {name: check_for(hints.get(name, Any)) for name in parameters},
-            {name for name, item in parameters.items() if item.default is item.empty},
-        )
-
-    def convert(value: Any) -> Any:
-        if not isinstance(value, dict):
-            raise wrong_type(kind, value)
-        return built(lambda fitted: kind(**fitted), fields().fit(value))
-
-    return convert
+    parameters = inspect.signature(kind).parameters
+    hints = hints_of(kind)
+    check_fields = _fields_check(
+        kind,
+        {name: hints.get(name, Any) for name in parameters},
+        {name for name, item in parameters.items() if item.default is item.empty},
+    )
+    return lambda value: build(lambda fields: kind(**fields), check_fields(value))
 
 
 def _typed_dict_check(kind: Any) -> Check:
-    @functools.cache
-    def fields() -> _Fields:
-        hints = {name: check_for(hint) for name, hint in hints_of(kind).items()}
-        return _Fields(hints, required_keys(kind))
+    hints = hints_of(kind)
+    meaningless = sorted((kind.__required_keys__ | kind.__optional_keys__) - hints.keys())
+    return _fields_check(kind, hints | dict.fromkeys(meaningless, Any), required_keys(kind))
+
+
+def _fields_check(kind: Any, hints: dict[str, Any], required: Collection[str]) -> Check:
+    """Return what checks a dict that has the fields of a class."""
+    checks = {name: check_for(hint) for name, hint in hints.items()}
 
     def check(value: Any) -> Any:
         if not isinstance(value, dict):
             raise wrong_type(kind, value)
-        fitted = fields().fit(value)
-        return value if all(map(operator.is_, fitted.values(), value.values())) else fitted
+        for name in checks:
+            if name in required and name not in value:
+                raise Mismatch(f"Missing field {name!r}")
+        for name in value:
+            if name not in checks:
+                raise Mismatch(f"Unknown field {name!r}, there are {', '.join(checks)}")
+        checked = {}
+        for name, item in value.items():
+            check_item = checks[name]
+            try:
+                checked[name] = check_item(item) if check_item else item
+            except Mismatch as mismatch:
+                raise mismatch.within(f".{name}") from None
+        return value if all(map(operator.is_, checked.values(), value.values())) else checked
 
     return check
-
-
-class _Fields:
-    """The fields of a dataclass or a TypedDict."""
-
-    def __init__(self, checks: dict[str, Check | None], required: Collection[str]) -> None:
-        self._checks = checks
-        self._required = required
-
-    def fit(self, given: dict[Any, Any]) -> dict[Any, Any]:
-        """Return the fields, converted, in their order."""
-        for name in self._required:
-            if name not in given:
-                raise Misfit(f"Missing field {name!r}")
-        for name in given:
-            if name not in self._checks:
-                raise Misfit(f"Unknown field {name!r}, there are {', '.join(self._checks)}")
-        return {
-            name: fit_within(f".{name}", self._checks[name], value) for name, value in given.items()
-        }
 
 
 def _union_check(kind: Any, members: Iterable[Any]) -> Check | None:
-    checks = [made for member in members if (made := check_for(member))]
-    if len(checks) < len(typing.get_args(kind)):
-        return None
+    checks = list(map(check_for, members))
 
     def check(value: Any) -> Any:
-        converted, misfits = [], []
-        for member in checks:
+        converted, mismatches = [], []
+        for check_member in filter(None, checks):
             try:
-                fitted = member(value)
-            except Misfit as misfit:
-                misfits.append(misfit)
+                checked = check_member(value)
+            except Mismatch as mismatch:
+                mismatches.append(mismatch)
                 continue
-            if fitted is value:
+            if checked is value:
                 return value  # "red" of ``Color | str`` is a text
-            converted.append(fitted)
+            converted.append(checked)
         if converted:
             return converted[0]
-        telling = [misfit for misfit in misfits if misfit.path or type(misfit) is Misfit]
+        telling = [it for it in mismatches if it.path or not isinstance(it, WrongType)]
         raise telling[0] if len(telling) == 1 else wrong_type(kind, value)
 
-    return check
+    return None if None in checks else check
 
 
 def _literal_check(choices: tuple[Any, ...]) -> Check:
     def check(value: Any) -> Any:
         plain = _plain_number(value)
         for choice in choices:
-            if plain == choice and isinstance(plain, bool) is isinstance(choice, bool):
+            if _is_equal(plain, choice) and isinstance(plain, bool) is isinstance(choice, bool):
                 return value if isinstance(value, type(choice)) else choice
         for choice in choices:
-            if isinstance(choice, enum.Enum) and plain == choice.value:
+            if isinstance(choice, enum.Enum) and _is_equal(plain, choice.value):
                 return choice
-        raise none_of(choices, value)
+        raise not_one_of(choices, value)
 
     return check
+
+
+def _is_equal(value: Any, choice: object) -> bool:
+    try:
+        return bool(value == choice)
+    except ValueError:  # of arrays and tables, which compare item by item
+        return False
 
 
 def _constrained_check(base: Any, metas: tuple[Any, ...]) -> Check | None:
@@ -243,9 +235,9 @@ def _constrained_check(base: Any, metas: tuple[Any, ...]) -> Check | None:
         return base_check  # a limit of what has no length or size that msgspec knows
 
     def check(value: Any) -> Any:
-        fitted = base_check(value) if base_check else value
-        _msgspec_convert(rule, _plain_number(fitted))
-        return fitted
+        checked = base_check(value) if base_check else value
+        _msgspec_convert(rule, _plain_number(checked))
+        return checked
 
     return check
 
@@ -259,7 +251,7 @@ def _without_arguments(kind: Any) -> Any:
 
 
 def _plain_number(value: Any) -> Any:
-    """Return numpy's numbers, and other strangers, as Python's, which msgspec and enums know."""
+    """Return numpy's numbers, and others, as Python's, which msgspec and enums know."""
     if isinstance(value, numbers.Real) and not isinstance(value, int | float):
         return int(value) if isinstance(value, numbers.Integral) else float(value)
     return value

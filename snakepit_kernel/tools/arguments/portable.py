@@ -32,101 +32,38 @@ class Unportable(ValueError):
     """An annotation cannot travel, or cannot be restored here."""
 
 
-class _Node(msgspec.Struct, frozen=True, tag_field="is", forbid_unknown_fields=True):
-    """A part of an annotation."""
-
-
-class _Anything(_Node, frozen=True, tag="any"):
-    """No check."""
-
-
-class _Rest(_Node, frozen=True, tag="..."):
-    """The ellipsis of ``tuple[int, ...]``."""
-
-
-class _Class(_Node, frozen=True, tag="class"):
-    """A class by name; ``shape`` tells it from another version of it."""
-
-    module: str
-    name: str
-    shape: int
-
-
-class _Choice(_Node, frozen=True, tag="literal"):
-    """Values of a ``Literal``: whole numbers, texts, bytes, booleans and None."""
-
-    values: list[Any]
-
-
-class _Union(_Node, frozen=True, tag="union"):
-    members: list[Node]
-
-
-class _Container(_Node, frozen=True, tag="of"):
-    """A container and what its items have to be."""
-
-    origin: _Class
-    items: list[Node]
-
-
-class _Constrained(_Node, frozen=True, tag="limits"):
-    base: Node
-    limits: dict[str, Any]
-
-
-Node = _Anything | _Rest | _Class | _Choice | _Union | _Container | _Constrained
-
-
-class _Parameter(msgspec.Struct, frozen=True):
-    """A parameter of a tool: what is checked, and how it is written in a signature."""
-
-    name: str
-    kind: int
-    hint: bytes
-    annotation: str | None
-    default: str | None
-
-
-class _Signature(msgspec.Struct, frozen=True):
-    parameters: list[_Parameter]
-    returns: str | None
-
-
-_decode_node = msgspec.msgpack.Decoder(Node).decode
-_decode_signature = msgspec.msgpack.Decoder(_Signature).decode
+_decode_signature = msgspec.msgpack.Decoder(
+    tuple[list[tuple[str, int, bytes, str | None, str | None]], str | None]
+).decode
+"""Of each parameter: name, kind, annotation as data, annotation and default as written."""
 
 
 def pack(signature: inspect.Signature, hints: dict[str, Any]) -> bytes:
     """Make a signature portable, with what is to be checked by name."""
     parameters = [
-        _Parameter(
-            name=item.name,
-            kind=int(item.kind),
-            hint=_packed_hint(hints.get(item.name, Any)),
-            annotation=_written(item.annotation, inspect.formatannotation),
-            default=_written(item.default, repr),
+        (
+            item.name,
+            int(item.kind),
+            _packed_hint(hints.get(item.name, Any)),
+            _written(item.annotation, inspect.formatannotation),
+            _written(item.default, repr),
         )
         for item in signature.parameters.values()
     ]
     returns = _written(signature.return_annotation, inspect.formatannotation)
-    return msgspec.msgpack.encode(_Signature(parameters, returns))
+    return msgspec.msgpack.encode((parameters, returns))
 
 
 def unpack(data: bytes) -> tuple[inspect.Signature, dict[str, Any]]:
     """Restore what `pack` made; of what cannot be checked here the hint is ``Any``."""
-    packed = _decode_signature(data)
+    packed, returns = _decode_signature(data)
     kinds = {int(kind): kind for kind in inspect._ParameterKind}  # noqa: SLF001 - it has no other name
     parameters = [
-        inspect.Parameter(
-            item.name,
-            kinds[item.kind],
-            annotation=_shown(item.annotation),
-            default=_shown(item.default),
-        )
-        for item in packed.parameters
+        inspect.Parameter(name, kinds[kind], annotation=_shown(annotation), default=_shown(default))
+        for name, kind, _, annotation, default in packed
     ]
-    signature = inspect.Signature(parameters, return_annotation=_shown(packed.returns))
-    return signature, {item.name: _unpacked_hint(item.hint) for item in packed.parameters}
+    signature = inspect.Signature(parameters, return_annotation=_shown(returns))
+    return signature, {name: _unpacked_hint(hint) for name, _, hint, _, _ in packed}
 
 
 class Written:
@@ -149,33 +86,57 @@ def _shown(text: str | None) -> Any:
 
 def _packed_hint(kind: Any) -> bytes:
     try:
-        return msgspec.msgpack.encode(_node_of(kind))
+        return msgspec.msgpack.encode(_tree_of(kind))
     except (Unportable, OverflowError):  # msgpack has integers of 64 bits
-        return msgspec.msgpack.encode(_Anything())
+        return msgspec.msgpack.encode(("any",))
 
 
 def _unpacked_hint(data: bytes) -> Any:
     try:
-        return _kind_of(_decode_node(data))
+        return _kind_of(msgspec.msgpack.decode(data))
     except (ValueError, TypeError):  # of another msgspec, perhaps; the worker will say
         return Any
 
 
-def _node_of(kind: Any) -> Node:
+def _tree_of(kind: Any) -> tuple[Any, ...]:
+    """Return an annotation as data: what it is, and its parts."""
     origin, args = typing.get_origin(kind), typing.get_args(kind)
     if kind is Any or kind is object or isinstance(kind, typing.TypeVar):
-        return _Anything()
+        return ("any",)
     if kind is ...:
-        return _Rest()
+        return ("...",)
+    if kind is None or kind is type(None):  # whose module has it not
+        return ("none",)
     if origin is Annotated:
-        return _Constrained(_node_of(args[0]), _limits_of(kind.__metadata__))
+        return ("limits", _tree_of(args[0]), _limits_of(kind.__metadata__))
     if origin is Literal:
-        return _Choice([_plain_choice(choice) for choice in args])
+        return ("literal", *map(_plain_choice, args))
     if origin in UNIONS:
-        return _Union([_node_of(arg) for arg in args])
+        return ("union", *map(_tree_of, args))
     if is_container(origin):
-        return _Container(_class_node(origin), [_node_of(arg) for arg in args])
-    return _class_node(origin or kind)
+        return ("of", _tree_of_class(origin), *map(_tree_of, args))
+    return _tree_of_class(origin or kind)
+
+
+def _kind_of(tree: Any) -> Any:
+    match tree:
+        case ["class", str(module), str(name), int(shape)]:
+            return _find_class(module, name, shape)
+        case ["any"]:
+            return Any
+        case ["..."]:
+            return ...
+        case ["none"]:
+            return type(None)
+        case ["limits", base, dict(limits)]:
+            return Annotated[(_kind_of(base), msgspec.Meta(**limits))]
+        case ["literal", *choices]:
+            return Literal[tuple(choices)]
+        case ["union", *members]:
+            return typing.Union[tuple(map(_kind_of, members))]  # noqa: UP007 - built at run time
+        case ["of", origin, *items] if is_container(found := _kind_of(origin)):
+            return found[tuple(map(_kind_of, items))]
+    raise Unportable
 
 
 def _plain_choice(choice: Any) -> Any:
@@ -193,12 +154,11 @@ def _limits_of(metas: tuple[Any, ...]) -> dict[str, Any]:
     }
 
 
-def _class_node(kind: Any) -> _Class:
-    if kind is None or kind is type(None):
-        return _Class("types", "NoneType", 0)  # which does not say itself where it is
+def _tree_of_class(kind: Any) -> tuple[Any, ...]:
+    """Return a class by name, and what tells it from another version of it."""
     if not isinstance(kind, type):
         raise Unportable
-    return _Class(kind.__module__, kind.__qualname__, _shape_of(kind))
+    return ("class", kind.__module__, kind.__qualname__, _shape_of(kind))
 
 
 def _shape_of(kind: type) -> int:
@@ -213,36 +173,13 @@ def _shape_of(kind: type) -> int:
     return zlib.crc32(text.encode())
 
 
-def _kind_of(node: Node) -> Any:
-    match node:
-        case _Anything():
-            return Any
-        case _Rest():
-            return ...
-        case _Class():
-            return _found(node)
-        case _Choice():
-            return Literal[tuple(node.values)]
-        case _Union():
-            return typing.Union[tuple(map(_kind_of, node.members))]  # noqa: UP007 - built at run time
-        case _Container():
-            origin = _found(node.origin)
-            if not is_container(origin):
-                raise Unportable
-            return origin[tuple(map(_kind_of, node.items))]  # type: ignore[index]
-        case _Constrained():
-            return Annotated[(_kind_of(node.base), msgspec.Meta(**node.limits))]
-
-
-def _found(node: _Class) -> type:
+def _find_class(module: str, name: str, shape: int) -> type:
     # By vars(), not by getattr(): a module may import on being asked, as scipy does.
-    found: Any = sys.modules.get(node.module)
-    for part in node.name.split("."):
+    found: Any = sys.modules.get(module)
+    for part in name.split("."):
         if not isinstance(found, type | types.ModuleType):
             raise Unportable
         found = vars(found).get(part)
-    if not isinstance(found, type):
-        raise Unportable
-    if node.module != "types" and _shape_of(found) != node.shape:
+    if not isinstance(found, type) or _shape_of(found) != shape:
         raise Unportable
     return found

@@ -44,21 +44,22 @@ class Schemas:
             )
         except Exception:  # noqa: BLE001 - unions that a parser cannot tell apart, bad annotations
             return self._by_parts(kind)
-        return self._lifted(schema, definitions)
+        return self._merge(schema, definitions)
 
     def _by_parts(self, kind: Any) -> dict[str, Any]:
         origin, args = typing.get_origin(kind), typing.get_args(kind)
         if origin is Annotated:
-            texts = {n: v for n in ("title", "description") for v in _told(kind.__metadata__, n)}
+            named = [(n, meta) for n in ("title", "description") for meta in kind.__metadata__]
+            texts = {name: text for name, meta in named if (text := getattr(meta, name, None))}
             return self.of(args[0]) | texts
         if origin in UNIONS:
             return {"anyOf": [self.of(arg) for arg in args]}
         if origin is Literal:
-            return {"enum": [plain(choice) for choice in args]}
+            return {"enum": [as_json(choice) for choice in args]}
         if is_container(origin):
             return self._of_container(origin, args)
         if isinstance(kind, type) and issubclass(kind, enum.Enum):
-            return {"title": kind.__name__, "enum": [plain(member) for member in kind]}
+            return {"title": kind.__name__, "enum": [as_json(member) for member in kind]}
         return {"description": f"a {inspect.formatannotation(kind)}"}
 
     def _of_container(self, origin: type, args: tuple[Any, ...]) -> dict[str, Any]:
@@ -72,12 +73,12 @@ class Schemas:
     def _of_class(self, kind: Any) -> dict[str, Any]:
         if hasattr(kind, "model_json_schema"):  # pydantic's
             schema = kind.model_json_schema(ref_template=_REFERENCE.format("{model}"))
-            return self._lifted(schema, schema.pop("$defs", {}))
+            return self._merge(schema, schema.pop("$defs", {}))
         if isinstance(kind, type) and issubclass(kind, pathlib.PurePath):
             return {"type": "string", "format": "path"}
         return {"description": f"a {inspect.formatannotation(kind)}"}
 
-    def _lifted(self, schema: dict[str, Any], definitions: Mapping[str, Any]) -> dict[str, Any]:
+    def _merge(self, schema: dict[str, Any], definitions: Mapping[str, Any]) -> dict[str, Any]:
         """Take definitions over; return the schema with references to the names they got."""
         names = {name: self._free_name(name, item) for name, item in definitions.items()}
         for name, item in definitions.items():
@@ -94,7 +95,7 @@ class Schemas:
         return found
 
 
-def plain(value: Any) -> Any:
+def as_json(value: Any) -> Any:
     """Return a value as JSON holds it.
 
     Raises
@@ -102,11 +103,11 @@ def plain(value: Any) -> Any:
     TypeError, ValueError
         JSON cannot hold it.
     """
-    data = msgspec.to_builtins(value, str_keys=True, enc_hook=_plain_stranger)
+    data = msgspec.to_builtins(value, str_keys=True, enc_hook=_of_other_class)
     return json.loads(json.dumps(data, allow_nan=False))
 
 
-def _plain_stranger(value: Any) -> Any:
+def _of_other_class(value: Any) -> Any:
     if hasattr(value, "model_dump"):  # pydantic's
         return value.model_dump(mode="json")
     if isinstance(value, pathlib.PurePath):
@@ -118,21 +119,13 @@ def _plain_stranger(value: Any) -> Any:
     raise TypeError(value)
 
 
-def parameter_texts(docstring: str | None) -> dict[str, str]:
+def parameter_descriptions(docstring: str | None) -> dict[str, str]:
     """Return what a docstring says of each parameter, in numpydoc's form."""
-    section = re.search(
-        r"^Parameters\n-+\n(.*?)(?=^\S[^\n]*\n-+$|\Z)",
-        inspect.cleandoc(docstring or ""),
-        re.MULTILINE | re.DOTALL,
-    )
+    section = _PARAMETERS.search(inspect.cleandoc(docstring or ""))
     texts: dict[str, str] = {}
     for names, text in _PARAMETER.findall(section[1] if section else ""):
         texts |= {name.strip(" *"): " ".join(text.split()) for name in names.split(",")}
     return texts
-
-
-def _told(metas: tuple[Any, ...], name: str) -> list[str]:
-    return [value for meta in metas if (value := getattr(meta, name, None))]
 
 
 def _renamed(node: Any, names: Mapping[str, str]) -> Any:
