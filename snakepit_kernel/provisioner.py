@@ -160,9 +160,13 @@ class SnakepitProvisioner(LocalProvisioner):
             cmd = with_safe_path(cmd)
             arguments["env"] = without_empty_entries(arguments["env"])
         kind = self._kind(cmd)
-        run = await self._take_standby(kind, cmd, arguments)
-        if run is None:
-            run = await self._start(kind, cmd, arguments)
+        try:
+            run = await self._take_standby(kind, cmd, arguments)
+            if run is None:
+                run = await self._start(kind, cmd, arguments)
+        except BaseException:
+            self._remove_sockets()  # a kernel that was ended in its start may have bound them
+            raise
         self._run = run
         self.run_id = self._previous = run.run_id
         self._adopted = None

@@ -7,6 +7,7 @@ import os
 import signal
 
 import pytest
+from traitlets.config import Config
 
 
 @pytest.mark.parametrize(
@@ -125,10 +126,11 @@ if pid == 0:
 """
 
     async def scenario() -> None:
-        async with start_kernel() as kernel:
+        patient = Config({"SnakepitProvisioner": {"grace": 30}})  # the child is to come to its end
+        async with start_kernel(config=patient) as kernel:
             await kernel.run(cell)
             os.kill(kernel.pid, signal.SIGKILL)
-            async with asyncio.timeout(20):
+            async with asyncio.timeout(30):
                 while not (tmp_path / "told").exists() or not (tmp_path / "told").read_text():
                     await asyncio.sleep(0.01)
             assert float((tmp_path / "told").read_text()) < 3
