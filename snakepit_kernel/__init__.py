@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from ._version import __version__
+from .moved import find_moved_modules
 
 if TYPE_CHECKING:
     from IPython.core.interactiveshell import InteractiveShell
@@ -133,6 +134,8 @@ __all__ = [
     "tool",
     "unload_ipython_extension",
 ]
+
+find_moved_modules()
 
 _HOMES = {
     "Adapter": "tools.adapter",

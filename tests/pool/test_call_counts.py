@@ -51,6 +51,9 @@ PAUSE = 0.0005
 
 ITEMS = 100
 
+MORE = 3
+"""Works that are counted in a worker."""
+
 OWN = str(Path(snakepit_kernel.__file__).parent) + "/"
 
 
@@ -182,22 +185,24 @@ def in_the_owner(
 def in_the_worker(
     work: Callable[[], object], pool: Pool, profile: Profile, is_of_session: bool
 ) -> Counter[str]:
-    """Count what a worker calls between two calls of its own, and leave out what these call.
+    """Count what a worker calls between two calls of its own, for some works and for more of them.
 
-    These are of the same session as the work, so that the worker need not change to another one.
+    What the two calls take is in both numbers. They are of the same session as the work, so that
+    the worker need not change to another one.
     """
     caller = pool.session("s") if is_of_session else pool
 
-    def count(work: Callable[[], object]) -> Counter[str]:
+    def count(works: int) -> Counter[str]:
         caller.call("begin_counting")
-        for each in (work, nothing):
+        for _ in range(works):
             time.sleep(PAUSE)
-            each()
+            work()
+        time.sleep(PAUSE)
         return Counter(caller.call("end_counting"))
 
-    found = least(lambda: count(work))
-    found.subtract(least(lambda: count(nothing)))
-    return found
+    found = least(lambda: count(2 + MORE))
+    found.subtract(least(lambda: count(2)))
+    return Counter({where: number / MORE for where, number in found.items()})
 
 
 @pytest.mark.parametrize("side", [in_the_owner, in_the_worker])
