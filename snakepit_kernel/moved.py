@@ -26,7 +26,7 @@ _FOLDERS: Final = {old.rpartition(".")[0] for old in MOVED}
 class MovedModules:
     """Finds modules by their old names, when nothing else does: one of `sys.meta_path`.
 
-    It derives from no class of `importlib.abc`, whose import takes as long as all of this package's.
+    It derives from no class of `importlib.abc`: to import that takes longer than this package.
     """
 
     def find_spec(self, name: str, *_: object) -> ModuleSpec | None:

@@ -31,7 +31,7 @@ from .processes.run import GuardedRun
 from .processes.run_registry import Registry
 from .processes.sweep import end_run_tagged
 from .processes.template import Kind
-from .processes.waiting import ended, to_its_end
+from .processes.waiting import ended, run_shielded
 from .transport import KERNEL_MODULE, TRANSPORT_VARIABLE, Transport, can_encrypt, choose, module_of
 
 SHUTDOWN_PATIENCE = 1.0
@@ -179,7 +179,7 @@ class SnakepitProvisioner(LocalProvisioner):
             try:
                 await run.process.ready(READY_PATIENCE)
             except BaseException:  # cancelled: a start that fails leaves nothing
-                await to_its_end(self.end_run(0.0))
+                await run_shielded(self.end_run(0.0))
                 raise
         can_stand_in = self._can_stand_in(cmd, arguments) and run.process.template is not None
         if kind is not None and can_stand_in:
@@ -228,7 +228,7 @@ class SnakepitProvisioner(LocalProvisioner):
         )
         if run.process.poll() is None and run.process.is_ready:
             return run
-        await to_its_end(run.end(0.0))
+        await run_shielded(run.end(0.0))
         return None
 
     def _can_stand_in(self, cmd: list[str], arguments: dict[str, Any]) -> bool:

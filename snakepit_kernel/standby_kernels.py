@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 from .errors import StartFailed
 from .ids import RUN_ID_OPTION, new_run_id
 from .locks import Lock
-from .processes.concurrency import Supervisor, tasks_beside
+from .processes.concurrency import LoopThread, tasks_beside
 from .processes.run import GuardedRun
 from .processes.run_registry import Registry
 from .processes.template import CannotFork, Kind, discard, relevant, template_for
@@ -71,7 +71,7 @@ class _Standbys:
         self._waiting: dict[Sort, list[GuardedRun]] = {}
         self._starting: dict[Sort, int] = {}
         self._starts: set[asyncio.Task[Any]] = set()
-        self._supervisor: Supervisor | None = None
+        self._loop_thread: LoopThread | None = None
         self._ending = Lock()
 
     async def take(self, sort: Sort, env: Mapping[str, str], cwd: str | None) -> GuardedRun | None:
@@ -91,8 +91,8 @@ class _Standbys:
             self._waiting[sort] = fit[1:]
         for run in waiting:
             if run not in fit:
-                supervisor = self._in_background()
-                supervisor.soon(lambda run=run, spawn=supervisor.spawn: spawn(run.end(0.0)))
+                loop_thread = self._in_background()
+                loop_thread.soon(lambda run=run, spawn=loop_thread.spawn: spawn(run.end(0.0)))
         return fit[0] if fit else None
 
     def refill(
@@ -108,15 +108,15 @@ class _Standbys:
             ]
             missing = count - len(self._waiting[sort]) - self._starting.get(sort, 0)
             self._starting[sort] = self._starting.get(sort, 0) + max(0, missing)
-        supervisor = self._in_background()
+        loop_thread = self._in_background()
         for run in surplus:
-            supervisor.soon(lambda run=run, spawn=supervisor.spawn: spawn(run.end(0.0)))
+            loop_thread.soon(lambda run=run, spawn=loop_thread.spawn: spawn(run.end(0.0)))
         if missing <= 0:
             return
-        supervisor.soon(self._begin, supervisor, sort, missing, dict(env), cwd, registry)
+        loop_thread.soon(self._begin, loop_thread, sort, missing, dict(env), cwd, registry)
 
-    def _begin(self, supervisor: Supervisor, *arguments: Any) -> None:
-        task = supervisor.spawn(self._start(*arguments))
+    def _begin(self, loop_thread: LoopThread, *arguments: Any) -> None:
+        task = loop_thread.spawn(self._start(*arguments))
         self._starts.add(task)
         task.add_done_callback(self._starts.discard)
 
@@ -148,12 +148,12 @@ class _Standbys:
                 if left > 0:
                     self._starting[sort] = left
 
-    def _in_background(self) -> Supervisor:
+    def _in_background(self) -> LoopThread:
         with self._lock:
-            if self._supervisor is None:
+            if self._loop_thread is None:
                 self._one_at_a_time = asyncio.Lock()
-                self._supervisor = Supervisor("snakepit-standby")
-            return self._supervisor
+                self._loop_thread = LoopThread("snakepit-standby")
+            return self._loop_thread
 
     def close(self) -> None:
         """End all that wait; return when that is verified.
@@ -161,13 +161,13 @@ class _Standbys:
         After a Ctrl-C in it, it may be called again.
         """
         with self._ending:
-            if (supervisor := self._supervisor) is None:
+            if (loop_thread := self._loop_thread) is None:
                 return
-            if supervisor.is_open:
-                supervisor.ask(self._end_all()).result()
-            supervisor.close()
+            if loop_thread.is_open:
+                loop_thread.ask(self._end_all()).result()
+            loop_thread.close()
             with self._lock:
-                self._supervisor = None
+                self._loop_thread = None
 
     async def _end_all(self) -> None:
         async with (

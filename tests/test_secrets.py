@@ -175,7 +175,7 @@ def read_all(context: Any) -> int:
     return len(values)
 
 
-def look_again(context: Any) -> list[str]:
+def refresh(context: Any) -> list[str]:
     """Give what is shown of objects that hold a secret."""
     return [
         *map(repr, context.variables.list()),
@@ -205,7 +205,7 @@ def fail_and_let_go(name: str, secret_parts: list[str]) -> None:
 
 for _item in (
     *(Unpicklable, *filter(inspect.isfunction, vars(Unpicklable).values())),
-    *(prepare, read_all, look_again, fail_in_worker, fail_and_let_go, *FAILURES.values()),
+    *(prepare, read_all, refresh, fail_in_worker, fail_and_let_go, *FAILURES.values()),
 ):
     _item.__module__ = "__main__"  # it travels by value, as from a notebook
 
@@ -280,9 +280,9 @@ def test_a_secret_appears_in_nothing_that_is_said_or_written_however_its_use_fai
     prepare(session)
     read_all(session)
     session.submit(lambda: read_all(__import__("snakepit_kernel").context())).result()
-    everything.said += look_again(session)
+    everything.said += refresh(session)
     everything.said += session.submit(
-        lambda: look_again(__import__("snakepit_kernel").context())
+        lambda: refresh(__import__("snakepit_kernel").context())
     ).result()
 
     silent = set()

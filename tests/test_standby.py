@@ -427,7 +427,7 @@ def test_a_second_close_after_ctrl_c_waits_until_none_is_left(start, is_busy):
     asyncio.run(scenario())
     before = signal.signal(signal.SIGALRM, interrupt)
     if is_busy:  # then the second end is there before the first has begun
-        standby_kernels._standbys._supervisor.soon(time.sleep, 0.5)
+        standby_kernels._standbys._loop_thread.soon(time.sleep, 0.5)
     try:
         signal.setitimer(signal.ITIMER_REAL, 0.002)
         with pytest.raises(KeyboardInterrupt):

@@ -31,13 +31,13 @@ from snakepit_kernel import (
 )
 from snakepit_kernel.errors import suggest
 from snakepit_kernel.pool.results import LiveView
-from snakepit_kernel.pool.scheduling.wait_notice import waiting_patiently
+from snakepit_kernel.pool.scheduling.wait_notice import announcing_waits
 from snakepit_kernel.printable import printable
 from snakepit_kernel.tools.adapter import options_of
 
 from .completion import Completer
 from .jobs import Job, WorkFactory
-from .notebook import functions_of, told_of_last_run
+from .notebook import functions_of, last_run_summary
 from .parsing import (
     SESSION_COMMANDS,
     arguments_of,
@@ -93,7 +93,7 @@ class SnakepitMagics(Magics):
     def snakepit(self, line: str, cell: str | None = None) -> Any:  # noqa: D102 - see below
         try:
             self._tell_of_the_last_run()
-            with waiting_patiently(print):
+            with announcing_waits(print):
                 return self._run(line, cell)
         except CellError:
             raise
@@ -121,7 +121,7 @@ class SnakepitMagics(Magics):
         if self._last_run_is_told:
             return
         self._last_run_is_told = True
-        line = told_of_last_run()
+        line = last_run_summary()
         if line:
             print(line)  # noqa: T201 - the output of the cell
 

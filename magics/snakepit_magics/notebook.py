@@ -75,7 +75,7 @@ def functions_of(shell: InteractiveShell) -> list[str]:
     ]
 
 
-def told_of_last_run() -> str | None:
+def last_run_summary() -> str | None:
     """Say in one line what was ended when this kernel was restarted; None when nothing was."""
     run_id = own_run_id()
     last = Registry().ended_before(run_id) if run_id is not None else None

@@ -29,7 +29,7 @@ T = TypeVar("T")
 LANE_OPTION = "--lane="
 
 SHELL_IS_THERE = "the shell is there"
-"""The last part of `SnakepitKernelApp.stages` before the connection file must be known."""
+"""The last part of `SnakepitKernelApp.setup_steps` before the connection file must be known."""
 
 CHANNELS = ("shell", "iopub", "stdin", "control", "hb")
 
@@ -92,10 +92,10 @@ class SnakepitKernelApp(IPKernelApp):
     @catch_config_error
     def initialize(self, argv: list[str] | None = None) -> None:
         """Set up the kernel."""
-        for _ in self.stages(argv):
+        for _ in self.setup_steps(argv):
             pass
 
-    def stages(self, argv: list[str] | None = None) -> Iterator[str]:
+    def setup_steps(self, argv: list[str] | None = None) -> Iterator[str]:
         """Set up the kernel in parts, and let the caller do other things between them.
 
         The parts are those of `IPKernelApp.initialize`. With `awaits_connection` the Jupyter

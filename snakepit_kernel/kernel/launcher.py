@@ -40,7 +40,7 @@ def attend() -> int:
     # As for a kernel, an interrupt before the first cell means nothing.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
-        status = asyncio.run(_Attendant().run([sys.executable, *sys.orig_argv[1:]]))
+        status = asyncio.run(_Launcher().run([sys.executable, *sys.orig_argv[1:]]))
     except StartFailed as error:
         print(error, file=sys.stderr)  # noqa: T201 - where the client looks for it
         return 1
@@ -57,7 +57,7 @@ def _die_of(signum: int) -> None:
     os.kill(os.getpid(), signum)
 
 
-class _Attendant:
+class _Launcher:
     """The owner of one run: hands on signals, and waits."""
 
     def __init__(self) -> None:

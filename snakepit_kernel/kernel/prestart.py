@@ -11,8 +11,8 @@ from tornado.ioloop import IOLoop
 from zmq.eventloop.zmqstream import ZMQStream
 
 from ..processes import guardian_link
-from ..processes.idle_lock import Turn
-from ..processes.template_process import Launch, settle
+from ..processes.idle_lock import IdleTurn
+from ..processes.template_process import Launch, apply_attributes
 from .app import SHELL_IS_THERE, SnakepitKernelApp, arguments_of
 
 REHEARSAL_SECONDS = 2.0
@@ -27,8 +27,8 @@ def run(launch: Launch) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # there is no cell to interrupt
     app = SnakepitKernelApp.instance()
     app.awaits_connection = True
-    parts = app.stages(sys.argv[1:])
-    turn = Turn()
+    parts = app.setup_steps(sys.argv[1:])
+    turn = IdleTurn()
     turn.wait(guardian_link.is_called)
     for part in parts:
         if part == SHELL_IS_THERE:
@@ -36,11 +36,11 @@ def run(launch: Launch) -> None:
         turn.wait(guardian_link.is_called)
     turn.wait(guardian_link.is_called)
     if not guardian_link.is_called(0.0):
-        rehearse(app)
+        warm_up(app)
     turn.end()
     place = guardian_link.wait_for_place()
     try:
-        settle(launch, place)
+        apply_attributes(launch, place)
     except OSError as error:
         guardian_link.report_failure(error)
         sys.exit(1)
@@ -52,7 +52,7 @@ def run(launch: Launch) -> None:
     app.start()
 
 
-def rehearse(app: SnakepitKernelApp) -> None:
+def warm_up(app: SnakepitKernelApp) -> None:
     """Answer a first request and run a first cell, with no trace: they take longer than others."""
     app.kernel.start()
     assert app.context is not None

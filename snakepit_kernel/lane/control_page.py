@@ -25,7 +25,7 @@ import time
 from collections.abc import Callable
 from types import FrameType
 
-from .marshalling import Carrier
+from .marshalling import Marshaller
 from .shared_memory import ArenaReader, ArenaWriter
 
 _SLOT_BYTES = 64
@@ -58,7 +58,7 @@ RECALL_SIGNAL = signal.SIGRTMAX - 2
 """Asks for the calls back that have not begun."""
 
 
-class Page:
+class ControlPage:
     """One shared page of memory, and what lies behind it.
 
     Parameters
@@ -76,7 +76,7 @@ class Page:
         self._has_arenas = os.fstat(descriptor).st_size >= self._stacks_at
 
     @classmethod
-    def create(cls, lanes: int) -> Page:
+    def create(cls, lanes: int) -> ControlPage:
         """Make new memory that has no name in any file system, and goes with its processes."""
         if hasattr(os, "memfd_create"):
             descriptor = os.memfd_create("snakepit", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
@@ -91,22 +91,22 @@ class Page:
             fcntl.fcntl(descriptor, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK)
         return cls(descriptor, lanes)
 
-    def carrier(self, number: int, *, is_owner: bool) -> Carrier:
+    def marshaller(self, number: int, *, is_owner: bool) -> Marshaller:
         """Return how values travel on one of the worker's lanes, for one of its ends."""
         if not self._has_arenas:
-            return Carrier(None, None)
+            return Marshaller(None, None)
         to_worker = mmap.PAGESIZE + 2 * number * ARENA_BYTES
         to_owner = to_worker + ARENA_BYTES
         if is_owner:
             to_worker, to_owner = to_owner, to_worker
-        return Carrier(
+        return Marshaller(
             ArenaWriter(self.descriptor, to_owner, ARENA_BYTES),
             ArenaReader(self.descriptor, to_worker, ARENA_BYTES),
         )
 
-    def slot(self, number: int) -> Slot:
+    def slot(self, number: int) -> ControlWords:
         """Return what belongs to one of the worker's lanes, counted from 0."""
-        return Slot(self._memory, number)
+        return ControlWords(self._memory, number)
 
     def close(self) -> None:
         """Unmap the page. Arenas are closed before."""
@@ -169,7 +169,7 @@ def _described(thread: int, frame: FrameType | None) -> str:
     return "\n".join(lines)
 
 
-class Slot:
+class ControlWords:
     """The words of one lane. Each has one writer, and is seen whole or not at all.
 
     Parameters
@@ -197,13 +197,13 @@ class Slot:
         _WORD.pack_into(self._memory, self._at, call_id)
 
     @property
-    def heard_call(self) -> int:
+    def acknowledged_call(self) -> int:
         """The id of the last call of whose interrupt the worker has heard, or 0."""
         word: int = _WORD.unpack_from(self._memory, self._at + 8)[0]
         return word
 
-    @heard_call.setter
-    def heard_call(self, call_id: int) -> None:
+    @acknowledged_call.setter
+    def acknowledged_call(self, call_id: int) -> None:
         _WORD.pack_into(self._memory, self._at + 8, call_id)
 
     @property

@@ -22,8 +22,8 @@ from ..protocol.messages import (
     Shown,
     shown,
 )
-from .marshalling import Carrier
-from .replies import error_of, value_of
+from .marshalling import Marshaller
+from .replies import decode_error, value_of
 
 OnNews = Callable[[BaseException | None], None]
 OnHostCall = Callable[[HostCall, Frame], None]
@@ -102,21 +102,21 @@ class Exchange:
         self._value: Any = None
         self._exception: BaseException | None = None
 
-    def take(self, message: messages.FromWorker, frame: Frame, carrier: Carrier) -> None:
+    def take(self, message: messages.FromWorker, frame: Frame, marshaller: Marshaller) -> None:
         """Take in a message of this call, and its value from the lane's carrier."""
         match message:
             case Result():
                 self.lingers = message.lingers
                 # Before it is restored: who is interrupted there must not wait for another one.
                 self.is_answered = True
-                self._restore_value(message, frame, carrier)
+                self._restore_value(message, frame, marshaller)
             case Chunk():
-                self.chunks.append(self._restored_chunk(message, frame, carrier))
+                self.chunks.append(self._restored_chunk(message, frame, marshaller))
             case Failure():
                 self.lingers = message.lingers
                 self.is_answered = True
-                self._exception = error_of(
-                    carrier,
+                self._exception = decode_error(
+                    marshaller,
                     message,
                     frame,
                     self.name,
@@ -183,15 +183,15 @@ class Exchange:
         finally:
             del error  # a frame of its traceback would refer to it
 
-    def _restore_value(self, message: Result, frame: Frame, carrier: Carrier) -> None:
+    def _restore_value(self, message: Result, frame: Frame, marshaller: Marshaller) -> None:
         try:
-            self._value = value_of(carrier, message, frame, self.name)
+            self._value = value_of(marshaller, message, frame, self.name)
         except Exception as error:  # noqa: BLE001 - it is this call's outcome, not the reader's
             self._exception = error
 
-    def _restored_chunk(self, message: Chunk, frame: Frame, carrier: Carrier) -> Any:
+    def _restored_chunk(self, message: Chunk, frame: Frame, marshaller: Marshaller) -> Any:
         try:
-            return value_of(carrier, message, frame, self.name)
+            return value_of(marshaller, message, frame, self.name)
         except Exception as error:  # noqa: BLE001 - it is raised when its turn has come
             return Broken(error)
 

@@ -11,13 +11,13 @@ from ..locks import Lock
 from ..protocol import codec, messages
 from ..protocol.codec import Codec
 from ..protocol.frames import Frame, Segment, header_of, pack
-from ..protocol.messages import Shared
-from .shared_memory import SHARE_FROM_BYTES, ArenaReader, ArenaWriter, Place
+from ..protocol.messages import SharedRegion
+from .shared_memory import SHARE_FROM_BYTES, ArenaReader, ArenaWriter, Region
 
 M = TypeVar("M", bound=messages.WithValue)
 
 
-class Carrier:
+class Marshaller:
     """One end's way to lay out values and to restore them.
 
     Parameters
@@ -86,7 +86,7 @@ class Carrier:
             for shared in message.shared:
                 if shared is not None and not shared.is_yours:
                     with self._guard:
-                        self._outgoing.withdraw(Place(shared.offset, shared.length, shared.ticket))
+                        self._outgoing.withdraw(Region(shared.offset, shared.length, shared.ticket))
 
     def trim(self) -> None:
         """Give memory that nothing uses back to the system; when the lane is idle."""
@@ -108,7 +108,7 @@ class Carrier:
                 arena.close()
         self._outgoing = self._incoming = None
 
-    def _share(self, buffer: memoryview) -> Shared | None:
+    def _share(self, buffer: memoryview) -> SharedRegion | None:
         """Say where in shared memory a buffer is found by the other end; None if it is not."""
         if buffer.nbytes < SHARE_FROM_BYTES:
             return None
@@ -120,12 +120,12 @@ class Carrier:
         if place is None:
             return None
         self.is_warm = True
-        return Shared(place.offset, place.length, place.ticket, found is not None)
+        return SharedRegion(place.offset, place.length, place.ticket, found is not None)
 
-    def _view(self, shared: Shared) -> memoryview:
+    def _view(self, shared: SharedRegion) -> memoryview:
         arena = self._outgoing if shared.is_yours else self._incoming
         if arena is None:
             msg = f"{shared} came on a lane without shared memory"
             raise ValueError(msg)
         with self._guard:
-            return arena.view(Place(shared.offset, shared.length, shared.ticket))
+            return arena.view(Region(shared.offset, shared.length, shared.ticket))

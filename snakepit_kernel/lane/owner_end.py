@@ -17,10 +17,10 @@ from weakref import WeakSet, ref
 from ..output.display import Display
 from ..protocol import messages
 from ..protocol.frames import MAX_BYTES, Frame, FrameReader, FrameWriter, Segment
-from .control_page import Slot
+from .control_page import ControlWords
 from .exchange import Exchange
-from .marshalling import Carrier
-from .spin_wait import Lookout
+from .marshalling import Marshaller
+from .spin_wait import SpinWait
 
 MAX_LINGERING = 1000
 """Calls that have ended, of a lane, whose late output is shown."""
@@ -36,7 +36,7 @@ class LaneClosed(ConnectionError):
     """The worker closed its end, or died."""
 
 
-class Lane:
+class OwnerLane:
     """One lane to a worker, held by one caller at a time.
 
     Its caller has one exchange on it, and others inside that: the calls that are made on behalf of
@@ -61,14 +61,14 @@ class Lane:
         Gets the worker's first message; what it raises is raised by who waits for the next one.
     """
 
-    def __init__(self, sock: socket.socket, slot: Slot, carrier: Carrier) -> None:
+    def __init__(self, sock: socket.socket, slot: ControlWords, marshaller: Marshaller) -> None:
         self._socket = sock
         self._timeout: float | None = sock.gettimeout()
         self._recv_now = partial(sock.recv_into, flags=socket.MSG_DONTWAIT)
-        self._reader = FrameReader(max(MAX_BYTES, carrier.codec.max_bytes))
+        self._reader = FrameReader(max(MAX_BYTES, marshaller.codec.max_bytes))
         self._writer = FrameWriter()
         self.last_call_id = 0
-        self._lookout = Lookout()
+        self._spin_wait = SpinWait()
         self._exchanges: dict[int, Exchange] = {}
         self._loops: dict[asyncio.AbstractEventLoop, int] = {}  # that read it, by their readers
         self.slot = slot
@@ -76,7 +76,7 @@ class Lane:
         self.on_event: Callable[[messages.Event], None] | None = None
         self.on_quitting: Callable[[], None] | None = None
         self.on_hello: Callable[[messages.Hello], None] | None = None
-        self.carrier = carrier
+        self.marshaller = marshaller
         self._lingering: OrderedDict[int, _Ended] = OrderedDict()
         self._last: _Ended = _NONE
         self._early: list[tuple[messages.Late, Frame]] = []
@@ -208,7 +208,7 @@ class Lane:
         taken: list[bool] = []
         try:
             taken.extend(map(_awake.acquire, (False,)))  # in C: Ctrl-C cannot lose the lock
-            return taken[0] and self._lookout.look(self._has_come)
+            return taken[0] and self._spin_wait.look(self._has_come)
         finally:
             if taken and taken[0]:
                 _awake.release()
@@ -247,7 +247,7 @@ class Lane:
             if self.on_hello is not None:
                 self.on_hello(message)
             return
-        if isinstance(message, messages.Returned):
+        if isinstance(message, messages.Requeued):
             if self.on_returned is not None:
                 self.on_returned(message.ids)
             return
@@ -258,12 +258,12 @@ class Lane:
         number = message.call if isinstance(message, messages.HostCall) else message.id
         exchange = self._exchanges.get(number)
         if exchange is not None:
-            exchange.take(message, frame, self.carrier)
+            exchange.take(message, frame, self.marshaller)
         elif isinstance(message, messages.Event):
             if self.on_event is not None:
                 self.on_event(message)
         elif isinstance(message, messages.WithValue):
-            self.carrier.drop(message)
+            self.marshaller.drop(message)
 
     # -- in an event loop ----------------------------------------------------------------------
 
@@ -359,7 +359,7 @@ class Lane:
         """Close the lane, when no thread uses it. The worker sees it and ends."""
         if self._socket.fileno() >= 0:
             self._socket.close()
-            self.carrier.close()
+            self.marshaller.close()
             self._early.clear()
             self._lingering.clear()
             self._last = _NONE
@@ -367,7 +367,7 @@ class Lane:
 
 
 _awake = threading.Lock()  # of who looks out; threads that take turns at that would all be slow
-_open_lanes: WeakSet[Lane] = WeakSet()
+_open_lanes: WeakSet[OwnerLane] = WeakSet()
 
 
 def _release_in_child() -> None:

@@ -12,7 +12,7 @@ from ..errors import InvalidArguments, ToolError, ToolNotFound, ValueTooLarge
 from ..protocol import messages
 from ..protocol.frames import Frame, Segment, pack
 from ..protocol.messages import sendable
-from .marshalling import Carrier
+from .marshalling import Marshaller
 
 _PLACE = re.compile(r'  File "(?P<file>.+)", line (?P<line>\d+), in ')
 
@@ -46,17 +46,17 @@ class RemoteTraceback(Exception):
 # -- giving one ------------------------------------------------------------------------------------
 
 
-def with_value(
-    carrier: Carrier, call_id: int, value: object, *, lingers: bool = False
+def encode_value(
+    marshaller: Marshaller, call_id: int, value: object, *, lingers: bool = False
 ) -> list[Segment]:
     """Lay out the answer of a call that returned; a value that cannot travel is a failure."""
     try:
-        pickled = carrier.codec.dumps_what_can_travel(value)
+        pickled = marshaller.codec.dumps_what_can_travel(value)
     except Exception as error:  # noqa: BLE001 - pickling runs any code
         problem = cannot_travel("the result", value, error)
         problem.__cause__ = error
-        return with_error(carrier, call_id, problem, lingers=lingers)
-    return carrier.pack(messages.Result(call_id, lingers), *pickled)
+        return with_error(marshaller, call_id, problem, lingers=lingers)
+    return marshaller.pack(messages.Result(call_id, lingers), *pickled)
 
 
 def cannot_travel(what: str, value: object, error: Exception) -> Exception:
@@ -67,7 +67,7 @@ def cannot_travel(what: str, value: object, error: Exception) -> Exception:
 
 
 def with_error(
-    carrier: Carrier,
+    marshaller: Marshaller,
     call_id: int,
     error: BaseException,
     *,
@@ -110,7 +110,7 @@ def with_error(
         lingers=lingers,
     )
     try:
-        return carrier.pack_value(message, error)
+        return marshaller.pack_value(message, error)
     except Exception:  # noqa: BLE001 - exceptions often hold what cannot travel; the text does
         return pack(messages.encode(message))
 
@@ -166,8 +166,8 @@ def _shortened(text: str) -> str:
 # -- taking one ------------------------------------------------------------------------------------
 
 
-def error_of(
-    carrier: Carrier,
+def decode_error(
+    marshaller: Marshaller,
     message: messages.Failure,
     frame: Frame,
     name: str,
@@ -197,12 +197,12 @@ def error_of(
         case "arguments":
             return InvalidArguments(name, message.problems)
         case "tool":
-            refusal = _original(carrier, message, frame)  # it may say where the tool has gone
+            refusal = _original(marshaller, message, frame)  # it may say where the tool has gone
             if isinstance(refusal, ToolNotFound):
                 return refusal
             return ToolNotFound(name, message.problems)
     text = with_sources(message.traceback)
-    original = _original(carrier, message, frame)
+    original = _original(marshaller, message, frame)
     if raise_original and original is not None and not isinstance(original, KeyboardInterrupt):
         original.__cause__ = RemoteTraceback(text)
         return original
@@ -213,7 +213,7 @@ def error_of(
     return error
 
 
-def value_of(carrier: Carrier, message: messages.WithValue, frame: Frame, name: str) -> Any:
+def value_of(marshaller: Marshaller, message: messages.WithValue, frame: Frame, name: str) -> Any:
     """Return the value that an answer carries.
 
     Raises
@@ -222,17 +222,19 @@ def value_of(carrier: Carrier, message: messages.WithValue, frame: Frame, name: 
         It cannot be restored here.
     """
     try:
-        return carrier.load(message, frame)
+        return marshaller.load(message, frame)
     except Exception as error:
         text = f"the result of {name} cannot be restored here: {error}"
         raise ToolError(type(error).__name__, text) from error
 
 
-def _original(carrier: Carrier, message: messages.Failure, frame: Frame) -> BaseException | None:
+def _original(
+    marshaller: Marshaller, message: messages.Failure, frame: Frame
+) -> BaseException | None:
     if not frame.body:
         return None
     try:
-        original = carrier.load(message, frame)
+        original = marshaller.load(message, frame)
     except Exception:  # noqa: BLE001 - an exception's class may do anything; its text is there
         return None
     return original if isinstance(original, BaseException) else None

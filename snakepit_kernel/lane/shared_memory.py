@@ -44,7 +44,7 @@ _MADV_POPULATE_READ = 22  # since Linux 5.14; Python has no name for it
 _PRIVATE = mmap.MAP_PRIVATE | 0x4000  # MAP_NORESERVE, which Python has a name for since 3.13
 
 
-class Place(msgspec.Struct, frozen=True, array_like=True, gc=False):
+class Region(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """Where in an arena a buffer lies.
 
     Attributes
@@ -82,7 +82,7 @@ class ArenaWriter:
         self._regions: list[_Region] = []  # by address; replaced, not changed, so Ctrl-C may come
         self._warm = bytearray()  # for each page: whether it exists and is mapped here
 
-    def place(self, buffer: memoryview) -> Place | None:
+    def place(self, buffer: memoryview) -> Region | None:
         """Copy a buffer into the arena.
 
         Other threads run meanwhile. After an exception (Ctrl-C) the room is free again.
@@ -105,13 +105,13 @@ class ArenaWriter:
         if region is None or not self._fill(region, buffer):
             return None
         self._part.words[region.slot] = region.ticket  # from here on it is in use
-        return Place(region.first * _PAGE, len(buffer), region.ticket)
+        return Region(region.first * _PAGE, len(buffer), region.ticket)
 
-    def withdraw(self, place: Place) -> None:
+    def withdraw(self, place: Region) -> None:
         """Take back a place that no message has carried to the reader."""
         self._part.words[self._region_of(place).slot] = 0
 
-    def view(self, place: Place) -> memoryview:
+    def view(self, place: Region) -> memoryview:
         """Look at a buffer that the reader refers to, instead of having it sent back.
 
         It must be called before the next `place` or `trim`, which may use the region again.
@@ -229,7 +229,7 @@ class ArenaWriter:
         words = self._part.words
         return [region for region in self._regions if words[region.slot] or region.living_views()]
 
-    def _region_of(self, place: Place) -> _Region:
+    def _region_of(self, place: Region) -> _Region:
         for region in self._regions:
             if region.ticket == place.ticket and region.holds(place.offset, place.length):
                 return region
@@ -254,9 +254,9 @@ class ArenaReader:
 
     def __init__(self, descriptor: int, offset: int, limit_bytes: int) -> None:
         self._part = _PrivatePart(descriptor, offset, limit_bytes)
-        self._held: dict[int, Place] = {}
+        self._held: dict[int, Region] = {}
 
-    def view(self, place: Place) -> memoryview:
+    def view(self, place: Region) -> memoryview:
         """Look at a buffer that has arrived.
 
         Returns
@@ -288,7 +288,7 @@ class ArenaReader:
         view = memoryview(anchor).cast("B")
         return view[place.offset : place.offset + place.length]
 
-    def find(self, buffer: memoryview) -> Place | None:
+    def find(self, buffer: memoryview) -> Region | None:
         """Tell where in the arena a buffer lies, so that it is sent back by reference.
 
         Parameters
@@ -308,7 +308,7 @@ class ArenaReader:
             return None
         for whole in self._held.copy().values():  # a finalizer may change it now
             if whole.offset <= offset < whole.offset + whole.length:
-                place = Place(offset, buffer.nbytes, whole.ticket)
+                place = Region(offset, buffer.nbytes, whole.ticket)
                 return None if self._part.pages(place).were_written() else place
         return None
 
@@ -407,7 +407,7 @@ class _Part:
         """Tell the system something about pages of the room."""
         self.memory.madvise(option, _PAGE + first * _PAGE, (last - first) * _PAGE)
 
-    def map_privately(self, place: Place) -> Any:
+    def map_privately(self, place: Region) -> Any:
         """Map a buffer, from the begin of its first page on, so that what is written is not shared.
 
         Raises
@@ -419,7 +419,7 @@ class _Part:
         begin = self._offset + _PAGE + place.offset - skipped
         return _mapped(self._descriptor, skipped + place.length, begin, _PRIVATE)
 
-    def copy(self, place: Place) -> bytearray:
+    def copy(self, place: Region) -> bytearray:
         """Return a copy of a buffer."""
         start = _PAGE + place.offset
         return bytearray(memoryview(self.memory)[start : start + place.length])
@@ -453,7 +453,7 @@ class _PrivatePart(_Part):
         super().map()
         assert len(self.words) == _SLOTS
 
-    def pages(self, place: Place) -> _Pages:
+    def pages(self, place: Region) -> _Pages:
         """Return the pages that a buffer lies in."""
         first = place.offset // _PAGE
         last = -(-(place.offset + place.length) // _PAGE)
@@ -542,7 +542,7 @@ def _free_slot(regions: list[_Region]) -> int:
 
 
 def _give_back(
-    held: dict[int, Place], pages: _Pages, words: memoryview, ticket: int, pid: int
+    held: dict[int, Region], pages: _Pages, words: memoryview, ticket: int, pid: int
 ) -> None:
     """Say that the reader needs a region no more. It runs in any thread, at any moment."""
     if os.getpid() != pid:  # a forked child has dropped its copy of the view; the parent has not

@@ -6,20 +6,20 @@ import os
 from collections.abc import Callable
 from time import perf_counter
 
-AWAKE = 150e-6
+SPIN_SECONDS = 150e-6
 """Seconds to stay awake for an answer, or for the next call."""
 
 MAX_MISSES = 4
 """Times that nothing may come before one goes to sleep at once."""
 
-CROWDED = 20e-6
+PREEMPTED = 20e-6
 """Seconds that one look takes when another process wanted the processor, and had it."""
 
-REST = 50
+SKIPS = 50
 """Times that one goes to sleep at once, before staying awake is tried again."""
 
 
-class Lookout:
+class SpinWait:
     """Stays awake for a moment before a wait, as long as that is worth it.
 
     A process that sleeps takes longer to wake than a short call takes to run, and finds the caches
@@ -37,16 +37,16 @@ class Lookout:
             self._rest -= 1
             return False
         now = perf_counter()
-        until = now + AWAKE
+        until = now + SPIN_SECONDS
         while now < until:
             if has_come():
                 self._misses = 0
                 return True
             os.sched_yield()
             last, now = now, perf_counter()
-            if now - last > CROWDED:
+            if now - last > PREEMPTED:
                 break
         self._misses += 1
         if self._misses == MAX_MISSES:
-            self._misses, self._rest = 0, REST
+            self._misses, self._rest = 0, SKIPS
         return False

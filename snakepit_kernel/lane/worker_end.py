@@ -17,9 +17,9 @@ from ..locks import Condition, RLock
 from ..processes import children
 from ..protocol.codec import Codec
 from ..protocol.frames import MAX_BYTES, Frame, FrameReader, FrameWriter, Segment
-from .marshalling import Carrier
+from .marshalling import Marshaller
 from .nested_loops import around_another_loop
-from .spin_wait import Lookout
+from .spin_wait import SpinWait
 
 ROW_LIMIT = 5e-3
 """Seconds after which a row of calls lets the main loop have its turn."""
@@ -45,11 +45,11 @@ class WorkerLane:
     def __init__(
         self,
         sock: socket.socket,
-        carrier: Carrier,
+        marshaller: Marshaller,
         on_frame: Callable[[Frame], Callable[[], None] | None],
         on_close: Callable[[], None],
     ) -> None:
-        self.carrier = carrier
+        self.marshaller = marshaller
         self._socket = sock
         self._reader = FrameReader()
         self._writer = FrameWriter()
@@ -66,7 +66,7 @@ class WorkerLane:
         self._handed_over: deque[Callable[[], None]] = deque()
         self._thread = 0
         self._answered = 0.0
-        self._lookout = Lookout()
+        self._spin_wait = SpinWait()
         self._recv_now = partial(sock.recv_into, flags=socket.MSG_DONTWAIT)
         sock.setblocking(True)
         children.watch()
@@ -89,7 +89,7 @@ class WorkerLane:
 
     def use_codec(self, codec: Codec) -> None:
         """Pickle values as the owner has asked for, and take in frames as large as these may be."""
-        self.carrier.codec = codec
+        self.marshaller.codec = codec
         self._reader.max_bytes = max(MAX_BYTES, codec.max_bytes)
 
     def attach(self, loop: asyncio.AbstractEventLoop) -> None:
@@ -182,7 +182,7 @@ class WorkerLane:
             return
         until = perf_counter() + ROW_LIMIT
         while self._handle_frames() and perf_counter() < until:
-            if self._reader.at_end or not self._lookout.look(self._receive_now):
+            if self._reader.at_end or not self._spin_wait.look(self._receive_now):
                 break
         self._answered = perf_counter()
         if self._reader.at_end:
@@ -288,7 +288,7 @@ class WorkerLane:
                 if self._reader.at_end:
                     msg = "the owner of this worker has ended"
                     raise ConnectionError(msg)
-                if not self._lookout.look(self._has_come):
+                if not self._spin_wait.look(self._has_come):
                     self._reader.receive(self._socket.recv_into)
             return self._on_frame(frame) or _nothing
         finally:

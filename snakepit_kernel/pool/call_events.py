@@ -9,7 +9,7 @@ from .. import telemetry
 from ..errors import SnakepitError, ToolError
 from ..protocol.messages import HostCall
 from ..telemetry.spans import Scalar
-from .work_item import Link, Work
+from .work_item import HostCallContext, Work
 
 Attributes = dict[str, Scalar]
 
@@ -69,9 +69,9 @@ class HostReport:
 
     __slots__ = ("_began", "_begun", "_call", "_link", "_session", "_within", "outcome")
 
-    def __init__(self, link: Link, call: HostCall, session: str | None) -> None:
+    def __init__(self, host_call: HostCallContext, call: HostCall, session: str | None) -> None:
         self.outcome = "ok"
-        self._link = link
+        self._link = host_call
         self._call = call
         self._session = session
 

@@ -20,8 +20,8 @@ from .results import CallFuture, CellResult, Stream
 from .scheduling.affinity import Home
 from .scheduling.fair_queue import Bound
 from .scheduling.scheduler import Purpose
-from .tools import Definitions, SharedFunction, ToolsOfCaller, ahead
-from .work_item import Work, current_link
+from .tools import SharedFunction, ToolDefinitions, ToolsAttribute, ahead
+from .work_item import Work, current_host_call
 from .workers.jupyter import Cell, OnMessage
 from .workers.worker import Seat
 
@@ -42,7 +42,7 @@ class Caller:
     """Calls tools, runs cells and submits functions; base of `Pool` and `Session`."""
 
     _engine: Engine
-    _definitions: Definitions
+    _definitions: ToolDefinitions
     _session_id: str | None = None
     _home: Home[Seat] | None = None
     _fails_fast = False
@@ -57,7 +57,7 @@ class Caller:
 
     # -- tools ---------------------------------------------------------------------------------
 
-    tools = ToolsOfCaller()
+    tools = ToolsAttribute()
 
     def call(
         self,
@@ -176,9 +176,9 @@ class Caller:
             bound="max_futures",
         )
         stream = self._engine.astream(begin, room)
-        link = current_link()
-        if link is not None:
-            link.async_streams.append(stream)
+        host_call = current_host_call()
+        if host_call is not None:
+            host_call.async_streams.append(stream)
         return stream
 
     def _stream(
@@ -199,9 +199,9 @@ class Caller:
             yield from self._engine.stream(work, make_frames, room)
 
         stream = Stream(chunks(), lambda: self._engine.is_own_thread)
-        link = current_link()
-        if link is not None:
-            link.streams.append(stream)
+        host_call = current_host_call()
+        if host_call is not None:
+            host_call.streams.append(stream)
         return stream
 
     def _stream_work(
@@ -275,7 +275,7 @@ class Caller:
 
         def make_frames(seat: Seat, call_id: int, work: Work) -> list[Segment]:
             message = Call(call_id, tool, session, room, work.inside, work.correlation)
-            segments = seat.lane.carrier.pack(message, body, buffers)
+            segments = seat.lane.marshaller.pack(message, body, buffers)
             return [*self._definitions.missing(seat, tool), *segments]
 
         return make_frames
@@ -366,7 +366,7 @@ class Caller:
 
         def make_frames(seat: Seat, call_id: int, work: Work) -> list[Segment]:
             message = Apply(call_id, session, work.inside, work.correlation)
-            return [*ahead(seat), *seat.lane.carrier.pack(message, body, buffers)]
+            return [*ahead(seat), *seat.lane.marshaller.pack(message, body, buffers)]
 
         return self._work(name, DEFAULT, bound="max_futures"), make_frames
 
@@ -385,7 +385,7 @@ class Caller:
 
         def make_frames(seat: Seat, call_id: int, work: Work) -> list[Segment]:
             message = Apply(call_id, session, work.inside, work.correlation, shared.number)
-            return [*shared.missing(seat), *seat.lane.carrier.pack(message, body, buffers)]
+            return [*shared.missing(seat), *seat.lane.marshaller.pack(message, body, buffers)]
 
         return self._work(shared.name, DEFAULT, queue_timeout=None, bound=None), make_frames
 
@@ -546,7 +546,7 @@ class Caller:
         return Cell(
             code=code,
             on_message=on_message,
-            with_value=kernel.has_lane,
+            encode_value=kernel.has_lane,
             push=dict(push or {}),
             pull=names,
         )
@@ -584,7 +584,7 @@ class Caller:
             bound=bound,
             slot=slot,
             purpose=purpose,
-            link=current_link(),
+            host_call=current_host_call(),
             home=self._home,
             fails_fast=self._fails_fast,
             priority=self._priority if priority is None else check_priority(priority),

@@ -30,16 +30,16 @@ from ..errors import (
 from ..locks import Condition, RLock
 from .call_events import report_work
 from .config import PoolConfig
-from .policies import Circuit, falls_under
+from .policies import CircuitBreaker, falls_under
 from .scheduling.affinity import Home
 from .scheduling.scheduler import QueueFull, Scheduler
-from .scheduling.wait_notice import TELL_AFTER, listener_to_waits
-from .work_item import OUTCOMES, Link, Work, links, nothing
-from .workers.lifecycle import LENDABLE, WorkerEvent, WorkerState
+from .scheduling.wait_notice import TELL_AFTER, wait_listener
+from .work_item import OUTCOMES, HostCallContext, Work, call_chain, nothing
+from .workers.lifecycle import SCHEDULABLE, WorkerEvent, WorkerState
 from .workers.worker import Holder, Seat, Worker
 
 if TYPE_CHECKING:
-    from .workers.replacement import Crew
+    from .workers.replacement import RollingReplacement
 
 DRAINING = "it takes no new work, because it drains; resume() lets it"
 
@@ -49,7 +49,7 @@ _DONE = ("ok", "error")
 """Outcomes of work that its worker has come to the end of."""
 
 
-class Admission:
+class Dispatcher:
     """The queue of a pool, its counters, and who has which seat.
 
     Parameters
@@ -75,14 +75,14 @@ class Admission:
         Whether it takes no new work for a while.
     """
 
-    crew: Crew
+    supervisor: RollingReplacement
 
     def __init__(self, config: PoolConfig) -> None:
         self.lock = RLock()
         self.scheduler: Scheduler[Seat] = Scheduler(config.max_queue, config.max_futures)
         self.closed_because: str | None = None
         self.sessions: dict[str, None] = {}
-        self.circuit = Circuit(config.breaker) if config.breaker is not None else None
+        self.circuit = CircuitBreaker(config.breaker) if config.breaker is not None else None
         self._config = config
         self._max_calls = config.max_calls or sys.maxsize
         self._tainting = config.crash_barrier.taint_on if config.crash_barrier else ()
@@ -96,7 +96,7 @@ class Admission:
 
     # -- asking --------------------------------------------------------------------------------
 
-    def check_open(self, link: Link | None = None) -> None:
+    def check_open(self, host_call: HostCallContext | None = None) -> None:
         """Do nothing while the pool takes work.
 
         Parameters
@@ -112,20 +112,20 @@ class Admission:
         """
         if self.closed_because is None and not self.is_draining:
             return
-        if self.crew.is_dismissed or not self.waits_for(link):
+        if self.supervisor.is_dismissed or not self.waits_for(host_call):
             raise PoolClosed(self._config.name, self.closed_because or DRAINING)
 
     def dismissal(self) -> PoolClosed | None:
         """Return what to tell of work that ends with the pool, if that ends."""
-        if not self.crew.is_dismissed:
+        if not self.supervisor.is_dismissed:
             return None
         return PoolClosed(self._config.name, self.closed_because or "it was shut down")
 
-    def waits_for(self, link: Link | None) -> bool:
+    def waits_for(self, host_call: HostCallContext | None) -> bool:
         """Whether one of a chain of host calls is of a worker of this pool."""
-        return any(self.crew.has(each.seat.worker) for each in links(link))
+        return any(self.supervisor.has(each.seat.worker) for each in call_chain(host_call))
 
-    def admit(self, work: Work, nesting: Link | None = None) -> None:
+    def admit(self, work: Work, nesting: HostCallContext | None = None) -> None:
         """Count a piece of work, and give it a seat or a place in the queue.
 
         Whoever asks settles it when that raises an error.
@@ -138,7 +138,7 @@ class Admission:
             A host call whose worker can do it, if no other one is free.
         """
         with self.lock:
-            self.check_open(work.link)
+            self.check_open(work.host_call)
             if work.slot is not None:
                 work.wanted = self._worker_in(work.slot).main_seat
             work.settled = False
@@ -158,7 +158,7 @@ class Admission:
                 raise closed
             self._place(work, None)  # it was accepted: a pool that drains, or shuts down, ends it
 
-    def set_aside(self, work: Work, attempt: Attempt) -> None:
+    def prepare_retry(self, work: Work, attempt: Attempt) -> None:
         """Take the seat, or the place in the queue, of work that is to be done once more."""
         with self.lock:
             self._counts["retried"] += 1
@@ -177,11 +177,11 @@ class Admission:
 
     async def rest_async(self, work: Work, seconds: float) -> None:
         """Do the same while the running event loop goes on."""
-        granted = asyncio.Event()
-        wake = partial(self._grant_in, asyncio.get_running_loop(), granted, work)
+        assigned = asyncio.Event()
+        wake = partial(self._grant_in, asyncio.get_running_loop(), assigned, work)
         if self._set_to_rest(work, wake):
             try:
-                await asyncio.wait_for(granted.wait(), seconds)
+                await asyncio.wait_for(assigned.wait(), seconds)
             except TimeoutError:
                 pass
             finally:
@@ -190,11 +190,11 @@ class Admission:
     def _set_to_rest(self, work: Work, wake: Callable[[], None]) -> bool:
         """Have work woken when the pool ends; say whether it has not ended yet."""
         with self.lock:
-            work.on_grant = wake
+            work.on_assigned = wake
             self._resting.add(work)
-            return not self.crew.is_dismissed
+            return not self.supervisor.is_dismissed
 
-    def _check(self, circuit: Circuit, work: Work) -> None:
+    def _check(self, circuit: CircuitBreaker, work: Work) -> None:
         """Ask the breaker whether it lets work through."""
         now = time.monotonic()
         work.admitted = circuit.admit(now)
@@ -202,11 +202,11 @@ class Admission:
             left = circuit.seconds_left(now)
             raise BreakerOpen(self._config.name, circuit.failures, left, circuit.last)
 
-    def _place(self, work: Work, nesting: Link | None) -> None:
+    def _place(self, work: Work, nesting: HostCallContext | None) -> None:
         """Give a piece of work a seat, that of a worker that waits for it, or a queued place."""
-        if not self.crew.workers or (work.home is not None and work.has_lost_home):
+        if not self.supervisor.workers or (work.home is not None and work.has_lost_home):
             raise self.unserved(work)
-        if self.scheduler.grant(work):
+        if self.scheduler.assign(work):
             self.hold(work)
         elif nesting is not None and work.fits(nesting.seat):
             self._nest(work, nesting)
@@ -219,21 +219,21 @@ class Admission:
                 raise PoolSaturated(self._config.name, full.args[0], work.bound) from None
 
     def _worker_in(self, slot: int) -> Worker:
-        workers = self.crew.workers
+        workers = self.supervisor.workers
         if slot not in workers:
             msg = f"there is no worker {slot}; there are {sorted(workers)}"
             raise ValueError(msg)
         return workers[slot]
 
-    def _nest(self, work: Work, link: Link) -> None:
+    def _nest(self, work: Work, host_call: HostCallContext) -> None:
         """Let the worker that waits for a host call do it."""
-        work.seat = link.seat
-        work.nested_in = link
-        self._count_calls(link.seat.worker, 1)
+        work.seat = host_call.seat
+        work.nested_in = host_call
+        self._count_calls(host_call.seat.worker, 1)
         work.began = time.monotonic()
         if work.session is not None:
-            self.scheduler.homes.note(work.session, link.seat)
-            link.seat.worker.serve(work.session, link.seat)
+            self.scheduler.homes.note(work.session, host_call.seat)
+            host_call.seat.worker.serve(work.session, host_call.seat)
 
     def _check_wait(self, work: Work) -> None:
         """Refuse work that must not wait for its home, or that would wait for ever.
@@ -243,7 +243,7 @@ class Admission:
         bound_to = work.wanted or (work.home.place if work.home is not None else None)
         if work.fails_fast and bound_to is not None:
             raise WorkerBusy(work.name, self._config.name, [bound_to.worker.name], work.session)
-        if work.link is not None and self._would_wait_for_ever(work):
+        if work.host_call is not None and self._would_wait_for_ever(work):
             names = sorted({seat.worker.name for seat in self._fitting(work)})
             raise WorkerBusy(work.name, self._config.name, names)
 
@@ -253,16 +253,18 @@ class Admission:
         Two strict sessions, each called from the other one's home, are such a ring.
         """
         queued = self.scheduler.first(self.scheduler.waiting)
-        waiting = [each for each in (*queued, work) if isinstance(each, Work) and each.link]
+        waiting = [each for each in (*queued, work) if isinstance(each, Work) and each.host_call]
         while True:
-            held = {link.seat for each in waiting for link in links(each.link)}
+            held = {host_call.seat for each in waiting for host_call in call_chain(each.host_call)}
             stuck = [each for each in waiting if (fits := self._fitting(each)) and fits <= held]
             if len(stuck) == len(waiting):
                 return work in stuck
             waiting = stuck
 
     def _fitting(self, work: Work) -> set[Seat]:
-        return {seat for w in self.crew.workers.values() for seat in w.seats if work.fits(seat)}
+        return {
+            seat for w in self.supervisor.workers.values() for seat in w.seats if work.fits(seat)
+        }
 
     def hold(self, work: Work) -> None:
         """Note who has a seat."""
@@ -281,16 +283,18 @@ class Admission:
     def _count_calls(self, worker: Worker, count: int) -> None:
         worker.calls += count
         if worker.calls >= self._max_calls:
-            self.crew.note_worn(worker, f"{worker.calls} calls (max_calls {self._max_calls})")
+            self.supervisor.note_limit_reached(
+                worker, f"{worker.calls} calls (max_calls {self._max_calls})"
+            )
 
-    def lend(self, seat: Seat) -> None:
+    def offer(self, seat: Seat) -> None:
         """Give a free seat to the first whom it fits."""
         ticket = self.scheduler.add(seat)
         if ticket is not None:
             assert isinstance(ticket, Work)
             self.hold(ticket)
-            ticket.on_grant()
-            self.scheduler.granted = None
+            ticket.on_assigned()
+            self.scheduler.assigned = None
 
     def withdraw(self, work: Work) -> bool:
         """Take work out of the queue; say whether it was still there."""
@@ -299,7 +303,7 @@ class Admission:
 
     # -- waiting -------------------------------------------------------------------------------
 
-    def wait(self, work: Work, nesting: Link | None = None) -> Seat:
+    def wait(self, work: Work, nesting: HostCallContext | None = None) -> Seat:
         """Admit work, and wait for its seat in this thread."""
         with self.lock:
             if work.settled:
@@ -308,7 +312,7 @@ class Admission:
                 self.admit_again(work)
             if work.seat is not None:
                 return work.seat
-            if self.crew.is_own_thread:
+            if self.supervisor.is_own_thread:
                 self.scheduler.withdraw(work)
                 msg = (
                     f"no worker is free for {work.name}, and this code must not wait for one: it "
@@ -318,7 +322,7 @@ class Admission:
                 raise RuntimeError(msg)
             gate = threading.Lock()
             gate.acquire()
-            work.on_grant = gate.release
+            work.on_assigned = gate.release
         if not self._opens(gate, work) and self.withdraw(work):
             raise self.late(work)
         if work.seat is None:
@@ -327,7 +331,7 @@ class Admission:
 
     def _opens(self, gate: threading.Lock, work: Work) -> bool:
         """Wait for a gate as long as the work may wait; say whether it was opened."""
-        tell = listener_to_waits()
+        tell = wait_listener()
         if tell is not None:
             work.wait_in_queue(self._config.futures_queue_timeout)
             if _seconds_until(work.queue_deadline) > TELL_AFTER:
@@ -342,7 +346,7 @@ class Admission:
         with self.lock:
             busy = [
                 f"{worker.name} runs {' and '.join(worker.current)}"
-                for worker in self.crew.workers.values()
+                for worker in self.supervisor.workers.values()
                 if worker.current and (work.home is None or work.home.takes(worker.seats[0]))
             ]
             others = self.scheduler.waiting - 1
@@ -352,11 +356,11 @@ class Admission:
             f"{work.name} waits for a worker of pool {name!r}: {doing}.{queue} Stop ends the wait."
         )
 
-    async def wait_async(self, work: Work, nesting: Link | None = None) -> Seat:
+    async def wait_async(self, work: Work, nesting: HostCallContext | None = None) -> Seat:
         """Do the same while the running event loop goes on."""
         loop = asyncio.get_running_loop()
-        granted = asyncio.Event()
-        work.on_grant = partial(self._grant_in, loop, granted, work)
+        assigned = asyncio.Event()
+        work.on_assigned = partial(self._grant_in, loop, assigned, work)
         if work.settled:
             self.admit(work, nesting)
         else:
@@ -365,7 +369,7 @@ class Admission:
             until = work.queue_deadline
             try:
                 async with asyncio.timeout(None if until is None else until - time.monotonic()):
-                    await granted.wait()
+                    await assigned.wait()
             except TimeoutError:
                 if self.withdraw(work):
                     raise self.late(work) from None
@@ -374,12 +378,12 @@ class Admission:
         return work.seat
 
     def _grant_in(
-        self, loop: asyncio.AbstractEventLoop, granted: asyncio.Event, work: Work
+        self, loop: asyncio.AbstractEventLoop, assigned: asyncio.Event, work: Work
     ) -> None:
         try:
-            loop.call_soon_threadsafe(granted.set)
+            loop.call_soon_threadsafe(assigned.set)
         except RuntimeError:  # the loop was closed with the task still in it
-            self.settle(work, "cancelled")
+            self.finish(work, "cancelled")
 
     def unserved(self, work: Work) -> SnakepitError:
         """Say why a piece of work will never get a seat."""
@@ -390,9 +394,9 @@ class Admission:
             assert work.session is not None
             worker = work.home.place.worker
             return SessionLost(work.session, worker.name, worker.end_reason)
-        if work.wanted is not None and self.crew.workers:
+        if work.wanted is not None and self.supervisor.workers:
             return work.wanted.worker.death()
-        return PoolDegraded(self._config.name, self.crew.last_problem)
+        return PoolDegraded(self._config.name, self.supervisor.last_problem)
 
     def late(self, work: Work) -> SnakepitError:
         """Say that a piece of work waited too long."""
@@ -402,7 +406,7 @@ class Admission:
 
     # -- giving back ---------------------------------------------------------------------------
 
-    def settle(self, work: Work, outcome: str, error: BaseException | None = None) -> None:
+    def finish(self, work: Work, outcome: str, error: BaseException | None = None) -> None:
         """Count how a piece of work ended, and give its seat, or its place, to the next."""
         with self.lock:
             if work.settled:
@@ -410,13 +414,13 @@ class Admission:
             work.settled = True  # these three belong together: no call between them, no Ctrl-C
             self._counts[outcome] += 1
             self._pending -= 1
-            work.on_grant = nothing
+            work.on_assigned = nothing
             if work.seat is not None and outcome in _DONE:
                 work.seat.worker.done += 1
                 if outcome == "ok":
                     _told(work.seat)
                 elif error is not None and falls_under(error, self._tainting):
-                    self.crew.taint(work.seat.worker, error)
+                    self.supervisor.taint(work.seat.worker, error)
             if work.admitted is not None:
                 self._note_outcome(work.admitted, outcome, error)
             self._leave(work)
@@ -448,35 +452,35 @@ class Admission:
         """Give the seat of a piece of work, or its place in the queue, to the next."""
         if work.seat is None:
             self.scheduler.withdraw(work)
-        elif work.nested_in is None and not work.is_along:
-            self._take_back(work.seat, work.name)
+        elif work.nested_in is None and not work.is_prefetched:
+            self._unassign(work.seat, work.name)
 
-    def _take_back(self, seat: Seat, name: str) -> None:
+    def _unassign(self, seat: Seat, name: str) -> None:
         worker = seat.worker
         seat.holder = None
         if name in worker.current:
             worker.current.remove(name)
         if not worker.current and worker.state is not WorkerState.READY:  # else Ctrl-C came before
             worker.apply(WorkerEvent.GIVE_BACK)
-        is_lendable = worker.state in LENDABLE and not worker.is_withheld
+        is_lendable = worker.state in SCHEDULABLE and not worker.is_quarantined
         if is_lendable and not self.scheduler.is_idle(seat):
-            self.lend(seat)
+            self.offer(seat)
         elif not worker.is_held:
             if worker.state is WorkerState.DEAD:
                 worker.close_channels()
             elif worker.is_retired:
-                self.crew.dismiss_soon(worker)
+                self.supervisor.dismiss_soon(worker)
             elif worker.is_condemned:
                 worker.condemn()
 
     # -- several at a time -------------------------------------------------------------------
 
-    def board(self, work: Work, conveyor: Holder) -> None:
+    def board(self, work: Work, pipeline: Holder) -> None:
         """Let a conveyor hold the seat of a piece of work, and others beside it."""
         with self.lock:
             assert work.seat is not None
-            work.seat.holder = conveyor
-            work.is_along = True
+            work.seat.holder = pipeline
+            work.is_prefetched = True
 
     def take_along(self, seat: Seat, count: int) -> list[Work]:
         """Take work from the head of the queue for a seat that a conveyor holds.
@@ -486,7 +490,7 @@ class Admission:
         """
         taken: list[Work] = []
         with self.lock:
-            if seat.worker.state is not WorkerState.BUSY or seat.worker.due:
+            if seat.worker.state is not WorkerState.BUSY or seat.worker.replacement_reason:
                 return taken  # it is to end
             count = min(count, self._max_calls - seat.worker.calls)
             for ticket in self.scheduler.first_after(seat, count):
@@ -499,34 +503,34 @@ class Admission:
                 self.scheduler.withdraw(ticket)
                 ticket.seat = seat
                 ticket.began = time.monotonic()
-                ticket.is_along = True
+                ticket.is_prefetched = True
                 taken.append(ticket)
             if taken:
                 self.scheduler.pass_on(seat, taken[-1])
             self._count_calls(seat.worker, len(taken))
         return taken
 
-    def put_back(self, work: Work) -> None:
+    def requeue(self, work: Work) -> None:
         """Put work that was not begun to the head of the queue."""
         with self.lock:
             work.seat = work.began = None
-            work.is_along = False
-            if not self.crew.workers or self.crew.is_dismissed or work.has_lost_home:
-                work.on_grant()  # that there is none
-            elif self.scheduler.grant(work):
+            work.is_prefetched = False
+            if not self.supervisor.workers or self.supervisor.is_dismissed or work.has_lost_home:
+                work.on_assigned()  # that there is none
+            elif self.scheduler.assign(work):
                 self.hold(work)
-                work.on_grant()
+                work.on_assigned()
             else:
                 self.scheduler.put_first(work)
 
     def release(self, seat: Seat, name: str) -> None:
         """Take a seat back from a conveyor."""
         with self.lock:
-            self._take_back(seat, name)
+            self._unassign(seat, name)
 
     # -- putting in order ------------------------------------------------------------------
 
-    def mend(self, work: Work) -> None:
+    def repair(self, work: Work) -> None:
         """Put the books in order that Ctrl-C may have left in the middle of an entry.
 
         It comes between any two calls of the main thread: when a seat has left the list of the
@@ -534,16 +538,16 @@ class Admission:
         supervisor does this, because no signal handler runs in its thread.
         """
         with self.lock:
-            self.settle(work, "cancelled")
+            self.finish(work, "cancelled")
             self.scheduler.withdraw(work)
-            ticket = self.scheduler.granted
+            ticket = self.scheduler.assigned
             if isinstance(ticket, Work) and ticket.seat is not None and not ticket.settled:
-                self.scheduler.granted = None
+                self.scheduler.assigned = None
                 if ticket.seat.holder is not ticket:
                     self.hold(ticket)
                 with contextlib.suppress(RuntimeError):  # it was told already
-                    ticket.on_grant()
-            for worker in self.crew.workers.values():
+                    ticket.on_assigned()
+            for worker in self.supervisor.workers.values():
                 for seat in worker.seats:
                     seat.defined.clear()  # what was to be sent may not have been
                     seat.encoders = seat.follows = 0
@@ -555,10 +559,10 @@ class Admission:
         holder = seat.holder
         if holder is not None and not holder.settled:
             return
-        if seat.worker.state in LENDABLE:
+        if seat.worker.state in SCHEDULABLE:
             others = (other.holder for other in seat.worker.seats if other is not seat)
             seat.worker.current[:] = [other.name for other in others if other is not None]
-            self._take_back(seat, "")
+            self._unassign(seat, "")
 
     # -- sessions ------------------------------------------------------------------------------
 
@@ -572,7 +576,7 @@ class Admission:
         with self.lock:
             self.scheduler.homes.forget(session)
             self.sessions.pop(session, None)
-            for worker in self.crew.workers.values():
+            for worker in self.supervisor.workers.values():
                 worker.forget(session)
 
     def working_sessions(self) -> set[str]:
@@ -624,10 +628,10 @@ class Admission:
         """Give memory back that was needed to send large values to workers that have rested."""
         rested = time.monotonic() - seconds
         with self.lock:  # nobody gets a seat meanwhile
-            for worker in self.crew.workers.values():
+            for worker in self.supervisor.workers.values():
                 if worker.state is WorkerState.READY and worker.since < rested:
                     for seat in worker.seats:
-                        seat.lane.carrier.trim()
+                        seat.lane.marshaller.trim()
 
     def empty_queue(self) -> None:
         """Tell all who wait that they will get nothing."""
@@ -635,7 +639,7 @@ class Admission:
             cancelled = [*self.scheduler.drain(), *self._resting]
             self._resting.clear()
         for ticket in cancelled:
-            ticket.on_grant()
+            ticket.on_assigned()
 
 
 def _told(seat: Seat) -> None:

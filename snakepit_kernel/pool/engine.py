@@ -2,7 +2,7 @@
 
 Three kinds of threads meet here: callers, who drive the lane of the seat they hold; the
 supervisor, which starts and ends processes and drives the lanes of futures; and event loops of
-callers who await. What they share is in `Admission`; a lane belongs to whoever holds its seat.
+callers who await. What they share is in `Dispatcher`; a lane belongs to whoever holds its seat.
 """
 
 from __future__ import annotations
@@ -32,28 +32,28 @@ from ..lane.exchange import Exchange
 from ..lane.replies import Interrupted
 from ..lane.shared_memory import TRIM_AFTER
 from ..locks import Lock
-from ..processes.concurrency import Supervisor, in_thread
+from ..processes.concurrency import LoopThread, in_thread
 from ..processes.guarded_process import TOO_MANY_PROCESSES
 from ..processes.run_folders import Folder, remove_folder, sweep_folders
 from ..protocol.messages import ToolInfo
 from .call_events import describe_error
 from .config import PoolConfig
-from .dispatcher import Admission
-from .execution.calls import Driver, insisting
-from .execution.futures import Errands
-from .execution.host_tools import Host, HostTools
+from .dispatcher import Dispatcher
+from .execution.calls import CallRunner, interrupt_until_heard
+from .execution.futures import FutureRunner
+from .execution.host_tools import HostTools, HostToolServer
 from .execution.pipeline import MakeFrames
 from .housekeeping import tell_of_activity
 from .open_sessions import PoolSessions
 from .policies import Recovery
-from .resources.machine_budget import Share
+from .resources.machine_budget import MachineReservation
 from .results import CallFuture, CellResult
 from .scheduling.affinity import Home
 from .status import PoolStats, PoolStatus, WorkerStatus, memory_of, status_path
-from .work_item import Link, Work, current_link, links, outcome_of
+from .work_item import HostCallContext, Work, call_chain, current_host_call, outcome_of
 from .workers.jupyter import Cell
-from .workers.monitor import Upkeep
-from .workers.replacement import Crew
+from .workers.monitor import WorkerMonitor
+from .workers.replacement import RollingReplacement
 from .workers.worker import Seat, Worker
 from .workers.zmq_threads import begin_threads
 
@@ -80,7 +80,7 @@ class Engine:
     """
 
     def __init__(self, config: PoolConfig) -> None:
-        self._share = Share(config.name, config.bytes_each)
+        self._share = MachineReservation(config.name, config.bytes_each)
         if config.takes_what_is_left:
             left = self._share.take_what_is_left(config.workers).workers
             config = replace(config, workers=left)
@@ -88,7 +88,7 @@ class Engine:
         self.pid = os.getpid()
         self.sessions = PoolSessions(config, self.forget_session)
         self.host_tools = HostTools(self.sessions.host_tools_of)
-        self._admission = Admission(config)
+        self._dispatcher = Dispatcher(config)
         self._recovery = Recovery(barrier=config.crash_barrier, retry=config.retry)
         self._closing = Lock()
         self._is_ending = self._has_ended = False
@@ -115,26 +115,26 @@ class Engine:
         self._context: zmq.Context[Any] = zmq.Context()
         begin_threads(self._context)
         self._managers_context = zmq.asyncio.Context(self._context)
-        self._supervisor = Supervisor(f"snakepit-{config.name}")
-        self._crew = self._admission.crew = Crew(
+        self._loop_thread = LoopThread(f"snakepit-{config.name}")
+        self._supervisor = self._dispatcher.supervisor = RollingReplacement(
             config,
             self._folder,
             self._managers_context,
-            supervisor=self._supervisor,
-            lock=self._admission.lock,
-            scheduler=self._admission.scheduler,
-            lend=self._admission.lend,
+            loop_thread=self._loop_thread,
+            lock=self._dispatcher.lock,
+            scheduler=self._dispatcher.scheduler,
+            offer=self._dispatcher.offer,
         )
-        host = Host(self.host_tools, self.sessions.serve)
-        condemn = self._crew.condemn
-        self._driver = Driver(config.grace, self._context, host, condemn, self._explain)
-        self._errands = Errands(
-            self._admission,
-            self._supervisor,
+        host = HostToolServer(self.host_tools, self.sessions.serve)
+        condemn = self._supervisor.condemn
+        self._driver = CallRunner(config.grace, self._context, host, condemn, self._explain)
+        self._errands = FutureRunner(
+            self._dispatcher,
+            self._loop_thread,
             host,
             pool=config.name,
             grace=config.grace,
-            strand=self._crew.strand,
+            stop_scheduling=self._supervisor.stop_scheduling,
             condemn=condemn,
             explain=self._explain,
         )
@@ -151,7 +151,7 @@ class Engine:
         """
         starting: concurrent.futures.Future[None] | None = None
         try:
-            starting = self._supervisor.ask(self._open())
+            starting = self._loop_thread.ask(self._open())
             starting.result()
         except BaseException:
             if starting is not None:
@@ -160,15 +160,17 @@ class Engine:
             raise
 
     async def _open(self) -> None:
-        await self._crew.start()
-        Upkeep(self.config, self._crew).begin()
+        await self._supervisor.start()
+        WorkerMonitor(self.config, self._supervisor).begin()
         self._publish()
-        self._supervisor.spawn(self._publish_status())
+        self._loop_thread.spawn(self._publish_status())
 
     def _explain(self, worker: Worker, death: WorkerDied) -> SnakepitError:
         """Say why a worker left whoever held it."""
-        self._crew.strand(worker)  # or it is lent again before the supervisor has seen that it died
-        if (closed := self._admission.dismissal()) is not None:
+        self._supervisor.stop_scheduling(
+            worker
+        )  # or it is lent again before the supervisor has seen that it died
+        if (closed := self._dispatcher.dismissal()) is not None:
             return closed
         if death.status is None and not worker.died.is_set():
             worker.condemn()  # it lives, but nobody can talk to it
@@ -177,11 +179,11 @@ class Engine:
     @property
     def size(self) -> int:
         """How many workers there are to be."""
-        return self._crew.size
+        return self._supervisor.size
 
     def resize(self, count: int) -> None:
         """Have another number of workers."""
-        self._change(self._crew.resize(count))
+        self._change(self._supervisor.resize(count))
 
     def reload(self, adapter: object) -> None:
         """Replace all workers, with another adapter if one is given."""
@@ -192,9 +194,9 @@ class Engine:
     async def _reload(self, adapter: object) -> None:
         config = replace(self.config, adapter=self.config.adapter if adapter is None else adapter)
         try:
-            await self._crew.reload(config)
+            await self._supervisor.reload(config)
         finally:
-            self.config = self._crew.config
+            self.config = self._supervisor.config
 
     def recycle(self, slot: int | None) -> None:
         """Replace the worker of a slot, or all."""
@@ -202,20 +204,22 @@ class Engine:
         if slot is not None and slot not in known:
             msg = f"there is no worker {slot}; there are {known}"
             raise ValueError(msg)
-        self._change(self._crew.recycle(known if slot is None else [slot]))
+        self._change(self._supervisor.recycle(known if slot is None else [slot]))
 
     def _change(self, change: Coroutine[Any, Any, None]) -> None:
         """Change the crew, and wait for that."""
         try:
-            if self._crew.is_dismissed:
-                raise PoolClosed(self.config.name, self._admission.closed_because or "it has ended")
+            if self._supervisor.is_dismissed:
+                raise PoolClosed(
+                    self.config.name, self._dispatcher.closed_because or "it has ended"
+                )
             if self.is_own_thread:
                 msg = "the callback of a future must not wait for workers; use another thread"
                 raise RuntimeError(msg)
         except BaseException:
             change.close()
             raise
-        changing = self._supervisor.ask(self._make(change))
+        changing = self._loop_thread.ask(self._make(change))
         try:
             changing.result()
         except concurrent.futures.CancelledError:
@@ -225,7 +229,7 @@ class Engine:
             raise
 
     async def _make(self, change: Coroutine[Any, Any, None]) -> None:
-        await self._crew.in_turn(change)
+        await self._supervisor.in_turn(change)
         self._publish()
 
     def drain(self, timeout: float | None) -> bool:
@@ -233,16 +237,16 @@ class Engine:
         if self.is_awaited:
             msg = "the pool waits for the code that would wait for it to drain; use another thread"
             raise RuntimeError(msg)
-        return self._admission.drain(timeout)
+        return self._dispatcher.drain(timeout)
 
     def resume(self) -> None:
         """Take work again."""
-        self._admission.resume()
+        self._dispatcher.resume()
 
     @property
     def tools(self) -> dict[str, ToolInfo]:
         """What the workers offer, by name."""
-        return self._crew.tools
+        return self._supervisor.tools
 
     def check_open(self) -> None:
         """Do nothing while the pool takes work.
@@ -252,14 +256,14 @@ class Engine:
         PoolClosed
             It does not any more.
         """
-        self._admission.check_open(current_link())
+        self._dispatcher.check_open(current_host_call())
 
     @property
     def is_awaited(self) -> bool:
         """Whether this pool waits for the code that asks: its thread, or a host tool."""
-        return self.is_own_thread or self._admission.waits_for(current_link())
+        return self.is_own_thread or self._dispatcher.waits_for(current_host_call())
 
-    def _nesting(self, work: Work, *, can_hop: bool) -> Link | None:
+    def _nesting(self, work: Work, *, can_hop: bool) -> HostCallContext | None:
         """Return the host call that the work is made from, if its worker can do it meanwhile.
 
         Work that is bound to a worker may come from it by way of others, which wait as well.
@@ -271,13 +275,13 @@ class Engine:
         can_hop
             Whether it may be driven by the event loop that drives that worker's lane.
         """
-        if work.link is None:
+        if work.host_call is None:
             return None
-        for link in links(work.link):
-            if self._crew.has(link.seat.worker):
-                in_reach = link.is_here or (can_hop and link.loop is not None)
-                if link.can_nest and in_reach and work.fits(link.seat):
-                    return link
+        for host_call in call_chain(work.host_call):
+            if self._supervisor.has(host_call.seat.worker):
+                in_reach = host_call.is_here or (can_hop and host_call.loop is not None)
+                if host_call.reentrant and in_reach and work.fits(host_call.seat):
+                    return host_call
                 if work.home is None:
                     return None
         return None
@@ -286,7 +290,7 @@ class Engine:
 
     def open_home(self, session_id: str) -> Home[Seat]:
         """Return the home of a session whose work is bound to one worker."""
-        return self._admission.open_home(session_id)
+        return self._dispatcher.open_home(session_id)
 
     def forget_session(self, session_id: str) -> None:
         """Drop what a session has in this pool, and in its workers before their next request.
@@ -295,7 +299,7 @@ class Engine:
         its environment. Work of the session that runs goes on, with nothing around it.
         """
         self.host_tools.forget(session_id)
-        self._admission.forget_session(session_id)
+        self._dispatcher.forget_session(session_id)
 
     # -- work of a thread that waits -----------------------------------------------------------
 
@@ -315,14 +319,14 @@ class Engine:
                     pause = self._set_aside(work, error)
                     if pause is None:
                         raise
-                self._admission.rest(work, pause)
+                self._dispatcher.rest(work, pause)
         except KeyboardInterrupt as error:
             self._fail(work, error)
-            self._supervisor.soon(self._admission.mend, work)
+            self._loop_thread.soon(self._dispatcher.repair, work)
             raise
 
     def _try_call(self, work: Work, make_frames: MakeFrames, raise_original: bool) -> Any:
-        seat = self._admission.wait(work, self._nesting(work, can_hop=True))
+        seat = self._dispatcher.wait(work, self._nesting(work, can_hop=True))
         exchange = Exchange(seat.lane.new_call_id(), work.name, raise_original=raise_original)
         segments = make_frames(seat, exchange.call_id, work)
         if work.nested_in is None or work.nested_in.is_here:
@@ -345,16 +349,16 @@ class Engine:
                     pause = self._set_aside(work, error)
                     if pause is None:
                         raise
-                self._admission.rest(work, pause)
+                self._dispatcher.rest(work, pause)
         except KeyboardInterrupt as error:
             self._fail(work, error)
-            self._supervisor.soon(self._admission.mend, work)
+            self._loop_thread.soon(self._dispatcher.repair, work)
             raise
 
     def _try_stream(
         self, work: Work, make_frames: MakeFrames, room: int
     ) -> Generator[Any, None, None]:
-        seat = self._admission.wait(work, self._nesting(work, can_hop=False))
+        seat = self._dispatcher.wait(work, self._nesting(work, can_hop=False))
         exchange = Exchange(seat.lane.new_call_id(), work.name)
         segments = make_frames(seat, exchange.call_id, work)
         yield from self._driver.stream(seat, exchange, segments, work, room)
@@ -363,11 +367,11 @@ class Engine:
     def run_cell(self, work: Work, cell: Cell) -> CellResult:
         """Run a cell on a worker, driven by this thread."""
         try:
-            return self._run_lent(self._admission.wait(work), work, cell)
+            return self._run_lent(self._dispatcher.wait(work), work, cell)
         except BaseException as error:
             self._fail(work, error)
             if isinstance(error, KeyboardInterrupt):
-                self._supervisor.soon(self._admission.mend, work)
+                self._loop_thread.soon(self._dispatcher.repair, work)
             raise
 
     def _conclude(self, work: Work, exchange: Exchange) -> Any:
@@ -375,7 +379,7 @@ class Engine:
         try:
             value = exchange.outcome()
         except Interrupted as interrupted:  # by somebody else than its caller
-            if (closed := self._admission.dismissal()) is not None:  # by the pool's end
+            if (closed := self._dispatcher.dismissal()) is not None:  # by the pool's end
                 raise closed from None
             work.ends_as = "cancelled"
             message = f"{work.name} was interrupted in its worker"
@@ -383,7 +387,7 @@ class Engine:
         except BaseException:
             work.ends_as = "error"
             raise
-        self._admission.settle(work, "ok")
+        self._dispatcher.finish(work, "ok")
         return value
 
     def _set_aside(self, work: Work, error: BaseException) -> float | None:
@@ -398,12 +402,12 @@ class Engine:
         if pause is None:
             self._fail(work, error)
         else:
-            self._admission.set_aside(work, work.attempt_that_failed(error))
+            self._dispatcher.prepare_retry(work, work.attempt_that_failed(error))
         return pause
 
     def _pause_after(self, work: Work, error: BaseException) -> float | None:
         """Return how long to wait before work that failed is done again; None for never."""
-        if work.settled or self._crew.is_dismissed:
+        if work.settled or self._supervisor.is_dismissed:
             return None
         if work.nested_in is not None or work.ends_as == "cancelled" or work.has_given:
             return None
@@ -415,7 +419,7 @@ class Engine:
     def _fail(self, work: Work, error: BaseException, outcome: str = "") -> None:
         """Count work that ended with an error, which tells from now on whose it is."""
         describe_error(error, work, self.config.name)
-        self._admission.settle(work, outcome or work.ends_as or outcome_of(error), error)
+        self._dispatcher.finish(work, outcome or work.ends_as or outcome_of(error), error)
 
     # -- work of an event loop -----------------------------------------------------------------
 
@@ -433,7 +437,7 @@ class Engine:
             await self._rest(work, pause)
 
     async def _try_acall(self, work: Work, make_frames: MakeFrames, raise_original: bool) -> Any:
-        seat = await self._admission.wait_async(work, self._nesting(work, can_hop=True))
+        seat = await self._dispatcher.wait_async(work, self._nesting(work, can_hop=True))
         exchange = Exchange(seat.lane.new_call_id(), work.name, raise_original=raise_original)
         segments = make_frames(seat, exchange.call_id, work)
         drive = self._driver.drive_async(seat, exchange, segments, work)
@@ -448,7 +452,7 @@ class Engine:
     async def _rest(self, work: Work, pause: float) -> None:
         """Wait before the next attempt of a piece of work."""
         try:
-            await self._admission.rest_async(work, pause)
+            await self._dispatcher.rest_async(work, pause)
         except BaseException as error:
             self._fail(work, error)
             raise
@@ -461,7 +465,7 @@ class Engine:
         work.kind = "stream"
         while True:
             try:
-                seat = await self._admission.wait_async(work, self._nesting(work, can_hop=False))
+                seat = await self._dispatcher.wait_async(work, self._nesting(work, can_hop=False))
                 exchange = Exchange(seat.lane.new_call_id(), work.name)
                 segments = make_frames(seat, exchange.call_id, work)
                 async with self._driver.stream_async(
@@ -480,7 +484,7 @@ class Engine:
     async def arun_cell(self, work: Work, cell: Cell) -> CellResult:
         """Run a cell on a worker, driven by a thread, while the running event loop goes on."""
         try:
-            seat = await self._admission.wait_async(work)
+            seat = await self._dispatcher.wait_async(work)
         except BaseException as error:
             self._fail(work, error)
             raise
@@ -493,10 +497,10 @@ class Engine:
             return await asyncio.shield(run)
         except asyncio.CancelledError:
             work.is_given_up = True
-            with insisting(seat, seat.lane.new_call_id()):
+            with interrupt_until_heard(seat, seat.lane.new_call_id()):
                 done, _ = await asyncio.wait({run}, timeout=self.config.grace)
             if not done:
-                self._crew.condemn(seat)
+                self._supervisor.condemn(seat)
             await asyncio.gather(run, return_exceptions=True)
             raise
 
@@ -510,7 +514,7 @@ class Engine:
         for problem in (result.error, result.value_error):
             describe_error(problem, work, self.config.name)
         outcome = "ok" if result.ok else "error"
-        self._admission.settle(work, "cancelled" if work.is_given_up else outcome, result.error)
+        self._dispatcher.finish(work, "cancelled" if work.is_given_up else outcome, result.error)
         return result
 
     # -- work nobody waits for -----------------------------------------------------------------
@@ -523,18 +527,18 @@ class Engine:
 
     def stats(self) -> PoolStats:
         """Return the counters."""
-        with self._admission.lock:
+        with self._dispatcher.lock:
             return PoolStats(
-                **self._admission.counts(),
-                started=self._crew.started,
-                died=self._crew.died,
-                recycled=self._crew.recycled,
+                **self._dispatcher.counts(),
+                started=self._supervisor.started,
+                died=self._supervisor.died,
+                recycled=self._supervisor.recycled,
             )
 
     def status(self) -> PoolStatus:
         """Return what the pool looks like now."""
         now = time.monotonic()
-        with self._admission.lock:
+        with self._dispatcher.lock:
             workers = [
                 WorkerStatus(
                     name=worker.name,
@@ -548,7 +552,7 @@ class Engine:
                     tainted=worker.tainted or None,
                     device=worker.device,
                 )
-                for _, worker in sorted(self._crew.workers.items())
+                for _, worker in sorted(self._supervisor.workers.items())
             ]
             return PoolStatus(
                 name=self.config.name,
@@ -556,31 +560,31 @@ class Engine:
                 adapter=self.config.adapter_name,
                 workers=workers,
                 stats=self.stats(),
-                sessions=list(self._admission.sessions),
-                problem=self._crew.problem or self._admission.problem(),
-                ends=list(self._crew.ends),
+                sessions=list(self._dispatcher.sessions),
+                problem=self._supervisor.problem or self._dispatcher.problem(),
+                ends=list(self._supervisor.ends),
             )
 
     def logs(self) -> dict[str, str]:
         """Return the last output of each worker's process, by the worker's name."""
-        with self._admission.lock:
-            workers = [worker for _, worker in sorted(self._crew.workers.items())]
+        with self._dispatcher.lock:
+            workers = [worker for _, worker in sorted(self._supervisor.workers.items())]
         return {worker.name: worker.last_output() for worker in workers}
 
     def slots(self) -> list[int]:
         """Return the numbers of the workers."""
-        with self._admission.lock:
-            return sorted(self._crew.workers)
+        with self._dispatcher.lock:
+            return sorted(self._supervisor.workers)
 
     @property
     def is_own_thread(self) -> bool:
         """Whether this is the supervisor's thread, in which the callbacks of futures run."""
-        return self._supervisor.is_current
+        return self._loop_thread.is_current
 
     @property
     def is_open(self) -> bool:
         """Whether the pool takes work."""
-        return self._admission.closed_because is None
+        return self._dispatcher.closed_because is None
 
     async def _publish_status(self) -> None:
         """Keep the file that `snakepit status` reads up to date, and memory in bounds."""
@@ -593,16 +597,16 @@ class Engine:
             stats = self.stats()
             if stats.queued or stats.running:
                 tell_of_activity()
-            if self._share.workers != self._crew.size:
-                await in_thread(self._share.note, self._crew.size)
-            self._admission.trim(TRIM_AFTER)
+            if self._share.workers != self._supervisor.size:
+                await in_thread(self._share.note, self._supervisor.size)
+            self._dispatcher.trim(TRIM_AFTER)
             if self.sessions.are_used:
                 await in_thread(self._care_for_sessions)
 
     def _care_for_sessions(self) -> None:
         """Keep those alive that work, and delete what has expired."""
         try:
-            self.sessions.keep_alive(self._admission.working_sessions())
+            self.sessions.keep_alive(self._dispatcher.working_sessions())
             self.sessions.sweep()
         except SnakepitError as error:  # they are used again, and swept again
             logger.warning("%s", error)
@@ -625,22 +629,22 @@ class Engine:
         """Take no more work; what is queued still runs, unless it is to be cancelled."""
         if os.getpid() != self.pid:
             return
-        with self._admission.lock:
-            self._admission.closed_because = self._admission.closed_because or "it was shut down"
+        with self._dispatcher.lock:
+            self._dispatcher.closed_because = self._dispatcher.closed_because or "it was shut down"
         if cancel_queued:
-            self._admission.empty_queue()
+            self._dispatcher.empty_queue()
 
     def wait_until_quiet(self) -> None:
         """Return when nothing is queued or running."""
         if os.getpid() == self.pid:  # else what runs, runs for the parent of this forked child
-            self._admission.wait_until_quiet()
+            self._dispatcher.wait_until_quiet()
 
     def disown(self) -> None:
         """Take no work in a forked child, which has neither the thread nor the processes."""
-        self._admission.closed_because = (
+        self._dispatcher.closed_because = (
             f"it belongs to process {self.pid}; a forked child cannot use it"
         )
-        self._crew.is_dismissed = True
+        self._supervisor.is_dismissed = True
 
     def close(self, reason: str = "it was shut down", grace: float | None = None) -> None:
         """End everything now; return when it is verified gone. What runs is interrupted.
@@ -678,9 +682,9 @@ class Engine:
             if self._has_ended:
                 return
             self._is_ending = True
-            with self._admission.lock:
-                self._admission.closed_because = self._admission.closed_because or reason
-                self._crew.is_dismissed = True
+            with self._dispatcher.lock:
+                self._dispatcher.closed_because = self._dispatcher.closed_because or reason
+                self._supervisor.is_dismissed = True
             self.stop_accepting(cancel_queued=True)
             try:
                 self._take_down(grace)
@@ -692,10 +696,10 @@ class Engine:
     def _take_down(self, grace: float) -> None:
         """Do all of it, one after the other, also if a part fails; keep the first failure."""
         steps: tuple[Callable[[], object], ...] = (
-            lambda: self._supervisor.ask(self._crew.end(grace)).result(),
+            lambda: self._loop_thread.ask(self._supervisor.end(grace)).result(),
             # Who held a worker has noticed, unless its event loop stands.
-            lambda: self._admission.wait_until_quiet(FAREWELL),
-            self._supervisor.close,
+            lambda: self._dispatcher.wait_until_quiet(FAREWELL),
+            self._loop_thread.close,
             self.sessions.close,
             self._end_context,
             lambda: remove_folder(self._folder.path),

@@ -56,7 +56,7 @@ class PoolSessions:
         with self._lock:
             known = self._states.get(session_id)
             if known is not None and known.number == state.number:
-                known.look_again()  # its time to live may be another one now
+                known.refresh()  # its time to live may be another one now
                 return known
             self._states[session_id] = state
         if known is not None:

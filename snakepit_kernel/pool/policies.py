@@ -262,7 +262,7 @@ def _set_names(policy: object, title: str, name: str, names: Any) -> None:
     object.__setattr__(policy, name, listed)
 
 
-class Circuit:
+class CircuitBreaker:
     """Opens after failures one after the other, and closes when one call goes well again.
 
     Parameters

@@ -31,7 +31,7 @@ from .resources.limits import Limits
 from .results import CallFuture
 from .session import Session
 from .status import PoolStats, PoolStatus
-from .tools import Definitions, SharedFunction
+from .tools import SharedFunction, ToolDefinitions
 
 if TYPE_CHECKING:
     from .monitoring.dashboard import Dashboard
@@ -223,7 +223,7 @@ class Pool(Caller, concurrent.futures.Executor):
             gpus=gpus,
             limits=limits,
         )
-        self._definitions = Definitions(config.codec)
+        self._definitions = ToolDefinitions(config.codec)
         self._engine = Engine(config)
         self._engine.open()
         # The engine does not know this object, so that can be collected; then the engine ends,

@@ -17,7 +17,7 @@ from ..errors import CellError
 from ..locks import Condition, RLock
 from ..output.display import Display
 from ..output.progress_bars import Settings
-from ..processes.concurrency import Supervisor
+from ..processes.concurrency import LoopThread
 from ..validation import bounded
 
 
@@ -97,7 +97,7 @@ class CallFuture(concurrent.futures.Future[T]):
     """
 
     correlation_id: str = ""
-    keeper: Supervisor | None = None
+    keeper: LoopThread | None = None
 
     def __init__(self) -> None:
         # What the base class does, with one condition instead of two: there may be many thousands.

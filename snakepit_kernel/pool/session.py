@@ -12,7 +12,7 @@ from ..validation import check_priority
 from .caller import Caller
 from .config import Affinity
 from .engine import Engine
-from .tools import Definitions
+from .tools import ToolDefinitions
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -41,7 +41,7 @@ class Session(Caller):
         state: SessionState,
         pool: Caller,
         engine: Engine,
-        definitions: Definitions,
+        definitions: ToolDefinitions,
         *,
         affinity: Affinity = "hint",
         priority: int = 0,

@@ -20,7 +20,7 @@ from .import_path import follow, search_path
 from .workers.worker import Seat
 
 
-class Definitions:
+class ToolDefinitions:
     """The notebook's functions that are tools of a pool, ready to travel, each with a version.
 
     Parameters
@@ -98,7 +98,7 @@ class SharedFunction:
             return frames
         self._seats.add(seat)
         seat.defined[self._name_at_a_seat] = 1
-        return [*frames, *seat.lane.carrier.pack(Prepare(self.number), *self._pickled)]
+        return [*frames, *seat.lane.marshaller.pack(Prepare(self.number), *self._pickled)]
 
     @property
     def _name_at_a_seat(self) -> str:
@@ -121,12 +121,12 @@ def ahead(seat: Seat) -> list[Segment]:
         return []
     frames = follow(seat)
     missing, seat.encoders = known[seat.encoders :], len(known)
-    carrier = seat.lane.carrier
+    marshaller = seat.lane.marshaller
     for each in missing:
         try:
-            frames += carrier.pack_value(Encode(), each)
+            frames += marshaller.pack_value(Encode(), each)
         except TypeError:
-            if not carrier.codec.why_no_code:
+            if not marshaller.codec.why_no_code:
                 raise
             # A worker of another Python cannot have it: whoever sends what it is for, is told so.
     if seat.released:
@@ -143,7 +143,7 @@ def ahead(seat: Seat) -> list[Segment]:
 class ToolCaller(Protocol):
     """What calls tools: a pool or a session."""
 
-    _definitions: Definitions
+    _definitions: ToolDefinitions
 
     def tool_names(self) -> list[str]:
         """Return the names of the tools there are."""
@@ -155,7 +155,7 @@ class ToolCaller(Protocol):
     def _stream(self, tool: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any: ...
 
 
-class Tools:
+class ToolMethods:
     """The tools of a pool as methods.
 
     Parameters
@@ -208,20 +208,20 @@ class Tools:
         return "\n".join(lines) or "no tools"
 
 
-class ToolsOfCaller:
+class ToolsAttribute:
     """The tools as methods: ``pool.tools.price(item="tea")``. Tab completes their names.
 
     A property would do, but IPython completes nothing behind one: it does not run its code.
     """
 
     @overload
-    def __get__(self, caller: None, owner: type) -> ToolsOfCaller: ...
+    def __get__(self, caller: None, owner: type) -> ToolsAttribute: ...
 
     @overload
-    def __get__(self, caller: ToolCaller, owner: type) -> Tools: ...
+    def __get__(self, caller: ToolCaller, owner: type) -> ToolMethods: ...
 
-    def __get__(self, caller: ToolCaller | None, owner: type) -> ToolsOfCaller | Tools:
-        return self if caller is None else Tools(caller)
+    def __get__(self, caller: ToolCaller | None, owner: type) -> ToolsAttribute | ToolMethods:
+        return self if caller is None else ToolMethods(caller)
 
 
 class Validator:

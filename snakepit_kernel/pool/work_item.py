@@ -77,7 +77,7 @@ class Work(Ticket[Seat]):
     is_given_up
         Whether its caller has left while it runs.
     admitted
-        What the breaker is told its end with, see `Circuit.admit`; None without a breaker.
+        What the breaker is told its end with, see `CircuitBreaker.admit`; None without a breaker.
     nested_in
         The host call inside which it runs, at a worker that waits for that; else None.
     errand
@@ -98,11 +98,11 @@ class Work(Ticket[Seat]):
         "errand",
         "fails_fast",
         "has_given",
+        "host_call",
         "idempotent",
-        "is_along",
         "is_given_up",
+        "is_prefetched",
         "kind",
-        "link",
         "name",
         "nested_in",
         "queue_deadline",
@@ -123,7 +123,7 @@ class Work(Ticket[Seat]):
         bound: Bound | None = "max_queue",
         slot: int | None = None,
         purpose: Purpose = "call",
-        link: Link | None = None,
+        host_call: HostCallContext | None = None,
         home: Home[Seat] | None = None,
         fails_fast: bool = False,
         priority: int = 0,
@@ -142,17 +142,17 @@ class Work(Ticket[Seat]):
         self.correlation = correlation_of_work()
         self.caller = telemetry.begin("call") if telemetry.is_on() else None
         self.began: float | None = None
-        self.link = link
-        self.nested_in: Link | None = None
+        self.host_call = host_call
+        self.nested_in: HostCallContext | None = None
         self.errand: Any = None
-        self.is_along = False
+        self.is_prefetched = False
         self.admitted: int | None = None
         self.slot = slot
         self.settled = True  # until it is admitted there is nothing to count or to give back
         self.is_given_up = False
         self.asked = self.queued = time.monotonic()
-        if link is not None and link.deadline is not None:
-            left = max(0.0, link.deadline - self.asked)
+        if host_call is not None and host_call.deadline is not None:
+            left = max(0.0, host_call.deadline - self.asked)
             timeout = left if timeout is None else min(timeout, left)
         self.timeout = timeout
         self.deadline = None if timeout is None else self.asked + timeout
@@ -267,14 +267,14 @@ class AsyncClosable(Protocol):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Link:
+class HostCallContext:
     """A host call that is being served: the last link of a chain of calls.
 
     Attributes
     ----------
     seat, call_id
         The worker that waits for it, and its id there.
-    can_nest
+    reentrant
         Whether that worker serves other calls meanwhile.
     deadline
         `time.monotonic` at which the whole chain ends.
@@ -294,11 +294,11 @@ class Link:
 
     seat: Seat
     call_id: int
-    can_nest: bool
+    reentrant: bool
     deadline: float | None
     thread: int
     loop: asyncio.AbstractEventLoop | None
-    above: Link | None
+    parent: HostCallContext | None
     correlation: str
     caller: object
     streams: list[Closable] = field(default_factory=list)
@@ -310,16 +310,16 @@ class Link:
         return self.thread == threading.get_ident()
 
 
-_link: ContextVar[Link | None] = ContextVar("snakepit_link", default=None)
+_link: ContextVar[HostCallContext | None] = ContextVar("snakepit_link", default=None)
 
 
-def current_link() -> Link | None:
+def current_host_call() -> HostCallContext | None:
     """Return the host call that is being served here, if one is."""
     return _link.get()
 
 
-def links(link: Link | None) -> Iterator[Link]:
+def call_chain(host_call: HostCallContext | None) -> Iterator[HostCallContext]:
     """Give a chain of host calls, the innermost first."""
-    while link is not None:
-        yield link
-        link = link.above
+    while host_call is not None:
+        yield host_call
+        host_call = host_call.parent

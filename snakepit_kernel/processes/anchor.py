@@ -15,7 +15,7 @@ from pathlib import Path
 from ..locks import Lock
 
 
-class Anchor:
+class KeepOpen:
     """The connections that do nothing, one for each file, and the reasons to keep them."""
 
     def __init__(self) -> None:

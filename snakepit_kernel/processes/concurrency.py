@@ -39,7 +39,7 @@ def tasks_beside(function: Callable[..., Any]) -> list[asyncio.Task[Any]]:
     ]
 
 
-class Supervisor:
+class LoopThread:
     """An event loop in a daemon thread. Everything that starts or ends a process runs in it.
 
     Parameters
@@ -115,7 +115,7 @@ Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 
-class Together(Generic[Key, Item, Result]):
+class Coalescer(Generic[Key, Item, Result]):
     """Gathers what the tasks of an event loop ask for before it has begun, and does it in one go.
 
     Parameters

@@ -34,11 +34,11 @@ from .template import (
     current_limits,
     discard,
     passed_on,
+    process_attributes,
     refuse_preload,
-    surroundings_of,
     template_for,
 )
-from .waiting import exit_descriptor, readable, to_its_end
+from .waiting import exit_descriptor, readable, run_shielded
 
 logger = logging.getLogger(__name__)
 
@@ -279,7 +279,7 @@ class GuardedProcess:
             template = template_for(kind, env=env, cwd=popen_arguments.get("cwd"))
             with passed_on(pass_fds, popen_arguments) as descriptors:
                 numbers = {"descriptors": list(descriptors), "limits": current_limits()}
-                surroundings = surroundings_of(env, popen_arguments)
+                surroundings = process_attributes(env, popen_arguments)
                 ours, theirs = socket.socketpair()
                 process = cls(launch["run_id"], ours)
                 process._gate, gate = socket.socketpair()
@@ -370,7 +370,7 @@ class GuardedProcess:
             await self._confirm_start(program, template)
         except BaseException:
             self._close_gate()  # should it be forked yet, it runs nothing
-            await to_its_end(self.end(0.0))
+            await run_shielded(self.end(0.0))
             if self.guardian is None:
                 self._close()  # it finds nobody there
             raise

@@ -43,14 +43,14 @@ def end_cell() -> None:
         fcntl.lockf(_file, fcntl.LOCK_UN, 1, CELL)
 
 
-class Turn:
+class IdleTurn:
     """The right to prepare something ahead: one process at a time, and not while a cell runs."""
 
     def __init__(self) -> None:
         self._began = time.monotonic()
         self._has_it = False
 
-    def comes(self) -> bool:
+    def is_ours(self) -> bool:
         """Whether it is our turn now."""
         if _file < 0:
             return True
@@ -73,7 +73,7 @@ class Turn:
         is_called_off
             Waits for some seconds; says whether there is no time left to wait.
         """
-        while not self.comes():
+        while not self.is_ours():
             if is_called_off(LOOK_INTERVAL):
                 return
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from .identity import boot_id
 
 
-class Reach(Enum):
+class Visibility(Enum):
     """What this process can say of the processes of a place."""
 
     HERE = "here"
@@ -30,7 +30,7 @@ _TIME = "/time:"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Place:
+class PidScope:
     """A boot of a machine, and the namespaces in it that tell what a pid and a time mean.
 
     Attributes
@@ -51,7 +51,7 @@ class Place:
     time_namespace: int = INITIAL_TIME_NAMESPACE
 
     @classmethod
-    def read(cls, host: str, boot: str, pid_namespace: int) -> Place:
+    def read(cls, host: str, boot: str, pid_namespace: int) -> PidScope:
         """Read a place that was written down, also by a version that knew no time namespaces.
 
         Raises
@@ -70,13 +70,13 @@ class Place:
         return self.host if is_usual else f"{self.host}{_TIME}{self.time_namespace}"
 
     @property
-    def reach(self) -> Reach:
+    def visibility(self) -> Visibility:
         """What can be said, from here, of processes there."""
         own = here()
         if self == own:
-            return Reach.HERE
+            return Visibility.HERE
         is_over = self.host == own.host and self.boot != own.boot
-        return Reach.PAST if is_over else Reach.ELSEWHERE
+        return Visibility.PAST if is_over else Visibility.ELSEWHERE
 
     def __str__(self) -> str:
         name = self.host.partition("/")[0]
@@ -91,9 +91,9 @@ class Place:
 
 
 @functools.cache
-def here() -> Place:
+def here() -> PidScope:
     """Return the place of this process."""
-    return Place(
+    return PidScope(
         host=_host(),
         boot=boot_id(),
         pid_namespace=pid_namespace_of("self"),

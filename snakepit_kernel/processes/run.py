@@ -13,8 +13,8 @@ from .guarded_process import GuardedProcess
 from .run_folders import run_folder
 from .run_registry import Registry
 from .sweep import Signalled, end_run_tagged, end_tagged, last_words, sweep_together
-from .template import current_limits, surroundings_of
-from .waiting import to_its_end
+from .template import current_limits, process_attributes
+from .waiting import run_shielded
 
 
 class GuardedRun:
@@ -105,9 +105,9 @@ class GuardedRun:
             await registry.aactivate(run_id, process.guardian, process.identity)
         except BaseException:
             if process is not None:
-                await to_its_end(process.end(0.0))
+                await run_shielded(process.end(0.0))
             # Its guardian may have been killed while it started: then the kernel is still dying.
-            await to_its_end(end_tagged([run_id], 0.0))
+            await run_shielded(end_tagged([run_id], 0.0))
             await registry.aretire(run_id)
             raise
         return cls(run_id, process, registry, folder)
@@ -138,7 +138,7 @@ class GuardedRun:
             "connection_file": connection_file,
             "leftovers": [*leftovers, str(self._folder)],
             "limits": current_limits(),
-            **surroundings_of({**env, RUN_ID_VARIABLE: self.run_id}, {"cwd": cwd}),
+            **process_attributes({**env, RUN_ID_VARIABLE: self.run_id}, {"cwd": cwd}),
         }
 
         async def write_down_and_sweep() -> None:
@@ -149,7 +149,7 @@ class GuardedRun:
         try:
             await self.process.take(place, meanwhile=write_down_and_sweep())
         except BaseException:
-            await to_its_end(self.end(0.0))
+            await run_shielded(self.end(0.0))
             raise
 
     @property

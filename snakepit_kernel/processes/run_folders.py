@@ -18,7 +18,7 @@ from ..ids import is_run_id, new_run_id, own_run_id
 from ..locks import Lock
 from ..paths import RUNTIME_VARIABLE, runtime_dir, runtime_dirs
 from .identity import ProcessIdentity
-from .pid_scope import Place, Reach, here
+from .pid_scope import PidScope, Visibility, here
 
 OWNER_FILE = "owner"
 
@@ -174,20 +174,20 @@ def is_leftover(folder: Path) -> bool:
         return _is_bare(folder) and _age(folder) > UNCLAIMED_SECONDS
     except (OSError, ValueError):
         return _age(folder) > UNCLAIMED_SECONDS
-    if place.reach is Reach.HERE:
+    if place.visibility is Visibility.HERE:
         return not identity.is_alive()
-    return place.reach is Reach.PAST
+    return place.visibility is Visibility.PAST
 
 
 def is_elsewhere(folder: Path) -> bool:
     """Whether the process that made a folder is on another host, or in another container."""
     try:
-        return _read_owner(folder)[1].reach is Reach.ELSEWHERE
+        return _read_owner(folder)[1].visibility is Visibility.ELSEWHERE
     except (OSError, ValueError):
         return False
 
 
-def _read_owner(folder: Path) -> tuple[ProcessIdentity, Place]:
+def _read_owner(folder: Path) -> tuple[ProcessIdentity, PidScope]:
     """Read who made a folder, and where.
 
     Raises
@@ -201,7 +201,7 @@ def _read_owner(folder: Path) -> tuple[ProcessIdentity, Place]:
     if not rest:  # an earlier version wrote it, which took every place for this machine
         return identity, replace(here(), boot=boot)
     pid_namespace, _, host = rest.partition(" ")
-    return identity, Place.read(host, boot, int(pid_namespace))
+    return identity, PidScope.read(host, boot, int(pid_namespace))
 
 
 def is_in_use(run: Path) -> bool:

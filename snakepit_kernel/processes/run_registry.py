@@ -33,18 +33,18 @@ from ..store.recovery import (
     set_aside,
 )
 from ..store.rescue import copy_rows
-from .anchor import Anchor
-from .concurrency import Together
+from .anchor import KeepOpen
+from .concurrency import Coalescer
 from .end_report import EndReport
 from .identity import ProcessIdentity
-from .pid_scope import Place, Reach, here
-from .waiting import to_its_end
+from .pid_scope import PidScope, Visibility, here
+from .waiting import run_shielded
 
 logger = logging.getLogger(__name__)
 
 Statement = tuple[str, tuple[object, ...]]
 
-_anchor = Anchor()
+_anchor = KeepOpen()
 
 _SCHEMA = (
     """
@@ -132,7 +132,7 @@ class Run:
     parent: str | None
     previous: str | None
     label: str
-    place: Place
+    place: PidScope
     owner: ProcessIdentity
     guardian: ProcessIdentity | None
     process: ProcessIdentity | None
@@ -142,10 +142,10 @@ class Run:
     @property
     def is_dead(self) -> bool:
         """Whether it is certain that neither its owner nor its guardian lives any more."""
-        reach = self.place.reach
-        if reach is Reach.HERE:
+        visibility = self.place.visibility
+        if visibility is Visibility.HERE:
             return not self.owner.is_alive() and not (self.guardian and self.guardian.is_alive())
-        return reach is Reach.PAST
+        return visibility is Visibility.PAST
 
     @property
     def contradicts_itself(self) -> bool:
@@ -155,12 +155,12 @@ class Run:
         it is the row that is damaged.
         """
         is_alive = self.owner.is_alive() or (self.guardian is not None and self.guardian.is_alive())
-        return is_alive and self.place.reach is Reach.PAST
+        return is_alive and self.place.visibility is Visibility.PAST
 
     @property
     def is_elsewhere(self) -> bool:
         """Whether its processes are on another host or in another container."""
-        return self.place.reach is Reach.ELSEWHERE
+        return self.place.visibility is Visibility.ELSEWHERE
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -203,7 +203,7 @@ class Booking:
 
     name: str
     pool: str
-    place: Place
+    place: PidScope
     owner: ProcessIdentity
     workers: int
     memory_bytes: int
@@ -211,8 +211,10 @@ class Booking:
     @property
     def is_over(self) -> bool:
         """Whether its owner is dead."""
-        reach = self.place.reach
-        return reach is Reach.PAST or (reach is Reach.HERE and not self.owner.is_alive())
+        visibility = self.place.visibility
+        return visibility is Visibility.PAST or (
+            visibility is Visibility.HERE and not self.owner.is_alive()
+        )
 
 
 class RegistryUnusable(OSError):
@@ -267,7 +269,7 @@ class Registry:
         The file stays open until the run is retired: more will follow.
         """
         statement = _reservation(run_id, label, parent, previous, leftovers)
-        await to_its_end(_writes.ask(self, [statement]))  # or it is written when it was retired
+        await run_shielded(_writes.ask(self, [statement]))  # or it is written when it was retired
         with contextlib.suppress(*FAILURES, OSError):  # then it is only slower
             _anchor.hold(self.path, run_id)
 
@@ -281,7 +283,7 @@ class Registry:
         self, run_id: str, guardian: ProcessIdentity, process: ProcessIdentity | None
     ) -> None:
         """Do the same, together with others."""
-        await to_its_end(_writes.ask(self, [_activation(run_id, guardian, process)]))
+        await run_shielded(_writes.ask(self, [_activation(run_id, guardian, process)]))
 
     async def write(self, parts: Sequence[Sequence[Statement]]) -> None:
         """Execute statements in one transaction."""
@@ -302,7 +304,7 @@ class Registry:
     async def aretire(self, run_id: str, report: EndReport | None = None) -> None:
         """Do the same, together with others."""
         try:
-            await to_its_end(_writes.ask(self, _retirement(run_id, report)))
+            await run_shielded(_writes.ask(self, _retirement(run_id, report)))
         except asyncio.CancelledError:  # perhaps before it was begun: the loop itself is ending
             self._execute(*_retirement(run_id, report))
             raise
@@ -488,7 +490,7 @@ def _retirement(run_id: str, report: EndReport | None) -> list[Statement]:
     return statements
 
 
-_writes: Together[Registry, list[Statement], None] = Together(Registry.write)
+_writes: Coalescer[Registry, list[Statement], None] = Coalescer(Registry.write)
 
 
 def _read_run(row: Sequence[Any]) -> Run | None:
@@ -507,7 +509,7 @@ def _read_run(row: Sequence[Any]) -> Run | None:
             parent=parent,
             previous=previous,
             label=label,
-            place=Place.read(host, boot_id, pid_namespace),
+            place=PidScope.read(host, boot_id, pid_namespace),
             owner=_read_identity(owner),
             guardian=_read_identity(guardian) if guardian else None,
             process=_read_identity(process) if process else None,
@@ -544,7 +546,7 @@ def _read_booking(row: Sequence[Any]) -> Booking | None:
         return Booking(
             name=name,
             pool=pool,
-            place=Place.read(host, boot, namespace),
+            place=PidScope.read(host, boot, namespace),
             owner=_read_identity(owner),
             workers=workers,
             memory_bytes=memory_bytes,

@@ -21,7 +21,7 @@ from ..errors import SurvivorsError
 from ..files import make_directory, read_file
 from ..ids import RUN_ID_OPTION, RUN_ID_VARIABLE, is_run_id, run_id_of_number
 from ..paths import data_dir
-from .concurrency import Together
+from .concurrency import Coalescer
 from .end_report import EndedProcess, EndReport
 from .identity import (
     SIGKILL,
@@ -35,7 +35,7 @@ from .identity import (
     read_user,
 )
 from .leftovers import remove_leftover
-from .pid_scope import Reach, here, hides_processes, pid_namespace_of, sees_itself
+from .pid_scope import Visibility, here, hides_processes, pid_namespace_of, sees_itself
 from .pidfd import open_pidfd
 from .run_folders import remove_run_folders, sweep_folders
 from .run_registry import ELSEWHERE_SECONDS, EndedRun, Registry, Run
@@ -463,7 +463,7 @@ async def sweep(registry: Registry, grace: float) -> dict[str, EndReport]:
     dead = [run for run in runs if run.is_dead and not run.contradicts_itself]
     reports = {}
     # Nothing can be alive of an earlier boot.
-    of_this_boot = [run.run_id for run in dead if run.place.reach is Reach.HERE]
+    of_this_boot = [run.run_id for run in dead if run.place.visibility is Visibility.HERE]
     ending = await end_tagged(of_this_boot, grace) if of_this_boot else Ending([], [])
     claimed = {path for run in runs if run not in dead for path in run.leftovers}
     for run in dead:
@@ -494,7 +494,7 @@ async def _sweep_once(whose: tuple[Registry, float], _: list[None]) -> None:
     await sweep(*whose)
 
 
-_sweeps: Together[tuple[Registry, float], None, None] = Together(_sweep_once)
+_sweeps: Coalescer[tuple[Registry, float], None, None] = Coalescer(_sweep_once)
 
 
 def past_runs(registry: Registry) -> list[EndedRun]:
@@ -545,7 +545,11 @@ def _with_last_words(run_id: str, report: EndReport) -> EndReport:
 def _wake_guardians(runs: Iterable[Run]) -> None:
     """Continue guardians that somebody stopped: they have not seen that their owner died."""
     for run in runs:
-        if run.guardian is not None and run.place.reach is Reach.HERE and not run.owner.is_alive():
+        if (
+            run.guardian is not None
+            and run.place.visibility is Visibility.HERE
+            and not run.owner.is_alive()
+        ):
             with contextlib.suppress(PermissionError):
                 run.guardian.signal(SIGCONT)
 

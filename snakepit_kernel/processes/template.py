@@ -513,7 +513,9 @@ def _is_inheritable(descriptor: int) -> bool:
         return False
 
 
-def surroundings_of(env: Mapping[str, str], popen_arguments: Mapping[str, Any]) -> dict[str, Any]:
+def process_attributes(
+    env: Mapping[str, str], popen_arguments: Mapping[str, Any]
+) -> dict[str, Any]:
     """Return what a launch says of the environment that the process finds."""
     cwd = popen_arguments.get("cwd")
     umask = popen_arguments.get("umask", -1)

@@ -478,7 +478,7 @@ def guard(launch: Launch) -> Launch | None:
     return Template(channel, owner, launch.activity).serve()
 
 
-def settle(launch: Launch, place: dict[str, Any]) -> None:
+def apply_attributes(launch: Launch, place: dict[str, Any]) -> None:
     """In a kernel that has waited: go where it belongs, and look like it.
 
     Raises

@@ -52,7 +52,7 @@ async def readable(*descriptors: int, timeout: float | None = None) -> bool:
     return True
 
 
-async def to_its_end(work: Coroutine[Any, Any, T]) -> T:
+async def run_shielded(work: Coroutine[Any, Any, T]) -> T:
     """Await a coroutine that must not be left half done; a cancellation waits until it is over."""
     task = asyncio.get_running_loop().create_task(work)
     cancelled = False

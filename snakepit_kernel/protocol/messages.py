@@ -17,14 +17,14 @@ message        direction  body
 `Call`         → worker   ``(args, kwargs)`` of a tool
 `Apply`        → worker   ``(function, args, kwargs)``, or ``args`` for a prepared function
 `Chunk`        ← worker   what a stream yielded
-`More`         → worker   none; room for chunks
-`Leave`        → worker   none; nobody wants the rest of a stream
+`Credit`         → worker   none; room for chunks
+`CancelStream`        → worker   none; nobody wants the rest of a stream
 `Output`       ← worker   none; what the running call printed
 `Shown`        ← worker   what the running call showed, see `as_shown`
 `Progress`     ← worker   none; how far a progress bar of the running call is
 `Event`        ← worker   none; something that the worker's code tells of
 `HostCall`     ← worker   ``(args, kwargs)`` of a host tool
-`Returned`     ← worker   none; calls that have not begun
+`Requeued`     ← worker   none; calls that have not begun
 `Quitting`     ← worker   none; its code has told it to end
 `Result`       both       the value that a call returned
 `Failure`      both       the exception that a call raised, when it can travel
@@ -61,7 +61,7 @@ class _Message(
     """Base of all messages."""
 
 
-class Shared(msgspec.Struct, frozen=True, array_like=True):
+class SharedRegion(msgspec.Struct, frozen=True, array_like=True):
     """Where in shared memory a buffer lies that did not travel in the frame.
 
     Attributes
@@ -88,7 +88,7 @@ class WithValue(_Message, frozen=True, kw_only=True):
         is not, or None.
     """
 
-    shared: list[Shared | None] = []
+    shared: list[SharedRegion | None] = []
 
 
 class Hello(_Message, frozen=True, tag="hello"):
@@ -353,14 +353,14 @@ class Chunk(WithValue, frozen=True, tag="chunk"):
     id: int
 
 
-class More(_Message, frozen=True, tag="more"):
+class Credit(_Message, frozen=True, tag="more"):
     """There is room for so many more chunks. Not answered."""
 
     id: int
     count: int
 
 
-class Leave(_Message, frozen=True, tag="leave"):
+class CancelStream(_Message, frozen=True, tag="leave"):
     """Nobody wants the rest of a stream: close it. Its call is answered as ever."""
 
     id: int
@@ -384,17 +384,17 @@ class HostCall(WithValue, frozen=True, tag="host_call"):
         The call, on this lane, that makes it, or `CELL`.
     tool
         Name of the host tool.
-    can_nest
+    reentrant
         Whether the worker serves other calls while it waits for this.
     """
 
     id: int
     call: int
     tool: str
-    can_nest: bool
+    reentrant: bool
 
 
-class Returned(_Message, frozen=True, tag="returned"):
+class Requeued(_Message, frozen=True, tag="returned"):
     """Calls that have not begun are given back, as the owner asked."""
 
     ids: list[int]
@@ -451,8 +451,8 @@ ToWorker = (
     | Forget
     | Call
     | Apply
-    | More
-    | Leave
+    | Credit
+    | CancelStream
     | Result
     | Failure
 )
@@ -465,7 +465,7 @@ FromWorker = (
     | Event
     | Chunk
     | HostCall
-    | Returned
+    | Requeued
     | Quitting
     | Result
     | Failure

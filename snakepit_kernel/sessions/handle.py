@@ -15,7 +15,7 @@ LOOK_AGAIN = 30.0
 """Seconds after which a session that is in use is looked at again, if its time is longer."""
 
 
-class SavedSession:
+class SessionHandle:
     """A session in the store, as this process knows it: whether it lives, and for how long.
 
     Parameters
@@ -48,7 +48,7 @@ class SavedSession:
         step = LOOK_AGAIN if self.row.ttl is None else min(LOOK_AGAIN, self.row.ttl / 20)
         self._look_at = now + step
 
-    def look_again(self) -> None:
+    def refresh(self) -> None:
         """Look at it with the next use."""
         self._look_at = 0.0
 

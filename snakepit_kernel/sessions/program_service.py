@@ -13,7 +13,7 @@ from ..ids import check_name
 from ..protocol.codec import Codec, loads
 from ..store.schema import GLOBAL
 from ..validation import bounded
-from .handle import SavedSession
+from .handle import SessionHandle
 from .values import (
     Program,
     cannot_restore,
@@ -51,7 +51,7 @@ class ProgramService:
     REMOTE: Final = frozenset({"load", "has", "put", "delete", "infos", "info"})
     WRITES: Final = frozenset({"put"})
 
-    def __init__(self, session: SavedSession) -> None:
+    def __init__(self, session: SessionHandle) -> None:
         self._session = session
         self._number = session.row.number
         self._table = session.store.programs
@@ -146,7 +146,7 @@ class MetadataService:
     REMOTE: Final = frozenset({"all", "put", "delete"})
     WRITES: Final[frozenset[str]] = frozenset()
 
-    def __init__(self, session: SavedSession) -> None:
+    def __init__(self, session: SessionHandle) -> None:
         self._session = session
         self._number = session.row.number
         self._table = session.store.sessions

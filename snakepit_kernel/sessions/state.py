@@ -18,7 +18,7 @@ from ..store.schema import GLOBAL
 from ..store.session_table import SessionRow, SessionSummary
 from ..store.store import Store, open_store
 from ..validation import FOREVER
-from .handle import SavedSession
+from .handle import SessionHandle
 from .program_service import MetadataService, ProgramService
 from .programs import Metadata, Programs
 from .values import MAX_VARIABLE_BYTES, when
@@ -139,7 +139,7 @@ class SessionState:
         max_variable_bytes: int = MAX_VARIABLE_BYTES,
         source: str = "",
     ) -> None:
-        self._saved = SavedSession(store, row)
+        self._saved = SessionHandle(store, row)
         self._variable_service = VariableService(self._saved, max_variable_bytes)
         self._services: dict[str, Service] = {
             "variables": self._variable_service,
@@ -229,9 +229,9 @@ class SessionState:
         """
         self._saved.touch()
 
-    def look_again(self) -> None:
+    def refresh(self) -> None:
         """See with the next use whether the session is there, and for how long."""
-        self._saved.look_again()
+        self._saved.refresh()
 
     def delete(self) -> None:
         """Delete the session with everything in it.
@@ -243,7 +243,7 @@ class SessionState:
         """
         if not self.store.delete_session(self.number):
             raise SessionNotFound(self.id)
-        self._saved.look_again()
+        self._saved.refresh()
 
     def fork(self, session_id: str) -> SessionState:
         """Copy the session: its variables without their past, programs and metadata.

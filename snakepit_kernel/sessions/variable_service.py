@@ -25,7 +25,7 @@ from ..ids import check_name
 from ..protocol.codec import Codec
 from ..store.variable_table import Key, NewVariable, Update, VariableDiffers, VariableRow
 from ..telemetry import correlation_id, emit, is_on
-from .handle import SavedSession
+from .handle import SessionHandle
 from .stored import restored_from
 from .values import (
     MAX_VARIABLE_BYTES,
@@ -86,7 +86,7 @@ class VariableService:
     )
     """What is told who does it."""
 
-    def __init__(self, session: SavedSession, max_bytes: int = MAX_VARIABLE_BYTES) -> None:
+    def __init__(self, session: SessionHandle, max_bytes: int = MAX_VARIABLE_BYTES) -> None:
         self._session = session
         self._number = session.row.number
         self._table = session.store.variables

@@ -14,7 +14,7 @@ from ..telemetry.correlation import follow
 if TYPE_CHECKING:
     from ..sessions.programs import Metadata, Programs
     from ..sessions.variables import Variables
-    from .remote_session import RemoteState
+    from .remote_session import RemoteSession
 
 LIST_HOST_TOOLS = "__names__"
 """The host tool that every owner has: it gives the names of the others."""
@@ -110,7 +110,7 @@ class SessionContext:
         self._host_channel = host_channel
         self._call_id = call_id
         self._output = output
-        self._state: RemoteState | None = None
+        self._state: RemoteSession | None = None
         self.correlation_id = correlation_id
 
     def __repr__(self) -> str:
@@ -155,18 +155,18 @@ class SessionContext:
         try:
             return await self._channel_to_host().acall(self._call_id, name, ((), arguments))
         finally:
-            self._read_anew()
+            self._invalidate()
 
     def _call_back(self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         try:
             return self._channel_to_host().call(self._call_id, name, (args, kwargs))
         finally:
-            self._read_anew()
+            self._invalidate()
 
-    def _read_anew(self) -> None:
+    def _invalidate(self) -> None:
         """Keep no values that a host tool may just have changed."""
         if self._state is not None:
-            self._state.read_anew()
+            self._state.invalidate()
 
     # -- the session ---------------------------------------------------------------------------
 
@@ -186,11 +186,11 @@ class SessionContext:
         return self._session_state.metadata
 
     @property
-    def _session_state(self) -> RemoteState:
+    def _session_state(self) -> RemoteSession:
         if self._state is None:
-            from .remote_session import RemoteState
+            from .remote_session import RemoteSession
 
-            self._state = RemoteState(self._ask, is_cached=self._call_id != CELL)
+            self._state = RemoteSession(self._ask, is_cached=self._call_id != CELL)
         return self._state
 
     def _ask(self, part: str, method: str, *args: Any, **kwargs: Any) -> Any:

@@ -23,7 +23,7 @@ _CACHE_BYTES = 64 * 1024
 Ask = Callable[..., Any]
 
 
-class RemoteState:
+class RemoteSession:
     """The variables, programs and metadata of the session that a call belongs to.
 
     Parameters
@@ -51,10 +51,10 @@ class RemoteState:
         self._watches.append(watch)
         return watch
 
-    def read_anew(self) -> None:
+    def invalidate(self) -> None:
         """Keep no values that were read."""
         if isinstance(self.variables, CachedVariables):
-            self.variables.read_anew()
+            self.variables.invalidate()
 
     def close(self) -> None:
         """Close the watches."""
@@ -88,7 +88,7 @@ class CachedVariables(Variables):
         self._keep(name, value)
         return value
 
-    def read_anew(self) -> None:
+    def invalidate(self) -> None:
         """Ask again for whatever is read from now on."""
         self._cache.clear()
 
@@ -126,7 +126,7 @@ def told_as_in_the_notebook(
     error
         What to return if it is something else.
     part, method, args
-        What was asked for, see `RemoteState`.
+        What was asked for, see `RemoteSession`.
     """
     is_batch = method in {"set_many", "register_many"}
     if is_batch:

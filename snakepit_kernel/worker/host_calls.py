@@ -9,7 +9,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-from ..lane.replies import Interrupted, error_of, value_of
+from ..lane.replies import Interrupted, decode_error, value_of
 from ..lane.worker_end import WorkerLane
 from ..processes import children
 from ..protocol import messages
@@ -67,7 +67,7 @@ class HostCalls:
         """Take in an answer; one that nobody waits for any more is dropped."""
         awaited = self._awaited.get(message.id)
         if awaited is None:
-            self._lane.carrier.drop(message)
+            self._lane.marshaller.drop(message)
         else:
             self._answers[message.id] = message, frame
             awaited[1]()
@@ -104,7 +104,7 @@ class HostCalls:
         """Do the same while the event loop goes on."""
         loop = asyncio.get_running_loop()
         answered = asyncio.Event()
-        number, frames = self._request(call_id, tool, arguments, can_nest=True)
+        number, frames = self._request(call_id, tool, arguments, reentrant=True)
         self._awaited[number] = call_id, partial(_tell, loop, answered)
         try:
             with self._lane.also_read_in(loop):  # which may be one that the tool has made
@@ -119,17 +119,17 @@ class HostCalls:
             self._forget(number)
 
     def _request(
-        self, call_id: int, tool: str, arguments: Arguments, can_nest: bool
+        self, call_id: int, tool: str, arguments: Arguments, reentrant: bool
     ) -> tuple[int, list[Segment]]:
         if children.is_child:
             raise _of_child(tool)
         if not self._is_served(call_id):
             raise unheard(tool)
-        codec = self._lane.carrier.codec
+        codec = self._lane.marshaller.codec
         body, buffers = pickled(codec, f"host tool {tool!r}", *arguments, to="the notebook")
         number = next(self._ids)
-        message = messages.HostCall(number, call_id, tool, can_nest)
-        return number, self._lane.carrier.pack(message, body, buffers)
+        message = messages.HostCall(number, call_id, tool, reentrant)
+        return number, self._lane.marshaller.pack(message, body, buffers)
 
     def _is_served(self, call_id: int) -> bool:
         return self._cell_is_served() if call_id == CELL else call_id in self._running
@@ -144,10 +144,10 @@ class HostCalls:
         self._answers.pop(number, None)
 
     def _outcome(self, tool: str, message: messages.Result | messages.Failure, frame: Frame) -> Any:
-        carrier = self._lane.carrier
+        marshaller = self._lane.marshaller
         if isinstance(message, messages.Result):
-            return value_of(carrier, message, frame, tool)
-        error = error_of(carrier, message, frame, tool, "notebook")
+            return value_of(marshaller, message, frame, tool)
+        error = decode_error(marshaller, message, frame, tool, "notebook")
         if isinstance(error, Interrupted):
             raise KeyboardInterrupt
         stamp(error, correlation_id())

@@ -13,7 +13,7 @@ from time import monotonic
 from types import FrameType
 from typing import Any
 
-from ..lane.control_page import Slot
+from ..lane.control_page import ControlWords
 from ..locks import RLock
 from ..processes import foreground
 
@@ -21,7 +21,7 @@ ECHO = 1.0
 """Seconds after an interrupt in which a signal may be its repetition, sent before it was heard."""
 
 
-class Interrupts:
+class InterruptRouter:
     """Lets SIGINT reach the call it was meant for, and nothing else. One for each lane.
 
     The handler stays in place for the life of the worker; ipykernel puts its own in its place while
@@ -40,7 +40,7 @@ class Interrupts:
         The last call that was interrupted; 0 for none.
     """
 
-    def __init__(self, slot: Slot) -> None:
+    def __init__(self, slot: ControlWords) -> None:
         self.interrupted = 0
         self._slot = slot
         self._calls: list[int] = []  # that run in the lane's thread, each inside the one before
@@ -130,15 +130,15 @@ class Interrupts:
     def is_news(self) -> bool:
         """Note that an interrupt was heard; say whether it is more than its own repetition."""
         call_id = self._named()
-        if call_id and self._slot.heard_call == call_id:
+        if call_id and self._slot.acknowledged_call == call_id:
             return False
-        self._slot.heard_call = self._slot.interrupted_call
+        self._slot.acknowledged_call = self._slot.interrupted_call
         return True
 
     def is_meant(self) -> bool:
         """Whether the page names a call of this lane that has not heard."""
         call_id = self._slot.interrupted_call
-        return call_id != self._slot.heard_call and self._is_to_come(call_id)
+        return call_id != self._slot.acknowledged_call and self._is_to_come(call_id)
 
     def _is_to_come(self, call_id: int) -> bool:
         """Whether a call runs, or will."""
@@ -150,7 +150,7 @@ class Interrupts:
         call_id = self._slot.interrupted_call
         if call_id != self._last_named[0]:
             self._last_named = call_id, monotonic()
-        if call_id != self._slot.heard_call and self._is_to_come(call_id):
+        if call_id != self._slot.acknowledged_call and self._is_to_come(call_id):
             return call_id
         return call_id if monotonic() - self._last_named[1] < ECHO else 0
 
@@ -182,14 +182,14 @@ class Interrupts:
         raise KeyboardInterrupt
 
 
-class ThreadInterrupts(Interrupts):
+class ThreadInterruptRouter(InterruptRouter):
     """The same for a lane that is served by another thread than the main one.
 
     Python has no signals for threads. An exception is left at the thread's door, which finds it
     when it next runs Python code: it does not leave a system call for it.
     """
 
-    def __init__(self, slot: Slot) -> None:
+    def __init__(self, slot: ControlWords) -> None:
         super().__init__(slot)
         # The handler runs in the main thread, where the next signal may come in the middle of it.
         self._guard = RLock()
@@ -218,7 +218,7 @@ def _leave_exception(thread: int, kind: type[BaseException] | None) -> None:
     )
 
 
-def install(main: Interrupts, others: Sequence[Interrupts]) -> Callable[[], bool]:
+def install(main: InterruptRouter, others: Sequence[InterruptRouter]) -> Callable[[], bool]:
     """Handle SIGINT from now on.
 
     Parameters

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 import IPython
 from IPython.core import getipython
 
-from ..processes.idle_lock import LOOK_INTERVAL, Turn
+from ..processes.idle_lock import LOOK_INTERVAL, IdleTurn
 from ..tools.context import call_of_here
 
 if TYPE_CHECKING:
@@ -32,7 +32,7 @@ REST = 0.1
 """Seconds without a call before another part is built."""
 
 
-class Channels:
+class KernelBuilder:
     """Builds a kernel around a worker that already serves.
 
     Parameters
@@ -69,7 +69,7 @@ class Channels:
         self._around = around
         self._app: SnakepitKernelApp | None = None
         self._parts = self._build()
-        self._turn = Turn()
+        self._turn = IdleTurn()
         self._is_complete = False
         self._is_building = False
         self._failure: BaseException | None = None
@@ -79,7 +79,7 @@ class Channels:
 
         app = self._app = SnakepitKernelApp.instance()
         yield "the application is there"
-        yield from app.stages(self._argv)
+        yield from app.setup_steps(self._argv)
         assert app.kernel is not None
         app.kernel.start()
         self._adopt(app.kernel)
@@ -92,7 +92,7 @@ class Channels:
     def _build_part(self) -> None:
         if self._is_complete:
             return
-        if not (self._rests(REST) and self._is_free() and self._turn.comes()):
+        if not (self._rests(REST) and self._is_free() and self._turn.is_ours()):
             self._loop.call_later(LOOK_INTERVAL, self._build_part)
             return
         with self._building():

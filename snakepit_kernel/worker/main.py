@@ -24,7 +24,7 @@ from .._version import __version__
 from ..kernel.app import LANE_OPTION
 from ..kernel.streams import WorkerStream
 from ..lane import replies
-from ..lane.control_page import RECALL_SIGNAL, Page, Slot
+from ..lane.control_page import RECALL_SIGNAL, ControlPage, ControlWords
 from ..processes import foreground, idle_lock
 from ..processes.os_limits import limit_address_space, limit_cpu, limit_files
 from ..protocol import messages
@@ -37,8 +37,8 @@ from .descriptors import Descriptors
 from .displays import Showing
 from .event_loops import protect
 from .figures import keep_figures_apart
-from .interrupts import Interrupts, ThreadInterrupts, install
-from .kernel_builder import Channels
+from .interrupts import InterruptRouter, ThreadInterruptRouter, install
+from .kernel_builder import KernelBuilder
 from .output import (
     Late,
     RedirectedOutput,
@@ -49,8 +49,8 @@ from .output import (
 )
 from .progress import follow_bars
 from .search_path import SearchPath
-from .server import OnMessage, Server
-from .session_isolation import NoSurroundings, Surroundings
+from .server import CallServer, OnMessage
+from .session_isolation import NoSurroundings, SessionIsolation
 from .threads import hand_on_contexts
 
 if TYPE_CHECKING:
@@ -83,9 +83,9 @@ def run(argv: Sequence[str]) -> None:
     idle_lock.begin_cell()  # until the pool can use us: others prepare themselves later
     main_loop = IOLoop.current()
     loop: asyncio.AbstractEventLoop = main_loop.asyncio_loop  # type: ignore[attr-defined]
-    worker = Worker(
+    worker = WorkerMain(
         [socket.socket(fileno=n) for n in sockets],
-        Page(int(page), len(sockets)),
+        ControlPage(int(page), len(sockets)),
         loop,
         argv,
         late=Late(socket.socket(fileno=int(late)), descriptors),
@@ -99,7 +99,7 @@ def run(argv: Sequence[str]) -> None:
     worker.channels.close()
 
 
-class Worker:
+class WorkerMain:
     """Runs what arrives on the lanes: one call at a time on each.
 
     Parameters
@@ -125,7 +125,7 @@ class Worker:
     def __init__(
         self,
         sockets: Sequence[socket.socket],
-        page: Page,
+        page: ControlPage,
         loop: asyncio.AbstractEventLoop,
         argv: Sequence[str],
         *,
@@ -139,20 +139,20 @@ class Worker:
         self._registry = ToolRegistry()
         self._search_path = SearchPath()
         self._directory = os.getcwd()  # noqa: PTH109 - where the owner was when it began
-        self._surroundings = Surroundings()
+        self._isolation = SessionIsolation()
         first, *others = sockets
-        self._server = Server(
+        self._server = CallServer(
             first,
             page,
             0,
             loop,
             self._registry,
-            interrupts=Interrupts,
+            interrupts=InterruptRouter,
             make_output=partial(RedirectedOutput, late=late, descriptors=descriptors),
             finish=self._showing.finish,
             on_message=self._take,
             on_close=self._stop,
-            surroundings=self._surroundings,
+            isolation=self._isolation,
         )
         self._threads = [
             _Thread(
@@ -160,13 +160,13 @@ class Worker:
             )
             for number, sock in enumerate(others, 1)
         ]
-        self.channels = Channels(
+        self.channels = KernelBuilder(
             argv,
             loop,
             rests=self._server.lane.rests,
             is_free=lambda: self._server.is_free,
             adopt=self._adopt,
-            around=self._surroundings.for_all,
+            around=self._isolation.for_all,
         )
         assert isinstance(self._server.output, RedirectedOutput)
         self._output = self._server.output
@@ -205,12 +205,10 @@ class Worker:
         kernel.heeds_interrupt = self._heeds_interrupt
         kernel.leave_end_to_owner(lambda: self._send(messages.Quitting()))
         kernel.on_cell = lambda metadata: correlate_cell(str(metadata.get(METADATA_KEY, "")))
-        surroundings = self._surroundings
-        kernel.keep_sessions_apart(
-            self._enter_cell, surroundings.within, lambda: surroundings.current
-        )
+        isolation = self._isolation
+        kernel.keep_sessions_apart(self._enter_cell, isolation.within, lambda: isolation.current)
         assert kernel.shell is not None
-        surroundings.adopt(kernel.shell)
+        isolation.adopt(kernel.shell)
         if self._server.autoreload is not None:
             kernel.shell.events.register("post_execute", self._server.autoreload.note_imported)
         note_streams_of_cells()
@@ -222,8 +220,8 @@ class Worker:
         self._output.begin_cell()
         if self._server.autoreload is not None:
             self._server.autoreload.reload_changed()
-        self._surroundings.enter(session)
-        self._surroundings.tell()
+        self._isolation.enter(session)
+        self._isolation.tell()
 
     def _build_in_call(self) -> None:
         """Build the rest of the kernel in the middle of a call, which must not notice."""
@@ -271,7 +269,7 @@ class Worker:
     def _configure(self, message: messages.Configure, frame: Frame) -> None:
         lane = self._server.lane
         try:
-            setup: messages.WorkerSetup = lane.carrier.load(message, frame)
+            setup: messages.WorkerSetup = lane.marshaller.load(message, frame)
             self._search_path.follow(setup.import_path)
             enter_worker(setup.pool, setup.worker, self._server.host_calls)
             self._limit(setup.limits)
@@ -288,14 +286,14 @@ class Worker:
                 slot = self._page.slot(0)
                 self._output.leave_descriptors_to_cells(lambda: slot.serves_cell)
             else:
-                self._surroundings.begin()
+                self._isolation.begin()
             if setup.beat_seconds:
                 beat(self._page.slot(0), setup.beat_seconds)
             if "address_space_bytes" in setup.limits:
                 room = int(setup.limits["address_space_bytes"])
                 limit_address_space(os.getpid(), room, finally_so=True)
         except BaseException as error:  # noqa: BLE001 - importing runs any code; the pool must hear of it
-            lane.send(replies.with_error(lane.carrier, message.id, error))
+            lane.send(replies.with_error(lane.marshaller, message.id, error))
         else:
             self._send(messages.Configured(message.id, self._registry.infos(), failed))
             idle_lock.end_cell()
@@ -316,7 +314,7 @@ class Worker:
                 return
             self._directory = directory
             # Sessions that have gone elsewhere by themselves stay there.
-            with self._surroundings.for_all(), contextlib.suppress(OSError):
+            with self._isolation.for_all(), contextlib.suppress(OSError):
                 os.chdir(directory)
 
     def _limit(self, limits: Mapping[str, float]) -> None:
@@ -329,7 +327,7 @@ class Worker:
         if "address_space_bytes" in limits:
             self.channels.build_now()
             for server in (self._server, *(thread.server for thread in self._threads)):
-                server.lane.carrier.map_memory()
+                server.lane.marshaller.map_memory()
             room = int(limits["address_space_bytes"])
             limit_address_space(os.getpid(), room, finally_so=False)
         if "cpu_seconds" in limits:
@@ -340,9 +338,9 @@ class Worker:
         try:
             self.channels.build_now()
         except BaseException as error:  # noqa: BLE001 - users' startup files run any code
-            lane.send(replies.with_error(lane.carrier, call_id, error))
+            lane.send(replies.with_error(lane.marshaller, call_id, error))
         else:
-            lane.send(replies.with_value(lane.carrier, call_id, None))
+            lane.send(replies.encode_value(lane.marshaller, call_id, None))
 
     def _send(self, message: messages.FromWorker) -> None:
         self._server.lane.send(pack(messages.encode(message)))
@@ -354,7 +352,7 @@ class _Thread:
     def __init__(
         self,
         sock: socket.socket,
-        page: Page,
+        page: ControlPage,
         number: int,
         registry: ToolRegistry,
         on_message: OnMessage,
@@ -363,18 +361,18 @@ class _Thread:
         late: Late,
     ) -> None:
         self._loop = asyncio.new_event_loop()
-        self.server = Server(
+        self.server = CallServer(
             sock,
             page,
             number,
             self._loop,
             registry,
-            interrupts=ThreadInterrupts,
+            interrupts=ThreadInterruptRouter,
             make_output=partial(RoutedOutput, late=late),
             finish=showing.finish_in_thread,
             on_message=on_message,
             on_close=self._loop.stop,
-            surroundings=NoSurroundings(),
+            isolation=NoSurroundings(),
         )
         self._thread = threading.Thread(
             target=self._run, name=f"snakepit-lane-{number}", daemon=True
@@ -402,7 +400,7 @@ def _preload(name: str) -> str:
     return ""
 
 
-def beat(slot: Slot, interval: float) -> None:
+def beat(slot: ControlWords, interval: float) -> None:
     """Count the worker's pulse up from now on, in a thread of its own.
 
     Parameters

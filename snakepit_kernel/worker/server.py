@@ -13,7 +13,7 @@ from collections.abc import Callable, Coroutine
 from typing import Any
 
 from ..lane import replies
-from ..lane.control_page import Page
+from ..lane.control_page import ControlPage
 from ..lane.shared_memory import TRIM_AFTER
 from ..lane.worker_end import WorkerLane
 from ..processes import children
@@ -32,11 +32,11 @@ from ..tools.registry import AdapterError, ToolRegistry
 from .autoreload import Autoreload
 from .event_loops import EventLoops
 from .host_calls import HostCalls
-from .interrupts import Interrupts
+from .interrupts import InterruptRouter
 from .output import Output
 from .search_path import advise
-from .session_isolation import Surroundings
-from .streams import Outlet
+from .session_isolation import SessionIsolation
+from .streams import StreamSender
 
 OnMessage = Callable[[messages.ToWorker, Frame], None]
 
@@ -44,7 +44,7 @@ CallMessage = messages.Call | messages.Apply
 _CALLS = (messages.Call, messages.Apply)
 
 
-class Server:
+class CallServer:
     """Answers what arrives on a lane.
 
     Parameters
@@ -75,21 +75,21 @@ class Server:
     def __init__(
         self,
         sock: socket.socket,
-        page: Page,
+        page: ControlPage,
         number: int,
         loop: asyncio.AbstractEventLoop,
         registry: ToolRegistry,
         *,
-        interrupts: type[Interrupts],
+        interrupts: type[InterruptRouter],
         make_output: Callable[[WorkerLane, int], Output],
         finish: Callable[[], None],
         on_message: OnMessage,
         on_close: Callable[[], None],
-        surroundings: Surroundings,
+        isolation: SessionIsolation,
     ) -> None:
         slot = page.slot(number)
-        carrier = page.carrier(number, is_owner=False)
-        self.lane = WorkerLane(sock, carrier, self._take, on_close)
+        marshaller = page.marshaller(number, is_owner=False)
+        self.lane = WorkerLane(sock, marshaller, self._take, on_close)
         self.host_calls = HostCalls(self.lane, lambda: slot.serves_cell)
         self.output = make_output(self.lane, number)
         self._finish = finish
@@ -97,13 +97,13 @@ class Server:
         self._slot = slot
         self._loop = loop
         self._registry = registry
-        self._surroundings = surroundings
+        self._isolation = isolation
         self._functions: dict[int, Callable[..., Any]] = {}  # that several calls run
         self._loops = EventLoops(None if number else loop)  # the first is the main thread's
         self._before_next: deque[tuple[messages.ToWorker, Frame]] = deque()
         self.autoreload: Autoreload | None = None
         self._on_message = on_message
-        self._outlets: dict[int, Outlet] = {}
+        self._outlets: dict[int, StreamSender] = {}
         self._of_cells: set[int] = set()  # calls at whose end nothing is shown
         self._tasks: set[asyncio.Task[None]] = set()
         self._put_off: deque[tuple[CallMessage, Frame]] = deque()  # calls that have not begun
@@ -143,10 +143,10 @@ class Server:
         match message:
             case messages.Result() | messages.Failure():
                 self.host_calls.take(message, frame)
-            case messages.More(id=call_id, count=count):
+            case messages.Credit(id=call_id, count=count):
                 if call_id in self._outlets:
                     self._outlets[call_id].add_room(count)
-            case messages.Leave(id=call_id):
+            case messages.CancelStream(id=call_id):
                 if call_id in self._outlets:
                     self._outlets[call_id].leave()
             case (
@@ -175,15 +175,15 @@ class Server:
                 self._answer(*call)
             finally:
                 self._is_busy = bool(self._tasks)
-        if self.lane.carrier.is_warm and self._trimmer is None:
+        if self.lane.marshaller.is_warm and self._trimmer is None:
             self._trimmer = self._loop.call_later(TRIM_AFTER, self._trim)
 
     def _trim(self) -> None:
         """Give memory back that was needed to send large values, when nothing goes on."""
         self._trimmer = None
         if not self._is_busy and self.lane.rests(TRIM_AFTER):
-            self.lane.carrier.trim()
-        if self.lane.carrier.is_warm:
+            self.lane.marshaller.trim()
+        if self.lane.marshaller.is_warm:
             self._trimmer = self._loop.call_later(TRIM_AFTER, self._trim)
 
     def give_back(self) -> None:
@@ -202,7 +202,7 @@ class Server:
         with contextlib.suppress(IndexError):  # its own thread takes them as well
             while self._put_off[0][0].id <= recalled:
                 ids.append(self._put_off.popleft()[0].id)
-        self.lane.send(pack(messages.encode(messages.Returned(ids))))
+        self.lane.send(pack(messages.encode(messages.Requeued(ids))))
         if self._put_off:
             self._loop.call_soon_threadsafe(self._run_next)
 
@@ -214,26 +214,26 @@ class Server:
                 case messages.Define():
                     self._define(message, frame)
                 case messages.Encode():
-                    encoders.add(*self.lane.carrier.load(message, frame))
+                    encoders.add(*self.lane.marshaller.load(message, frame))
                 case messages.Prepare():
                     self._prepare_function(message, frame)
                 case messages.Release(numbers=numbers):
                     for number in numbers:
                         self._functions.pop(number, None)
                 case messages.Forget(session=session, number=number):
-                    self._surroundings.forget(session, number)
+                    self._isolation.forget(session, number)
                 case _:
                     self._on_message(message, frame)
 
     def _define(self, message: messages.Define, frame: Frame) -> None:
         try:
-            self._registry.define(message.name, self.lane.carrier.load(message, frame))
+            self._registry.define(message.name, self.lane.marshaller.load(message, frame))
         except BaseException as error:  # noqa: BLE001 - told by the call that follows
             self._registry.spoil(message.name, error)
 
     def _prepare_function(self, message: messages.Prepare, frame: Frame) -> None:
         try:
-            self._functions[message.number] = self.lane.carrier.load(message, frame)
+            self._functions[message.number] = self.lane.marshaller.load(message, frame)
         except BaseException as error:  # noqa: BLE001 - told by the calls that follow
             self._functions[message.number] = functools.partial(_raise, error)
 
@@ -244,12 +244,12 @@ class Server:
             self._prepare_for_next()
         if self.autoreload is not None:
             self.autoreload.reload_changed()
-        before = self._surroundings.current
+        before = self._isolation.current
         try:
             self._answer_here(call, frame)
         finally:
             if call.inside:
-                self._surroundings.enter(before)
+                self._isolation.enter(before)
 
     def _answer_here(self, call: CallMessage, frame: Frame) -> None:
         base = context_of_cells()
@@ -263,13 +263,13 @@ class Server:
             output=self.output,
         )
         try:
-            self._surroundings.enter(call.session)
+            self._isolation.enter(call.session)
             ready, is_async = self._prepare(call, frame, call_context)
         except BaseException as error:  # noqa: BLE001 - unpickling runs any code; the caller must hear of it
             _end_child(error)
             advise(error, base.worker)
             self.lane.send(
-                replies.with_error(self.lane.carrier, call.id, error, before_running=True)
+                replies.with_error(self.lane.marshaller, call.id, error, before_running=True)
             )
             return
         _end_child()
@@ -295,15 +295,15 @@ class Server:
         if isinstance(call, messages.Apply):
             if call.function:
                 prepared = self._functions[call.function]
-                return functools.partial(prepared, *self.lane.carrier.load(call, frame)), False
-            function, args, kwargs = self.lane.carrier.load(call, frame)
+                return functools.partial(prepared, *self.lane.marshaller.load(call, frame)), False
+            function, args, kwargs = self.lane.marshaller.load(call, frame)
             if call.belongs_to_cell:
                 self._of_cells.add(call.id)
             return functools.partial(function, *args, **kwargs), inspect.iscoroutinefunction(
                 function
             )
         tool = self._registry.get(call.tool)
-        args, kwargs = self.lane.carrier.load(call, frame)
+        args, kwargs = self.lane.marshaller.load(call, frame)
         ready = tool.bind(call_context, args, kwargs)
         if tool.streams:
             ready = self._streaming(call, ready, is_async=tool.is_async)
@@ -315,7 +315,7 @@ class Server:
         if not call.room:
             msg = f"tool {call.tool!r} streams, and was called for one value"
             raise AdapterError(msg)
-        outlet = self._outlets[call.id] = Outlet(call.id, call.room, self.lane, self._slot)
+        outlet = self._outlets[call.id] = StreamSender(call.id, call.room, self.lane, self._slot)
         if is_async:
             return lambda: outlet.drain_async(ready())
         return lambda: outlet.drain(ready())
@@ -344,7 +344,9 @@ class Server:
             self._loops.end()
             asyncio._set_running_loop(outer)  # noqa: SLF001
             lingers = self._end(call_id, call_context)
-            self.lane.send(replies.with_value(self.lane.carrier, call_id, value, lingers=lingers))
+            self.lane.send(
+                replies.encode_value(self.lane.marshaller, call_id, value, lingers=lingers)
+            )
         finally:
             enter_call(before)
 
@@ -363,11 +365,11 @@ class Server:
         self._begin(call_id, call_context)  # its context is that of this task alone
         session = call_context.session_id
         awaited = functools.partial(_ending_children, ready)
-        within = functools.partial(self._surroundings.within, session, awaited)
+        within = functools.partial(self._isolation.within, session, awaited)
         policy = self._loops.begin_awaited()
         try:
             value = await self.interrupts.run_async(call_id, within)
-            self._surroundings.enter(session)  # to pickle what has come
+            self._isolation.enter(session)  # to pickle what has come
         except BaseException as error:  # noqa: BLE001 - the edge of a request: it answers
             self._loops.end_awaited(policy)
             self._end(call_id, call_context)
@@ -375,13 +377,13 @@ class Server:
         else:
             self._loops.end_awaited(policy)
             self._end(call_id, call_context)  # tasks that it has started may go on
-            self.lane.send(replies.with_value(self.lane.carrier, call_id, value, lingers=True))
+            self.lane.send(replies.encode_value(self.lane.marshaller, call_id, value, lingers=True))
 
     def _refuse(self, call_id: int, error: BaseException, *, lingers: bool) -> None:
         """Answer a call that raised."""
         was_interrupted = call_id in {self.interrupts.interrupted, self.host_calls.interrupted}
         answer = replies.with_error(
-            self.lane.carrier, call_id, error, is_own=not was_interrupted, lingers=lingers
+            self.lane.marshaller, call_id, error, is_own=not was_interrupted, lingers=lingers
         )
         self.lane.send(answer)
 
@@ -389,7 +391,7 @@ class Server:
         begin_call(call_context)
         self.host_calls.begin(call_id)
         self.output.begin(call_id)
-        self._surroundings.tell()
+        self._isolation.tell()
 
     def _end(self, call_id: int, call_context: SessionContext) -> bool:
         """End a call; say whether it has left threads."""

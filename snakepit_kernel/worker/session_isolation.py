@@ -32,14 +32,14 @@ _REMOVED = "a directory that was removed"
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Place:
+class ProcessState:
     """A working directory, and an environment as bytes."""
 
     directory: str
     environment: dict[bytes, bytes]
 
 
-class Surroundings:
+class SessionIsolation:
     """Changes what belongs to a session, in the main thread of a worker.
 
     Attributes
@@ -51,9 +51,11 @@ class Surroundings:
     def __init__(self) -> None:
         self.current: str | None = None
         self._names: ShellNames | None = None
-        self._first: Place | None = None
-        self._here: Place | None = None  # where the current session began
-        self._places: dict[str | None, Place] = {}  # of sessions that are not where they began
+        self._first: ProcessState | None = None
+        self._here: ProcessState | None = None  # where the current session began
+        self._places: dict[
+            str | None, ProcessState
+        ] = {}  # of sessions that are not where they began
         self._notice = ""
         self._forgotten = 0
 
@@ -62,7 +64,7 @@ class Surroundings:
 
         Not where calls run in several threads: there they stay those of the process.
         """
-        self._first = self._here = Place(os.getcwd(), dict(_environment()))  # noqa: PTH109 - much faster
+        self._first = self._here = ProcessState(os.getcwd(), dict(_environment()))  # noqa: PTH109 - much faster
 
     def adopt(self, shell: InteractiveShell) -> None:
         """Take in the shell, when it is there."""
@@ -94,7 +96,7 @@ class Surroundings:
         finally:
             signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
 
-    def _look(self) -> Place | None:
+    def _look(self) -> ProcessState | None:
         """Return where the current session is, and keep that if it has changed."""
         here = self._here
         if here is None:
@@ -106,10 +108,10 @@ class Surroundings:
         environment = _environment()
         if directory == here.directory and environment == here.environment:
             return here
-        left = self._places[self.current] = Place(directory, dict(environment))
+        left = self._places[self.current] = ProcessState(directory, dict(environment))
         return left
 
-    def _go(self, left: Place, wanted: Place, session: str | None) -> Place:
+    def _go(self, left: ProcessState, wanted: ProcessState, session: str | None) -> ProcessState:
         """Change directory and environment; return where that has led."""
         if left.environment is not wanted.environment:
             _change_environment(left.environment, wanted.environment)
@@ -126,7 +128,7 @@ class Surroundings:
                 f"the working directory of session {session!r} cannot be entered any more"
                 f" ({error}); it is {home!r} from now on"
             )
-            wanted = self._places[session] = Place(home, wanted.environment)
+            wanted = self._places[session] = ProcessState(home, wanted.environment)
         return wanted
 
     def tell(self) -> None:
@@ -157,7 +159,7 @@ class Surroundings:
         try:
             yield
         finally:
-            now = Place(os.getcwd(), dict(_environment()))  # noqa: PTH109
+            now = ProcessState(os.getcwd(), dict(_environment()))  # noqa: PTH109
             self._first = now
             self._renew(first.environment, now.environment)
             mine = self._places.get(self.current, now)
@@ -169,7 +171,7 @@ class Surroundings:
         gone = before.keys() - after.keys()
         for session, place in self._places.items():
             kept = {k: v for k, v in place.environment.items() if k not in gone}
-            self._places[session] = Place(place.directory, {**kept, **news})
+            self._places[session] = ProcessState(place.directory, {**kept, **news})
 
     def forget(self, session: str, number: int) -> None:
         """Drop what a session has here; a repetition of what was told before changes nothing."""
@@ -183,7 +185,7 @@ class Surroundings:
             self._names.forget(session)
 
 
-class NoSurroundings(Surroundings):
+class NoSurroundings(SessionIsolation):
     """For calls that run in several threads: they share what the process has."""
 
     def enter(self, session: str | None) -> None:
@@ -201,20 +203,20 @@ class NoSurroundings(Surroundings):
 class _Steps:
     """Awaits something, and goes to a session's surroundings before each of its steps."""
 
-    __slots__ = ("_make", "_session", "_surroundings")
+    __slots__ = ("_isolation", "_make", "_session")
 
     def __init__(
         self,
-        surroundings: Surroundings,
+        isolation: SessionIsolation,
         session: str | None,
         make: Callable[[], Coroutine[Any, Any, Any]],
     ) -> None:
-        self._surroundings = surroundings
+        self._isolation = isolation
         self._session = session
         self._make = make
 
     def __await__(self) -> Generator[Any, Any, Any]:
-        enter, session = self._surroundings.enter, self._session
+        enter, session = self._isolation.enter, self._session
         enter(session)
         steps: Any = self._make().__await__()
         step, value = steps.send, None
@@ -269,7 +271,7 @@ _of_shell = attrgetter(*_SHELLS)
 _of_hook = attrgetter(*_HOOKS)
 
 
-class Names:
+class SessionNames:
     """What a shell has of one session: namespace, history, counters, the last error.
 
     Parameters
@@ -320,9 +322,9 @@ class ShellNames:
         self._first = dict(shell.user_ns)  # with what the user's startup files have defined
         self._first_hidden = dict(shell.user_ns_hidden)
         self._flags = shell.compile.flags
-        self._shown = Names(shell)
-        self._known: dict[str | None, Names] = {None: self._shown}
-        self._empty: Names | None = None
+        self._shown = SessionNames(shell)
+        self._known: dict[str | None, SessionNames] = {None: self._shown}
+        self._empty: SessionNames | None = None
         self._empty_values: list[Any] = []
 
     def is_shown(self, session: str | None) -> bool:
@@ -361,7 +363,7 @@ class ShellNames:
             or not all(map(operator.is_, values, self._empty_values))
         )
 
-    def _make_empty(self) -> Names:
+    def _make_empty(self) -> SessionNames:
         """Have the shell show a namespace that nobody has used."""
         from IPython.core.history import HistoryManager
 
@@ -394,6 +396,6 @@ class ShellNames:
         shell.InteractiveTB.tb = None
         shell.set_completer_frame()  # type: ignore[no-untyped-call]
         sys.modules["__main__"] = module
-        self._empty = Names(shell)
+        self._empty = SessionNames(shell)
         self._empty_values = list(names.values())
         return self._empty

@@ -8,14 +8,14 @@ from collections.abc import AsyncGenerator, Generator
 from typing import Any
 
 from ..lane import replies
-from ..lane.control_page import Slot
+from ..lane.control_page import ControlWords
 from ..lane.worker_end import WorkerLane
 from ..processes import children
 from ..protocol import messages
 from ..protocol.frames import pack
 
 
-class Outlet:
+class StreamSender:
     """Sends the chunks of one stream.
 
     Parameters
@@ -28,7 +28,7 @@ class Outlet:
         Where to send, and where the owner notes that the consumer has left.
     """
 
-    def __init__(self, call_id: int, room: int, lane: WorkerLane, slot: Slot) -> None:
+    def __init__(self, call_id: int, room: int, lane: WorkerLane, slot: ControlWords) -> None:
         self._room = room
         self._lane = lane
         self._slot = slot
@@ -81,11 +81,11 @@ class Outlet:
             raise RuntimeError(msg)
         self._sent += 1
         try:
-            body, buffers = self._lane.carrier.codec.dumps_what_can_travel(chunk)
+            body, buffers = self._lane.marshaller.codec.dumps_what_can_travel(chunk)
         except Exception as error:
             raise replies.cannot_travel(f"chunk {self._sent}", chunk, error) from error
         if buffers:
-            self._lane.send(self._lane.carrier.pack(self._message, body, buffers))
+            self._lane.send(self._lane.marshaller.pack(self._message, body, buffers))
         else:
             self._lane.send(pack(self._header, body))
         self._room -= 1

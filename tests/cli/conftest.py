@@ -19,7 +19,7 @@ SCRIPTS = Path(sysconfig.get_path("scripts"))
 
 
 @dataclass
-class Place:
+class PidScope:
     """Private directories, and the environment that points to them."""
 
     root: Path
@@ -55,10 +55,10 @@ class Place:
 
 
 @pytest.fixture
-def place(monkeypatch: pytest.MonkeyPatch) -> Iterator[Place]:
+def place(monkeypatch: pytest.MonkeyPatch) -> Iterator[PidScope]:
     """Give private directories with short paths, for this process and those that it starts."""
     root = Path(tempfile.mkdtemp(prefix="spc-", dir="/tmp"))
-    place = Place(root)
+    place = PidScope(root)
     for directory in (place.runtime, place.jupyter_runtime, place.data):
         directory.mkdir(mode=0o700)
     for name, value in place.settings.items():
@@ -69,7 +69,7 @@ def place(monkeypatch: pytest.MonkeyPatch) -> Iterator[Place]:
 
 
 @pytest.fixture
-def snakepit(place: Place) -> Callable[..., subprocess.CompletedProcess[str]]:
+def snakepit(place: PidScope) -> Callable[..., subprocess.CompletedProcess[str]]:
     """Run the command as a shell does: ``snakepit("status", "--json").stdout``."""
 
     def run(
@@ -100,7 +100,7 @@ with Pool(workers=2, name="shop") as pool:
 
 
 @pytest.fixture
-def pool_owner(place: Place) -> Iterator[subprocess.Popen[str]]:
+def pool_owner(place: PidScope) -> Iterator[subprocess.Popen[str]]:
     """Give a process of its own that holds an open pool of two workers, named ``shop``."""
     with subprocess.Popen(
         [sys.executable, "-c", OWNER],

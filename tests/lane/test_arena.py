@@ -22,7 +22,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from snakepit_kernel.lane.shared_memory import ArenaReader, ArenaWriter, Place
+from snakepit_kernel.lane.shared_memory import ArenaReader, ArenaWriter, Region
 
 PAGE = mmap.PAGESIZE
 LIMIT = 64 * PAGE
@@ -38,7 +38,7 @@ class Arena:
         self.writer = ArenaWriter(self.descriptor, PAGE, LIMIT)
         self.reader = ArenaReader(self.descriptor, PAGE, LIMIT)
 
-    def put(self, content: bytes) -> Place:
+    def put(self, content: bytes) -> Region:
         place = self.writer.place(memoryview(content))
         assert place is not None
         return place
@@ -145,7 +145,7 @@ def test_a_place_travels_in_a_message(arena):
 
     message = msgspec.msgpack.encode([place])
 
-    assert msgspec.msgpack.decode(message, type=list[Place]) == [place]
+    assert msgspec.msgpack.decode(message, type=list[Region]) == [place]
 
 
 def test_what_is_written_to_a_view_is_seen_by_nobody_else_and_goes_with_it(arena):
@@ -446,15 +446,15 @@ def test_a_referred_region_is_in_use_until_both_have_dropped_it(arena):
     assert arena.writer.used_bytes == 0
 
 
-LIES: dict[str, Callable[[Place], Place]] = {
-    "negative offset": lambda p: Place(-1, p.length, p.ticket),
-    "negative length": lambda p: Place(p.offset, -1, p.ticket),
-    "too long": lambda p: Place(p.offset, ROOM + 1, p.ticket),
-    "far away": lambda p: Place(1 << 62, p.length, p.ticket),
-    "another ticket": lambda p: Place(p.offset, p.length, p.ticket + 1),
-    "an old ticket": lambda p: Place(p.offset, p.length, p.ticket - PAGE // 8),
-    "no ticket": lambda p: Place(p.offset, p.length, 0),
-    "negative ticket": lambda p: Place(p.offset, p.length, -p.ticket),
+LIES: dict[str, Callable[[Region], Region]] = {
+    "negative offset": lambda p: Region(-1, p.length, p.ticket),
+    "negative length": lambda p: Region(p.offset, -1, p.ticket),
+    "too long": lambda p: Region(p.offset, ROOM + 1, p.ticket),
+    "far away": lambda p: Region(1 << 62, p.length, p.ticket),
+    "another ticket": lambda p: Region(p.offset, p.length, p.ticket + 1),
+    "an old ticket": lambda p: Region(p.offset, p.length, p.ticket - PAGE // 8),
+    "no ticket": lambda p: Region(p.offset, p.length, 0),
+    "negative ticket": lambda p: Region(p.offset, p.length, -p.ticket),
 }
 
 
@@ -473,7 +473,7 @@ def test_a_reference_to_more_than_a_region_is_a_value_error(arena):
     arena.put(pages(1))
 
     with pytest.raises(ValueError, match="Place"):
-        arena.writer.view(Place(place.offset, place.length + 1, place.ticket))
+        arena.writer.view(Region(place.offset, place.length + 1, place.ticket))
 
 
 def test_a_place_that_was_given_back_is_a_value_error(arena):
@@ -592,7 +592,7 @@ answer(place.offset, place.length, place.ticket)
 sys.stdin.readline()
 """
     with Peer(arena, program) as peer:
-        view = arena.reader.view(Place(*map(int, peer.heard().split())))
+        view = arena.reader.view(Region(*map(int, peer.heard().split())))
         peer.kill()
 
     assert bytes(view) == b"w" * 50000

@@ -1,4 +1,4 @@
-"""Interrupts at the worker's end of a lane."""
+"""InterruptRouter at the worker's end of a lane."""
 
 from __future__ import annotations
 
@@ -8,16 +8,16 @@ from collections.abc import Iterator
 
 import pytest
 
-from snakepit_kernel.lane.control_page import Page
-from snakepit_kernel.worker.interrupts import Interrupts, install
+from snakepit_kernel.lane.control_page import ControlPage
+from snakepit_kernel.worker.interrupts import InterruptRouter, install
 
 CALL = 7
 
 
 @pytest.fixture
-def page() -> Iterator[Page]:
+def page() -> Iterator[ControlPage]:
     before = signal.getsignal(signal.SIGINT)
-    page = Page.create(1)
+    page = ControlPage.create(1)
     yield page
     page.close()
     signal.signal(signal.SIGINT, before)
@@ -25,7 +25,7 @@ def page() -> Iterator[Page]:
 
 def test_an_interrupt_waits_for_what_must_not_be_half_done(page):
     slot = page.slot(0)
-    interrupts = Interrupts(slot)
+    interrupts = InterruptRouter(slot)
     install(interrupts, [])
     done: list[str] = []
 
@@ -42,12 +42,12 @@ def test_an_interrupt_waits_for_what_must_not_be_half_done(page):
         interrupts.run(CALL, call)
 
     assert done == ["all of it"]
-    assert slot.heard_call == CALL
+    assert slot.acknowledged_call == CALL
 
 
 def test_it_waits_for_the_outer_one_when_one_of_them_is_inside_of_another(page):
     slot = page.slot(0)
-    interrupts = Interrupts(slot)
+    interrupts = InterruptRouter(slot)
     install(interrupts, [])
     done: list[str] = []
 
@@ -68,7 +68,7 @@ def test_it_waits_for_the_outer_one_when_one_of_them_is_inside_of_another(page):
 
 def test_an_interrupt_that_comes_later_is_not_put_off(page):
     slot = page.slot(0)
-    interrupts = Interrupts(slot)
+    interrupts = InterruptRouter(slot)
     install(interrupts, [])
     with interrupts.held():
         pass

@@ -265,19 +265,19 @@ def a_class_of_a_worker_that_comes_back_there_is_still_its_own(pool):
 
 @check
 def threads_that_use_a_class_do_not_disturb_each_other(_):
-    class Shared:
+    class SharedRegion:
         cache = {}
 
         def slow(self, key):
-            before = Shared.slow
-            Shared.cache[key] = True
+            before = SharedRegion.slow
+            SharedRegion.cache[key] = True
             time.sleep(0.02)
-            return Shared.slow is before and key in Shared.cache
+            return SharedRegion.slow is before and key in SharedRegion.cache
 
     with Pool(1, profile="thread", threads_per_worker=4) as pool:
-        futures = [pool.submit(Shared().slow, number) for number in range(60)]
+        futures = [pool.submit(SharedRegion().slow, number) for number in range(60)]
         assert all(future.result() for future in futures)
-        assert pool.submit(lambda: len(Shared.cache)).result() == 60
+        assert pool.submit(lambda: len(SharedRegion.cache)).result() == 60
 
 
 lock = threading.Lock()

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 import pytest
 
 from snakepit_kernel.pool.resources.machine_budget import (
-    Share,
+    MachineReservation,
     describe_machine,
     usable_cores,
     usable_memory,
@@ -115,7 +115,7 @@ def test_the_pools_of_the_machine_are_listed_with_what_they_have_booked(other):
 
 
 def test_whoever_books_more_memory_than_there_is_is_warned(caplog):
-    share = Share("big", usable_memory())
+    share = MachineReservation("big", usable_memory())
     share.note(1)
     assert not caplog.records
 

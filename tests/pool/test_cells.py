@@ -301,10 +301,10 @@ def test_who_waits_for_a_worker_that_is_given_up_is_told(open_pool):
 def test_who_asks_for_a_worker_that_is_known_to_be_dead_waits_for_the_next(open_pool):
     """Whoever talked to it may notice that before the pool's own watch does."""
     pool = open_pool()
-    crew = pool._engine._crew
-    with crew._lock:
-        pid = crew.workers[1].pid
-        crew.strand(crew.workers[1])
+    supervisor = pool._engine._supervisor
+    with supervisor._lock:
+        pid = supervisor.workers[1].pid
+        supervisor.stop_scheduling(supervisor.workers[1])
     with concurrent.futures.ThreadPoolExecutor() as threads:
         cell = threads.submit(pool.run, "1 + 1", worker=1, timeout=10)
         while not pool.stats().queued:

@@ -1,4 +1,4 @@
-"""Interrupts of cells and calls that wait for a command of their own."""
+"""InterruptRouter of cells and calls that wait for a command of their own."""
 
 from __future__ import annotations
 

@@ -144,7 +144,7 @@ def test_ctrl_c_during_a_start_leaves_nothing(tmp_path, seconds):
     assert left == NOTHING
 
 
-CROWDED = """
+PREEMPTED = """
 import os, pathlib, resource, sys
 from snakepit_kernel import Pool, StartFailed
 group, room = pathlib.Path(sys.argv[1]), int(sys.argv[2])
@@ -176,7 +176,7 @@ def test_a_process_without_room_for_threads_is_told_and_lives_on():
     for room in range(12):
         group.mkdir()
         try:
-            command = [sys.executable, "-c", CROWDED, str(group), str(room)]
+            command = [sys.executable, "-c", PREEMPTED, str(group), str(room)]
             done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
         finally:
             until = time.monotonic() + 5

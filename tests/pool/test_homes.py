@@ -132,7 +132,7 @@ def test_strict_work_that_waits_for_a_worker_that_goes_is_given_back(scheduler):
     assert scheduler.remove(A) == [second]
     assert second.has_lost_home
     assert not other.has_lost_home
-    assert scheduler.grant(second) is False
+    assert scheduler.assign(second) is False
 
 
 ACTIONS = st.tuples(st.sampled_from(["ask", "end", "die", "reopen", "forget"]), st.integers(0, 2))

@@ -17,9 +17,9 @@ from snakepit_kernel import (
     ToolError,
     WorkerDied,
 )
-from snakepit_kernel.pool.policies import Circuit, Recovery, check_policy, falls_under
+from snakepit_kernel.pool.policies import CircuitBreaker, Recovery, check_policy, falls_under
 from snakepit_kernel.pool.workers.lifecycle import FIRST_REST, MAX_RESTARTS, RESTART_WINDOW, Slot
-from snakepit_kernel.pool.workers.monitor import Vigil
+from snakepit_kernel.pool.workers.monitor import LivenessProbe
 
 # -- what they accept ------------------------------------------------------------------------------
 
@@ -149,7 +149,7 @@ def test_an_exception_that_came_along_is_known_by_its_base_classes_too():
 
 
 def test_a_breaker_opens_after_failures_one_after_the_other_and_tries_one_call_later():
-    circuit = Circuit(Breaker(failures=3, seconds=30))
+    circuit = CircuitBreaker(Breaker(failures=3, seconds=30))
     for _ in range(2):
         circuit.fail(circuit.admit(0.0), 0.0, "boom")
     circuit.succeed(circuit.admit(0.0))
@@ -172,7 +172,7 @@ def test_a_breaker_opens_after_failures_one_after_the_other_and_tries_one_call_l
 
 
 def test_a_call_from_before_the_breaker_opened_tells_nothing_afterwards():
-    circuit = Circuit(Breaker(failures=1, seconds=10))
+    circuit = CircuitBreaker(Breaker(failures=1, seconds=10))
     slow, failing = circuit.admit(0.0), circuit.admit(0.0)
     circuit.fail(failing, 0.0, "boom")
 
@@ -182,7 +182,7 @@ def test_a_call_from_before_the_breaker_opened_tells_nothing_afterwards():
 
 
 def test_a_trial_that_tells_nothing_is_followed_by_another():
-    circuit = Circuit(Breaker(failures=1, seconds=10))
+    circuit = CircuitBreaker(Breaker(failures=1, seconds=10))
     circuit.fail(circuit.admit(0.0), 0.0, "boom")
 
     circuit.abandon(circuit.admit(10.0))
@@ -195,7 +195,9 @@ def test_a_trial_that_tells_nothing_is_followed_by_another():
 POLICY = Heartbeat(interval=2, timeout=10, misses=3)
 
 
-def looks(vigil: Vigil, until: int, *, pulse: int = 1, cpu: object = 0.0, **facts: bool) -> float:
+def looks(
+    vigil: LivenessProbe, until: int, *, pulse: int = 1, cpu: object = 0.0, **facts: bool
+) -> float:
     """Look every two seconds at a worker that is silent; return when it is given up, or inf."""
     for now in range(2, until, 2):
         used = float(now) if cpu == "used" else 0.0
@@ -215,11 +217,11 @@ def looks(vigil: Vigil, until: int, *, pulse: int = 1, cpu: object = 0.0, **fact
     ],
 )
 def test_only_what_is_stopped_or_stands_idle_without_a_pulse_is_given_up(facts, ends):
-    assert looks(Vigil(POLICY, 0.0), 100, **facts) == ends
+    assert looks(LivenessProbe(POLICY, 0.0), 100, **facts) == ends
 
 
 def test_misses_count_only_one_after_the_other():
-    vigil = Vigil(POLICY, 0.0)
+    vigil = LivenessProbe(POLICY, 0.0)
     stopped = {"cpu": 0.0, "is_stopped": True, "is_busy": False}
     for now in (11, 13):
         assert not vigil.hears(now, 0)

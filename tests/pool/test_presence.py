@@ -29,7 +29,7 @@ CELL = (
 )
 
 
-class Page:
+class ControlPage:
     """An open notebook, as its page talks with the server."""
 
     def __init__(self, server):
@@ -84,7 +84,7 @@ class Page:
 @pytest.fixture
 def open_page(start_server):
     server = start_server(*CULLING)
-    return lambda: Page(server)
+    return lambda: ControlPage(server)
 
 
 @pytest.mark.parametrize(

@@ -144,13 +144,13 @@ def spoil():
             except OSError:
                 pass
 
-def mend():
+def repair():
     if how == "read-only":
         subprocess.run(["umount", "--lazy", runtime], check=True)
     else:
         os.unlink(f"{runtime}/filler")
 
-def error_of(work):
+def decode_error(work):
     try:
         work()
     except Exception as error:
@@ -160,22 +160,22 @@ pool = Pool(1, grace=0.5)
 pid = pool.submit(os.getpid).result(20)
 spoil()
 try:
-    recycling = error_of(pool.recycle)
-    resizing = error_of(lambda: pool.resize(2))
+    recycling = decode_error(pool.recycle)
+    resizing = decode_error(lambda: pool.resize(2))
     os.kill(pid, signal.SIGKILL)
     while not pool.stats().died:
         time.sleep(0.01)
     future = pool.submit(abs, -1)
     began = time.monotonic()
-    waited = error_of(lambda: future.result(20))
+    waited = decode_error(lambda: future.result(20))
     seconds = time.monotonic() - began
-    called = error_of(lambda: pool.run("1"))
+    called = decode_error(lambda: pool.run("1"))
     started = pool.stats().started
     problem = pool.status().problem
 finally:
-    mend()
+    repair()
 until = time.monotonic() + 20
-while error_of(lambda: pool.run("1")) is not None and time.monotonic() < until:
+while decode_error(lambda: pool.run("1")) is not None and time.monotonic() < until:
     time.sleep(0.1)
 value = pool.run("6 * 7").value
 pool.terminate()

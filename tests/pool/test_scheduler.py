@@ -37,39 +37,39 @@ def scheduler() -> Scheduler[Seat]:
     return scheduler
 
 
-def grant(scheduler: Scheduler[Seat], request: Ticket[Seat]) -> Seat | None:
+def assign(scheduler: Scheduler[Seat], request: Ticket[Seat]) -> Seat | None:
     scheduler.request(request)
     return request.seat
 
 
 def test_the_worker_that_rested_longest_is_taken_first(scheduler):
-    assert grant(scheduler, ticket()) == "a"
+    assert assign(scheduler, ticket()) == "a"
     scheduler.add(Seat("a"))
-    assert grant(scheduler, ticket()) == "b"
+    assert assign(scheduler, ticket()) == "b"
 
 
 def test_a_session_gets_its_last_worker_again_when_that_is_free(scheduler):
-    assert grant(scheduler, ticket("s")) == "a"
+    assert assign(scheduler, ticket("s")) == "a"
     scheduler.add(Seat("a"))  # behind b now
-    assert grant(scheduler, ticket("s")) == "a"
+    assert assign(scheduler, ticket("s")) == "a"
 
 
 def test_a_session_does_not_wait_for_its_last_worker(scheduler):
-    grant(scheduler, ticket("s"))
-    assert grant(scheduler, ticket("s")) == "b"
+    assign(scheduler, ticket("s"))
+    assert assign(scheduler, ticket("s")) == "b"
 
 
 def test_work_for_one_worker_waits_for_that_one(scheduler):
-    grant(scheduler, ticket())
+    assign(scheduler, ticket())
     bound = ticket(wanted="a")
 
-    assert grant(scheduler, bound) is None
+    assert assign(scheduler, bound) is None
     assert scheduler.add(Seat("a")) is bound
 
 
 def test_who_waits_for_one_worker_does_not_hold_up_the_others(scheduler):
     for _ in range(2):
-        grant(scheduler, ticket())
+        assign(scheduler, ticket())
     bound, anyone = ticket(wanted="a"), ticket()
     for request in (bound, anyone):
         scheduler.request(request)
@@ -78,7 +78,7 @@ def test_who_waits_for_one_worker_does_not_hold_up_the_others(scheduler):
 
 
 def test_who_waits_for_a_worker_that_goes_is_given_back(scheduler):
-    grant(scheduler, ticket())
+    assign(scheduler, ticket())
     bound = ticket(wanted="a")
     scheduler.request(bound)
 
@@ -88,7 +88,7 @@ def test_who_waits_for_a_worker_that_goes_is_given_back(scheduler):
 
 def test_a_full_queue_refuses_and_an_unbounded_request_neither_cares_nor_counts(scheduler):
     for _ in range(2):
-        grant(scheduler, ticket())
+        assign(scheduler, ticket())
     for _ in range(5):
         assert scheduler.request(ticket(bound=None)) is False
     bounded = [ticket() for _ in range(3)]
@@ -105,7 +105,7 @@ def test_a_full_queue_refuses_and_an_unbounded_request_neither_cares_nor_counts(
 
 def test_a_withdrawn_ticket_is_passed_over(scheduler):
     for _ in range(2):
-        grant(scheduler, ticket())
+        assign(scheduler, ticket())
     first, second = ticket(), ticket()
     for request in (first, second):
         scheduler.request(request)
@@ -118,14 +118,14 @@ def test_a_withdrawn_ticket_is_passed_over(scheduler):
 def test_a_worker_that_was_removed_is_not_lent(scheduler):
     scheduler.remove("a")
 
-    assert [grant(scheduler, ticket()) for _ in range(2)] == ["b", None]
+    assert [assign(scheduler, ticket()) for _ in range(2)] == ["b", None]
 
 
 def test_sessions_that_came_and_went_are_forgotten():
     scheduler: Scheduler[Seat] = Scheduler(max_queue=0)
     for number in range(MAX_LAST + 10):
         scheduler.add(Seat("a"))
-        grant(scheduler, ticket(f"s{number}"))
+        assign(scheduler, ticket(f"s{number}"))
 
     assert len(scheduler.homes._last) == MAX_LAST
 
@@ -168,7 +168,7 @@ def test_no_worker_is_lent_twice_and_the_queue_keeps_its_order(actions):
 
 
 def test_who_waits_for_one_worker_waits_for_its_successor(scheduler):
-    grant(scheduler, ticket())
+    assign(scheduler, ticket())
     wants_a = ticket(wanted="a")
     scheduler.request(wants_a)
     scheduler.remove("b")
@@ -180,17 +180,17 @@ def test_who_waits_for_one_worker_waits_for_its_successor(scheduler):
 
 
 def test_a_ticket_from_the_queue_is_remembered_until_its_owner_was_told(scheduler):
-    grant(scheduler, ticket())
-    grant(scheduler, ticket())
+    assign(scheduler, ticket())
+    assign(scheduler, ticket())
     waiting = ticket()
     scheduler.request(waiting)
 
-    assert scheduler.granted is None
+    assert scheduler.assigned is None
     scheduler.add(Seat("a"))
-    assert scheduler.granted is waiting
+    assert scheduler.assigned is waiting
 
 
-class Shared(Seat):
+class SharedRegion(Seat):
     """One of several places at a worker."""
 
     def __new__(cls, name, worker, purposes=("call",)):
@@ -215,30 +215,30 @@ def test_work_goes_to_the_worker_that_has_least_to_do():
     scheduler: Scheduler[Seat] = Scheduler(max_queue=3)
     busy, free = [], []
     for name, worker in (("a", busy), ("b", busy), ("c", free)):
-        scheduler.add(Shared(name, worker))
-    first = grant(scheduler, ticket())
+        scheduler.add(SharedRegion(name, worker))
+    first = assign(scheduler, ticket())
     first.is_lent = True
 
-    assert (first, grant(scheduler, ticket())) == ("a", "c")
+    assert (first, assign(scheduler, ticket())) == ("a", "c")
 
 
 def test_a_session_gets_another_place_at_its_last_worker():
     scheduler: Scheduler[Seat] = Scheduler(max_queue=3)
     first, second = [], []
     for name, worker in (("a", first), ("b", second), ("c", second)):
-        scheduler.add(Shared(name, worker))
-    grant(scheduler, ticket())
-    assert grant(scheduler, ticket("s")) == "b"
+        scheduler.add(SharedRegion(name, worker))
+    assign(scheduler, ticket())
+    assert assign(scheduler, ticket("s")) == "b"
 
-    assert grant(scheduler, ticket("s")) == "c"
+    assert assign(scheduler, ticket("s")) == "c"
 
 
 def test_a_place_for_cells_is_not_lent_for_calls():
     scheduler: Scheduler[Seat] = Scheduler(max_queue=3)
     worker = []
-    scheduler.add(Shared("main", worker, ["cell"]))
+    scheduler.add(SharedRegion("main", worker, ["cell"]))
     call, cell = ticket(), Ticket(lambda: None, purpose="cell")
 
-    assert grant(scheduler, call) is None
-    assert grant(scheduler, cell) == "main"
-    assert scheduler.add(Shared("thread", worker)) is call
+    assert assign(scheduler, call) is None
+    assert assign(scheduler, cell) == "main"
+    assert scheduler.add(SharedRegion("thread", worker)) is call

@@ -18,7 +18,7 @@ import pytest
 from snakepit_kernel import Adapter, CallTimeout, Pool, StartFailed, tool
 
 
-class Shared(Adapter):
+class SharedRegion(Adapter):
     thread_safe = True
 
     @tool
@@ -74,13 +74,13 @@ class Shared(Adapter):
         return os.getpid(), threading.get_ident(), self.context.session_id
 
 
-for _item in (Shared, *filter(inspect.isfunction, vars(Shared).values())):
+for _item in (SharedRegion, *filter(inspect.isfunction, vars(SharedRegion).values())):
     _item.__module__ = "__main__"  # it travels by value, as from a notebook
 
 
 @pytest.fixture(scope="module")
 def opened(open_for_all: Callable[..., Pool]) -> Pool:
-    return open_for_all(adapter=Shared, profile="thread", threads_per_worker=4, grace=1.0)
+    return open_for_all(adapter=SharedRegion, profile="thread", threads_per_worker=4, grace=1.0)
 
 
 @pytest.fixture
@@ -277,7 +277,7 @@ def test_streams_of_threads_are_taken_in_turn(pool):
 
 
 def test_a_session_prefers_its_worker(open_pool):
-    pool = open_pool(2, adapter=Shared, profile="thread", threads_per_worker=2)
+    pool = open_pool(2, adapter=SharedRegion, profile="thread", threads_per_worker=2)
     session = pool.session("abc")
     home = session.call("whoami")
     assert home[2] == "abc"

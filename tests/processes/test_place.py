@@ -12,8 +12,8 @@ import pytest
 
 from snakepit_kernel.processes.pid_scope import (
     INITIAL_TIME_NAMESPACE,
-    Place,
-    Reach,
+    PidScope,
+    Visibility,
     here,
     pid_namespace_of,
 )
@@ -39,36 +39,40 @@ asyncio.run(main())
 
 
 def test_this_very_place_is_here():
-    assert here().reach is Reach.HERE
+    assert here().visibility is Visibility.HERE
     assert here().pid_namespace == pid_namespace_of("self") != 0
 
 
 @pytest.mark.parametrize(
     ("changes", "reach", "told"),
     [
-        ({"boot": "another"}, Reach.PAST, "host "),
-        ({"boot": "another", "host": "other/1"}, Reach.ELSEWHERE, "host other"),
-        ({"pid_namespace": 1}, Reach.ELSEWHERE, "another container on "),
-        ({"pid_namespace": 1, "host": "other/1"}, Reach.ELSEWHERE, "another container on other"),
-        ({"time_namespace": 1}, Reach.ELSEWHERE, "another time namespace on "),
-        ({"host": "clone/1"}, Reach.ELSEWHERE, "host clone"),
-        ({"boot": "another", "time_namespace": 1}, Reach.PAST, "host "),
+        ({"boot": "another"}, Visibility.PAST, "host "),
+        ({"boot": "another", "host": "other/1"}, Visibility.ELSEWHERE, "host other"),
+        ({"pid_namespace": 1}, Visibility.ELSEWHERE, "another container on "),
+        (
+            {"pid_namespace": 1, "host": "other/1"},
+            Visibility.ELSEWHERE,
+            "another container on other",
+        ),
+        ({"time_namespace": 1}, Visibility.ELSEWHERE, "another time namespace on "),
+        ({"host": "clone/1"}, Visibility.ELSEWHERE, "host clone"),
+        ({"boot": "another", "time_namespace": 1}, Visibility.PAST, "host "),
     ],
 )
-def test_another_place_is_the_past_or_elsewhere_and_says_which(changes, reach, told):
+def test_another_place_is_the_past_or_elsewhere_and_says_which(changes, visibility, told):
     place = replace(here(), **changes)
-    assert place.reach is reach
+    assert place.visibility is visibility
     assert str(place).startswith(told)
 
 
 @pytest.mark.parametrize("time_namespace", [here().time_namespace, 4026532570])
 def test_a_place_is_read_as_it_was_written_down(time_namespace):
     place = replace(here(), time_namespace=time_namespace)
-    assert Place.read(place.written_host, place.boot, place.pid_namespace) == place
+    assert PidScope.read(place.written_host, place.boot, place.pid_namespace) == place
 
 
 def test_a_place_that_an_earlier_version_wrote_down_is_in_the_first_time_namespace():
-    place = Place.read(here().host, here().boot, here().pid_namespace)
+    place = PidScope.read(here().host, here().boot, here().pid_namespace)
     assert place.time_namespace == INITIAL_TIME_NAMESPACE
     assert place == here()
 

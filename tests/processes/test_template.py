@@ -77,7 +77,7 @@ def value_of(pool: Pool, expression: str) -> Any:
 
 def ways(pool: Pool) -> set[str | None]:
     """Why the workers of a pool were not forked; None for those that were."""
-    workers = pool._engine._crew.workers.values()
+    workers = pool._engine._supervisor.workers.values()
     return {worker.process.not_forked_because for worker in workers}
 
 
@@ -283,7 +283,7 @@ def test_one_that_is_killed_is_replaced_and_its_kernels_live_on(signum, process_
 def test_a_guardian_that_falls_to_its_owner_is_reaped():
     """These tests run in a subreaper, as the first process of a container is one."""
     with Pool(workers=1) as pool:
-        (worker,) = pool._engine._crew.workers.values()
+        (worker,) = pool._engine._supervisor.workers.values()
         guardian = worker.process.guardian
         module.close_templates()
     assert not Path(f"/proc/{guardian.pid}").exists()
@@ -520,7 +520,7 @@ def test_what_took_the_number_of_a_closed_stream_stays_the_owners(tmp_path):
     assert subprocess.check_output(command, timeout=60) == b"False"
 
 
-CROWDED = """
+PREEMPTED = """
 import asyncio, os, pathlib, sys, time
 from snakepit_kernel.errors import StartFailed
 from snakepit_kernel.ids import new_run_id
@@ -566,7 +566,7 @@ def test_a_full_process_table_is_named_and_nothing_is_left(tmp_path):
     group = CGROUPS[0] / f"snakepit-test-{os.getpid()}"
     group.mkdir()
     try:
-        command = [sys.executable, "-c", CROWDED, str(tmp_path), str(group)]
+        command = [sys.executable, "-c", PREEMPTED, str(tmp_path), str(group)]
         said = subprocess.check_output(command, timeout=60, text=True)
     finally:
         until = time.monotonic() + 5

@@ -106,9 +106,9 @@ def test_the_thread_that_looks_ends_when_nobody_waits_any_more(without_pidfds):
         assert identity is not None
         descriptor = exit_descriptor(identity)
         assert descriptor is not None
-        (lookout,) = lookouts()
+        (spin_wait,) = lookouts()
         os.close(descriptor)
-        lookout.join(5)
+        spin_wait.join(5)
         assert lookouts() == []
         child.kill()
 

@@ -126,10 +126,10 @@ def test_a_session_that_is_used_lives_on_and_one_that_is_not_ends(store):
     )
     for _ in range(3):
         age(store, 60)
-        used.look_again()
+        used.refresh()
         used.touch()
     assert names(store) == ["used"]
-    idle.look_again()
+    idle.refresh()
     with pytest.raises(SessionNotFound, match="'idle'"):
         idle.touch()
     with pytest.raises(SessionNotFound):
@@ -162,7 +162,7 @@ def test_a_time_to_live_is_changed_by_who_names_one_and_only_then(store):
     changed = open_session("a", store=store, ttl=50)
     assert changed.ttl == 50
     assert changed.expires.timestamp() == pytest.approx(time.time() + 50, abs=5)
-    first.look_again()
+    first.refresh()
     first.touch()
     assert first.ttl == 50
 
@@ -172,7 +172,7 @@ def test_who_holds_a_session_learns_of_its_new_time_to_live_and_keeps_it_alive(s
     open_session("a", store=store, ttl=100)
     for _ in range(3):
         age(store, 60)
-        holder.look_again()
+        holder.refresh()
         holder.touch()
     assert names(store) == ["a"]
 

@@ -10,7 +10,7 @@ import time
 import numpy as np
 import pytest
 
-from snakepit_kernel.lane.marshalling import Carrier
+from snakepit_kernel.lane.marshalling import Marshaller
 from snakepit_kernel.lane.worker_end import WorkerLane
 from snakepit_kernel.protocol import messages
 from snakepit_kernel.protocol.frames import FrameReader
@@ -31,7 +31,7 @@ def ends():
 
 @pytest.fixture
 def lane(ends):
-    return WorkerLane(ends[1], Carrier(None, None), lambda _: None, lambda: None)
+    return WorkerLane(ends[1], Marshaller(None, None), lambda _: None, lambda: None)
 
 
 @pytest.fixture

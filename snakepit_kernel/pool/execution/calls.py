@@ -18,20 +18,20 @@ import zmq
 from ...errors import CallTimeout, SnakepitError, ToolError, WorkerDied
 from ...lane import replies
 from ...lane.exchange import Exchange
-from ...lane.owner_end import Lane, LaneClosed
+from ...lane.owner_end import LaneClosed, OwnerLane
 from ...processes.run_folders import remake_folder
 from ...protocol import messages
 from ...protocol.codec import pickled
 from ...protocol.frames import Frame, Segment, pack
-from ...protocol.messages import CELL, Apply, HostCall, Leave, More, OpenChannels
+from ...protocol.messages import CELL, Apply, CancelStream, Credit, HostCall, OpenChannels
 from ...worker.namespace import last_value, pull, push
 from ..import_path import search_path
 from ..results import CellResult
 from ..tools import ahead
-from ..work_item import Link, Work
+from ..work_item import HostCallContext, Work
 from ..workers.jupyter import Cell, CellClient, CellRun
 from ..workers.worker import Seat, Worker
-from .host_tools import Host
+from .host_tools import HostToolServer
 
 logger = logging.getLogger(__name__)
 
@@ -56,7 +56,7 @@ a tool for it, finds the next one on the lane while it waits.
 """
 
 
-class Driver:
+class CallRunner:
     """Talks to workers for whoever holds them, and stops what has to be stopped.
 
     Every method ends with the worker quiet, or condemned: it can be given back.
@@ -79,7 +79,7 @@ class Driver:
         self,
         grace: float,
         context: zmq.Context[Any],
-        host: Host,
+        host: HostToolServer,
         condemn: Callable[[Seat], None],
         explain: Callable[[Worker, WorkerDied], SnakepitError],
     ) -> None:
@@ -123,7 +123,7 @@ class Driver:
         self, seat: Seat, exchange: Exchange, segments: list[Segment], work: Work
     ) -> None:
         """Do what `drive` does, while the running event loop goes on."""
-        async with Drive(self, seat, exchange, work, segments=segments):
+        async with AsyncCall(self, seat, exchange, work, segments=segments):
             while not exchange.is_answered:
                 await _news(seat.lane, exchange, work.deadline)
 
@@ -148,7 +148,7 @@ class Driver:
                 taken += 1
                 if taken * 2 >= room and not exchange.is_answered:
                     with contextlib.suppress(LaneClosed):  # first what has come before the end
-                        lane.send(pack(messages.encode(More(exchange.call_id, taken))), deadline)
+                        lane.send(pack(messages.encode(Credit(exchange.call_id, taken))), deadline)
                     taken = 0
                 if deadline is not None and time.monotonic() > deadline:
                     raise TimeoutError
@@ -169,16 +169,16 @@ class Driver:
 
     def stream_async(
         self, seat: Seat, exchange: Exchange, segments: list[Segment], work: Work, room: int
-    ) -> StreamDrive:
+    ) -> AsyncStream:
         """Do what `stream` does, while the running event loop goes on."""
-        return StreamDrive(self, seat, exchange, work, segments=segments, room=room)
+        return AsyncStream(self, seat, exchange, work, segments=segments, room=room)
 
     def _leave(self, seat: Seat, exchange: Exchange) -> None:
         """Close a stream that nobody wants, and wait for that; interrupt one that takes long."""
         until = time.monotonic() + LEAVE_PATIENCE
         seat.lane.slot.left_call = exchange.call_id
         try:
-            seat.lane.send(pack(messages.encode(Leave(exchange.call_id))), until)
+            seat.lane.send(pack(messages.encode(CancelStream(exchange.call_id))), until)
             while not exchange.is_answered:
                 exchange.chunks.clear()
                 seat.lane.receive(until)
@@ -195,7 +195,7 @@ class Driver:
         until = time.monotonic() + LEAVE_PATIENCE
         seat.lane.slot.left_call = exchange.call_id
         try:
-            seat.lane.put(pack(messages.encode(Leave(exchange.call_id))))
+            seat.lane.put(pack(messages.encode(CancelStream(exchange.call_id))))
             while not exchange.is_answered:
                 exchange.chunks.clear()
                 await _news(seat.lane, exchange, until)
@@ -224,13 +224,13 @@ class Driver:
         if lane.depth >= MAX_DEPTH and not lane.is_innermost(exchange):
             exchange.deferred.append((call, frame))
             return
-        link = _link(seat, work, call, None)
+        host_call = _link(seat, work, call, None)
         lane.depth += 1
         try:
-            answer = self.host.serve(link, call, frame, work.session)
+            answer = self.host.serve(host_call, call, frame, work.session)
         except BaseException:
             # Ctrl-C: who waits in the worker must not wait on.
-            interrupted = replies.with_error(seat.lane.carrier, call.id, KeyboardInterrupt())
+            interrupted = replies.with_error(seat.lane.marshaller, call.id, KeyboardInterrupt())
             lane.put(interrupted)
             raise
         finally:
@@ -243,13 +243,13 @@ class Driver:
         """Run a cell, and what belongs to it: variables to push and to pull."""
         worker = seat.worker
         cells = worker.cells or self._open_channels(seat, work)
-        if cell.with_value and (seat.forgets or seat.follows != search_path.look()):
+        if cell.encode_value and (seat.forgets or seat.follows != search_path.look()):
             self._apply_on(seat, work, abs, 0)  # it is to be heard before the cell
         if cell.push:
             try:
                 self._apply_on(seat, work, push, dict(cell.push))
             except Exception:
-                pickled(seat.lane.carrier.codec, "the cell", (), cell.push, kind="variable")
+                pickled(seat.lane.marshaller.codec, "the cell", (), cell.push, kind="variable")
                 raise  # it was not that one of them cannot travel, or is too large
         with self._serving_cell(seat, work):
             run = cells.begin(cell, work.session, work.correlation)
@@ -269,7 +269,7 @@ class Driver:
         result = run.result
         if result.ok and cell.pull:
             result.pulled = self._apply_on(seat, work, pull, list(cell.pull))
-        if result.ok and cell.with_value:
+        if result.ok and cell.encode_value:
             try:
                 result.value = self._apply_on(seat, work, last_value)
             except ToolError as error:
@@ -334,7 +334,7 @@ class Driver:
         message = Apply(
             exchange.call_id, work.session, correlation=work.correlation, belongs_to_cell=True
         )
-        segments = seat.lane.carrier.pack_value(message, (function, args, {}))
+        segments = seat.lane.marshaller.pack_value(message, (function, args, {}))
         self.drive(seat, exchange, [*ahead(seat), *segments], work)
         return exchange.outcome()
 
@@ -388,7 +388,7 @@ class Driver:
         ends = (asyncio.CancelledError, GeneratorExit) if streams else asyncio.CancelledError
         cancelled: BaseException | None = None
         try:
-            with insisting(seat, exchange.call_id):
+            with interrupt_until_heard(seat, exchange.call_id):
                 while not exchange.is_answered:
                     exchange.chunks.clear()
                     try:
@@ -428,7 +428,7 @@ class Driver:
         return True
 
 
-class Drive:
+class AsyncCall:
     """Serves and stops a call that an event loop drives, around what waits for its answer.
 
     A class, and no generator: at its end an event loop closes each asynchronous generator that is
@@ -439,14 +439,14 @@ class Drive:
     driver
         Whose it is.
     seat, exchange, work, segments
-        As for `Driver.drive_async`.
+        As for `CallRunner.drive_async`.
     """
 
     streams = False
 
     def __init__(
         self,
-        driver: Driver,
+        driver: CallRunner,
         seat: Seat,
         exchange: Exchange,
         work: Work,
@@ -458,7 +458,7 @@ class Drive:
         self._exchange = exchange
         self._segments = segments
         self._work = work
-        self._served = Served(driver.host, seat, exchange, work, contextvars.copy_context())
+        self._served = AsyncHostCalls(driver.host, seat, exchange, work, contextvars.copy_context())
 
     async def __aenter__(self) -> Self:
         lane = self._seat.lane
@@ -497,13 +497,13 @@ class Drive:
         self._driver.condemn(self._seat)
 
 
-class StreamDrive(Drive):
+class AsyncStream(AsyncCall):
     """The same for a stream.
 
     Parameters
     ----------
     driver, seat, exchange, work, segments
-        As for `Drive`.
+        As for `AsyncCall`.
     room
         Chunks that the worker may be ahead.
     """
@@ -512,7 +512,7 @@ class StreamDrive(Drive):
 
     def __init__(
         self,
-        driver: Driver,
+        driver: CallRunner,
         seat: Seat,
         exchange: Exchange,
         work: Work,
@@ -539,7 +539,7 @@ class StreamDrive(Drive):
         self._taken += 1
         if self._taken * 2 >= self._room and not exchange.is_answered:
             with contextlib.suppress(LaneClosed):
-                lane.put(pack(messages.encode(More(exchange.call_id, self._taken))))
+                lane.put(pack(messages.encode(Credit(exchange.call_id, self._taken))))
                 lane.flush_soon()
             self._taken = 0
         return True
@@ -548,7 +548,7 @@ class StreamDrive(Drive):
         await self._driver.leave_async(self._seat, self._exchange)
 
 
-class Served:
+class AsyncHostCalls:
     """The host calls of one call that an event loop drives.
 
     A plain function of the notebook runs in the loop's own thread, as a callback would; a coroutine
@@ -568,7 +568,7 @@ class Served:
 
     def __init__(
         self,
-        host: Host,
+        host: HostToolServer,
         seat: Seat,
         exchange: Exchange,
         work: Work,
@@ -595,21 +595,21 @@ class Served:
         if call.id not in self._awaited:
             return
         lane, session = self._seat.lane, self._work.session
-        link = _link(self._seat, self._work, call, self._loop)
+        host_call = _link(self._seat, self._work, call, self._loop)
         if self._in_threads:
-            serve = partial(self._context.copy().run, self._serve_apart, link, call, frame)
+            serve = partial(self._context.copy().run, self._serve_apart, host_call, call, frame)
             threading.Thread(target=serve, daemon=True).start()
         elif self._host.is_async(call, session):
             # In a copy of the caller's context, not in that of the loop's reader.
             task = self._loop.create_task(
-                self._serve_soon(link, call, frame), context=self._context.copy()
+                self._serve_soon(host_call, call, frame), context=self._context.copy()
             )
             self._tasks.add(task)
             task.add_done_callback(self._tasks.discard)
         elif lane.depth >= MAX_DEPTH and not lane.is_innermost(self._exchange):
             self._loop.call_soon(self._begin, call, frame)  # which runs when these have ended
         else:
-            serve = partial(self._host.serve, link, call, frame, session)
+            serve = partial(self._host.serve, host_call, call, frame, session)
             lane.depth += 1
             try:
                 answer = self._context.copy().run(serve)
@@ -617,37 +617,37 @@ class Served:
                 lane.depth -= 1
             self._answer(call, answer)
 
-    async def _serve_soon(self, link: Link, call: HostCall, frame: Frame) -> None:
+    async def _serve_soon(self, host_call: HostCallContext, call: HostCall, frame: Frame) -> None:
         try:
-            answer = await self._host.serve_async(link, call, frame, self._work.session)
+            answer = await self._host.serve_async(host_call, call, frame, self._work.session)
         except BaseException:
             self._answer_interrupted(call.id)
             raise
         self._answer(call, answer)
 
-    def _serve_apart(self, link: Link, call: HostCall, frame: Frame) -> None:
+    def _serve_apart(self, host_call: HostCallContext, call: HostCall, frame: Frame) -> None:
         try:
-            answer = self._host.serve(link, call, frame, self._work.session)
+            answer = self._host.serve(host_call, call, frame, self._work.session)
         except BaseException as error:  # noqa: BLE001 - sys.exit() there; the worker must hear of it
-            answer = replies.with_error(self._seat.lane.carrier, call.id, error)
+            answer = replies.with_error(self._seat.lane.marshaller, call.id, error)
         with contextlib.suppress(RuntimeError):  # the pool has ended meanwhile
             self._loop.call_soon_threadsafe(self._answer, call, answer)
 
     def _answer_interrupted(self, number: int) -> None:
         if number in self._awaited:
             self._awaited.remove(number)
-            carrier = self._seat.lane.carrier
-            self._send(replies.with_error(carrier, number, KeyboardInterrupt()))
+            marshaller = self._seat.lane.marshaller
+            self._send(replies.with_error(marshaller, number, KeyboardInterrupt()))
 
     def _answer(self, call: HostCall, answer: list[Segment]) -> None:
         if call.id in self._awaited:
             self._awaited.remove(call.id)
             self._send(answer)
         else:  # the call has ended, and the lane may be somebody else's by now
-            self._seat.lane.carrier.withdraw(answer)
+            self._seat.lane.marshaller.withdraw(answer)
 
     def _send(self, answer: list[Segment]) -> None:
-        lane: Lane = self._seat.lane
+        lane: OwnerLane = self._seat.lane
         with contextlib.suppress(LaneClosed):  # seen by who waits for the call itself
             lane.put(answer)
             if lane.fileno() >= 0:
@@ -674,7 +674,7 @@ class Served:
 
 
 @contextlib.contextmanager
-def insisting(seat: Seat, call_id: int) -> Iterator[None]:
+def interrupt_until_heard(seat: Seat, call_id: int) -> Iterator[None]:
     """Interrupt a call until it has heard, while the running event loop goes on."""
     loop = asyncio.get_running_loop()
     timers: list[asyncio.TimerHandle] = []
@@ -690,21 +690,23 @@ def insisting(seat: Seat, call_id: int) -> Iterator[None]:
         timers[0].cancel()
 
 
-def _link(seat: Seat, work: Work, call: HostCall, loop: asyncio.AbstractEventLoop | None) -> Link:
-    return Link(
+def _link(
+    seat: Seat, work: Work, call: HostCall, loop: asyncio.AbstractEventLoop | None
+) -> HostCallContext:
+    return HostCallContext(
         seat=seat,
         call_id=call.id,
-        can_nest=call.can_nest,
+        reentrant=call.reentrant,
         deadline=work.deadline,
         thread=threading.get_ident(),
         loop=loop,
-        above=work.link,
+        parent=work.host_call,
         correlation=work.correlation,
         caller=work.caller_of(call.call),
     )
 
 
-async def _news(lane: Lane, exchange: Exchange, deadline: float | None) -> None:
+async def _news(lane: OwnerLane, exchange: Exchange, deadline: float | None) -> None:
     """Wait, until a deadline, for something new of an exchange."""
     if deadline is None:
         await lane.converse(exchange)

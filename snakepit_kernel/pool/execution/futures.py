@@ -9,17 +9,17 @@ from functools import partial
 from typing import Any
 
 from ...errors import PoolClosed, SnakepitError, WorkerDied
-from ...processes.concurrency import Supervisor
+from ...processes.concurrency import LoopThread
 from ..call_events import describe_error
-from ..dispatcher import Admission
+from ..dispatcher import Dispatcher
 from ..results import CallFuture
 from ..work_item import Work, outcome_of
 from ..workers.worker import Seat, Worker
-from .host_tools import Host
-from .pipeline import Conveyor, Errand, MakeFrames, Pace
+from .host_tools import HostToolServer
+from .pipeline import FutureItem, LanePipeline, MakeFrames, PrefetchWindow
 
 
-class Errands:
+class FutureRunner:
     """Takes futures to workers.
 
     Parameters
@@ -37,98 +37,98 @@ class Errands:
     strand
         Has a worker lent no more.
     condemn, explain
-        As `Driver` has them.
+        As `CallRunner` has them.
     """
 
     def __init__(
         self,
-        admission: Admission,
-        supervisor: Supervisor,
-        host: Host,
+        dispatcher: Dispatcher,
+        loop_thread: LoopThread,
+        host: HostToolServer,
         *,
         pool: str,
         grace: float,
-        strand: Callable[[Worker], None],
+        stop_scheduling: Callable[[Worker], None],
         condemn: Callable[[Seat], None],
         explain: Callable[[Worker, WorkerDied], SnakepitError],
     ) -> None:
         self._pool = pool
         self.host = host
         self.grace = grace
-        self.strand = strand
+        self.stop_scheduling = stop_scheduling
         self.condemn = condemn
-        self.pace = Pace()
-        self._admission = admission
-        self._supervisor = supervisor
+        self.pace = PrefetchWindow()
+        self._dispatcher = dispatcher
+        self._loop_thread = loop_thread
         self._explain = explain
 
     def submit(self, work: Work, make_frames: MakeFrames) -> CallFuture[Any]:
         """Run a call on a worker; return its future."""
-        errand = Errand(work, make_frames)
+        errand = FutureItem(work, make_frames)
         errand.future.correlation_id = work.correlation
-        errand.future.keeper = self._supervisor
+        errand.future.keeper = self._loop_thread
         work.errand = errand
         work.kind = "future"
-        begin = partial(self._supervisor.soon, self._begin, errand)
-        work.on_grant = begin
+        begin = partial(self._loop_thread.soon, self._begin, errand)
+        work.on_assigned = begin
         errand.future.on_cancel(partial(self._cancel_queued, errand))
         try:
-            self._admission.admit(work)
+            self._dispatcher.admit(work)
             if work.seat is not None:
                 begin()
             elif work.queue_deadline is not None:
-                self._supervisor.soon(self._expire_later, errand)
+                self._loop_thread.soon(self._expire_later, errand)
         except KeyboardInterrupt:
-            self._supervisor.soon(self._abandon, errand)
+            self._loop_thread.soon(self._abandon, errand)
             raise
         except SnakepitError as error:
             describe_error(error, work, self._pool)
-            self._admission.settle(work, outcome_of(error), error)
+            self._dispatcher.finish(work, outcome_of(error), error)
             raise
         return errand.future
 
-    def _abandon(self, errand: Errand) -> None:
+    def _abandon(self, errand: FutureItem) -> None:
         """End work whose future nobody got, because Ctrl-C came first."""
         if errand.future.running():
             errand.future.cancel()
         else:
-            self._admission.mend(errand.work)
+            self._dispatcher.repair(errand.work)
 
-    def _begin(self, errand: Errand) -> None:
+    def _begin(self, errand: FutureItem) -> None:
         work, future = errand.work, errand.future
         if future.running():  # told twice, see Admission.mend
             return
         errand.set_timer(None)
         if work.settled or not future.begin():
             self._end_cancelled(errand)
-        elif work.seat is None and self._admission.closed_because is not None:
+        elif work.seat is None and self._dispatcher.closed_because is not None:
             self._end_cancelled(errand)
             future.cancel()
         elif work.seat is None:
-            self.end(errand, "lost", self._admission.unserved(work))
+            self.end(errand, "lost", self._dispatcher.unserved(work))
         else:
-            conveyor = Conveyor(self, work.seat, work.name)
-            self._admission.board(work, conveyor)
-            self._watch(errand, conveyor)
-            conveyor.begin(errand)
+            pipeline = LanePipeline(self, work.seat, work.name)
+            self._dispatcher.board(work, pipeline)
+            self._watch(errand, pipeline)
+            pipeline.begin(errand)
 
-    def _watch(self, errand: Errand, conveyor: Conveyor) -> None:
-        cancel = partial(self._supervisor.soon, conveyor.cancel, errand)
+    def _watch(self, errand: FutureItem, pipeline: LanePipeline) -> None:
+        cancel = partial(self._loop_thread.soon, pipeline.cancel, errand)
         errand.future.on_cancel(cancel)
         if errand.future.cancelled():  # just before
             cancel()
 
     def closed(self) -> PoolClosed | None:
         """Return what to tell of work that ends with the pool, if that ends."""
-        return self._admission.dismissal()
+        return self._dispatcher.dismissal()
 
-    def take_along(self, seat: Seat, count: int) -> list[Errand]:
+    def take_along(self, seat: Seat, count: int) -> list[FutureItem]:
         """Return errands from the head of the queue that a seat can have as well."""
         errands = []
-        for work in self._admission.take_along(seat, count):
-            errand: Errand = work.errand
+        for work in self._dispatcher.take_along(seat, count):
+            errand: FutureItem = work.errand
             errand.set_timer(None)
-            assert isinstance(seat.holder, Conveyor)
+            assert isinstance(seat.holder, LanePipeline)
             if errand.future.begin():
                 self._watch(errand, seat.holder)
                 errands.append(errand)
@@ -136,7 +136,7 @@ class Errands:
                 self._end_cancelled(errand)
         return errands
 
-    def put_back(self, errand: Errand) -> None:
+    def requeue(self, errand: FutureItem) -> None:
         """Put an errand that was not begun to the head of the queue."""
         if not errand.future.wait_again():
             self._end_cancelled(errand)
@@ -144,23 +144,23 @@ class Errands:
         errand.future.on_cancel(partial(self._cancel_queued, errand))
         if errand.work.queue_deadline is not None:
             self._expire_later(errand)
-        self._admission.put_back(errand.work)
+        self._dispatcher.requeue(errand.work)
         if errand.future.cancelled():  # just before
             self._cancel_queued(errand)
 
-    def release(self, conveyor: Conveyor) -> None:
+    def release(self, pipeline: LanePipeline) -> None:
         """Give the seat of a conveyor back."""
-        self._admission.release(conveyor.seat, conveyor.name)
+        self._dispatcher.release(pipeline.seat, pipeline.name)
 
-    def bury(self, seat: Seat, errands: list[Errand]) -> None:
+    def bury(self, seat: Seat, errands: list[FutureItem]) -> None:
         """Tell the one who was being served that the worker died; the others go to another one."""
-        self._supervisor.spawn(self._bury(seat.worker, errands))
+        self._loop_thread.spawn(self._bury(seat.worker, errands))
 
-    async def _bury(self, worker: Worker, errands: list[Errand]) -> None:
+    async def _bury(self, worker: Worker, errands: list[FutureItem]) -> None:
         error = self._explain(worker, await worker.adeath())
         for errand in reversed(errands[1:]):
             if self.closed() is None:
-                self.put_back(errand)
+                self.requeue(errand)
             else:
                 self.end(errand, outcome_of(error), error)
         if errands[0].error is not None:
@@ -170,7 +170,7 @@ class Errands:
 
     def end(
         self,
-        errand: Errand,
+        errand: FutureItem,
         outcome: str,
         error: BaseException | None = None,
         *,
@@ -180,26 +180,26 @@ class Errands:
         if errand.future.cancelled():
             outcome = "cancelled"
         describe_error(error, errand.work, self._pool)
-        self._admission.settle(errand.work, outcome, error)
+        self._dispatcher.finish(errand.work, outcome, error)
         self._let_go(errand)
         errand.future.deliver(value, error)
 
-    def _end_cancelled(self, errand: Errand) -> None:
+    def _end_cancelled(self, errand: FutureItem) -> None:
         """Count an errand whose future was cancelled before it was begun."""
-        self._admission.settle(errand.work, "cancelled")
+        self._dispatcher.finish(errand.work, "cancelled")
         self._let_go(errand)
 
-    def _let_go(self, errand: Errand) -> None:
+    def _let_go(self, errand: FutureItem) -> None:
         """Refer no more to one another: the garbage collector need not come for them."""
         errand.work.errand = None
         errand.future.on_cancel(None)
 
-    def _cancel_queued(self, errand: Errand) -> None:
-        if self._admission.withdraw(errand.work):
+    def _cancel_queued(self, errand: FutureItem) -> None:
+        if self._dispatcher.withdraw(errand.work):
             self._end_cancelled(errand)
-            self._supervisor.soon(errand.set_timer, None)
+            self._loop_thread.soon(errand.set_timer, None)
 
-    def _expire_later(self, errand: Errand) -> None:
+    def _expire_later(self, errand: FutureItem) -> None:
         work = errand.work
         assert work.queue_deadline is not None
         if work.settled or errand.future.running():
@@ -207,6 +207,6 @@ class Errands:
         left = max(0.0, work.queue_deadline - time.monotonic())
         errand.set_timer(asyncio.get_running_loop().call_later(left, self._expire, errand))
 
-    def _expire(self, errand: Errand) -> None:
-        if self._admission.withdraw(errand.work):
-            self.end(errand, "timeout", self._admission.late(errand.work))
+    def _expire(self, errand: FutureItem) -> None:
+        if self._dispatcher.withdraw(errand.work):
+            self.end(errand, "timeout", self._dispatcher.late(errand.work))

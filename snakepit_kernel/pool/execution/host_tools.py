@@ -18,7 +18,7 @@ from ...tools.adapter import ToolOptions, options_of
 from ...tools.context import LIST_HOST_TOOLS, SESSION_TOOL
 from ...tools.registry import Tool
 from ..call_events import HostReport
-from ..work_item import Link, _link
+from ..work_item import HostCallContext, _link
 
 ServeSession = Callable[[str | None, str, str, str], Callable[..., Any]]
 
@@ -121,7 +121,7 @@ class HostToolList(Mapping[str, ToolInfo]):
         return "\n".join(lines) or "no host tools"
 
 
-class Host:
+class HostToolServer:
     """Serves the host calls of workers.
 
     Parameters
@@ -145,89 +145,101 @@ class Host:
         except ToolNotFound:
             return False
 
-    def serve(self, link: Link, call: HostCall, frame: Frame, session: str | None) -> list[Segment]:
+    def serve(
+        self, host_call: HostCallContext, call: HostCall, frame: Frame, session: str | None
+    ) -> list[Segment]:
         """Run a function of the notebook in this thread; return the answer.
 
         What is no `Exception` (Ctrl-C) is raised here.
         """
-        token, told = _link.set(link), correlation.serve(link.correlation)
+        token, told = _link.set(host_call), correlation.serve(host_call.correlation)
         try:
-            with HostReport(link, call, session) as report:
-                return self._serve(link, call, frame, session, report)
+            with HostReport(host_call, call, session) as report:
+                return self._serve(host_call, call, frame, session, report)
         finally:
             correlation.leave(told)
             _link.reset(token)
-            _close_all(link)
+            _close_all(host_call)
 
     def _serve(
-        self, link: Link, call: HostCall, frame: Frame, session: str | None, report: HostReport
+        self,
+        host_call: HostCallContext,
+        call: HostCall,
+        frame: Frame,
+        session: str | None,
+        report: HostReport,
     ) -> list[Segment]:
-        carrier = link.seat.lane.carrier
+        marshaller = host_call.seat.lane.marshaller
         try:
-            ready = self._prepare(link, call, frame, session)
+            ready = self._prepare(host_call, call, frame, session)
         except Exception as error:  # noqa: BLE001 - the worker that asked must hear of it
             report.outcome = "error"
-            return replies.with_error(carrier, call.id, error, before_running=True)
+            return replies.with_error(marshaller, call.id, error, before_running=True)
         try:
             value = ready()
             if asyncio.iscoroutine(value):
                 value = _run_apart(value)
         except Exception as error:  # noqa: BLE001 - the same
             report.outcome = "error"
-            return replies.with_error(carrier, call.id, error)
-        return replies.with_value(carrier, call.id, value)
+            return replies.with_error(marshaller, call.id, error)
+        return replies.encode_value(marshaller, call.id, value)
 
     async def serve_async(
-        self, link: Link, call: HostCall, frame: Frame, session: str | None
+        self, host_call: HostCallContext, call: HostCall, frame: Frame, session: str | None
     ) -> list[Segment]:
         """Do the same for a coroutine function, in a task of its own."""
-        _link.set(link)
-        correlation.serve(link.correlation)
+        _link.set(host_call)
+        correlation.serve(host_call.correlation)
         try:
-            with HostReport(link, call, session) as report:
-                return await self._serve_async(link, call, frame, session, report)
+            with HostReport(host_call, call, session) as report:
+                return await self._serve_async(host_call, call, frame, session, report)
         finally:
-            await _close_all_async(link)
+            await _close_all_async(host_call)
 
     async def _serve_async(
-        self, link: Link, call: HostCall, frame: Frame, session: str | None, report: HostReport
+        self,
+        host_call: HostCallContext,
+        call: HostCall,
+        frame: Frame,
+        session: str | None,
+        report: HostReport,
     ) -> list[Segment]:
-        carrier = link.seat.lane.carrier
+        marshaller = host_call.seat.lane.marshaller
         try:
-            ready: Callable[[], Awaitable[Any]] = self._prepare(link, call, frame, session)
+            ready: Callable[[], Awaitable[Any]] = self._prepare(host_call, call, frame, session)
         except Exception as error:  # noqa: BLE001 - the worker that asked must hear of it
             report.outcome = "error"
-            return replies.with_error(carrier, call.id, error, before_running=True)
+            return replies.with_error(marshaller, call.id, error, before_running=True)
         try:
             value = await ready()
         except Exception as error:  # noqa: BLE001 - the same
             report.outcome = "error"
-            return replies.with_error(carrier, call.id, error)
-        return replies.with_value(carrier, call.id, value)
+            return replies.with_error(marshaller, call.id, error)
+        return replies.encode_value(marshaller, call.id, value)
 
     def _prepare(
-        self, link: Link, call: HostCall, frame: Frame, session: str | None
+        self, host_call: HostCallContext, call: HostCall, frame: Frame, session: str | None
     ) -> Callable[[], Any]:
-        carrier = link.seat.lane.carrier
-        args, kwargs = carrier.load(call, frame)
+        marshaller = host_call.seat.lane.marshaller
+        args, kwargs = marshaller.load(call, frame)
         if call.tool == SESSION_TOOL:
             part, method, *rest = args
-            found = self._serve_session(session, link.seat.worker.name, part, method)
+            found = self._serve_session(session, host_call.seat.worker.name, part, method)
             return partial(found, *rest, **kwargs)
         tool = self._tools.find(call.tool, session)
         return tool.bind(None, args, kwargs)
 
 
-def _close_all(link: Link) -> None:
-    while link.streams:
-        link.streams.pop().close()
+def _close_all(host_call: HostCallContext) -> None:
+    while host_call.streams:
+        host_call.streams.pop().close()
 
 
-async def _close_all_async(link: Link) -> None:
-    while link.async_streams:
+async def _close_all_async(host_call: HostCallContext) -> None:
+    while host_call.async_streams:
         with contextlib.suppress(RuntimeError):  # another task is taking its next chunk
-            await link.async_streams.pop().aclose()
-    _close_all(link)
+            await host_call.async_streams.pop().aclose()
+    _close_all(host_call)
 
 
 def _run_apart(running: Any) -> Any:

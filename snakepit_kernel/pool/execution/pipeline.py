@@ -24,13 +24,13 @@ from ...protocol.messages import HostCall
 from ..results import CallFuture
 from ..work_item import Work, outcome_of
 from ..workers.worker import Seat, Worker
-from .calls import INTERRUPT_AGAIN, Served
-from .host_tools import Host
+from .calls import INTERRUPT_AGAIN, AsyncHostCalls
+from .host_tools import HostToolServer
 
-AHEAD = 2e-3
+PREFETCH_SECONDS = 2e-3
 """Seconds of work that a worker is given ahead."""
 
-MAX_AHEAD = 64
+MAX_PREFETCHED = 64
 """Calls that a worker is given ahead at most."""
 
 PATIENCE = 5e-3
@@ -40,7 +40,7 @@ MakeFrames = Callable[[Seat, int, Work], list[Segment]]
 """Lays out the request of a piece of work for one seat, with the id of the call there."""
 
 
-class Errand:
+class FutureItem:
     """One future's work.
 
     Parameters
@@ -72,7 +72,7 @@ class Errand:
         self.context = contextvars.copy_context()
         self.timer: asyncio.TimerHandle | None = None
         self.error: BaseException | None = None
-        self.served: Served | None = None
+        self.served: AsyncHostCalls | None = None
 
     def set_timer(self, timer: asyncio.TimerHandle | None) -> None:
         """Have one timer, or none: what ends its wait, or its run."""
@@ -81,11 +81,11 @@ class Errand:
         self.timer = timer
 
 
-class Pace:
+class PrefetchWindow:
     """How long a pool's futures take lately, and so how many a worker is given ahead."""
 
     def __init__(self) -> None:
-        self._seconds = AHEAD
+        self._seconds = PREFETCH_SECONDS
 
     def note(self, seconds: float) -> None:
         """Take in how long one took."""
@@ -98,30 +98,30 @@ class Pace:
     @property
     def ahead(self) -> int:
         """Calls that may be under way to a worker at a time."""
-        return max(1, min(MAX_AHEAD, int(AHEAD / self._seconds)))
+        return max(1, min(MAX_PREFETCHED, int(PREFETCH_SECONDS / self._seconds)))
 
 
-class Dispatcher(Protocol):
-    """Who has the errands, and hears of them; `Errands` is one."""
+class PipelineHost(Protocol):
+    """Who has the errands, and hears of them; `FutureRunner` is one."""
 
-    host: Host
+    host: HostToolServer
     grace: float
-    pace: Pace
+    pace: PrefetchWindow
     condemn: Callable[[Seat], None]
-    strand: Callable[[Worker], None]
+    stop_scheduling: Callable[[Worker], None]
 
     def closed(self) -> PoolClosed | None:
         """Return what to tell of work that ends with the pool, if that ends."""
 
-    def take_along(self, seat: Seat, count: int) -> list[Errand]:
+    def take_along(self, seat: Seat, count: int) -> list[FutureItem]:
         """Return errands that a seat can have beside its first."""
 
-    def put_back(self, errand: Errand) -> None:
+    def requeue(self, errand: FutureItem) -> None:
         """Take back an errand that was not begun."""
 
     def end(
         self,
-        errand: Errand,
+        errand: FutureItem,
         outcome: str,
         error: BaseException | None = None,
         *,
@@ -129,14 +129,14 @@ class Dispatcher(Protocol):
     ) -> None:
         """Hear how an errand ended."""
 
-    def bury(self, seat: Seat, errands: list[Errand]) -> None:
+    def bury(self, seat: Seat, errands: list[FutureItem]) -> None:
         """Hear that a worker is gone, and what it had; the first of these it had begun."""
 
-    def release(self, conveyor: Conveyor) -> None:
+    def release(self, pipeline: LanePipeline) -> None:
         """Take the seat back."""
 
 
-class Conveyor:
+class LanePipeline:
     """Takes errands to one seat, which it holds, and their answers back, until none is left.
 
     It runs in the loop of the pool's supervisor.
@@ -156,29 +156,29 @@ class Conveyor:
         Whether it has given the seat back.
     """
 
-    def __init__(self, dispatcher: Dispatcher, seat: Seat, name: str) -> None:
+    def __init__(self, dispatcher: PipelineHost, seat: Seat, name: str) -> None:
         self.name = name
         self.settled = False
         self._dispatcher = dispatcher
         self._seat = seat
         self._lane = seat.lane
         self._loop = asyncio.get_running_loop()
-        self._under_way: dict[int, Errand] = {}  # in the order in which the worker does them
+        self._under_way: dict[int, FutureItem] = {}  # in the order in which the worker does them
         self._since = time.perf_counter()  # the first of them is being done
         self._patience: asyncio.TimerHandle | None = None
         self._is_going_on = False
-        self._done: list[tuple[Errand, Exchange]] = []
+        self._done: list[tuple[FutureItem, Exchange]] = []
         self._reading = self._lane.read_in(self._loop)
-        self._lane.on_returned = self._take_back
+        self._lane.on_returned = self._unassign
 
-    def begin(self, errand: Errand) -> None:
+    def begin(self, errand: FutureItem) -> None:
         """Take the first errand."""
         self._reading.__enter__()
         self._load([errand])
 
     # -- there ---------------------------------------------------------------------------------
 
-    def _load(self, errands: Iterable[Errand]) -> None:
+    def _load(self, errands: Iterable[FutureItem]) -> None:
         segments: list[Segment] = []
         for errand in errands:
             exchange = Exchange(
@@ -253,7 +253,7 @@ class Conveyor:
 
     # -- and back ------------------------------------------------------------------------------
 
-    def _hear(self, errand: Errand, error: BaseException | None) -> None:
+    def _hear(self, errand: FutureItem, error: BaseException | None) -> None:
         """Take in the answer to an errand, or that the lane has failed."""
         if error is not None:
             if not self.settled:
@@ -269,7 +269,7 @@ class Conveyor:
         self._done.append((errand, errand.exchange))
         self._go_on_soon()
 
-    def _conclude(self, errand: Errand, exchange: Exchange) -> None:
+    def _conclude(self, errand: FutureItem, exchange: Exchange) -> None:
         try:
             value = exchange.outcome()
         except Interrupted as interrupted:
@@ -287,7 +287,7 @@ class Conveyor:
         else:
             self._dispatcher.end(errand, "ok", value=value)
 
-    def _drop(self, errand: Errand) -> None:
+    def _drop(self, errand: FutureItem) -> None:
         """Have nothing more to do with an errand."""
         assert errand.exchange is not None
         self._lane.end(errand.exchange)
@@ -303,14 +303,14 @@ class Conveyor:
         errands = list(self._under_way.values())
         for errand in errands:
             self._drop(errand)
-        self._dispatcher.strand(self._seat.worker)  # or its seat is lent again
+        self._dispatcher.stop_scheduling(self._seat.worker)  # or its seat is lent again
         self._end()
         self._dispatcher.bury(self._seat, errands)
 
-    def _serve(self, errand: Errand, call: HostCall, frame: Frame) -> None:
+    def _serve(self, errand: FutureItem, call: HostCall, frame: Frame) -> None:
         if errand.served is None:
             assert errand.exchange is not None
-            errand.served = Served(
+            errand.served = AsyncHostCalls(
                 self._dispatcher.host,
                 self._seat,
                 errand.exchange,
@@ -334,19 +334,19 @@ class Conveyor:
             waited -= INTERRUPT_AGAIN  # the signal may be lost
         self._patience = self._loop.call_later(PATIENCE - waited, self._lose_patience)
 
-    def _take_back(self, ids: list[int]) -> None:
+    def _unassign(self, ids: list[int]) -> None:
         """Take back what the worker had not begun."""
         for call_id in sorted(ids, reverse=True):  # each to the head of the queue
             errand = self._under_way.get(call_id)
             if errand is not None:
                 self._drop(errand)
-                self._dispatcher.put_back(errand)
+                self._dispatcher.requeue(errand)
         for errand in list(self._under_way.values()):
             if errand.future.cancelled():  # it had begun
                 self._interrupt(errand, time.monotonic() + self._dispatcher.grace)
         self._go_on_soon()
 
-    def cancel(self, errand: Errand) -> None:
+    def cancel(self, errand: FutureItem) -> None:
         """End an errand that nobody wants any more."""
         if errand.exchange is None or errand.exchange.call_id not in self._under_way:
             return
@@ -356,7 +356,7 @@ class Conveyor:
             self._seat.recall()
             self._loop.call_later(INTERRUPT_AGAIN, self.cancel, errand)
 
-    def _time_out(self, errand: Errand) -> None:
+    def _time_out(self, errand: FutureItem) -> None:
         """Note where a call is whose time is up, and end it."""
         timeout = errand.work.timeout
         assert timeout is not None
@@ -370,7 +370,7 @@ class Conveyor:
         # In a thread: it takes a moment, and other workers have their turn here meanwhile.
         self._loop.run_in_executor(None, self._seat.worker.stacks).add_done_callback(stop)
 
-    def _interrupt(self, errand: Errand, until: float) -> None:
+    def _interrupt(self, errand: FutureItem, until: float) -> None:
         """Interrupt a call until it has heard; replace a worker that does not."""
         assert errand.exchange is not None
         if errand.exchange.call_id not in self._under_way:

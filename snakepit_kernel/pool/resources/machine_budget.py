@@ -35,7 +35,7 @@ def usable_memory() -> int:
         return total
 
 
-class Share:
+class MachineReservation:
     """What one pool has booked of the machine.
 
     Parameters

@@ -58,11 +58,11 @@ class Ticket(Generic[W]):
         The bound of the queue that it counts against.
     """
 
-    __slots__ = ("bound", "home", "on_grant", "priority", "purpose", "seat", "session", "wanted")
+    __slots__ = ("bound", "home", "on_assigned", "priority", "purpose", "seat", "session", "wanted")
 
     def __init__(
         self,
-        on_grant: Callable[[], None],
+        on_assigned: Callable[[], None],
         session: str | None = None,
         wanted: W | None = None,
         purpose: Purpose = "call",
@@ -74,7 +74,7 @@ class Ticket(Generic[W]):
         self.bound = bound
         self.home = home
         self.priority = priority
-        self.on_grant = on_grant
+        self.on_assigned = on_assigned
         self.session = session
         self.wanted = wanted
         self.purpose: Purpose = purpose
@@ -123,7 +123,7 @@ class Scheduler(Generic[W]):
         self._queue: FairQueue[Ticket[W]] = FairQueue()
         self._lent: dict[W, str | None] = {}  # to whose work
         self.homes: Homes[W] = Homes()
-        self.granted: Ticket[W] | None = None
+        self.assigned: Ticket[W] | None = None
 
     @property
     def waiting(self) -> int:
@@ -143,7 +143,7 @@ class Scheduler(Generic[W]):
         QueueFull
             The queue is at its bound, which counts for this ticket.
         """
-        if self.grant(ticket):
+        if self.assign(ticket):
             return True
         most = self._bounds.get(ticket.bound)
         if most is not None and self._queue.waiting[ticket.bound] >= most:
@@ -151,14 +151,14 @@ class Scheduler(Generic[W]):
         self._queue.append(ticket)
         return False
 
-    def grant(self, ticket: Ticket[W]) -> bool:
+    def assign(self, ticket: Ticket[W]) -> bool:
         """Grant a place at once if one is free that fits; say whether it was."""
         seat = self._choose(ticket)
         if seat is None:
             return False
         ticket.seat = seat
         del self._idle[seat]
-        self._lend(seat, ticket)
+        self._assign(seat, ticket)
         return True
 
     def withdraw(self, ticket: Ticket[W]) -> bool:
@@ -167,26 +167,26 @@ class Scheduler(Generic[W]):
 
     def add(self, seat: W) -> Ticket[W] | None:
         """Take in a place that is free; return the ticket that gets it at once, if any waits."""
-        self._take_back(seat)
+        self._unassign(seat)
         if len(self._queue):
             for ticket in self._queue:
                 if ticket.fits(seat):
                     ticket.seat = seat
-                    self.granted = ticket
+                    self.assigned = ticket
                     self._queue.remove(ticket)
-                    self._lend(seat, ticket)
+                    self._assign(seat, ticket)
                     return ticket
         self._idle[seat] = None
         return None
 
-    def withhold(self, seat: W) -> None:
+    def quarantine(self, seat: W) -> None:
         """Lend a place no more until it is added again; who is bound to its worker stays so."""
         self._idle.pop(seat, None)
 
     def remove(self, seat: W) -> list[Ticket[W]]:
         """Forget a place that is not to be lent any more; return what waited for it alone."""
         self._idle.pop(seat, None)
-        self._take_back(seat)
+        self._unassign(seat)
         self.homes.leave(seat)
         stranded = [
             ticket
@@ -217,8 +217,8 @@ class Scheduler(Generic[W]):
 
     def pass_on(self, seat: W, ticket: Ticket[W]) -> None:
         """Count a place that is lent as that of another ticket, which has left the queue."""
-        self._take_back(seat)
-        self._lend(seat, ticket)
+        self._unassign(seat)
+        self._assign(seat, ticket)
 
     def put_first(self, ticket: Ticket[W]) -> None:
         """Put a ticket back to the head of the queue."""
@@ -252,11 +252,11 @@ class Scheduler(Generic[W]):
         """Whether a place is free."""
         return seat in self._idle
 
-    def _take_back(self, seat: W) -> None:
+    def _unassign(self, seat: W) -> None:
         if seat in self._lent:
             self._queue.let_go(self._lent.pop(seat))
 
-    def _lend(self, seat: W, ticket: Ticket[W]) -> None:
+    def _assign(self, seat: W, ticket: Ticket[W]) -> None:
         self._lent[seat] = ticket.session
         self._queue.hold(ticket)
         if ticket.session is not None:

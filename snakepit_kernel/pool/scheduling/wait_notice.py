@@ -15,7 +15,7 @@ _listener: ContextVar[Tell | None] = ContextVar("snakepit_listener_to_waits", de
 
 
 @contextlib.contextmanager
-def waiting_patiently(tell: Tell) -> Iterator[None]:
+def announcing_waits(tell: Tell) -> Iterator[None]:
     """Let calls and cells wait for a busy pool as long as futures do: by default until Ctrl-C.
 
     Parameters
@@ -30,6 +30,6 @@ def waiting_patiently(tell: Tell) -> Iterator[None]:
         _listener.reset(token)
 
 
-def listener_to_waits() -> Tell | None:
+def wait_listener() -> Tell | None:
     """Return who wants to know of waits, if somebody does in this context."""
     return _listener.get()

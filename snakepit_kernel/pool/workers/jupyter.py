@@ -19,7 +19,7 @@ from jupyter_client.manager import AsyncKernelManager
 
 from ...errors import CellError
 from ...ids import SESSION_KEY
-from ...lane.owner_end import MAX_LINGERING, Lane
+from ...lane.owner_end import MAX_LINGERING, OwnerLane
 from ...protocol.frames import Frame
 from ...protocol.messages import Late, shown
 from ...telemetry.correlation import METADATA_KEY
@@ -58,7 +58,7 @@ class Cell:
 
     code: str
     on_message: OnMessage | None = None
-    with_value: bool = True
+    encode_value: bool = True
     push: Mapping[str, Any] = field(default_factory=dict)
     pull: Sequence[str] = ()
 
@@ -194,7 +194,7 @@ class CellClient:
         context.copy().run(on_message, told)
 
     def follow(
-        self, run: CellRun, deadline: float | None, is_alive: Callable[[], bool], lane: Lane
+        self, run: CellRun, deadline: float | None, is_alive: Callable[[], bool], lane: OwnerLane
     ) -> None:
         """Collect what a cell gives until it has ended. Can be called again after an exception.
 
@@ -228,7 +228,7 @@ class CellClient:
             self._poller.unregister(descriptor)
 
     def _ready(
-        self, deadline: float | None, is_alive: Callable[[], bool], lane: Lane | None = None
+        self, deadline: float | None, is_alive: Callable[[], bool], lane: OwnerLane | None = None
     ) -> list[Any]:
         """Wait until a channel has a message; return those that have."""
         while True:

@@ -96,7 +96,7 @@ class WorkerState(Enum):
     __hash__ = object.__hash__  # members are singletons; Enum's own hash is a Python function
 
 
-LENDABLE: Final = frozenset({WorkerState.READY, WorkerState.BUSY})
+SCHEDULABLE: Final = frozenset({WorkerState.READY, WorkerState.BUSY})
 """The states of a worker that may be lent, if one of its places is free."""
 
 

@@ -17,8 +17,8 @@ from ...processes.concurrency import in_thread
 from ...processes.identity import all_children, living_descendants
 from ..config import PoolConfig
 from ..policies import Heartbeat
-from .lifecycle import LENDABLE, WorkerState
-from .replacement import Crew
+from .lifecycle import SCHEDULABLE, WorkerState
+from .replacement import RollingReplacement
 from .worker import Worker
 
 logger = logging.getLogger(__name__)
@@ -27,7 +27,7 @@ RECONCILE_INTERVAL = 1.0
 """Seconds between two comparisons of what there is with what there is to be."""
 
 
-class Upkeep:
+class WorkerMonitor:
     """Looks at a pool's workers at intervals, and has the crew replace those that need it.
 
     Parameters
@@ -38,25 +38,25 @@ class Upkeep:
         The workers.
     """
 
-    def __init__(self, config: PoolConfig, crew: Crew) -> None:
+    def __init__(self, config: PoolConfig, supervisor: RollingReplacement) -> None:
         self._config = config
-        self._crew = crew
+        self._supervisor = supervisor
         self._has_warned = False
         self._without_main_thread: WeakSet[Worker] = WeakSet()
 
     def begin(self) -> None:
         """Do so from now on, until the crew ends."""
-        self._crew.watch_over(self._reconcile())
-        self._crew.watch_over(self._crew.renew())
+        self._supervisor.watch_over(self._reconcile())
+        self._supervisor.watch_over(self._supervisor.renew())
         if self._config.heartbeat is not None:
-            self._crew.watch_over(self._listen(self._config.heartbeat))
+            self._supervisor.watch_over(self._listen(self._config.heartbeat))
 
     async def _reconcile(self) -> None:
         while True:
             # Deaths are seen at once; this finds what was left to be done later.
             await asyncio.sleep(RECONCILE_INTERVAL)
-            self._crew.reconcile()
-            for worker in self._crew.living():
+            self._supervisor.reconcile()
+            for worker in self._supervisor.living():
                 logs.bound_file(worker.log_path)  # ours do it themselves: other kernels do not
             if self._config.kernel.is_python:  # other programs may do well without
                 self._end_those_without_main_thread()
@@ -68,16 +68,16 @@ class Upkeep:
 
         Nothing else tells: the process lives, and a thread beside beats its pulse.
         """
-        self._crew.end_spares_without_main_thread()
+        self._supervisor.end_spares_without_main_thread()
         before = self._without_main_thread
         # Seen once, it may be one that is just about to end: its threads do so one by one.
         self._without_main_thread = WeakSet(
-            worker for worker in self._crew.living() if worker.has_lost_its_main_thread
+            worker for worker in self._supervisor.living() if worker.has_lost_its_main_thread
         )
         for worker in list(self._without_main_thread & before):
             worker.end_reason = "lost its main thread (it called pthread_exit)"
             logger.warning("worker %s %s", worker.name, worker.end_reason)
-            self._crew.give_up(worker)
+            self._supervisor.give_up(worker)
 
     # -- memory --------------------------------------------------------------------------------
 
@@ -85,14 +85,14 @@ class Upkeep:
         """Have workers replaced that take too much memory, with all that they have started."""
         workers = {
             worker.process.guardian.pid: worker
-            for worker in self._crew.workers.values()
-            if worker.state in LENDABLE and worker.process and worker.process.guardian
+            for worker in self._supervisor.workers.values()
+            if worker.state in SCHEDULABLE and worker.process and worker.process.guardian
         }
         for pid, memory in (await in_thread(tree_memory, workers, limit)).items():
             if memory.total_bytes <= limit:
                 continue
             if workers[pid].calls:
-                self._crew.note_due(workers[pid], _too_much(memory, limit))
+                self._supervisor.note_due(workers[pid], _too_much(memory, limit))
             elif not self._has_warned:  # a successor would take as much
                 self._has_warned = True
                 told = _too_much(memory, limit)
@@ -102,18 +102,18 @@ class Upkeep:
 
     async def _listen(self, policy: Heartbeat) -> None:
         """Replace workers that have stopped without having ended."""
-        vigils: WeakKeyDictionary[Worker, Vigil] = WeakKeyDictionary()
+        vigils: WeakKeyDictionary[Worker, LivenessProbe] = WeakKeyDictionary()
         while True:
             await asyncio.sleep(policy.interval)
             now = time.monotonic()
-            for worker in self._crew.living():
+            for worker in self._supervisor.living():
                 vigil = vigils.get(worker)
                 if vigil is None:
-                    vigil = vigils[worker] = Vigil(policy, now)
+                    vigil = vigils[worker] = LivenessProbe(policy, now)
                 if not vigil.hears(now, worker.pulse) and self._looks_dead(worker, vigil, now):
                     await self._give_up(worker, vigil.silence(now), vigil.misses)
 
-    def _looks_dead(self, worker: Worker, vigil: Vigil, now: float) -> bool:
+    def _looks_dead(self, worker: Worker, vigil: LivenessProbe, now: float) -> bool:
         try:
             process = psutil.Process(worker.pid)
             times, state = process.cpu_times(), process.status()
@@ -135,7 +135,7 @@ class Upkeep:
         worker.end_reason = f"gave no sign of life for {silence:.3g} s ({misses} heartbeats missed)"
         where = stacks and f":\n{printable(stacks, lines=True)}"
         logger.warning("worker %s %s%s", worker.name, worker.end_reason, where)
-        self._crew.give_up(worker)
+        self._supervisor.give_up(worker)
 
 
 def _too_much(memory: TreeMemory, limit: int) -> str:
@@ -206,7 +206,7 @@ def _own(pid: int) -> int:
     return total
 
 
-class Vigil:
+class LivenessProbe:
     """Watches one worker for signs of life.
 
     Parameters

@@ -12,8 +12,8 @@ from typing import Any
 
 from ...errors import StartFailed
 from ..config import PoolConfig
-from .lifecycle import LENDABLE, Slot
-from .supervisor import Roster
+from .lifecycle import SCHEDULABLE, Slot
+from .supervisor import WorkerSupervisor
 from .worker import Worker
 
 logger = logging.getLogger(__name__)
@@ -22,10 +22,10 @@ FAILED_RENEWAL_REST = 5.0
 """Seconds after which the replacement of a worker that lives is tried again."""
 
 
-class Crew(Roster):
+class RollingReplacement(WorkerSupervisor):
     """The workers of a pool, which can be replaced, more, or fewer while work goes on.
 
-    The parameters are those of `Roster`.
+    The parameters are those of `WorkerSupervisor`.
     """
 
     def __init__(self, config: PoolConfig, *arguments: Any, **options: Any) -> None:
@@ -40,18 +40,18 @@ class Crew(Roster):
         super()._put_to_work(worker)
         if self._config.max_age is not None:
             reason = f"{self._config.max_age:g} s old (max_age)"
-            grow_old = partial(self.note_due, worker, reason, spares_home=True)
+            grow_old = partial(self.note_due, worker, reason, keep_while_home=True)
             loop = asyncio.get_running_loop()
             worker.retirement = loop.call_later(self._config.max_age, grow_old)
 
     def reconcile(self) -> None:
-        """Do what `Roster.reconcile` does, and look again at those that could not be replaced."""
+        """Start missing workers, and retry those that could not be replaced."""
         super().reconcile()
-        if any(worker.due for worker in self.workers.values()):
+        if any(worker.replacement_reason for worker in self.workers.values()):
             self._due.set()
 
     def note_due(
-        self, worker: Worker, reason: str, *, at_once: bool = False, spares_home: bool = False
+        self, worker: Worker, reason: str, *, at_once: bool = False, keep_while_home: bool = False
     ) -> None:
         """Have a worker replaced soon, from any thread; its successor is made ready first.
 
@@ -67,25 +67,29 @@ class Crew(Roster):
             Whether it stays as long as a session is bound to it.
         """
         with self._lock:
-            if worker.state not in LENDABLE or worker.is_withheld or (worker.due and not at_once):
+            if (
+                worker.state not in SCHEDULABLE
+                or worker.is_quarantined
+                or (worker.replacement_reason and not at_once)
+            ):
                 return
-            worker.due = worker.due or reason
-            worker.spares_home = spares_home
+            worker.replacement_reason = worker.replacement_reason or reason
+            worker.keep_while_home = keep_while_home
             if at_once:
-                worker.is_withheld = True
+                worker.is_quarantined = True
                 for seat in worker.seats:
-                    self._scheduler.withhold(seat)
+                    self._scheduler.quarantine(seat)
         with contextlib.suppress(RuntimeError):  # the pool has ended
-            self._supervisor.soon(self._due.set)
+            self._loop_thread.soon(self._due.set)
 
-    def note_worn(self, worker: Worker, reason: str) -> None:
+    def note_limit_reached(self, worker: Worker, reason: str) -> None:
         """Have a worker replaced soon that has done what it may do; the lock is held.
 
         It gets no more work, unless a session is bound to it.
         """
-        if not worker.due:
+        if not worker.replacement_reason:
             is_home = self._is_home(worker)
-            self.note_due(worker, reason, at_once=not is_home, spares_home=is_home)
+            self.note_due(worker, reason, at_once=not is_home, keep_while_home=is_home)
 
     def taint(self, worker: Worker, error: BaseException) -> None:
         """Give no more work to a worker that an error left unusable, and have it replaced."""
@@ -95,8 +99,8 @@ class Crew(Roster):
     def _withdraw(self, worker: Worker, cause: str, reason: str) -> None:
         with self._lock:
             worker.tainted = worker.tainted or cause
-            if not worker.is_withheld:  # else it is due for good, and may not have had its turn
-                worker.due = ""
+            if not worker.is_quarantined:  # else it is due for good, and may not have had its turn
+                worker.replacement_reason = ""
                 self.note_due(worker, reason, at_once=True)
 
     def _make_worker(self, number: int) -> Worker:
@@ -124,11 +128,11 @@ class Crew(Roster):
         while True:
             await self._due.wait()
             self._due.clear()
-            for worker in [each for each in self.workers.values() if each.due]:
-                if worker.spares_home and self._is_home(worker):
+            for worker in [each for each in self.workers.values() if each.replacement_reason]:
+                if worker.keep_while_home and self._is_home(worker):
                     continue
                 try:
-                    await self.replace(worker, worker.due)
+                    await self.replace(worker, worker.replacement_reason)
                 except StartFailed as error:
                     logger.warning(
                         "pool %s: %s goes on, because its successor does not start: %s",
@@ -136,17 +140,17 @@ class Crew(Roster):
                         worker.name,
                         error,
                     )
-                    self._lend_again(worker)
+                    self._offer_again(worker)
                     await asyncio.sleep(FAILED_RENEWAL_REST)
 
-    def _lend_again(self, worker: Worker) -> None:
+    def _offer_again(self, worker: Worker) -> None:
         """Lend a worker that was withheld, unless it is unusable."""
         with self._lock:
-            if worker.is_withheld and not worker.tainted and worker.state in LENDABLE:
-                worker.is_withheld = False
+            if worker.is_quarantined and not worker.tainted and worker.state in SCHEDULABLE:
+                worker.is_quarantined = False
                 for seat in worker.seats:
                     if seat.holder is None:
-                        self._lend(seat)
+                        self._offer(seat)
 
     async def replace(self, worker: Worker, reason: str) -> bool:
         """Start a successor of a worker, and let the worker go when that is ready.
@@ -204,14 +208,14 @@ class Crew(Roster):
         worker.is_retired = True
         worker.end_reason = reason
         self._retired.add(worker)
-        self.strand(worker)
+        self.stop_scheduling(worker)
         if not worker.is_held:
             self.dismiss_soon(worker)
 
     def dismiss_soon(self, worker: Worker) -> None:
         """Have a worker ended that was retired and that nobody holds any more."""
         with contextlib.suppress(RuntimeError):  # the pool has ended
-            self._supervisor.soon(self._dismiss_later, worker)
+            self._loop_thread.soon(self._dismiss_later, worker)
 
     def _dismiss_later(self, worker: Worker) -> None:
         if not self.is_dismissed:
@@ -271,7 +275,7 @@ class Crew(Roster):
     def _loss(self, slot: Slot) -> tuple[bool, bool, bool, int]:
         """Return what is lost with a slot, to compare; among equals the last one goes first."""
         worker = self.workers.get(slot.number)
-        if worker is None or worker.state not in LENDABLE:
+        if worker is None or worker.state not in SCHEDULABLE:
             return False, False, False, -slot.number
         return self._is_home(worker), worker.is_held, True, -slot.number
 
@@ -284,7 +288,7 @@ class Crew(Roster):
         worker = self.workers.pop(slot.number, None)
         if worker is None:
             return
-        if worker.state in LENDABLE:
+        if worker.state in SCHEDULABLE:
             self._retire(worker, reason)
         else:
             worker.end_reason = worker.end_reason or reason

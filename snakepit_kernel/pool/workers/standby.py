@@ -21,7 +21,7 @@ SPARE_SLOT = 0
 """Stands for a slot in the names of workers that have none yet."""
 
 
-class Spares:
+class StandbyWorkers:
     """Keeps some workers ready. Its coroutines run in the supervisor's loop.
 
     Parameters

@@ -15,7 +15,7 @@ from weakref import WeakSet
 import zmq.asyncio
 
 from ...errors import SnakepitError, StartFailed
-from ...processes.concurrency import Supervisor
+from ...processes.concurrency import LoopThread
 from ...processes.run_folders import Folder
 from ...processes.template import why_not
 from ...protocol.messages import ToolInfo, WorkerSetup
@@ -24,8 +24,8 @@ from ..scheduling.scheduler import Scheduler
 from ..status import WorkerEnd
 from .foreign import ForeignWorker
 from .jupyter import KernelSpecs
-from .lifecycle import LENDABLE, Slot, WorkerEvent, WorkerState
-from .standby import SPARE_SLOT, Spares
+from .lifecycle import SCHEDULABLE, Slot, WorkerEvent, WorkerState
+from .standby import SPARE_SLOT, StandbyWorkers
 from .worker import Seat, Worker
 
 logger = logging.getLogger(__name__)
@@ -46,7 +46,7 @@ MAX_ENDS = 20
 """Ends of workers that are remembered."""
 
 
-class Roster:
+class WorkerSupervisor:
     """The slots of a pool, and who is in them. Its coroutines run in the supervisor's loop.
 
     Parameters
@@ -88,10 +88,10 @@ class Roster:
         folder: Folder,
         context: zmq.asyncio.Context,
         *,
-        supervisor: Supervisor,
+        loop_thread: LoopThread,
         lock: threading.RLock,
         scheduler: Scheduler[Seat],
-        lend: Callable[[Seat], None],
+        offer: Callable[[Seat], None],
     ) -> None:
         self.workers: dict[int, Worker] = {}
         self.tools: dict[str, ToolInfo] = {}
@@ -104,17 +104,17 @@ class Roster:
         self._config = config
         self._folder = folder
         self._context = context
-        self._supervisor = supervisor
+        self._loop_thread = loop_thread
         self._lock = lock
         self._scheduler = scheduler
-        self._lend = lend
+        self._offer = offer
         self._specs = KernelSpecs(config.kernel)
         self._slots = {number: Slot(number) for number in range(1, config.workers + 1)}
         self._incarnations: Counter[int] = Counter()  # by slot, also of those that are gone
         self._made: WeakSet[Worker] = WeakSet()
         self._retired: set[Worker] = set()
         self._watchers: set[asyncio.Task[Any]] = set()
-        self._spares = Spares(config.standby, partial(self._start_apart, SPARE_SLOT))
+        self._spares = StandbyWorkers(config.standby, partial(self._start_apart, SPARE_SLOT))
 
     # -- looking -------------------------------------------------------------------------------
 
@@ -126,7 +126,7 @@ class Roster:
     @property
     def is_own_thread(self) -> bool:
         """Whether the code that asks keeps workers from being started and given back."""
-        return self._supervisor.is_current
+        return self._loop_thread.is_current
 
     @property
     def config(self) -> PoolConfig:
@@ -145,7 +145,7 @@ class Roster:
     def living(self) -> list[Worker]:
         """Return the workers that have become ready and not begun to end."""
         with self._lock:
-            return [worker for worker in self.workers.values() if worker.state in LENDABLE]
+            return [worker for worker in self.workers.values() if worker.state in SCHEDULABLE]
 
     def has(self, worker: Worker) -> bool:
         """Whether a worker is one of the pool's, be it that it only ends what it does."""
@@ -262,12 +262,12 @@ class Roster:
         self._slots[worker.slot].fill()
         worker.ready_at = time.monotonic()
         for seat in worker.seats:
-            self._lend(seat)
+            self._offer(seat)
         self.watch_over(self._watch(worker))
 
     def watch_over(self, work: Coroutine[Any, Any, object]) -> None:
         """Do something beside, until it is done or the crew ends."""
-        watcher = self._supervisor.spawn(work)
+        watcher = self._loop_thread.spawn(work)
         self._watchers.add(watcher)
         watcher.add_done_callback(self._watchers.discard)
 
@@ -277,7 +277,7 @@ class Roster:
         """Wait for the end of a worker; refill its slot if nobody asked for it."""
         await worker.died.wait()
         with self._lock:
-            self.strand(worker)  # or whoever gives it back now would have it lent again
+            self.stop_scheduling(worker)  # or whoever gives it back now would have it lent again
             is_lost = not self.is_dismissed and not worker.is_retired
             self.died += is_lost
         if not is_lost:
@@ -336,7 +336,7 @@ class Roster:
             if given_up is not None:
                 self._tell_stranded(given_up)
             for ticket in [] if self.workers else self._scheduler.drain():
-                ticket.on_grant()
+                ticket.on_assigned()
 
     def reconcile(self) -> None:
         """Compare the slots with their workers; fill those that are empty, a few at a time."""
@@ -368,7 +368,7 @@ class Roster:
 
     # -- letting go ----------------------------------------------------------------------------
 
-    def strand(self, worker: Worker) -> None:
+    def stop_scheduling(self, worker: Worker) -> None:
         """Lend a worker no more, and tell those who wait for it alone.
 
         Who asks for it later waits for its successor.
@@ -381,7 +381,7 @@ class Roster:
     def _tell_stranded(self, worker: Worker) -> None:
         for seat in worker.seats:
             for ticket in self._scheduler.remove(seat):
-                ticket.on_grant()
+                ticket.on_assigned()
 
     def condemn(self, seat: Seat) -> None:
         """Have a worker ended that does not listen; its slot is refilled when it is gone.
@@ -390,7 +390,7 @@ class Roster:
         """
         worker = seat.worker
         with self._lock:
-            self.strand(worker)
+            self.stop_scheduling(worker)
             worker.is_condemned = True
             others = [other for other in worker.seats if other is not seat]
             if any(other.holder is not None for other in others):
@@ -403,7 +403,7 @@ class Roster:
 
     def give_up(self, worker: Worker) -> None:
         """End a worker that has stopped; its slot is refilled when it is gone."""
-        self.strand(worker)
+        self.stop_scheduling(worker)
         worker.condemn()
 
     # -- ending --------------------------------------------------------------------------------

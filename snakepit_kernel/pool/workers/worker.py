@@ -32,9 +32,9 @@ from ...errors import (
     describe_exit,
     suggest,
 )
-from ...lane.control_page import RECALL_SIGNAL, Page
+from ...lane.control_page import RECALL_SIGNAL, ControlPage
 from ...lane.exchange import Exchange
-from ...lane.owner_end import Lane, LaneClosed
+from ...lane.owner_end import LaneClosed, OwnerLane
 from ...printable import printable
 from ...processes import logs
 from ...processes.os_limits import Cgroup
@@ -121,7 +121,7 @@ class Seat:
         "worker",
     )
 
-    def __init__(self, worker: Worker, lane: Lane, purposes: frozenset[Purpose]) -> None:
+    def __init__(self, worker: Worker, lane: OwnerLane, purposes: frozenset[Purpose]) -> None:
         self.worker = worker
         self.lane = lane
         self.purposes = purposes
@@ -171,7 +171,7 @@ class Seat:
         if self.lane.fileno() < 0:
             return
         slot = self.lane.slot
-        if not call_id or slot.heard_call != call_id:
+        if not call_id or slot.acknowledged_call != call_id:
             slot.interrupted_call = call_id
             self.worker.interrupt(call_id)
 
@@ -227,9 +227,9 @@ class Worker:
         self._last_words = ""
         self.is_condemned = False  # to be ended when nobody holds a seat any more
         self.is_retired = False  # the same, in peace: it has a successor
-        self.due = ""  # why it is to be replaced
-        self.spares_home = False  # not while a session is bound to it
-        self.is_withheld = False  # from everybody, until it is replaced
+        self.replacement_reason = ""  # why it is to be replaced
+        self.keep_while_home = False  # not while a session is bound to it
+        self.is_quarantined = False  # from everybody, until it is replaced
         self.tainted = ""  # what left it unusable
         self.end_reason = ""  # why its pool has ended it
         self.on_quitting: Callable[[Worker], None] | None = None
@@ -240,7 +240,7 @@ class Worker:
         self.config = config
         base = folder / f"{slot}.{incarnation}"
         self.log_path = base.with_name(f"{base.name}.log")
-        self._page = Page.create(len(config.seats))
+        self._page = ControlPage.create(len(config.seats))
         self._theirs: list[socket.socket] = []
         self.seats = [
             Seat(self, self._make_lane(number), purposes)
@@ -279,12 +279,12 @@ class Worker:
         """Return how its Jupyter channels are reached."""
         return {"transport": "ipc", "ip": str(base)}
 
-    def _make_lane(self, number: int) -> Lane:
+    def _make_lane(self, number: int) -> OwnerLane:
         ours, theirs = socket.socketpair()
         self._theirs.append(theirs)
-        carrier = self._page.carrier(number, is_owner=True)
-        carrier.codec = self.config.codec
-        return Lane(ours, self._page.slot(number), carrier)
+        marshaller = self._page.marshaller(number, is_owner=True)
+        marshaller.codec = self.config.codec
+        return OwnerLane(ours, self._page.slot(number), marshaller)
 
     # -- state ---------------------------------------------------------------------------------
 
@@ -412,7 +412,7 @@ class Worker:
         lane.on_hello = self._check_hello
         exchange = Exchange(lane.new_call_id(), "configuring the worker")
         codec = replace(self.config.codec, resolves_annotations=True)  # those of an adapter's tools
-        lane.put(lane.carrier.pack(Configure(exchange.call_id), *codec.dumps(setup)))
+        lane.put(lane.marshaller.pack(Configure(exchange.call_id), *codec.dumps(setup)))
         if self._group is None:  # sent first: the worker finds it when it comes up
             lane.send_ready()
         *lanes, late = [theirs.fileno() for theirs in self._theirs]
