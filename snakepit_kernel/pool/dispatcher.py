@@ -498,7 +498,7 @@ class Dispatcher:
                 if not ticket.fits(seat):
                     continue
                 is_bound = ticket.wanted is not None or ticket.session is not None
-                if ticket.errand is None or is_bound or ticket.deadline is not None:
+                if ticket.item is None or is_bound or ticket.deadline is not None:
                     break
                 self.scheduler.withdraw(ticket)
                 ticket.seat = seat

@@ -128,7 +128,7 @@ class Engine:
         host = HostToolServer(self.host_tools, self.sessions.serve)
         condemn = self._supervisor.condemn
         self._driver = CallRunner(config.grace, self._context, host, condemn, self._explain)
-        self._errands = FutureRunner(
+        self._futures = FutureRunner(
             self._dispatcher,
             self._loop_thread,
             host,
@@ -521,7 +521,7 @@ class Engine:
 
     def submit(self, work: Work, make_frames: MakeFrames) -> CallFuture[Any]:
         """Run a call on a worker, driven by the supervisor; return its future."""
-        return self._errands.submit(work, make_frames)
+        return self._futures.submit(work, make_frames)
 
     # -- looking -------------------------------------------------------------------------------
 

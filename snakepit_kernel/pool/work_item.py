@@ -95,13 +95,13 @@ class Work(Ticket[Seat]):
         "correlation",
         "deadline",
         "ends_as",
-        "errand",
         "fails_fast",
         "has_given",
         "host_call",
         "idempotent",
         "is_given_up",
         "is_prefetched",
+        "item",
         "kind",
         "name",
         "nested_in",
@@ -144,7 +144,7 @@ class Work(Ticket[Seat]):
         self.began: float | None = None
         self.host_call = host_call
         self.nested_in: HostCallContext | None = None
-        self.errand: Any = None
+        self.item: Any = None
         self.is_prefetched = False
         self.admitted: int | None = None
         self.slot = slot

@@ -85,10 +85,10 @@ def exit_descriptor(process: ProcessIdentity) -> int | None:
     """
     if pidfd.is_possible():
         return process.open()
-    return _lookout.watch(process) if process.is_alive() else None
+    return _exit_watch.watch(process) if process.is_alive() else None
 
 
-class _Lookout:
+class _ExitWatch:
     """A thread that looks at processes, and writes into a pipe when one has ended."""
 
     def __init__(self) -> None:
@@ -129,4 +129,4 @@ class _Lookout:
         self._lock = Lock()
 
 
-_lookout = _Lookout()
+_exit_watch = _ExitWatch()

@@ -50,7 +50,7 @@ from .output import (
 from .progress import follow_bars
 from .search_path import SearchPath
 from .server import CallServer, OnMessage
-from .session_isolation import NoSurroundings, SessionIsolation
+from .session_isolation import NoIsolation, SessionIsolation
 from .threads import hand_on_contexts
 
 if TYPE_CHECKING:
@@ -372,7 +372,7 @@ class _Thread:
             finish=showing.finish_in_thread,
             on_message=on_message,
             on_close=self._loop.stop,
-            isolation=NoSurroundings(),
+            isolation=NoIsolation(),
         )
         self._thread = threading.Thread(
             target=self._run, name=f"snakepit-lane-{number}", daemon=True

@@ -103,7 +103,7 @@ class CallServer:
         self._before_next: deque[tuple[messages.ToWorker, Frame]] = deque()
         self.autoreload: Autoreload | None = None
         self._on_message = on_message
-        self._outlets: dict[int, StreamSender] = {}
+        self._senders: dict[int, StreamSender] = {}
         self._of_cells: set[int] = set()  # calls at whose end nothing is shown
         self._tasks: set[asyncio.Task[None]] = set()
         self._put_off: deque[tuple[CallMessage, Frame]] = deque()  # calls that have not begun
@@ -144,11 +144,11 @@ class CallServer:
             case messages.Result() | messages.Failure():
                 self.host_calls.take(message, frame)
             case messages.Credit(id=call_id, count=count):
-                if call_id in self._outlets:
-                    self._outlets[call_id].add_room(count)
+                if call_id in self._senders:
+                    self._senders[call_id].add_room(count)
             case messages.CancelStream(id=call_id):
-                if call_id in self._outlets:
-                    self._outlets[call_id].leave()
+                if call_id in self._senders:
+                    self._senders[call_id].leave()
             case (
                 messages.Define()
                 | messages.Encode()
@@ -315,10 +315,10 @@ class CallServer:
         if not call.room:
             msg = f"tool {call.tool!r} streams, and was called for one value"
             raise AdapterError(msg)
-        outlet = self._outlets[call.id] = StreamSender(call.id, call.room, self.lane, self._slot)
+        sender = self._senders[call.id] = StreamSender(call.id, call.room, self.lane, self._slot)
         if is_async:
-            return lambda: outlet.drain_async(ready())
-        return lambda: outlet.drain(ready())
+            return lambda: sender.drain_async(ready())
+        return lambda: sender.drain(ready())
 
     def _run(
         self,
@@ -404,8 +404,8 @@ class CallServer:
         lingers = end_call(call_context)
         self.output.end(call_id)
         self.host_calls.end(call_id)
-        if self._outlets:
-            self._outlets.pop(call_id, None)
+        if self._senders:
+            self._senders.pop(call_id, None)
         return lingers
 
 

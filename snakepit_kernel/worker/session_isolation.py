@@ -185,7 +185,7 @@ class SessionIsolation:
             self._names.forget(session)
 
 
-class NoSurroundings(SessionIsolation):
+class NoIsolation(SessionIsolation):
     """For calls that run in several threads: they share what the process has."""
 
     def enter(self, session: str | None) -> None:

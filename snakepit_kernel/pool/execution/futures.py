@@ -64,58 +64,58 @@ class FutureRunner:
 
     def submit(self, work: Work, make_frames: MakeFrames) -> CallFuture[Any]:
         """Run a call on a worker; return its future."""
-        errand = FutureItem(work, make_frames)
-        errand.future.correlation_id = work.correlation
-        errand.future.keeper = self._loop_thread
-        work.errand = errand
+        item = FutureItem(work, make_frames)
+        item.future.correlation_id = work.correlation
+        item.future.keeper = self._loop_thread
+        work.item = item
         work.kind = "future"
-        begin = partial(self._loop_thread.soon, self._begin, errand)
+        begin = partial(self._loop_thread.soon, self._begin, item)
         work.on_assigned = begin
-        errand.future.on_cancel(partial(self._cancel_queued, errand))
+        item.future.on_cancel(partial(self._cancel_queued, item))
         try:
             self._dispatcher.admit(work)
             if work.seat is not None:
                 begin()
             elif work.queue_deadline is not None:
-                self._loop_thread.soon(self._expire_later, errand)
+                self._loop_thread.soon(self._expire_later, item)
         except KeyboardInterrupt:
-            self._loop_thread.soon(self._abandon, errand)
+            self._loop_thread.soon(self._abandon, item)
             raise
         except SnakepitError as error:
             describe_error(error, work, self._pool)
             self._dispatcher.finish(work, outcome_of(error), error)
             raise
-        return errand.future
+        return item.future
 
-    def _abandon(self, errand: FutureItem) -> None:
+    def _abandon(self, item: FutureItem) -> None:
         """End work whose future nobody got, because Ctrl-C came first."""
-        if errand.future.running():
-            errand.future.cancel()
+        if item.future.running():
+            item.future.cancel()
         else:
-            self._dispatcher.repair(errand.work)
+            self._dispatcher.repair(item.work)
 
-    def _begin(self, errand: FutureItem) -> None:
-        work, future = errand.work, errand.future
+    def _begin(self, item: FutureItem) -> None:
+        work, future = item.work, item.future
         if future.running():  # told twice, see Admission.mend
             return
-        errand.set_timer(None)
+        item.set_timer(None)
         if work.settled or not future.begin():
-            self._end_cancelled(errand)
+            self._end_cancelled(item)
         elif work.seat is None and self._dispatcher.closed_because is not None:
-            self._end_cancelled(errand)
+            self._end_cancelled(item)
             future.cancel()
         elif work.seat is None:
-            self.end(errand, "lost", self._dispatcher.unserved(work))
+            self.end(item, "lost", self._dispatcher.unserved(work))
         else:
             pipeline = LanePipeline(self, work.seat, work.name)
             self._dispatcher.board(work, pipeline)
-            self._watch(errand, pipeline)
-            pipeline.begin(errand)
+            self._watch(item, pipeline)
+            pipeline.begin(item)
 
-    def _watch(self, errand: FutureItem, pipeline: LanePipeline) -> None:
-        cancel = partial(self._loop_thread.soon, pipeline.cancel, errand)
-        errand.future.on_cancel(cancel)
-        if errand.future.cancelled():  # just before
+    def _watch(self, item: FutureItem, pipeline: LanePipeline) -> None:
+        cancel = partial(self._loop_thread.soon, pipeline.cancel, item)
+        item.future.on_cancel(cancel)
+        if item.future.cancelled():  # just before
             cancel()
 
     def closed(self) -> PoolClosed | None:
@@ -124,89 +124,89 @@ class FutureRunner:
 
     def take_along(self, seat: Seat, count: int) -> list[FutureItem]:
         """Return errands from the head of the queue that a seat can have as well."""
-        errands = []
+        items = []
         for work in self._dispatcher.take_along(seat, count):
-            errand: FutureItem = work.errand
-            errand.set_timer(None)
+            item: FutureItem = work.item
+            item.set_timer(None)
             assert isinstance(seat.holder, LanePipeline)
-            if errand.future.begin():
-                self._watch(errand, seat.holder)
-                errands.append(errand)
+            if item.future.begin():
+                self._watch(item, seat.holder)
+                items.append(item)
             else:
-                self._end_cancelled(errand)
-        return errands
+                self._end_cancelled(item)
+        return items
 
-    def requeue(self, errand: FutureItem) -> None:
+    def requeue(self, item: FutureItem) -> None:
         """Put an errand that was not begun to the head of the queue."""
-        if not errand.future.wait_again():
-            self._end_cancelled(errand)
+        if not item.future.wait_again():
+            self._end_cancelled(item)
             return
-        errand.future.on_cancel(partial(self._cancel_queued, errand))
-        if errand.work.queue_deadline is not None:
-            self._expire_later(errand)
-        self._dispatcher.requeue(errand.work)
-        if errand.future.cancelled():  # just before
-            self._cancel_queued(errand)
+        item.future.on_cancel(partial(self._cancel_queued, item))
+        if item.work.queue_deadline is not None:
+            self._expire_later(item)
+        self._dispatcher.requeue(item.work)
+        if item.future.cancelled():  # just before
+            self._cancel_queued(item)
 
     def release(self, pipeline: LanePipeline) -> None:
         """Give the seat of a conveyor back."""
         self._dispatcher.release(pipeline.seat, pipeline.name)
 
-    def bury(self, seat: Seat, errands: list[FutureItem]) -> None:
+    def bury(self, seat: Seat, items: list[FutureItem]) -> None:
         """Tell the one who was being served that the worker died; the others go to another one."""
-        self._loop_thread.spawn(self._bury(seat.worker, errands))
+        self._loop_thread.spawn(self._bury(seat.worker, items))
 
-    async def _bury(self, worker: Worker, errands: list[FutureItem]) -> None:
+    async def _bury(self, worker: Worker, items: list[FutureItem]) -> None:
         error = self._explain(worker, await worker.adeath())
-        for errand in reversed(errands[1:]):
+        for item in reversed(items[1:]):
             if self.closed() is None:
-                self.requeue(errand)
+                self.requeue(item)
             else:
-                self.end(errand, outcome_of(error), error)
-        if errands[0].error is not None:
-            self.end(errands[0], "timeout", errands[0].error)
+                self.end(item, outcome_of(error), error)
+        if items[0].error is not None:
+            self.end(items[0], "timeout", items[0].error)
         else:
-            self.end(errands[0], outcome_of(error), error)
+            self.end(items[0], outcome_of(error), error)
 
     def end(
         self,
-        errand: FutureItem,
+        item: FutureItem,
         outcome: str,
         error: BaseException | None = None,
         *,
         value: Any = None,
     ) -> None:
         """Count how an errand ended, and tell its future."""
-        if errand.future.cancelled():
+        if item.future.cancelled():
             outcome = "cancelled"
-        describe_error(error, errand.work, self._pool)
-        self._dispatcher.finish(errand.work, outcome, error)
-        self._let_go(errand)
-        errand.future.deliver(value, error)
+        describe_error(error, item.work, self._pool)
+        self._dispatcher.finish(item.work, outcome, error)
+        self._let_go(item)
+        item.future.deliver(value, error)
 
-    def _end_cancelled(self, errand: FutureItem) -> None:
+    def _end_cancelled(self, item: FutureItem) -> None:
         """Count an errand whose future was cancelled before it was begun."""
-        self._dispatcher.finish(errand.work, "cancelled")
-        self._let_go(errand)
+        self._dispatcher.finish(item.work, "cancelled")
+        self._let_go(item)
 
-    def _let_go(self, errand: FutureItem) -> None:
+    def _let_go(self, item: FutureItem) -> None:
         """Refer no more to one another: the garbage collector need not come for them."""
-        errand.work.errand = None
-        errand.future.on_cancel(None)
+        item.work.item = None
+        item.future.on_cancel(None)
 
-    def _cancel_queued(self, errand: FutureItem) -> None:
-        if self._dispatcher.withdraw(errand.work):
-            self._end_cancelled(errand)
-            self._loop_thread.soon(errand.set_timer, None)
+    def _cancel_queued(self, item: FutureItem) -> None:
+        if self._dispatcher.withdraw(item.work):
+            self._end_cancelled(item)
+            self._loop_thread.soon(item.set_timer, None)
 
-    def _expire_later(self, errand: FutureItem) -> None:
-        work = errand.work
+    def _expire_later(self, item: FutureItem) -> None:
+        work = item.work
         assert work.queue_deadline is not None
-        if work.settled or errand.future.running():
+        if work.settled or item.future.running():
             return
         left = max(0.0, work.queue_deadline - time.monotonic())
-        errand.set_timer(asyncio.get_running_loop().call_later(left, self._expire, errand))
+        item.set_timer(asyncio.get_running_loop().call_later(left, self._expire, item))
 
-    def _expire(self, errand: FutureItem) -> None:
-        if self._dispatcher.withdraw(errand.work):
-            self.end(errand, "timeout", self._dispatcher.late(errand.work))
+    def _expire(self, item: FutureItem) -> None:
+        if self._dispatcher.withdraw(item.work):
+            self.end(item, "timeout", self._dispatcher.late(item.work))

@@ -116,12 +116,12 @@ class PipelineHost(Protocol):
     def take_along(self, seat: Seat, count: int) -> list[FutureItem]:
         """Return errands that a seat can have beside its first."""
 
-    def requeue(self, errand: FutureItem) -> None:
+    def requeue(self, item: FutureItem) -> None:
         """Take back an errand that was not begun."""
 
     def end(
         self,
-        errand: FutureItem,
+        item: FutureItem,
         outcome: str,
         error: BaseException | None = None,
         *,
@@ -129,7 +129,7 @@ class PipelineHost(Protocol):
     ) -> None:
         """Hear how an errand ended."""
 
-    def bury(self, seat: Seat, errands: list[FutureItem]) -> None:
+    def bury(self, seat: Seat, items: list[FutureItem]) -> None:
         """Hear that a worker is gone, and what it had; the first of these it had begun."""
 
     def release(self, pipeline: LanePipeline) -> None:
@@ -171,35 +171,35 @@ class LanePipeline:
         self._reading = self._lane.read_in(self._loop)
         self._lane.on_returned = self._unassign
 
-    def begin(self, errand: FutureItem) -> None:
+    def begin(self, item: FutureItem) -> None:
         """Take the first errand."""
         self._reading.__enter__()
-        self._load([errand])
+        self._load([item])
 
     # -- there ---------------------------------------------------------------------------------
 
-    def _load(self, errands: Iterable[FutureItem]) -> None:
+    def _load(self, items: Iterable[FutureItem]) -> None:
         segments: list[Segment] = []
-        for errand in errands:
+        for item in items:
             exchange = Exchange(
                 self._lane.new_call_id(),
-                errand.work.name,
-                display=Display(errand.context),  # to the cell that submitted it
+                item.work.name,
+                display=Display(item.context),  # to the cell that submitted it
                 raise_original=True,
             )
-            exchange.on_news = partial(self._hear, errand)
-            exchange.on_host_call = partial(self._serve, errand)
-            errand.exchange = exchange
+            exchange.on_news = partial(self._hear, item)
+            exchange.on_host_call = partial(self._serve, item)
+            item.exchange = exchange
             try:
-                segments += errand.make_frames(self._seat, exchange.call_id, errand.work)
+                segments += item.make_frames(self._seat, exchange.call_id, item.work)
             except Exception as error:  # noqa: BLE001 - it is the future's outcome
-                self._dispatcher.end(errand, outcome_of(error), error)
+                self._dispatcher.end(item, outcome_of(error), error)
                 continue
             self._lane.begin(exchange)
-            self._under_way[exchange.call_id] = errand
-            if errand.work.deadline is not None:
-                left = errand.work.deadline - time.monotonic()
-                errand.set_timer(self._loop.call_later(left, self._time_out, errand))
+            self._under_way[exchange.call_id] = item
+            if item.work.deadline is not None:
+                left = item.work.deadline - time.monotonic()
+                item.set_timer(self._loop.call_later(left, self._time_out, item))
         self._lane.put(segments)
         try:
             self._lane.flush_soon()
@@ -221,8 +221,8 @@ class LanePipeline:
         if not self.settled:
             self._take_along()
         done, self._done = self._done, []
-        for errand, exchange in done:
-            self._conclude(errand, exchange)
+        for item, exchange in done:
+            self._conclude(item, exchange)
 
     def _take_along(self) -> None:
         ahead = self._dispatcher.pace.ahead
@@ -248,77 +248,77 @@ class LanePipeline:
 
     def caller_of(self, call_id: int) -> object:
         """Return whose a call is that it has at the worker."""
-        errand = self._under_way.get(call_id)
-        return None if errand is None else errand.work.caller_of(call_id)
+        item = self._under_way.get(call_id)
+        return None if item is None else item.work.caller_of(call_id)
 
     # -- and back ------------------------------------------------------------------------------
 
-    def _hear(self, errand: FutureItem, error: BaseException | None) -> None:
+    def _hear(self, item: FutureItem, error: BaseException | None) -> None:
         """Take in the answer to an errand, or that the lane has failed."""
         if error is not None:
             if not self.settled:
                 self._fail()
             return
-        assert errand.exchange is not None
-        if not errand.exchange.is_answered:
+        assert item.exchange is not None
+        if not item.exchange.is_answered:
             return
         now = time.perf_counter()
         self._dispatcher.pace.note(now - self._since)
         self._since = now
-        self._drop(errand)
-        self._done.append((errand, errand.exchange))
+        self._drop(item)
+        self._done.append((item, item.exchange))
         self._go_on_soon()
 
-    def _conclude(self, errand: FutureItem, exchange: Exchange) -> None:
+    def _conclude(self, item: FutureItem, exchange: Exchange) -> None:
         try:
             value = exchange.outcome()
         except Interrupted as interrupted:
-            if errand.error is not None:  # its time was up
-                self._dispatcher.end(errand, "timeout", errand.error)
+            if item.error is not None:  # its time was up
+                self._dispatcher.end(item, "timeout", item.error)
             elif (closed := self._dispatcher.closed()) is not None:
-                self._dispatcher.end(errand, "lost", closed)
+                self._dispatcher.end(item, "lost", closed)
             else:
                 message = f"{exchange.name} was interrupted in its worker"
                 told = ToolError("KeyboardInterrupt", message, interrupted.traceback)
-                self._dispatcher.end(errand, "cancelled", told)
+                self._dispatcher.end(item, "cancelled", told)
         except BaseException as error:  # noqa: BLE001 - it is the future's outcome
             # Less the frames here, which refer to the future, and say nothing to its owner.
-            self._dispatcher.end(errand, "error", error.with_traceback(None))
+            self._dispatcher.end(item, "error", error.with_traceback(None))
         else:
-            self._dispatcher.end(errand, "ok", value=value)
+            self._dispatcher.end(item, "ok", value=value)
 
-    def _drop(self, errand: FutureItem) -> None:
+    def _drop(self, item: FutureItem) -> None:
         """Have nothing more to do with an errand."""
-        assert errand.exchange is not None
-        self._lane.end(errand.exchange)
-        self._under_way.pop(errand.exchange.call_id, None)
-        errand.exchange.on_news = errand.exchange.on_host_call = None
-        if errand.served is not None:
-            errand.served.end()
-            errand.served = None
-        errand.set_timer(None)
+        assert item.exchange is not None
+        self._lane.end(item.exchange)
+        self._under_way.pop(item.exchange.call_id, None)
+        item.exchange.on_news = item.exchange.on_host_call = None
+        if item.served is not None:
+            item.served.end()
+            item.served = None
+        item.set_timer(None)
 
     def _fail(self) -> None:
         """Tell who was being served that the worker is gone; the others go to another one."""
-        errands = list(self._under_way.values())
-        for errand in errands:
-            self._drop(errand)
+        items = list(self._under_way.values())
+        for item in items:
+            self._drop(item)
         self._dispatcher.stop_scheduling(self._seat.worker)  # or its seat is lent again
         self._end()
-        self._dispatcher.bury(self._seat, errands)
+        self._dispatcher.bury(self._seat, items)
 
-    def _serve(self, errand: FutureItem, call: HostCall, frame: Frame) -> None:
-        if errand.served is None:
-            assert errand.exchange is not None
-            errand.served = AsyncHostCalls(
+    def _serve(self, item: FutureItem, call: HostCall, frame: Frame) -> None:
+        if item.served is None:
+            assert item.exchange is not None
+            item.served = AsyncHostCalls(
                 self._dispatcher.host,
                 self._seat,
-                errand.exchange,
-                errand.work,
-                errand.context,
+                item.exchange,
+                item.work,
+                item.context,
                 in_threads=True,
             )
-        errand.served.begin(call, frame)
+        item.served.begin(call, frame)
 
     # -- calling back --------------------------------------------------------------------------
 
@@ -337,52 +337,52 @@ class LanePipeline:
     def _unassign(self, ids: list[int]) -> None:
         """Take back what the worker had not begun."""
         for call_id in sorted(ids, reverse=True):  # each to the head of the queue
-            errand = self._under_way.get(call_id)
-            if errand is not None:
-                self._drop(errand)
-                self._dispatcher.requeue(errand)
-        for errand in list(self._under_way.values()):
-            if errand.future.cancelled():  # it had begun
-                self._interrupt(errand, time.monotonic() + self._dispatcher.grace)
+            item = self._under_way.get(call_id)
+            if item is not None:
+                self._drop(item)
+                self._dispatcher.requeue(item)
+        for item in list(self._under_way.values()):
+            if item.future.cancelled():  # it had begun
+                self._interrupt(item, time.monotonic() + self._dispatcher.grace)
         self._go_on_soon()
 
-    def cancel(self, errand: FutureItem) -> None:
+    def cancel(self, item: FutureItem) -> None:
         """End an errand that nobody wants any more."""
-        if errand.exchange is None or errand.exchange.call_id not in self._under_way:
+        if item.exchange is None or item.exchange.call_id not in self._under_way:
             return
-        if next(iter(self._under_way.values())) is errand:
-            self._interrupt(errand, time.monotonic() + self._dispatcher.grace)
+        if next(iter(self._under_way.values())) is item:
+            self._interrupt(item, time.monotonic() + self._dispatcher.grace)
         else:  # until it is returned, or begins: then it is interrupted, or its worker replaced
             self._seat.recall()
-            self._loop.call_later(INTERRUPT_AGAIN, self.cancel, errand)
+            self._loop.call_later(INTERRUPT_AGAIN, self.cancel, item)
 
-    def _time_out(self, errand: FutureItem) -> None:
+    def _time_out(self, item: FutureItem) -> None:
         """Note where a call is whose time is up, and end it."""
-        timeout = errand.work.timeout
+        timeout = item.work.timeout
         assert timeout is not None
         until = time.monotonic() + self._dispatcher.grace
 
         def stop(stacks: asyncio.Future[str]) -> None:
             name = self._seat.worker.name
-            errand.error = CallTimeout(errand.work.name, timeout, name, stacks.result())
-            self._interrupt(errand, until)
+            item.error = CallTimeout(item.work.name, timeout, name, stacks.result())
+            self._interrupt(item, until)
 
         # In a thread: it takes a moment, and other workers have their turn here meanwhile.
         self._loop.run_in_executor(None, self._seat.worker.stacks).add_done_callback(stop)
 
-    def _interrupt(self, errand: FutureItem, until: float) -> None:
+    def _interrupt(self, item: FutureItem, until: float) -> None:
         """Interrupt a call until it has heard; replace a worker that does not."""
-        assert errand.exchange is not None
-        if errand.exchange.call_id not in self._under_way:
+        assert item.exchange is not None
+        if item.exchange.call_id not in self._under_way:
             return
         if time.monotonic() >= until:
-            if isinstance(late := errand.error, CallTimeout):
-                errand.error = CallTimeout(
+            if isinstance(late := item.error, CallTimeout):
+                item.error = CallTimeout(
                     late.what, late.timeout, late.worker, late.stacks, was_replaced=True
                 )
             self._dispatcher.condemn(self._seat)
             return
-        if errand.served is not None:
-            errand.served.release()
-        self._seat.interrupt(errand.exchange.call_id)
-        self._loop.call_later(INTERRUPT_AGAIN, self._interrupt, errand, until)
+        if item.served is not None:
+            item.served.release()
+        self._seat.interrupt(item.exchange.call_id)
+        self._loop.call_later(INTERRUPT_AGAIN, self._interrupt, item, until)
