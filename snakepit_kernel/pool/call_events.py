@@ -9,12 +9,12 @@ from .. import telemetry
 from ..errors import SnakepitError, ToolError
 from ..protocol.messages import HostCall
 from ..telemetry.spans import Scalar
-from .work_item import HostCallContext, Work
+from .work_item import HostCallContext, WorkItem
 
 Attributes = dict[str, Scalar]
 
 
-def report_work(work: Work, outcome: str, pool: str) -> None:
+def report_work(work: WorkItem, outcome: str, pool: str) -> None:
     """Tell how a piece of work has ended.
 
     Parameters
@@ -44,7 +44,7 @@ def report_work(work: Work, outcome: str, pool: str) -> None:
     telemetry.emit("call", attributes, seconds=now - work.asked, caller=work.caller)
 
 
-def describe_error(error: BaseException | None, work: Work, pool: str) -> None:
+def describe_error(error: BaseException | None, work: WorkItem, pool: str) -> None:
     """Have an error of this package tell which call it is of, where that ran and for how long."""
     if isinstance(error, SnakepitError) and error.details is None:
         error.correlation_id = work.correlation

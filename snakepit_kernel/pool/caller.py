@@ -9,19 +9,18 @@ from typing import Any, Final, Literal, NoReturn, ParamSpec, TypeVar
 
 from ..errors import ToolNotFound
 from ..protocol.codec import cannot_travel, pickled
-from ..protocol.frames import Segment
-from ..protocol.messages import Apply, Call, ToolInfo
+from ..protocol.messages import ToolInfo
 from ..validation import check_count, check_priority, check_seconds
 from ..worker import namespace
 from .engine import Engine
 from .execution.host_tools import HostToolList
-from .execution.pipeline import MakeFrames
+from .requests import FunctionRequest, SharedRequest, ToolRequest
 from .results import CallFuture, CellResult, Stream
 from .scheduling.affinity import Home
 from .scheduling.fair_queue import Bound
 from .scheduling.scheduler import Purpose
-from .tools import SharedFunction, ToolDefinitions, ToolsAttribute, ahead
-from .work_item import Work, current_host_call
+from .tools import SharedFunction, ToolDefinitions, ToolsAttribute
+from .work_item import Request, WorkItem, current_host_call
 from .workers.jupyter import Cell, OnMessage
 from .workers.worker import Seat
 
@@ -115,10 +114,10 @@ class Caller:
 
         Cancelling the task interrupts the tool.
         """
-        work, make_frames = self._tool_work(
+        work = self._tool_work(
             tool, (), dict(arguments or {}), timeout, priority, bound="max_futures"
         )
-        return await self._engine.acall(work, make_frames)
+        return await self._engine.acall(work)
 
     def stream(
         self,
@@ -195,8 +194,7 @@ class Caller:
         begin = self._stream_work(tool, args, kwargs, timeout, room, priority=priority)
 
         def chunks() -> Generator[Any, None, None]:
-            work, make_frames = begin()
-            yield from self._engine.stream(work, make_frames, room)
+            yield from self._engine.stream(begin(), room)
 
         stream = Stream(chunks(), lambda: self._engine.is_own_thread)
         host_call = current_host_call()
@@ -214,15 +212,15 @@ class Caller:
         *,
         priority: int | None,
         bound: Bound = "max_queue",
-    ) -> Callable[[], tuple[Work, MakeFrames]]:
+    ) -> Callable[[], WorkItem]:
         """Check and pickle a stream's request; return what makes its work when it begins."""
         self._engine.check_open()
         info = self._find_tool(tool)
         if not info.streams:
             msg = f"tool {tool!r} does not stream, it returns one value; call it by call()"
             raise TypeError(msg)
-        make_frames = self._tool_frames(info, args, kwargs, room)
-        return lambda: (self._tool_call(info, timeout, priority, bound), make_frames)
+        request = self._tool_request(info, args, kwargs, room)
+        return lambda: self._tool_call(info, request, timeout, priority, bound)
 
     def _call(
         self,
@@ -232,8 +230,7 @@ class Caller:
         timeout: Timeout = DEFAULT,
         priority: int | None = None,
     ) -> Any:
-        work, make_frames = self._tool_work(tool, args, kwargs, timeout, priority)
-        return self._engine.call(work, make_frames)
+        return self._engine.call(self._tool_work(tool, args, kwargs, timeout, priority))
 
     def _tool_work(
         self,
@@ -244,20 +241,26 @@ class Caller:
         priority: int | None,
         *,
         bound: Bound = "max_queue",
-    ) -> tuple[Work, MakeFrames]:
+    ) -> WorkItem:
         self._engine.check_open()
         info = self._find_tool(tool)
         if info.streams:
             msg = f"tool {tool!r} streams; call it by stream(), or by tools.{tool}(…)"
             raise TypeError(msg)
-        make_frames = self._tool_frames(info, args, kwargs)
-        return self._tool_call(info, timeout, priority, bound), make_frames
+        request = self._tool_request(info, args, kwargs)
+        return self._tool_call(info, request, timeout, priority, bound)
 
     def _tool_call(
-        self, info: ToolInfo, timeout: Timeout, priority: int | None, bound: Bound
-    ) -> Work:
+        self,
+        info: ToolInfo,
+        request: ToolRequest,
+        timeout: Timeout,
+        priority: int | None,
+        bound: Bound,
+    ) -> WorkItem:
         return self._work(
             info.name,
+            request,
             timeout,
             tool_timeout=info.timeout,
             priority=priority,
@@ -265,20 +268,13 @@ class Caller:
             bound=bound,
         )
 
-    def _tool_frames(
+    def _tool_request(
         self, info: ToolInfo, args: tuple[Any, ...], kwargs: dict[str, Any], room: int = 0
-    ) -> MakeFrames:
+    ) -> ToolRequest:
         """Check and pickle a request before a worker is taken."""
         self._definitions.validator.check(info, args, kwargs)
         body, buffers = pickled(self._engine.config.codec, info.name, args, kwargs)
-        tool, session = info.name, self._session_id
-
-        def make_frames(seat: Seat, call_id: int, work: Work) -> list[Segment]:
-            message = Call(call_id, tool, session, room, work.inside, work.correlation)
-            segments = seat.lane.marshaller.pack(message, body, buffers)
-            return [*self._definitions.missing(seat, tool), *segments]
-
-        return make_frames
+        return ToolRequest(self._definitions, info.name, body, buffers, room)
 
     def _find_tool(self, name: str) -> ToolInfo:
         info = self._definitions.infos.get(name) or self._engine.tools.get(name)
@@ -340,15 +336,16 @@ class Caller:
         PoolSaturated, SessionLost, WorkerBusy, PoolClosed
             The work was not accepted.
         """
-        work, make_frames = self._function_work(fn, args, kwargs)
-        return self._engine.submit(work, make_frames)
+        name, request = self._function_request(fn, args, kwargs)
+        return self._engine.submit(self._work(name, request, DEFAULT, bound="max_futures"))
 
-    def _function_work(
+    def _function_request(
         self,
         fn: Callable[..., Any],
         args: tuple[Any, ...],
         kwargs: dict[str, Any],
-    ) -> tuple[Work, MakeFrames]:
+    ) -> tuple[str, FunctionRequest]:
+        """Check and pickle a function and its arguments; return its name as well."""
         self._engine.check_open()
         if not callable(fn):
             msg = f"submit() takes a function first, not {type(fn).__name__} {fn!r}"
@@ -362,17 +359,9 @@ class Caller:
             what = f"{name} or one of its arguments"
             parts = [part for part in (fn, *args, *kwargs.values()) if not codec.can_travel(part)]
             raise cannot_travel(codec, what, parts, error) from error
-        session = self._session_id
+        return name, FunctionRequest(body, buffers)
 
-        def make_frames(seat: Seat, call_id: int, work: Work) -> list[Segment]:
-            message = Apply(call_id, session, work.inside, work.correlation)
-            return [*ahead(seat), *seat.lane.marshaller.pack(message, body, buffers)]
-
-        return self._work(name, DEFAULT, bound="max_futures"), make_frames
-
-    def _shared_work(
-        self, shared: SharedFunction, args: tuple[Any, ...]
-    ) -> tuple[Work, MakeFrames]:
+    def _shared_work(self, shared: SharedFunction, args: tuple[Any, ...]) -> WorkItem:
         """Return the work of a call that runs a function which others run as well."""
         self._engine.check_open()
         codec = self._engine.config.codec
@@ -381,13 +370,8 @@ class Caller:
         except Exception as error:
             what = f"an item for {shared.name}"
             raise cannot_travel(codec, what, args, error) from error
-        session = self._session_id
-
-        def make_frames(seat: Seat, call_id: int, work: Work) -> list[Segment]:
-            message = Apply(call_id, session, work.inside, work.correlation, shared.number)
-            return [*shared.missing(seat), *seat.lane.marshaller.pack(message, body, buffers)]
-
-        return self._work(shared.name, DEFAULT, queue_timeout=None, bound=None), make_frames
+        request = SharedRequest(shared, body, buffers)
+        return self._work(shared.name, request, DEFAULT, queue_timeout=None, bound=None)
 
     # -- cells ---------------------------------------------------------------------------------
 
@@ -438,7 +422,8 @@ class Caller:
         """
         cell = self._cell(code, push, pull, on_message)
         return self._engine.run_cell(
-            self._work("a cell", timeout, slot=worker, purpose="cell", priority=priority), cell
+            self._work("a cell", None, timeout, slot=worker, purpose="cell", priority=priority),
+            cell,
         )
 
     async def arun(
@@ -458,7 +443,11 @@ class Caller:
         """
         cell = self._cell(code, push, pull, on_message)
         work = self._work(
-            "a cell", timeout, slot=worker, purpose="cell", priority=priority, bound="max_futures"
+            *("a cell", None, timeout),
+            slot=worker,
+            purpose="cell",
+            priority=priority,
+            bound="max_futures",
         )
         return await self._engine.arun_cell(work, cell)
 
@@ -522,9 +511,9 @@ class Caller:
         return pulled
 
     def _apply(self, function: Callable[..., Any], *args: Any, worker: int | None) -> Any:
-        _, make_frames = self._function_work(function, args, {})
-        work = self._work(function.__name__, DEFAULT, slot=worker, purpose="cell")
-        return self._engine.call(work, make_frames, raise_original=True)
+        name, request = self._function_request(function, args, {})
+        work = self._work(name, request, DEFAULT, slot=worker, purpose="cell")
+        return self._engine.call(work, raise_original=True)
 
     # -- details -------------------------------------------------------------------------------
 
@@ -557,6 +546,7 @@ class Caller:
     def _work(
         self,
         name: str,
+        request: Request | None,
         timeout: Timeout,
         *,
         tool_timeout: float | None = None,
@@ -566,7 +556,7 @@ class Caller:
         purpose: Purpose = "call",
         priority: int | None = None,
         idempotent: bool = False,
-    ) -> Work:
+    ) -> WorkItem:
         self._touch()
         config = self._engine.config
         if timeout == DEFAULT:
@@ -576,8 +566,9 @@ class Caller:
         if queue_timeout == DEFAULT:
             is_patient = bound != "max_queue"
             queue_timeout = config.futures_queue_timeout if is_patient else config.queue_timeout
-        return Work(
+        return WorkItem(
             name,
+            request,
             session=self._session_id,
             timeout=seconds,
             queue_timeout=queue_timeout,

@@ -32,10 +32,10 @@ from .call_events import report_work
 from .config import PoolConfig
 from .policies import CircuitBreaker, falls_under
 from .scheduling.affinity import Home
-from .scheduling.scheduler import QueueFull, Scheduler
+from .scheduling.scheduler import QueueFull, Scheduler, nothing
 from .scheduling.wait_notice import TELL_AFTER, wait_listener
-from .work_item import OUTCOMES, HostCallContext, Work, call_chain, nothing
-from .workers.lifecycle import SCHEDULABLE, WorkerEvent, WorkerState
+from .work_item import OUTCOMES, HostCallContext, WorkItem, call_chain
+from .workers.lifecycle import WorkerState
 from .workers.worker import Holder, Seat, Worker
 
 if TYPE_CHECKING:
@@ -91,7 +91,7 @@ class Dispatcher:
         self._counts = dict.fromkeys(COUNTERS, 0)
         self._pending = 0
         self.is_draining = False
-        self._resting: set[Work] = set()  # between two attempts
+        self._resting: set[WorkItem] = set()  # between two attempts
         self._working: dict[str, int] = {}  # pieces of work under way, by session
 
     # -- asking --------------------------------------------------------------------------------
@@ -125,7 +125,7 @@ class Dispatcher:
         """Whether one of a chain of host calls is of a worker of this pool."""
         return any(self.supervisor.has(each.seat.worker) for each in call_chain(host_call))
 
-    def admit(self, work: Work, nesting: HostCallContext | None = None) -> None:
+    def admit(self, work: WorkItem, nesting: HostCallContext | None = None) -> None:
         """Count a piece of work, and give it a seat or a place in the queue.
 
         Whoever asks settles it when that raises an error.
@@ -138,7 +138,8 @@ class Dispatcher:
             A host call whose worker can do it, if no other one is free.
         """
         with self.lock:
-            self.check_open(work.host_call)
+            if self.closed_because is not None or self.is_draining:
+                self.check_open(work.host_call)
             if work.slot is not None:
                 work.wanted = self._worker_in(work.slot).main_seat
             work.settled = False
@@ -151,21 +152,24 @@ class Dispatcher:
                 self._check(self.circuit, work)
             self._place(work, nesting)
 
-    def admit_again(self, work: Work) -> None:
+    def admit_again(self, work: WorkItem) -> None:
         """Give a piece of work that was set aside a seat or a place in the queue."""
         with self.lock:
             if (closed := self.dismissal()) is not None:
                 raise closed
             self._place(work, None)  # it was accepted: a pool that drains, or shuts down, ends it
 
-    def prepare_retry(self, work: Work, attempt: Attempt) -> None:
+    def prepare_retry(self, work: WorkItem, attempt: Attempt) -> None:
         """Take the seat, or the place in the queue, of work that is to be done once more."""
         with self.lock:
             self._counts["retried"] += 1
-            self._leave(work)
+            if work.seat is None:
+                self.scheduler.withdraw(work)
+            elif not work.is_prefetched:
+                self.release(work.seat, work.name)
             work.begin_again(attempt)
 
-    def rest(self, work: Work, seconds: float) -> None:
+    def rest(self, work: WorkItem, seconds: float) -> None:
         """Wait in this thread before work that was set aside is done again."""
         gate = threading.Lock()
         gate.acquire()
@@ -175,7 +179,7 @@ class Dispatcher:
             finally:
                 self._resting.discard(work)
 
-    async def rest_async(self, work: Work, seconds: float) -> None:
+    async def rest_async(self, work: WorkItem, seconds: float) -> None:
         """Do the same while the running event loop goes on."""
         assigned = asyncio.Event()
         wake = partial(self._grant_in, asyncio.get_running_loop(), assigned, work)
@@ -187,14 +191,14 @@ class Dispatcher:
             finally:
                 self._resting.discard(work)
 
-    def _set_to_rest(self, work: Work, wake: Callable[[], None]) -> bool:
+    def _set_to_rest(self, work: WorkItem, wake: Callable[[], None]) -> bool:
         """Have work woken when the pool ends; say whether it has not ended yet."""
         with self.lock:
             work.on_assigned = wake
             self._resting.add(work)
             return not self.supervisor.is_dismissed
 
-    def _check(self, circuit: CircuitBreaker, work: Work) -> None:
+    def _check(self, circuit: CircuitBreaker, work: WorkItem) -> None:
         """Ask the breaker whether it lets work through."""
         now = time.monotonic()
         work.admitted = circuit.admit(now)
@@ -202,9 +206,9 @@ class Dispatcher:
             left = circuit.seconds_left(now)
             raise BreakerOpen(self._config.name, circuit.failures, left, circuit.last)
 
-    def _place(self, work: Work, nesting: HostCallContext | None) -> None:
+    def _place(self, work: WorkItem, nesting: HostCallContext | None) -> None:
         """Give a piece of work a seat, that of a worker that waits for it, or a queued place."""
-        if not self.supervisor.workers or (work.home is not None and work.has_lost_home):
+        if not self.supervisor.workers or (work.home is not None and work.home.is_lost):
             raise self.unserved(work)
         if self.scheduler.assign(work):
             self.hold(work)
@@ -225,7 +229,7 @@ class Dispatcher:
             raise ValueError(msg)
         return workers[slot]
 
-    def _nest(self, work: Work, host_call: HostCallContext) -> None:
+    def _nest(self, work: WorkItem, host_call: HostCallContext) -> None:
         """Let the worker that waits for a host call do it."""
         work.seat = host_call.seat
         work.nested_in = host_call
@@ -235,7 +239,7 @@ class Dispatcher:
             self.scheduler.homes.note(work.session, host_call.seat)
             host_call.seat.worker.serve(work.session, host_call.seat)
 
-    def _check_wait(self, work: Work) -> None:
+    def _check_wait(self, work: WorkItem) -> None:
         """Refuse work that must not wait for its home, or that would wait for ever.
 
         Who is refused had no place: the scheduler knows nothing of it.
@@ -247,13 +251,15 @@ class Dispatcher:
             names = sorted({seat.worker.name for seat in self._fitting(work)})
             raise WorkerBusy(work.name, self._config.name, names)
 
-    def _would_wait_for_ever(self, work: Work) -> bool:
+    def _would_wait_for_ever(self, work: WorkItem) -> bool:
         """Whether all who could do it wait for host calls which wait for it, or for each other.
 
         Two strict sessions, each called from the other one's home, are such a ring.
         """
         queued = self.scheduler.first(self.scheduler.waiting)
-        waiting = [each for each in (*queued, work) if isinstance(each, Work) and each.host_call]
+        waiting = [
+            each for each in (*queued, work) if isinstance(each, WorkItem) and each.host_call
+        ]
         while True:
             held = {host_call.seat for each in waiting for host_call in call_chain(each.host_call)}
             stuck = [each for each in waiting if (fits := self._fitting(each)) and fits <= held]
@@ -261,12 +267,12 @@ class Dispatcher:
                 return work in stuck
             waiting = stuck
 
-    def _fitting(self, work: Work) -> set[Seat]:
+    def _fitting(self, work: WorkItem) -> set[Seat]:
         return {
             seat for w in self.supervisor.workers.values() for seat in w.seats if work.fits(seat)
         }
 
-    def hold(self, work: Work) -> None:
+    def hold(self, work: WorkItem) -> None:
         """Note who has a seat."""
         seat = work.seat
         assert seat is not None
@@ -274,36 +280,41 @@ class Dispatcher:
         seat.holder = work
         if work.session is not None:
             worker.serve(work.session, seat)
+        work.began = now = time.monotonic()
         if not worker.current:
-            worker.apply(WorkerEvent.LEND)
+            worker.since = now
         worker.current.append(work.name)
-        self._count_calls(worker, 1)
-        work.began = time.monotonic()
+        worker.calls += 1
+        if worker.calls >= self._max_calls:
+            self._note_max_calls(worker)
 
     def _count_calls(self, worker: Worker, count: int) -> None:
         worker.calls += count
         if worker.calls >= self._max_calls:
-            self.supervisor.note_limit_reached(
-                worker, f"{worker.calls} calls (max_calls {self._max_calls})"
-            )
+            self._note_max_calls(worker)
+
+    def _note_max_calls(self, worker: Worker) -> None:
+        self.supervisor.note_limit_reached(
+            worker, f"{worker.calls} calls (max_calls {self._max_calls})"
+        )
 
     def offer(self, seat: Seat) -> None:
         """Give a free seat to the first whom it fits."""
         ticket = self.scheduler.add(seat)
         if ticket is not None:
-            assert isinstance(ticket, Work)
+            assert isinstance(ticket, WorkItem)
             self.hold(ticket)
             ticket.on_assigned()
             self.scheduler.assigned = None
 
-    def withdraw(self, work: Work) -> bool:
+    def withdraw(self, work: WorkItem) -> bool:
         """Take work out of the queue; say whether it was still there."""
         with self.lock:
             return self.scheduler.withdraw(work)
 
     # -- waiting -------------------------------------------------------------------------------
 
-    def wait(self, work: Work, nesting: HostCallContext | None = None) -> Seat:
+    def wait(self, work: WorkItem, nesting: HostCallContext | None = None) -> Seat:
         """Admit work, and wait for its seat in this thread."""
         with self.lock:
             if work.settled:
@@ -329,7 +340,7 @@ class Dispatcher:
             raise self.unserved(work)
         return work.seat
 
-    def _opens(self, gate: threading.Lock, work: Work) -> bool:
+    def _opens(self, gate: threading.Lock, work: WorkItem) -> bool:
         """Wait for a gate as long as the work may wait; say whether it was opened."""
         tell = wait_listener()
         if tell is not None:
@@ -341,7 +352,7 @@ class Dispatcher:
         seconds = _seconds_until(work.queue_deadline)
         return gate.acquire(timeout=min(seconds, threading.TIMEOUT_MAX))
 
-    def _description_of_wait(self, work: Work) -> str:
+    def _description_of_wait(self, work: WorkItem) -> str:
         """Say what queued work waits for."""
         with self.lock:
             busy = [
@@ -356,7 +367,7 @@ class Dispatcher:
             f"{work.name} waits for a worker of pool {name!r}: {doing}.{queue} Stop ends the wait."
         )
 
-    async def wait_async(self, work: Work, nesting: HostCallContext | None = None) -> Seat:
+    async def wait_async(self, work: WorkItem, nesting: HostCallContext | None = None) -> Seat:
         """Do the same while the running event loop goes on."""
         loop = asyncio.get_running_loop()
         assigned = asyncio.Event()
@@ -378,14 +389,14 @@ class Dispatcher:
         return work.seat
 
     def _grant_in(
-        self, loop: asyncio.AbstractEventLoop, assigned: asyncio.Event, work: Work
+        self, loop: asyncio.AbstractEventLoop, assigned: asyncio.Event, work: WorkItem
     ) -> None:
         try:
             loop.call_soon_threadsafe(assigned.set)
         except RuntimeError:  # the loop was closed with the task still in it
             self.finish(work, "cancelled")
 
-    def unserved(self, work: Work) -> SnakepitError:
+    def unserved(self, work: WorkItem) -> SnakepitError:
         """Say why a piece of work will never get a seat."""
         if self.closed_because is not None:
             return PoolClosed(self._config.name, self.closed_because)
@@ -398,7 +409,7 @@ class Dispatcher:
             return work.wanted.worker.death()
         return PoolDegraded(self._config.name, self.supervisor.last_problem)
 
-    def late(self, work: Work) -> SnakepitError:
+    def late(self, work: WorkItem) -> SnakepitError:
         """Say that a piece of work waited too long."""
         if work.timeout is not None and work.queue_deadline == work.deadline:
             return CallTimeout(work.name, work.timeout)
@@ -406,7 +417,7 @@ class Dispatcher:
 
     # -- giving back ---------------------------------------------------------------------------
 
-    def finish(self, work: Work, outcome: str, error: BaseException | None = None) -> None:
+    def finish(self, work: WorkItem, outcome: str, error: BaseException | None = None) -> None:
         """Count how a piece of work ended, and give its seat, or its place, to the next."""
         with self.lock:
             if work.settled:
@@ -415,15 +426,17 @@ class Dispatcher:
             self._counts[outcome] += 1
             self._pending -= 1
             work.on_assigned = nothing
-            if work.seat is not None and outcome in _DONE:
-                work.seat.worker.done += 1
-                if outcome == "ok":
-                    _told(work.seat)
-                elif error is not None and falls_under(error, self._tainting):
-                    self.supervisor.taint(work.seat.worker, error)
-            if work.admitted is not None:
-                self._note_outcome(work.admitted, outcome, error)
-            self._leave(work)
+            seat = work.seat
+            if seat is not None and outcome in _DONE:
+                seat.worker.done += 1
+                if seat.forgets and outcome == "ok":
+                    _told(seat)
+            if error is not None or work.admitted is not None:
+                self._note_outcome(work, outcome, error)
+            if seat is None:
+                self.scheduler.withdraw(work)
+            elif work.nested_in is None and not work.is_prefetched:
+                self.release(seat, work.name)
             if work.session is not None:
                 left = self._working.pop(work.session, 1) - 1
                 if left:
@@ -433,9 +446,14 @@ class Dispatcher:
         if work.caller is not None:
             report_work(work, outcome, self._config.name)
 
-    def _note_outcome(self, admitted: int, outcome: str, error: BaseException | None) -> None:
-        """Tell the breaker how work ended that it had let through."""
-        assert self.circuit is not None
+    def _note_outcome(self, work: WorkItem, outcome: str, error: BaseException | None) -> None:
+        """Tell the breaker how work ended that it had let through, and note a worker's taint."""
+        seat, admitted = work.seat, work.admitted
+        if seat is not None and outcome == "error" and error is not None:
+            if falls_under(error, self._tainting):
+                self.supervisor.taint(seat.worker, error)
+        if admitted is None or self.circuit is None:
+            return
         if outcome == "ok":
             self.circuit.succeed(admitted)
         elif (
@@ -448,23 +466,17 @@ class Dispatcher:
         else:
             self.circuit.abandon(admitted)
 
-    def _leave(self, work: Work) -> None:
-        """Give the seat of a piece of work, or its place in the queue, to the next."""
-        if work.seat is None:
-            self.scheduler.withdraw(work)
-        elif work.nested_in is None and not work.is_prefetched:
-            self._unassign(work.seat, work.name)
-
-    def _unassign(self, seat: Seat, name: str) -> None:
+    def release(self, seat: Seat, name: str) -> None:
+        """Take a seat back, with the lock held, and give it to the next whom it fits."""
         worker = seat.worker
         seat.holder = None
         if name in worker.current:
             worker.current.remove(name)
-        if not worker.current and worker.state is not WorkerState.READY:  # else Ctrl-C came before
-            worker.apply(WorkerEvent.GIVE_BACK)
-        is_lendable = worker.state in SCHEDULABLE and not worker.is_quarantined
-        if is_lendable and not self.scheduler.is_idle(seat):
-            self.offer(seat)
+        if not worker.current:
+            worker.since = time.monotonic()
+        if worker.state is WorkerState.READY and not worker.is_quarantined:
+            if seat not in self.scheduler.idle:  # else Ctrl-C came before
+                self.offer(seat)
         elif not worker.is_held:
             if worker.state is WorkerState.DEAD:
                 worker.close_channels()
@@ -475,26 +487,26 @@ class Dispatcher:
 
     # -- several at a time -------------------------------------------------------------------
 
-    def board(self, work: Work, pipeline: Holder) -> None:
+    def board(self, work: WorkItem, pipeline: Holder) -> None:
         """Let a conveyor hold the seat of a piece of work, and others beside it."""
         with self.lock:
             assert work.seat is not None
             work.seat.holder = pipeline
             work.is_prefetched = True
 
-    def take_along(self, seat: Seat, count: int) -> list[Work]:
+    def take_along(self, seat: Seat, count: int) -> list[WorkItem]:
         """Take work from the head of the queue for a seat that a conveyor holds.
 
         Whoever could have this seat for itself is not overtaken; nor does that hold up anybody who
         waits for another worker.
         """
-        taken: list[Work] = []
+        taken: list[WorkItem] = []
         with self.lock:
-            if seat.worker.state is not WorkerState.BUSY or seat.worker.replacement_reason:
+            if seat.worker.state is not WorkerState.READY or seat.worker.replacement_reason:
                 return taken  # it is to end
             count = min(count, self._max_calls - seat.worker.calls)
             for ticket in self.scheduler.first_after(seat, count):
-                assert isinstance(ticket, Work)
+                assert isinstance(ticket, WorkItem)
                 if not ticket.fits(seat):
                     continue
                 is_bound = ticket.wanted is not None or ticket.session is not None
@@ -510,7 +522,7 @@ class Dispatcher:
             self._count_calls(seat.worker, len(taken))
         return taken
 
-    def requeue(self, work: Work) -> None:
+    def requeue(self, work: WorkItem) -> None:
         """Put work that was not begun to the head of the queue."""
         with self.lock:
             work.seat = work.began = None
@@ -523,14 +535,9 @@ class Dispatcher:
             else:
                 self.scheduler.put_first(work)
 
-    def release(self, seat: Seat, name: str) -> None:
-        """Take a seat back from a conveyor."""
-        with self.lock:
-            self._unassign(seat, name)
-
     # -- putting in order ------------------------------------------------------------------
 
-    def repair(self, work: Work) -> None:
+    def repair(self, work: WorkItem) -> None:
         """Put the books in order that Ctrl-C may have left in the middle of an entry.
 
         It comes between any two calls of the main thread: when a seat has left the list of the
@@ -541,7 +548,7 @@ class Dispatcher:
             self.finish(work, "cancelled")
             self.scheduler.withdraw(work)
             ticket = self.scheduler.assigned
-            if isinstance(ticket, Work) and ticket.seat is not None and not ticket.settled:
+            if isinstance(ticket, WorkItem) and ticket.seat is not None and not ticket.settled:
                 self.scheduler.assigned = None
                 if ticket.seat.holder is not ticket:
                     self.hold(ticket)
@@ -559,10 +566,10 @@ class Dispatcher:
         holder = seat.holder
         if holder is not None and not holder.settled:
             return
-        if seat.worker.state in SCHEDULABLE:
+        if seat.worker.state is WorkerState.READY:
             others = (other.holder for other in seat.worker.seats if other is not seat)
             seat.worker.current[:] = [other.name for other in others if other is not None]
-            self._unassign(seat, "")
+            self.release(seat, "")
 
     # -- sessions ------------------------------------------------------------------------------
 
@@ -629,7 +636,11 @@ class Dispatcher:
         rested = time.monotonic() - seconds
         with self.lock:  # nobody gets a seat meanwhile
             for worker in self.supervisor.workers.values():
-                if worker.state is WorkerState.READY and worker.since < rested:
+                if (
+                    worker.state is WorkerState.READY
+                    and not worker.current
+                    and worker.since < rested
+                ):
                     for seat in worker.seats:
                         seat.lane.marshaller.trim()
 

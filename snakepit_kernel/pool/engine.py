@@ -42,7 +42,6 @@ from .dispatcher import Dispatcher
 from .execution.calls import CallRunner, interrupt_until_heard
 from .execution.futures import FutureRunner
 from .execution.host_tools import HostTools, HostToolServer
-from .execution.pipeline import MakeFrames
 from .housekeeping import tell_of_activity
 from .open_sessions import PoolSessions
 from .policies import Recovery
@@ -50,7 +49,7 @@ from .resources.machine_budget import MachineReservation
 from .results import CallFuture, CellResult
 from .scheduling.affinity import Home
 from .status import PoolStats, PoolStatus, WorkerStatus, memory_of, status_path
-from .work_item import HostCallContext, Work, call_chain, current_host_call, outcome_of
+from .work_item import HostCallContext, WorkItem, call_chain, current_host_call, outcome_of
 from .workers.jupyter import Cell
 from .workers.monitor import WorkerMonitor
 from .workers.replacement import RollingReplacement
@@ -263,7 +262,7 @@ class Engine:
         """Whether this pool waits for the code that asks: its thread, or a host tool."""
         return self.is_own_thread or self._dispatcher.waits_for(current_host_call())
 
-    def _nesting(self, work: Work, *, can_hop: bool) -> HostCallContext | None:
+    def _nesting(self, work: WorkItem, *, can_hop: bool) -> HostCallContext | None:
         """Return the host call that the work is made from, if its worker can do it meanwhile.
 
         Work that is bound to a worker may come from it by way of others, which wait as well.
@@ -305,8 +304,7 @@ class Engine:
 
     def call(
         self,
-        work: Work,
-        make_frames: MakeFrames,
+        work: WorkItem,
         *,
         raise_original: bool = False,
     ) -> Any:
@@ -314,7 +312,7 @@ class Engine:
         try:
             while True:
                 try:
-                    return self._try_call(work, make_frames, raise_original)
+                    return self._try_call(work, raise_original)
                 except BaseException as error:
                     pause = self._set_aside(work, error)
                     if pause is None:
@@ -325,10 +323,10 @@ class Engine:
             self._loop_thread.soon(self._dispatcher.repair, work)
             raise
 
-    def _try_call(self, work: Work, make_frames: MakeFrames, raise_original: bool) -> Any:
+    def _try_call(self, work: WorkItem, raise_original: bool) -> Any:
         seat = self._dispatcher.wait(work, self._nesting(work, can_hop=True))
         exchange = Exchange(seat.lane.new_call_id(), work.name, raise_original=raise_original)
-        segments = make_frames(seat, exchange.call_id, work)
+        segments = work.encode(seat, exchange.call_id)
         if work.nested_in is None or work.nested_in.is_here:
             self._driver.drive(seat, exchange, segments, work)
         else:  # another thread's loop reads that lane
@@ -337,13 +335,13 @@ class Engine:
             asyncio.run_coroutine_threadsafe(drive, work.nested_in.loop).result()
         return self._conclude(work, exchange)
 
-    def stream(self, work: Work, make_frames: MakeFrames, room: int) -> Generator[Any, None, None]:
+    def stream(self, work: WorkItem, room: int) -> Generator[Any, None, None]:
         """Run a stream on a worker, driven by the thread that takes its chunks."""
         work.kind = "stream"
         try:
             while True:
                 try:
-                    yield from self._try_stream(work, make_frames, room)
+                    yield from self._try_stream(work, room)
                     break
                 except BaseException as error:
                     pause = self._set_aside(work, error)
@@ -355,16 +353,14 @@ class Engine:
             self._loop_thread.soon(self._dispatcher.repair, work)
             raise
 
-    def _try_stream(
-        self, work: Work, make_frames: MakeFrames, room: int
-    ) -> Generator[Any, None, None]:
+    def _try_stream(self, work: WorkItem, room: int) -> Generator[Any, None, None]:
         seat = self._dispatcher.wait(work, self._nesting(work, can_hop=False))
         exchange = Exchange(seat.lane.new_call_id(), work.name)
-        segments = make_frames(seat, exchange.call_id, work)
+        segments = work.encode(seat, exchange.call_id)
         yield from self._driver.stream(seat, exchange, segments, work, room)
         self._conclude(work, exchange)
 
-    def run_cell(self, work: Work, cell: Cell) -> CellResult:
+    def run_cell(self, work: WorkItem, cell: Cell) -> CellResult:
         """Run a cell on a worker, driven by this thread."""
         try:
             return self._run_lent(self._dispatcher.wait(work), work, cell)
@@ -374,7 +370,7 @@ class Engine:
                 self._loop_thread.soon(self._dispatcher.repair, work)
             raise
 
-    def _conclude(self, work: Work, exchange: Exchange) -> Any:
+    def _conclude(self, work: WorkItem, exchange: Exchange) -> Any:
         """Return the value of a call that has its answer, or raise its exception."""
         try:
             value = exchange.outcome()
@@ -390,7 +386,7 @@ class Engine:
         self._dispatcher.finish(work, "ok")
         return value
 
-    def _set_aside(self, work: Work, error: BaseException) -> float | None:
+    def _set_aside(self, work: WorkItem, error: BaseException) -> float | None:
         """Return how long work that failed is to rest before it is done again.
 
         Returns
@@ -405,7 +401,7 @@ class Engine:
             self._dispatcher.prepare_retry(work, work.attempt_that_failed(error))
         return pause
 
-    def _pause_after(self, work: Work, error: BaseException) -> float | None:
+    def _pause_after(self, work: WorkItem, error: BaseException) -> float | None:
         """Return how long to wait before work that failed is done again; None for never."""
         if work.settled or self._supervisor.is_dismissed:
             return None
@@ -416,30 +412,28 @@ class Engine:
             error, work.attempts, idempotent=work.idempotent, seconds_left=left
         )
 
-    def _fail(self, work: Work, error: BaseException, outcome: str = "") -> None:
+    def _fail(self, work: WorkItem, error: BaseException, outcome: str = "") -> None:
         """Count work that ended with an error, which tells from now on whose it is."""
         describe_error(error, work, self.config.name)
         self._dispatcher.finish(work, outcome or work.ends_as or outcome_of(error), error)
 
     # -- work of an event loop -----------------------------------------------------------------
 
-    async def acall(
-        self, work: Work, make_frames: MakeFrames, *, raise_original: bool = False
-    ) -> Any:
+    async def acall(self, work: WorkItem, *, raise_original: bool = False) -> Any:
         """Run a call on a worker, driven by the running event loop, and return its value."""
         while True:
             try:
-                return await self._try_acall(work, make_frames, raise_original)
+                return await self._try_acall(work, raise_original)
             except BaseException as error:
                 pause = self._set_aside(work, error)
                 if pause is None:
                     raise
             await self._rest(work, pause)
 
-    async def _try_acall(self, work: Work, make_frames: MakeFrames, raise_original: bool) -> Any:
+    async def _try_acall(self, work: WorkItem, raise_original: bool) -> Any:
         seat = await self._dispatcher.wait_async(work, self._nesting(work, can_hop=True))
         exchange = Exchange(seat.lane.new_call_id(), work.name, raise_original=raise_original)
-        segments = make_frames(seat, exchange.call_id, work)
+        segments = work.encode(seat, exchange.call_id)
         drive = self._driver.drive_async(seat, exchange, segments, work)
         nested = work.nested_in
         if nested is None or nested.is_here:
@@ -449,7 +443,7 @@ class Engine:
             await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(drive, nested.loop))
         return self._conclude(work, exchange)
 
-    async def _rest(self, work: Work, pause: float) -> None:
+    async def _rest(self, work: WorkItem, pause: float) -> None:
         """Wait before the next attempt of a piece of work."""
         try:
             await self._dispatcher.rest_async(work, pause)
@@ -457,17 +451,15 @@ class Engine:
             self._fail(work, error)
             raise
 
-    async def astream(
-        self, begin: Callable[[], tuple[Work, MakeFrames]], room: int
-    ) -> AsyncGenerator[Any, None]:
+    async def astream(self, begin: Callable[[], WorkItem], room: int) -> AsyncGenerator[Any, None]:
         """Run a stream on a worker, driven by the running event loop."""
-        work, make_frames = begin()
+        work = begin()
         work.kind = "stream"
         while True:
             try:
                 seat = await self._dispatcher.wait_async(work, self._nesting(work, can_hop=False))
                 exchange = Exchange(seat.lane.new_call_id(), work.name)
-                segments = make_frames(seat, exchange.call_id, work)
+                segments = work.encode(seat, exchange.call_id)
                 async with self._driver.stream_async(
                     seat, exchange, segments, work, room
                 ) as stream:
@@ -481,7 +473,7 @@ class Engine:
                     raise
             await self._rest(work, pause)
 
-    async def arun_cell(self, work: Work, cell: Cell) -> CellResult:
+    async def arun_cell(self, work: WorkItem, cell: Cell) -> CellResult:
         """Run a cell on a worker, driven by a thread, while the running event loop goes on."""
         try:
             seat = await self._dispatcher.wait_async(work)
@@ -504,7 +496,7 @@ class Engine:
             await asyncio.gather(run, return_exceptions=True)
             raise
 
-    def _run_lent(self, seat: Seat, work: Work, cell: Cell) -> CellResult:
+    def _run_lent(self, seat: Seat, work: WorkItem, cell: Cell) -> CellResult:
         """Run a cell; the thread that does is the one to give the seat back."""
         try:
             result = self._driver.run_cell(seat, work, cell)
@@ -519,9 +511,9 @@ class Engine:
 
     # -- work nobody waits for -----------------------------------------------------------------
 
-    def submit(self, work: Work, make_frames: MakeFrames) -> CallFuture[Any]:
+    def submit(self, work: WorkItem) -> CallFuture[Any]:
         """Run a call on a worker, driven by the supervisor; return its future."""
-        return self._futures.submit(work, make_frames)
+        return self._futures.submit(work)
 
     # -- looking -------------------------------------------------------------------------------
 
@@ -543,7 +535,7 @@ class Engine:
                 WorkerStatus(
                     name=worker.name,
                     pid=worker.pid,
-                    state=worker.state.value,
+                    state=worker.shown_state,
                     seconds=now - worker.since,
                     calls=worker.calls,
                     memory_bytes=memory_of(worker.pid),

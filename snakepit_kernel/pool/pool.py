@@ -422,8 +422,7 @@ class Pool(Caller, concurrent.futures.Executor):
     def _submit_chunk(
         self, shared: SharedFunction, chunk: Sequence[Sequence[Any]]
     ) -> CallFuture[list[Any]]:
-        work, make_frames = self._shared_work(shared, tuple(chunk))
-        return self._engine.submit(work, make_frames)
+        return self._engine.submit(self._shared_work(shared, tuple(chunk)))
 
     # -- changing it ---------------------------------------------------------------------------
 

@@ -13,6 +13,7 @@ from typing import Any, Protocol
 from .. import telemetry
 from ..call_details import Attempt, CallDetails
 from ..errors import CallTimeout, PoolSaturated, QueueTimeout, SnakepitError, ToolError, WorkerDied
+from ..protocol.frames import Segment
 from ..telemetry.correlation import correlation_of_work
 from .policies import category_of
 from .scheduling.affinity import Home
@@ -24,13 +25,24 @@ OUTCOMES = ("ok", "error", "cancelled", "timeout", "saturated", "lost")
 """What may become of a piece of work: the names of its counters."""
 
 
-class Work(Ticket[Seat]):
+class Request(Protocol):
+    """What a piece of work asks of a worker."""
+
+    def encode(self, seat: Seat, call_id: int, work: WorkItem) -> list[Segment]:
+        """Lay out the frames for one worker, with the id of the call there."""
+
+
+class WorkItem(Ticket[Seat]):
     """One call or cell on its way through the pool.
+
+    What is rare has its value in the class, and costs nothing until it is set.
 
     Parameters
     ----------
     name
         What it is, for errors and for people.
+    request
+        Its request; None for a cell.
     session
         The session that it belongs to.
     timeout
@@ -42,8 +54,8 @@ class Work(Ticket[Seat]):
     slot
         The slot whose worker is to do it; None for any.
     purpose
-        What it needs a place at a worker for.
-    link
+        What it needs a seat for.
+    host_call
         The host call that it is made from, if it is.
     home
         The home of its session, if it is bound to that.
@@ -73,49 +85,44 @@ class Work(Ticket[Seat]):
     ends_as
         Its counter, where that does not follow from its error; else empty.
     settled
-        Whether its outcome is counted and its place given back.
+        Whether its outcome is counted and its seat released.
     is_given_up
         Whether its caller has left while it runs.
     admitted
-        What the breaker is told its end with, see `CircuitBreaker.admit`; None without a breaker.
+        What the breaker is told its end with, see `CircuitBreaker.admit`; None without one.
     nested_in
         The host call inside which it runs, at a worker that waits for that; else None.
-    errand
-        What the pool's supervisor knows of it, when it does it.
-    is_along
-        Whether a conveyor has it, which gives the seat back by itself.
+    item
+        Its future, if it has one.
+    is_prefetched
+        Whether a pipeline has it, which releases the seat by itself.
     """
 
-    __slots__ = (
-        "admitted",
-        "asked",
-        "attempts",
-        "began",
-        "caller",
-        "correlation",
-        "deadline",
-        "ends_as",
-        "fails_fast",
-        "has_given",
-        "host_call",
-        "idempotent",
-        "is_given_up",
-        "is_prefetched",
-        "item",
-        "kind",
-        "name",
-        "nested_in",
-        "queue_deadline",
-        "queue_timeout",
-        "queued",
-        "settled",
-        "slot",
-        "timeout",
-    )
+    kind: str = "call"
+    caller: telemetry.Begun | None = None
+    began: float | None = None
+    attempts: tuple[Attempt, ...] = ()
+    has_given = False
+    ends_as = ""
+    settled = True  # until it is admitted there is nothing to count or to release
+    is_given_up = False
+    admitted: int | None = None
+    nested_in: HostCallContext | None = None
+    item: Any = None
+    is_prefetched = False
+    host_call: HostCallContext | None = None
+    slot: int | None = None
+    fails_fast = False
+    idempotent = False
+    timeout: float | None = None
+    deadline: float | None = None
+    queue_timeout: float | None = None
+    queue_deadline: float | None = None
 
     def __init__(
         self,
         name: str,
+        request: Request | None,
         *,
         session: str | None,
         timeout: float | None,
@@ -129,35 +136,41 @@ class Work(Ticket[Seat]):
         priority: int = 0,
         idempotent: bool = False,
     ) -> None:
-        super().__init__(
-            nothing, session, purpose=purpose, home=home, priority=priority, bound=bound
-        )
-        self.idempotent = idempotent
-        self.attempts: tuple[Attempt, ...] = ()
-        self.ends_as = ""
-        self.has_given = False
-        self.fails_fast = fails_fast
         self.name = name
-        self.kind: str = purpose
+        self.request = request
+        self.session = session
         self.correlation = correlation_of_work()
-        self.caller = telemetry.begin("call") if telemetry.is_on() else None
-        self.began: float | None = None
-        self.host_call = host_call
-        self.nested_in: HostCallContext | None = None
-        self.item: Any = None
-        self.is_prefetched = False
-        self.admitted: int | None = None
-        self.slot = slot
-        self.settled = True  # until it is admitted there is nothing to count or to give back
-        self.is_given_up = False
+        if telemetry.is_on():
+            self.caller = telemetry.begin("call")
+        if bound != "max_queue":
+            self.bound = bound
+        if purpose != "call":
+            self.kind = self.purpose = purpose
+        if slot is not None:
+            self.slot = slot
+        if home is not None:
+            self.home = home
+            self.fails_fast = fails_fast
+        if priority:
+            self.priority = priority
+        if idempotent:
+            self.idempotent = True
         self.asked = self.queued = time.monotonic()
-        if host_call is not None and host_call.deadline is not None:
-            left = max(0.0, host_call.deadline - self.asked)
-            timeout = left if timeout is None else min(timeout, left)
-        self.timeout = timeout
-        self.deadline = None if timeout is None else self.asked + timeout
-        self.queue_timeout = queue_timeout
-        self._limit_wait()
+        if host_call is not None:
+            self.host_call = host_call
+            if host_call.deadline is not None:
+                left = max(0.0, host_call.deadline - self.asked)
+                timeout = left if timeout is None else min(timeout, left)
+        if timeout is not None:
+            self.timeout = timeout
+            self.deadline = self.queue_deadline = self.asked + timeout
+        if queue_timeout is not None:
+            self.wait_in_queue(queue_timeout)
+
+    def encode(self, seat: Seat, call_id: int) -> list[Segment]:
+        """Lay out its request for one worker, with the id of the call there."""
+        assert self.request is not None
+        return self.request.encode(seat, call_id, self)
 
     def _limit_wait(self) -> None:
         self.queue_deadline = self.deadline
@@ -246,10 +259,6 @@ def outcome_of(error: BaseException) -> str:
     if isinstance(error, KeyboardInterrupt | asyncio.CancelledError | GeneratorExit):
         return "cancelled"
     return "lost"
-
-
-def nothing() -> None:
-    """Stand in for a callback that nobody has set, or needs any more."""
 
 
 class Closable(Protocol):

@@ -23,9 +23,9 @@ from snakepit_kernel.processes.run_registry import Registry
 OTHER = """
 import os, sys, time
 from snakepit_kernel import Pool
+from snakepit_kernel.processes.run_registry import Registry
 with Pool({workers}, name="other", max_memory_bytes=2**30) as pool:
-    while not [b for b in __import__("snakepit_kernel.processes.run_registry").processes.registry
-               .Registry().bookings() if b.owner.pid == os.getpid()]:
+    while not any(booking.owner.pid == os.getpid() for booking in Registry().bookings()):
         time.sleep(0.05)
     print("open", flush=True)
     sys.stdin.read()

@@ -21,6 +21,7 @@ import pytest
 
 import snakepit_kernel
 from snakepit_kernel import Pool
+from snakepit_kernel.telemetry.spans import SDK
 
 BUDGETS: dict[str, tuple[float, float]] = {
     # what is done                            owner, worker
@@ -90,10 +91,11 @@ class Profile:
 
 
 @pytest.fixture
-def profile() -> Iterator[Profile]:
+def profile(monkeypatch: pytest.MonkeyPatch) -> Iterator[Profile]:
     profile = Profile()
     gc.collect()
     gc.disable()  # finalizers are no part of the work in which they happen to run
+    monkeypatch.delitem(sys.modules, SDK, raising=False)  # other tests have imported it
     profile.is_on = True
     yield profile
     gc.enable()

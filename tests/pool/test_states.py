@@ -29,9 +29,3 @@ def test_the_dead_stay_dead():
 @pytest.mark.parametrize("state", WorkerState)
 def test_a_worker_can_be_stopped_in_every_state(state):
     assert next_state(state, WorkerEvent.STOP) in {WorkerState.STOPPING, WorkerState.DEAD}
-
-
-def test_only_ready_workers_are_lent():
-    lendable = [state for state, event in TRANSITIONS if event is WorkerEvent.LEND]
-
-    assert lendable == [WorkerState.READY]

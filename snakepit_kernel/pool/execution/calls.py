@@ -28,7 +28,7 @@ from ...worker.namespace import last_value, pull, push
 from ..import_path import search_path
 from ..results import CellResult
 from ..tools import ahead
-from ..work_item import HostCallContext, Work
+from ..work_item import HostCallContext, WorkItem
 from ..workers.jupyter import Cell, CellClient, CellRun
 from ..workers.worker import Seat, Worker
 from .host_tools import HostToolServer
@@ -91,7 +91,9 @@ class CallRunner:
 
     # -- calls ---------------------------------------------------------------------------------
 
-    def drive(self, seat: Seat, exchange: Exchange, segments: list[Segment], work: Work) -> None:
+    def drive(
+        self, seat: Seat, exchange: Exchange, segments: list[Segment], work: WorkItem
+    ) -> None:
         """Send a request and wait for its answer."""
         lane = seat.lane
         deadline = work.deadline
@@ -120,7 +122,7 @@ class CallRunner:
             lane.end(exchange)
 
     async def drive_async(
-        self, seat: Seat, exchange: Exchange, segments: list[Segment], work: Work
+        self, seat: Seat, exchange: Exchange, segments: list[Segment], work: WorkItem
     ) -> None:
         """Do what `drive` does, while the running event loop goes on."""
         async with AsyncCall(self, seat, exchange, work, segments=segments):
@@ -130,7 +132,7 @@ class CallRunner:
     # -- streams -------------------------------------------------------------------------------
 
     def stream(
-        self, seat: Seat, exchange: Exchange, segments: list[Segment], work: Work, room: int
+        self, seat: Seat, exchange: Exchange, segments: list[Segment], work: WorkItem, room: int
     ) -> Generator[Any, None, None]:
         """Send a request and yield the chunks, until the answer comes or the consumer leaves."""
         lane = seat.lane
@@ -168,7 +170,7 @@ class CallRunner:
             lane.end(exchange)
 
     def stream_async(
-        self, seat: Seat, exchange: Exchange, segments: list[Segment], work: Work, room: int
+        self, seat: Seat, exchange: Exchange, segments: list[Segment], work: WorkItem, room: int
     ) -> AsyncStream:
         """Do what `stream` does, while the running event loop goes on."""
         return AsyncStream(self, seat, exchange, work, segments=segments, room=room)
@@ -209,7 +211,7 @@ class CallRunner:
 
     # -- calls that come back ------------------------------------------------------------------
 
-    def _receive(self, seat: Seat, exchange: Exchange, work: Work) -> None:
+    def _receive(self, seat: Seat, exchange: Exchange, work: WorkItem) -> None:
         """Take in the next frame of a call, or serve a host call that had to wait."""
         if exchange.deferred:
             self._serve_here(seat, work, exchange, *exchange.deferred.popleft())
@@ -217,7 +219,7 @@ class CallRunner:
             seat.lane.receive(work.deadline)
 
     def _serve_here(
-        self, seat: Seat, work: Work, exchange: Exchange, call: HostCall, frame: Frame
+        self, seat: Seat, work: WorkItem, exchange: Exchange, call: HostCall, frame: Frame
     ) -> None:
         """Serve a host call in this thread, which drives the lane."""
         lane = seat.lane
@@ -239,7 +241,7 @@ class CallRunner:
 
     # -- cells ---------------------------------------------------------------------------------
 
-    def run_cell(self, seat: Seat, work: Work, cell: Cell) -> CellResult:
+    def run_cell(self, seat: Seat, work: WorkItem, cell: Cell) -> CellResult:
         """Run a cell, and what belongs to it: variables to push and to pull."""
         worker = seat.worker
         cells = worker.cells or self._open_channels(seat, work)
@@ -277,7 +279,7 @@ class CallRunner:
         return result
 
     @contextlib.contextmanager
-    def _serving_cell(self, seat: Seat, work: Work) -> Iterator[None]:
+    def _serving_cell(self, seat: Seat, work: WorkItem) -> Iterator[None]:
         """Serve the host calls of the cell that runs."""
         exchange = Exchange(CELL, work.name)
         exchange.on_host_call = partial(self._serve_here, seat, work, exchange)
@@ -289,7 +291,7 @@ class CallRunner:
             seat.lane.slot.serves_cell = False
             seat.lane.end(exchange)
 
-    def _open_channels(self, seat: Seat, work: Work) -> CellClient:
+    def _open_channels(self, seat: Seat, work: WorkItem) -> CellClient:
         """Open the Jupyter channels to a worker; with its first cell."""
         worker = seat.worker
         with contextlib.suppress(OSError):  # the worker says so, if it needs it
@@ -328,7 +330,9 @@ class CallRunner:
         self.condemn(seat)
         return self.explain(worker, worker.death())
 
-    def _apply_on(self, seat: Seat, work: Work, function: Callable[..., Any], *args: Any) -> Any:
+    def _apply_on(
+        self, seat: Seat, work: WorkItem, function: Callable[..., Any], *args: Any
+    ) -> Any:
         """Call a function in a worker that is held."""
         exchange = Exchange(seat.lane.new_call_id(), work.name)
         message = Apply(
@@ -340,7 +344,7 @@ class CallRunner:
 
     # -- stopping ------------------------------------------------------------------------------
 
-    def _stop_late(self, seat: Seat, exchange: Exchange, work: Work) -> CallTimeout:
+    def _stop_late(self, seat: Seat, exchange: Exchange, work: WorkItem) -> CallTimeout:
         """Stop a call whose deadline has passed; return the error for its caller."""
         stacks = seat.worker.stacks()  # before it is interrupted: where it was is what matters
         was_replaced = not self._stop(seat, exchange)
@@ -449,7 +453,7 @@ class AsyncCall:
         driver: CallRunner,
         seat: Seat,
         exchange: Exchange,
-        work: Work,
+        work: WorkItem,
         *,
         segments: list[Segment],
     ) -> None:
@@ -515,7 +519,7 @@ class AsyncStream(AsyncCall):
         driver: CallRunner,
         seat: Seat,
         exchange: Exchange,
-        work: Work,
+        work: WorkItem,
         *,
         segments: list[Segment],
         room: int,
@@ -571,7 +575,7 @@ class AsyncHostCalls:
         host: HostToolServer,
         seat: Seat,
         exchange: Exchange,
-        work: Work,
+        work: WorkItem,
         context: contextvars.Context,
         *,
         in_threads: bool = False,
@@ -691,7 +695,7 @@ def interrupt_until_heard(seat: Seat, call_id: int) -> Iterator[None]:
 
 
 def _link(
-    seat: Seat, work: Work, call: HostCall, loop: asyncio.AbstractEventLoop | None
+    seat: Seat, work: WorkItem, call: HostCall, loop: asyncio.AbstractEventLoop | None
 ) -> HostCallContext:
     return HostCallContext(
         seat=seat,
@@ -719,6 +723,8 @@ def _lost(socket: str) -> str:
     return f"has lost its sockets ({socket} was removed)"
 
 
-def _timed_out(seat: Seat, work: Work, stacks: str = "", was_replaced: bool = False) -> CallTimeout:
+def _timed_out(
+    seat: Seat, work: WorkItem, stacks: str = "", was_replaced: bool = False
+) -> CallTimeout:
     assert work.timeout is not None
     return CallTimeout(work.name, work.timeout, seat.worker.name, stacks, was_replaced)

@@ -13,10 +13,10 @@ from ...processes.concurrency import LoopThread
 from ..call_events import describe_error
 from ..dispatcher import Dispatcher
 from ..results import CallFuture
-from ..work_item import Work, outcome_of
+from ..work_item import WorkItem, outcome_of
 from ..workers.worker import Seat, Worker
 from .host_tools import HostToolServer
-from .pipeline import FutureItem, LanePipeline, MakeFrames, PrefetchWindow
+from .pipeline import FutureItem, LanePipeline, PrefetchWindow
 
 
 class FutureRunner:
@@ -62,9 +62,9 @@ class FutureRunner:
         self._loop_thread = loop_thread
         self._explain = explain
 
-    def submit(self, work: Work, make_frames: MakeFrames) -> CallFuture[Any]:
+    def submit(self, work: WorkItem) -> CallFuture[Any]:
         """Run a call on a worker; return its future."""
-        item = FutureItem(work, make_frames)
+        item = FutureItem(work)
         item.future.correlation_id = work.correlation
         item.future.keeper = self._loop_thread
         work.item = item
@@ -150,7 +150,8 @@ class FutureRunner:
 
     def release(self, pipeline: LanePipeline) -> None:
         """Give the seat of a conveyor back."""
-        self._dispatcher.release(pipeline.seat, pipeline.name)
+        with self._dispatcher.lock:
+            self._dispatcher.release(pipeline.seat, pipeline.name)
 
     def bury(self, seat: Seat, items: list[FutureItem]) -> None:
         """Tell the one who was being served that the worker died; the others go to another one."""

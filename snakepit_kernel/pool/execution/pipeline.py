@@ -22,7 +22,7 @@ from ...output.display import Display
 from ...protocol.frames import Frame, Segment
 from ...protocol.messages import HostCall
 from ..results import CallFuture
-from ..work_item import Work, outcome_of
+from ..work_item import WorkItem, outcome_of
 from ..workers.worker import Seat, Worker
 from .calls import INTERRUPT_AGAIN, AsyncHostCalls
 from .host_tools import HostToolServer
@@ -36,9 +36,6 @@ MAX_PREFETCHED = 64
 PATIENCE = 5e-3
 """Seconds that a call may take before those behind it are called back."""
 
-MakeFrames = Callable[[Seat, int, Work], list[Segment]]
-"""Lays out the request of a piece of work for one seat, with the id of the call there."""
-
 
 class FutureItem:
     """One future's work.
@@ -47,8 +44,6 @@ class FutureItem:
     ----------
     work
         The work.
-    make_frames
-        Lays out its request.
 
     Attributes
     ----------
@@ -64,9 +59,8 @@ class FutureItem:
         Its host calls, if it has made any.
     """
 
-    def __init__(self, work: Work, make_frames: MakeFrames) -> None:
+    def __init__(self, work: WorkItem) -> None:
         self.work = work
-        self.make_frames = make_frames
         self.future: CallFuture[Any] = CallFuture()
         self.exchange: Exchange | None = None
         self.context = contextvars.copy_context()
@@ -191,7 +185,7 @@ class LanePipeline:
             exchange.on_host_call = partial(self._serve, item)
             item.exchange = exchange
             try:
-                segments += item.make_frames(self._seat, exchange.call_id, item.work)
+                segments += item.work.encode(self._seat, exchange.call_id)
             except Exception as error:  # noqa: BLE001 - it is the future's outcome
                 self._dispatcher.end(item, outcome_of(error), error)
                 continue

@@ -11,7 +11,7 @@ from prometheus_client.registry import Collector
 
 from ..status import PoolStatus, WorkerStatus
 from ..work_item import OUTCOMES
-from ..workers.lifecycle import WorkerState
+from ..workers.lifecycle import BUSY, WorkerState
 
 POOL = ("pool", "owner")
 """Labels of all metrics: the pool's name, and the pid of the process that has opened it, for two
@@ -72,8 +72,8 @@ class _Pools(Collector):
         family = GaugeMetricFamily("snakepit_pool_workers", about, labels=(*POOL, "state"))
         for pool in self._pools:
             states = Counter(worker.state for worker in pool.workers)
-            for state in WorkerState:
-                family.add_metric([*_labels(pool), state.value], states[state.value])
+            for state in (*(state.value for state in WorkerState), BUSY):
+                family.add_metric([*_labels(pool), state], states[state])
         return family
 
     def _memory(self) -> Metric:

@@ -43,6 +43,8 @@ class FairQueue(Generic[T]):
 
     Attributes
     ----------
+    size
+        How many there are.
     waiting
         How many of them count against each bound.
     """
@@ -51,11 +53,11 @@ class FairQueue(Generic[T]):
         self._levels: dict[int, OrderedDict[str | None, Line[T]]] = {}
         self._priorities: list[int] = []  # of the levels, the highest first
         self._held: dict[str | None, int] = {}  # places, by session; no zeros
-        self._count = 0
+        self.size = 0
         self.waiting: Counter[Bound | None] = Counter()
 
     def __len__(self) -> int:
-        return self._count
+        return self.size
 
     def __contains__(self, ticket: T) -> bool:
         lines = self._levels.get(ticket.priority)
@@ -93,7 +95,7 @@ class FairQueue(Generic[T]):
     def append(self, ticket: T) -> None:
         """Take a ticket in, behind the others of its session."""
         self._line_of(ticket)[ticket] = None
-        self._count += 1
+        self.size += 1
         self.waiting[ticket.bound] += 1
 
     def put_first(self, ticket: T) -> None:
@@ -102,7 +104,7 @@ class FairQueue(Generic[T]):
         line[ticket] = None
         line.move_to_end(ticket, last=False)
         self._levels[ticket.priority].move_to_end(ticket.session, last=False)
-        self._count += 1
+        self.size += 1
         self.waiting[ticket.bound] += 1
 
     def _line_of(self, ticket: T) -> Line[T]:
@@ -122,7 +124,7 @@ class FairQueue(Generic[T]):
         if lines is None or line is None or ticket not in line:
             return False
         del line[ticket]
-        self._count -= 1
+        self.size -= 1
         self.waiting[ticket.bound] -= 1
         if not line:
             del lines[ticket.session]
@@ -136,7 +138,7 @@ class FairQueue(Generic[T]):
         tickets = list(self)
         self._levels.clear()
         self._priorities.clear()
-        self._count = 0
+        self.size = 0
         self.waiting.clear()
         return tickets
 
@@ -146,7 +148,7 @@ class FairQueue(Generic[T]):
         """Note that a ticket, out of the queue, got a place: its session has had its turn."""
         session = ticket.session
         self._held[session] = self._held.get(session, 0) + 1
-        if self._count:
+        if self.size:
             lines = self._levels.get(ticket.priority)
             if lines is not None and session in lines:
                 lines.move_to_end(session)

@@ -32,6 +32,10 @@ class Place(Hashable, Protocol):
 W = TypeVar("W", bound=Place)
 
 
+def nothing() -> None:
+    """Stand in for a callback that nobody has set, or needs any more."""
+
+
 class QueueFull(Exception):
     """The queue is at a bound, which is its argument."""
 
@@ -58,7 +62,14 @@ class Ticket(Generic[W]):
         The bound of the queue that it counts against.
     """
 
-    __slots__ = ("bound", "home", "on_assigned", "priority", "purpose", "seat", "session", "wanted")
+    bound: Bound | None = "max_queue"
+    home: Home[W] | None = None
+    on_assigned: Callable[[], None] = staticmethod(nothing)
+    priority = 0
+    purpose: Purpose = "call"
+    seat: W | None = None
+    session: str | None = None
+    wanted: W | None = None
 
     def __init__(
         self,
@@ -77,8 +88,7 @@ class Ticket(Generic[W]):
         self.on_assigned = on_assigned
         self.session = session
         self.wanted = wanted
-        self.purpose: Purpose = purpose
-        self.seat: W | None = None
+        self.purpose = purpose
 
     def fits(self, seat: W) -> bool:
         """Whether a place will do."""
@@ -107,6 +117,8 @@ class Scheduler(Generic[W]):
 
     Attributes
     ----------
+    idle
+        The places that are free, the least recently used first.
     homes
         Which worker each session had last, or is bound to.
     granted
@@ -119,7 +131,7 @@ class Scheduler(Generic[W]):
             "max_queue": max_queue,
             "max_futures": max_futures,
         }
-        self._idle: OrderedDict[W, None] = OrderedDict()
+        self.idle: OrderedDict[W, None] = OrderedDict()
         self._queue: FairQueue[Ticket[W]] = FairQueue()
         self._lent: dict[W, str | None] = {}  # to whose work
         self.homes: Homes[W] = Homes()
@@ -153,12 +165,25 @@ class Scheduler(Generic[W]):
 
     def assign(self, ticket: Ticket[W]) -> bool:
         """Grant a place at once if one is free that fits; say whether it was."""
-        seat = self._choose(ticket)
+        session = ticket.session
+        seat: W | None = None
+        if session is None and ticket.wanted is None and ticket.home is None:
+            for free in self.idle:
+                if ticket.purpose in free.purposes and free.load == 0:
+                    seat = free
+                    break
+            else:
+                seat = self._least_loaded(ticket)
+        else:
+            seat = self._choose(ticket)
         if seat is None:
             return False
         ticket.seat = seat
-        del self._idle[seat]
-        self._assign(seat, ticket)
+        del self.idle[seat]
+        self._lent[seat] = session
+        self._queue.hold(ticket)
+        if session is not None:
+            self.homes.note(session, seat)
         return True
 
     def withdraw(self, ticket: Ticket[W]) -> bool:
@@ -167,8 +192,9 @@ class Scheduler(Generic[W]):
 
     def add(self, seat: W) -> Ticket[W] | None:
         """Take in a place that is free; return the ticket that gets it at once, if any waits."""
-        self._unassign(seat)
-        if len(self._queue):
+        if seat in self._lent:
+            self._queue.let_go(self._lent.pop(seat))
+        if self._queue.size:
             for ticket in self._queue:
                 if ticket.fits(seat):
                     ticket.seat = seat
@@ -176,16 +202,16 @@ class Scheduler(Generic[W]):
                     self._queue.remove(ticket)
                     self._assign(seat, ticket)
                     return ticket
-        self._idle[seat] = None
+        self.idle[seat] = None
         return None
 
     def quarantine(self, seat: W) -> None:
         """Lend a place no more until it is added again; who is bound to its worker stays so."""
-        self._idle.pop(seat, None)
+        self.idle.pop(seat, None)
 
     def remove(self, seat: W) -> list[Ticket[W]]:
         """Forget a place that is not to be lent any more; return what waited for it alone."""
-        self._idle.pop(seat, None)
+        self.idle.pop(seat, None)
         self._unassign(seat)
         self.homes.leave(seat)
         stranded = [
@@ -232,25 +258,25 @@ class Scheduler(Generic[W]):
         if ticket.home is not None and ticket.has_lost_home:
             return None
         if ticket.wanted is not None:
-            return ticket.wanted if ticket.wanted in self._idle else None
+            return ticket.wanted if ticket.wanted in self.idle else None
         home = self.homes.preferred(ticket.session) if ticket.session is not None else None
         if home is not None:
             for seat in home.neighbours:
-                if seat in self._idle and ticket.fits(seat):
+                if seat in self.idle and ticket.fits(seat):
                     found: W = seat
                     return found
+        return self._least_loaded(ticket)
+
+    def _least_loaded(self, ticket: Ticket[W]) -> W | None:
+        """Return the idle place that fits whose worker has least to do."""
         best = None
-        for seat in self._idle:
+        for seat in self.idle:
             if ticket.fits(seat):
                 if seat.load == 0:
                     return seat
                 if best is None or seat.load < best.load:
                     best = seat
         return best
-
-    def is_idle(self, seat: W) -> bool:
-        """Whether a place is free."""
-        return seat in self._idle
 
     def _unassign(self, seat: W) -> None:
         if seat in self._lent:

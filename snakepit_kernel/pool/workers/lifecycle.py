@@ -84,29 +84,26 @@ class Slot:
 
 
 class WorkerState(Enum):
-    """Where a worker is in its life."""
+    """Where a worker is in its life. A ready one is busy while somebody has one of its seats."""
 
     RESERVED = "reserved"
     STARTING = "starting"
     READY = "ready"
-    BUSY = "busy"
     STOPPING = "stopping"
     DEAD = "dead"
 
     __hash__ = object.__hash__  # members are singletons; Enum's own hash is a Python function
 
 
-SCHEDULABLE: Final = frozenset({WorkerState.READY, WorkerState.BUSY})
-"""The states of a worker that may be lent, if one of its places is free."""
+BUSY: Final = "busy"
+"""What a ready worker is called while somebody has one of its seats."""
 
 
 class WorkerEvent(Enum):
     """What happens to a worker."""
 
     SPAWN = "spawn"  # its process is being started
-    ANSWER = "answer"  # it has answered: it can be lent
-    LEND = "lend"  # a call or cell takes it
-    GIVE_BACK = "give back"  # the call or cell has ended
+    ANSWER = "answer"  # it has answered: its seats can be leased
     STOP = "stop"  # it is not wanted any more
     EXIT = "exit"  # its process has ended
 
@@ -121,17 +118,10 @@ TRANSITIONS: Final[dict[tuple[WorkerState, WorkerEvent], WorkerState]] = {
     (S.STARTING, E.ANSWER): S.READY,
     (S.STARTING, E.STOP): S.STOPPING,
     (S.STARTING, E.EXIT): S.DEAD,
-    (S.READY, E.LEND): S.BUSY,
     (S.READY, E.STOP): S.STOPPING,
     (S.READY, E.EXIT): S.DEAD,
-    (S.BUSY, E.GIVE_BACK): S.READY,
-    (S.BUSY, E.STOP): S.STOPPING,
-    (S.BUSY, E.EXIT): S.DEAD,
-    # Who holds a worker gives it back however it fared meanwhile.
-    (S.STOPPING, E.GIVE_BACK): S.STOPPING,
     (S.STOPPING, E.STOP): S.STOPPING,
     (S.STOPPING, E.EXIT): S.DEAD,
-    (S.DEAD, E.GIVE_BACK): S.DEAD,
     (S.DEAD, E.STOP): S.DEAD,
     (S.DEAD, E.EXIT): S.DEAD,
 }

@@ -17,7 +17,7 @@ from ...processes.concurrency import in_thread
 from ...processes.identity import all_children, living_descendants
 from ..config import PoolConfig
 from ..policies import Heartbeat
-from .lifecycle import SCHEDULABLE, WorkerState
+from .lifecycle import WorkerState
 from .replacement import RollingReplacement
 from .worker import Worker
 
@@ -86,7 +86,7 @@ class WorkerMonitor:
         workers = {
             worker.process.guardian.pid: worker
             for worker in self._supervisor.workers.values()
-            if worker.state in SCHEDULABLE and worker.process and worker.process.guardian
+            if worker.state is WorkerState.READY and worker.process and worker.process.guardian
         }
         for pid, memory in (await in_thread(tree_memory, workers, limit)).items():
             if memory.total_bytes <= limit:
@@ -125,6 +125,7 @@ class WorkerMonitor:
             is_stopped=state == psutil.STATUS_STOPPED,
             is_busy=(
                 worker.state is not WorkerState.READY
+                or bool(worker.current)
                 or worker.pulse == 0  # another kernel, which has none
                 or state == psutil.STATUS_TRACING_STOP  # somebody debugs it
             ),

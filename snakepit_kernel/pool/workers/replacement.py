@@ -12,7 +12,7 @@ from typing import Any
 
 from ...errors import StartFailed
 from ..config import PoolConfig
-from .lifecycle import SCHEDULABLE, Slot
+from .lifecycle import Slot, WorkerState
 from .supervisor import WorkerSupervisor
 from .worker import Worker
 
@@ -68,7 +68,7 @@ class RollingReplacement(WorkerSupervisor):
         """
         with self._lock:
             if (
-                worker.state not in SCHEDULABLE
+                worker.state is not WorkerState.READY
                 or worker.is_quarantined
                 or (worker.replacement_reason and not at_once)
             ):
@@ -146,7 +146,7 @@ class RollingReplacement(WorkerSupervisor):
     def _offer_again(self, worker: Worker) -> None:
         """Lend a worker that was withheld, unless it is unusable."""
         with self._lock:
-            if worker.is_quarantined and not worker.tainted and worker.state in SCHEDULABLE:
+            if worker.is_quarantined and not worker.tainted and worker.state is WorkerState.READY:
                 worker.is_quarantined = False
                 for seat in worker.seats:
                     if seat.holder is None:
@@ -275,7 +275,7 @@ class RollingReplacement(WorkerSupervisor):
     def _loss(self, slot: Slot) -> tuple[bool, bool, bool, int]:
         """Return what is lost with a slot, to compare; among equals the last one goes first."""
         worker = self.workers.get(slot.number)
-        if worker is None or worker.state not in SCHEDULABLE:
+        if worker is None or worker.state is not WorkerState.READY:
             return False, False, False, -slot.number
         return self._is_home(worker), worker.is_held, True, -slot.number
 
@@ -288,7 +288,7 @@ class RollingReplacement(WorkerSupervisor):
         worker = self.workers.pop(slot.number, None)
         if worker is None:
             return
-        if worker.state in SCHEDULABLE:
+        if worker.state is WorkerState.READY:
             self._retire(worker, reason)
         else:
             worker.end_reason = worker.end_reason or reason

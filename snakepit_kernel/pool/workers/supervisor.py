@@ -24,7 +24,7 @@ from ..scheduling.scheduler import Scheduler
 from ..status import WorkerEnd
 from .foreign import ForeignWorker
 from .jupyter import KernelSpecs
-from .lifecycle import SCHEDULABLE, Slot, WorkerEvent, WorkerState
+from .lifecycle import Slot, WorkerEvent, WorkerState
 from .standby import SPARE_SLOT, StandbyWorkers
 from .worker import Seat, Worker
 
@@ -145,7 +145,7 @@ class WorkerSupervisor:
     def living(self) -> list[Worker]:
         """Return the workers that have become ready and not begun to end."""
         with self._lock:
-            return [worker for worker in self.workers.values() if worker.state in SCHEDULABLE]
+            return [worker for worker in self.workers.values() if worker.state is WorkerState.READY]
 
     def has(self, worker: Worker) -> bool:
         """Whether a worker is one of the pool's, be it that it only ends what it does."""

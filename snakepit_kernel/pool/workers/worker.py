@@ -56,7 +56,7 @@ from ...provisioner import SnakepitProvisioner
 from ...telemetry.spans import Scalar
 from ..scheduling.scheduler import Purpose
 from .jupyter import CellClient, KernelSpecs, WorkerManager
-from .lifecycle import RESTART_WINDOW, WorkerEvent, WorkerState, next_state
+from .lifecycle import BUSY, RESTART_WINDOW, WorkerEvent, WorkerState, next_state
 
 if TYPE_CHECKING:
     from ...processes.guarded_process import GuardedProcess
@@ -313,6 +313,11 @@ class Worker:
         """Go to the state that follows an event."""
         self.state = next_state(self.state, event)
         self.since = time.monotonic()
+
+    @property
+    def shown_state(self) -> str:
+        """Its state, for people: a ready one that does something is busy."""
+        return BUSY if self.current and self.state is WorkerState.READY else self.state.value
 
     @property
     def has_died(self) -> bool:

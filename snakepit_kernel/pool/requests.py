@@ -1,0 +1,103 @@
+"""Requests: pickled before a worker is leased, and laid out for its lane then."""
+
+from __future__ import annotations
+
+from ..protocol.frames import Segment
+from ..protocol.messages import Apply, Call
+from .tools import SharedFunction, ToolDefinitions, ahead
+from .work_item import WorkItem
+from .workers.worker import Seat
+
+
+class ToolRequest:
+    """Arguments of a tool.
+
+    Parameters
+    ----------
+    definitions
+        The notebook's functions that are tools, which a worker may have to be sent first.
+    tool
+        Name of the tool.
+    body, buffers
+        Its arguments, pickled.
+    room
+        Chunks that a stream may send ahead; 0 for a tool that returns its value.
+    """
+
+    __slots__ = ("_body", "_buffers", "_definitions", "_room", "_tool")
+
+    def __init__(
+        self,
+        definitions: ToolDefinitions,
+        tool: str,
+        body: bytes,
+        buffers: list[memoryview],
+        room: int = 0,
+    ) -> None:
+        self._definitions = definitions
+        self._tool = tool
+        self._body = body
+        self._buffers = buffers
+        self._room = room
+
+    def encode(self, seat: Seat, call_id: int, work: WorkItem) -> list[Segment]:
+        """Lay out the frames for one worker, with the id of the call there."""
+        nested = work.nested_in
+        message = Call(
+            call_id,
+            self._tool,
+            work.session,
+            self._room,
+            0 if nested is None else nested.call_id,
+            work.correlation,
+        )
+        segments = seat.lane.marshaller.pack(message, self._body, self._buffers)
+        missing = self._definitions.missing(seat, self._tool)
+        return [*missing, *segments] if missing else segments
+
+
+class FunctionRequest:
+    """A function and its arguments.
+
+    Parameters
+    ----------
+    body, buffers
+        Both, pickled.
+    """
+
+    __slots__ = ("_body", "_buffers")
+
+    def __init__(self, body: bytes, buffers: list[memoryview]) -> None:
+        self._body = body
+        self._buffers = buffers
+
+    def encode(self, seat: Seat, call_id: int, work: WorkItem) -> list[Segment]:
+        """Lay out the frames for one worker, with the id of the call there."""
+        message = Apply(call_id, work.session, work.inside, work.correlation)
+        return [*ahead(seat), *seat.lane.marshaller.pack(message, self._body, self._buffers)]
+
+
+class SharedRequest:
+    """Arguments of a function that many calls run, which is sent once to each worker.
+
+    Parameters
+    ----------
+    shared
+        The function.
+    body, buffers
+        The arguments, pickled.
+    """
+
+    __slots__ = ("_body", "_buffers", "_shared")
+
+    def __init__(self, shared: SharedFunction, body: bytes, buffers: list[memoryview]) -> None:
+        self._shared = shared
+        self._body = body
+        self._buffers = buffers
+
+    def encode(self, seat: Seat, call_id: int, work: WorkItem) -> list[Segment]:
+        """Lay out the frames for one worker, with the id of the call there."""
+        shared = self._shared
+        message = Apply(call_id, work.session, work.inside, work.correlation, shared.number)
+        segments = seat.lane.marshaller.pack(message, self._body, self._buffers)
+        return [*shared.missing(seat), *segments]
