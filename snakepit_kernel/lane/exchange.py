@@ -10,6 +10,7 @@ from typing import Any
 
 from ..output.display import Display
 from ..protocol import messages
+from ..protocol.codec import loads
 from ..protocol.frames import Frame
 from ..protocol.messages import (
     Chunk,
@@ -23,7 +24,7 @@ from ..protocol.messages import (
     shown,
 )
 from .marshalling import Marshaller
-from .replies import decode_error, value_of
+from .replies import cannot_restore, decode_error, value_of
 
 OnNews = Callable[[BaseException | None], None]
 OnHostCall = Callable[[HostCall, Frame], None]
@@ -188,6 +189,14 @@ class Exchange:
             self._value = value_of(marshaller, message, frame, self.name)
         except Exception as error:  # noqa: BLE001 - it is this call's outcome, not the reader's
             self._exception = error
+
+    def restore(self, message: Result, body: bytes) -> None:
+        """Take in a value that is a pickle and nothing else."""
+        self.lingers = message.lingers
+        try:
+            self._value = loads(body)
+        except Exception as error:  # noqa: BLE001 - it is this call's outcome, not the reader's
+            self._exception = cannot_restore(self.name, error)
 
     def _restored_chunk(self, message: Chunk, frame: Frame, marshaller: Marshaller) -> Any:
         try:

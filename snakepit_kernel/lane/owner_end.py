@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import contextvars
 import os
+import select
 import socket
 import threading
 import time
@@ -21,6 +22,9 @@ from .control_page import ControlWords
 from .exchange import Exchange
 from .marshalling import Marshaller
 from .spin_wait import SpinWait
+
+MAX_POLL_SECONDS = 1e6
+"""Seconds that one system call may wait."""
 
 MAX_LINGERING = 1000
 """Calls that have ended, of a lane, whose late output is shown."""
@@ -64,6 +68,8 @@ class OwnerLane:
     def __init__(self, sock: socket.socket, slot: ControlWords, marshaller: Marshaller) -> None:
         self._socket = sock
         self._timeout: float | None = sock.gettimeout()
+        self._incoming = select.poll()
+        self._incoming.register(sock, select.POLLIN)
         self._recv_now = partial(sock.recv_into, flags=socket.MSG_DONTWAIT)
         self._reader = FrameReader(max(MAX_BYTES, marshaller.codec.max_bytes))
         self._writer = FrameWriter()
@@ -115,6 +121,73 @@ class OwnerLane:
             raise
         except OSError as error:
             raise LaneClosed(*error.args) from error
+
+    def ask(self, exchange: Exchange, segments: Sequence[Segment], deadline: float | None) -> bool:
+        """Send a request, and take in its answer if that is a value that comes by itself.
+
+        Mostly it does: one system call sends, one receives. All else is left to `receive`.
+
+        Returns
+        -------
+        bool
+            Whether the exchange is answered.
+
+        Raises
+        ------
+        TimeoutError, LaneClosed
+            As for `send`.
+        """
+        request = segments[0]
+        if len(segments) != 1 or not isinstance(request, bytes):
+            self.send(segments, deadline)
+            return False
+        reader = self._reader
+        try:
+            if self._timeout is not None:
+                self._let_wait(None)
+            if not self._send_now(request):
+                self.send((), deadline)
+            if not reader.is_empty:  # of another call here, which is served first
+                return False
+            if not self._look_out():
+                if deadline is not None:
+                    self._wait_until(deadline)
+                reader.receive(self._socket.recv_into)
+        except TimeoutError:
+            raise
+        except OSError as error:
+            raise LaneClosed(*error.args) from error
+        found = reader.peek()
+        if found is None:
+            return False
+        header, body, end = found
+        message = messages.decode_from_worker(header)
+        if type(message) is not messages.Result or message.id != exchange.call_id or message.shared:
+            return False
+        exchange.is_answered = True  # before it is consumed: who is interrupted waits for no other
+        reader.consume(end)
+        exchange.restore(message, body)
+        return True
+
+    def _send_now(self, frame: bytes) -> bool:
+        """Send a frame as far as goes without waiting; say whether nothing is left."""
+        try:
+            return self._writer.send_whole(frame, self._socket.send, socket.MSG_DONTWAIT)
+        except BlockingIOError:
+            return False
+
+    def _wait_until(self, deadline: float) -> None:
+        """Wait until something has come.
+
+        Raises
+        ------
+        TimeoutError
+            The deadline passed before.
+        """
+        while (left := deadline - time.monotonic()) > 0:
+            if self._incoming.poll(min(left, MAX_POLL_SECONDS) * 1000):
+                return
+        raise TimeoutError
 
     def put(self, segments: Sequence[Segment]) -> None:
         """Take in a frame, for `send_ready` to send."""

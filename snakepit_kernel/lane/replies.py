@@ -224,8 +224,15 @@ def value_of(marshaller: Marshaller, message: messages.WithValue, frame: Frame, 
     try:
         return marshaller.load(message, frame)
     except Exception as error:
-        text = f"the result of {name} cannot be restored here: {error}"
-        raise ToolError(type(error).__name__, text) from error
+        raise cannot_restore(name, error) from error
+
+
+def cannot_restore(name: str, error: Exception) -> ToolError:
+    """Return the error that says that a result cannot be restored here."""
+    text = f"the result of {name} cannot be restored here: {error}"
+    told = ToolError(type(error).__name__, text)
+    told.__cause__ = error
+    return told
 
 
 def _original(

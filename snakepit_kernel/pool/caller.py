@@ -220,7 +220,7 @@ class Caller:
             msg = f"tool {tool!r} does not stream, it returns one value; call it by call()"
             raise TypeError(msg)
         request = self._tool_request(info, args, kwargs, room)
-        return lambda: self._tool_call(info, request, timeout, priority, bound)
+        return lambda: self._tool_item(info, request, timeout, priority, bound)
 
     def _call(
         self,
@@ -243,14 +243,14 @@ class Caller:
         bound: Bound = "max_queue",
     ) -> WorkItem:
         self._engine.check_open()
-        info = self._find_tool(tool)
+        info = self._definitions.infos.get(tool) or self._find_tool(tool)
         if info.streams:
             msg = f"tool {tool!r} streams; call it by stream(), or by tools.{tool}(…)"
             raise TypeError(msg)
         request = self._tool_request(info, args, kwargs)
-        return self._tool_call(info, request, timeout, priority, bound)
+        return self._tool_item(info, request, timeout, priority, bound)
 
-    def _tool_call(
+    def _tool_item(
         self,
         info: ToolInfo,
         request: ToolRequest,
@@ -557,7 +557,8 @@ class Caller:
         priority: int | None = None,
         idempotent: bool = False,
     ) -> WorkItem:
-        self._touch()
+        if self._session_id is not None:
+            self._touch()
         config = self._engine.config
         if timeout == DEFAULT:
             seconds = tool_timeout if tool_timeout is not None else config.timeout

@@ -449,9 +449,9 @@ class Dispatcher:
     def _note_outcome(self, work: WorkItem, outcome: str, error: BaseException | None) -> None:
         """Tell the breaker how work ended that it had let through, and note a worker's taint."""
         seat, admitted = work.seat, work.admitted
-        if seat is not None and outcome == "error" and error is not None:
-            if falls_under(error, self._tainting):
-                self.supervisor.taint(seat.worker, error)
+        raised = error if outcome == "error" else None
+        if seat is not None and raised is not None and falls_under(raised, self._tainting):
+            self.supervisor.taint(seat.worker, raised)
         if admitted is None or self.circuit is None:
             return
         if outcome == "ok":

@@ -255,7 +255,9 @@ class Engine:
         PoolClosed
             It does not any more.
         """
-        self._dispatcher.check_open(current_host_call())
+        dispatcher = self._dispatcher
+        if dispatcher.closed_because is not None or dispatcher.is_draining:
+            dispatcher.check_open(current_host_call())
 
     @property
     def is_awaited(self) -> bool:
@@ -324,7 +326,8 @@ class Engine:
             raise
 
     def _try_call(self, work: WorkItem, raise_original: bool) -> Any:
-        seat = self._dispatcher.wait(work, self._nesting(work, can_hop=True))
+        nesting = None if work.host_call is None else self._nesting(work, can_hop=True)
+        seat = self._dispatcher.wait(work, nesting)
         exchange = Exchange(seat.lane.new_call_id(), work.name, raise_original=raise_original)
         segments = work.encode(seat, exchange.call_id)
         if work.nested_in is None or work.nested_in.is_here:

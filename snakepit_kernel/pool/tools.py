@@ -46,6 +46,8 @@ class ToolDefinitions:
         """Return the frame that a worker needs before it can call a tool, or nothing."""
         definition = self._frames.get(name)
         if definition is None or seat.defined.get(name) == definition[0]:
+            if _is_up_to_date(seat):
+                return []
             return ahead(seat)
         seat.defined[name] = definition[0]
         return [*ahead(seat), *definition[1]]
@@ -113,12 +115,17 @@ def _release(number: int, seats: weakref.WeakSet[Seat]) -> None:
         seat.released.append(number)
 
 
+def _is_up_to_date(seat: Seat) -> bool:
+    """Whether a worker needs nothing before its next request but what that asks for."""
+    is_ready = seat.encoders == len(encoders.known) and not seat.forgets and not seat.released
+    return is_ready and seat.follows == search_path.look()
+
+
 def ahead(seat: Seat) -> list[Segment]:
     """Return the frames that a worker needs before its next request, whatever that is."""
-    known = encoders.known
-    is_ready = seat.encoders == len(known) and not seat.forgets and not seat.released
-    if is_ready and seat.follows == search_path.look():
+    if _is_up_to_date(seat):
         return []
+    known = encoders.known
     frames = follow(seat)
     missing, seat.encoders = known[seat.encoders :], len(known)
     marshaller = seat.lane.marshaller
@@ -243,7 +250,8 @@ class Validator:
             They do not fit.
         """
         try:
-            if not self._arguments(info).bind(args, kwargs)[2]:
+            known = self._restored.get(info.checks) or self._arguments(info)
+            if not known.bind(args, kwargs)[2]:
                 return
             # A module that was reloaded since has other classes now: the verdict is theirs.
             self._restored.pop(info.checks, None)

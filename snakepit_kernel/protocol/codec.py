@@ -321,6 +321,10 @@ def pickled(
         An argument cannot travel, or is too large; it is named, and so is the part at fault.
     """
     try:
+        if _ATOMS.issuperset(map(type, args)) and _ATOMS.issuperset(map(type, kwargs.values())):
+            body = pickle.dumps((tuple(args), dict(kwargs)), protocol=5)
+            if len(body) <= codec.max_bytes:
+                return body, []
         return codec.dumps((tuple(args), dict(kwargs)))
     except Exception as error:
         named = [(f"{kind} {i + 1}", value) for i, value in enumerate(args)]

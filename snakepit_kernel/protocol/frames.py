@@ -112,8 +112,39 @@ class FrameReader:
         """
         if self._counts:
             self._settle()
-        self._counts.extend(map(recv_into, (self._room(),)))
-        self._settle()
+        if self._start == self._end and self._large is None:
+            self._start = self._end = 0
+            room = self._view
+        else:
+            room = self._room()
+        counts = self._counts
+        fresh: list[int] = []
+        counts.extend(map(recv_into, (room,)))
+        count = counts[0]
+        if count and self._large is None:
+            self._counts = fresh
+            self._end += count
+        else:
+            self._settle()
+
+    def peek(self) -> tuple[bytes, bytes, int] | None:
+        """Return header and body of the next frame, and what `consume` takes to be done with it.
+
+        None when it is not there as a whole, is large, or has buffers; `next_frame` gives them all.
+        """
+        start = self._start + _PREFIX.size
+        if self._counts or self._large is not None or start > self._end:
+            return None
+        header_length, buffer_count, body_length = _PREFIX.unpack_from(self._staging, self._start)
+        middle = start + header_length
+        end = middle + body_length
+        if buffer_count or end > self._end:
+            return None
+        return bytes(self._view[start:middle]), bytes(self._view[middle:end]), end
+
+    def consume(self, end: int) -> None:
+        """Be done with the frame that `peek` has shown."""
+        self._start = end
 
     def next_frame(self) -> Frame | None:
         """Return the next whole frame, or None.
@@ -279,6 +310,32 @@ class FrameWriter:
         self._counts.extend(map(sendmsg, (self._outbox[:MAX_SEGMENTS],)))
         self._settle()
         return not self._outbox
+
+    def send_whole(self, frame: bytes, send: Callable[[bytes, int], int], flags: int) -> bool:
+        """Send a frame by one system call; say whether all of it, and all before it, was sent.
+
+        Parameters
+        ----------
+        frame
+            The frame; what is not sent of it is sent first the next time.
+        send
+            Sends bytes, and returns the number that it took. It must be implemented in C.
+        flags
+            What else it is told.
+        """
+        if self._counts or self._outbox:
+            self.put([frame])
+            return False
+        size, counts = len(frame), self._counts
+        fresh: list[int] = []
+        self._outbox = (frame,)
+        counts.extend(map(send, (frame,), (flags,)))
+        if counts[0] == size:
+            self._counts = fresh
+            self._outbox = ()
+            return True
+        self._settle()
+        return False
 
     def _settle(self) -> None:
         """Take in the count of a finished system call."""

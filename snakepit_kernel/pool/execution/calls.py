@@ -97,12 +97,12 @@ class CallRunner:
         """Send a request and wait for its answer."""
         lane = seat.lane
         deadline = work.deadline
-        exchange.on_host_call = partial(self._serve_here, seat, work, exchange)
         lane.begin(exchange)
         try:
-            lane.send(segments, deadline)
-            while not exchange.is_answered:
-                self._receive(seat, exchange, work)
+            if not lane.ask(exchange, segments, deadline):
+                exchange.on_host_call = partial(self._serve_here, seat, work, exchange)
+                while not exchange.is_answered:
+                    self._receive(seat, exchange, work)
         except LaneClosed:
             raise self.explain(seat.worker, seat.worker.death()) from None
         except TimeoutError:
