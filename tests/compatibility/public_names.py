@@ -281,7 +281,7 @@ def parts_of_a_context() -> list[str]:
             label: sorted(name for name in dir(part) if not name.startswith("_"))
             for label, part in parts.items()
         }
-    names["context().variables"].remove("read_anew")  # our own: no documentation names it
+    names["context().variables"].remove("invalidate")  # our own: no documentation names it
     return [f"{label} in a worker: {', '.join(found)}" for label, found in names.items()]
 
 
