@@ -2,7 +2,7 @@
 
 Renew the snapshot, after a look at what has changed::
 
-    python tests/guards/public_names.py > tests/fixtures/public_names.txt
+    python tests/compatibility/public_names.py > tests/fixtures/public_names.txt
 
 Everything is found as users find it, by the public package, entry points, the kernelspec and a pool
 that works; nothing here knows where a module lies. Annotations are as in the source, but for names
@@ -65,7 +65,7 @@ SPECIAL = (
 OUR_OWN = {
     "Limits": {"controllers", "of_process", "why_ended"},
     "Session": {"state"},
-    "SessionState": {"look_again", "number", "remember_host_tools", "serve", "store"},
+    "SessionState": {"number", "refresh", "remember_host_tools", "serve", "store"},
     "CallFuture": {"begin", "deliver", "keeper", "on_cancel", "wait_again"},
     "telemetry.Subscription": {"take"},
     "pool.tools[NAME]": {"checks"},
