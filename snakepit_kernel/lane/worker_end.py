@@ -148,7 +148,12 @@ class WorkerLane:
         """Send a frame, from any thread; wait until the owner has taken it."""
         try:
             with self._sending:
-                self._writer.put(segments)
+                frame = segments[0]
+                if len(segments) == 1 and isinstance(frame, bytes):
+                    if self._writer.send_whole(frame, self._socket.send):
+                        return
+                else:
+                    self._writer.put(segments)
                 while not self._writer.send(self._socket.sendmsg):
                     pass
         except OSError:
@@ -195,19 +200,24 @@ class WorkerLane:
             taken.extend(map(self._reading.acquire, (False,)))  # in C: Ctrl-C cannot lose the lock
             if not taken[0]:
                 return False  # a thread of a tool reads, and is awake by now
-            return self._has_come()
+            self._reader.receive(self._recv_now)
+        except BlockingIOError:
+            return False
         except OSError:
             self._close()
             return False
+        else:
+            return True
         finally:
             if taken and taken[0]:
                 self._reading.release()
-                self._tell_followers()
+                if self._followers:
+                    self._tell_followers()
 
     def _handle_frames(self) -> bool:
         """Handle what has arrived; say whether that was something."""
         handled = False
-        while (act := self._take_frame()) is not None:
+        while not self._reader.is_empty and (act := self._take_frame()) is not None:
             act()
             handled = True
         return handled
@@ -239,7 +249,8 @@ class WorkerLane:
         finally:
             if taken and taken[0]:
                 self._reading.release()
-                self._tell_followers()
+                if self._followers:
+                    self._tell_followers()
 
     def rests(self, seconds: float) -> bool:
         """Whether nothing has arrived for some time."""

@@ -122,6 +122,8 @@ class Codec:
         Exception
             As for `dumps`, if that is the policy.
         """
+        if type(value) in _ATOMS:
+            return self._dumps_plain(value), []
         try:
             return self.dumps(value)
         except ValueTooLarge:

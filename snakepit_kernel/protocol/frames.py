@@ -311,7 +311,7 @@ class FrameWriter:
         self._settle()
         return not self._outbox
 
-    def send_whole(self, frame: bytes, send: Callable[[bytes, int], int], flags: int) -> bool:
+    def send_whole(self, frame: bytes, send: Callable[[bytes, int], int], flags: int = 0) -> bool:
         """Send a frame by one system call; say whether all of it, and all before it, was sent.
 
         Parameters

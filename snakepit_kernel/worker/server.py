@@ -244,12 +244,14 @@ class CallServer:
             self._handle_before_call()
         if self.autoreload is not None:
             self.autoreload.reload_changed()
+        if not call.inside:
+            self._answer_in_session(call, frame)
+            return
         before = self._isolation.current
         try:
             self._answer_in_session(call, frame)
         finally:
-            if call.inside:
-                self._isolation.switch_to(before)
+            self._isolation.switch_to(before)
 
     def _answer_in_session(self, call: CallMessage, frame: Frame) -> None:
         base = context_of_cells()
@@ -272,7 +274,8 @@ class CallServer:
                 replies.with_error(self.lane.marshaller, call.id, error, before_running=True)
             )
             return
-        _exit_if_child()
+        if children.is_child:
+            _exit_if_child()
         loop = asyncio._get_running_loop()  # noqa: SLF001 - public in asyncio.events
         if not is_async:
             self._run(call.id, ready, call_context, loop)
@@ -340,7 +343,8 @@ class CallServer:
             asyncio._set_running_loop(outer)  # noqa: SLF001
             self._send_error(call_id, error, lingers=self._end(call_id, call_context))
         else:
-            _exit_if_child()
+            if children.is_child:
+                _exit_if_child()
             self._loops.end()
             asyncio._set_running_loop(outer)  # noqa: SLF001
             lingers = self._end(call_id, call_context)
