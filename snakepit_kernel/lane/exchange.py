@@ -60,6 +60,8 @@ class Exchange:
         Called when something is here, or with the error that ends the lane.
     deferred
         Calls that came back while too many others were being served, each inside the one before.
+    taken_before
+        What the lane's writer had taken in when it began.
     waiter
         What a task of an event loop waits for, held by that task alone: one whose loop was closed
         must not live on here.
@@ -78,6 +80,7 @@ class Exchange:
         "name",
         "on_host_call",
         "on_news",
+        "taken_before",
         "waiter",
     )
 
@@ -93,6 +96,7 @@ class Exchange:
         self.name = name
         self.is_answered = False
         self.lingers = False
+        self.taken_before = 0
         self.chunks: deque[Any] = deque()
         self.on_host_call: OnHostCall | None = None
         self.on_news: OnNews | None = None

@@ -26,6 +26,9 @@ from .spin_wait import SpinWait
 MAX_POLL_SECONDS = 1e6
 """Seconds that one system call may wait."""
 
+ANSWERS = (messages.Result, messages.Failure, messages.Configured)
+"""What ends an exchange."""
+
 MAX_LINGERING = 1000
 """Calls that have ended, of a lane, whose late output is shown."""
 
@@ -71,7 +74,7 @@ class OwnerLane:
         self._incoming = select.poll()
         self._incoming.register(sock, select.POLLIN)
         self._recv_now = partial(sock.recv_into, flags=socket.MSG_DONTWAIT)
-        self._reader = FrameReader(max(MAX_BYTES, marshaller.codec.max_bytes))
+        self._reader = FrameReader(max(MAX_BYTES, marshaller.codec.max_bytes), keeps_frames=True)
         self._writer = FrameWriter()
         self.last_call_id = 0
         self._spin_wait = SpinWait()
@@ -215,7 +218,12 @@ class OwnerLane:
 
     def begin(self, exchange: Exchange) -> None:
         """Give an exchange, from now on, the frames that belong to it."""
+        exchange.taken_before = self._writer.taken
         self._exchanges[exchange.call_id] = exchange
+
+    def has_request_of(self, exchange: Exchange) -> bool:
+        """Whether the request of an exchange that has begun was taken in, to be sent."""
+        return self._writer.taken != exchange.taken_before
 
     def end(self, exchange: Exchange) -> None:
         """Drop what still comes for an exchange."""
@@ -316,6 +324,17 @@ class OwnerLane:
     def _route(self, frame: Frame) -> None:
         """Give a frame to its exchange; what belongs to a call that was given up is dropped."""
         message = messages.decode_from_worker(frame.header)
+        if isinstance(message, ANSWERS) and message.id in self._exchanges:
+            exchange = self._exchanges[message.id]
+            # Both, or an interrupt would have a caller wait for an answer that was read.
+            exchange.is_answered = True
+            self._reader.unrouted = None
+            exchange.take(message, frame, self.marshaller)
+            return
+        self._reader.unrouted = None
+        self._route_other(message, frame)
+
+    def _route_other(self, message: messages.FromWorker, frame: Frame) -> None:
         if isinstance(message, messages.Hello):
             if self.on_hello is not None:
                 self.on_hello(message)
@@ -329,9 +348,8 @@ class OwnerLane:
                 self.on_quitting()
             return
         number = message.call if isinstance(message, messages.HostCall) else message.id
-        exchange = self._exchanges.get(number)
-        if exchange is not None:
-            exchange.take(message, frame, self.marshaller)
+        if number in self._exchanges:
+            self._exchanges[number].take(message, frame, self.marshaller)
         elif isinstance(message, messages.Event):
             if self.on_event is not None:
                 self.on_event(message)

@@ -84,10 +84,22 @@ class FrameReader:
     max_bytes
         What body and buffers of a frame may take together. Nothing is allocated for one that
         announces more.
+    keeps_frames
+        Whether `next_frame` returns the same frame until `unrouted` is set to None: so no frame is
+        lost to an exception between two steps of whoever takes it.
+
+    Attributes
+    ----------
+    at_end
+        Whether the stream has ended.
+    unrouted
+        The frame that was returned last, where frames are kept.
     """
 
-    def __init__(self, max_bytes: int = MAX_BYTES) -> None:
+    def __init__(self, max_bytes: int = MAX_BYTES, *, keeps_frames: bool = False) -> None:
         self.max_bytes = max_bytes
+        self.unrouted: Frame | None = None
+        self._keeps_frames = keeps_frames
         self._staging = bytearray(STAGING_BYTES)
         self._view = memoryview(self._staging)
         self._start = 0  # of the bytes in the staging buffer that are not consumed
@@ -99,7 +111,8 @@ class FrameReader:
     @property
     def is_empty(self) -> bool:
         """Whether all that was received has been given out."""
-        return self._start == self._end and self._large is None and not self._counts
+        nothing_left = self._start == self._end and self._large is None and not self._counts
+        return nothing_left and self.unrouted is None
 
     def receive(self, recv_into: Callable[[memoryview], int]) -> None:
         """Make one system call that receives, and take in what it got.
@@ -133,7 +146,9 @@ class FrameReader:
         None when it is not there as a whole, is large, or has buffers; `next_frame` gives them all.
         """
         start = self._start + _PREFIX.size
-        if self._counts or self._large is not None or start > self._end:
+        if self.unrouted is not None or self._counts or self._large is not None:
+            return None
+        if start > self._end:
             return None
         header_length, buffer_count, body_length = _PREFIX.unpack_from(self._staging, self._start)
         middle = start + header_length
@@ -154,6 +169,8 @@ class FrameReader:
         FrameError
             The bytes are no frame.
         """
+        if self.unrouted is not None:
+            return self.unrouted
         if self._counts:
             self._settle()
         if self._large is not None:
@@ -174,6 +191,7 @@ class FrameReader:
         if end <= self._end:
             frame = Frame(bytes(self._view[start:middle]), bytes(self._view[middle:end]), [])
             self._start = end
+            self.unrouted = frame if self._keeps_frames else None
             return frame
         self._expect([header_length, body_length], start)
         return None
@@ -195,6 +213,7 @@ class FrameReader:
         buffers = [bytearray(piece) for piece in pieces[2:]]
         frame = Frame(bytes(pieces[0]), bytes(pieces[1]), buffers)
         self._start = ends[-1]
+        self.unrouted = frame if self._keeps_frames else None
         return frame
 
     def _next_large_frame(self, large: _LargeFrame) -> Frame | None:
@@ -202,6 +221,7 @@ class FrameReader:
             return None
         frame = large.frame()
         self._large = None
+        self.unrouted = frame if self._keeps_frames else None
         return frame
 
     def _expect(self, lengths: list[int], start: int) -> None:
@@ -283,9 +303,16 @@ class _LargeFrame:
 
 
 class FrameWriter:
-    """Takes frames in, and hands them to a socket piece by piece."""
+    """Takes frames in, and hands them to a socket piece by piece.
+
+    Attributes
+    ----------
+    taken
+        How often it has taken something in.
+    """
 
     def __init__(self) -> None:
+        self.taken = 0
         self._outbox: Sequence[Segment] = ()
         self._counts: list[int] = []
 
@@ -293,7 +320,11 @@ class FrameWriter:
         """Add a frame behind what is still unsent."""
         if self._counts:
             self._settle()
-        self._outbox = [*self._outbox, *segments] if self._outbox else segments
+        if not segments:
+            return
+        outbox = [*self._outbox, *segments] if self._outbox else segments
+        self._outbox = outbox
+        self.taken += 1
 
     def send(self, sendmsg: Callable[[Sequence[Segment]], int]) -> bool:
         """Make one system call that sends; say whether all has been sent.
@@ -329,6 +360,7 @@ class FrameWriter:
         size, counts = len(frame), self._counts
         fresh: list[int] = []
         self._outbox = (frame,)
+        self.taken += 1
         counts.extend(map(send, (frame,), (flags,)))
         if counts[0] == size:
             self._counts = fresh

@@ -358,6 +358,8 @@ class CallRunner:
         bool
             Whether it listened.
         """
+        if not seat.lane.has_request_of(exchange):
+            return True  # the worker will never hear of it
         until = time.monotonic() + self._grace
         try:
             seat.interrupt(exchange.call_id)
