@@ -108,7 +108,7 @@ def test_strict_work_waits_for_its_home_while_others_are_idle(scheduler):
     scheduler.request(first)
 
     assert scheduler.request(second) is False
-    assert scheduler.is_idle(B)
+    assert B in scheduler.idle
     assert scheduler.add(A) is second
 
 
