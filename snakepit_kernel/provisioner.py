@@ -30,7 +30,7 @@ from .processes.identity import ProcessIdentity
 from .processes.run import GuardedRun
 from .processes.run_registry import Registry
 from .processes.sweep import end_run_tagged
-from .processes.template import Kind
+from .processes.template import TemplateKind
 from .processes.waiting import ended, run_shielded
 from .transport import KERNEL_MODULE, TRANSPORT_VARIABLE, Transport, can_encrypt, choose, module_of
 
@@ -183,13 +183,13 @@ class SnakepitProvisioner(LocalProvisioner):
                 raise
         can_stand_in = self._can_stand_in(cmd, arguments) and run.process.template is not None
         if kind is not None and can_stand_in:
-            sort = standby_kernels.sort_of(kind, cmd, arguments["env"], self.grace)
+            key = standby_kernels.standby_key(kind, cmd, arguments["env"], self.grace)
             env, cwd = arguments["env"], arguments.get("cwd")
-            standby_kernels.refill(sort, self.standby, env, cwd, self.registry)
+            standby_kernels.refill(key, self.standby, env, cwd, self.registry)
         return self.connection_info
 
     async def _start(
-        self, kind: Kind | None, cmd: list[str], arguments: dict[str, Any]
+        self, kind: TemplateKind | None, cmd: list[str], arguments: dict[str, Any]
     ) -> GuardedRun:
         """Start a kernel as a run of its own."""
         run_id = new_run_id()
@@ -206,17 +206,17 @@ class SnakepitProvisioner(LocalProvisioner):
         )
 
     async def _take_standby(
-        self, kind: Kind | None, cmd: list[str], arguments: dict[str, Any]
+        self, kind: TemplateKind | None, cmd: list[str], arguments: dict[str, Any]
     ) -> GuardedRun | None:
         """Let a kernel that is kept ready become this one; None if there is none that can."""
         km = self.parent
         if kind is None or km is None or not self._can_stand_in(cmd, arguments):
             return None
-        sort = standby_kernels.sort_of(kind, cmd, arguments["env"], self.grace)
-        run = await standby_kernels.take(sort, arguments["env"], arguments.get("cwd"))
+        key = standby_kernels.standby_key(kind, cmd, arguments["env"], self.grace)
+        run = await standby_kernels.acquire(key, arguments["env"], arguments.get("cwd"))
         if run is None:
             return None
-        await run.take(
+        await run.assign(
             [*cmd, RUN_ID_OPTION + run.run_id],
             connection_file=km.connection_file,
             label=self._label(),
@@ -369,12 +369,12 @@ class SnakepitProvisioner(LocalProvisioner):
 
     # -- details -----------------------------------------------------------------------------
 
-    def _kind(self, cmd: list[str]) -> Kind | None:
+    def _kind(self, cmd: list[str]) -> TemplateKind | None:
         """Return what a template must be to fork this command; None when no template can."""
         if module_of(cmd) != KERNEL_MODULE:
             return None
         program = (*cmd[: cmd.index("-m") + 2], "--template")
-        return Kind(program, tuple(self.preload), tuple(self.import_path))
+        return TemplateKind(program, tuple(self.preload), tuple(self.import_path))
 
     def _label(self) -> str:
         return self.label or getattr(self.kernel_spec, "display_name", "") or "kernel"

@@ -166,7 +166,7 @@ def check_processes() -> Iterator[Finding]:
             stale,
         )
     if found.elsewhere:
-        places = listing(sorted({str(run.place) for run in found.elsewhere}))
+        places = listing(sorted({str(run.scope) for run in found.elsewhere}))
         text = f"{len(found.elsewhere)} runs are elsewhere ({places}) and share this data directory"
         advice = f"nothing to do: they are left alone; or set {DATA_VARIABLE} there"
         yield hint(name, text, advice, [run.run_id for run in found.elsewhere])

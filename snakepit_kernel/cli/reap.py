@@ -87,7 +87,7 @@ def _as_data(
         "left_alone": {
             "live": [run.run_id for run in found.live],
             "elsewhere": [
-                {"run_id": run.run_id, "place": str(run.place)} for run in found.elsewhere
+                {"run_id": run.run_id, "place": str(run.scope)} for run in found.elsewhere
             ],
             "unknown": [_process(item) for items in found.unknown.values() for item in items],
             "unreadable": found.unreadable,
@@ -118,18 +118,20 @@ def in_words(
             text = _listed(f"would end {_count(processes)}", processes)
         else:
             report = reports.get(run.run_id, EndReport())
-            text = report.told()
+            text = report.summary()
             text += "".join(f"\n  does not die: {printable(line)}" for line in report.survivors)
         lines.append(f"{_named(run)}, owner {run.owner.pid} died: {text}")
     if found.kept and kept:
-        text = _listed(f"would end {_count(found.kept)}", found.kept) if dry_run else of_kept.told()
+        text = (
+            _listed(f"would end {_count(found.kept)}", found.kept) if dry_run else of_kept.summary()
+        )
         text += "".join(f"\n  does not die: {printable(line)}" for line in of_kept.survivors)
         lines.append(f"kept on purpose: {text}")
     elif found.kept:
         text = _listed(f"left {_count(found.kept)} alone", found.kept)
         lines.append(f"kept on purpose, {text}\n  end them: snakepit reap --kept")
     lines += [
-        f"{_named(run)} is on {printable(str(run.place))}, which shares this data directory: "
+        f"{_named(run)} is on {printable(str(run.scope))}, which shares this data directory: "
         f"left alone, from here nobody can tell whether it lives"
         for run in found.elsewhere
     ]

@@ -279,7 +279,7 @@ def ended_listing(runs: Sequence[EndedRun]) -> Listing:
             run.run_id,
             duration(run.ended - run.started),
             f"{duration(max(0.0, time.time() - run.ended))} ago",
-            run.report.told() + (f", kept {len(run.report.kept)}" if run.report.kept else ""),
+            run.report.summary() + (f", kept {len(run.report.kept)}" if run.report.kept else ""),
         )
         for run in runs
     ]
@@ -289,7 +289,7 @@ def ended_listing(runs: Sequence[EndedRun]) -> Listing:
 def _state_of(run: Run) -> str:
     """Say whether a run's kernel starts, runs, or has ended while its owner still holds it."""
     if run.is_elsewhere:
-        return f"on {run.place}"
+        return f"on {run.scope}"
     if run.process is None:
         return "starting"
     return "running" if run.process.is_alive() else "ended"

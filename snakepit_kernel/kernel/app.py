@@ -42,7 +42,7 @@ def run(argv: Sequence[str]) -> None:
     argv
         Its arguments.
     """
-    guardian_link.hold_inherited()
+    guardian_link.attach_inherited()
     if not _is_worker(argv):
         SnakepitKernelApp.launch_instance(list(argv))
         return
@@ -151,7 +151,7 @@ class SnakepitKernelApp(IPKernelApp):
     def _complete_connection(self) -> None:
         self.init_heartbeat()
         self.write_connection_file()
-        guardian_link.say_ready()  # who connects now is answered as soon as the main loop runs
+        guardian_link.report_ready()  # who connects now is answered as soon as the main loop runs
         self.log_connection_info()
 
     def _try(self, initialise: Callable[[], None]) -> None:

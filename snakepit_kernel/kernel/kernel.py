@@ -440,8 +440,8 @@ def _let_commands_raise(shell: Any) -> None:
     ):
         function = getattr(module, name)
         if not hasattr(function, "__wrapped__"):
-            setattr(module, name, foreground.raising(function))
-    expand, run = shell.var_expand, foreground.raising(shell.system_raw)
+            setattr(module, name, foreground.reraising_interrupts(function))
+    expand, run = shell.var_expand, foreground.reraising_interrupts(shell.system_raw)
 
     def system_raw(cmd: str) -> None:
         # It looks for variables in the frame that it was called from: that is ours.
@@ -456,7 +456,7 @@ def _let_commands_raise(shell: Any) -> None:
     scripts = shell.magics_manager.registry["ScriptMagics"]
     own = scripts.shebang
     # It sends its signal by way of asyncio, which complains of a process that has just ended.
-    scripts.shebang = foreground.raising(own, has_own_way=True)
+    scripts.shebang = foreground.reraising_interrupts(own, interrupts_itself=True)
     for magics in shell.magics_manager.magics.values():
         for name, function in magics.items():
             if function == own:

@@ -11,7 +11,7 @@ from tornado.ioloop import IOLoop
 from zmq.eventloop.zmqstream import ZMQStream
 
 from ..processes import guardian_link
-from ..processes.idle_lock import IdleTurn
+from ..processes.idle_lock import IdleLock
 from ..processes.template_process import Launch, apply_attributes
 from .app import SHELL_IS_THERE, SnakepitKernelApp, arguments_of
 
@@ -28,25 +28,25 @@ def run(launch: Launch) -> None:
     app = SnakepitKernelApp.instance()
     app.awaits_connection = True
     parts = app.setup_steps(sys.argv[1:])
-    turn = IdleTurn()
-    turn.wait(guardian_link.is_called)
+    lock = IdleLock()
+    lock.acquire(guardian_link.has_message)
     for part in parts:
         if part == SHELL_IS_THERE:
             break
-        turn.wait(guardian_link.is_called)
-    turn.wait(guardian_link.is_called)
-    if not guardian_link.is_called(0.0):
+        lock.acquire(guardian_link.has_message)
+    lock.acquire(guardian_link.has_message)
+    if not guardian_link.has_message(0.0):
         warm_up(app)
-    turn.end()
-    place = guardian_link.wait_for_place()
+    lock.release()
+    assignment = guardian_link.wait_for_assignment()
     try:
-        apply_attributes(launch, place)
+        apply_attributes(launch, assignment)
     except OSError as error:
         guardian_link.report_failure(error)
         sys.exit(1)
     sys.argv[:] = app.argv = arguments_of(launch.command)
     del app.argv[0]
-    app.connection_file = place["connection_file"]
+    app.connection_file = assignment["connection_file"]
     for _ in parts:
         pass
     app.start()

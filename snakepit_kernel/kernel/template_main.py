@@ -15,8 +15,8 @@ import types
 
 from ..processes import guardian_link, idle_lock
 from ..processes.identity import ProcessIdentity
-from ..processes.template import relevant
-from ..processes.template_process import Launch, Template
+from ..processes.template import import_variables
+from ..processes.template_process import Launch, TemplateProcess
 from . import app, prestart
 
 MODULES = (
@@ -47,7 +47,7 @@ def main(arguments: list[str]) -> int:
     channel = socket.socket(fileno=int(options["channel"]))
     channel.set_inheritable(False)
     shared = os.memfd_create("snakepit-activity", os.MFD_CLOEXEC)
-    template = Template(channel, ProcessIdentity.parse(options["owner"]), shared)
+    template = TemplateProcess(channel, ProcessIdentity.parse(options["owner"]), shared)
     launch = template.serve()
     if launch is None:
         return 0
@@ -56,8 +56,8 @@ def main(arguments: list[str]) -> int:
 
 def become(launch: Launch, imported_with: dict[str, str]) -> int:
     """Run the kernel in this process, as if it had been executed."""
-    guardian_link.hold(launch.link, relevant(imported_with))
-    idle_lock.hold(launch.activity)
+    guardian_link.attach(launch.link, import_variables(imported_with))
+    idle_lock.attach(launch.idle_lock)
     refresh_process()
     sys.argv[:] = app.arguments_of(launch.command)
     if launch.standby:
