@@ -222,7 +222,7 @@ class Call(WithValue, frozen=True, tag="call"):
 
     Attributes
     ----------
-    room
+    credit
         Chunks that a stream may send before it is told that there is room for more; 0 for a call
         that returns its value.
     inside
@@ -234,7 +234,7 @@ class Call(WithValue, frozen=True, tag="call"):
     id: int
     tool: str
     session: str | None = None
-    room: int = 0
+    credit: int = 0
     inside: int = 0
     correlation: str = ""
 

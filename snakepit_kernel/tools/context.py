@@ -55,7 +55,7 @@ Arguments = tuple[tuple[Any, ...], dict[str, Any]]
 """Positional arguments, and those by name."""
 
 
-def unheard(tool: str) -> RuntimeError:
+def call_ended_error(tool: str) -> RuntimeError:
     """Return the error of code whose call, or cell, has ended."""
     if tool == SESSION_TOOL:
         msg = "the session cannot be used here any more: the call, or cell, of this code has ended"
@@ -197,7 +197,7 @@ class SessionContext:
         """Ask the notebook for something of the session; an exception is raised as it is."""
         way_back = self._channel_to_host()
         if self._call_id == CELL and _cell is not None and self.session_id != _cell.session_id:
-            raise unheard(SESSION_TOOL)  # a cell of another session runs
+            raise call_ended_error(SESSION_TOOL)  # a cell of another session runs
         try:
             return way_back.call(self._call_id, SESSION_TOOL, ((part, method, *args), kwargs))
         except ToolError as error:

@@ -214,7 +214,7 @@ class ToolRegistry:
         self._tools[name] = Tool(function, options_of(function) or ToolOptions(name=name))
         self._broken.pop(name, None)
 
-    def spoil(self, name: str, error: BaseException) -> None:
+    def mark_broken(self, name: str, error: BaseException) -> None:
         """Note why a function of the notebook could not be added; `get` raises it."""
         self._broken[name] = error
 

@@ -1,4 +1,4 @@
-"""Modules that were edited are loaded anew, in place, as ``%autoreload`` does."""
+"""Reloading of edited modules, in place, as ``%autoreload`` does."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ import sysconfig
 
 
 class Autoreload:
-    """Looks, before each piece of work, which modules of the user have changed on disk.
+    """Reloads, before each call or cell, the user's modules that have changed on disk.
 
-    Python's own modules and installed packages are not looked at.
+    Python's own modules and installed packages are skipped.
     """
 
     def __init__(self) -> None:
@@ -22,7 +22,7 @@ class Autoreload:
         self.note_imported()
 
     def note_imported(self) -> None:
-        """Note the age of modules that were imported meanwhile: an edit is known by that."""
+        """Record the modification time of newly imported modules, to recognise later edits."""
         if len(sys.modules) == self._seen:
             return
         for name, module in list(sys.modules.items()):
@@ -33,5 +33,5 @@ class Autoreload:
         self._seen = len(sys.modules)
 
     def reload_changed(self) -> None:
-        """Load modules anew that have changed."""
+        """Reload the modules that have changed."""
         self._reloader.check(check_all=True)

@@ -1,8 +1,8 @@
-"""What subprocesses and code in C write to the standard descriptors of a worker.
+"""Capture of what subprocesses and C code write to a worker's descriptors 1 and 2.
 
-Descriptors 1 and 2 are pipes. What comes out of them goes to the worker's log, and to whoever shows
-it: see `Output`. A thread takes it in the moment it comes; who wants to show something behind it
-takes in first what is there.
+Both descriptors are pipes. Their text goes to the worker's log and to a consumer that shows it, see
+`Output`. A thread reads them as soon as there is data; code that must show something after that
+text reads what is there first.
 """
 
 from __future__ import annotations
@@ -21,32 +21,32 @@ from ..processes import logs
 from ..protocol.messages import LAST_WORDS
 
 PIPE_BYTES = 1 << 20
-"""What a pipe holds, where the system allows that: code in C that never lets Python run writes no
-more than this, and waits for ever."""
+"""Capacity of a pipe, where the system allows it. C code that never lets Python run can write this
+much before it blocks for ever."""
 
 READ_BYTES = 1 << 16
 
 _NAMES = {1: "stdout", 2: "stderr"}
 
-Take = Callable[[str, str], None]
+OnText = Callable[[str, str], None]
 
 
 class Descriptors:
-    """Reads what is written to descriptors 1 and 2, from now on.
+    """Redirects descriptors 1 and 2 into pipes and reads them.
 
     Attributes
     ----------
     logs
-        Descriptors of where they led before, by their names: the worker's log.
+        Duplicates of the original descriptors, by stream name: the worker's log.
     """
 
     def __init__(self) -> None:
         self.logs: dict[str, int] = {}
-        self._ends: dict[int, str] = {}
+        self._read_ends: dict[int, str] = {}
         self._poll = select.poll()
         own = threading.RLock()
-        self._guard: Callable[[], threading.RLock] = lambda: own
-        self._take: Take = _drop
+        self._lock: Callable[[], threading.RLock] = lambda: own
+        self._on_text: OnText = _discard
         decoder = codecs.getincrementaldecoder("utf-8")
         self._decoders = {name: decoder("replace") for name in _NAMES.values()}
         for number, name in _NAMES.items():
@@ -54,35 +54,35 @@ class Descriptors:
             if stream is not None:
                 stream.flush()
             self.logs[name] = os.dup(number)
-            end, theirs = os.pipe()
-            os.dup2(theirs, number)
-            os.close(theirs)
-            with contextlib.suppress(OSError):  # the user has taken so much for pipes already
+            end, write_end = os.pipe()
+            os.dup2(write_end, number)
+            os.close(write_end)
+            with contextlib.suppress(OSError):  # the user's limit for pipes is reached
                 fcntl.fcntl(end, fcntl.F_SETPIPE_SZ, PIPE_BYTES)
             os.set_blocking(end, False)
-            self._ends[end] = name
+            self._read_ends[end] = name
             self._poll.register(end, select.POLLIN)
-        os.register_at_fork(after_in_child=self._leave)
+        os.register_at_fork(after_in_child=self._close_in_child)
         threading.Thread(target=self._watch, name="snakepit-descriptors", daemon=True).start()
 
-    def _leave(self) -> None:
-        """Have a forked child read nothing: what it writes is taken in by its parent."""
-        for end in self._ends:
+    def _close_in_child(self) -> None:
+        """Stop reading in a forked child: its parent reads what it writes."""
+        for end in self._read_ends:
             self._poll.unregister(end)
             os.close(end)
-        self._ends = {}
+        self._read_ends = {}
 
-    def share_with(self, sock: socket.socket) -> None:
-        """Let the owner have what nobody has read when this process has ended: its last words."""
-        socket.send_fds(sock, [LAST_WORDS], list(self._ends))
+    def send_read_ends(self, sock: socket.socket) -> None:
+        """Send the owner the read ends, for what is still unread when this process has ended."""
+        socket.send_fds(sock, [LAST_WORDS], list(self._read_ends))
 
-    def give_to(self, guard: Callable[[], threading.RLock], take: Take) -> None:
-        """Give what comes to a function, which is called under a guard."""
-        self._guard = guard
-        self._take = take
+    def set_consumer(self, lock: Callable[[], threading.RLock], on_text: OnText) -> None:
+        """Pass the text that is read to a function, which is called under a lock."""
+        self._lock = lock
+        self._on_text = on_text
 
-    def take_in(self) -> None:
-        """Take in what is there. Called under the guard."""
+    def read_available(self) -> None:
+        """Read what is available without waiting. Called under the lock."""
         for end, _ in self._poll.poll(0):
             self._read(end)
 
@@ -92,26 +92,26 @@ class Descriptors:
 
     def _watch(self) -> None:
         ends = select.poll()
-        for end in self._ends:
+        for end in self._read_ends:
             ends.register(end, select.POLLIN)
         while True:
             ends.poll()
-            with self._guard():
-                self.take_in()
+            with self._lock():
+                self.read_available()
 
     def _read(self, end: int) -> None:
-        name = self._ends[end]
+        name = self._read_ends[end]
         while True:
             try:
                 data = os.read(end, READ_BYTES)
-            except BlockingIOError:  # the other thread has taken it
+            except BlockingIOError:  # the other thread has read it
                 return
             if not data:
                 return
             self._log(name, data)
             text = self._decoders[name].decode(data)
             if text:
-                self._take(name, text)
+                self._on_text(name, text)
             if len(data) < READ_BYTES:
                 return
 
@@ -123,5 +123,5 @@ class Descriptors:
                 data = data[os.write(self.logs[name], data) :]
 
 
-def _drop(_name: str, _text: str) -> None:
+def _discard(_name: str, _text: str) -> None:
     pass

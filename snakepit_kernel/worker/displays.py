@@ -1,4 +1,4 @@
-"""What calls show through IPython: it goes to their caller, and what comes late to its cell."""
+"""Routing of IPython display messages in a worker: to the caller of a call, or to a past cell."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 from ..protocol import messages
 from ..tools.context import call_of_here
-from .figures import finish_figures, of_calls
-from .output import Late
+from .figures import figures_of_calls, finish_figures
+from .output import LateSender
 
 if TYPE_CHECKING:
     from ..kernel.kernel import SnakepitKernel
@@ -29,29 +29,29 @@ _RICH = {
 }
 
 
-class Showing:
-    """Takes what IPython shows in this process to where it belongs.
+class DisplayRouter:
+    """Routes the messages that IPython publishes in this process.
 
     Parameters
     ----------
     late
-        Where to send what comes when its cell has ended.
+        Sends output whose cell has ended.
     """
 
-    def __init__(self, late: Late) -> None:
+    def __init__(self, late: LateSender) -> None:
         self._late = late
         self._kernel: SnakepitKernel | None = None
         self._hooks: list[Callable[[], None]] = []
-        self._requests: set[str] = set()  # that are being handled
+        self._requests: set[str] = set()  # the cells that run
 
-    def adopt(self, kernel: SnakepitKernel) -> None:
-        """Take in the kernel, when it is there."""
+    def attach(self, kernel: SnakepitKernel) -> None:
+        """Divert the messages of a kernel that has been built."""
         assert kernel.shell is not None
         self._kernel = kernel
         self._hooks = kernel.shell.events.callbacks["post_execute"]
-        kernel.divert_output(self._take)
+        kernel.divert_output(self._route)
 
-    def _take(
+    def _route(
         self,
         kind: str,
         parent: dict[str, Any],
@@ -59,7 +59,7 @@ class Showing:
         metadata: dict[str, Any],
         buffers: Sequence[Any],
     ) -> bool:
-        """Take in a message that is about to be published; say whether it is not to be."""
+        """Route a message that is about to be published; return True to suppress it here."""
         call = call_of_here() if kind in _RICH else None
         output = None if call is None else call._output  # noqa: SLF001 - one idea in two modules
         if call is not None and output is not None:
@@ -71,10 +71,10 @@ class Showing:
             is_idle = content["execution_state"] == "idle"
             (self._requests.discard if is_idle else self._requests.add)(request)
         elif (kind in _RICH or kind == "stream") and request and request not in self._requests:
-            self._show_late(kind, request, content, metadata, buffers)
+            self._send_late(kind, request, content, metadata, buffers)
         return False
 
-    def _show_late(
+    def _send_late(
         self,
         kind: str,
         request: str,
@@ -91,29 +91,29 @@ class Showing:
     def _body(self, content: dict[str, Any], metadata: dict[str, Any]) -> bytes:
         assert self._kernel is not None
         assert self._kernel.session is not None
-        pack = self._kernel.session.pack  # as its own messages are written
+        pack = self._kernel.session.pack  # as the kernel encodes its own messages
         return messages.as_shown(pack(content), pack(metadata))
 
-    def as_shown_here(self) -> Callable[[], AbstractContextManager[None]]:
-        """Return what something is to run within that is started here, to show in the same cell."""
+    def current_cell(self) -> Callable[[], AbstractContextManager[None]]:
+        """Return a context manager factory under which a new thread shows in the current cell."""
         kernel = self._kernel
         if kernel is None or kernel.shell is None:
             return contextlib.nullcontext
         shell = kernel.shell
-        return functools.partial(_shown_in, shell, shell.get_parent())
+        return functools.partial(_showing_in, shell, shell.get_parent())
 
     # -- the end of a call ---------------------------------------------------------------------
 
     def finish(self) -> None:
-        """Show what is shown at the end of a cell: figures that are open, for example."""
+        """Run IPython's hooks for the end of a cell, which show open figures, for example."""
         if len(self._hooks) > 1:  # IPython has one of its own
             assert self._kernel is not None
             _run_hooks(self._kernel.shell, self._hooks)
-        if of_calls:
+        if figures_of_calls:
             self.finish_in_thread()
 
     def finish_in_thread(self) -> None:
-        """Do the same where other calls run at the same time: IPython's hooks are theirs, too."""
+        """Show open figures only: other calls run at the same time, and share IPython's hooks."""
         try:
             finish_figures()
         except Exception:  # noqa: BLE001 - as above
@@ -121,17 +121,17 @@ class Showing:
 
 
 def _run_hooks(shell: Any, hooks: Sequence[Callable[[], None]]) -> None:
-    own = shell.display_pub._on_post_execute  # noqa: SLF001 - it notes that a cell has ended
+    own = shell.display_pub._on_post_execute  # noqa: SLF001 - it records the end of a cell
     for hook in [hook for hook in hooks if hook != own]:
         try:
             hook()
-        except Exception:  # noqa: BLE001 - as IPython does: it is told, and does no harm
+        except Exception:  # noqa: BLE001 - as IPython does: the error is shown, nothing more
             shell.showtraceback()
 
 
 @contextlib.contextmanager
-def _shown_in(shell: Any, parent: dict[str, Any]) -> Iterator[None]:
-    """Have what this thread shows appear in the cell of a request."""
+def _showing_in(shell: Any, parent: dict[str, Any]) -> Iterator[None]:
+    """Show the output of this thread in the cell of a request."""
     tokens = shell.set_thread_parent(parent)
     try:
         yield

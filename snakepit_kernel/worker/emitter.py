@@ -1,4 +1,4 @@
-"""Events that code in a worker tells of, on their way to the owner."""
+"""Events that code in a worker emits, sent to the owner."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from ..telemetry.spans import Scalar
 MAX_ATTRIBUTES = 32
 
 MAX_TEXT_BYTES = 1024
-"""Bytes of a string that are kept."""
+"""Bytes of a string that are kept; the rest is cut off."""
 
 ADDED = ("session", "worker", "pool", "correlation_id")
 """Attributes that every event gets."""
@@ -29,7 +29,7 @@ _NAME = re.compile(r"[A-Za-z0-9_.-]{1,64}")
 
 
 class Emitter:
-    """Sends events along one lane; never waits.
+    """Sends events over one lane; never waits.
 
     Parameters
     ----------
@@ -40,12 +40,12 @@ class Emitter:
     def __init__(self, lane: WorkerLane) -> None:
         self._lane = lane
         self._buckets = Buckets()
-        self._guard = RLock()  # a call may have threads that emit
+        self._lock = RLock()  # a call may have threads that emit
         self._dropped = 0
-        os.register_at_fork(after_in_child=self._unlock)
+        os.register_at_fork(after_in_child=self._renew_lock)
 
-    def _unlock(self) -> None:
-        self._guard = RLock()
+    def _renew_lock(self) -> None:
+        self._lock = RLock()
 
     def emit(
         self,
@@ -55,7 +55,7 @@ class Emitter:
         session: str | None,
         correlation: str,
     ) -> None:
-        """Send an event, unless there are too many or the owner does not read.
+        """Send an event; drop it if there are too many or the owner does not read.
 
         Raises
         ------
@@ -63,8 +63,8 @@ class Emitter:
             The name or an attribute cannot be sent.
         """
         _check_name("the name of an event", name)
-        plain = _checked(name, attributes)
-        with self._guard:
+        plain = _check_attributes(name, attributes)
+        with self._lock:
             dropped = self._dropped
             event = messages.Event(
                 call_id, name, plain, time.time_ns(), session, correlation, dropped
@@ -73,7 +73,7 @@ class Emitter:
             self._dropped = 0 if is_sent else dropped + 1
 
 
-def _checked(name: str, attributes: Mapping[str, object]) -> dict[str, Scalar]:
+def _check_attributes(name: str, attributes: Mapping[str, object]) -> dict[str, Scalar]:
     if len(attributes) > MAX_ATTRIBUTES:
         msg = f"event {name!r} has {len(attributes)} attributes; {MAX_ATTRIBUTES} are allowed"
         raise ValueError(msg)
@@ -95,7 +95,7 @@ def _check_name(what: str, name: object) -> None:
 
 
 def _plain(name: str, key: str, value: Any) -> Scalar:
-    """Return a value as one that messages hold."""
+    """Convert a value to a type that messages can hold."""
     if not isinstance(value, bool | int | float | str) and getattr(value, "ndim", None) == 0:
         value = value.item()  # of NumPy, torch and their like
     if isinstance(value, bool):
@@ -118,7 +118,7 @@ def _plain(name: str, key: str, value: Any) -> Scalar:
 
 
 def _cut(text: str) -> str:
-    """Return the begin of a text, all of it Unicode."""
+    """Return the beginning of a text, as valid Unicode."""
     text = sendable(str.__str__(text[:MAX_TEXT_BYTES]))
     if text.isascii():
         return text[:MAX_TEXT_BYTES]

@@ -1,4 +1,4 @@
-"""Event loops as a call finds them: none runs, none was made, whatever came before."""
+"""A fresh asyncio state for each call: no loop runs and none is set, whatever ran before."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from ..tools.context import call_of_here
 
 
 class EventLoops:
-    """Gives each call the current event loop and policy of a fresh process, and takes them back.
+    """Gives each call the event loop and policy of a fresh process, and restores them after it.
 
     Before Python 3.14 `asyncio.get_event_loop` makes a loop in the main thread, unless one was set
-    before. Only the policy knows whether that was so: each call gets another one. It stays there
-    for the next if the call has not touched it, as most do not: between calls the worker's own loop
-    runs, and nobody asks for another.
+    before. Only the policy knows whether that was so; therefore each call gets a new policy. A
+    policy that the call has not touched, as most do not, is reused by the next call: between calls
+    the worker's own loop runs, and no code asks for another.
 
     Parameters
     ----------
@@ -28,9 +28,9 @@ class EventLoops:
 
     def __init__(self, own: asyncio.AbstractEventLoop | None) -> None:
         self._own = own
-        self._untouched: Any = None
+        self._unused_policy: Any = None
         self._in_main_thread = own is not None
-        self._calls: list[tuple[Any, Any]] = []  # what was there before each, and what it got
+        self._calls: list[tuple[Any, Any]] = []  # for each: what was set before, what it got
 
     def begin(self) -> None:
         """Begin a call, which may be inside another one. No loop runs in this thread now."""
@@ -39,13 +39,13 @@ class EventLoops:
             self._calls.append((before, before))
         elif not self._in_main_thread:
             self._calls.append((before, None))
-        elif type(before) in _USUAL:
-            policy = self._untouched or CallPolicy()
-            self._untouched = None
+        elif type(before) in _DEFAULT_POLICIES:
+            policy = self._unused_policy or CallPolicy()
+            self._unused_policy = None
             self._calls.append((before, policy))
             asyncio.set_event_loop_policy(policy)
         else:
-            # Whatever made the policy another one, an adapter's module perhaps, it is to be kept.
+            # Other code, perhaps an adapter's module, has set its own policy, which is kept.
             self._calls.append((before, _current() if self._calls else self._own))
             asyncio.set_event_loop(None)
 
@@ -64,7 +64,7 @@ class EventLoops:
                 return  # the next call finds it
             asyncio.set_event_loop_policy(before)
             if given.is_untouched:
-                self._untouched = given
+                self._unused_policy = given
             else:
                 given.close()
         else:
@@ -82,21 +82,21 @@ class EventLoops:
             asyncio.set_event_loop(self._own)
 
 
-def protect(loop: asyncio.AbstractEventLoop, is_told_to_end: Callable[[], bool]) -> None:
-    """Let no call stop the loop that runs it, when it is a coroutine: it is the worker's own.
+def forbid_stop(loop: asyncio.AbstractEventLoop, is_exit_requested: Callable[[], bool]) -> None:
+    """Keep coroutine calls from stopping the loop that runs them, which is the worker's own.
 
     Parameters
     ----------
     loop
         The loop.
-    is_told_to_end
-        Asked whether a call has ended the worker in the way that there is for that.
+    is_exit_requested
+        Returns whether a call has requested the worker's exit through IPython's shell.
     """
-    loop.stop = partial(_stop, loop.stop, is_told_to_end)  # type: ignore[method-assign]
+    loop.stop = partial(_stop, loop.stop, is_exit_requested)  # type: ignore[method-assign]
 
 
-def _stop(stop: Callable[[], None], is_told_to_end: Callable[[], bool]) -> None:
-    if call_of_here() is not None and not is_told_to_end():
+def _stop(stop: Callable[[], None], is_exit_requested: Callable[[], bool]) -> None:
+    if call_of_here() is not None and not is_exit_requested():
         msg = "a call cannot stop the event loop that runs it: it is the worker's own"
         raise RuntimeError(msg)
     stop()
@@ -120,12 +120,12 @@ if sys.version_info < (3, 14):
     _policy: Callable[[], Any] = asyncio.get_event_loop_policy
 
     class CallPolicy(asyncio.DefaultEventLoopPolicy):
-        """The usual policy, for one call; who looks at its name finds the usual one.
+        """The default policy, for one call; it carries the name of the default class.
 
         Attributes
         ----------
         is_untouched
-            Whether nobody has set a loop, or had one made.
+            Whether no loop has been set, nor made on demand.
         """
 
         def __init__(self) -> None:
@@ -134,11 +134,11 @@ if sys.version_info < (3, 14):
             self._made: list[asyncio.AbstractEventLoop] = []
 
         def get_event_loop(self) -> asyncio.AbstractEventLoop:
-            """Return the current loop; in the main thread one is made if none was set."""
+            """Return the current loop; in the main thread make one if none was set."""
             was_untouched = self.is_untouched
             loop = super().get_event_loop()
             if was_untouched and not self.is_untouched:
-                self._made.append(loop)  # for whoever asked: nobody else can close it
+                self._made.append(loop)  # made on demand: no other code can close it
             return loop
 
         def set_event_loop(self, loop: asyncio.AbstractEventLoop | None) -> None:
@@ -147,20 +147,20 @@ if sys.version_info < (3, 14):
             super().set_event_loop(loop)
 
         def close(self) -> None:
-            """Close the loop that was made for who asked for the current one."""
+            """Close the loops that were made on demand."""
             for loop in self._made:
                 if not loop.is_running():
                     loop.close()
 
     CallPolicy.__name__ = CallPolicy.__qualname__ = asyncio.DefaultEventLoopPolicy.__name__
-    _USUAL: tuple[type, ...] = (asyncio.DefaultEventLoopPolicy, CallPolicy)
+    _DEFAULT_POLICIES: tuple[type, ...] = (asyncio.DefaultEventLoopPolicy, CallPolicy)
 else:
 
     def _policy() -> Any:
-        # There is no other way to look: the public one warns.
+        # The public function warns.
         return asyncio.events._event_loop_policy  # noqa: SLF001
 
     class CallPolicy:
-        """There are none."""
+        """A class without instances: since Python 3.14 no policy is needed."""
 
-    _USUAL = ()
+    _DEFAULT_POLICIES = ()

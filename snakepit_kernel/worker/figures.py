@@ -1,8 +1,8 @@
-"""Figures of Matplotlib: each call has its own, and leaves none behind.
+"""Matplotlib figures of each call, separate from those of other calls, and closed at its end.
 
-pyplot keeps one list of open figures for the process. A call would draw on what another one has
-left open, and show it, and close it; calls in several threads do that to each other. So this list
-is a list for each call, and one for the cells.
+pyplot keeps one list of open figures for the process. A call would draw on the figures that another
+one has left open, and show and close them; calls in several threads do that to each other. So this
+list is replaced by one list per call, and one for the cells.
 """
 
 from __future__ import annotations
@@ -17,31 +17,31 @@ from typing import Any
 from weakref import WeakKeyDictionary
 
 from ..tools.context import SessionContext, call_of_here
-from .imports import change_modules
+from .imports import patch_modules
 
 BACKEND = "module://matplotlib_inline.backend_inline"
 """Matplotlib's backend in notebooks."""
 
 _INLINE = "matplotlib_inline.backend_inline"
 
-of_calls: WeakKeyDictionary[SessionContext, OrderedDict[Any, Any]] = WeakKeyDictionary()
-"""The figures of calls that have had some."""
+figures_of_calls: WeakKeyDictionary[SessionContext, OrderedDict[Any, Any]] = WeakKeyDictionary()
+"""The open figures of each call that has made any."""
 
 
-def keep_figures_apart() -> None:
-    """Give each call of this process figures of its own, from now on."""
+def isolate_figures() -> None:
+    """Give each call of this process its own figures, from now on."""
     if not os.environ.get("MPLBACKEND"):
-        # Matplotlib looks there when it is imported, which may be before there is a shell.
+        # Matplotlib reads this when it is imported, which may be before there is a shell.
         os.environ["MPLBACKEND"] = BACKEND
         if "matplotlib" in sys.modules:  # preloaded
             _choose_backend(sys.modules["matplotlib"])
-    change_modules({"matplotlib._pylab_helpers": _change_list})
+    patch_modules({"matplotlib._pylab_helpers": _patch_list})
 
 
 def finish_figures() -> None:
     """Show the figures that the call has left open, and close them."""
     call = call_of_here()
-    if not of_calls or call is None or not (figures := of_calls.get(call)):
+    if not figures_of_calls or call is None or not (figures := figures_of_calls.get(call)):
         return
     backend, pyplot = sys.modules.get(_INLINE), sys.modules["matplotlib.pyplot"]
     try:
@@ -53,19 +53,19 @@ def finish_figures() -> None:
 
 
 def _choose_backend(matplotlib: Any) -> None:
-    """Have Matplotlib use the backend of notebooks, unless another one was chosen."""
-    with contextlib.suppress(TypeError):  # before 3.10 it cannot say so without choosing one
+    """Select Matplotlib's notebook backend, unless another one was chosen."""
+    with contextlib.suppress(TypeError):  # before 3.10 get_backend() always chooses one
         if matplotlib.get_backend(auto_select=False) is None:
             matplotlib.rcParams["backend"] = BACKEND
 
 
 class Figures(MutableMapping[Any, Any]):
-    """The open figures of whoever asks, as pyplot keeps them.
+    """The open figures of the current call, as pyplot's dictionary of managers.
 
     Parameters
     ----------
     of_cells
-        Those that belong to no call.
+        The figures that belong to no call.
     """
 
     def __init__(self, of_cells: OrderedDict[Any, Any]) -> None:
@@ -76,9 +76,9 @@ class Figures(MutableMapping[Any, Any]):
         call = call_of_here()
         if call is None:
             return self._of_cells
-        own = of_calls.get(call)
+        own = figures_of_calls.get(call)
         if own is None:
-            own = of_calls[call] = OrderedDict()
+            own = figures_of_calls[call] = OrderedDict()
         return own
 
     def __getitem__(self, number: Any) -> Any:
@@ -117,5 +117,5 @@ class Figures(MutableMapping[Any, Any]):
         self._own.move_to_end(number, last)
 
 
-def _change_list(module: ModuleType) -> None:
+def _patch_list(module: ModuleType) -> None:
     module.Gcf.figs = Figures(module.Gcf.figs)

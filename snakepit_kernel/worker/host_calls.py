@@ -1,4 +1,4 @@
-"""Calls that a worker makes to functions of the notebook, on one lane."""
+"""Calls of host tools (functions of the notebook) from a worker, over one lane."""
 
 from __future__ import annotations
 
@@ -17,54 +17,54 @@ from ..protocol.codec import pickled
 from ..protocol.frames import Frame, Segment
 from ..protocol.messages import CELL
 from ..telemetry.correlation import correlation_id, stamp
-from ..tools.context import SESSION_TOOL, Arguments, unheard
+from ..tools.context import SESSION_TOOL, Arguments, call_ended_error
 from .emitter import Emitter
 
 Answer = tuple[messages.Result | messages.Failure, Frame]
 
 
 class HostCalls:
-    """Calls functions of the notebook, for the calls of one lane.
+    """Calls host tools on behalf of the calls of one lane.
 
     Parameters
     ----------
     lane
         The lane.
-    cell_is_served
-        Asked whether the owner listens to the cell that runs.
+    is_cell_served
+        Returns whether the owner serves the running cell's host calls.
 
     Attributes
     ----------
     events
-        Sends what these calls tell of.
+        Sends the events that these calls emit.
     interrupted
         The last call whose host call was interrupted, and so the call with it; 0 for none.
     """
 
-    def __init__(self, lane: WorkerLane, cell_is_served: Callable[[], bool]) -> None:
+    def __init__(self, lane: WorkerLane, is_cell_served: Callable[[], bool]) -> None:
         self.events = Emitter(lane)
         self.interrupted = 0
         self._lane = lane
-        self._cell_is_served = cell_is_served
+        self._is_cell_served = is_cell_served
         self._ids = itertools.count(1)
         self._running: set[int] = set()
-        self._awaited: dict[int, tuple[int, Callable[[], None]]] = {}  # by call, and whom to tell
+        self._awaited: dict[int, tuple[int, Callable[[], None]]] = {}  # the caller, and its waker
         self._answers: dict[int, Answer] = {}
 
     def begin(self, call_id: int) -> None:
-        """Let a call make host calls."""
+        """Allow a call to make host calls."""
         self._running.add(call_id)
 
     def end(self, call_id: int) -> None:
-        """Let a call make no more host calls, and end those it has left: nobody hears them."""
+        """Forbid a call further host calls, and end those it has left: none will be answered."""
         self._running.discard(call_id)
         if self._awaited:
-            for caller, tell in list(self._awaited.values()):
+            for caller, wake in list(self._awaited.values()):
                 if caller == call_id:
-                    tell()
+                    wake()
 
-    def take(self, message: messages.Result | messages.Failure, frame: Frame) -> None:
-        """Take in an answer; one that nobody waits for any more is dropped."""
+    def receive_reply(self, message: messages.Result | messages.Failure, frame: Frame) -> None:
+        """Store an answer and wake its caller; discard it if no caller waits any more."""
         awaited = self._awaited.get(message.id)
         if awaited is None:
             self._lane.marshaller.drop(message)
@@ -78,13 +78,13 @@ class HostCalls:
         Raises
         ------
         RuntimeError
-            The call, or cell, has ended; or nobody listens to it.
+            The call, or cell, has ended; or the owner does not serve its host calls.
         TypeError
-            An argument cannot travel.
+            An argument cannot be pickled.
         ToolNotFound, InvalidArguments
             There is no such host tool, or the arguments do not fit; nothing ran.
         ToolError
-            The host tool raised; ``__cause__`` is the exception itself when it can travel.
+            The host tool raised; ``__cause__`` is the exception itself if it can be pickled.
         """
         # A thread that a tool started cannot serve calls: these belong to the lane's own thread.
         number, frames = self._request(call_id, tool, arguments, self._lane.is_own_thread)
@@ -101,13 +101,13 @@ class HostCalls:
             self._forget(number)
 
     async def acall(self, call_id: int, tool: str, arguments: Arguments) -> Any:
-        """Do the same while the event loop goes on."""
+        """Do the same as `call`, without blocking the event loop."""
         loop = asyncio.get_running_loop()
         answered = asyncio.Event()
         number, frames = self._request(call_id, tool, arguments, reentrant=True)
-        self._awaited[number] = call_id, partial(_tell, loop, answered)
+        self._awaited[number] = call_id, partial(_set, loop, answered)
         try:
-            with self._lane.also_read_in(loop):  # which may be one that the tool has made
+            with self._lane.also_read_in(loop):  # perhaps a loop that the tool has made
                 self._lane.send(frames)
                 await answered.wait()
             try:
@@ -122,9 +122,9 @@ class HostCalls:
         self, call_id: int, tool: str, arguments: Arguments, reentrant: bool
     ) -> tuple[int, list[Segment]]:
         if children.is_child:
-            raise _of_child(tool)
+            raise _forked_child_error(tool)
         if not self._is_served(call_id):
-            raise unheard(tool)
+            raise call_ended_error(tool)
         codec = self._lane.marshaller.codec
         body, buffers = pickled(codec, f"host tool {tool!r}", *arguments, to="the notebook")
         number = next(self._ids)
@@ -132,11 +132,11 @@ class HostCalls:
         return number, self._lane.marshaller.pack(message, body, buffers)
 
     def _is_served(self, call_id: int) -> bool:
-        return self._cell_is_served() if call_id == CELL else call_id in self._running
+        return self._is_cell_served() if call_id == CELL else call_id in self._running
 
     def _answered(self, number: int, tool: str) -> Any:
         if number not in self._answers:
-            raise unheard(tool)
+            raise call_ended_error(tool)
         return self._outcome(tool, *self._answers[number])
 
     def _forget(self, number: int) -> None:
@@ -154,13 +154,13 @@ class HostCalls:
         raise error
 
 
-def _of_child(tool: str) -> RuntimeError:
+def _forked_child_error(tool: str) -> RuntimeError:
     what = "the session" if tool == SESSION_TOOL else f"host tool {tool!r}"
     msg = f"{what} cannot be used in a forked child: the notebook talks to its parent alone"
     return RuntimeError(msg)
 
 
-def _tell(loop: asyncio.AbstractEventLoop, answered: asyncio.Event) -> None:
+def _set(loop: asyncio.AbstractEventLoop, answered: asyncio.Event) -> None:
     with contextlib.suppress(RuntimeError):  # the loop was a thread's own, and has been closed
         loop.call_soon_threadsafe(answered.set)
 

@@ -1,4 +1,4 @@
-"""Changing modules the moment they exist: some may be imported at any time, or not at all."""
+"""Patching of modules as soon as they are imported, whenever that is."""
 
 from __future__ import annotations
 
@@ -8,48 +8,48 @@ from collections.abc import Callable, Mapping, Sequence
 from importlib.machinery import ModuleSpec, PathFinder
 from types import ModuleType
 
-Change = Callable[[ModuleType], None]
+Patch = Callable[[ModuleType], None]
 
 
-def change_modules(changes: Mapping[str, Change]) -> None:
-    """Change modules, by their names: those that are here now, others when they are imported."""
-    for name, change in changes.items():
+def patch_modules(patches: Mapping[str, Patch]) -> None:
+    """Patch modules, by name: imported ones now, the others when they are imported."""
+    for name, patch in patches.items():
         if name in sys.modules:
-            change(sys.modules[name])
-    sys.meta_path.insert(0, _Finder(changes))
+            patch(sys.modules[name])
+    sys.meta_path.insert(0, _Finder(patches))
 
 
 class _Finder(importlib.abc.MetaPathFinder):
-    """Finds the modules that are to be changed, and nothing else."""
+    """Finds the modules that are to be patched, and no others."""
 
-    def __init__(self, changes: Mapping[str, Change]) -> None:
-        self._changes = changes
+    def __init__(self, patches: Mapping[str, Patch]) -> None:
+        self._patches = patches
 
     def find_spec(
         self, name: str, path: Sequence[str] | None, target: ModuleType | None = None
     ) -> ModuleSpec | None:
-        """Find a module as usual; have it changed when it has been loaded."""
-        change = self._changes.get(name)
-        spec = None if change is None else PathFinder.find_spec(name, path, target)
-        if change is not None and spec is not None and spec.loader is not None:
-            spec.loader = _Loader(spec.loader, change)
+        """Find a module as usual; arrange that it is patched when it has been loaded."""
+        patch = self._patches.get(name)
+        spec = None if patch is None else PathFinder.find_spec(name, path, target)
+        if patch is not None and spec is not None and spec.loader is not None:
+            spec.loader = _Loader(spec.loader, patch)
         return spec
 
 
 class _Loader(importlib.abc.Loader):
-    """Loads a module as another loader does, and changes it."""
+    """Loads a module with another loader, and patches it."""
 
-    def __init__(self, loader: importlib.abc.Loader, change: Change) -> None:
+    def __init__(self, loader: importlib.abc.Loader, patch: Patch) -> None:
         self._loader = loader
-        self._change = change
+        self._patch = patch
 
     def create_module(self, spec: ModuleSpec) -> ModuleType | None:
         """Create the module as usual."""
         return self._loader.create_module(spec)
 
     def exec_module(self, module: ModuleType) -> None:
-        """Run the module, and change it."""
+        """Execute the module, and patch it."""
         assert module.__spec__ is not None
-        module.__spec__.loader = module.__loader__ = self._loader  # which others ask for the source
+        module.__spec__.loader = module.__loader__ = self._loader  # it knows the source
         self._loader.exec_module(module)
-        self._change(module)
+        self._patch(module)

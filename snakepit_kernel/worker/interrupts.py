@@ -1,4 +1,4 @@
-"""SIGINT, routed to the call that it was meant for."""
+"""Routing of SIGINT in a worker to the call that it was sent for."""
 
 from __future__ import annotations
 
@@ -17,22 +17,22 @@ from ..lane.control_page import ControlWords
 from ..locks import RLock
 from ..processes import foreground
 
-ECHO = 1.0
-"""Seconds after an interrupt in which a signal may be its repetition, sent before it was heard."""
+REPEAT_SECONDS = 1.0
+"""Seconds in which a signal may repeat an interrupt, sent before that was acknowledged."""
 
 
 class InterruptRouter:
-    """Lets SIGINT reach the call it was meant for, and nothing else. One for each lane.
+    """Delivers SIGINT to the call it was sent for, and to no other. One for each lane.
 
-    The handler stays in place for the life of the worker; ipykernel puts its own in its place while
-    a cell runs. It acts only while a call runs, and only if the page names that very call, or none
-    but such as ended a while ago: then somebody else sent the signal, and means whatever runs in
-    the main thread.
+    The handler stays installed for the life of the worker; ipykernel replaces it by its own while a
+    cell runs. It acts only while a call runs, and only if the control page names that very call, or
+    only one that ended a while ago: then another process sent the signal, for whatever runs in the
+    main thread.
 
     Parameters
     ----------
     slot
-        The words that the owner writes.
+        The lane's words in the control page, which the owner writes.
 
     Attributes
     ----------
@@ -43,39 +43,39 @@ class InterruptRouter:
     def __init__(self, slot: ControlWords) -> None:
         self.interrupted = 0
         self._slot = slot
-        self._calls: list[int] = []  # that run in the lane's thread, each inside the one before
-        self._cancels: dict[int, Callable[[], object]] = {}  # of coroutines, by their call
+        self._calls: list[int] = []  # running in the lane's thread, each nested in the one before
+        self._cancels: dict[int, Callable[[], object]] = {}  # of coroutine calls
         self._cancelled: set[int] = set()
-        self._commands: dict[int, foreground.Foreground] = {}  # that calls wait for
-        self._spare: foreground.Foreground | None = None  # of a call that has waited for none
+        self._commands: dict[int, foreground.Foreground] = {}  # subprocesses that calls wait for
+        self._spare: foreground.Foreground | None = None  # unused, for the next call
         self._last_begun = 0
-        self._last_named = (0, 0.0)  # by the page, and when that was seen
+        self._last_named = (0, 0.0)  # the call in the page, and when it was first seen there
         self._thread = threading.get_ident()
-        self._holds = 0
-        self._was_put_off = False
+        self._deferrals = 0
+        self._is_deferred = False
 
     @contextlib.contextmanager
-    def held(self) -> Iterator[None]:
-        """Put interrupts off until something is done, in the main thread, that is no call's own.
+    def deferred(self) -> Iterator[None]:
+        """Defer interrupts in the main thread during work that belongs to no call.
 
-        It may be in the middle of another such thing: signal handlers interrupt each other.
+        Uses may nest: signal handlers interrupt each other.
         """
-        self._holds += 1
+        self._deferrals += 1
         try:
             yield
         finally:
-            self._holds -= 1
-            if self._was_put_off and not self._holds:
-                self._was_put_off = False
+            self._deferrals -= 1
+            if self._is_deferred and not self._deferrals:
+                self._is_deferred = False
                 signal.raise_signal(signal.SIGINT)
 
-    def puts_off(self) -> bool:
-        """Say whether an interrupt has to wait; then it comes again."""
-        self._was_put_off = self._holds > 0
-        return self._was_put_off
+    def must_defer(self) -> bool:
+        """Return whether an interrupt has to wait; it is then raised again later."""
+        self._is_deferred = self._deferrals > 0
+        return self._is_deferred
 
     def run(self, call_id: int, function: Callable[[], Any]) -> Any:
-        """Run a function that an interrupt of this call may stop.
+        """Run a function that can be interrupted under a call's id.
 
         Raises
         ------
@@ -89,7 +89,7 @@ class InterruptRouter:
         try:
             calls.append(call_id)
             self._last_begun = max(self._last_begun, call_id)
-            if self._slot.interrupted_call == call_id and self.is_news():
+            if self._slot.interrupted_call == call_id and self.is_new():
                 self.interrupted = call_id
                 raise KeyboardInterrupt
             return function()
@@ -101,7 +101,7 @@ class InterruptRouter:
                 self._spare = commands
 
     async def run_async(self, call_id: int, function: Callable[[], Any]) -> Any:
-        """Do the same for a function that gives an awaitable: an interrupt cancels it."""
+        """Do the same as `run` for a function that returns an awaitable, which is cancelled."""
         loop = asyncio.get_running_loop()
         commands = self._commands[call_id] = foreground.Foreground()
         token = foreground.begin(commands)
@@ -109,13 +109,13 @@ class InterruptRouter:
         self._cancels[call_id] = partial(loop.call_soon_threadsafe, task.cancel)
         self._last_begun = max(self._last_begun, call_id)
         try:
-            if self._slot.interrupted_call == call_id and self.is_news():
+            if self._slot.interrupted_call == call_id and self.is_new():
                 self._cancelled.add(call_id)
                 task.cancel()
             value, ended_by = await task
         except asyncio.CancelledError:
             if call_id not in self._cancelled:
-                raise  # the tool's own doing
+                raise  # the tool cancelled itself
             self.interrupted = call_id
             raise KeyboardInterrupt from None
         finally:
@@ -127,53 +127,53 @@ class InterruptRouter:
             raise ended_by
         return value
 
-    def is_news(self) -> bool:
-        """Note that an interrupt was heard; say whether it is more than its own repetition."""
-        call_id = self._named()
+    def is_new(self) -> bool:
+        """Acknowledge an interrupt; return whether it is new, and no repetition."""
+        call_id = self._named_call()
         if call_id and self._slot.acknowledged_call == call_id:
             return False
         self._slot.acknowledged_call = self._slot.interrupted_call
         return True
 
-    def is_meant(self) -> bool:
-        """Whether the page names a call of this lane that has not heard."""
+    def has_pending(self) -> bool:
+        """Whether the page names a call of this lane that has not been interrupted yet."""
         call_id = self._slot.interrupted_call
-        return call_id != self._slot.acknowledged_call and self._is_to_come(call_id)
+        return call_id != self._slot.acknowledged_call and self._is_running_or_ahead(call_id)
 
-    def _is_to_come(self, call_id: int) -> bool:
-        """Whether a call runs, or will."""
+    def _is_running_or_ahead(self, call_id: int) -> bool:
+        """Whether a call runs, or has not begun yet."""
         runs = call_id in self._calls or call_id in self._cancels
         return runs or call_id > self._last_begun
 
-    def _named(self) -> int:
-        """Return the call that the page names; 0 when that was over and done with long ago."""
+    def _named_call(self) -> int:
+        """Return the call that the page names; 0 if it was handled long ago."""
         call_id = self._slot.interrupted_call
         if call_id != self._last_named[0]:
             self._last_named = call_id, monotonic()
-        if call_id != self._slot.acknowledged_call and self._is_to_come(call_id):
+        if call_id != self._slot.acknowledged_call and self._is_running_or_ahead(call_id):
             return call_id
-        return call_id if monotonic() - self._last_named[1] < ECHO else 0
+        return call_id if monotonic() - self._last_named[1] < REPEAT_SECONDS else 0
 
     def deliver(self) -> None:
-        """Interrupt what is to be interrupted; called by the handler, in the main thread."""
-        call_id = self._named() or self._latest()
+        """Interrupt the call that a signal is for; called by the handler, in the main thread."""
+        call_id = self._named_call() or self._latest_call()
         if call_id in self._cancels:
-            if self.is_news():
+            if self.is_new():
                 self._cancelled.add(call_id)
                 self._commands[call_id].interrupt()
                 is_alone = not self._calls and len(self._cancels) == 1
                 if is_alone and foreground.is_below(_awaited):
                     self._raise()  # it would not be cancelled before it awaits again
                 self._cancels[call_id]()  # raising would end the loop, not the task
-        # A call that has another one inside it is interrupted when that has ended: the owner asks
-        # again until it is heard.
-        elif self._calls and self._calls[-1] == call_id and self.is_news():
+        # A call with another one nested in it is interrupted when that has ended: the owner repeats
+        # the signal until it is acknowledged.
+        elif self._calls and self._calls[-1] == call_id and self.is_new():
             self._commands[call_id].interrupt()
             self.interrupted = call_id
             self._raise()
 
-    def _latest(self) -> int:
-        """Return the call that a signal means which names none; 0 in other threads."""
+    def _latest_call(self) -> int:
+        """Return the call that a signal without a named call is for; 0 in other threads."""
         if self._thread != threading.get_ident():
             return 0
         return (self._calls or list(self._cancels) or [0])[-1]
@@ -183,72 +183,72 @@ class InterruptRouter:
 
 
 class ThreadInterruptRouter(InterruptRouter):
-    """The same for a lane that is served by another thread than the main one.
+    """Interrupts for a lane that is served by another thread than the main one.
 
-    Python has no signals for threads. An exception is left at the thread's door, which finds it
-    when it next runs Python code: it does not leave a system call for it.
+    Python has no signals for threads. An asynchronous exception is set instead, which the thread
+    raises when it next runs Python code: it does not interrupt a system call.
     """
 
     def __init__(self, slot: ControlWords) -> None:
         super().__init__(slot)
         # The handler runs in the main thread, where the next signal may come in the middle of it.
-        self._guard = RLock()
+        self._lock = RLock()
 
     def run(self, call_id: int, function: Callable[[], Any]) -> Any:
-        """Run a function that an interrupt of this call may stop."""
+        """Run a function that can be interrupted under a call's id."""
         self._thread = threading.get_ident()
         try:
             return super().run(call_id, function)
         finally:
-            with self._guard:  # an exception that comes too late must not hit what comes next
-                _leave_exception(self._thread, None)
+            with self._lock:  # an exception that comes too late must not hit the next call
+                _set_async_exception(self._thread, None)
 
     def deliver(self) -> None:
-        """Interrupt what is to be interrupted; called by the handler, in the main thread."""
-        with self._guard:
+        """Interrupt the call that a signal is for; called by the handler, in the main thread."""
+        with self._lock:
             super().deliver()
 
     def _raise(self) -> None:
-        _leave_exception(self._thread, KeyboardInterrupt)
+        _set_async_exception(self._thread, KeyboardInterrupt)
 
 
-def _leave_exception(thread: int, kind: type[BaseException] | None) -> None:
+def _set_async_exception(thread: int, kind: type[BaseException] | None) -> None:
     ctypes.pythonapi.PyThreadState_SetAsyncExc(
         ctypes.c_ulong(thread), None if kind is None else ctypes.py_object(kind)
     )
 
 
 def install(main: InterruptRouter, others: Sequence[InterruptRouter]) -> Callable[[], bool]:
-    """Handle SIGINT from now on.
+    """Install the SIGINT handler.
 
     Parameters
     ----------
     main, others
-        The interrupts of the main thread's lane, and of the others.
+        The routers of the main thread's lane, and of the others.
 
     Returns
     -------
-    heeds
-        What another handler asks that takes the place of this one while a cell runs: whether the
-        cell is to be interrupted. Calls in other threads are, by asking.
+    interrupts_cell
+        For the handler that replaces this one while a cell runs: returns whether the cell is to be
+        interrupted. As a side effect it interrupts calls in other threads.
     """
 
     def is_for_main() -> bool:
-        meant = [each for each in others if each.is_meant()]
-        for each in meant:
+        pending = [each for each in others if each.has_pending()]
+        for each in pending:
             each.deliver()
-        return main.is_meant() or not meant
+        return main.has_pending() or not pending
 
     def handle(_signum: int, _frame: FrameType | None) -> None:
-        if not main.puts_off() and is_for_main():
+        if not main.must_defer() and is_for_main():
             main.deliver()
 
     signal.signal(signal.SIGINT, handle)
-    return lambda: is_for_main() and main.is_news()
+    return lambda: is_for_main() and main.is_new()
 
 
 async def _awaited(function: Callable[[], Any]) -> tuple[Any, BaseException | None]:
     try:
         return await function(), None
-    except (KeyboardInterrupt, SystemExit) as error:  # a task that raised these would end the loop
+    except (KeyboardInterrupt, SystemExit) as error:  # raised by a task, these would end the loop
         return None, error

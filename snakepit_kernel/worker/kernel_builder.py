@@ -1,7 +1,7 @@
-"""The Jupyter channels of a worker, which come up behind its lane.
+"""Deferred construction of a worker's Jupyter kernel, after its lane serves calls.
 
 A worker answers calls within milliseconds of its fork. The rest of the kernel takes longer, and is
-built in parts when no call is there to be answered; or at once when a cell is to be run.
+built in steps while no call is waiting; or at once when a cell is to be run.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ if TYPE_CHECKING:
     from ..kernel.app import SnakepitKernelApp
     from ..kernel.kernel import SnakepitKernel
 
-REST = 0.1
-"""Seconds without a call before another part is built."""
+IDLE_SECONDS = 0.1
+"""Seconds without a call before the next part is built."""
 
 
 class KernelBuilder:
@@ -41,14 +41,14 @@ class KernelBuilder:
         The kernel's arguments.
     loop
         The worker's main loop.
-    rests
-        Asked whether the worker has had nothing to do for some seconds.
+    is_idle
+        Returns whether the worker has been idle for a number of seconds.
     is_free
-        Asked whether no call runs, not even one that awaits something.
-    adopt
-        Gets the kernel when it is complete.
-    around
-        Makes what each part is built within.
+        Returns whether no call runs, not even one that awaits something.
+    on_complete
+        Called with the kernel when it is complete.
+    within
+        Makes the context manager under which each part is built.
     """
 
     def __init__(
@@ -56,17 +56,17 @@ class KernelBuilder:
         argv: Sequence[str],
         loop: asyncio.AbstractEventLoop,
         *,
-        rests: Callable[[float], bool],
+        is_idle: Callable[[float], bool],
         is_free: Callable[[], bool],
-        adopt: Callable[[SnakepitKernel], None],
-        around: Callable[[], AbstractContextManager[None]],
+        on_complete: Callable[[SnakepitKernel], None],
+        within: Callable[[], AbstractContextManager[None]],
     ) -> None:
         self._argv = list(argv)
         self._loop = loop
-        self._rests = rests
+        self._is_idle = is_idle
         self._is_free = is_free
-        self._adopt = adopt
-        self._around = around
+        self._on_complete = on_complete
+        self._within = within
         self._app: SnakepitKernelApp | None = None
         self._parts = self._build()
         self._idle_lock = IdleLock()
@@ -82,17 +82,17 @@ class KernelBuilder:
         yield from app.setup_steps(self._argv)
         assert app.kernel is not None
         app.kernel.start()
-        self._adopt(app.kernel)
+        self._on_complete(app.kernel)
         self._is_complete = True
 
     def build_soon(self) -> None:
-        """Build them when the worker has time, and nobody else needs the machine."""
-        self._loop.call_later(REST, self._build_part)
+        """Build the parts while the worker is idle and no other process needs the machine."""
+        self._loop.call_later(IDLE_SECONDS, self._build_part)
 
     def _build_part(self) -> None:
         if self._is_complete:
             return
-        if not (self._rests(REST) and self._is_free() and self._idle_lock.try_acquire()):
+        if not (self._is_idle(IDLE_SECONDS) and self._is_free() and self._idle_lock.try_acquire()):
             self._loop.call_later(POLL_INTERVAL, self._build_part)
             return
         with self._building():
@@ -103,20 +103,20 @@ class KernelBuilder:
             self._loop.call_soon(self._build_part)
 
     def build_now(self) -> None:
-        """Build what is missing, because somebody needs it.
+        """Build the missing parts, because they are needed.
 
         Raises
         ------
         BaseException
-            What stood in the way, also at an earlier try: the user's own startup files, say.
+            What failed, also in an earlier attempt: a startup file of the user's, for example.
         """
         if self._failure is not None:
             raise self._failure
         if self._is_building:
-            return  # we are asked by what is being built
+            return  # called by the part that is being built
         with self._building():
-            # Its tasks live on, and take the context along in which they are made: were it that of
-            # a call, each cell would be taken for that call.
+            # The kernel's tasks keep the context in which they are made: if that were a call's,
+            # each cell would be taken for that call.
             contextvars.Context().run(self._build_rest)
         self._idle_lock.release()
 
@@ -126,11 +126,11 @@ class KernelBuilder:
 
     @contextlib.contextmanager
     def _building(self) -> Iterator[None]:
-        """Let no interrupt come between: what is half built cannot be completed."""
+        """Block interrupts meanwhile: a half-built part cannot be completed."""
         blocked = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
         self._is_building = True
         try:
-            with self._around():
+            with self._within():
                 yield
         except BaseException as error:
             self._failure = error
@@ -139,13 +139,13 @@ class KernelBuilder:
             self._is_building = False
             signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
 
-    def offer_shell(self, build_now: Callable[[], None]) -> None:
-        """Let who asks for IPython's shell have it, from now on: it is built when it is missing.
+    def patch_shell_access(self, build_now: Callable[[], None]) -> None:
+        """Patch IPython so that code that asks for its shell gets it: it is built on demand.
 
         Parameters
         ----------
         build_now
-            Called where a tool is running, in any thread.
+            Builds it, in the middle of a call, in any thread.
         """
         from IPython.core.interactiveshell import InteractiveShell
 
@@ -161,8 +161,8 @@ class KernelBuilder:
 
         @functools.wraps(is_initialized)
         def initialized(cls: type[InteractiveShell]) -> bool:
-            # IPython's `display` asks so whether there is more than print(). Others, who only want
-            # to know where they are, do not have it built.
+            # IPython's `display` asks so whether there is more than print(). Other callers only
+            # want to know where they run; for them it is not built.
             asks = sys._getframe(1).f_globals.get("__name__", "")  # noqa: SLF001 - as warnings do
             if not self._is_complete and asks.startswith("IPython.") and call_of_here():
                 build_now()
@@ -170,7 +170,7 @@ class KernelBuilder:
 
         @functools.wraps(instance_of)
         def instance(cls: type[InteractiveShell], *args: Any, **kwargs: Any) -> Any:
-            if not self._is_complete and call_of_here():  # else it would make one that is nobody's
+            if not self._is_complete and call_of_here():  # else IPython would make another one
                 build_now()
             return instance_of(cls, *args, **kwargs)
 
@@ -179,16 +179,16 @@ class KernelBuilder:
         InteractiveShell.instance = classmethod(instance)  # type: ignore[assignment,method-assign]
 
     @property
-    def are_settled(self) -> bool:
-        """Whether there is nothing to be built: all is there, or something stood in the way."""
+    def is_settled(self) -> bool:
+        """Whether the building is over: complete or failed."""
         return self._is_complete or self._failure is not None
 
-    def is_told_to_end(self) -> bool:
-        """Whether the shell was told to end this process."""
+    def is_exit_requested(self) -> bool:
+        """Whether the shell was asked to exit, as by ``exit()``."""
         kernel = getattr(self._app, "kernel", None)
         return kernel is not None and bool(getattr(kernel.shell, "exit_now", False))
 
     def close(self) -> None:
-        """Stop the threads that would be in the way of the exit hooks."""
+        """Stop the threads that would block the exit hooks."""
         if self._app is not None:
             self._app.join_control_thread()

@@ -1,4 +1,4 @@
-"""A worker: serves the calls of its pool on its main thread, or in several threads."""
+"""Main program of a worker process: serves its pool's calls in one thread or several."""
 
 from __future__ import annotations
 
@@ -34,40 +34,40 @@ from ..tools.context import correlate_cell, enter_cell, enter_slot, enter_worker
 from ..tools.registry import ToolRegistry
 from .autoreload import Autoreload
 from .descriptors import Descriptors
-from .displays import Showing
-from .event_loops import protect
-from .figures import keep_figures_apart
+from .displays import DisplayRouter
+from .event_loops import forbid_stop
+from .figures import isolate_figures
 from .interrupts import InterruptRouter, ThreadInterruptRouter, install
 from .kernel_builder import KernelBuilder
 from .output import (
-    Late,
+    LateSender,
     RedirectedOutput,
     RoutedOutput,
     StreamKeeper,
-    note_streams_of_cells,
+    record_cell_streams,
     route_streams,
 )
-from .progress import follow_bars
+from .progress import patch_tqdm
 from .search_path import SearchPath
 from .server import CallServer, OnMessage
 from .session_isolation import NoIsolation, SessionIsolation
-from .threads import hand_on_contexts
+from .threads import propagate_contexts
 
 if TYPE_CHECKING:
     from ..kernel.kernel import SnakepitKernel
 
-BUILT_AGAIN = 0.01
-"""Seconds after which another thread looks again whether the main thread has built the shell."""
+RECHECK_SECONDS = 0.01
+"""Seconds between two checks, by another thread, that the main thread has built the shell."""
 
 
 def run(argv: Sequence[str]) -> None:
-    """Be the worker at the end of a lane, until its owner closes that.
+    """Run a worker until its owner closes the lane.
 
     Parameters
     ----------
     argv
         The kernel's arguments. One is ``--lane=FD,FD…:FD:FD``: the sockets, that of the main thread
-        first, the page beside them, and the socket for what is shown late.
+        first, the control page, and the socket for late output.
     """
     (option,) = (argument for argument in argv if argument.startswith(LANE_OPTION))
     lanes, page, late = option.removeprefix(LANE_OPTION).split(":")
@@ -75,12 +75,12 @@ def run(argv: Sequence[str]) -> None:
     for descriptor in (*sockets, int(page), int(late)):
         os.set_inheritable(descriptor, False)
     descriptors = Descriptors()
-    # A crash must say where, in the log, which the pool keeps.
+    # A crash must leave its stack in the log, which the pool keeps.
     faulthandler.enable(file=descriptors.logs["stderr"])
-    follow_bars()
-    keep_figures_apart()
+    patch_tqdm()
+    isolate_figures()
     foreground.install()
-    idle_lock.begin_cell()  # until the pool can use us: others prepare themselves later
+    idle_lock.begin_cell()  # until the pool can use this worker: others prepare later
     main_loop = IOLoop.current()
     loop: asyncio.AbstractEventLoop = main_loop.asyncio_loop  # type: ignore[attr-defined]
     worker = WorkerMain(
@@ -88,10 +88,10 @@ def run(argv: Sequence[str]) -> None:
         ControlPage(int(page), len(sockets)),
         loop,
         argv,
-        late=Late(socket.socket(fileno=int(late)), descriptors),
+        late=LateSender(socket.socket(fileno=int(late)), descriptors),
         descriptors=descriptors,
     )
-    loop.call_soon(worker.open)  # when this runs, the main loop does
+    loop.call_soon(worker.open)  # runs when the main loop does
     while True:
         with contextlib.suppress(KeyboardInterrupt, SystemExit):  # of a task that a tool made
             main_loop.start()
@@ -100,26 +100,26 @@ def run(argv: Sequence[str]) -> None:
 
 
 class WorkerMain:
-    """Runs what arrives on the lanes: one call at a time on each.
+    """Serves the lanes of one worker: one call at a time on each.
 
     Parameters
     ----------
     sockets, page
-        The worker's ends of the lanes, and the page beside them. The first is served by the main
+        The worker's ends of the lanes, and their control page. The first lane is served by the main
         thread, each other one by a thread of its own.
     loop
         The main loop.
     argv
         The kernel's arguments.
     late
-        Where to send what is shown late.
+        Sends output of calls and cells that have ended.
     descriptors
-        Those that the process writes to.
+        Captures what is written to the process's descriptors.
 
     Attributes
     ----------
     channels
-        The rest of the kernel.
+        Builds the rest of the kernel.
     """
 
     def __init__(
@@ -129,16 +129,16 @@ class WorkerMain:
         loop: asyncio.AbstractEventLoop,
         argv: Sequence[str],
         *,
-        late: Late,
+        late: LateSender,
         descriptors: Descriptors,
     ) -> None:
         self._loop = loop
         self._page = page
-        self._wants_shell = False
-        self._showing = Showing(late)
+        self._is_build_requested = False
+        self._displays = DisplayRouter(late)
         self._registry = ToolRegistry()
         self._search_path = SearchPath()
-        self._directory = os.getcwd()  # noqa: PTH109 - where the owner was when it began
+        self._directory = os.getcwd()  # noqa: PTH109 - the owner's when the worker started
         self._isolation = SessionIsolation()
         first, *others = sockets
         self._server = CallServer(
@@ -149,113 +149,114 @@ class WorkerMain:
             self._registry,
             interrupts=InterruptRouter,
             make_output=partial(RedirectedOutput, late=late, descriptors=descriptors),
-            finish=self._showing.finish,
-            on_message=self._take,
+            finish=self._displays.finish,
+            on_message=self._handle,
             on_close=self._stop,
             isolation=self._isolation,
         )
         self._threads = [
             _Thread(
-                sock, page, number, self._registry, self._take, showing=self._showing, late=late
+                sock, page, number, self._registry, self._handle, displays=self._displays, late=late
             )
             for number, sock in enumerate(others, 1)
         ]
         self.channels = KernelBuilder(
             argv,
             loop,
-            rests=self._server.lane.rests,
+            is_idle=self._server.lane.rests,
             is_free=lambda: self._server.is_free,
-            adopt=self._adopt,
-            around=self._isolation.for_all,
+            on_complete=self._connect_kernel,
+            within=self._isolation.for_all_sessions,
         )
         assert isinstance(self._server.output, RedirectedOutput)
         self._output = self._server.output
-        note_streams_of_cells()
+        record_cell_streams()
         route_streams()
         WorkerStream.keeper = StreamKeeper(self._output, descriptors.logs)
-        hand_on_contexts(self._showing.as_shown_here)
+        propagate_contexts(self._displays.current_cell)
 
     def open(self) -> None:
-        """Say hello: from now on calls are served."""
+        """Send hello and begin to serve calls."""
         others = [thread.server.interrupts for thread in self._threads]
         self._heeds_interrupt = install(self._server.interrupts, others)
-        signal.signal(RECALL_SIGNAL, self._give_back)
-        protect(self._loop, self.channels.is_told_to_end)
+        signal.signal(RECALL_SIGNAL, self.return_unstarted)
+        forbid_stop(self._loop, self.channels.is_exit_requested)
         self._page.offer_stacks()
-        self.channels.offer_shell(self._build_in_call)
+        self.channels.patch_shell_access(self._build_in_call)
         python = "{}.{}".format(*sys.version_info)
         self._send(messages.Hello(os.getpid(), __version__, python))
         self._server.open()
 
-    def _give_back(self, *_: object) -> None:
-        """Return the calls that have not begun, on the lanes where that was asked.
+    def return_unstarted(self, *_: object) -> None:
+        """Return unstarted calls to the owner, on the lanes where it has asked for them.
 
-        This is a signal handler, in the middle of a call perhaps. An interrupt of that call must
-        not end it half way: what has left one list, and is not yet in another, would be lost.
+        This is a signal handler, perhaps in the middle of a call. An interrupt of that call must
+        not end it half way: a call that has left one list, and is not yet in another, would be
+        lost.
         """
-        with self._server.interrupts.held():
+        with self._server.interrupts.deferred():
             for server in (self._server, *(thread.server for thread in self._threads)):
-                server.give_back()
-            if self._wants_shell:
-                self._wants_shell = False
+                server.return_unstarted()
+            if self._is_build_requested:
+                self._is_build_requested = False
                 self._build_in_call()
 
-    def _adopt(self, kernel: SnakepitKernel) -> None:
-        """Take in the kernel that was built around us."""
+    def _connect_kernel(self, kernel: SnakepitKernel) -> None:
+        """Connect the kernel that has been built to the parts of this worker."""
         kernel.heeds_interrupt = self._heeds_interrupt
         kernel.leave_end_to_owner(lambda: self._send(messages.Quitting()))
         kernel.on_cell = lambda metadata: correlate_cell(str(metadata.get(METADATA_KEY, "")))
         isolation = self._isolation
         kernel.keep_sessions_apart(self._enter_cell, isolation.within, lambda: isolation.current)
         assert kernel.shell is not None
-        isolation.adopt(kernel.shell)
+        isolation.attach_shell(kernel.shell)
         if self._server.autoreload is not None:
             kernel.shell.events.register("post_execute", self._server.autoreload.note_imported)
-        note_streams_of_cells()
-        self._showing.adopt(kernel)
+        record_cell_streams()
+        self._displays.attach(kernel)
 
     def _enter_cell(self, session: str | None) -> None:
-        """Go to the surroundings of the session of a cell."""
+        """Prepare for a cell: its session, its output, edited modules."""
         enter_cell(session)
         self._output.begin_cell()
         if self._server.autoreload is not None:
             self._server.autoreload.reload_changed()
-        self._isolation.enter(session)
-        self._isolation.tell()
+        self._isolation.switch_to(session)
+        self._isolation.print_notice()
 
     def _build_in_call(self) -> None:
-        """Build the rest of the kernel in the middle of a call, which must not notice."""
+        """Build the rest of the kernel in the middle of a call, without affecting that call."""
         if not is_main_thread():
-            self._have_it_built()
+            self._request_build()
             return
         running = asyncio._get_running_loop()  # noqa: SLF001 - public in asyncio.events
         asyncio._set_running_loop(self._loop)  # noqa: SLF001
         try:
-            with self._server.output.aside():
+            with self._server.output.original_streams():
                 self.channels.build_now()
         finally:
             asyncio._set_running_loop(running)  # noqa: SLF001
 
-    def _have_it_built(self) -> None:
-        """Have the main thread build it, whatever that does, from another thread.
+    def _request_build(self) -> None:
+        """Let the main thread build the kernel, whatever it runs; called in another thread.
 
-        Only a signal reaches it in the middle of a call.
+        Only a signal reaches the main thread in the middle of a call.
         """
-        while not self.channels.are_settled:
-            self._wants_shell = True
+        while not self.channels.is_settled:
+            self._is_build_requested = True
             signal.pthread_kill(threading.main_thread().ident or 0, RECALL_SIGNAL)
-            # It comes to nothing in the middle of another part that is being built.
-            time.sleep(BUILT_AGAIN)
-        self.channels.build_now()  # raises what stood in the way
+            # The signal has no effect while another part is being built.
+            time.sleep(RECHECK_SECONDS)
+        self.channels.build_now()  # raises the error if it failed
 
     def _stop(self) -> None:
-        """End this kernel in the polite way, with its exit hooks: the owner closed the lane."""
-        # In no context: it may be a call that has seen this, and calls must not stop the loop.
+        """Stop the kernel, running its exit hooks: the owner closed the lane."""
+        # In an empty context: a call may be running here, and calls must not stop the loop.
         self._loop.call_soon(self._loop.stop, context=contextvars.Context())
 
     # -- messages ------------------------------------------------------------------------------
 
-    def _take(self, message: messages.ToWorker, frame: Frame) -> None:
+    def _handle(self, message: messages.ToWorker, frame: Frame) -> None:
         match message:
             case messages.Configure():
                 self._configure(message, frame)
@@ -272,9 +273,9 @@ class WorkerMain:
             setup: messages.WorkerSetup = lane.marshaller.load(message, frame)
             self._search_path.follow(setup.import_path)
             enter_worker(setup.pool, setup.worker, self._server.host_calls)
-            self._limit(setup.limits)
+            self._set_limits(setup.limits)
             failed = {name: problem for name in setup.preload if (problem := _preload(name))}
-            codec = dataclasses.replace(setup.codec, on_receipt="keep")  # a notebook's are its own
+            codec = dataclasses.replace(setup.codec, on_receipt="keep")  # for the notebook only
             for server in (self._server, *(thread.server for thread in self._threads)):
                 server.lane.use_codec(codec)
             if setup.autoreload:
@@ -284,7 +285,7 @@ class WorkerMain:
                 thread.start()
             if setup.has_threads:
                 slot = self._page.slot(0)
-                self._output.leave_descriptors_to_cells(lambda: slot.serves_cell)
+                self._output.show_descriptors_in_cells(lambda: slot.serves_cell)
             else:
                 self._isolation.begin()
             if setup.beat_seconds:
@@ -292,7 +293,7 @@ class WorkerMain:
             if "address_space_bytes" in setup.limits:
                 room = int(setup.limits["address_space_bytes"])
                 limit_address_space(os.getpid(), room, finally_so=True)
-        except BaseException as error:  # noqa: BLE001 - importing runs any code; the pool must hear of it
+        except BaseException as error:  # noqa: BLE001 - imports run any code; the pool gets the error
             lane.send(replies.with_error(lane.marshaller, message.id, error))
         else:
             self._send(messages.Configured(message.id, self._registry.infos(), failed))
@@ -300,27 +301,27 @@ class WorkerMain:
             self.channels.build_soon()
 
     def _autoreload(self) -> None:
-        """Load edited modules anew from now on."""
+        """Reload edited modules from now on."""
         autoreload = Autoreload()
         for server in (self._server, *(thread.server for thread in self._threads)):
             server.autoreload = autoreload
 
     def _follow(self, message: messages.Follow) -> None:
-        """Look for modules and files where the owner does now."""
-        with self._server.interrupts.held():
+        """Adopt the owner's present search path and working directory."""
+        with self._server.interrupts.deferred():
             self._search_path.follow(message.path)
             directory = message.directory
             if directory is None or directory == self._directory:
                 return
             self._directory = directory
-            # Sessions that have gone elsewhere by themselves stay there.
-            with self._isolation.for_all(), contextlib.suppress(OSError):
+            # Sessions that have changed their directory themselves keep it.
+            with self._isolation.for_all_sessions(), contextlib.suppress(OSError):
                 os.chdir(directory)
 
-    def _limit(self, limits: Mapping[str, float]) -> None:
-        """Set what this process may take, before code of the user runs in it.
+    def _set_limits(self, limits: Mapping[str, float]) -> None:
+        """Limit the resources of this process, before user code runs in it.
 
-        What it takes itself does not count as the user's: so that is taken first.
+        What the worker itself needs does not count against the limit: it is allocated first.
         """
         if "open_files" in limits:
             limit_files(os.getpid(), int(limits["open_files"]))
@@ -347,7 +348,7 @@ class WorkerMain:
 
 
 class _Thread:
-    """Serves one lane in a thread of its own, for tools that may run at the same time."""
+    """Serves one lane in its own thread, for tools that may run at the same time."""
 
     def __init__(
         self,
@@ -357,8 +358,8 @@ class _Thread:
         registry: ToolRegistry,
         on_message: OnMessage,
         *,
-        showing: Showing,
-        late: Late,
+        displays: DisplayRouter,
+        late: LateSender,
     ) -> None:
         self._loop = asyncio.new_event_loop()
         self.server = CallServer(
@@ -369,7 +370,7 @@ class _Thread:
             registry,
             interrupts=ThreadInterruptRouter,
             make_output=partial(RoutedOutput, late=late),
-            finish=showing.finish_in_thread,
+            finish=displays.finish_in_thread,
             on_message=on_message,
             on_close=self._loop.stop,
             isolation=NoIsolation(),
@@ -383,30 +384,30 @@ class _Thread:
         self._thread.start()
 
     def _run(self) -> None:
-        protect(self._loop, lambda: False)
+        forbid_stop(self._loop, lambda: False)
         self.server.open()
         while self.server.lane.is_open:
-            # An interrupt that comes a moment too late ends nothing.
+            # An interrupt that comes a moment too late must end nothing.
             with contextlib.suppress(KeyboardInterrupt):
                 self._loop.run_forever()
 
 
 def _preload(name: str) -> str:
-    """Import a module; return why that failed, or nothing."""
+    """Import a module; return why that failed, or an empty string."""
     try:
         importlib.import_module(name)
-    except Exception as error:  # noqa: BLE001 - importing runs any code; a worker works without it
+    except Exception as error:  # noqa: BLE001 - imports run any code; a worker works without it
         return f"{type(error).__name__}: {error}"
     return ""
 
 
 def beat(slot: ControlWords, interval: float) -> None:
-    """Count the worker's pulse up from now on, in a thread of its own.
+    """Increment the worker's pulse regularly, in its own thread.
 
     Parameters
     ----------
     slot
-        Where the owner finds it.
+        The words in which the owner reads it.
     interval
         Seconds between two beats.
     """

@@ -1,4 +1,4 @@
-"""The names of a session in a worker, as its pool reaches them: functions that travel by name."""
+"""Access of the pool to a session's namespace in a worker: functions that are sent by name."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from ..errors import suggest
 
 
 def push(variables: dict[str, Any]) -> None:
-    """Set variables among the names of the session."""
+    """Set variables in the session's namespace."""
     _shell().push(variables)
 
 
 def pull(names: list[str]) -> dict[str, Any]:
-    """Return variables from among the names of the session.
+    """Return variables of the session's namespace.
 
     Raises
     ------

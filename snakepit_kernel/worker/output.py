@@ -1,4 +1,4 @@
-"""Where the output of a call goes: along its lane while it runs, beside that when it has ended."""
+"""Output of calls in a worker: sent over the lane while a call runs, over a second socket later."""
 
 from __future__ import annotations
 
@@ -20,50 +20,50 @@ from ..tools.context import SessionContext, call_of_here, context_of_here
 from .descriptors import Descriptors
 
 OUTPUT_CHUNK = 8192
-"""Characters of output from which on they are sent."""
+"""Characters of buffered output at which it is sent."""
 
-OUTPUT_MOST = 1 << 20
-"""Characters of output that one message holds."""
+MAX_OUTPUT_CHARACTERS = 1 << 20
+"""Characters of output in one message, at most."""
 
-LATE_PATIENCE = 5.0
-"""Seconds that the owner may take to read what comes late; then it hears no more of that."""
+LATE_TIMEOUT = 5.0
+"""Seconds that the owner may take to read late output; after that no more is sent."""
 
 Name = Literal["stdout", "stderr"]
 
 NAMES: tuple[Name, Name] = ("stdout", "stderr")
 
 
-class Late:
-    """Sends the owner what is shown by calls and cells that have ended.
+class LateSender:
+    """Sends the owner the output of calls and cells that have ended.
 
     Parameters
     ----------
     sock
         The worker's end of the socket that the owner always reads.
     descriptors
-        Whose log gets text, too: the owner may know no place for it any more.
+        Its log gets the text, too: the owner may have no cell to show it in any more.
     """
 
     def __init__(self, sock: socket.socket, descriptors: Descriptors) -> None:
         self._socket = sock
-        self._socket.settimeout(LATE_PATIENCE)
-        descriptors.share_with(sock)
+        self._socket.settimeout(LATE_TIMEOUT)
+        descriptors.send_read_ends(sock)
         self._descriptors = descriptors
         self._writer = FrameWriter()
         self._guard = RLock()
-        os.register_at_fork(after_in_child=self._leave)
+        os.register_at_fork(after_in_child=self._close_in_child)
 
-    def _leave(self) -> None:
-        """Have a forked child send nothing: two processes on one stream would tear it."""
+    def _close_in_child(self) -> None:
+        """Close the socket in a forked child: two writers would corrupt the stream."""
         self._guard = RLock()
         self._socket.close()
 
     def show(self, message: messages.Late, body: bytes, buffers: Sequence[memoryview] = ()) -> None:
-        """Send something."""
+        """Send a display message."""
         self._send(pack(messages.encode(message), body, buffers))
 
     def print(self, message: messages.Late, stream: str, text: str) -> None:
-        """Send a text."""
+        """Log and send a text."""
         self._descriptors.log(stream, text)
         self.show(message, messages.as_text(stream, text))
 
@@ -75,19 +75,19 @@ class Late:
                 self._writer.put(segments)
                 while not self._writer.send(self._socket.sendmsg):
                     pass
-            except OSError:  # it is gone, or does not read
+            except OSError:  # the owner is gone, or does not read
                 self._socket.close()
 
 
 class CallOutput(io.TextIOBase):
-    """Stands in for ``sys.stdout`` or ``sys.stderr`` where calls run, and sends what they print.
+    """Replacement of ``sys.stdout`` or ``sys.stderr`` for calls, which sends what they print.
 
     Parameters
     ----------
     output
-        Where to send it.
+        Sends it.
     name
-        Which of the two it is.
+        The stream that it replaces.
     """
 
     def __init__(self, output: Output, name: Name) -> None:
@@ -95,17 +95,17 @@ class CallOutput(io.TextIOBase):
         self._name: Name = name
         self.pieces: list[str] = []
         self._length = 0
-        self._kept_for = 0  # the call that has printed them
+        self._pieces_call = 0  # the call that has printed the pieces
 
     @property
     def call_id(self) -> int:
-        """The call that whoever asks belongs to."""
+        """The call that the calling code belongs to."""
         call = call_of_here()
         return self._output.innermost if call is None else call._call_id  # noqa: SLF001
 
     @property
     def encoding(self) -> str:  # type: ignore[override]
-        """Text is sent as it is; this is what others ask for."""
+        """The nominal encoding: text is sent as it is."""
         return "utf-8"
 
     def writable(self) -> bool:
@@ -120,24 +120,24 @@ class CallOutput(io.TextIOBase):
         return stream.fileno()
 
     def write(self, text: str) -> int:
-        """Keep a text until its line ends, or there is enough of it."""
+        """Buffer a text until its line ends, or `OUTPUT_CHUNK` characters are there."""
         if not isinstance(text, str):
             msg = f"write() argument must be str, not {type(text).__name__}"
             raise TypeError(msg)
         here = context_of_here()
         output = self._output
         if here is None:
-            if not output.innermost:  # a stream of a call that somebody has kept
-                return streams_of_cells[self._name].write(text)
+            if not output.innermost:  # the call has ended, and other code has kept its stream
+                return cell_streams[self._name].write(text)
             call_id = output.innermost
         elif here._output is output:  # noqa: SLF001 - one idea in two modules
             call_id = here._call_id  # noqa: SLF001
-        else:  # of a cell, or of another lane's call
+        else:  # from a cell, or a call of another lane
             return _stream_of(here, self._name).write(text)
         with output.guard:
-            if call_id != self._kept_for:
+            if call_id != self._pieces_call:
                 self._send()
-                self._kept_for = call_id
+                self._pieces_call = call_id
             output.take_in()
             self.pieces.append(text)
             self._length += len(text)
@@ -146,7 +146,7 @@ class CallOutput(io.TextIOBase):
         return len(text)
 
     def flush(self) -> None:
-        """Send what is kept."""
+        """Send what is buffered."""
         with self._output.guard:
             self._output.take_in()
             self._send()
@@ -155,44 +155,48 @@ class CallOutput(io.TextIOBase):
         if not self.pieces:
             return
         pieces, self.pieces, self._length = self.pieces, [], 0
-        self._output.print(self._kept_for, self._name, "".join(pieces))
+        self._output.print(self._pieces_call, self._name, "".join(pieces))
 
-    def drop_pieces(self) -> None:
-        """Forget what is kept."""
+    def discard_pieces(self) -> None:
+        """Discard what is buffered."""
         self.pieces, self._length = [], 0
 
     def flush_pieces(self) -> None:
-        """Send what is kept, ahead of what was written past it."""
+        """Send what is buffered, before text that was written to the descriptor."""
         self._send()
 
     def send(self, message: messages.Progress) -> None:
-        """Send what else a call shows, behind what was sent before; late it has no place."""
+        """Send the state of a progress bar, if its call still runs."""
         if self._output.runs(message.id):
             self._output.lane.send(pack(messages.encode(message)))
 
 
 class Output:
-    """What the calls of one lane show.
+    """Output of the calls of one lane: text, displays and progress.
 
     Parameters
     ----------
     lane, number
-        Where to send it, and which of the worker's lanes that is.
+        The lane, and its number among the worker's lanes.
     late
-        Where to send what comes when the call has ended.
+        Sends output of calls that have ended.
     descriptors
-        Those of the process, for a lane whose calls run one at a time.
+        Captured text of the process, for a lane whose calls run one at a time.
 
     Attributes
     ----------
     guard
-        Held by who prints, or takes in what was written to the descriptors: one at a time.
+        Lock held while text is printed or read from the descriptors.
     innermost
-        The call that has begun last, of those that run; 0 for none.
+        The running call that has begun last; 0 for none.
     """
 
     def __init__(
-        self, lane: WorkerLane, number: int, late: Late, descriptors: Descriptors | None = None
+        self,
+        lane: WorkerLane,
+        number: int,
+        late: LateSender,
+        descriptors: Descriptors | None = None,
     ) -> None:
         self.lane = lane
         self.guard = RLock()
@@ -202,61 +206,61 @@ class Output:
         self._number = number
         self._late = late
         self._descriptors = descriptors
-        self._calls: list[int] = []  # each was made while the one before runs
-        os.register_at_fork(after_in_child=self._begin_in_child)
+        self._calls: list[int] = []  # running, each nested in the one before
+        os.register_at_fork(after_in_child=self._reset_in_child)
 
-    def _begin_in_child(self) -> None:
-        """Leave to the parent, in a forked child, what is kept, and what the descriptors bring."""
+    def _reset_in_child(self) -> None:
+        """Discard the buffers in a forked child, and the descriptors: they are the parent's."""
         self.guard = RLock()
         self._descriptors = None
-        self.stdout.drop_pieces()
-        self.stderr.drop_pieces()
+        self.stdout.discard_pieces()
+        self.stderr.discard_pieces()
 
     def begin(self, call_id: int) -> None:
-        """Send what a call shows from now on."""
+        """Begin to send the output of a call."""
         if self._calls:
             self.flush()
         self._calls.append(call_id)
         self.innermost = call_id
 
     def end(self, call_id: int) -> None:
-        """Send what is left of a call's output; what still comes of it comes late."""
+        """Send the rest of a call's output; what follows is late output."""
         self.flush()
         if call_id in self._calls:
             self._calls.remove(call_id)
         self.innermost = self._calls[-1] if self._calls else 0
 
     def runs(self, call_id: int) -> bool:
-        """Whether a call has begun here, and not ended."""
+        """Whether a call has begun on this lane, and not ended."""
         return call_id in self._calls
 
     def flush(self) -> None:
-        """Send what is kept."""
+        """Send what is buffered."""
         with self.guard:
             if self._descriptors is not None:
-                self._descriptors.take_in()
+                self._descriptors.read_available()
             if self.stdout.pieces or self.stderr.pieces:
                 self.stdout.flush_pieces()
                 self.stderr.flush_pieces()
 
     def synchronize(self) -> None:
-        """Show what was written to the process's descriptors so far."""
+        """Show the text written to the process's descriptors so far."""
         with self.guard:
             self.take_in()
 
     def take_in(self) -> None:
-        """Do the same under the guard."""
+        """Do the same as `synchronize`; the caller holds the guard."""
         if self._descriptors is not None:
-            self._descriptors.take_in()
+            self._descriptors.read_available()
 
     def print(self, call_id: int, name: Name, text: str) -> None:
-        """Send a text of a call."""
+        """Send text that a call has printed."""
         text = messages.sendable(text)
-        if children.is_child:  # it has no lane; its parent reads what its subprocesses print
+        if children.is_child:  # it has no lane; the parent reads what it writes to the descriptor
             _write_all((self.stdout if name == "stdout" else self.stderr).fileno(), text.encode())
             return
-        for start in range(0, len(text), OUTPUT_MOST):
-            part = text[start : start + OUTPUT_MOST]
+        for start in range(0, len(text), MAX_OUTPUT_CHARACTERS):
+            part = text[start : start + MAX_OUTPUT_CHARACTERS]
             if call_id in self._calls:
                 self.lane.send(pack(messages.encode(messages.Output(call_id, name, part))))
             else:
@@ -266,7 +270,7 @@ class Output:
     def show(
         self, call_id: int, kind: str, body: bytes, buffers: Sequence[memoryview] = ()
     ) -> None:
-        """Send something rich of a call, behind what it has printed."""
+        """Send a display message of a call, after the text it has printed."""
         self.flush()
         if call_id in self._calls:
             message = messages.Shown(call_id, kind)
@@ -276,8 +280,8 @@ class Output:
             self._late.show(late, body, buffers)
 
     @contextlib.contextmanager
-    def aside(self) -> Iterator[None]:
-        """Give way for a moment to who changes the streams of the process."""
+    def original_streams(self) -> Iterator[None]:
+        """Restore the original streams of the process for a moment; here they are in place."""
         yield
 
 
@@ -287,34 +291,38 @@ def _write_all(descriptor: int, data: bytes) -> None:
 
 
 class RedirectedOutput(Output):
-    """The same where one call runs at a time: it finds its streams in ``sys``.
+    """Output of calls that run one at a time: ``sys.stdout`` and ``sys.stderr`` are replaced.
 
-    It has what is written to the process's descriptors, too.
+    It includes text written to the process's descriptors.
     """
 
     def __init__(
-        self, lane: WorkerLane, number: int, late: Late, descriptors: Descriptors | None = None
+        self,
+        lane: WorkerLane,
+        number: int,
+        late: LateSender,
+        descriptors: Descriptors | None = None,
     ) -> None:
         super().__init__(lane, number, late, descriptors)
-        self._last_call = 0  # since when no cell has begun
+        self._last_call = 0  # 0 once a cell has begun after it
         self._saved: list[tuple[Any, Any]] = []
         if descriptors is not None:
-            descriptors.give_to(lambda: self.guard, self._take)
+            descriptors.set_consumer(lambda: self.guard, self._show_text)
 
     def begin_cell(self) -> None:
-        """Give a cell what is written to the descriptors from now on."""
+        """Show in the cell what is written to the descriptors from now on."""
         with self.guard:
             self.take_in()
             self._last_call = 0
 
-    def leave_descriptors_to_cells(self, is_served: Callable[[], bool]) -> None:
-        """Show what is written there while a cell runs alone: calls run elsewhere, many at once."""
-        self._cell_is_served = is_served
+    def show_descriptors_in_cells(self, is_served: Callable[[], bool]) -> None:
+        """Show descriptor text only while a cell runs: concurrent calls run in other threads."""
+        self._is_cell_served = is_served
         assert self._descriptors is not None
-        self._descriptors.give_to(lambda: self.guard, self._take_for_cells)
+        self._descriptors.set_consumer(lambda: self.guard, self._show_text_in_cell)
 
     def begin(self, call_id: int) -> None:
-        """Send what a call shows from now on."""
+        """Begin to send the output of a call, and replace the streams."""
         super().begin(call_id)
         self._last_call = call_id
         self._saved.append((sys.stdout, sys.stderr))
@@ -322,8 +330,8 @@ class RedirectedOutput(Output):
         sys.stderr = self.stderr
 
     def end(self, call_id: int) -> None:
-        """Send what is left of a call's output, and go back to the streams that were there."""
-        if self._calls == [call_id]:  # as mostly
+        """Send the rest of a call's output, and restore the streams."""
+        if self._calls == [call_id]:  # the usual case
             self.flush()
             sys.stdout, sys.stderr = self._saved.pop()
             self._calls.pop()
@@ -334,12 +342,12 @@ class RedirectedOutput(Output):
             saved = self._saved.pop(place)
             if place == len(self._calls) - 1:
                 sys.stdout, sys.stderr = saved
-            else:  # a later one still runs, whose turn to go back it will be
+            else:  # a later call still runs, and will restore them
                 self._saved[place] = saved
         super().end(call_id)
 
-    def _take(self, name: str, text: str) -> None:
-        """Show what was written to a descriptor, where the work that has begun last is shown."""
+    def _show_text(self, name: str, text: str) -> None:
+        """Show text written to a descriptor with the call or cell that has begun last."""
         if self._last_call:
             self.stdout.flush_pieces()
             self.stderr.flush_pieces()
@@ -350,17 +358,17 @@ class RedirectedOutput(Output):
         else:
             _print_in_cell(cast("Name", name), text)
 
-    def _take_for_cells(self, name: str, text: str) -> None:
-        """Show what was written to a descriptor while a cell runs; the log has it in any case."""
-        if self._cell_is_served():
+    def _show_text_in_cell(self, name: str, text: str) -> None:
+        """Show text written to a descriptor while a cell runs; it is logged in any case."""
+        if self._is_cell_served():
             _print_in_cell(cast("Name", name), text)
 
     def _late_message(self, kind: str) -> messages.Late:
         return messages.Late(kind, lane=self._number, call=self._last_call)
 
     @contextlib.contextmanager
-    def aside(self) -> Iterator[None]:
-        """Give way for a moment to who changes the streams of the process."""
+    def original_streams(self) -> Iterator[None]:
+        """Restore the original streams of the process for a moment."""
         if not self._saved:
             yield
             return
@@ -374,54 +382,54 @@ class RedirectedOutput(Output):
 
 
 class RoutedOutput(Output):
-    """The same where calls run in several threads at once: each call's text goes its own way."""
+    """Output of calls that run in several threads at once: each call has its own streams."""
 
     def begin(self, call_id: int) -> None:
-        """Send what a call shows from now on."""
+        """Begin to send the output of a call."""
         route_streams()
         super().begin(call_id)
 
 
-streams_of_cells: dict[Name, TextIO] = {}
-"""What cells print to, once they can run; until then the streams of the process."""
+cell_streams: dict[Name, TextIO] = {}
+"""The streams that cells print to, once they can run; until then those of the process."""
 
 
 def route_streams() -> None:
-    """Have ``sys.stdout`` and ``sys.stderr`` hand on what a call, or its thread, prints there."""
+    """Make ``sys.stdout`` and ``sys.stderr`` forward what a call, or its thread, prints."""
     for name in NAMES:
         stream = getattr(sys, name)
-        if not isinstance(stream, (_Router, WorkerStream, CallOutput)):
-            setattr(sys, name, _Router(name, stream))
+        if not isinstance(stream, (_StreamRouter, WorkerStream, CallOutput)):
+            setattr(sys, name, _StreamRouter(name, stream))
 
 
-def note_streams_of_cells() -> None:
-    """Take the streams that are there now for those of cells."""
-    streams_of_cells.update({name: getattr(sys, name) for name in NAMES})
+def record_cell_streams() -> None:
+    """Record the present streams as those of cells."""
+    cell_streams.update({name: getattr(sys, name) for name in NAMES})
 
 
 def output_of_call(stream: object) -> CallOutput | None:
-    """Return the output of a call that a stream is, or hands on to at the moment; else None."""
+    """Return the output of a call that a stream is, or forwards to at the moment; else None."""
     if isinstance(stream, CallOutput):
         return stream
-    if not isinstance(stream, (_Router, WorkerStream)):
+    if not isinstance(stream, (_StreamRouter, WorkerStream)):
         return None
     call = call_of_here()
     return None if call is None else _call_stream(call, cast("Name", stream.name))
 
 
 def _print_in_cell(name: Name, text: str) -> None:
-    stream = streams_of_cells[name]
+    stream = cell_streams[name]
     if isinstance(stream, WorkerStream):
         stream.write(text)
 
 
 class StreamKeeper:
-    """Tells the streams of cells what of their text belongs to calls.
+    """Diverts text from the streams of cells that calls have printed there.
 
     Parameters
     ----------
     output
-        Of the calls that run one at a time.
+        The output of the calls that run one at a time.
     logs
         Descriptors of the worker's log.
     """
@@ -431,7 +439,7 @@ class StreamKeeper:
         self._output = output
 
     def take(self, name: str, text: str) -> bool:
-        """Take a text if it is a call, or its thread, that prints."""
+        """Write a text to its call's output, if a call or its thread prints; return whether so."""
         call = call_of_here()
         stream = None if call is None else _call_stream(call, cast("Name", name))
         if stream is None:
@@ -440,7 +448,7 @@ class StreamKeeper:
         return True
 
     def take_in(self) -> None:
-        """Take in what was written to the descriptors so far."""
+        """Show the text written to the descriptors so far."""
         self._output.synchronize()
 
 
@@ -452,24 +460,24 @@ def _call_stream(call: SessionContext, name: Name) -> CallOutput | None:
 
 
 def _stream_of(context: SessionContext, name: Name) -> TextIO:
-    return cast("TextIO", _call_stream(context, name) or streams_of_cells[name])
+    return cast("TextIO", _call_stream(context, name) or cell_streams[name])
 
 
-class _Router(io.TextIOBase):
-    """Stands in for a standard stream, and hands on to that of the running call."""
+class _StreamRouter(io.TextIOBase):
+    """Replacement of a standard stream, which forwards to that of the running call."""
 
-    def __init__(self, name: Name, otherwise: TextIO) -> None:
+    def __init__(self, name: Name, default: TextIO) -> None:
         self.name = name
-        self._otherwise = otherwise
+        self._default = default
 
     @property
     def _target(self) -> Any:
         call = call_of_here()
-        return (None if call is None else _call_stream(call, self.name)) or self._otherwise
+        return (None if call is None else _call_stream(call, self.name)) or self._default
 
     @property
     def encoding(self) -> str:  # type: ignore[override]
-        """That of the stream it hands on to."""
+        """The encoding of the target stream."""
         return str(self._target.encoding)
 
     def writable(self) -> bool:
@@ -477,17 +485,17 @@ class _Router(io.TextIOBase):
         return True
 
     def fileno(self) -> int:
-        """Return the descriptor of the stream it hands on to."""
+        """Return the descriptor of the target stream."""
         return int(self._target.fileno())
 
     def write(self, text: str) -> int:
-        """Hand on a text."""
+        """Forward a text."""
         return int(self._target.write(text))
 
     def flush(self) -> None:
-        """Flush the stream it hands on to."""
+        """Flush the target stream."""
         self._target.flush()
 
     def __getattr__(self, name: str) -> Any:
-        """Have what the process's own stream has: its buffer, for example."""
-        return getattr(self._otherwise, name)
+        """Return an attribute of the process's own stream: its buffer, for example."""
+        return getattr(self._default, name)

@@ -1,4 +1,4 @@
-"""Where a worker looks for modules: where the owner of its pool does, in the same order."""
+"""Module search path of a worker: that of its pool's owner, in the same order."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from collections.abc import Sequence
 
 
 class SearchPath:
-    """Keeps ``sys.path`` as the owner has it, and what only the worker has.
+    """Keeps ``sys.path`` equal to the owner's, plus the worker's own entries.
 
-    What its environment names (``PYTHONPATH``), and what its code has put in front, stays in front;
-    Python's own modules and packages, where they are others than the owner's, stay behind.
+    Entries of its environment (``PYTHONPATH``), and those its code has put in front, stay in front;
+    Python's own modules and packages, where they differ from the owner's, stay at the end.
     """
 
     def __init__(self) -> None:
@@ -23,34 +23,34 @@ class SearchPath:
         self._followed: list[str] = list(self._own)
 
     def follow(self, entries: Sequence[str]) -> None:
-        """Look where the owner looks now."""
+        """Adopt the owner's present entries."""
         wanted = list(entries)
-        if "" not in wanted:  # a script has none; a worker looks where IPython does
+        if "" not in wanted:  # a script has none; a worker searches where IPython does
             wanted.insert(_before_packages(wanted), "")
         if wanted == self._followed and sys.path == wanted:
             return
-        before, behind = self._added()
+        before, after = self._added()
         kept = set(wanted)
         sys.path[:] = [
             *(entry for entry in before if entry not in kept),
             *wanted,
-            *(entry for entry in behind if entry not in kept),
+            *(entry for entry in after if entry not in kept),
             *(entry for entry in self._own if entry not in kept),
         ]
         self._followed = wanted
         importlib.invalidate_caches()
 
     def _added(self) -> tuple[list[str], list[str]]:
-        """Return the entries that are not the owner's: those in front of its, and the others."""
+        """Return the entries that are not the owner's: those before the owner's, and the others."""
         followed = set(self._followed)
-        mine = [entry in followed for entry in sys.path]
-        first = mine.index(True) if True in mine else len(mine)
-        behind = [entry for entry in sys.path[first:] if entry not in followed]
-        return sys.path[:first], behind
+        is_followed = [entry in followed for entry in sys.path]
+        first = is_followed.index(True) if True in is_followed else len(is_followed)
+        after = [entry for entry in sys.path[first:] if entry not in followed]
+        return sys.path[:first], after
 
 
 def _before_packages(entries: Sequence[str]) -> int:
-    """Return the place behind Python's own modules, and in front of packages."""
+    """Return the index after Python's own modules, and before packages."""
     places = [
         number
         for number, entry in enumerate(entries)
@@ -59,8 +59,8 @@ def _before_packages(entries: Sequence[str]) -> int:
     return min(places, default=len(entries))
 
 
-def advise(error: BaseException, worker: str) -> None:
-    """Add to an error, of what a call needs and a worker cannot import, what would help."""
+def add_import_advice(error: BaseException, worker: str) -> None:
+    """Add advice to the error of a call that needs what a worker cannot import."""
     if isinstance(error, ModuleNotFoundError):
         error.add_note(
             f"worker {worker} looks for modules where the notebook does (sys.path), and has found "
@@ -68,7 +68,7 @@ def advise(error: BaseException, worker: str) -> None:
             "any more, or exists in the notebook's memory alone, is not found: add the folder to "
             "sys.path, or have the module travel by value (cloudpickle.register_pickle_by_value)."
         )
-    elif isinstance(error, AttributeError) and _is_of_module(error):
+    elif isinstance(error, AttributeError) and _is_missing_in_module(error):
         error.add_note(
             f"worker {worker} has the module as it was when it was imported there. If that was "
             "edited since, pool.reload() (%snakepit reload) imports it anew; a pool with "
@@ -76,6 +76,6 @@ def advise(error: BaseException, worker: str) -> None:
         )
 
 
-def _is_of_module(error: AttributeError) -> bool:
-    """Whether a pickle names what a module here does not have."""
+def _is_missing_in_module(error: AttributeError) -> bool:
+    """Whether a pickle names an attribute that a module in this process does not have."""
     return isinstance(error.obj, types.ModuleType) or str(error).startswith("Can't get attribute")

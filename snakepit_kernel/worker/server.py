@@ -1,4 +1,4 @@
-"""Serving the calls of one lane, in the thread of one event loop."""
+"""Server of the calls of one lane, in the thread of one event loop."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ from .event_loops import EventLoops
 from .host_calls import HostCalls
 from .interrupts import InterruptRouter
 from .output import Output
-from .search_path import advise
+from .search_path import add_import_advice
 from .session_isolation import SessionIsolation
 from .streams import StreamSender
 
@@ -45,26 +45,26 @@ _CALLS = (messages.Call, messages.Apply)
 
 
 class CallServer:
-    """Answers what arrives on a lane.
+    """Runs the calls that arrive on a lane, and sends their answers.
 
     Parameters
     ----------
     sock, page, number
-        The worker's end of the lane, the page beside it, and which of its lanes this is.
+        The worker's end of the lane, its control page, and the lane's number.
     loop
-        The loop that reads it.
+        The loop that reads the lane.
     registry
         The tools.
     interrupts, make_output
-        How calls of this thread are interrupted, and where what they show goes.
+        Make the interrupt router and the output of this lane's calls.
     finish
-        Shows what a call has left to be shown at its end.
+        Shows, at the end of a call, what is shown then: open figures, for example.
     on_message
-        Gets the messages that are no calls.
+        Gets the messages that are not calls.
     on_close
         Called once when the owner has closed its end or died.
-    surroundings
-        What calls of each session find around them.
+    isolation
+        Switches the process between sessions.
 
     Attributes
     ----------
@@ -89,7 +89,7 @@ class CallServer:
     ) -> None:
         slot = page.slot(number)
         marshaller = page.marshaller(number, is_owner=False)
-        self.lane = WorkerLane(sock, marshaller, self._take, on_close)
+        self.lane = WorkerLane(sock, marshaller, self._on_frame, on_close)
         self.host_calls = HostCalls(self.lane, lambda: slot.serves_cell)
         self.output = make_output(self.lane, number)
         self._finish = finish
@@ -98,19 +98,19 @@ class CallServer:
         self._loop = loop
         self._registry = registry
         self._isolation = isolation
-        self._functions: dict[int, Callable[..., Any]] = {}  # that several calls run
+        self._functions: dict[int, Callable[..., Any]] = {}  # shared by several calls
         self._loops = EventLoops(None if number else loop)  # the first is the main thread's
-        self._before_next: deque[tuple[messages.ToWorker, Frame]] = deque()
+        self._before_next_call: deque[tuple[messages.ToWorker, Frame]] = deque()
         self.autoreload: Autoreload | None = None
         self._on_message = on_message
         self._senders: dict[int, StreamSender] = {}
-        self._of_cells: set[int] = set()  # calls at whose end nothing is shown
+        self._cell_calls: set[int] = set()  # calls that belong to a cell: `finish` is not called
         self._tasks: set[asyncio.Task[None]] = set()
-        self._put_off: deque[tuple[CallMessage, Frame]] = deque()  # calls that have not begun
+        self._queued: deque[tuple[CallMessage, Frame]] = deque()  # calls not begun yet
         self._is_busy = False
         self._recalled_call = 0
         self._trimmer: asyncio.TimerHandle | None = None
-        os.register_at_fork(after_in_child=self._put_off.clear)
+        os.register_at_fork(after_in_child=self._queued.clear)
 
     @property
     def is_free(self) -> bool:
@@ -118,37 +118,37 @@ class CallServer:
         return not self._tasks
 
     def open(self) -> None:
-        """Serve from now on. Called in the loop's thread."""
+        """Begin to serve. Called in the loop's thread."""
         self.lane.attach(self._loop)
 
     # -- frames in -----------------------------------------------------------------------------
 
-    def _take(self, frame: Frame) -> Callable[[], None] | None:
+    def _on_frame(self, frame: Frame) -> Callable[[], None] | None:
         message = messages.decode_for_worker(frame.header)
         if isinstance(message, _CALLS):
             if not message.inside:
-                self._put_off.append((message, frame))
+                self._queued.append((message, frame))
                 if self.lane.is_own_thread:
                     return self._run_next
-                self._loop.call_soon_threadsafe(self._run_next)  # a thread of a tool has read it
+                self._loop.call_soon_threadsafe(self._run_next)  # a tool's thread has read it
                 return None
             answer = functools.partial(self._answer, message, frame)
             if self.lane.is_own_thread:
                 return answer
             self.lane.hand_over(answer)
             return None
-        return self._take_other(message, frame)
+        return self._handle(message, frame)
 
-    def _take_other(self, message: messages.ToWorker, frame: Frame) -> Callable[[], None] | None:
+    def _handle(self, message: messages.ToWorker, frame: Frame) -> Callable[[], None] | None:
         match message:
             case messages.Result() | messages.Failure():
-                self.host_calls.take(message, frame)
+                self.host_calls.receive_reply(message, frame)
             case messages.Credit(id=call_id, count=count):
                 if call_id in self._senders:
-                    self._senders[call_id].add_room(count)
+                    self._senders[call_id].add_credit(count)
             case messages.CancelStream(id=call_id):
                 if call_id in self._senders:
-                    self._senders[call_id].leave()
+                    self._senders[call_id].cancel()
             case (
                 messages.Define()
                 | messages.Encode()
@@ -157,18 +157,18 @@ class CallServer:
                 | messages.Follow()
                 | messages.Forget()
             ):
-                # A thread of a tool may have read it, or a signal handler, while a call runs.
-                self._before_next.append((message, frame))
+                # A tool's thread, or a signal handler, may have read it while a call runs.
+                self._before_next_call.append((message, frame))
             case _:
                 return functools.partial(self._on_message, message, frame)
         return None
 
     def _run_next(self) -> None:
-        """Run the calls that were put off, one after the other."""
-        while not self._is_busy and self._put_off:
+        """Run the queued calls, one after the other."""
+        while not self._is_busy and self._queued:
             try:
-                call = self._put_off.popleft()
-            except IndexError:  # a signal came, and with it they were given back
+                call = self._queued.popleft()
+            except IndexError:  # a signal came, and its handler returned them to the owner
                 break
             self._is_busy = True
             try:
@@ -179,15 +179,15 @@ class CallServer:
             self._trimmer = self._loop.call_later(TRIM_AFTER, self._trim)
 
     def _trim(self) -> None:
-        """Give memory back that was needed to send large values, when nothing goes on."""
+        """Release memory that was needed to send large values, when the lane is idle."""
         self._trimmer = None
         if not self._is_busy and self.lane.rests(TRIM_AFTER):
             self.lane.marshaller.trim()
         if self.lane.marshaller.is_warm:
             self._trimmer = self._loop.call_later(TRIM_AFTER, self._trim)
 
-    def give_back(self) -> None:
-        """Return the calls that have not begun, if that was asked; called by a signal handler."""
+    def return_unstarted(self) -> None:
+        """Return unstarted calls to the owner, if it has asked; called by a signal handler."""
         recalled = self._slot.recalled_call
         if recalled == self._recalled_call:
             return
@@ -195,21 +195,21 @@ class CallServer:
         for frame in self.lane.take_ahead():
             message = messages.decode_for_worker(frame.header)
             if isinstance(message, _CALLS):
-                self._put_off.append((message, frame))
-            elif (act := self._take_other(message, frame)) is not None:
+                self._queued.append((message, frame))
+            elif (act := self._handle(message, frame)) is not None:
                 self._loop.call_soon_threadsafe(act)
         ids = []
-        with contextlib.suppress(IndexError):  # its own thread takes them as well
-            while self._put_off[0][0].id <= recalled:
-                ids.append(self._put_off.popleft()[0].id)
+        with contextlib.suppress(IndexError):  # the lane's own thread takes calls as well
+            while self._queued[0][0].id <= recalled:
+                ids.append(self._queued.popleft()[0].id)
         self.lane.send(pack(messages.encode(messages.Requeued(ids))))
-        if self._put_off:
+        if self._queued:
             self._loop.call_soon_threadsafe(self._run_next)
 
-    def _prepare_for_next(self) -> None:
-        """Do what was to be done before the next call, in the order in which it came."""
-        while self._before_next:
-            message, frame = self._before_next.popleft()
+    def _handle_before_call(self) -> None:
+        """Handle the messages that precede the next call, in the order of their arrival."""
+        while self._before_next_call:
+            message, frame = self._before_next_call.popleft()
             match message:
                 case messages.Define():
                     self._define(message, frame)
@@ -228,30 +228,30 @@ class CallServer:
     def _define(self, message: messages.Define, frame: Frame) -> None:
         try:
             self._registry.define(message.name, self.lane.marshaller.load(message, frame))
-        except BaseException as error:  # noqa: BLE001 - told by the call that follows
-            self._registry.spoil(message.name, error)
+        except BaseException as error:  # noqa: BLE001 - raised by the call that follows
+            self._registry.mark_broken(message.name, error)
 
     def _prepare_function(self, message: messages.Prepare, frame: Frame) -> None:
         try:
             self._functions[message.number] = self.lane.marshaller.load(message, frame)
-        except BaseException as error:  # noqa: BLE001 - told by the calls that follow
+        except BaseException as error:  # noqa: BLE001 - raised by the calls that follow
             self._functions[message.number] = functools.partial(_raise, error)
 
     # -- calls ---------------------------------------------------------------------------------
 
     def _answer(self, call: CallMessage, frame: Frame) -> None:
-        if self._before_next:
-            self._prepare_for_next()
+        if self._before_next_call:
+            self._handle_before_call()
         if self.autoreload is not None:
             self.autoreload.reload_changed()
         before = self._isolation.current
         try:
-            self._answer_here(call, frame)
+            self._answer_in_session(call, frame)
         finally:
             if call.inside:
-                self._isolation.enter(before)
+                self._isolation.switch_to(before)
 
-    def _answer_here(self, call: CallMessage, frame: Frame) -> None:
+    def _answer_in_session(self, call: CallMessage, frame: Frame) -> None:
         base = context_of_cells()
         call_context = SessionContext(
             call.session,
@@ -263,21 +263,21 @@ class CallServer:
             output=self.output,
         )
         try:
-            self._isolation.enter(call.session)
+            self._isolation.switch_to(call.session)
             ready, is_async = self._prepare(call, frame, call_context)
-        except BaseException as error:  # noqa: BLE001 - unpickling runs any code; the caller must hear of it
-            _end_child(error)
-            advise(error, base.worker)
+        except BaseException as error:  # noqa: BLE001 - unpickling runs any code; the caller gets the error
+            _exit_if_child(error)
+            add_import_advice(error, base.worker)
             self.lane.send(
                 replies.with_error(self.lane.marshaller, call.id, error, before_running=True)
             )
             return
-        _end_child()
+        _exit_if_child()
         loop = asyncio._get_running_loop()  # noqa: SLF001 - public in asyncio.events
         if not is_async:
             self._run(call.id, ready, call_context, loop)
         elif loop is None:  # inside another call, whose thread waits
-            self._run_apart(self._run_async(call.id, ready, call_context))
+            self._run_in_own_loop(self._run_async(call.id, ready, call_context))
         else:
             task = loop.create_task(self._run_async(call.id, ready, call_context))
             self._tasks.add(task)
@@ -291,14 +291,14 @@ class CallServer:
     def _prepare(
         self, call: CallMessage, frame: Frame, call_context: SessionContext
     ) -> tuple[Callable[[], Any], bool]:
-        """Return what runs a call, and whether it gives an awaitable."""
+        """Return the function that runs a call, and whether it returns an awaitable."""
         if isinstance(call, messages.Apply):
             if call.function:
                 prepared = self._functions[call.function]
                 return functools.partial(prepared, *self.lane.marshaller.load(call, frame)), False
             function, args, kwargs = self.lane.marshaller.load(call, frame)
             if call.belongs_to_cell:
-                self._of_cells.add(call.id)
+                self._cell_calls.add(call.id)
             return functools.partial(function, *args, **kwargs), inspect.iscoroutinefunction(
                 function
             )
@@ -312,10 +312,10 @@ class CallServer:
     def _streaming(
         self, call: messages.Call, ready: Callable[[], Any], *, is_async: bool
     ) -> Callable[[], Any]:
-        if not call.room:
+        if not call.credit:
             msg = f"tool {call.tool!r} streams, and was called for one value"
             raise AdapterError(msg)
-        sender = self._senders[call.id] = StreamSender(call.id, call.room, self.lane, self._slot)
+        sender = self._senders[call.id] = StreamSender(call.id, call.credit, self.lane, self._slot)
         if is_async:
             return lambda: sender.drain_async(ready())
         return lambda: sender.drain(ready())
@@ -329,18 +329,18 @@ class CallServer:
     ) -> None:
         before = context_of_call()
         self._begin(call_id, call_context)
-        # A tool is a plain function to its author: inside it, asyncio.run() must work.
+        # To its author a tool is a plain function: inside it, asyncio.run() must work.
         asyncio._set_running_loop(None)  # noqa: SLF001
         self._loops.begin()
         try:
             value = self.interrupts.run(call_id, ready)
-        except BaseException as error:  # noqa: BLE001 - the edge of a request: it answers
-            _end_child(error)
+        except BaseException as error:  # noqa: BLE001 - the edge of a request: the error is the answer
+            _exit_if_child(error)
             self._loops.end()
             asyncio._set_running_loop(outer)  # noqa: SLF001
-            self._refuse(call_id, error, lingers=self._end(call_id, call_context))
+            self._send_error(call_id, error, lingers=self._end(call_id, call_context))
         else:
-            _end_child()
+            _exit_if_child()
             self._loops.end()
             asyncio._set_running_loop(outer)  # noqa: SLF001
             lingers = self._end(call_id, call_context)
@@ -350,8 +350,8 @@ class CallServer:
         finally:
             enter_call(before)
 
-    def _run_apart(self, running: Coroutine[Any, Any, None]) -> None:
-        """Run a coroutine in a loop of its own, which reads the lane as well."""
+    def _run_in_own_loop(self, running: Coroutine[Any, Any, None]) -> None:
+        """Run a coroutine in its own loop, which reads the lane as well."""
         self._loops.begin()
         try:
             with asyncio.Runner() as runner, self.lane.also_read_in(runner.get_loop()):
@@ -362,24 +362,24 @@ class CallServer:
     async def _run_async(
         self, call_id: int, ready: Callable[[], Any], call_context: SessionContext
     ) -> None:
-        self._begin(call_id, call_context)  # its context is that of this task alone
+        self._begin(call_id, call_context)  # the context variables are this task's own
         session = call_context.session_id
-        awaited = functools.partial(_ending_children, ready)
+        awaited = functools.partial(_await_in_parent, ready)
         within = functools.partial(self._isolation.within, session, awaited)
         policy = self._loops.begin_awaited()
         try:
             value = await self.interrupts.run_async(call_id, within)
-            self._isolation.enter(session)  # to pickle what has come
-        except BaseException as error:  # noqa: BLE001 - the edge of a request: it answers
+            self._isolation.switch_to(session)  # the value is pickled there
+        except BaseException as error:  # noqa: BLE001 - the edge of a request: the error is the answer
             self._loops.end_awaited(policy)
             self._end(call_id, call_context)
-            self._refuse(call_id, error, lingers=True)
+            self._send_error(call_id, error, lingers=True)
         else:
             self._loops.end_awaited(policy)
-            self._end(call_id, call_context)  # tasks that it has started may go on
+            self._end(call_id, call_context)  # tasks that the call has started may go on
             self.lane.send(replies.encode_value(self.lane.marshaller, call_id, value, lingers=True))
 
-    def _refuse(self, call_id: int, error: BaseException, *, lingers: bool) -> None:
+    def _send_error(self, call_id: int, error: BaseException, *, lingers: bool) -> None:
         """Answer a call that raised."""
         was_interrupted = call_id in {self.interrupts.interrupted, self.host_calls.interrupted}
         answer = replies.with_error(
@@ -391,16 +391,16 @@ class CallServer:
         begin_call(call_context)
         self.host_calls.begin(call_id)
         self.output.begin(call_id)
-        self._isolation.tell()
+        self._isolation.print_notice()
 
     def _end(self, call_id: int, call_context: SessionContext) -> bool:
-        """End a call; say whether it has left threads."""
-        if self._of_cells and call_id in self._of_cells:
-            self._of_cells.remove(call_id)
+        """End a call; return whether threads that it has started go on."""
+        if self._cell_calls and call_id in self._cell_calls:
+            self._cell_calls.remove(call_id)
         else:
             self._finish()
         if self.autoreload is not None:
-            self.autoreload.note_imported()  # before the answer: then the user may edit them
+            self.autoreload.note_imported()  # before the answer: the user may edit them after it
         lingers = end_call(call_context)
         self.output.end(call_id)
         self.host_calls.end(call_id)
@@ -413,18 +413,18 @@ def _raise(error: BaseException, *_: object) -> None:
     raise error
 
 
-def _end_child(error: BaseException | None = None) -> None:
-    """End here what the code of a call has forked: it must not answer."""
+def _exit_if_child(error: BaseException | None = None) -> None:
+    """Exit if this is a child that the call's code has forked: it must not answer."""
     if children.is_child:
         children.end(error)
 
 
-async def _ending_children(ready: Callable[[], Any]) -> Any:
-    """Await a call, but in its parent only."""
+async def _await_in_parent(ready: Callable[[], Any]) -> Any:
+    """Await a call; exit in children that it has forked."""
     try:
         value = await ready()
     except BaseException as error:
-        _end_child(error)
+        _exit_if_child(error)
         raise
-    _end_child()
+    _exit_if_child()
     return value

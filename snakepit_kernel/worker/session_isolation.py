@@ -1,9 +1,9 @@
-"""What a session finds around it in a worker, and finds again: names, directory, environment.
+"""Per-session namespace, working directory and environment of a worker.
 
-A worker has one of each. It changes them when work of another session begins, and leaves them at
-its end, because the next work is likely to be of the same session. Work that awaits finds its own
-again after each wait. Tasks and threads that it has started beside itself do not: they find those
-of whatever runs in the main thread.
+A worker has one of each. It switches them when a call or cell of another session begins, and leaves
+them in place at its end, because the next one is likely to be of the same session. A coroutine call
+is switched back after each wait. Tasks and threads that a call has started are not: they see the
+session of whatever runs in the main thread.
 """
 
 from __future__ import annotations
@@ -23,96 +23,89 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from IPython.core.interactiveshell import InteractiveShell
 
-
-if TYPE_CHECKING:
-    from IPython.core.interactiveshell import InteractiveShell
-
-
 _REMOVED = "a directory that was removed"
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class ProcessState:
-    """A working directory, and an environment as bytes."""
+    """A session's working directory, and its environment as bytes."""
 
     directory: str
     environment: dict[bytes, bytes]
 
 
 class SessionIsolation:
-    """Changes what belongs to a session, in the main thread of a worker.
+    """Switches the process between sessions, in the main thread of a worker.
 
     Attributes
     ----------
     current
-        The session that the surroundings are of; None for anonymous work.
+        The session whose state is in place; None for anonymous work.
     """
 
     def __init__(self) -> None:
         self.current: str | None = None
-        self._names: ShellNames | None = None
-        self._first: ProcessState | None = None
-        self._here: ProcessState | None = None  # where the current session began
-        self._places: dict[
-            str | None, ProcessState
-        ] = {}  # of sessions that are not where they began
+        self._namespaces: ShellNamespaces | None = None
+        self._initial: ProcessState | None = None
+        self._last_state: ProcessState | None = None  # at the last switch
+        self._states: dict[str | None, ProcessState] = {}  # of sessions that have changed it
         self._notice = ""
         self._forgotten = 0
 
     def begin(self) -> None:
-        """Have sessions find the working directory and environment of this moment.
+        """Make the present working directory and environment the initial ones of sessions.
 
-        Not where calls run in several threads: there they stay those of the process.
+        Not used where calls run in several threads: they share those of the process.
         """
-        self._first = self._here = ProcessState(os.getcwd(), dict(_environment()))  # noqa: PTH109 - much faster
+        self._initial = self._last_state = ProcessState(os.getcwd(), dict(_environment()))  # noqa: PTH109 - much faster
 
-    def adopt(self, shell: InteractiveShell) -> None:
-        """Take in the shell, when it is there."""
-        self._names = ShellNames(shell)
-        self._names.show(None, self.current)
+    def attach_shell(self, shell: InteractiveShell) -> None:
+        """Include the namespace of a shell that has been built."""
+        self._namespaces = ShellNamespaces(shell)
+        self._namespaces.show(None, self.current)
 
     # -- changing ------------------------------------------------------------------------------
 
-    def enter(self, session: str | None) -> None:
-        """Go to a session's surroundings."""
+    def switch_to(self, session: str | None) -> None:
+        """Put the state of a session in place."""
         if session != self.current:
-            self._change(session)
+            self._switch(session)
 
-    def _change(self, session: str | None) -> None:
-        left = self._look()
-        wanted = self._places.get(session, self._first)
-        names = self._names
+    def _switch(self, session: str | None) -> None:
+        left = self._snapshot()
+        wanted = self._states.get(session, self._initial)
+        names = self._namespaces
         if wanted is left and (names is None or names.is_shown(session)):
             self.current = session
             return
-        # An interrupt is for the call: what is half changed would be kept as somebody's own.
+        # An interrupt is for the call: a half-made switch would be saved as a session's state.
         blocked = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
         try:
             if left is not None and wanted is not None:
-                self._here = self._go(left, wanted, session)
+                self._last_state = self._apply(left, wanted, session)
             if names is not None:
                 names.show(self.current, session)
             self.current = session
         finally:
             signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
 
-    def _look(self) -> ProcessState | None:
-        """Return where the current session is, and keep that if it has changed."""
-        here = self._here
-        if here is None:
+    def _snapshot(self) -> ProcessState | None:
+        """Return the current session's state, and save it if it has changed."""
+        last = self._last_state
+        if last is None:
             return None
         try:
             directory = os.getcwd()  # noqa: PTH109 - much faster
         except FileNotFoundError:
             directory = _REMOVED
         environment = _environment()
-        if directory == here.directory and environment == here.environment:
-            return here
-        left = self._places[self.current] = ProcessState(directory, dict(environment))
+        if directory == last.directory and environment == last.environment:
+            return last
+        left = self._states[self.current] = ProcessState(directory, dict(environment))
         return left
 
-    def _go(self, left: ProcessState, wanted: ProcessState, session: str | None) -> ProcessState:
-        """Change directory and environment; return where that has led."""
+    def _apply(self, left: ProcessState, wanted: ProcessState, session: str | None) -> ProcessState:
+        """Change directory and environment; return the state that was reached."""
         if left.environment is not wanted.environment:
             _change_environment(left.environment, wanted.environment)
         if left.directory == wanted.directory:
@@ -120,19 +113,19 @@ class SessionIsolation:
         try:
             os.chdir(wanted.directory)
         except OSError as error:
-            assert self._first is not None
-            home = self._first.directory
+            assert self._initial is not None
+            home = self._initial.directory
             with contextlib.suppress(OSError):  # that is gone as well
                 os.chdir(home)
             self._notice = (
                 f"the working directory of session {session!r} cannot be entered any more"
                 f" ({error}); it is {home!r} from now on"
             )
-            wanted = self._places[session] = ProcessState(home, wanted.environment)
+            wanted = self._states[session] = ProcessState(home, wanted.environment)
         return wanted
 
-    def tell(self) -> None:
-        """Tell the running call or cell what has changed without its doing."""
+    def print_notice(self) -> None:
+        """Print, to the running call or cell, what the last switch could not restore."""
         if self._notice:
             notice, self._notice = self._notice, ""
             sys.stderr.write(f"{notice}\n")
@@ -140,55 +133,55 @@ class SessionIsolation:
     def within(
         self, session: str | None, make: Callable[[], Coroutine[Any, Any, Any]]
     ) -> Coroutine[Any, Any, Any]:
-        """Return a coroutine that awaits in a session's surroundings, whoever runs in between."""
-        return _awaited(_Steps(self, session, make))
+        """Return a coroutine each step of which runs in a session's state."""
+        return _awaited(_SessionSteps(self, session, make))
 
     # -- what concerns all ---------------------------------------------------------------------
 
     @contextlib.contextmanager
-    def for_all(self) -> Iterator[None]:
-        """Go where the worker began, and let all sessions have what is changed there meanwhile.
+    def for_all_sessions(self) -> Iterator[None]:
+        """Apply what is changed in this block to all sessions, starting from the initial state.
 
-        To be used where no interrupt comes.
+        To be used where no interrupt can occur.
         """
-        left, first = self._look(), self._first
-        if left is None or first is None:
+        left, initial = self._snapshot(), self._initial
+        if left is None or initial is None:
             yield
             return
-        self._go(left, first, None)
+        self._apply(left, initial, None)
         try:
             yield
         finally:
             now = ProcessState(os.getcwd(), dict(_environment()))  # noqa: PTH109
-            self._first = now
-            self._renew(first.environment, now.environment)
-            mine = self._places.get(self.current, now)
-            self._here = self._go(now, mine, self.current)
+            self._initial = now
+            self._update_environments(initial.environment, now.environment)
+            mine = self._states.get(self.current, now)
+            self._last_state = self._apply(now, mine, self.current)
 
-    def _renew(self, before: dict[bytes, bytes], after: dict[bytes, bytes]) -> None:
-        """Change the environments that sessions have in the way that one has changed."""
-        news = {key: value for key, value in after.items() if before.get(key) != value}
+    def _update_environments(self, before: dict[bytes, bytes], after: dict[bytes, bytes]) -> None:
+        """Apply the changes of the initial environment to those that sessions have."""
+        changed = {key: value for key, value in after.items() if before.get(key) != value}
         gone = before.keys() - after.keys()
-        for session, place in self._places.items():
-            kept = {k: v for k, v in place.environment.items() if k not in gone}
-            self._places[session] = ProcessState(place.directory, {**kept, **news})
+        for session, state in self._states.items():
+            kept = {k: v for k, v in state.environment.items() if k not in gone}
+            self._states[session] = ProcessState(state.directory, {**kept, **changed})
 
     def forget(self, session: str, number: int) -> None:
-        """Drop what a session has here; a repetition of what was told before changes nothing."""
+        """Drop a session's state; a repeated message, known by its number, changes nothing."""
         if number <= self._forgotten:
             return
         self._forgotten = number
         if self.current == session:
-            self._change(None)
-        self._places.pop(session, None)
-        if self._names is not None:
-            self._names.forget(session)
+            self._switch(None)
+        self._states.pop(session, None)
+        if self._namespaces is not None:
+            self._namespaces.forget(session)
 
 
 class NoIsolation(SessionIsolation):
-    """For calls that run in several threads: they share what the process has."""
+    """No isolation, for calls that run in several threads: they share the process's state."""
 
-    def enter(self, session: str | None) -> None:
+    def switch_to(self, session: str | None) -> None:
         """Change nothing."""
 
     def within(
@@ -196,12 +189,12 @@ class NoIsolation(SessionIsolation):
         session: str | None,  # noqa: ARG002
         make: Callable[[], Coroutine[Any, Any, Any]],
     ) -> Coroutine[Any, Any, Any]:
-        """Return what is to be awaited as it is."""
+        """Return the coroutine unchanged."""
         return make()
 
 
-class _Steps:
-    """Awaits something, and goes to a session's surroundings before each of its steps."""
+class _SessionSteps:
+    """Awaitable that puts a session's state in place before each step of a coroutine."""
 
     __slots__ = ("_isolation", "_make", "_session")
 
@@ -216,12 +209,12 @@ class _Steps:
         self._make = make
 
     def __await__(self) -> Generator[Any, Any, Any]:
-        enter, session = self._isolation.enter, self._session
-        enter(session)
+        switch_to, session = self._isolation.switch_to, self._session
+        switch_to(session)
         steps: Any = self._make().__await__()
         step, value = steps.send, None
         while True:
-            enter(session)
+            switch_to(session)
             try:
                 awaited = step(value)
             except StopIteration as end:
@@ -229,16 +222,16 @@ class _Steps:
             try:
                 value = yield awaited
                 step = steps.send
-            except BaseException as error:  # noqa: BLE001 - it is for whom we stand in front of
+            except BaseException as error:  # noqa: BLE001 - passed on to the awaited coroutine
                 value, step = error, steps.throw
 
 
-async def _awaited(steps: _Steps) -> Any:
+async def _awaited(steps: _SessionSteps) -> Any:
     return await steps
 
 
 def _environment() -> dict[bytes, bytes]:
-    """Return the environment as `os.environ` holds it; to decode it would take 50 times longer."""
+    """Return the environment as `os.environ` holds it; decoding it would take 50 times longer."""
     return os.environ._data  # type: ignore[attr-defined, no-any-return] # noqa: SLF001
 
 
@@ -253,7 +246,7 @@ def _change_environment(left: dict[bytes, bytes], wanted: dict[bytes, bytes]) ->
             now[key] = value
 
 
-_SHELLS = (
+_SHELL_FIELDS = (
     "user_module",
     "user_ns",
     "user_ns_hidden",
@@ -264,27 +257,27 @@ _SHELLS = (
     "last_execution_result",
     "last_execution_succeeded",
 )
-_HOOKS = ("_", "__", "___")
+_HOOK_FIELDS = ("_", "__", "___")
 _LAST_ERROR = ("last_type", "last_value", "last_traceback", "last_exc")
 
-_of_shell = attrgetter(*_SHELLS)
-_of_hook = attrgetter(*_HOOKS)
+_of_shell = attrgetter(*_SHELL_FIELDS)
+_of_hook = attrgetter(*_HOOK_FIELDS)
 
 
-class SessionNames:
-    """What a shell has of one session: namespace, history, counters, the last error.
+class SessionNamespace:
+    """A session's part of a shell: namespace, history, counters, the last error.
 
     Parameters
     ----------
     shell
-        The shell, which shows it.
+        The shell, which has this session's part in place.
     """
 
     def __init__(self, shell: InteractiveShell) -> None:
         self.keep(shell)
 
     def keep(self, shell: InteractiveShell) -> None:
-        """Take it from the shell, which is to show something else."""
+        """Save it from the shell, before another session's is put in place."""
         self._of_shell = _of_shell(shell)
         self._of_hook = _of_hook(shell.displayhook)
         self._flags = shell.compile.flags  # what `from __future__ import` has set
@@ -292,11 +285,11 @@ class SessionNames:
         self._error = {name: vars(sys).pop(name) for name in _LAST_ERROR if name in vars(sys)}
 
     def show(self, shell: InteractiveShell) -> None:
-        """Have the shell show it."""
-        for name, value, shown in zip(_SHELLS, self._of_shell, _of_shell(shell), strict=True):
+        """Put it in place in the shell."""
+        for name, value, shown in zip(_SHELL_FIELDS, self._of_shell, _of_shell(shell), strict=True):
             if value is not shown:
                 setattr(shell, name, value)
-        for name, value in zip(_HOOKS, self._of_hook, strict=True):
+        for name, value in zip(_HOOK_FIELDS, self._of_hook, strict=True):
             setattr(shell.displayhook, name, value)
         shell.compile.flags = self._flags
         shell.InteractiveTB.tb = self._traceback
@@ -305,36 +298,36 @@ class SessionNames:
         sys.modules["__main__"] = shell.user_module
 
 
-class ShellNames:
-    """Has the shell of a worker show the names of one session at a time.
+class ShellNamespaces:
+    """Switches a worker's shell between the namespaces of sessions.
 
-    A session without names is shown an empty namespace, which becomes its own when it has put
-    something there: sessions that only call tools cost nothing.
+    A session without names gets an empty namespace, which becomes its own when it has put something
+    there: sessions that only call tools cost nothing.
 
     Parameters
     ----------
     shell
-        The shell. What it has now is that of anonymous work; each session begins with a copy.
+        The shell. Its present namespace is that of anonymous work; each session begins with a copy.
     """
 
     def __init__(self, shell: InteractiveShell) -> None:
         self._shell = shell
-        self._first = dict(shell.user_ns)  # with what the user's startup files have defined
-        self._first_hidden = dict(shell.user_ns_hidden)
+        self._initial = dict(shell.user_ns)  # with what the user's startup files have defined
+        self._initial_hidden = dict(shell.user_ns_hidden)
         self._flags = shell.compile.flags
-        self._shown = SessionNames(shell)
-        self._known: dict[str | None, SessionNames] = {None: self._shown}
-        self._empty: SessionNames | None = None
+        self._shown = SessionNamespace(shell)
+        self._known: dict[str | None, SessionNamespace] = {None: self._shown}
+        self._empty: SessionNamespace | None = None
         self._empty_values: list[Any] = []
 
     def is_shown(self, session: str | None) -> bool:
-        """Whether a session's names are shown, and nobody else's are mixed with them."""
+        """Whether a session's namespace is in place, without names of another session in it."""
         wanted = self._known.get(session, self._empty)
-        return wanted is self._shown and not self._is_taken()
+        return wanted is self._shown and not self._is_empty_used()
 
     def show(self, before: str | None, session: str | None) -> None:
-        """Show a session's names, after those of another one."""
-        if self._is_taken():
+        """Put a session's namespace in place, after that of another one."""
+        if self._is_empty_used():
             self._known[before] = self._shown
             self._empty = None
         wanted = self._known.get(session, self._empty)
@@ -348,11 +341,11 @@ class ShellNames:
         self._shown = wanted
 
     def forget(self, session: str) -> None:
-        """Drop a session's names, which are not shown."""
+        """Drop the namespace of a session, which is not in place."""
         self._known.pop(session, None)
 
-    def _is_taken(self) -> bool:
-        """Whether something was put into the empty namespace."""
+    def _is_empty_used(self) -> bool:
+        """Whether the empty namespace is in place and has been used."""
         if self._shown is not self._empty:
             return False
         shell, values = self._shell, self._shell.user_ns.values()
@@ -363,14 +356,14 @@ class ShellNames:
             or not all(map(operator.is_, values, self._empty_values))
         )
 
-    def _make_empty(self) -> SessionNames:
-        """Have the shell show a namespace that nobody has used."""
+    def _make_empty(self) -> SessionNamespace:
+        """Put a new, unused namespace in place."""
         from IPython.core.history import HistoryManager
 
         shell = self._shell
-        module = types.ModuleType("__main__", self._first.get("__doc__"))
+        module = types.ModuleType("__main__", self._initial.get("__doc__"))
         names = vars(module)
-        names.update(self._first)
+        names.update(self._initial)
         history = shell.history_manager = HistoryManager(shell=shell, parent=shell)
         history.outputs = defaultdict(list)  # else IPython has one for all
         own = {
@@ -383,7 +376,7 @@ class ShellNames:
         names.update(own)
         shell.user_module = module
         shell.user_ns = names
-        shell.user_ns_hidden = {**self._first_hidden, **own}
+        shell.user_ns_hidden = {**self._initial_hidden, **own}
         shell.ns_table = {**shell.ns_table, "user_global": names, "user_local": names}
         shell._main_mod_cache = {}  # noqa: SLF001 - as its own constructor does
         shell.execution_count = 1
@@ -391,11 +384,11 @@ class ShellNames:
         shell.last_execution_succeeded = True
         hook = shell.displayhook
         hook._ = hook.__ = hook.___ = ""
-        names.update(dict.fromkeys(_HOOKS, ""))
+        names.update(dict.fromkeys(_HOOK_FIELDS, ""))
         shell.compile.flags = self._flags
         shell.InteractiveTB.tb = None
         shell.set_completer_frame()  # type: ignore[no-untyped-call]
         sys.modules["__main__"] = module
-        self._empty = SessionNames(shell)
+        self._empty = SessionNamespace(shell)
         self._empty_values = list(names.values())
         return self._empty

@@ -1,4 +1,4 @@
-"""Where the chunks of a stream leave the worker, no faster than somebody takes them."""
+"""Sending of a stream's chunks from the worker, with credit-based flow control."""
 
 from __future__ import annotations
 
@@ -22,57 +22,57 @@ class StreamSender:
     ----------
     call_id
         The stream's call.
-    room
-        Chunks that may be sent before there is word that some were taken.
+    credit
+        Chunks that may be sent before the consumer grants more.
     lane, slot
-        Where to send, and where the owner notes that the consumer has left.
+        The lane, and its words, in which the owner records that the consumer has left.
     """
 
-    def __init__(self, call_id: int, room: int, lane: WorkerLane, slot: ControlWords) -> None:
-        self._room = room
+    def __init__(self, call_id: int, credit: int, lane: WorkerLane, slot: ControlWords) -> None:
+        self._credit = credit
         self._lane = lane
         self._slot = slot
         self._call_id = call_id
         self._message = messages.Chunk(call_id)
         self._header = messages.encode(self._message)
-        self._news: asyncio.Event | None = None
-        self._is_left = False
+        self._wakeup: asyncio.Event | None = None
+        self._is_cancelled = False
         self._sent = 0
 
-    def add_room(self, count: int) -> None:
-        """Take in that chunks were taken."""
-        self._room += count
-        self._tell()
+    def add_credit(self, count: int) -> None:
+        """Add the credit for chunks that the consumer has taken."""
+        self._credit += count
+        self._wake()
 
-    def leave(self) -> None:
-        """Take in that the consumer has left."""
-        self._is_left = True
-        self._tell()
+    def cancel(self) -> None:
+        """Stop sending: the consumer has left."""
+        self._is_cancelled = True
+        self._wake()
 
-    def _tell(self) -> None:
-        if self._news is not None:
-            self._news.set()
+    def _wake(self) -> None:
+        if self._wakeup is not None:
+            self._wakeup.set()
 
     def drain(self, chunks: Generator[Any, None, Any]) -> None:
         """Send what a generator yields; close it when the consumer leaves."""
         with contextlib.closing(chunks):
             for chunk in chunks:
                 self._send(chunk)
-                if self._room <= 0:
-                    self._lane.wait(self._may_go_on)
-                if self._has_left():
+                if self._credit <= 0:
+                    self._lane.wait(self._may_proceed)
+                if self._has_consumer_left():
                     return
 
     async def drain_async(self, chunks: AsyncGenerator[Any, None]) -> None:
-        """Do the same for an asynchronous generator."""
-        self._news = asyncio.Event()
+        """Do the same as `drain` for an asynchronous generator."""
+        self._wakeup = asyncio.Event()
         async with contextlib.aclosing(chunks):
             async for chunk in chunks:
                 self._send(chunk)
-                while not self._may_go_on():
-                    self._news.clear()
-                    await self._news.wait()
-                if self._has_left():
+                while not self._may_proceed():
+                    self._wakeup.clear()
+                    await self._wakeup.wait()
+                if self._has_consumer_left():
                     return
 
     def _send(self, chunk: object) -> None:
@@ -88,11 +88,11 @@ class StreamSender:
             self._lane.send(self._lane.marshaller.pack(self._message, body, buffers))
         else:
             self._lane.send(pack(self._header, body))
-        self._room -= 1
+        self._credit -= 1
 
-    def _may_go_on(self) -> bool:
-        return self._room > 0 or self._has_left()
+    def _may_proceed(self) -> bool:
+        return self._credit > 0 or self._has_consumer_left()
 
-    def _has_left(self) -> bool:
-        # The page tells while the producer is busy, and reads nothing from the lane.
-        return self._is_left or self._slot.left_call == self._call_id
+    def _has_consumer_left(self) -> bool:
+        # The page is read as well: a busy producer reads nothing from the lane.
+        return self._is_cancelled or self._slot.left_call == self._call_id

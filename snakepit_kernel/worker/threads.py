@@ -1,9 +1,8 @@
-"""Threads that calls and cells start: they know whose they are.
+"""Propagation of a call's or cell's context to the threads that it starts.
 
-Python starts a thread with an empty context, and a pool of threads runs what one call gives it in
-the thread that another one has started. So the two places where that happens are changed in a
-worker: a thread has the call or cell that started it, and what is given to an executor has the one
-that gave it.
+Python starts a thread with an empty context, and an executor runs the function of one call in the
+thread that another one has started. So both places are patched in a worker: a thread gets the
+context of the call or cell that started it, and a submitted function that of its submitter.
 """
 
 from __future__ import annotations
@@ -27,14 +26,14 @@ from ..tools.context import (
 Within = Callable[[], Callable[[], AbstractContextManager[None]]]
 
 
-def hand_on_contexts(shown_there: Within) -> None:
-    """Have threads know whose they are, in this process from now on.
+def propagate_contexts(current_cell: Within) -> None:
+    """Patch threads and executors of this process to propagate contexts.
 
     Parameters
     ----------
-    shown_there
-        Called where something is started: gives what it is to run within, so that what it shows
-        appears in the same cell.
+    current_cell
+        Called where a thread or function is started: returns a context manager factory under which
+        it runs, so that its output appears in the same cell.
     """
     start: Callable[[threading.Thread], None] = threading.Thread.start
     submit: Callable[..., Future[Any]] = ThreadPoolExecutor.submit
@@ -45,7 +44,7 @@ def hand_on_contexts(shown_there: Within) -> None:
         if starter is None:
             start(thread)
             return
-        run, within = thread.run, shown_there()
+        run, within = thread.run, current_cell()
 
         def run_() -> None:
             vars(thread).pop("run", None)  # or the thread would refer to itself
@@ -65,25 +64,25 @@ def hand_on_contexts(shown_there: Within) -> None:
     def submit_(
         self: ThreadPoolExecutor, fn: Callable[..., Any], /, *args: Any, **kwargs: Any
     ) -> Future[Any]:
-        giver = starting_here()
-        if giver is None:
+        submitter = starting_here()
+        if submitter is None:
             return submit(self, fn, *args, **kwargs)
-        return submit(self, _for(giver, shown_there(), fn), *args, **kwargs)
+        return submit(self, _in_context_of(submitter, current_cell(), fn), *args, **kwargs)
 
     threading.Thread.start = start_  # type: ignore[method-assign,assignment]
     ThreadPoolExecutor.submit = submit_  # type: ignore[method-assign,assignment]
 
 
-def _for(
-    giver: SessionContext,
+def _in_context_of(
+    submitter: SessionContext,
     within: Callable[[], AbstractContextManager[None]],
     function: Callable[..., Any],
 ) -> Callable[..., Any]:
-    """Make of a function one that runs on behalf of a call or cell, whichever thread runs it."""
+    """Wrap a function to run in the context of a call or cell, in any thread."""
 
     def run(*args: Any, **kwargs: Any) -> Any:
         before = context_of_call()
-        enter_call(giver)
+        enter_call(submitter)
         try:
             with within():
                 return function(*args, **kwargs)

@@ -2,7 +2,7 @@
 
 Renew the snapshot, after a look at what has changed::
 
-    python tests/guards/public_names.py > tests/fixtures/public_names.txt
+    python tests/compatibility/public_names.py > tests/fixtures/public_names.txt
 
 Everything is found as users find it, by the public package, entry points, the kernelspec and a pool
 that works; nothing here knows where a module lies. Annotations are as in the source, but for names
@@ -65,7 +65,7 @@ SPECIAL = (
 OUR_OWN = {
     "Limits": {"controllers", "of_process", "why_ended"},
     "Session": {"state"},
-    "SessionState": {"look_again", "number", "remember_host_tools", "serve", "store"},
+    "SessionState": {"number", "refresh", "remember_host_tools", "serve", "store"},
     "CallFuture": {"begin", "deliver", "keeper", "on_cancel", "wait_again"},
     "telemetry.Subscription": {"take"},
     "pool.tools[NAME]": {"checks"},
@@ -281,7 +281,7 @@ def parts_of_a_context() -> list[str]:
             label: sorted(name for name in dir(part) if not name.startswith("_"))
             for label, part in parts.items()
         }
-    names["context().variables"].remove("read_anew")  # our own: no documentation names it
+    names["context().variables"].remove("invalidate")  # our own: no documentation names it
     return [f"{label} in a worker: {', '.join(found)}" for label, found in names.items()]
 
 

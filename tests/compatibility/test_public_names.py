@@ -22,7 +22,7 @@ def test_what_is_public_is_as_it_was():
     if changes:
         pytest.fail(
             "what users hold on to has changed; if that is wanted, and has a changelog fragment, "
-            "renew the snapshot: python tests/guards/public_names.py > "
+            "renew the snapshot: python tests/compatibility/public_names.py > "
             f"tests/fixtures/{SNAPSHOT.name}\n" + "\n".join(changes),
             pytrace=False,
         )

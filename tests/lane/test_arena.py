@@ -462,9 +462,9 @@ LIES: dict[str, Callable[[Region], Region]] = {
 def test_a_place_that_is_none_is_a_value_error_at_both_ends(arena, lie):
     place = arena.put(pages(1))
 
-    with pytest.raises(ValueError, match="Place"):
+    with pytest.raises(ValueError, match="Region"):
         arena.reader.view(lie(place))
-    with pytest.raises(ValueError, match="Place"):
+    with pytest.raises(ValueError, match="Region"):
         arena.writer.view(lie(place))
 
 
@@ -472,7 +472,7 @@ def test_a_reference_to_more_than_a_region_is_a_value_error(arena):
     place = arena.put(pages(1))
     arena.put(pages(1))
 
-    with pytest.raises(ValueError, match="Place"):
+    with pytest.raises(ValueError, match="Region"):
         arena.writer.view(Region(place.offset, place.length + 1, place.ticket))
 
 
@@ -532,7 +532,7 @@ reader = ArenaReader(fd, offset, limit)
 views = {}
 for line in sys.stdin:
     verb, *numbers = line.split()
-    place = Place(*map(int, numbers))
+    place = Region(*map(int, numbers))
     if verb == "view":
         views[place.ticket] = reader.view(place)
         answer(bytes(views[place.ticket][:3]).decode())

@@ -30,7 +30,7 @@ def test_an_interrupt_waits_for_what_must_not_be_half_done(page):
     done: list[str] = []
 
     def call() -> None:
-        with interrupts.held():
+        with interrupts.deferred():
             slot.interrupted_call = CALL
             signal.raise_signal(signal.SIGINT)
             time.sleep(0.01)
@@ -52,9 +52,9 @@ def test_it_waits_for_the_outer_one_when_one_of_them_is_inside_of_another(page):
     done: list[str] = []
 
     def call() -> None:
-        with interrupts.held():
+        with interrupts.deferred():
             slot.interrupted_call = CALL
-            with interrupts.held():
+            with interrupts.deferred():
                 signal.raise_signal(signal.SIGINT)
             time.sleep(0.01)
             done.append("all of it")
@@ -70,7 +70,7 @@ def test_an_interrupt_that_comes_later_is_not_put_off(page):
     slot = page.slot(0)
     interrupts = InterruptRouter(slot)
     install(interrupts, [])
-    with interrupts.held():
+    with interrupts.deferred():
         pass
 
     def call() -> None:
