@@ -25,11 +25,11 @@ from ..ids import is_run_id
 from ..paths import data_dir
 from ..store.recovery import (
     FAILURES,
-    claim,
+    decode_lossy,
+    ensure_private,
     is_sound,
     locked,
     may_be_damage,
-    readable,
     set_aside,
 )
 from ..store.rescue import copy_rows
@@ -572,9 +572,9 @@ def _is_timestamp(value: object) -> bool:
 
 def _transaction(path: Path, statements: Sequence[Statement]) -> list[Any]:
     # A connection for each transaction: none is shared with a forked child or a thread.
-    claim(path)
+    ensure_private(path)
     connection = sqlite3.connect(path, timeout=BUSY_PATIENCE)
-    connection.text_factory = readable  # or one invalid text would hide all rows
+    connection.text_factory = decode_lossy  # or one invalid text would hide all rows
     try:
         connection.execute("PRAGMA journal_mode = WAL")
         connection.execute("PRAGMA synchronous = FULL")
