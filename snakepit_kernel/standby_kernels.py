@@ -1,6 +1,6 @@
-"""Kernels that are started ahead and wait to be needed.
+"""Standby kernels: started ahead, they wait for an assignment.
 
-They belong to this process, and end with it. One is taken in the time of a message; the next is
+They belong to this process, and end with it. Assigning one takes as long as a message; the next is
 started in the background.
 """
 
@@ -25,25 +25,25 @@ logger = logging.getLogger(__name__)
 
 LABEL = "kept ready"
 
-DELAY = 0.5
-"""Seconds between a start and the start of the next one ahead: the first cells come first."""
+REFILL_DELAY = 0.5
+"""Seconds between a start and that of the next standby kernel: the first cells have priority."""
 
 
 MAX_STANDBY_KEYS = 4
-"""Sorts of kernels that are kept ready at most; then those end that were needed longest ago."""
+"""Maximum number of keys with standby kernels; beyond it the least recently used one's end."""
 
 
 class StandbyKey(NamedTuple):
-    """What kernels have in common that can stand in for each other.
+    """Key of interchangeable standby kernels.
 
     Attributes
     ----------
     kind
-        Of their template.
+        Kind of their template.
     command
-        Without connection file and run id.
+        Their command, without connection file and run id.
     variables
-        Of the environment that may matter to imports.
+        Environment variables that may matter to imports.
     grace
         Seconds between SIGTERM and SIGKILL.
     """
@@ -57,7 +57,7 @@ class StandbyKey(NamedTuple):
 def standby_key(
     kind: TemplateKind, command: Sequence[str], env: Mapping[str, str], grace: float
 ) -> StandbyKey:
-    """Return which kernels can stand in for the one of a command."""
+    """Return the key of the standby kernels that can run a command."""
     words = [word for word in command if not word.startswith(RUN_ID_OPTION)]
     if "-f" in words:
         at = words.index("-f")
@@ -66,7 +66,7 @@ def standby_key(
 
 
 class StandbyKernels:
-    """The kernels that wait in this process."""
+    """The standby kernels of this process."""
 
     def __init__(self) -> None:
         self._lock = Lock()
@@ -79,7 +79,7 @@ class StandbyKernels:
     async def acquire(
         self, key: StandbyKey, env: Mapping[str, str], cwd: str | None
     ) -> GuardedRun | None:
-        """Return one that can become the kernel that is needed, or None."""
+        """Return a standby kernel with a key, ready for an assignment, or None."""
         if not self._waiting.get(key):
             return None
         try:
@@ -91,11 +91,11 @@ class StandbyKernels:
             template = None
         with self._lock:
             waiting = self._waiting.pop(key, [])
-            fit = [run for run in waiting if run.process.template is template and _answers(run)]
+            fit = [run for run in waiting if run.process.template is template and _is_usable(run)]
             self._waiting[key] = fit[1:]
         for run in waiting:
             if run not in fit:
-                loop_thread = self._in_background()
+                loop_thread = self._background_loop()
                 loop_thread.soon(lambda run=run, spawn=loop_thread.spawn: spawn(run.end(0.0)))
         return fit[0] if fit else None
 
@@ -107,9 +107,9 @@ class StandbyKernels:
         cwd: str | None,
         registry: Registry,
     ) -> None:
-        """See to it, in the background, that as many wait as are wanted."""
+        """Start missing standby kernels of a key in the background."""
         with self._lock:
-            self._waiting[key] = self._waiting.pop(key, [])  # the last: it was needed last
+            self._waiting[key] = self._waiting.pop(key, [])  # last in order: most recently used
             surplus = [
                 run
                 for old in list(self._waiting)[: -MAX_STANDBY_KEYS or None]
@@ -117,7 +117,7 @@ class StandbyKernels:
             ]
             missing = count - len(self._waiting[key]) - self._starting.get(key, 0)
             self._starting[key] = self._starting.get(key, 0) + max(0, missing)
-        loop_thread = self._in_background()
+        loop_thread = self._background_loop()
         for run in surplus:
             loop_thread.soon(lambda run=run, spawn=loop_thread.spawn: spawn(run.end(0.0)))
         if missing <= 0:
@@ -133,7 +133,7 @@ class StandbyKernels:
         self, key: StandbyKey, count: int, env: dict[str, str], cwd: str | None, registry: Registry
     ) -> None:
         try:
-            await asyncio.sleep(DELAY)
+            await asyncio.sleep(REFILL_DELAY)
             for _ in range(count):
                 run_id = new_run_id()
                 run = await GuardedRun.start(
@@ -149,7 +149,7 @@ class StandbyKernels:
                 )
                 with self._lock:
                     self._waiting.setdefault(key, []).append(run)
-        except (StartFailed, OSError) as error:  # the next kernel is started when it is needed
+        except (StartFailed, OSError) as error:  # without it, a kernel is started when needed
             logger.info("no kernel could be started ahead: %s", error)
         finally:
             with self._lock:
@@ -157,7 +157,7 @@ class StandbyKernels:
                 if left > 0:
                     self._starting[key] = left
 
-    def _in_background(self) -> LoopThread:
+    def _background_loop(self) -> LoopThread:
         with self._lock:
             if self._loop_thread is None:
                 self._one_at_a_time = asyncio.Lock()
@@ -165,9 +165,9 @@ class StandbyKernels:
             return self._loop_thread
 
     def close(self) -> None:
-        """End all that wait; return when that is verified.
+        """End all standby kernels; return when that is verified.
 
-        After a Ctrl-C in it, it may be called again.
+        It may be called again after a Ctrl-C.
         """
         with self._ending:
             if (loop_thread := self._loop_thread) is None:
@@ -188,12 +188,12 @@ class StandbyKernels:
             with self._lock:
                 waiting = [run for runs in self._waiting.values() for run in runs]
                 self._waiting.clear()
-                # One that was cancelled before it began has not counted itself.
+                # A start that was cancelled before it began has not corrected its count.
                 self._starting.clear()
             await asyncio.gather(*(run.end(0.0) for run in waiting))
 
 
-def _answers(run: GuardedRun) -> bool:
+def _is_usable(run: GuardedRun) -> bool:
     process = run.process
     return process.poll() is None and not process.is_gone and not process.is_stopped
 
@@ -206,7 +206,7 @@ close = _standby_kernels.close
 
 
 def _forget() -> None:
-    """In a forked child: they are the parent's."""
+    """In a forked child: forget the parent's standby kernels."""
     _standby_kernels.__init__()  # type: ignore[misc]
 
 

@@ -365,7 +365,7 @@ def test_as_many_sorts_are_kept_ready_as_is_decent(start, monkeypatch):
 
 
 def test_none_waits_for_a_command_that_could_not_take_it(start, write_kernelspec, monkeypatch):
-    monkeypatch.setattr(standby_kernels, "DELAY", 0.0)
+    monkeypatch.setattr(standby_kernels, "REFILL_DELAY", 0.0)
     argv = [sys.executable, "-m", "snakepit_kernel.kernel"]
     provisioner = {"provisioner_name": "snakepit-provisioner", "config": {"tag_command": True}}
     write_kernelspec(

@@ -181,7 +181,7 @@ def _checksum(content: bytes) -> bytes:
 
 
 def _can_be_read(path: Path) -> bool:
-    """Let SQLite read the log, read-only, so that it copies nothing into the database at the end."""
+    """Let SQLite read the log; read-only, or closing would copy it into the database."""
     address = f"file:{quote(str(path))}?mode=ro"
     try:
         connection = sqlite3.connect(address, uri=True)
