@@ -211,12 +211,12 @@ def many_sessions(folder: Path):
     spec = {f"v{number}": ("float", 0.5) for number in range(20)}
     for name, count in (("ten", 10), ("many", 10_000)):
         path = folder / f"{name}.sqlite"
-        KEPT.append(open_store(path))
+        MAX_IDLE.append(open_store(path))
         for number in range(count):
             if number % 2000 == 1999:
                 print(f"{number + 1:,} sessions")
             open_session(f"s{number}", store=path).variables.register_many(spec)
-    return KEPT[-1]
+    return MAX_IDLE[-1]
 
 
 WRITER = """
@@ -267,7 +267,7 @@ def write_at_once(folder: Path, seconds: float) -> None:
 
 
 CLOSERS: list[Callable[[], object]] = []
-KEPT: list[object] = []
+MAX_IDLE: list[object] = []
 
 
 def measure(rounds: int, count: int) -> None:
@@ -284,7 +284,7 @@ def measure(rounds: int, count: int) -> None:
     finally:
         for close in CLOSERS:
             close()
-        KEPT.clear()
+        MAX_IDLE.clear()
         shutil.rmtree(folder, ignore_errors=True)
 
 

@@ -1,7 +1,7 @@
 """Supervised, stateful Python workers for Jupyter.
 
-The public names are imported when they are first used: the kernel's own start imports this package
-and must not pay for the pool.
+The public names are imported at their first use: the kernel's own start imports this package and
+must not pay for the pool.
 """
 
 from __future__ import annotations
@@ -137,7 +137,7 @@ __all__ = [
 
 find_moved_modules()
 
-_HOMES = {
+_MODULES = {
     "Adapter": "tools.adapter",
     "CallFuture": "pool.results",
     "CellResult": "pool.results",
@@ -181,7 +181,7 @@ def __getattr__(name: str) -> Any:
 
     if name == "telemetry":
         return importlib.import_module(".telemetry", __name__)
-    module = importlib.import_module(f".{_HOMES.get(name, 'errors')}", __name__)
+    module = importlib.import_module(f".{_MODULES.get(name, 'errors')}", __name__)
     value = globals()[name] = getattr(module, name)
     return value
 

@@ -1,4 +1,4 @@
-"""What errors tell of the call that failed."""
+"""Details of a failed call, which errors carry."""
 
 from __future__ import annotations
 
@@ -7,18 +7,18 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Attempt:
-    """One time that a call was made in vain.
+    """A failed attempt of a call.
 
     Attributes
     ----------
     worker
         Name of the worker; None when it did not get one.
     category
-        Of the error: ``"died", "timeout", "queue", "start", "tool"``.
+        Category of the error: ``"died", "timeout", "queue", "start", "tool"``.
     reason
         The error, in one line.
     queue_seconds, run_seconds
-        How long it waited for the worker, and ran there.
+        Seconds that it waited for the worker, and ran there.
     """
 
     worker: str | None
@@ -34,7 +34,7 @@ class Attempt:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CallDetails:
-    """Whose an error is: which call of which pool, where it ran, and for how long.
+    """The call that an error belongs to: its pool, worker, session and times.
 
     Attributes
     ----------
@@ -45,15 +45,15 @@ class CallDetails:
     session
         The session; None for none.
     worker, pid
-        The worker that had it last, and that one's process; None when it did not get one.
+        The last worker that ran it, and its process; None when it did not get one.
     queue_seconds, run_seconds
-        How long it waited for that worker, and ran there.
+        Seconds that it waited for that worker, and ran there.
     correlation_id
-        Of the call, as worker, host tools and events have it.
+        Correlation id of the call, the same in worker, host tools and events.
     attempts
         The attempts before the last one.
     advice
-        What to do about it; empty where the error itself says so.
+        What to do about it; empty when the error itself says that.
     """
 
     pool: str
@@ -68,12 +68,12 @@ class CallDetails:
     advice: str = ""
 
     def __str__(self) -> str:
-        place = f"pool {self.pool!r}"
+        text = f"pool {self.pool!r}"
         if self.worker is not None:
-            place += f", worker {self.worker} (pid {self.pid})"
+            text += f", worker {self.worker} (pid {self.pid})"
         if self.session is not None:
-            place += f", session {self.session!r}"
-        text = f"{place}: {self.call} waited {_shown(self.queue_seconds)}"
+            text += f", session {self.session!r}"
+        text = f"{text}: {self.call} waited {_shown(self.queue_seconds)}"
         if self.worker is not None:
             text += f" and ran {_shown(self.run_seconds)}"
         text += f" (call {self.correlation_id})"

@@ -1,34 +1,34 @@
-"""Every exception of the package, and the tree they form.
+"""All exceptions of the package, and their tree.
 
 ::
 
-    SnakepitError                 the world failed
+    SnakepitError                 an external failure
     ├── PoolSaturated             the queue was full
     ├── QueueTimeout              no worker became free in time        (also TimeoutError)
     ├── CallTimeout               a deadline passed                    (also TimeoutError)
-    ├── WorkerBusy                the only workers that could do it are busy, or wait for it
+    ├── WorkerBusy                the only workers that could run it are busy, or wait for it
     ├── WorkerDied                a worker's process ended
     ├── SessionLost               the worker that a session is bound to has ended
     ├── PoolClosed                the pool has ended                   (also RuntimeError)
     ├── PoolDegraded              its workers end as soon as they start
-    ├── BreakerOpen               it fails again and again, and rests
-    ├── CellsOnly                 a pool's kernel does nothing but run cells (also TypeError)
+    ├── BreakerOpen               too many calls failed in a row
+    ├── CellsOnly                 a pool's kernel only runs cells      (also TypeError)
     ├── ToolNotFound              no tool of that name                 (also LookupError)
     ├── InvalidArguments          arguments do not fit the tool        (also ValueError)
-    ├── ValueTooLarge             a value is larger than it may be     (also ValueError)
+    ├── ValueTooLarge             a value exceeds its size limit       (also ValueError)
     ├── SessionNotFound           no session of that name, or no more  (also LookupError)
-    ├── QuotaExceeded             there are as many as there may be
+    ├── QuotaExceeded             a maximum number is reached
     ├── VariableNotFound          no variable of that name             (also KeyError)
     ├── VariableTypeError         a value is not of the variable's type (also ValueError)
-    ├── ConstraintViolation       a value is not what a variable may be (also ValueError)
+    ├── ConstraintViolation       a value breaks a variable's constraint (also ValueError)
     ├── VariableLocked            a variable must not be changed now
-    ├── VersionConflict           somebody else changed a variable
-    ├── BatchRejected             several variables at once, and some of them cannot be
+    ├── VersionConflict           a variable was changed by somebody else
+    ├── BatchRejected             some of several variables cannot be set (also ValueError)
     ├── ProgramNotFound           no program of that name              (also KeyError)
-    ├── ProgramDamaged            a program is not what was stored
+    ├── ProgramDamaged            a program differs from what was stored
     ├── StoreError                the store could not be read or written
-    ├── ToolError                 an exception raised at the other end
-    │   └── CellError             … while it ran a cell
+    ├── ToolError                 an exception raised by remote code
+    │   └── CellError             … by a cell
     ├── StartFailed               a process could not be started
     └── SurvivorsError            processes of a run could not be ended
 
@@ -90,16 +90,16 @@ def _printing(tell: Callable[[Any], str]) -> Callable[[Any], str]:
 
 
 class SnakepitError(Exception):
-    """Base of all errors that this package raises for a failure of the world.
+    """Base of all errors that this package raises for external failures.
 
-    Its text is printable, whatever the fields hold of other processes: see `printable`.
+    Its text is printable, even if fields contain text of other processes: see `printable`.
 
     Attributes
     ----------
     correlation_id
-        Of the call that it is about, as worker, host tools and events have it; empty for none.
+        Correlation id of its call, the same in worker, host tools and events; empty for none.
     details
-        Which call it is about, where that ran and for how long; None for an error of no call.
+        Its call, where that ran and for how long; None for an error that belongs to no call.
     """
 
     correlation_id: str = ""
@@ -107,7 +107,7 @@ class SnakepitError(Exception):
 
     def __init_subclass__(cls) -> None:
         super().__init_subclass__()
-        if (own := cls.__dict__.get("__str__")) is not None:  # here, so that none forgets it
+        if (own := cls.__dict__.get("__str__")) is not None:  # here, so that no class forgets it
             cls.__str__ = _printing(own)  # type: ignore[method-assign]
 
     def __str__(self) -> str:
@@ -154,10 +154,10 @@ class CallTimeout(SnakepitError, TimeoutError):
     worker
         Name of the worker that ran it, or None when it did not start.
     stacks
-        Where all the worker's threads were when the deadline passed, as `faulthandler` tells. The
-        error's text shows what is the call's own.
+        Stacks of all the worker's threads when the deadline passed, as `faulthandler` formats them.
+        The error's text shows the call's own.
     was_replaced
-        Whether the worker did not heed the interrupt, and was replaced.
+        Whether the worker ignored the interrupt, and was replaced.
     """
 
     def __init__(
@@ -195,10 +195,10 @@ class WorkerBusy(SnakepitError):
     Attributes
     ----------
     workers
-        Names of the workers that could do it.
+        Names of the workers that could run it.
     session_id
         The session that must not wait for its home (``affinity="strict_fail_fast"``); None when
-        whoever could do it waits for it.
+        all workers that could run it wait for it.
     """
 
     def __init__(
@@ -234,9 +234,9 @@ class WorkerDied(SnakepitError):
     status
         Its exit status; negative for a signal, as in :mod:`subprocess`. ``None`` when unknown.
     output
-        The last of what the process wrote, at most 4 KiB.
+        The last output of the process, at most 4 KiB.
     reason
-        Why it was ended, in words, where its pool did that; else empty.
+        Why its pool ended it, as text; empty when the pool did not.
     """
 
     def __init__(self, worker: str, status: int | None, output: str = "", reason: str = "") -> None:
@@ -264,7 +264,7 @@ class SessionLost(SnakepitError):
     worker
         Name of the worker.
     reason
-        Why that was ended, in words, where its pool did that; else empty.
+        Why its pool ended it, as text; empty when the pool did not.
     """
 
     def __init__(self, session_id: str, worker: str, reason: str = "") -> None:
@@ -298,7 +298,7 @@ class PoolClosed(SnakepitError, RuntimeError):
 
 
 class PoolDegraded(SnakepitError):
-    """A pool has no worker left: each ended as soon as it was started. It is tried again.
+    """A pool has no worker left: each ended as soon as it was started. The pool retries.
 
     Attributes
     ----------
@@ -321,18 +321,18 @@ class PoolDegraded(SnakepitError):
 
 
 class BreakerOpen(SnakepitError):
-    """A pool's calls fail again and again; this one was not made.
+    """Too many calls of a pool failed in a row; this one was not made.
 
     Attributes
     ----------
     pool
         Name of the pool.
     failures
-        How many calls failed one after the other.
+        Number of calls that failed in a row.
     seconds
-        Until one is tried again.
+        Seconds until the next attempt.
     last
-        The last failure, in words.
+        The last failure, as text.
     """
 
     def __init__(self, pool: str, failures: int, seconds: float, last: str) -> None:
@@ -356,7 +356,7 @@ class CellsOnly(SnakepitError, TypeError):
     Attributes
     ----------
     what
-        What was asked for.
+        The requested operation.
     kernel_name
         The kernelspec of the workers.
     reason
@@ -385,7 +385,7 @@ class ToolNotFound(SnakepitError, LookupError):
     Attributes
     ----------
     hint
-        Where it has gone, and how to get it back; empty when it never was there.
+        Why it is gone, and how to get it back; empty when it never existed.
     """
 
     def __init__(self, tool: str, known: Sequence[str], hint: str = "") -> None:
@@ -421,7 +421,7 @@ class InvalidArguments(SnakepitError, ValueError):
 
 
 class ValueTooLarge(SnakepitError, ValueError):
-    """A value is larger than a pool lets travel, or a session lets a variable be."""
+    """A value exceeds the size limit of a pool's messages, or of a session's variables."""
 
     def __init__(
         self, limit_bytes: int, setting: str = "max_value_bytes of the pool", what: str = "it"
@@ -439,7 +439,7 @@ class ValueTooLarge(SnakepitError, ValueError):
 
 
 class SessionNotFound(SnakepitError, LookupError):
-    """A session does not exist, or not any more."""
+    """A session does not exist, or no longer exists."""
 
     def __init__(self, session_id: str, known: Sequence[str] = ()) -> None:
         super().__init__(session_id, tuple(known))
@@ -456,7 +456,7 @@ class SessionNotFound(SnakepitError, LookupError):
 
 
 class QuotaExceeded(SnakepitError):
-    """There are as many of something as there may be; nothing was added."""
+    """The maximum number of something is reached; nothing was added."""
 
     def __init__(self, what: str, limit: int, remedy: str) -> None:
         super().__init__(what, limit, remedy)
@@ -502,11 +502,11 @@ class ConstraintViolation(SnakepitError, ValueError):
     name
         Name of the variable.
     constraint
-        Which constraint: ``"min"``, ``"max"``, ``"choices"`` …
+        The constraint: ``"min"``, ``"max"``, ``"choices"`` …
     bound
-        What that allows.
+        Its bound.
     problem
-        What is wrong, without the value, which may be a secret.
+        Description of the violation, without the value, which may be a secret.
     """
 
     def __init__(self, name: str, constraint: str, bound: object, problem: str) -> None:
@@ -554,7 +554,7 @@ class BatchRejected(SnakepitError, ValueError):
     Attributes
     ----------
     errors
-        Why, by name.
+        The errors, by name of the variable.
     """
 
     def __init__(self, errors: Mapping[str, Exception]) -> None:
@@ -579,7 +579,7 @@ class ProgramNotFound(SnakepitError, KeyError):
 
 
 class ProgramDamaged(SnakepitError):
-    """A program is not what was stored under its name."""
+    """A program differs from what was stored under its name."""
 
     def __init__(self, name: str, problem: str) -> None:
         super().__init__(name, problem)
@@ -591,7 +591,7 @@ class ProgramDamaged(SnakepitError):
 
 
 class StoreError(SnakepitError):
-    """The store of sessions could not be read or written; what was there is there still."""
+    """The store of sessions could not be read or written; nothing was lost."""
 
     def __init__(self, path: str, problem: str, remedy: str) -> None:
         super().__init__(path, problem, remedy)
@@ -604,7 +604,7 @@ class StoreError(SnakepitError):
 
 
 class ToolError(SnakepitError):
-    """An exception raised by code that ran at the other end: in a worker, or by a host tool.
+    """An exception raised by remote code: in a worker, or by a host tool.
 
     Attributes
     ----------
@@ -613,11 +613,11 @@ class ToolError(SnakepitError):
     message
         Its text.
     remote_traceback
-        The full traceback of the other end, with causes, contexts and notes.
+        The full remote traceback, with causes, contexts and notes.
     place
         ``"worker"``, or ``"notebook"`` for a host tool.
 
-    ``__cause__`` is the original exception when it could travel.
+    ``__cause__`` is the original exception if it could be pickled.
     """
 
     def __init__(
@@ -653,7 +653,7 @@ class CellError(ToolError):
         self.traceback = tuple(traceback)
 
     def _render_traceback_(self) -> list[str]:
-        """Give IPython the worker's traceback in the place of our own frames."""
+        """Return the worker's traceback, which IPython shows instead of our own frames."""
         return list(self.traceback)
 
 
@@ -667,7 +667,7 @@ class StartFailed(SnakepitError):
     cause
         Why it failed.
     output
-        The last of what the process wrote, at most 4 KiB.
+        The last output of the process, at most 4 KiB.
     """
 
     def __init__(self, what: str, cause: str, output: str = "") -> None:
@@ -705,15 +705,15 @@ class SurvivorsError(SnakepitError):
 
 
 def _where(stacks: str) -> list[str]:
-    """Return the places of users' code in the stacks of a worker's threads.
+    """Return the frames of users' code in the stacks of a worker's threads.
 
-    They end where a thread comes out of the worker's own code, or of IPython's.
+    Frames from the worker's own or IPython's code on are left out.
     """
     shown: list[str] = []
     for block in stacks.split("\n\n"):
         places = [line for line in block.splitlines() if line.startswith("  File ")]
         if any(_STARTS_THREADS in place for place in places):
-            continue  # beside the work itself
+            continue  # a thread that the call has started, not the call itself
         ends = (i for i, place in enumerate(places) if any(o in place for o in _OWN_PLACES))
         end = next(ends, 0)
         shown += places[: min(end, _SHOWN_PLACES)]
@@ -721,12 +721,12 @@ def _where(stacks: str) -> list[str]:
 
 
 _OWN_PLACES = ("/snakepit_kernel/", "/IPython/core/interactiveshell.py")
-_STARTS_THREADS = "/snakepit_kernel/tools/threads.py"
+_STARTS_THREADS = "/snakepit_kernel/worker/threads.py"
 _SHOWN_PLACES = 10
 
 
 def describe_exit(status: int | None) -> str:
-    """Say in words how a process ended, from its exit status as :mod:`subprocess` gives it."""
+    """Describe how a process ended, given its exit status as in :mod:`subprocess`."""
     if status is None:
         return "died"
     if status >= 0:
@@ -740,7 +740,7 @@ def describe_exit(status: int | None) -> str:
 
 
 def suggest(name: str, known: Iterable[str]) -> str:
-    """Return the end of a sentence that names what the user may have meant."""
+    """Return the end of a sentence with the names that the user may have meant."""
     names = sorted(known)
     if not names:
         return "; there are none"

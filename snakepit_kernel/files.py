@@ -1,8 +1,8 @@
-"""Private directories and files: ours alone, whatever the umask, and never behind a link.
+"""Private directories and files: accessible to this user only, and never through a link.
 
-What others could have put there is refused by name. Files are looked at through descriptors that
-only name them (``O_PATH``): to open and close a database would take away the locks that SQLite has
-on it in this process.
+The umask does not matter. Files that others could have put there are refused with a reason. Files
+are inspected through ``O_PATH`` descriptors: opening and closing a database would release the locks
+that SQLite holds on it in this process.
 """
 
 from __future__ import annotations
@@ -15,21 +15,21 @@ import uuid
 from pathlib import Path
 
 OTHERS = 0o077
-"""The rights of everybody but the owner."""
+"""The permissions of all users except the owner."""
 
 PRIVATE = 0o600
 PRIVATE_DIRECTORY = 0o700
 
-_LOOK = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC
+_PATH_ONLY = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
 class NotOurs(PermissionError):
-    """Something has the name of a file or directory of ours, and may be somebody else's.
+    """A path that should be a private file or directory of ours may be somebody else's.
 
     Attributes
     ----------
     path
-        What it is.
+        The path.
     problem
         What is wrong with it.
     remedy
@@ -46,7 +46,7 @@ class NotOurs(PermissionError):
         return f"{self.path} {self.problem}; {self.remedy}"
 
 
-class Foreign(NotOurs):
+class OwnedByOther(NotOurs):
     """It belongs to another user."""
 
 
@@ -54,17 +54,17 @@ class Foreign(NotOurs):
 
 
 def make_directory(path: Path) -> None:
-    """Make a directory that only we can enter, and so those above it that are missing.
+    """Create a private directory, and its missing parents.
 
-    What is there already stays as it is.
+    Existing directories are not changed.
 
     Raises
     ------
     OSError
-        It cannot be made.
+        It cannot be created.
     """
     try:
-        os.mkdir(path, PRIVATE_DIRECTORY)  # noqa: PTH102 - pathlib gives parents all the umask leaves
+        os.mkdir(path, PRIVATE_DIRECTORY)  # noqa: PTH102 - pathlib creates parents with the umask
     except FileNotFoundError:
         make_directory(path.parent)
         with contextlib.suppress(FileExistsError):  # another process was faster
@@ -74,16 +74,16 @@ def make_directory(path: Path) -> None:
 
 
 def check_directory(path: Path) -> None:
-    """See that a directory is one, and no link; that it is ours, and that only we can enter it.
+    """Check that a path is a directory and no link, belongs to this user, and is private.
 
     Raises
     ------
     NotOurs
         It is not.
     OSError
-        It cannot be looked at.
+        It cannot be inspected.
     """
-    descriptor = os.open(path, _LOOK)
+    descriptor = os.open(path, _PATH_ONLY)
     try:
         status = os.fstat(descriptor)
     finally:
@@ -94,7 +94,7 @@ def check_directory(path: Path) -> None:
     if not stat.S_ISDIR(status.st_mode):
         raise NotOurs(str(path), "is no directory", "remove it")
     if (mode := stat.S_IMODE(status.st_mode)) & OTHERS:
-        is_shared = mode & stat.S_ISVTX  # as /tmp: it must stay as it is
+        is_shared = mode & stat.S_ISVTX  # such as /tmp: it must not be changed
         raise NotOurs(
             str(path),
             f"is open to others (mode {mode:04o}): who knows what they have put there",
@@ -108,47 +108,47 @@ def check_directory(path: Path) -> None:
 
 
 def check_file(path: Path, *, links: int = 1) -> bool:
-    """See that a file is ours alone, if there is one; say whether there is.
+    """Check that a file is private, if it exists; return whether it exists.
 
-    Rights that others have are taken away.
+    Permissions of other users are removed.
 
     Parameters
     ----------
     path
         The file.
     links
-        How many names it may have.
+        Maximum number of its hard links.
 
     Raises
     ------
     NotOurs
-        It is a link, no regular file, another user's, or has other names as well.
+        It is a symbolic link, not a regular file, another user's, or has more hard links.
     OSError
-        It cannot be looked at.
+        It cannot be inspected.
     """
     try:
         _check(os.lstat(path), str(path), links)
     except FileNotFoundError:
         return False
-    except _TooWide:
+    except _TooPermissive:
         pass
     else:
         return True
     try:
-        descriptor = os.open(path, _LOOK)
+        descriptor = os.open(path, _PATH_ONLY)
     except FileNotFoundError:
         return False
     try:
-        with contextlib.suppress(_TooWide):
+        with contextlib.suppress(_TooPermissive):
             _check(os.fstat(descriptor), str(path), links)
-        os.chmod(f"/proc/self/fd/{descriptor}", PRIVATE)  # noqa: PTH101 - not what has the name now
+        os.chmod(f"/proc/self/fd/{descriptor}", PRIVATE)  # noqa: PTH101 - this very file
     finally:
         os.close(descriptor)
     return True
 
 
 def create_file(path: Path) -> None:
-    """Make an empty private file when there is none, without opening it; else `check_file`."""
+    """Create an empty private file without opening it; check it if it exists already."""
     if not check_file(path):
         try:
             os.mknod(path, stat.S_IFREG | PRIVATE)
@@ -157,9 +157,9 @@ def create_file(path: Path) -> None:
 
 
 def open_file(path: Path | str, flags: int, *, links: int = 1) -> int:
-    """Open a private file, and make it if the flags say so; return its descriptor.
+    """Open a private file, created if the flags say so; return its descriptor.
 
-    Rights that others have are taken away.
+    Permissions of other users are removed.
 
     Parameters
     ----------
@@ -176,15 +176,15 @@ def open_file(path: Path | str, flags: int, *, links: int = 1) -> int:
         It cannot be opened.
     """
     try:
-        # What is no file shall be told, not waited for.
+        # O_NONBLOCK: a pipe must give an error and not block.
         descriptor = os.open(path, flags | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK, PRIVATE)
     except OSError:
-        check_file(Path(path), links=links)  # that says more
+        check_file(Path(path), links=links)  # it raises a better error
         raise
     try:
         try:
             _check(os.fstat(descriptor), str(path), links)
-        except _TooWide:
+        except _TooPermissive:
             os.fchmod(descriptor, PRIVATE)
         os.set_blocking(descriptor, True)
     except BaseException:
@@ -199,13 +199,13 @@ def read_file(path: Path) -> str:
         return file.read()
 
 
-def read_given(path: Path) -> bytes:
-    """Return what is in a regular file, whoever has made it; links are followed.
+def read_any_file(path: Path) -> bytes:
+    """Return the contents of a regular file of any owner; links are followed.
 
     Raises
     ------
     NotOurs
-        It is no regular file: a pipe would be waited for, and a device may have no end.
+        It is not a regular file: reading a pipe would block, and a device may have no end.
     OSError
         It cannot be read.
     """
@@ -217,17 +217,17 @@ def read_given(path: Path) -> bytes:
 
 
 def read_json(path: Path) -> object:
-    """Return what a regular file of JSON holds, whoever has made it.
+    """Return the value in a regular JSON file of any owner.
 
     Raises
     ------
     ValueError
-        It holds no JSON, or more in each other than anybody has written.
+        It is not JSON, or nested too deeply.
     OSError
-        As for `read_given`.
+        As for `read_any_file`.
     """
     try:
-        found: object = json.loads(read_given(path))
+        found: object = json.loads(read_any_file(path))
     except RecursionError as error:
         msg = "there are too many lists or objects in each other"
         raise ValueError(msg) from error
@@ -235,14 +235,14 @@ def read_json(path: Path) -> object:
 
 
 def write_file(path: Path, text: str) -> None:
-    """Write a file whole or not at all: private, or with the rights of the one in its place.
+    """Write a file atomically: private, or with the permissions of the file that it replaces.
 
-    A link in its place is replaced and not followed. Devices and pipes are written to.
+    A link is replaced and not followed. Devices and pipes are written to.
 
     Raises
     ------
     OSError
-        It cannot be written. What was there before is there still.
+        It cannot be written. An earlier file is still there.
     """
     try:
         status = os.lstat(path)
@@ -271,8 +271,8 @@ def write_file(path: Path, text: str) -> None:
         raise
 
 
-class _TooWide(Exception):
-    """A file is ours, and others have rights to it."""
+class _TooPermissive(Exception):
+    """A file is ours, but other users have permissions."""
 
 
 def _check(status: os.stat_result, path: str, links: int) -> None:
@@ -288,7 +288,7 @@ def _check(status: os.stat_result, path: str, links: int) -> None:
             "it is not used; remove it, or put a copy in its place if you made that link",
         )
     if status.st_mode & OTHERS:
-        raise _TooWide
+        raise _TooPermissive
 
 
 def _check_owner(status: os.stat_result, path: str) -> None:
@@ -300,4 +300,4 @@ def _check_owner(status: os.stat_result, path: str) -> None:
         except KeyError:
             owner = str(status.st_uid)
         problem = f"must belong to you, and belongs to user {owner}"
-        raise Foreign(path, problem, "it is not used: have it removed")
+        raise OwnedByOther(path, problem, "it is not used: have it removed")

@@ -1,4 +1,4 @@
-"""Identifiers, and how each is minted."""
+"""Identifiers of runs, and validation of names."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ RUN_ID_OPTION = "--snakepit-run-id="
 """Command line option that does the same."""
 
 SESSION_KEY = "snakepit_session"
-"""In the metadata of a Jupyter request to a worker: the session that it belongs to."""
+"""Key in the metadata of a Jupyter request to a worker: the session that it belongs to."""
 
 _RUN_ID = re.compile(r"[a-z2-7]{13}")
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
 
 
 def new_run_id() -> str:
-    """Mint a run id: 13 lower-case characters that carry 60 random bits."""
+    """Create a run id: 13 lower-case characters that encode 60 random bits."""
     return run_id_of_number(secrets.randbits(60))
 
 
@@ -31,7 +31,7 @@ def run_number(run_id: str) -> int:
 
 
 def run_id_of_number(number: int) -> str:
-    """Return the run id that carries 60 random bits."""
+    """Return the run id that encodes a number of 60 bits."""
     return base64.b32encode((number << 4).to_bytes(8)).decode("ascii").rstrip("=").lower()
 
 
@@ -47,7 +47,7 @@ def own_run_id() -> str | None:
 
 
 def check_name(kind: str, name: object) -> str:
-    """Return a pool's, session's or tool's name, or say what a good one looks like.
+    """Return a valid name of a pool, session or tool.
 
     Raises
     ------

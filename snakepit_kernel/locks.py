@@ -1,13 +1,14 @@
 """Locks for ``with`` statements that Ctrl-C cannot leave locked.
 
 Ctrl-C may raise `KeyboardInterrupt` wherever Python code of the main thread has called a function.
-A lock that the main thread took then, and does not let go of, stops every other thread for ever.
+A lock that the main thread has acquired at that moment, and never releases, blocks every other
+thread for ever.
 
-Until Python 3.13 a ``with`` statement takes a lock in one step, and what the lock's own methods
-do, they do in C: no signal handler runs in between. `threading.Condition` has methods of its own,
-in Python. Since Python 3.14 the statement calls ``__enter__`` like any function, and the handler
-may run when the lock is taken and the statement does not yet know; a function in Python hands its
-value over without such a moment.
+Until Python 3.13 a ``with`` statement acquires a lock in one step, and the lock's own methods are
+written in C: no signal handler runs in between. `threading.Condition` has Python methods. Since
+Python 3.14 the statement calls ``__enter__`` like any function, and the handler may run after the
+lock is acquired and before the statement has noticed; a function in Python returns its value
+without such a moment.
 """
 
 from __future__ import annotations
@@ -21,12 +22,12 @@ _ENTERS_LIKE_A_CALL: Final = sys.version_info >= (3, 14)
 
 
 class _Lock:
-    """A lock whose ``__enter__`` has taken it when it returns, and has not when it raises.
+    """A lock whose ``__enter__`` has acquired it when it returns, and has not when it raises.
 
     Parameters
     ----------
     lock
-        What it is in truth.
+        The underlying lock.
     """
 
     def __init__(self, lock: Any) -> None:
@@ -40,7 +41,7 @@ class _Lock:
     def __enter__(self) -> bool:
         taken: list[bool] = []
         try:
-            taken.extend(map(self.acquire, (True,)))  # in C: it is taken, and that is known
+            taken.extend(map(self.acquire, (True,)))  # in C: acquired and recorded in one step
         except BaseException:
             if taken:
                 self.release()
@@ -51,19 +52,19 @@ class _Lock:
     __exit__ = property(attrgetter("_lock.__exit__"))
 
     def locked(self) -> bool:
-        """Whether somebody has it."""
+        """Whether a thread holds it."""
         return bool(self._lock.locked())
 
 
 class Condition(threading.Condition):
-    """A condition with such a lock; by default one that a thread may take again."""
+    """A condition with such a lock; by default a reentrant one."""
 
     if _ENTERS_LIKE_A_CALL:
 
         def __init__(self, lock: Any = None) -> None:
             super().__init__(RLock() if lock is None else lock)
 
-    # Looked up like this, the lock's own methods are called.
+    # As properties, these call the lock's own methods.
     __enter__ = property(attrgetter("_lock.__enter__"))
     __exit__ = property(attrgetter("_lock.__exit__"))
 
@@ -73,10 +74,10 @@ if TYPE_CHECKING or not _ENTERS_LIKE_A_CALL:
     RLock = threading.RLock
 else:
 
-    def Lock() -> _Lock:  # noqa: N802 - named as what it stands for
-        """Return a lock that its thread may take once."""
+    def Lock() -> _Lock:  # noqa: N802 - named like the class that it replaces
+        """Return a lock that is not reentrant."""
         return _Lock(threading.Lock())
 
     def RLock() -> _Lock:  # noqa: N802
-        """Return a lock that its thread may take again."""
+        """Return a reentrant lock."""
         return _Lock(threading.RLock())

@@ -1,4 +1,4 @@
-"""Old names of modules, under which pickles of earlier versions look for what they hold."""
+"""Import hook for old module names, which pickles of earlier versions refer to."""
 
 from __future__ import annotations
 
@@ -24,28 +24,28 @@ _FOLDERS: Final = {old.rpartition(".")[0] for old in MOVED}
 
 
 class MovedModules:
-    """Finds modules by their old names, when nothing else does: one of `sys.meta_path`.
+    """Finder in `sys.meta_path` that finds moved modules by their old names, after all others.
 
-    It derives from no class of `importlib.abc`: to import that takes longer than this package.
+    It derives from no class of `importlib.abc`: importing that takes longer than this package.
     """
 
     def find_spec(self, name: str, *_: object) -> ModuleSpec | None:
-        """Return how a module is loaded that has moved; None for every other one."""
+        """Return the spec of a moved module; None for every other one."""
         if name in MOVED or name in _FOLDERS:
             loader: Any = self
             return ModuleSpec(name, loader, is_package=name in _FOLDERS)
         return None
 
     def create_module(self, spec: ModuleSpec) -> None:
-        """Let the import system make the module."""
+        """Let the import system create the module."""
 
     def exec_module(self, module: ModuleType) -> None:
-        """Give the module all that the present one has."""
+        """Forward attributes of the module to the present one."""
         if module.__name__ in MOVED:
             present = importlib.import_module(MOVED[module.__name__])
             module.__getattr__ = partial(getattr, present)  # type: ignore[method-assign]
 
 
 def find_moved_modules() -> None:
-    """Let old names be imported in this process."""
+    """Make old names importable in this process."""
     sys.meta_path.append(MovedModules())

@@ -1,20 +1,20 @@
-"""Where runtime and durable files live.
+"""The directories for runtime files and durable files.
 
 Runtime files (sockets, connection files, logs of workers) go into a short private directory. It is
 the first of these:
 
 1. ``SNAKEPIT_RUNTIME_DIR``;
-2. ``snakepit`` below ``JUPYTER_RUNTIME_DIR``, where somebody has set that;
-3. ``snakepit`` below ``XDG_RUNTIME_DIR``, when that is there, is ours, and only we can write to it;
+2. ``snakepit`` below ``JUPYTER_RUNTIME_DIR``, if that is set;
+3. ``snakepit`` below ``XDG_RUNTIME_DIR``, if that exists, is ours, and only we can write to it;
 4. ``snakepit`` below the runtime directory that Jupyter chooses by itself;
 5. ``snakepit-UID`` in the directory of temporary files.
 
-What leaves no room for the names of sockets is passed over, but the first, and so is what another
-user has made. Durable files go to ``SNAKEPIT_DATA_DIR``, or to ``snakepit`` below Jupyter's data
-directory.
+All but the first are skipped if their path leaves no room for the names of sockets, or if they
+belong to another user. Durable files go to ``SNAKEPIT_DATA_DIR``, or to ``snakepit`` below
+Jupyter's data directory.
 
-Each is made with mode 0700, as are the directories above it that are missing. One that is there is
-used only if it is no link, is ours, and others have no rights to it; it is never changed.
+Each is created with mode 0700, as are its missing parents. An existing one is used only if it is no
+link, is ours, and other users have no permissions; it is never changed.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-from .files import Foreign, NotOurs, check_directory, make_directory, open_file
+from .files import NotOurs, OwnedByOther, check_directory, make_directory, open_file
 
 logger = logging.getLogger(__name__)
 
@@ -37,45 +37,45 @@ RUNTIME_VARIABLE = "SNAKEPIT_RUNTIME_DIR"
 DATA_VARIABLE = "SNAKEPIT_DATA_DIR"
 
 MAX_SOCKET_PATH = 107
-"""Bytes that a socket's path may have on Linux, less the final NUL."""
+"""Maximum bytes of a socket's path on Linux, without the final NUL."""
 
 _ROOM_FOR_NAMES = 44  # "/<run id>/<purpose>-<6>/<slot>.<incarnation>-5" and some to spare
 
 OWN = "snakepit"
 
-KEPT_NAME = "runtime-directory"
-"""File in the data directory: the runtime directory that is used because its name was taken."""
+RECORD_NAME = "runtime-directory"
+"""File in the data directory that records the runtime directory used when its name was taken."""
 
 
 # -- runtime files ---------------------------------------------------------------------------------
 
 
 def runtime_dir() -> Path:
-    """Return the private directory for runtime files; make it when it is missing.
+    """Return the private directory for runtime files; create it when it is missing.
 
     Raises
     ------
     PermissionError
-        It cannot be made or written; it is a link or another user's, or others have rights to it.
+        It cannot be created or written; it is a link, another user's, or not private.
     """
     chosen = os.environ.get(RUNTIME_VARIABLE)
     if chosen:
-        return _private(_chosen(chosen), RUNTIME_VARIABLE)
-    for place in _places():
-        path = place / OWN
+        return _private(_expanded(chosen), RUNTIME_VARIABLE)
+    for base in _base_dirs():
+        path = base / OWN
         if fits_sockets(path):
             try:
                 return _private(path, RUNTIME_VARIABLE)
-            except Foreign as error:
-                _tell_once(str(error))
+            except OwnedByOther as error:
+                _warn_once(str(error))
     return _short_runtime_dir()
 
 
 def runtime_dirs() -> list[Path]:
-    """Return the directory for runtime files, and others where processes of ours may have some.
+    """Return the directory for runtime files, and others that processes of ours may use.
 
-    A process may have another environment than this one, as one without ``XDG_RUNTIME_DIR`` has.
-    Where the directory was chosen, it is the only one.
+    A process may have another environment than this one, for example without ``XDG_RUNTIME_DIR``.
+    A configured directory is the only one.
 
     Raises
     ------
@@ -85,9 +85,9 @@ def runtime_dirs() -> list[Path]:
     found = {runtime_dir(): None}
     if not os.environ.get(RUNTIME_VARIABLE) and not os.environ.get("JUPYTER_RUNTIME_DIR"):
         user = os.geteuid()
-        places = [place / OWN for place in (*_places(), Path(f"/run/user/{user}"))]
-        places += [place / f"{OWN}-{user}" for place in _shared_places()]
-        for path in places:
+        paths = [base / OWN for base in (*_base_dirs(), Path(f"/run/user/{user}"))]
+        paths += [base / f"{OWN}-{user}" for base in _temporary_dirs()]
+        for path in paths:
             try:
                 check_directory(path)
             except OSError:
@@ -97,13 +97,13 @@ def runtime_dirs() -> list[Path]:
 
 
 def jupyter_runtime_dir() -> Path:
-    """Return where Jupyter's connection files are."""
-    return _jupyters("jupyter_runtime_dir", *_settings())
+    """Return the directory of Jupyter's connection files."""
+    return _jupyter_dir("jupyter_runtime_dir", *_settings())
 
 
-def _places() -> Iterator[Path]:
-    """Yield the directories in which our runtime directory may lie, the best one first."""
-    if not os.environ.get("JUPYTER_RUNTIME_DIR"):  # else somebody wants to have the files there
+def _base_dirs() -> Iterator[Path]:
+    """Yield the possible parents of our runtime directory, the best one first."""
+    if not os.environ.get("JUPYTER_RUNTIME_DIR"):  # if it is set, the files belong there
         session = os.environ.get("XDG_RUNTIME_DIR")
         if session and _is_ours_to_write(session):
             yield Path(session)
@@ -112,38 +112,38 @@ def _places() -> Iterator[Path]:
 
 def _is_ours_to_write(directory: str) -> bool:
     if not os.path.isabs(directory):  # noqa: PTH117 - one call for each start
-        return False  # processes with other working directories would have others
+        return False  # it would depend on the working directory
     try:
         status = os.stat(directory)  # noqa: PTH116
     except OSError:
-        return False  # it goes with the last login of its user
+        return False  # it is removed with its user's last login session
     is_ours = stat.S_ISDIR(status.st_mode) and status.st_uid == os.geteuid()
     return is_ours and not status.st_mode & 0o022
 
 
 def _short_runtime_dir() -> Path:
-    """Return the directory among temporary files, where anyone can take its name."""
-    place = next(_shared_places(), None)
-    if place is None:
+    """Return the directory among temporary files, where any user could take its name."""
+    base = next(_temporary_dirs(), None)
+    if base is None:
         msg = (
             "there is no directory for the sockets of kernels: Jupyter's has too long a path, and "
             f"in those for temporary files others could replace it; set {RUNTIME_VARIABLE}"
         )
         raise PermissionError(msg)
-    kept = _kept_name(place)
+    kept = _recorded_dir(base)
     if kept is not None:
         return kept
-    path = place / f"{OWN}-{os.geteuid()}"
+    path = base / f"{OWN}-{os.geteuid()}"
     try:
         return _private(path, RUNTIME_VARIABLE)
-    except Foreign as error:
-        made = _make_another(place)
-        _tell_once(f"{error}; {made} is used instead")
+    except OwnedByOther as error:
+        made = _make_unguessable_dir(base)
+        _warn_once(f"{error}; {made} is used instead")
         return made
 
 
-def _shared_places() -> Iterator[Path]:
-    """Yield directories for temporary files in which what is ours stays ours."""
+def _temporary_dirs() -> Iterator[Path]:
+    """Yield directories for temporary files in which other users cannot replace ours."""
     for name in dict.fromkeys((tempfile.gettempdir(), "/tmp", "/var/tmp", "/dev/shm")):  # noqa: S108
         try:
             status = os.stat(name)  # noqa: PTH116
@@ -154,48 +154,48 @@ def _shared_places() -> Iterator[Path]:
             yield Path(name)
 
 
-def _kept_name(place: Path) -> Path | None:
-    """Return the directory that was made because our name was taken, if there is one."""
+def _recorded_dir(base: Path) -> Path | None:
+    """Return the recorded directory that was created because our name was taken, if any."""
     try:
-        descriptor = open_file(data_dir() / KEPT_NAME, os.O_RDONLY)
+        descriptor = open_file(data_dir() / RECORD_NAME, os.O_RDONLY)
     except OSError:
-        return None  # there is none, or no data directory
+        return None  # there is no record, or no data directory
     try:
-        return _read_name(descriptor, place)
+        return _read_record(descriptor, base)
     finally:
         os.close(descriptor)
 
 
-def _make_another(place: Path) -> Path:
-    """Make a directory with a name that nobody can guess; all processes of ours find it.
+def _make_unguessable_dir(base: Path) -> Path:
+    """Create a directory with an unguessable name, and record it for all processes of ours.
 
     Raises
     ------
     OSError
-        It cannot be made, or not be kept in the data directory.
+        It cannot be created, or not be recorded in the data directory.
     """
-    descriptor = open_file(data_dir() / KEPT_NAME, os.O_RDWR | os.O_CREAT)
+    descriptor = open_file(data_dir() / RECORD_NAME, os.O_RDWR | os.O_CREAT)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX)
-        made = _read_name(descriptor, place)  # another process may have been faster
+        made = _read_record(descriptor, base)  # another process may have been faster
         if made is None:
-            made = Path(tempfile.mkdtemp(prefix=f"{OWN}-{os.geteuid()}-", dir=place))
+            made = Path(tempfile.mkdtemp(prefix=f"{OWN}-{os.geteuid()}-", dir=base))
             os.ftruncate(descriptor, 0)
             os.pwrite(descriptor, os.fsencode(made), 0)
         return made
-    finally:  # closing alone would leave the lock to a child that was forked meanwhile
+    finally:  # after closing alone, a child that was forked meanwhile would still hold the lock
         fcntl.flock(descriptor, fcntl.LOCK_UN)
         os.close(descriptor)
 
 
-def _read_name(descriptor: int, place: Path) -> Path | None:
+def _read_record(descriptor: int, base: Path) -> Path | None:
     path = Path(os.fsdecode(os.pread(descriptor, 4096, 0)))
-    if path.parent != place or not re.fullmatch(rf"{OWN}-{os.geteuid()}-\w+", path.name):
+    if path.parent != base or not re.fullmatch(rf"{OWN}-{os.geteuid()}-\w+", path.name):
         return None
     try:
         check_directory(path)
     except (OSError, ValueError):
-        return None  # removed, as with the next boot
+        return None  # removed, for example by a reboot
     return path
 
 
@@ -203,21 +203,21 @@ def _read_name(descriptor: int, place: Path) -> Path | None:
 
 
 def data_dir() -> Path:
-    """Return the private directory for durable files; make it when it is missing.
+    """Return the private directory for durable files; create it when it is missing.
 
     Raises
     ------
     PermissionError
-        It cannot be made or written; it is a link or another user's, or others have rights to it.
+        It cannot be created or written; it is a link, another user's, or not private.
     """
     chosen = os.environ.get(DATA_VARIABLE)
     if chosen:
-        return _private(_chosen(chosen), DATA_VARIABLE)
-    return _private(_jupyters("jupyter_data_dir", *_settings()) / OWN, DATA_VARIABLE)
+        return _private(_expanded(chosen), DATA_VARIABLE)
+    return _private(_jupyter_dir("jupyter_data_dir", *_settings()) / OWN, DATA_VARIABLE)
 
 
 def _settings() -> list[str | None]:
-    """Return what Jupyter's directories depend on."""
+    """Return the variables that Jupyter's directories depend on."""
     return [os.environ.get(name) for name in _SETTINGS]
 
 
@@ -228,8 +228,8 @@ _SETTINGS = (
 
 
 @functools.lru_cache(maxsize=16)
-def _jupyters(function: str, *_: str | None) -> Path:
-    """Ask Jupyter for one of its directories, once for the same settings: it takes a while."""
+def _jupyter_dir(function: str, *_: str | None) -> Path:
+    """Return one of Jupyter's directories, cached by settings: computing it is slow."""
     import jupyter_core.paths
 
     path: str = getattr(jupyter_core.paths, function)()
@@ -240,12 +240,12 @@ def _jupyters(function: str, *_: str | None) -> Path:
 
 
 def fits_sockets(path: Path) -> bool:
-    """Whether a directory's path leaves room for the names of sockets in it."""
+    """Whether a directory's path is short enough for sockets in it."""
     return len(os.fsencode(path)) + _ROOM_FOR_NAMES <= MAX_SOCKET_PATH
 
 
 def is_private(path: Path) -> bool:
-    """Whether a directory is there, is ours, and nobody else can enter it."""
+    """Whether a directory exists, is ours, and private."""
     try:
         check_directory(path)
     except OSError:
@@ -254,7 +254,7 @@ def is_private(path: Path) -> bool:
 
 
 def why_too_long(path: Path) -> str:
-    """Say why the sockets of a kernel cannot lie at a path, a digit behind it; or nothing."""
+    """Return why a path with a digit appended is too long for a kernel's sockets, or nothing."""
     most = MAX_SOCKET_PATH - len("-5")
     if (length := len(os.fsencode(path))) <= most:
         return ""
@@ -273,7 +273,7 @@ def working_directory() -> str:
         It was removed; the text says what to do.
     """
     try:
-        return os.getcwd()  # noqa: PTH109 - pathlib does nothing else
+        return os.getcwd()  # noqa: PTH109 - pathlib does the same
     except FileNotFoundError as error:
         text = "the working directory of this process was removed; os.chdir() to another one first"
         raise FileNotFoundError(error.errno, text, _removed_directory()) from None
@@ -281,21 +281,21 @@ def working_directory() -> str:
 
 def _removed_directory() -> str | None:
     try:
-        return os.readlink("/proc/self/cwd")  # noqa: PTH115 - it is no path any more
+        return os.readlink("/proc/self/cwd")  # noqa: PTH115 - the path no longer exists
     except OSError:
         return None
 
 
-def _chosen(path: str) -> Path:
-    """Return a directory that was named in the environment, where no shell may have read its ~."""
+def _expanded(path: str) -> Path:
+    """Return the absolute path of a directory from the environment, with ~ expanded."""
     try:
         return Path(path).expanduser().absolute()
-    except RuntimeError:  # no such user: then that is its name
+    except RuntimeError:  # no such user: the name is literal
         return Path(path).absolute()
 
 
 def _private(path: Path, variable: str) -> Path:
-    """Make a directory when it is missing, and see that it is ours alone."""
+    """Create a directory when it is missing, and check that it is private."""
     another = f"set {variable} to another one"
     try:
         try:
@@ -317,5 +317,5 @@ def _private(path: Path, variable: str) -> Path:
 
 
 @functools.lru_cache(maxsize=64)
-def _tell_once(text: str) -> None:
+def _warn_once(text: str) -> None:
     logger.warning("%s", text)

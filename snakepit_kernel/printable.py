@@ -1,11 +1,11 @@
-"""Text of others, made safe for terminals and pages.
+"""Escaping of foreign text for terminals and pages.
 
-Terminals obey escape sequences: they set titles, move the cursor, answer into the shell's input.
-Marks for the direction of writing make a line read as another one, and characters without a shape
-hide what is there. All who show text that this package has not written itself show it by
-`printable`: names of kernels, command lines, texts of exceptions, what a process wrote last.
+Terminals execute escape sequences: they set titles, move the cursor, write into the shell's input.
+Marks for the direction of writing make a line look like another one, and invisible characters hide
+differences. All text that this package has not written itself is shown through `printable`: names
+of kernels, command lines, texts of exceptions, the last output of a process.
 
-What code of the user's prints in a cell is not changed: it is theirs, colours included.
+The output of users' code in a cell is not changed, colours included.
 
 The guardian loads this module, so it imports nothing.
 """
@@ -13,28 +13,28 @@ The guardian loads this module, so it imports nothing.
 from __future__ import annotations
 
 _SPACES = frozenset("\u00a0\u1680\u202f\u205f\u3000").union(map(chr, range(0x2000, 0x200B)))
-"""Spaces that are no plain ones. Python counts them as not printable; they do no harm."""
+"""Spaces other than the plain one. Python counts them as not printable; they are harmless."""
 
-_SHAPELESS = frozenset("\u034f\u115f\u1160\u17b4\u17b5\u2800\u3164\uffa0").union(
+_INVISIBLE = frozenset("\u034f\u115f\u1160\u17b4\u17b5\u2800\u3164\uffa0").union(
     map(chr, range(0x180B, 0x1810)), map(chr, range(0xE0100, 0xE01F0))
 )
-"""What Python counts as printable although nobody sees it."""
+"""Characters that Python counts as printable although they are invisible."""
 
 
 def printable(text: str, *, lines: bool = False, limit: int | None = None) -> str:
-    r"""Return a text with ``\x1b`` and the like in the place of what a terminal would obey or hide.
+    r"""Return a text with control and invisible characters replaced by escapes such as ``\x1b``.
 
     Parameters
     ----------
     text
-        Any text. One that this function gave is not changed by it.
+        Any text. A result of this function is not changed by it.
     lines
-        Leave line ends and tabs as they are; without it, the text becomes one line.
+        Keep line ends and tabs; without it, the text becomes one line.
     limit
-        Characters that it may have; what is longer ends in ``…``.
+        Maximum number of characters; a longer text ends in ``…``.
     """
     if limit is not None:
-        text = text[: limit + 1]  # it does not become shorter
+        text = text[: limit + 1]  # escaping does not make it shorter
     if not (text.isascii() and text.isprintable()):
         text = (
             text.replace("\r\n", "\n").translate(_IN_LINES) if lines else text.translate(_ON_A_LINE)
@@ -43,24 +43,24 @@ def printable(text: str, *, lines: bool = False, limit: int | None = None) -> st
 
 
 class _Table(dict[int, str]):
-    """What stands for each character, by its number; made as they come."""
+    """The replacement of each character, by its code point; filled on demand."""
 
     def __missing__(self, number: int) -> str:
         character = chr(number)
         shown = character if _is_harmless(character) else ascii(character)[1:-1]
-        if number < _OFTEN:
+        if number < _CACHED_BELOW:
             self[number] = shown
         return shown
 
 
-_OFTEN = 0x3000
-"""Characters below this one are remembered: more would only take memory."""
+_CACHED_BELOW = 0x3000
+"""Code points below this one are cached: more would only take memory."""
 
 _ON_A_LINE = _Table()
 _IN_LINES = _Table({ord(character): character for character in "\n\t"})
 
 
 def _is_harmless(character: str) -> bool:
-    if character.isprintable():  # no control, no mark of format, no half of a surrogate pair
-        return character not in _SHAPELESS
+    if character.isprintable():  # no control, format or surrogate character
+        return character not in _INVISIBLE
     return character in _SPACES

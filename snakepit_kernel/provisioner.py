@@ -1,8 +1,8 @@
-"""The kernel provisioner: jupyter_client's hooks, and a guardian under each kernel.
+"""The kernel provisioner: jupyter_client's hooks, with a guardian for each kernel.
 
-Each launch is a run with an id of its own, on the command line and in the environment. The run is
-ended, verified, on every path on which jupyter_client says anything at all; on the others (the
-manager dies) the guardian notices by itself.
+Each launch is a run with its own id, on the command line and in the environment. The run is ended
+and verified on every path on which jupyter_client calls a hook at all; on the others (the manager
+dies) the guardian notices by itself.
 """
 
 from __future__ import annotations
@@ -30,21 +30,21 @@ from .processes.identity import ProcessIdentity
 from .processes.run import GuardedRun
 from .processes.run_registry import Registry
 from .processes.sweep import end_run_tagged
-from .processes.template import Kind
+from .processes.template import TemplateKind
 from .processes.waiting import ended, run_shielded
 from .transport import KERNEL_MODULE, TRANSPORT_VARIABLE, Transport, can_encrypt, choose, module_of
 
 SHUTDOWN_PATIENCE = 1.0
 """Seconds that `SnakepitProvisioner.poll` waits for a kernel that was asked to shut down, so that
-jupyter_client learns of its end at once and not at its next look, 100 ms later."""
+jupyter_client notices its end at once and not at its next poll, 100 ms later."""
 
 
 READY_PATIENCE = 10.0
-"""Seconds that a launch waits for the kernel's word that it is ready. Its user's own startup files
-may take longer, and the client waits on."""
+"""Seconds that a launch waits for the kernel to report that it is ready. Its user's own startup
+files may take longer; then the client waits on."""
 
 STANDBY_VARIABLE = "SNAKEPIT_STANDBY"
-"""Environment variable that says how many kernels are kept ready where no configuration does."""
+"""Environment variable with the default number of standby kernels."""
 
 
 class SnakepitProvisioner(LocalProvisioner):
@@ -129,18 +129,18 @@ class SnakepitProvisioner(LocalProvisioner):
 
     @property
     def has_process(self) -> bool:
-        """Whether a kernel is managed whose end has not been waited for."""
+        """Whether there is a kernel whose end has not been waited for."""
         return (self._run is not None or self._adopted is not None) and not self._waited
 
     @property
     def guarded(self) -> GuardedProcess | None:
-        """The kernel's process under guard, from its launch until `cleanup`."""
+        """The kernel's guarded process, from its launch until `cleanup`."""
         return self._run.process if self._run is not None else None
 
     # -- launching ---------------------------------------------------------------------------
 
     async def pre_launch(self, **kwargs: Any) -> dict[str, Any]:
-        """Choose how the kernel is reached, and do what jupyter_client does."""
+        """Choose the kernel's transport, and do what jupyter_client does."""
         if self.parent is not None:
             self._set_transport(self.parent)
         return await super().pre_launch(**kwargs)
@@ -161,11 +161,11 @@ class SnakepitProvisioner(LocalProvisioner):
             arguments["env"] = without_empty_entries(arguments["env"])
         kind = self._kind(cmd)
         try:
-            run = await self._take_standby(kind, cmd, arguments)
+            run = await self._acquire_standby(kind, cmd, arguments)
             if run is None:
                 run = await self._start(kind, cmd, arguments)
         except BaseException:
-            self._remove_sockets()  # a kernel that was ended in its start may have bound them
+            self._remove_sockets()  # a kernel that was ended during its start may have bound them
             raise
         self._run = run
         self.run_id = self._previous = run.run_id
@@ -173,25 +173,25 @@ class SnakepitProvisioner(LocalProvisioner):
         self._waited = self._shutdown_requested = False
         self.pid = run.process.identity.pid if run.process.identity else None
         self.pgid = self.pid  # the kernel leads a group of its own; we never signal the group
-        self.cwd = kwargs["cwd"] if "cwd" in kwargs else _present_directory()
+        self.cwd = kwargs["cwd"] if "cwd" in kwargs else _current_directory()
         if kind is not None and self.await_ready:
-            # Or a client would knock before it is there, and wait before it knocks again.
+            # Or a client would connect before it listens, and wait before the next attempt.
             try:
                 await run.process.ready(READY_PATIENCE)
             except BaseException:  # cancelled: a start that fails leaves nothing
                 await run_shielded(self.end_run(0.0))
                 raise
-        can_stand_in = self._can_stand_in(cmd, arguments) and run.process.template is not None
-        if kind is not None and can_stand_in:
-            sort = standby_kernels.sort_of(kind, cmd, arguments["env"], self.grace)
+        can_use_standby = self._can_use_standby(cmd, arguments) and run.process.template is not None
+        if kind is not None and can_use_standby:
+            key = standby_kernels.standby_key(kind, cmd, arguments["env"], self.grace)
             env, cwd = arguments["env"], arguments.get("cwd")
-            standby_kernels.refill(sort, self.standby, env, cwd, self.registry)
+            standby_kernels.refill(key, self.standby, env, cwd, self.registry)
         return self.connection_info
 
     async def _start(
-        self, kind: Kind | None, cmd: list[str], arguments: dict[str, Any]
+        self, kind: TemplateKind | None, cmd: list[str], arguments: dict[str, Any]
     ) -> GuardedRun:
-        """Start a kernel as a run of its own."""
+        """Start a kernel as a new run."""
         run_id = new_run_id()
         return await GuardedRun.start(
             [*cmd, RUN_ID_OPTION + run_id] if self.tag_command else cmd,
@@ -205,18 +205,18 @@ class SnakepitProvisioner(LocalProvisioner):
             **arguments,
         )
 
-    async def _take_standby(
-        self, kind: Kind | None, cmd: list[str], arguments: dict[str, Any]
+    async def _acquire_standby(
+        self, kind: TemplateKind | None, cmd: list[str], arguments: dict[str, Any]
     ) -> GuardedRun | None:
-        """Let a kernel that is kept ready become this one; None if there is none that can."""
+        """Assign this launch to a standby kernel; return None if there is no suitable one."""
         km = self.parent
-        if kind is None or km is None or not self._can_stand_in(cmd, arguments):
+        if kind is None or km is None or not self._can_use_standby(cmd, arguments):
             return None
-        sort = standby_kernels.sort_of(kind, cmd, arguments["env"], self.grace)
-        run = await standby_kernels.take(sort, arguments["env"], arguments.get("cwd"))
+        key = standby_kernels.standby_key(kind, cmd, arguments["env"], self.grace)
+        run = await standby_kernels.acquire(key, arguments["env"], arguments.get("cwd"))
         if run is None:
             return None
-        await run.take(
+        await run.assign(
             [*cmd, RUN_ID_OPTION + run.run_id],
             connection_file=km.connection_file,
             label=self._label(),
@@ -231,13 +231,13 @@ class SnakepitProvisioner(LocalProvisioner):
         await run_shielded(run.end(0.0))
         return None
 
-    def _can_stand_in(self, cmd: list[str], arguments: dict[str, Any]) -> bool:
-        """Whether one that is kept ready would be started with the same arguments."""
+    def _can_use_standby(self, cmd: list[str], arguments: dict[str, Any]) -> bool:
+        """Whether a standby kernel would be started with the same arguments."""
         return (
             self.standby > 0
             and self.tag_command
             and set(arguments) <= {"env", "cwd"}
-            and "-f" in cmd[:-1]  # it is told its connection file in this form only
+            and "-f" in cmd[:-1]  # the only form in which a connection file can be assigned
         )
 
     # -- looking -----------------------------------------------------------------------------
@@ -274,58 +274,58 @@ class SnakepitProvisioner(LocalProvisioner):
     async def kill(self, restart: bool = False) -> None:  # noqa: ARG002 - the interface
         """End the kernel and everything it started now; return when that is verified."""
         if self._adopted is not None:
-            await self._conclude_adopted(self._adopted["guardian"], signal.SIGUSR1)
+            await self._end_adopted(self._adopted["guardian"], signal.SIGUSR1)
         elif self._run is not None:
-            await self._conclude(self._run, 0.0)
+            await self._end_and_report(self._run, 0.0)
 
     async def terminate(self, restart: bool = False) -> None:  # noqa: ARG002
         """Ask the kernel to end, by SIGTERM."""
         await self.send_signal(signal.SIGTERM)
 
     async def shutdown_requested(self, restart: bool = False) -> None:  # noqa: ARG002
-        """Note that the kernel was asked to shut down: from now on its end is waited for."""
+        """Record that the kernel was asked to shut down: `poll` waits for its end from now on."""
         self._shutdown_requested = True
 
     async def cleanup(self, restart: bool = False) -> None:
         """End what is left of the run; return when that is verified.
 
-        The one hook that jupyter_client calls on every shutdown and restart. It may come twice,
-        or without a kill before.
+        This is the one hook that jupyter_client calls on every shutdown and restart. It may be
+        called twice, or without a kill before.
         """
         await self.end_run(self.grace)
         await super().cleanup(restart=restart)
         if not restart:
-            self.ports_cached = False  # they were given back; a second call must not do it again
+            self.ports_cached = False  # they were released; a second call must not do it again
 
     async def end_run(self, grace: float) -> None:
         """End the kernel, if it still runs, and all it started; return when that is verified."""
         if self._adopted is not None:
-            await self._conclude_adopted(self._adopted["guardian"], signal.SIGTERM)
+            await self._end_adopted(self._adopted["guardian"], signal.SIGTERM)
             self._adopted = None
             self._remove_sockets()
         if self._run is not None:
-            await self._conclude(self._run, grace)  # may be cancelled: then it is still ours to end
+            await self._end_and_report(self._run, grace)  # if cancelled, it is still ours to end
             self._run = None
             self._remove_sockets()
 
     def _remove_sockets(self) -> None:
-        """Remove what a kernel that has ended has left where it was reached."""
+        """Remove the ipc sockets of a kernel that has ended."""
         km = self.parent
         if km is not None and km.transport == "ipc":
             km.cleanup_ipc_files()
 
-    async def _conclude(self, run: GuardedRun, grace: float) -> None:
-        """End a run, and say what does not die."""
+    async def _end_and_report(self, run: GuardedRun, grace: float) -> None:
+        """End a run, and log its survivors."""
         self.last_report = await run.end(grace)
         if self.last_report.survivors:
             self.log.warning("%s", SurvivorsError(run.run_id, self.last_report.survivors))
 
-    async def _conclude_adopted(self, guardian: ProcessIdentity, signum: int) -> None:
+    async def _end_adopted(self, guardian: ProcessIdentity, signum: int) -> None:
         """End a run that another manager started, by its guardian or else by its tag."""
         try:
             guardian.signal(signum)
-            guardian.signal(signal.SIGCONT)  # should somebody have stopped it
-        except PermissionError as error:  # /proc hides it; it sees that the owner has died
+            guardian.signal(signal.SIGCONT)  # in case it is stopped
+        except PermissionError as error:  # /proc hides it; it notices that the owner has died
             self.log.warning("the guardian of run %s cannot be asked: %s", self.run_id, error)
         if not await ended(guardian, self.grace + 10.0):
             self.log.warning("processes of run %s do not die", self.run_id)
@@ -336,7 +336,7 @@ class SnakepitProvisioner(LocalProvisioner):
     # -- persistence -------------------------------------------------------------------------
 
     async def get_provisioner_info(self) -> dict[str, Any]:
-        """Return what another manager needs to see and to end this kernel, ready for JSON."""
+        """Return the JSON data that another manager needs to watch and end this kernel."""
         info: dict[str, Any] = await super().get_provisioner_info()
         info["connection_info"] = {
             name: value.decode("ascii") if isinstance(value, bytes) else value
@@ -369,18 +369,18 @@ class SnakepitProvisioner(LocalProvisioner):
 
     # -- details -----------------------------------------------------------------------------
 
-    def _kind(self, cmd: list[str]) -> Kind | None:
-        """Return what a template must be to fork this command; None when no template can."""
+    def _kind(self, cmd: list[str]) -> TemplateKind | None:
+        """Return the kind of template that can fork a command; None when no template can."""
         if module_of(cmd) != KERNEL_MODULE:
             return None
         program = (*cmd[: cmd.index("-m") + 2], "--template")
-        return Kind(program, tuple(self.preload), tuple(self.import_path))
+        return TemplateKind(program, tuple(self.preload), tuple(self.import_path))
 
     def _label(self) -> str:
         return self.label or getattr(self.kernel_spec, "display_name", "") or "kernel"
 
     def _leftovers(self) -> list[str]:
-        """Return the files that go with the run when there is no manager left to remove them."""
+        """Return the files to remove with the run when there is no manager left to do so."""
         km = self.parent
         files = [*self.leftovers]
         if km is None:
@@ -391,17 +391,17 @@ class SnakepitProvisioner(LocalProvisioner):
         return files
 
     def _set_transport(self, km: Any) -> None:
-        """Have the manager reach its kernel as is configured, or best.
+        """Set the manager's transport as configured, or to the best one.
 
         Raises
         ------
         StartFailed
-            It is to be encrypted, and cannot.
+            Encryption is required, but not supported.
         """
         transport = choose(Transport(self.transport), km)
         if transport is Transport.IPC:
             km.transport = "ipc"
-            self._place_ipc_sockets(km)
+            self._set_ipc_address(km)
         elif transport is Transport.CURVE and km.transport_encryption == "disabled":
             if not can_encrypt(km):
                 cause = (
@@ -412,13 +412,13 @@ class SnakepitProvisioner(LocalProvisioner):
                 raise StartFailed(self._label(), cause)
             km.transport_encryption = "auto"
 
-    def _place_ipc_sockets(self, km: Any) -> None:
-        """Give the manager a place for its ipc sockets that works for every kernel.
+    def _set_ipc_address(self, km: Any) -> None:
+        """Set a path for the manager's ipc sockets that works for every kernel.
 
-        A place of somebody's choice is kept, if it can be. The usual one is beside the connection
-        file, as in jupyter_client. That may be relative, and then depends on the kernel's working
-        directory, or longer than the path of a socket may be, or lie where others come in, or have
-        been removed since the last start: then the sockets are in our own runtime directory.
+        A configured path is kept, if possible. The usual one is next to the connection file, as in
+        jupyter_client. That may be relative, and then depends on the kernel's working directory, or
+        be too long for a socket, or in a directory that others can enter, or have been removed
+        since the last start: then the sockets are in our own runtime directory.
         """
         base = pathlib.Path(str(km.ip))
         file = km.connection_file or f"{jupyter_runtime_dir()}/kernel-{new_run_id()}.json"
@@ -426,42 +426,42 @@ class SnakepitProvisioner(LocalProvisioner):
         if not base.is_absolute():
             base = usual
         if base == usual and base.is_absolute():
-            with contextlib.suppress(OSError):  # then it is no place for sockets either
+            with contextlib.suppress(OSError):  # then it cannot be used for sockets either
                 make_directory(base.parent)
         fits = len(os.fsencode(base)) + len("-65535") <= MAX_SOCKET_PATH
-        is_left = base.is_absolute() and _is_there(base.parent)
+        is_left = base.is_absolute() and _exists(base.parent)
         if not fits or not is_left or (base == usual and not is_private(base.parent)):
             base = runtime_dir() / new_run_id()
             if cause := why_too_long(base):
                 raise StartFailed(self._label(), cause)
         if km.ip != str(base):
-            km.cleanup_connection_file()  # if one is written: it names another place
+            km.cleanup_connection_file()  # if one is written: it names another path
             km.ip = str(base)
 
 
-def _is_there(directory: pathlib.Path) -> bool:
-    """Whether there is a directory: if it lies in our own one that was removed, there is again."""
+def _exists(directory: pathlib.Path) -> bool:
+    """Whether a directory exists, also after our own runtime directory is created again."""
     if not directory.is_dir():
-        with contextlib.suppress(OSError):  # gone with the last login of its user
+        with contextlib.suppress(OSError):  # removed with its user's last login session
             runtime_dir()
     return directory.is_dir()
 
 
 def with_safe_path(cmd: list[str]) -> list[str]:
-    """Have Python not put the working directory before its own modules."""
-    place = cmd.index("-m")  # what stands before it may be another program, as env
-    return cmd if {"-P", "-I"} & set(cmd[:place]) else [*cmd[:place], "-P", *cmd[place:]]
+    """Add ``-P``, so that Python does not put the working directory before its own modules."""
+    position = cmd.index("-m")  # it may come after another program, such as env
+    return cmd if {"-P", "-I"} & set(cmd[:position]) else [*cmd[:position], "-P", *cmd[position:]]
 
 
 def without_empty_entries(env: Mapping[str, str]) -> dict[str, str]:
-    """Leave out of ``PYTHONPATH`` what would do that: an empty entry, mostly made by accident."""
+    """Remove empty entries of ``PYTHONPATH``, which would do the same, mostly by accident."""
     found = env.get("PYTHONPATH", "")
     entries = [entry for entry in found.split(os.pathsep) if entry]
     return {**env, "PYTHONPATH": os.pathsep.join(entries)} if found else dict(env)
 
 
-def _present_directory() -> str:
+def _current_directory() -> str:
     try:
-        return os.getcwd()  # noqa: PTH109 - it may have been removed, and is only noted
+        return os.getcwd()  # noqa: PTH109 - it may have been removed, and is only recorded
     except FileNotFoundError:
         return ""

@@ -1,6 +1,6 @@
-"""Kernels that are started ahead and wait to be needed.
+"""Standby kernels: started ahead, they wait for an assignment.
 
-They belong to this process, and end with it. One is taken in the time of a message; the next is
+They belong to this process, and end with it. Assigning one takes as long as a message; the next is
 started in the background.
 """
 
@@ -16,104 +16,113 @@ from typing import Any, NamedTuple
 from .errors import StartFailed
 from .ids import RUN_ID_OPTION, new_run_id
 from .locks import Lock
-from .processes.concurrency import LoopThread, tasks_beside
+from .processes.concurrency import LoopThread, other_tasks
 from .processes.run import GuardedRun
 from .processes.run_registry import Registry
-from .processes.template import CannotFork, Kind, discard, relevant, template_for
+from .processes.template import CannotFork, TemplateKind, discard, import_variables, template_for
 
 logger = logging.getLogger(__name__)
 
 LABEL = "kept ready"
 
-DELAY = 0.5
-"""Seconds between a start and the start of the next one ahead: the first cells come first."""
+REFILL_DELAY = 0.5
+"""Seconds between a start and that of the next standby kernel: the first cells have priority."""
 
 
-MAX_SORTS = 4
-"""Sorts of kernels that are kept ready at most; then those end that were needed longest ago."""
+MAX_STANDBY_KEYS = 4
+"""Maximum number of keys with standby kernels; beyond it the least recently used one's end."""
 
 
-class Sort(NamedTuple):
-    """What kernels have in common that can stand in for each other.
+class StandbyKey(NamedTuple):
+    """Key of interchangeable standby kernels.
 
     Attributes
     ----------
     kind
-        Of their template.
+        Kind of their template.
     command
-        Without connection file and run id.
+        Their command, without connection file and run id.
     variables
-        Of the environment that may matter to imports.
+        Environment variables that may matter to imports.
     grace
         Seconds between SIGTERM and SIGKILL.
     """
 
-    kind: Kind
+    kind: TemplateKind
     command: tuple[str, ...]
     variables: frozenset[tuple[str, str]]
     grace: float
 
 
-def sort_of(kind: Kind, command: Sequence[str], env: Mapping[str, str], grace: float) -> Sort:
-    """Return which kernels can stand in for the one of a command."""
+def standby_key(
+    kind: TemplateKind, command: Sequence[str], env: Mapping[str, str], grace: float
+) -> StandbyKey:
+    """Return the key of the standby kernels that can run a command."""
     words = [word for word in command if not word.startswith(RUN_ID_OPTION)]
     if "-f" in words:
         at = words.index("-f")
         del words[at : at + 2]
-    return Sort(kind, tuple(words), frozenset(relevant(env).items()), grace)
+    return StandbyKey(kind, tuple(words), frozenset(import_variables(env).items()), grace)
 
 
-class _Standbys:
-    """The kernels that wait in this process."""
+class StandbyKernels:
+    """The standby kernels of this process."""
 
     def __init__(self) -> None:
         self._lock = Lock()
-        self._waiting: dict[Sort, list[GuardedRun]] = {}
-        self._starting: dict[Sort, int] = {}
+        self._waiting: dict[StandbyKey, list[GuardedRun]] = {}
+        self._starting: dict[StandbyKey, int] = {}
         self._starts: set[asyncio.Task[Any]] = set()
         self._loop_thread: LoopThread | None = None
         self._ending = Lock()
 
-    async def take(self, sort: Sort, env: Mapping[str, str], cwd: str | None) -> GuardedRun | None:
-        """Return one that can become the kernel that is needed, or None."""
-        if not self._waiting.get(sort):
+    async def acquire(
+        self, key: StandbyKey, env: Mapping[str, str], cwd: str | None
+    ) -> GuardedRun | None:
+        """Return a standby kernel with a key, ready for an assignment, or None."""
+        if not self._waiting.get(key):
             return None
         try:
-            template = template_for(sort.kind, env=env, cwd=cwd)
+            template = template_for(key.kind, env=env, cwd=cwd)
         except CannotFork:
             template = None
-        if template is not None and await template.objection():
+        if template is not None and await template.reason_not_to_fork():
             discard(template)
             template = None
         with self._lock:
-            waiting = self._waiting.pop(sort, [])
-            fit = [run for run in waiting if run.process.template is template and _answers(run)]
-            self._waiting[sort] = fit[1:]
+            waiting = self._waiting.pop(key, [])
+            fit = [run for run in waiting if run.process.template is template and _is_usable(run)]
+            self._waiting[key] = fit[1:]
         for run in waiting:
             if run not in fit:
-                loop_thread = self._in_background()
+                loop_thread = self._background_loop()
                 loop_thread.soon(lambda run=run, spawn=loop_thread.spawn: spawn(run.end(0.0)))
         return fit[0] if fit else None
 
     def refill(
-        self, sort: Sort, count: int, env: Mapping[str, str], cwd: str | None, registry: Registry
+        self,
+        key: StandbyKey,
+        count: int,
+        env: Mapping[str, str],
+        cwd: str | None,
+        registry: Registry,
     ) -> None:
-        """See to it, in the background, that as many wait as are wanted."""
+        """Start missing standby kernels of a key in the background."""
         with self._lock:
-            self._waiting[sort] = self._waiting.pop(sort, [])  # the last: it was needed last
+            self._waiting[key] = self._waiting.pop(key, [])  # last in order: most recently used
             surplus = [
                 run
-                for old in list(self._waiting)[: -MAX_SORTS or None]
+                for old in list(self._waiting)[: -MAX_STANDBY_KEYS or None]
                 for run in self._waiting.pop(old)
             ]
-            missing = count - len(self._waiting[sort]) - self._starting.get(sort, 0)
-            self._starting[sort] = self._starting.get(sort, 0) + max(0, missing)
-        loop_thread = self._in_background()
+            missing = count - len(self._waiting[key]) - self._starting.get(key, 0)
+            self._starting[key] = self._starting.get(key, 0) + max(0, missing)
+        loop_thread = self._background_loop()
         for run in surplus:
             loop_thread.soon(lambda run=run, spawn=loop_thread.spawn: spawn(run.end(0.0)))
         if missing <= 0:
             return
-        loop_thread.soon(self._begin, loop_thread, sort, missing, dict(env), cwd, registry)
+        loop_thread.soon(self._begin, loop_thread, key, missing, dict(env), cwd, registry)
 
     def _begin(self, loop_thread: LoopThread, *arguments: Any) -> None:
         task = loop_thread.spawn(self._start(*arguments))
@@ -121,34 +130,34 @@ class _Standbys:
         task.add_done_callback(self._starts.discard)
 
     async def _start(
-        self, sort: Sort, count: int, env: dict[str, str], cwd: str | None, registry: Registry
+        self, key: StandbyKey, count: int, env: dict[str, str], cwd: str | None, registry: Registry
     ) -> None:
         try:
-            await asyncio.sleep(DELAY)
+            await asyncio.sleep(REFILL_DELAY)
             for _ in range(count):
                 run_id = new_run_id()
                 run = await GuardedRun.start(
-                    [*sort.command, RUN_ID_OPTION + run_id],
+                    [*key.command, RUN_ID_OPTION + run_id],
                     run_id=run_id,
                     registry=registry,
                     label=LABEL,
-                    grace=sort.grace,
+                    grace=key.grace,
                     env=env,
                     cwd=cwd,
-                    kind=sort.kind,
+                    kind=key.kind,
                     standby=True,
                 )
                 with self._lock:
-                    self._waiting.setdefault(sort, []).append(run)
-        except (StartFailed, OSError) as error:  # the next kernel is started when it is needed
+                    self._waiting.setdefault(key, []).append(run)
+        except (StartFailed, OSError) as error:  # without it, a kernel is started when needed
             logger.info("no kernel could be started ahead: %s", error)
         finally:
             with self._lock:
-                left = self._starting.pop(sort, 0) - count
+                left = self._starting.pop(key, 0) - count
                 if left > 0:
-                    self._starting[sort] = left
+                    self._starting[key] = left
 
-    def _in_background(self) -> LoopThread:
+    def _background_loop(self) -> LoopThread:
         with self._lock:
             if self._loop_thread is None:
                 self._one_at_a_time = asyncio.Lock()
@@ -156,9 +165,9 @@ class _Standbys:
             return self._loop_thread
 
     def close(self) -> None:
-        """End all that wait; return when that is verified.
+        """End all standby kernels; return when that is verified.
 
-        After a Ctrl-C in it, it may be called again.
+        It may be called again after a Ctrl-C.
         """
         with self._ending:
             if (loop_thread := self._loop_thread) is None:
@@ -175,30 +184,30 @@ class _Standbys:
         ):  # after a Ctrl-C there may be two, and both wait for the end
             for task in self._starts:
                 task.cancel()
-            await asyncio.gather(*tasks_beside(self._end_all), return_exceptions=True)
+            await asyncio.gather(*other_tasks(self._end_all), return_exceptions=True)
             with self._lock:
                 waiting = [run for runs in self._waiting.values() for run in runs]
                 self._waiting.clear()
-                # One that was cancelled before it began has not counted itself.
+                # A start that was cancelled before it began has not corrected its count.
                 self._starting.clear()
             await asyncio.gather(*(run.end(0.0) for run in waiting))
 
 
-def _answers(run: GuardedRun) -> bool:
+def _is_usable(run: GuardedRun) -> bool:
     process = run.process
     return process.poll() is None and not process.is_gone and not process.is_stopped
 
 
-_standbys = _Standbys()
+_standby_kernels = StandbyKernels()
 
-take = _standbys.take
-refill = _standbys.refill
-close = _standbys.close
+acquire = _standby_kernels.acquire
+refill = _standby_kernels.refill
+close = _standby_kernels.close
 
 
 def _forget() -> None:
-    """In a forked child: they are the parent's."""
-    _standbys.__init__()  # type: ignore[misc]
+    """In a forked child: forget the parent's standby kernels."""
+    _standby_kernels.__init__()  # type: ignore[misc]
 
 
 os.register_at_fork(after_in_child=_forget)

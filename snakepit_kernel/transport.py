@@ -1,8 +1,8 @@
-"""How clients reach a kernel's Jupyter channels.
+"""Transports of a kernel's Jupyter channels: Unix sockets, encrypted TCP or plain TCP.
 
-Over TCP each user of the machine can connect to them: messages are signed, so nobody else can give
-the kernel work, but whoever subscribes to the output reads code and results. Unix sockets (ipc) in
-a private folder, and CurveZMQ encryption, keep others out.
+Over plain TCP each user of the machine can connect: messages are signed, so no other user can send
+requests, but every subscriber to the output reads code and results. Unix sockets (ipc) in a private
+folder, and CurveZMQ encryption, keep other users out.
 """
 
 from __future__ import annotations
@@ -15,26 +15,26 @@ from typing import Any
 from .files import read_json
 
 KERNEL_MODULE = "snakepit_kernel.kernel"
-"""What the commands of kernels run that can be forked from a template."""
+"""Module in the commands of kernels that can be forked from a template."""
 
 IPYKERNEL_MODULES = frozenset({"ipykernel_launcher", "ipykernel"})
 
 TRANSPORT_VARIABLE = "SNAKEPIT_TRANSPORT"
-"""Environment variable that says how kernels are reached where no configuration does."""
+"""Environment variable with the default transport of kernels."""
 
 
 class Transport(StrEnum):
-    """How kernels are to be reached."""
+    """A configured transport."""
 
     AUTO = "auto"
-    """By ipc, else encrypted, else over plain TCP: the first that kernel and client can do."""
+    """Ipc, else encrypted, else plain TCP: the first that kernel and client support."""
     IPC = "ipc"
     CURVE = "curve"
     TCP = "tcp"
 
 
 class Reached(StrEnum):
-    """How a kernel is reached."""
+    """The transport of a running kernel."""
 
     IPC = "ipc"
     ENCRYPTED = "tcp, encrypted"
@@ -43,7 +43,7 @@ class Reached(StrEnum):
 
 
 def module_of(argv: Sequence[str]) -> str:
-    """Return the module that a command line runs, or nothing."""
+    """Return the module that a command line runs, or an empty string."""
     if "-m" not in argv[:-1]:
         return ""
     return argv[argv.index("-m") + 1]
@@ -55,20 +55,20 @@ def is_ipythons(argv: Sequence[str]) -> bool:
 
 
 def choose(wanted: Transport, manager: Any) -> Transport:
-    """Choose how a kernel is reached.
+    """Choose the transport of a kernel.
 
     Parameters
     ----------
     wanted
-        What its provisioner is configured for.
+        The transport configured for its provisioner.
     manager
         Its `jupyter_client.KernelManager`, before it has written a connection file.
 
     Returns
     -------
     Transport
-        Not ``AUTO``. What the manager is configured for comes first: with ``ipc``, encryption, or
-        ports and addresses of somebody's choice the kernel is where it was asked to be.
+        Not ``AUTO``. The manager's configuration has priority: configured ``ipc``, encryption,
+        ports and addresses are respected.
     """
     if manager.transport == Transport.IPC:
         return Transport.IPC
@@ -76,17 +76,19 @@ def choose(wanted: Transport, manager: Any) -> Transport:
         return Transport.CURVE
     if wanted is not Transport.AUTO:
         return wanted
-    if _names(manager, "transport"):
+    if _is_configured(manager, "transport"):
         return Transport.TCP
     spec = manager.kernel_spec
-    if not _is_placed(manager) and is_ipythons(spec.argv):
+    if not _has_chosen_address(manager) and is_ipythons(spec.argv):
         return Transport.IPC
     return Transport.CURVE if can_encrypt(manager) else Transport.TCP
 
 
 def can_encrypt(manager: Any) -> bool:
-    """Whether a manager and its kernel know CurveZMQ."""
-    if not hasattr(manager, "transport_encryption") or _names(manager, "transport_encryption"):
+    """Whether a manager and its kernel support CurveZMQ."""
+    if not hasattr(manager, "transport_encryption") or _is_configured(
+        manager, "transport_encryption"
+    ):
         return False
     declared = manager.kernel_spec.metadata.get("supported_encryption") or ()
     return "curve" in ([declared] if isinstance(declared, str) else declared)
@@ -96,18 +98,18 @@ def _policy(manager: Any) -> str:
     return str(getattr(manager, "transport_encryption", "disabled")).lower()
 
 
-def _is_placed(manager: Any) -> bool:
-    """Whether somebody has chosen its address or ports."""
+def _has_chosen_address(manager: Any) -> bool:
+    """Whether a manager's address or ports are configured."""
     return manager.ip not in {"127.0.0.1", "localhost", "::1"} or any(manager.ports)
 
 
-def _names(manager: Any, trait: str) -> bool:
+def _is_configured(manager: Any, trait: str) -> bool:
     """Whether a trait of a manager is configured."""
     return any(trait in manager.config.get(cls.__name__, {}) for cls in type(manager).__mro__)
 
 
 def reached(connection_file: str | Path) -> Reached:
-    """Read from a connection file how its kernel is reached."""
+    """Return the transport of a kernel, read from its connection file."""
     try:
         info = read_json(Path(connection_file))
     except (OSError, ValueError):

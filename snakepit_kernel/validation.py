@@ -1,4 +1,4 @@
-"""Settings that users give, checked."""
+"""Validation of users' settings."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any, overload
 
 
 def check_count(name: str, value: Any, least: int, most: int | None = None) -> int:
-    """Return a whole number between two bounds; say what is wrong with a bad one."""
+    """Return a whole number between two bounds, or raise TypeError or ValueError."""
     if isinstance(value, bool) or not isinstance(value, int):
         msg = f"{name} must be a whole number, not {value!r}"
         raise TypeError(msg)
@@ -19,13 +19,13 @@ def check_count(name: str, value: Any, least: int, most: int | None = None) -> i
 
 
 def check_seconds(name: str, value: Any, *, allow_zero: bool = False) -> float | None:
-    """Return a duration as a float, or None for no limit; say what is wrong with a bad one."""
+    """Return a duration as a float, None for no limit, or raise TypeError or ValueError."""
     if value is None:
         return None
     if isinstance(value, bool) or not isinstance(value, int | float):
         msg = f"{name} must be a number of seconds or None, not {value!r}"
         raise TypeError(msg)
-    if value >= FOREVER:  # infinity, too, and integers that are no float any more
+    if value >= FOREVER:  # also infinity, and integers too large for a float
         return None
     if math.isnan(value) or value < 0 or (value == 0 and not allow_zero):
         msg = f"{name} must be {'zero or ' if allow_zero else ''}positive seconds, not {value}"
@@ -34,7 +34,7 @@ def check_seconds(name: str, value: Any, *, allow_zero: bool = False) -> float |
 
 
 def check_priority(value: Any) -> int:
-    """Return a priority, any whole number; say what is wrong with a bad one."""
+    """Return a priority, any whole number, or raise TypeError."""
     if isinstance(value, bool) or not isinstance(value, int):
         msg = f"priority must be a whole number, higher for what goes first, not {value!r}"
         raise TypeError(msg)
@@ -42,7 +42,7 @@ def check_priority(value: Any) -> int:
 
 
 def check_flag(name: str, value: Any) -> bool:
-    """Return whether something is wanted; say what is wrong with a bad answer."""
+    """Return a flag, or raise TypeError."""
     if not isinstance(value, bool):
         msg = f"{name} must be True or False, not {value!r}"
         raise TypeError(msg)
@@ -50,8 +50,8 @@ def check_flag(name: str, value: Any) -> bool:
 
 
 FOREVER = 1e9
-"""Seconds, 31 years, from which on a duration is no limit: locks, sockets and clocks have theirs,
-and raise `OverflowError` beyond."""
+"""Seconds, 31 years, from which on a duration means no limit: locks, sockets and clocks raise
+`OverflowError` beyond their own limits."""
 
 
 @overload
@@ -59,7 +59,7 @@ def bounded(seconds: None) -> None: ...
 @overload
 def bounded(seconds: float) -> float: ...
 def bounded(seconds: float | None) -> float | None:
-    """Return a duration that can be waited for: any number, infinity included, or None."""
+    """Return a duration limited to one that can be waited for; infinity and None are allowed."""
     if seconds is None:
         return None
     return FOREVER if seconds >= FOREVER else float(seconds)

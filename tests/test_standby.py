@@ -153,7 +153,7 @@ def test_it_waits_while_a_cell_runs(start):
 
 
 def test_one_that_does_not_answer_is_ended_and_not_taken(start, process_of, monkeypatch):
-    monkeypatch.setattr(guarded_process, "TAKE_PATIENCE", 0.5)
+    monkeypatch.setattr(guarded_process, "ASSIGN_PATIENCE", 0.5)
 
     async def scenario() -> None:
         async with start() as kernel:
@@ -329,11 +329,11 @@ def test_one_that_is_not_taken_after_all_waits_for_somebody_else(start, monkeypa
         async with start():
             run_id = await one_waits()
 
-            async def objection(_: Template) -> str:
+            async def reason_not_to_fork(_: Template) -> str:
                 raise asyncio.CancelledError
 
             with monkeypatch.context() as patched:
-                patched.setattr(Template, "objection", objection)
+                patched.setattr(Template, "reason_not_to_fork", reason_not_to_fork)
                 with pytest.raises(asyncio.CancelledError):
                     await AsyncKernelManager(kernel_name="snakepit", config=CONFIG).start_kernel()
             assert await one_waits() == run_id
@@ -344,7 +344,7 @@ def test_one_that_is_not_taken_after_all_waits_for_somebody_else(start, monkeypa
 
 
 def test_as_many_sorts_are_kept_ready_as_is_decent(start, monkeypatch):
-    monkeypatch.setattr(standby_kernels, "MAX_SORTS", 2)
+    monkeypatch.setattr(standby_kernels, "MAX_STANDBY_KEYS", 2)
 
     async def scenario() -> None:
         ready = set()
@@ -365,7 +365,7 @@ def test_as_many_sorts_are_kept_ready_as_is_decent(start, monkeypatch):
 
 
 def test_none_waits_for_a_command_that_could_not_take_it(start, write_kernelspec, monkeypatch):
-    monkeypatch.setattr(standby_kernels, "DELAY", 0.0)
+    monkeypatch.setattr(standby_kernels, "REFILL_DELAY", 0.0)
     argv = [sys.executable, "-m", "snakepit_kernel.kernel"]
     provisioner = {"provisioner_name": "snakepit-provisioner", "config": {"tag_command": True}}
     write_kernelspec(
@@ -427,7 +427,7 @@ def test_a_second_close_after_ctrl_c_waits_until_none_is_left(start, is_busy):
     asyncio.run(scenario())
     before = signal.signal(signal.SIGALRM, interrupt)
     if is_busy:  # then the second end is there before the first has begun
-        standby_kernels._standbys._loop_thread.soon(time.sleep, 0.5)
+        standby_kernels._standby_kernels._loop_thread.soon(time.sleep, 0.5)
     try:
         signal.setitimer(signal.ITIMER_REAL, 0.002)
         with pytest.raises(KeyboardInterrupt):

@@ -79,4 +79,6 @@ def last_run_summary() -> str | None:
     """Say in one line what was ended when this kernel was restarted; None when nothing was."""
     run_id = own_run_id()
     last = Registry().ended_before(run_id) if run_id is not None else None
-    return last.report.told(" of the last run") if last is not None and last.report.count else None
+    return (
+        last.report.summary(" of the last run") if last is not None and last.report.count else None
+    )

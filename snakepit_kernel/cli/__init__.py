@@ -1,4 +1,4 @@
-"""The command line: ``snakepit``, and ``jupyter snakepit`` by its second name.
+"""The command line: ``snakepit``, also available as ``jupyter snakepit``.
 
 Only `main` is here: the console scripts import this module, and each command imports what it needs.
 """
@@ -16,7 +16,7 @@ def main() -> None:
 
 
 def program_name(script: str) -> str:
-    """Return what the user typed, from the path of the script that it started."""
+    """Return the command that the user typed, from the path of the script that it started."""
     name = script.rpartition("/")[2]
     if name == "jupyter-snakepit":
         return "jupyter snakepit"

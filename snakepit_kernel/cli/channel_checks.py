@@ -1,4 +1,4 @@
-"""How clients reach the live kernels."""
+"""The doctor's check of the transports by which clients reach live kernels."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from .leftover_checks import read_runs
 
 
 def reached_by(run: Run) -> Reached:
-    """Say how clients reach a run's kernel; nothing when it has no connection file (yet)."""
+    """Return how clients reach a run's kernel; unknown when it has no connection file (yet)."""
     files = [path for path in run.leftovers if path.endswith(".json")]
     return reached(files[-1]) if files else Reached.UNKNOWN
 
 
 def check_channels() -> Iterator[Finding]:
-    """Look whether other users of the machine can read what a live kernel shows."""
+    """Check whether other users of the machine can read the output of live kernels."""
     name = "channels"
-    runs, _ = read_runs()  # what is wrong with the registry is another check's finding
+    runs, _ = read_runs()  # problems of the registry are another check's finding
     ways = [(run, way) for run in runs if not run.is_dead and (way := reached_by(run))]
     plain = [f"{run.label} (run {run.run_id})" for run, way in ways if way is Reached.PLAIN]
     if plain:

@@ -1,6 +1,6 @@
-"""The commands and their options, and how misuse is told.
+"""The commands, their options, and the messages for misuse.
 
-Everything here is light: a command imports its module when it runs.
+Importing this module is cheap: a command imports its own module when it runs.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ from ..errors import SnakepitError, suggest
 from ..printable import printable
 
 INTERRUPTED = 130
-"""Exit status after Ctrl-C, as shells have it: 128 and the number of SIGINT."""
+"""Exit status after Ctrl-C, as in shells: 128 and the number of SIGINT."""
 
 
 class Commands(click.Group):
-    """A group that names the nearest command when there is none of that name."""
+    """A group whose error for an unknown command suggests the most similar one."""
 
     def resolve_command(
         self, ctx: click.Context, args: list[str]
@@ -81,9 +81,9 @@ def status(
     if interval is not None and not watch:
         raise click.UsageError("--interval is for --watch")
     if watch:
-        from .status import watch as show_anew
+        from .status import watch as watch_pools
 
-        show_anew(1.0 if interval is None else interval)
+        watch_pools(1.0 if interval is None else interval)
     elif prometheus:
         from .status import show_for_prometheus
 
@@ -196,35 +196,35 @@ def run(arguments: Sequence[str], *, program: str = "snakepit") -> int:
     Parameters
     ----------
     arguments
-        What stands behind the program's name.
+        The arguments after the program's name.
     program
         The program's name, for help and errors.
 
     Returns
     -------
     int
-        The exit status: 0, 1 for a failure or a problem found, 2 for misuse. Misuse and failures
-        of the world are one line on standard error.
+        The exit status: 0, 1 for a failure or a problem found, 2 for misuse. Misuse and external
+        failures are printed as one line on standard error.
     """
     try:
         outcome = snakepit.main(list(arguments), prog_name=program, standalone_mode=False)
-        if sys.stdout is not None:  # as it is when the shell closed it, `>&-`
+        if sys.stdout is not None:  # it is None when the shell closed it, `>&-`
             sys.stdout.flush()
     except click.ClickException as error:
-        return _complain(program, error.format_message(), error.exit_code)
+        return _print_error(program, error.format_message(), error.exit_code)
     except click.Abort:
-        return _complain(program, "interrupted", INTERRUPTED)
-    except BrokenPipeError:  # who read our output has gone, and wants no word about it
-        _write_no_more()
+        return _print_error(program, "interrupted", INTERRUPTED)
+    except BrokenPipeError:  # the reader of our output is gone: no message is needed
+        _discard_output()
         return 1
     except (SnakepitError, OSError) as error:
-        _write_no_more()
-        return _complain(program, str(error), 1)
+        _discard_output()
+        return _print_error(program, str(error), 1)
     return outcome if isinstance(outcome, int) else 0
 
 
-def _write_no_more() -> None:
-    """Have the rest of an output go nowhere that could not be written: the exit tries it again."""
+def _discard_output() -> None:
+    """Redirect output that cannot be written to the null device: the exit writes it again."""
     try:
         if sys.stdout is not None:
             sys.stdout.flush()
@@ -233,6 +233,6 @@ def _write_no_more() -> None:
             os.dup2(nowhere.fileno(), sys.stdout.fileno())
 
 
-def _complain(program: str, text: str, status: int) -> int:
+def _print_error(program: str, text: str, status: int) -> int:
     click.echo(f"{program}: {printable(' '.join(text.split()))}", err=True)
     return status

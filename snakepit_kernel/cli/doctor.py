@@ -1,4 +1,4 @@
-"""``snakepit doctor``: every check, and its report."""
+"""``snakepit doctor``: the list of checks, and their report."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def examine(*, start: bool) -> Iterable[Finding]:
     Parameters
     ----------
     start
-        Whether a kernel is really started.
+        Whether to start a kernel as well.
     """
     checks = {**CHECKS, "start": check_start} if start else CHECKS
     for name, check in checks.items():
@@ -64,7 +64,7 @@ def examine(*, start: bool) -> Iterable[Finding]:
 
 
 def show(findings: Iterable[Finding], *, as_json: bool) -> int:
-    """Print findings, as text each as soon as it is made; return the exit status."""
+    """Print findings, in text form as soon as each is made; return the exit status."""
     seen = []
     for finding in findings:
         seen.append(finding)
@@ -79,7 +79,7 @@ def show(findings: Iterable[Finding], *, as_json: bool) -> int:
 def _run(name: str, check: Check) -> Iterable[Finding]:
     try:
         yield from check()
-    except Exception as error:  # one check that fails must not hide the others
+    except Exception as error:  # a check that fails must not hide the others
         logger.debug("check %s failed", name, exc_info=True)
         yield problem(
             name,

@@ -1,4 +1,4 @@
-"""What a check of `snakepit doctor` finds."""
+"""Findings: the results of the checks of `snakepit doctor`."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from typing import Any
 from ..printable import printable
 
 LISTED = 3
-"""Processes or files that a line of text names; JSON has them all."""
+"""Number of processes or files that a line of text names; JSON has them all."""
 
 
 class Level(StrEnum):
-    """How bad it is."""
+    """Severity of a finding."""
 
     OK = "ok"
     HINT = "hint"
@@ -28,11 +28,11 @@ class Finding:
     Attributes
     ----------
     check
-        What was looked at.
+        Name of the check.
     level
-        ``problem`` when something is broken.
+        Severity; ``problem`` when something is broken.
     text
-        What was seen.
+        What was found.
     advice
         What to do about it; empty when there is nothing to do.
     details
@@ -46,7 +46,7 @@ class Finding:
     details: tuple[str, ...] = ()
 
     def as_json(self) -> dict[str, Any]:
-        """Return plain data."""
+        """Return it as data for JSON."""
         return {**asdict(self), "details": list(self.details)}
 
     def line(self) -> str:
@@ -59,17 +59,17 @@ Check = Callable[[], Iterable[Finding]]
 
 
 def ok(check: str, text: str) -> Finding:
-    """Find that all is well."""
+    """Return the finding that everything is in order."""
     return Finding(check=check, level=Level.OK, text=text)
 
 
 def hint(check: str, text: str, advice: str = "", details: Sequence[str] = ()) -> Finding:
-    """Find something that works, or may, and deserves a look."""
+    """Return a finding about something that works, or may work, but should be looked at."""
     return Finding(check=check, level=Level.HINT, text=text, advice=advice, details=tuple(details))
 
 
 def problem(check: str, text: str, advice: str = "", details: Sequence[str] = ()) -> Finding:
-    """Find something broken."""
+    """Return a finding about something broken."""
     return Finding(
         check=check, level=Level.PROBLEM, text=text, advice=advice, details=tuple(details)
     )

@@ -1,4 +1,4 @@
-"""Checks of what is installed: versions, kernelspec, provisioner, and the Jupyter beside it."""
+"""The doctor's checks of the installation: versions, kernelspec, provisioner, Jupyter servers."""
 
 from __future__ import annotations
 
@@ -50,8 +50,8 @@ if pid == 0:
 os.waitpid(pid, 0)
 """
 
-# It runs in an environment of which nothing is known, of any Python 3.
-_LOOK = f"""
+# It runs in an unknown environment, with any Python 3.
+_PROBE = f"""
 import json, os, sys
 try:
     from importlib.metadata import entry_points
@@ -76,7 +76,7 @@ print(json.dumps({{
 
 
 def check_versions() -> Iterator[Finding]:
-    """Compare Python and what we depend on with the minimum in our own metadata."""
+    """Compare the versions of Python and our dependencies with our own metadata."""
     from packaging.requirements import Requirement
     from packaging.specifiers import SpecifierSet
 
@@ -119,7 +119,7 @@ def _version_of(name: str) -> str | None:
 
 
 def check_forking() -> Iterator[Finding]:
-    """Try what a guardian does: fork, and hold a process by a pidfd."""
+    """Check what a guardian needs: forking, and pidfds."""
     name = "forking"
     if sys.platform != "linux":
         yield problem(
@@ -128,7 +128,7 @@ def check_forking() -> Iterator[Finding]:
             "run Jupyter on Linux, in a container for example",
         )
         return
-    # In an interpreter of its own: a fork of this one, with whatever threads it has, proves less.
+    # In a new interpreter: a fork of this one, with whatever threads it has, proves less.
     tried = subprocess.run(  # noqa: S603 - our own interpreter and code
         [sys.executable, "-I", "-S", "-c", _FORK],
         capture_output=True,
@@ -163,7 +163,7 @@ def check_forking() -> Iterator[Finding]:
 
 
 def check_kernelspec() -> Iterator[Finding]:
-    """Compare the kernelspec that jupyter_client finds with the one that this package brings."""
+    """Compare the kernelspec that jupyter_client finds with the one in this package."""
     from jupyter_client.kernelspec import KernelSpecManager, NoSuchKernel
     from traitlets import TraitError
 
@@ -200,16 +200,16 @@ def check_kernelspec() -> Iterator[Finding]:
     elif settings:
         yield hint(name, f"{folder} has settings of your own: {', '.join(sorted(settings))}")
     elif found["argv"][0] != packaged["argv"][0]:
-        yield _judge_interpreter(found["argv"][0], folder)
+        yield _check_interpreter(found["argv"][0], folder)
     else:
         yield ok(name, f"{KERNEL} in {folder}")
 
 
 def _packaged_kernel_json() -> dict[str, Any] | None:
-    """Return our kernelspec as the package brings it, or None when that was changed or is gone."""
+    """Return the kernelspec of this package, or None when it was changed or removed."""
     content: dict[str, Any]
     checkout = Path(__file__).parents[2] / "kernelspec" / "kernel.json"
-    if checkout.exists():  # an editable install: what was installed is only a copy
+    if checkout.exists():  # an editable install: the installed file is only a copy
         content = json.loads(checkout.read_text(encoding="utf-8"))
         return content
     for file in distribution(DISTRIBUTION).files or []:
@@ -219,7 +219,7 @@ def _packaged_kernel_json() -> dict[str, Any] | None:
 
 
 def _read_unchanged(file: PackagePath) -> dict[str, Any] | None:
-    """Read a file of JSON that a wheel installed, unless it is not the one that it installed."""
+    """Read a JSON file that a wheel installed; return None if it was changed since."""
     try:
         content = file.read_binary()
     except OSError:
@@ -233,7 +233,7 @@ def _read_unchanged(file: PackagePath) -> dict[str, Any] | None:
 
 
 def _extra_settings(found: dict[str, Any], packaged: dict[str, Any]) -> set[str]:
-    """Take the user's own settings of the provisioner out of a kernelspec; return their names."""
+    """Remove the user's own settings of the provisioner from a kernelspec; return their names."""
     ours = packaged["metadata"]["kernel_provisioner"]["config"]
     provisioner = found["metadata"].get("kernel_provisioner")
     config = provisioner.get("config") if isinstance(provisioner, dict) else None
@@ -245,13 +245,13 @@ def _extra_settings(found: dict[str, Any], packaged: dict[str, Any]) -> set[str]
 
 
 def _differences(found: Mapping[str, Any], packaged: Mapping[str, Any]) -> list[str]:
-    """Name the fields of a kernelspec that decide how a kernel starts and differ."""
+    """Return the fields of a kernelspec that affect how a kernel starts and that differ."""
     wrong = [] if found["argv"][1:] == packaged["argv"][1:] else ["argv"]
     fields = ("metadata", "interrupt_mode", "language", "env")
     return wrong + [field for field in fields if found[field] != packaged.get(field, {})]
 
 
-def _judge_interpreter(interpreter: str, folder: str) -> Finding:
+def _check_interpreter(interpreter: str, folder: str) -> Finding:
     if shutil.which(interpreter) is None:
         return problem(
             "kernelspec",
@@ -269,7 +269,7 @@ def _judge_interpreter(interpreter: str, folder: str) -> Finding:
 
 
 def check_provisioner() -> Iterator[Finding]:
-    """Look for the entry point by which jupyter_client finds our provisioner."""
+    """Check the entry point by which jupyter_client finds our provisioner."""
     from ..provisioner import SnakepitProvisioner
 
     name = "provisioner"
@@ -278,7 +278,7 @@ def check_provisioner() -> Iterator[Finding]:
         yield problem(name, f"this environment has no entry point {PROVISIONER!r}", REINSTALL)
         return
     for point in points:
-        loaded = point.load()  # a failure is told by the caller
+        loaded = point.load()  # a failure is reported by the caller
         if loaded is SnakepitProvisioner:
             yield ok(name, f"{PROVISIONER} in {sys.prefix}")
         else:
@@ -286,10 +286,10 @@ def check_provisioner() -> Iterator[Finding]:
 
 
 def check_servers() -> Iterator[Finding]:
-    """Ask the environment of each Jupyter on PATH whether it sees the provisioner.
+    """Check whether the environment of each Jupyter on PATH has the provisioner.
 
-    jupyter_client looks for provisioners in the environment of the *server*, which need not be
-    this one.
+    jupyter_client looks for provisioners in the environment of the *server*, which may be another
+    one.
     """
     name = "servers"
     commands: dict[str, list[str]] = {}
@@ -304,13 +304,13 @@ def check_servers() -> Iterator[Finding]:
         else:
             commands.setdefault(interpreter, []).append(command)
     for interpreter, names in commands.items():
-        yield _ask(interpreter, names)
+        yield _probe(interpreter, names)
     if not commands:
         yield ok(name, "no jupyter on PATH that could be of another environment")
 
 
 def interpreter_of(script: Path) -> str | None:
-    """Return the Python interpreter that a console script starts, or None when it is not known."""
+    """Return the Python interpreter that a console script starts, or None when it is unknown."""
     with script.open("rb") as file:
         first, second = (file.readline(4096).decode("utf-8", "replace") for _ in range(2))
     if not first.startswith("#!"):
@@ -325,13 +325,13 @@ def interpreter_of(script: Path) -> str | None:
     return shutil.which(words[0]) or words[0]
 
 
-def _ask(interpreter: str, commands: list[str]) -> Finding:
-    """Say whether another environment sees our provisioner and our kernelspec."""
+def _probe(interpreter: str, commands: list[str]) -> Finding:
+    """Check whether another environment has our provisioner and our kernelspec."""
     name = "servers"
     who = f"{', '.join(commands)} on PATH: of another environment, {interpreter},"
     try:
-        answer = subprocess.run(  # noqa: S603 - what Jupyter itself would run
-            [interpreter, "-c", _LOOK],
+        answer = subprocess.run(  # noqa: S603 - the interpreter that Jupyter itself would run
+            [interpreter, "-c", _PROBE],
             capture_output=True,
             text=True,
             timeout=ANSWER_PATIENCE,
@@ -356,7 +356,7 @@ def _ask(interpreter: str, commands: list[str]) -> Finding:
 
 
 def _is_this_environment(seen: Mapping[str, Any]) -> bool:
-    # Two versions of Python may share a prefix, /usr for one, and each has packages of its own.
+    # Two versions of Python may share a prefix, such as /usr, and each has its own packages.
     same_version = seen["python"] == list(sys.version_info[:2])
     return same_version and Path(seen["prefix"]).samefile(sys.prefix)
 
@@ -369,5 +369,5 @@ def _last_line(text: str | bytes) -> str:
 
 
 def check_accelerators() -> Iterator[Finding]:
-    """Say which accelerators there are."""
+    """Report the accelerators of this machine."""
     yield ok("accelerators", str(detect(os.environ)))

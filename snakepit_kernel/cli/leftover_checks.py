@@ -1,4 +1,4 @@
-"""Checks of what lies on the machine: directories, the registry, orphans and leftovers."""
+"""The doctor's checks of directories, registry, store, orphan processes and leftover files."""
 
 from __future__ import annotations
 
@@ -35,20 +35,20 @@ from .installation_checks import KERNEL
 
 T = TypeVar("T")
 
-YOUNG = 60.0
-"""Seconds before a file without a process may be a leftover: its process may be starting."""
+MIN_LEFTOVER_AGE = 60.0
+"""Seconds before a file without a process counts as a leftover: its process may be starting."""
 
 
 # -- directories -----------------------------------------------------------------------------------
 
 
 def check_runtime_directory() -> Iterator[Finding]:
-    """Look whether the runtime directory is ours, private, and leaves room for sockets."""
+    """Check that the runtime directory is ours, private, and short enough for sockets."""
     yield from _check_directory("runtime directory", runtime_dir, RUNTIME_VARIABLE, sockets=True)
 
 
 def check_data_directory() -> Iterator[Finding]:
-    """Look whether the data directory is ours and private."""
+    """Check that the data directory is ours and private."""
     yield from _check_directory("data directory", data_dir, DATA_VARIABLE, sockets=False)
 
 
@@ -78,44 +78,46 @@ def _is_replaceable(path: Path) -> bool:
 # -- registry --------------------------------------------------------------------------------------
 
 
-class _Warnings(logging.Handler):
-    """Keeps what is logged, instead of writing it."""
+class _WarningCollector(logging.Handler):
+    """Collects logged warnings instead of writing them."""
 
     def __init__(self) -> None:
         super().__init__(logging.WARNING)
         self.texts: list[str] = []
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Keep the text of one record."""
+        """Store the text of one record."""
         self.texts.append(record.getMessage())
 
 
 def check_registry() -> Iterator[Finding]:
-    """Look whether the registry of runs can be read."""
-    runs, complaints = read_runs()
-    if complaints:
+    """Check that the registry of runs can be read."""
+    runs, warnings = read_runs()
+    if warnings:
         advice = "mend the cause, and heed what is said of processes"
-        yield problem("registry", "; ".join(complaints), advice)
+        yield problem("registry", "; ".join(warnings), advice)
         return
     live = sum(not run.is_dead for run in runs)
     yield ok("registry", f"{live} live runs in {Registry().path}")
 
 
 def check_store() -> Iterator[Finding]:
-    """Look whether the store of sessions is sound."""
+    """Check that the store of sessions is intact."""
     path = data_dir() / FILE_NAME
     if not path.exists():
         yield ok("sessions", "none are stored yet")
         return
-    (found, count), complaints = _quietly(lambda: _look_at(path), database_module.logger)
-    if found or complaints:
+    (found, count), warnings = _collecting_warnings(
+        lambda: _check_store_file(path), database_module.logger
+    )
+    if found or warnings:
         advice = "what could be read was kept; export the sessions that matter"
-        yield problem("sessions", "; ".join([*complaints, *found]), advice)
+        yield problem("sessions", "; ".join([*warnings, *found]), advice)
         return
     yield ok("sessions", f"{count} in {path}")
 
 
-def _look_at(path: Path) -> tuple[list[str], int]:
+def _check_store_file(path: Path) -> tuple[list[str], int]:
     store = Store(path)
     try:
         return store.check(), store.sessions.count()
@@ -126,17 +128,17 @@ def _look_at(path: Path) -> tuple[list[str], int]:
 
 
 def read_runs() -> tuple[list[Run], list[str]]:
-    """Return the registry's runs, and what it says is wrong with it."""
-    # It never raises, because it must not stand in the way of a kernel's start; it logs.
-    return _quietly(lambda: Registry().runs(), registry_module.logger)
+    """Return the registry's runs, and the warnings that it logged."""
+    # It logs and never raises, because it must not prevent a kernel's start.
+    return _collecting_warnings(lambda: Registry().runs(), registry_module.logger)
 
 
-def _quietly(look: Callable[[], T], logger: logging.Logger) -> tuple[T, list[str]]:
-    """Look at something; return what was found, and what a logger was told meanwhile."""
-    warnings = _Warnings()
+def _collecting_warnings(check: Callable[[], T], logger: logging.Logger) -> tuple[T, list[str]]:
+    """Call a function; return its result, and the warnings that a logger got meanwhile."""
+    warnings = _WarningCollector()
     logger.addHandler(warnings)
     try:
-        return look(), warnings.texts
+        return check(), warnings.texts
     finally:
         logger.removeHandler(warnings)
 
@@ -145,9 +147,9 @@ def _quietly(look: Callable[[], T], logger: logging.Logger) -> tuple[T, list[str
 
 
 def check_processes() -> Iterator[Finding]:
-    """Look for processes of runs whose owner and guardian are dead."""
+    """Search for processes of runs whose owner and guardian are dead."""
     name = "processes"
-    found, _ = _quietly(lambda: survey(Registry()), registry_module.logger)
+    found, _ = _collecting_warnings(lambda: survey(Registry()), registry_module.logger)
     orphans = [(run.run_id, run.label, processes) for run, processes in found.dead if processes]
     for run_id, label, processes in orphans:
         text = f"orphan run {run_id} ({label}): its owner and its guardian are dead, and "
@@ -166,8 +168,8 @@ def check_processes() -> Iterator[Finding]:
             stale,
         )
     if found.elsewhere:
-        places = listing(sorted({str(run.place) for run in found.elsewhere}))
-        text = f"{len(found.elsewhere)} runs are elsewhere ({places}) and share this data directory"
+        scopes = listing(sorted({str(run.scope) for run in found.elsewhere}))
+        text = f"{len(found.elsewhere)} runs are elsewhere ({scopes}) and share this data directory"
         advice = f"nothing to do: they are left alone; or set {DATA_VARIABLE} there"
         yield hint(name, text, advice, [run.run_id for run in found.elsewhere])
     if found.kept:
@@ -191,11 +193,11 @@ def _describe(text: str, advice: str, processes: list[TaggedProcess]) -> Finding
 
 
 def check_leftovers() -> Iterator[Finding]:
-    """Look for files of owners that are dead. They do no harm but lie about."""
+    """Search for harmless leftover files of dead owners."""
     name = "leftovers"
     lines = [read_command_line(status.pid) for status in all_statuses()]
     commands = [os.fsdecode(line) for line in lines]
-    # Nobody can see here whether those are in use that belong to runs elsewhere.
+    # Files of runs elsewhere count as used: that cannot be checked from here.
     commands += [path for run in read_runs()[0] if not run.is_dead for path in run.leftovers]
     directories = runtime_dirs()
     folders = [str(path) for directory in directories for path in _stale_folders(directory)]
@@ -223,7 +225,7 @@ def _stale_folders(directory: Path) -> list[Path]:
 
 
 def _stale_sockets(directory: Path, commands: list[str]) -> list[Path]:
-    """Return the sockets of kernels that talk by ipc and that no process uses."""
+    """Return the Unix sockets of kernels that no process uses."""
     return [
         path
         for path in sorted(directory.iterdir())
@@ -234,7 +236,7 @@ def _stale_sockets(directory: Path, commands: list[str]) -> list[Path]:
 
 
 def _stale_connection_files(directory: Path, commands: list[str]) -> list[Path]:
-    """Return connection files of our kernels that no process uses, and sockets beside them."""
+    """Return connection files of our kernels that no process uses, and the sockets next to them."""
     return [
         found
         for path in sorted(directory.glob("kernel-*.json"))
@@ -247,15 +249,15 @@ def _kernel_of(path: Path) -> str | None:
     try:
         content = read_json(path)
     except (OSError, ValueError):
-        return None  # gone, or somebody else's
+        return None  # gone, or another program's
     name = content.get("kernel_name") if isinstance(content, dict) else None
     return name if isinstance(name, str) else None
 
 
 def _is_unused(path: Path, commands: list[str]) -> bool:
-    """Whether a file is not young, and no process names it on its command line."""
+    """Whether a file is old enough, and no process names it on its command line."""
     try:
         age = time.time() - path.lstat().st_mtime
     except FileNotFoundError:
         return False
-    return age > YOUNG and not any(path.name in command for command in commands)
+    return age > MIN_LEFTOVER_AGE and not any(path.name in command for command in commands)

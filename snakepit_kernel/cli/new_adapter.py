@@ -1,4 +1,4 @@
-"""``snakepit new-adapter``: a small package to start from."""
+"""``snakepit new-adapter``: writes a small package with an adapter as a starting point."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _FILES = {
     "package.py.template": "{name}/__init__.py",
     "tests.py.template": "tests/test_{name}.py",
 }
-"""Each template, and where it goes."""
+"""The path in the package for each template."""
 
 
 def create(name: str, directory: Path | None = None) -> Path:
@@ -31,7 +31,7 @@ def create(name: str, directory: Path | None = None) -> Path:
     name
         Name of the package.
     directory
-        Where to write it; ``./NAME`` by default. It is made when it is missing.
+        Where to write it; ``./NAME`` by default. It is created when it is missing.
 
     Returns
     -------
@@ -41,14 +41,14 @@ def create(name: str, directory: Path | None = None) -> Path:
     Raises
     ------
     ValueError
-        The name or the directory will not do; the text says why. Nothing was written.
+        The name or the directory cannot be used; the text says why. Nothing was written.
     OSError
         A file could not be written.
     """
     check_package_name(name)
     folder = Path(name) if directory is None else directory
     check_folder(folder)
-    check_not_taken(name, folder)
+    check_name_is_free(name, folder)
     contents = {folder / path: text for path, text in render(name).items()}
     for path, text in contents.items():
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -57,7 +57,7 @@ def create(name: str, directory: Path | None = None) -> Path:
 
 
 def render(name: str) -> dict[str, str]:
-    """Return the files of a package: the text of each by its path."""
+    """Return the files of a package: their contents by path."""
     values = {
         "package": name,
         "project": name.replace("_", "-"),
@@ -80,7 +80,7 @@ def class_name(name: str) -> str:
 
 
 def check_package_name(name: str) -> None:
-    """Raise `ValueError` when no package can have a name."""
+    """Raise `ValueError` when a name cannot be that of a package."""
     if not _NAME.fullmatch(name) or keyword.iskeyword(name):
         msg = (
             f"{name!r} cannot be the name of a package: "
@@ -102,17 +102,17 @@ def check_folder(folder: Path) -> None:
         raise ValueError(msg)
 
 
-def check_not_taken(name: str, folder: Path) -> None:
-    """Raise `ValueError` when a module has that name already: one would hide the other."""
+def check_name_is_free(name: str, folder: Path) -> None:
+    """Raise `ValueError` when a module has that name already: one would shadow the other."""
     if name in sys.stdlib_module_names:
         msg = f"{name!r} is a module of Python's standard library; choose another name"
         raise ValueError(msg)
     spec = importlib.util.find_spec(name)
     if spec is None:
         return
-    places = {Path(place).absolute() for place in spec.submodule_search_locations or ()}
-    if spec.origin is None and places <= {folder.absolute()}:
-        return  # the empty folder itself, seen from the current directory as a namespace package
-    where = spec.origin or ", ".join(map(str, sorted(places)))
+    folders = {Path(path).absolute() for path in spec.submodule_search_locations or ()}
+    if spec.origin is None and folders <= {folder.absolute()}:
+        return  # the empty folder itself, which is a namespace package in the current directory
+    where = spec.origin or ", ".join(map(str, sorted(folders)))
     msg = f"{name!r} is the name of an installed module ({where}); choose another name"
     raise ValueError(msg)

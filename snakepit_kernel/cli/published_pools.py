@@ -1,4 +1,4 @@
-"""Pools as other processes see them: the files that their owners publish."""
+"""Status files of pools, which their owners publish for other processes."""
 
 from __future__ import annotations
 
@@ -25,16 +25,16 @@ class UnreadablePool(ValueError):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PublishedPool:
-    """What a pool's owner last wrote of it.
+    """A pool's status as its owner last wrote it.
 
     Attributes
     ----------
     folder
         The pool's private directory.
     status
-        The pool as it was.
+        The status.
     written
-        When, in seconds since the epoch.
+        When it was written, in seconds since the epoch.
     """
 
     folder: Path
@@ -43,13 +43,13 @@ class PublishedPool:
 
     @property
     def is_live(self) -> bool:
-        """Whether the very process that opened the pool lives, or may do so elsewhere."""
+        """Whether the very process that opened the pool is alive, or may be so elsewhere."""
         return not is_leftover(self.folder)
 
     def refreshed(self) -> PoolStatus:
-        """Return the status with the memory and the ages of this moment."""
+        """Return the status with present memory and ages."""
         age = max(0.0, time.time() - self.written)
-        is_here = not is_elsewhere(self.folder)  # or a pid means another process
+        is_here = not is_elsewhere(self.folder)  # elsewhere, a pid means another process
         workers = [
             replace(
                 worker,
@@ -63,17 +63,17 @@ class PublishedPool:
 
 def pool_folders(directory: Path) -> list[Path]:
     """Return the folders of a runtime directory in which a pool has published its status."""
-    # Below the folder of each run there is one for each of its pools.
+    # The folder of a run contains one for each of its pools.
     return sorted(folder for folder in directory.glob("*/*") if status_path(folder).is_file())
 
 
 def read_pool(folder: Path) -> PublishedPool | None:
-    """Read what a pool published, or None when it has just gone.
+    """Read a pool's published status; return None when it has just been removed.
 
     Raises
     ------
     UnreadablePool
-        The file has not the form that this version writes.
+        The file does not have the format of this version.
     """
     path = status_path(folder)
     try:

@@ -1,4 +1,4 @@
-"""``snakepit reap``: end what dead runs left behind, and on request what was kept."""
+"""``snakepit reap``: ends processes that dead runs have left, and on request kept ones."""
 
 from __future__ import annotations
 
@@ -20,18 +20,18 @@ MAX_LABEL = 80
 
 
 def reap(*, grace: float, kept: bool, dry_run: bool, as_json: bool) -> int:
-    """End what nobody answers for any more, and tell what that was.
+    """End the processes of dead runs, remove their files, and print a report.
 
     Parameters
     ----------
     grace
         Seconds between SIGTERM and SIGKILL.
     kept
-        End also what was kept on purpose and outlived its run.
+        Also end processes that were kept on purpose and have outlived their run.
     dry_run
-        Only say what would be ended.
+        Only print what would be ended.
     as_json
-        Tell it as JSON.
+        Print the report as JSON.
 
     Returns
     -------
@@ -43,7 +43,7 @@ def reap(*, grace: float, kept: bool, dry_run: bool, as_json: bool) -> int:
     OSError
         The registry, the data or the runtime directory cannot be used. Nothing was ended.
     """
-    registry = Registry(is_needed=True)  # or "nothing to end" would be said of what nobody can see
+    registry = Registry(is_needed=True)  # or an unreadable registry would mean "nothing to end"
     found = survey(registry)
     reports: dict[str, EndReport] = {}
     of_kept = EndReport(verified=True)
@@ -54,7 +54,7 @@ def reap(*, grace: float, kept: bool, dry_run: bool, as_json: bool) -> int:
     if as_json:
         click.echo(json.dumps(_as_data(found, reports, of_kept, dry_run=dry_run), indent=2))
     else:
-        for line in in_words(found, reports, of_kept, dry_run=dry_run, kept=kept):
+        for line in as_lines(found, reports, of_kept, dry_run=dry_run, kept=kept):
             click.echo(printable(line, lines=True))
     survivors = [
         *of_kept.survivors,
@@ -87,7 +87,7 @@ def _as_data(
         "left_alone": {
             "live": [run.run_id for run in found.live],
             "elsewhere": [
-                {"run_id": run.run_id, "place": str(run.place)} for run in found.elsewhere
+                {"run_id": run.run_id, "place": str(run.scope)} for run in found.elsewhere
             ],
             "unknown": [_process(item) for items in found.unknown.values() for item in items],
             "unreadable": found.unreadable,
@@ -103,7 +103,7 @@ def _ended(item: Any) -> dict[str, Any]:
     return {"pid": item.pid, "signal": item.signal, "command": item.command}
 
 
-def in_words(
+def as_lines(
     found: Survey,
     reports: dict[str, EndReport],
     of_kept: EndReport,
@@ -111,25 +111,27 @@ def in_words(
     dry_run: bool,
     kept: bool,
 ) -> list[str]:
-    """Say what was found, what was ended and what was left alone, a line each."""
+    """Return the report as text: what was found, ended and left alone, a line each."""
     lines = []
     for run, processes in found.dead:
         if dry_run:
             text = _listed(f"would end {_count(processes)}", processes)
         else:
             report = reports.get(run.run_id, EndReport())
-            text = report.told()
+            text = report.summary()
             text += "".join(f"\n  does not die: {printable(line)}" for line in report.survivors)
-        lines.append(f"{_named(run)}, owner {run.owner.pid} died: {text}")
+        lines.append(f"{_run_name(run)}, owner {run.owner.pid} died: {text}")
     if found.kept and kept:
-        text = _listed(f"would end {_count(found.kept)}", found.kept) if dry_run else of_kept.told()
+        text = (
+            _listed(f"would end {_count(found.kept)}", found.kept) if dry_run else of_kept.summary()
+        )
         text += "".join(f"\n  does not die: {printable(line)}" for line in of_kept.survivors)
         lines.append(f"kept on purpose: {text}")
     elif found.kept:
         text = _listed(f"left {_count(found.kept)} alone", found.kept)
         lines.append(f"kept on purpose, {text}\n  end them: snakepit reap --kept")
     lines += [
-        f"{_named(run)} is on {printable(str(run.place))}, which shares this data directory: "
+        f"{_run_name(run)} is on {printable(str(run.scope))}, which shares this data directory: "
         f"left alone, from here nobody can tell whether it lives"
         for run in found.elsewhere
     ]
@@ -149,7 +151,7 @@ def in_words(
     return lines or ["nothing to end"]
 
 
-def _named(run: Run) -> str:
+def _run_name(run: Run) -> str:
     return f"run {run.run_id} ({printable(run.label, limit=MAX_LABEL)})"
 
 

@@ -1,4 +1,4 @@
-"""The doctor's live check: start a kernel, run a cell, shut it down, look what is left."""
+"""The doctor's live check: starts a kernel, runs a cell, shuts it down, searches for leftovers."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ CELL_PATIENCE = 20.0
 
 
 def check_start() -> Iterator[Finding]:
-    """Start a kernel as Jupyter does, run ``1 + 1``, shut it down, and look what is left."""
+    """Start a kernel as Jupyter does, run ``1 + 1``, shut it down, and search for leftovers."""
     from jupyter_client.kernelspec import NoSuchKernel
     from jupyter_client.manager import KernelManager
 
@@ -39,7 +39,7 @@ def check_start() -> Iterator[Finding]:
         except NoSuchKernel:
             yield problem(name, "there is no kernelspec to start", "see the finding on kernelspec")
             return
-        # What jupyter_client raises for a kernel that dies, and for one that does not answer.
+        # jupyter_client's errors for a kernel that dies, and for one that does not answer.
         except (RuntimeError, TimeoutError, queue.Empty, OSError, SnakepitError) as error:
             text = f"a kernel could not be used: {str(error) or type(error).__name__}"
             said = f"its last output: {_last_line(output)}"
@@ -49,14 +49,14 @@ def check_start() -> Iterator[Finding]:
             if manager.has_kernel:
                 manager.shutdown_kernel()
     took = time.monotonic() - began
-    wrong = list(_judge(run_id, answer, _left_behind(run_id, manager.connection_file)))
+    wrong = list(_findings(run_id, answer, _left_behind(run_id, manager.connection_file)))
     yield from wrong
     if not wrong:
         yield ok(name, f"a kernel {way}, ran 1 + 1 and left nothing, in {took:.2f} s")
 
 
 def _start(manager: Any, output: IO[bytes]) -> tuple[str, str]:
-    """Start the kernel; return its run id, which is empty without our provisioner, and the way."""
+    """Start the kernel; return its run id, empty without our provisioner, and how it started."""
     manager.start_kernel(stdout=output, stderr=output)
     process = getattr(manager.provisioner, "guarded", None)
     if process is None:
@@ -67,7 +67,7 @@ def _start(manager: Any, output: IO[bytes]) -> tuple[str, str]:
 
 
 def _one_plus_one(manager: Any) -> str:
-    """Run a cell; return its value as text, or what went wrong."""
+    """Run a cell; return its value or its error as text."""
     client = manager.client()
     client.start_channels()
     try:
@@ -81,7 +81,7 @@ def _one_plus_one(manager: Any) -> str:
     return str(value.get("data", {}).get("text/plain", value.get("evalue", "not known to it")))
 
 
-def _judge(run_id: str, answer: str, left: list[str]) -> Iterator[Finding]:
+def _findings(run_id: str, answer: str, left: list[str]) -> Iterator[Finding]:
     name = "start"
     if not run_id:
         text = f"kernel {KERNEL!r} started without our provisioner: nobody ends what it starts"
@@ -95,7 +95,7 @@ def _judge(run_id: str, answer: str, left: list[str]) -> Iterator[Finding]:
 
 
 def _left_behind(run_id: str, connection_file: str) -> list[str]:
-    """Name what is left of a kernel that was shut down."""
+    """Return descriptions of the leftovers of a kernel that was shut down."""
     processes = [item for item in tagged_processes() if item.run_id == run_id]
     return [
         *(f"process {item.identity.pid} {item.command}" for item in processes),

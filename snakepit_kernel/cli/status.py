@@ -1,4 +1,4 @@
-"""``snakepit status``: the live pools and runs of this user, from another shell."""
+"""``snakepit status``: lists the live pools and runs of this user, from another shell."""
 
 from __future__ import annotations
 
@@ -31,15 +31,15 @@ _KEPT_HEADINGS = ("pid", "run", "command")
 NO_POOLS = "no live pools"
 
 SHOWN_ENDED = 20
-"""Ended runs in the table; JSON has all."""
+"""Maximum number of ended runs in the table; JSON has all."""
 
 MAX_CELL, MAX_LINE = 200, 2000
-"""Characters of a text in a table, and of a line above or below; JSON has them all."""
+"""Maximum characters of a table cell, and of a line above or below; JSON has them all."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Listing:
-    """A table, before it is known where it is shown."""
+    """The contents of a table, for text or a terminal."""
 
     title: str
     headings: tuple[str, ...]
@@ -80,24 +80,24 @@ class Listing:
 
 
 def show(*, ended: bool = False, as_json: bool) -> None:
-    """Print the live pools, below them the live runs, and what was kept of earlier ones.
+    """Print the live pools, the live runs, and the kept processes of earlier runs.
 
     Parameters
     ----------
     ended
-        Also list the runs that ended.
+        Also list ended runs.
     as_json
         Print it as JSON.
 
     Raises
     ------
     OSError
-        The runtime directory cannot be used; or the registry, for runs that ended.
+        The runtime directory cannot be used, or for ended runs the registry.
     """
-    pools, complaints = live_pools()
-    for complaint in complaints:
-        click.echo(printable(complaint), err=True)
-    registry = Registry(is_needed=ended)  # what ended is only there
+    pools, problems = live_pools()
+    for problem in problems:
+        click.echo(printable(problem), err=True)
+    registry = Registry(is_needed=ended)  # ended runs are only there
     runs, kept = live_runs(registry), _kept()
     past = past_runs(registry) if ended else []
     if as_json:
@@ -123,17 +123,17 @@ def show(*, ended: bool = False, as_json: bool) -> None:
 
 
 def show_for_prometheus() -> None:
-    """Print the numbers of the live pools in the text format of Prometheus."""
+    """Print the metrics of the live pools in the text format of Prometheus."""
     from ..pool.monitoring.prometheus import exposition
 
-    pools, complaints = live_pools()
-    for complaint in complaints:
-        click.echo(printable(complaint), err=True)
+    pools, problems = live_pools()
+    for problem in problems:
+        click.echo(printable(problem), err=True)
     click.echo(exposition(pool.refreshed() for pool in pools), nl=False)
 
 
 def plain_console() -> Console:
-    """Return a console that takes texts as they are."""
+    """Return a console that prints texts without interpreting markup."""
     return Console(markup=False, highlight=False, emoji=False)
 
 
@@ -143,7 +143,7 @@ def all_listings(
     kept: Sequence[TaggedProcess] = (),
     past: Sequence[EndedRun] = (),
 ) -> Iterator[Listing]:
-    """Lay out what there is of each."""
+    """Return a table for each pool, and for each kind of runs and processes that exist."""
     yield from (pool_listing(pool.refreshed()) for pool in pools)
     if runs:
         yield run_listing(runs)
@@ -154,18 +154,18 @@ def all_listings(
 
 
 def live_pools() -> tuple[list[PublishedPool], list[str]]:
-    """Return the pools whose owner lives, by name, and complaints of files that are unreadable."""
-    found, complaints = [], []
+    """Return the pools whose owner is alive, by name, and messages about unreadable files."""
+    found, problems = [], []
     for folder in (folder for directory in runtime_dirs() for folder in pool_folders(directory)):
         try:
             pool = read_pool(folder)
         except UnreadablePool as error:
-            complaints.append(str(error))
+            problems.append(str(error))
             continue
         if pool is not None and pool.is_live:
             found.append(pool)
     found.sort(key=lambda pool: (pool.status.name, pool.status.owner_pid))
-    return found, complaints
+    return found, problems
 
 
 def live_runs(registry: Registry) -> list[Run]:
@@ -236,7 +236,7 @@ def _ended_data(run: EndedRun) -> dict[str, Any]:
 
 
 def pool_listing(pool: PoolStatus) -> Listing:
-    """Lay out a pool."""
+    """Return the table of a pool."""
     ends = [f"{end.name}, {end.ago}: {end.story}" for end in pool.last_ends]
     return Listing(
         title=pool.title,
@@ -248,7 +248,7 @@ def pool_listing(pool: PoolStatus) -> Listing:
 
 
 def run_listing(runs: Sequence[Run]) -> Listing:
-    """Lay out live runs."""
+    """Return the table of live runs."""
     rows = [
         (
             run.label,
@@ -265,21 +265,21 @@ def run_listing(runs: Sequence[Run]) -> Listing:
 
 
 def kept_listing(processes: Sequence[TaggedProcess]) -> Listing:
-    """Lay out processes that are marked to outlive their runs."""
+    """Return the table of processes that are marked to outlive their runs."""
     rows = [(str(item.identity.pid), item.run_id, item.command[:80]) for item in processes]
     footer = "snakepit reap --kept ends those whose run is over"
     return Listing(title="kept on purpose", headings=_KEPT_HEADINGS, rows=rows, footer=footer)
 
 
 def ended_listing(runs: Sequence[EndedRun]) -> Listing:
-    """Lay out runs that are over, and what their end took."""
+    """Return the table of ended runs and the reports of their ends."""
     rows = [
         (
             run.label,
             run.run_id,
             duration(run.ended - run.started),
             f"{duration(max(0.0, time.time() - run.ended))} ago",
-            run.report.told() + (f", kept {len(run.report.kept)}" if run.report.kept else ""),
+            run.report.summary() + (f", kept {len(run.report.kept)}" if run.report.kept else ""),
         )
         for run in runs
     ]
@@ -287,9 +287,9 @@ def ended_listing(runs: Sequence[EndedRun]) -> Listing:
 
 
 def _state_of(run: Run) -> str:
-    """Say whether a run's kernel starts, runs, or has ended while its owner still holds it."""
+    """Return whether a run's kernel starts, runs, or has ended while its owner still holds it."""
     if run.is_elsewhere:
-        return f"on {run.place}"
+        return f"on {run.scope}"
     if run.process is None:
         return "starting"
     return "running" if run.process.is_alive() else "ended"
@@ -300,17 +300,17 @@ def _age(run: Run) -> float:
 
 
 def watch(interval: float) -> None:
-    """Draw until Ctrl-C.
+    """Redraw the live pools and runs until Ctrl-C.
 
     Parameters
     ----------
     interval
-        Seconds between two looks.
+        Seconds between two updates.
 
     Raises
     ------
     click.UsageError
-        The output is no terminal.
+        The output is not a terminal.
     """
     if not math.isfinite(interval):
         raise click.UsageError(f"--interval must be a number of seconds, not {interval:g}")
@@ -321,21 +321,21 @@ def watch(interval: float) -> None:
         )
     registry = Registry()
     try:
-        # On a screen of its own: what was on the terminal before is there again afterwards.
+        # On the alternate screen: the terminal's former content is restored afterwards.
         with Live(console=console, screen=True, auto_refresh=False) as live:
             while True:
-                live.update(_drawn(registry), refresh=True)
-                time.sleep(interval)  # pools are other processes', and tell nobody that they change
+                live.update(_render(registry), refresh=True)
+                time.sleep(interval)  # pools are other processes', which signal no changes
     except KeyboardInterrupt:
         pass
 
 
-def _drawn(registry: Registry) -> RenderableType:
-    pools, complaints = live_pools()
+def _render(registry: Registry) -> RenderableType:
+    pools, problems = live_pools()
     parts: list[RenderableType] = [
         Text(f"{time.strftime('%H:%M:%S')}  Ctrl-C ends this", style="dim")
     ]
-    parts += [Text(printable(complaint), style="red") for complaint in complaints]
+    parts += [Text(printable(problem), style="red") for problem in problems]
     if not pools:
         parts.append(Text(NO_POOLS))
     parts += [listing.as_table() for listing in all_listings(pools, live_runs(registry))]

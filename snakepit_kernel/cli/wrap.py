@@ -1,6 +1,6 @@
-"""``snakepit wrap`` and ``snakepit unwrap``: any kernelspec under our provisioner.
+"""``snakepit wrap`` and ``snakepit unwrap``: copies of kernelspecs that use our provisioner.
 
-A *copy* is a kernelspec that `wrap` wrote. It says so in its metadata, ``snakepit.wraps``, and
+A *copy* is a kernelspec that `wrap` wrote. It is marked in its metadata, ``snakepit.wraps``, and
 nothing else is ever overwritten or removed here.
 """
 
@@ -29,17 +29,17 @@ if TYPE_CHECKING:
     from jupyter_client.kernelspec import KernelSpecManager
 
 STOCK_PROVISIONER = "local-provisioner"
-"""jupyter_client's own, which runs a kernelspec that names none."""
+"""jupyter_client's own provisioner, which runs a kernelspec that names none."""
 
 PREFIX = "snakepit-"
 
 KERNELS = Path("share", "jupyter", "kernels")
-"""Where kernelspecs lie below a prefix."""
+"""Directory of kernelspecs below a prefix."""
 
-# jupyter_client's rule, and no name that is a hidden directory or reads as an option.
+# jupyter_client's rule, without names that are hidden directories or look like options.
 _NAME = re.compile(r"[a-z0-9_][a-z0-9._-]*")
 
-# For these jupyter_client takes the interpreter that it runs in itself.
+# jupyter_client replaces these by the interpreter that it runs in itself.
 _PYTHON = {"python", f"python{sys.version_info[0]}", "python{}.{}".format(*sys.version_info)}
 
 
@@ -54,7 +54,7 @@ class Copy:
     wraps
         The name of its original.
     folder
-        Where it is.
+        Its directory.
     """
 
     name: str
@@ -63,22 +63,23 @@ class Copy:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Wrapped:
-    """What `wrap` has done.
+class WrapResult:
+    """The result of `wrap`.
 
     Attributes
     ----------
     copy
         The kernelspec that was written.
     display_name
-        What Jupyter shows.
+        The name that Jupyter shows.
     is_update
-        Whether there was an older copy in its place.
+        Whether it replaced an older copy.
     found
-        What Jupyter finds under the copy's name; None when it does not look where the copy is.
+        The directory that Jupyter finds under the copy's name; None when it does not search the
+        copy's directory.
     left_out
-        Links of the original that lead out of it: who may read the copy may not read what they
-        point to.
+        Links of the original that lead out of it: readers of the copy may not be allowed to read
+        their targets.
     """
 
     copy: Copy
@@ -88,34 +89,34 @@ class Wrapped:
     left_out: Sequence[Path] = ()
 
     def note(self) -> str:
-        """Say what was not copied; nothing where all was."""
+        """Return a message about what was not copied, or an empty string."""
         if not self.left_out:
             return ""
         names = ", ".join(map(str, self.left_out))
         return f"not copied, because they are links out of {self.copy.wraps!r}: {names}"
 
     def line(self) -> str:
-        """Say what was written and how to use it."""
+        """Return a message about what was written and how to use it."""
         done = "updated" if self.is_update else "wrote"
         name, folder = self.copy.name, self.copy.folder
         text = f"{done} {folder}; "
         if self.found is None:
-            place = folder.parent.parent
-            return f"{text}to use it, add {place} to JUPYTER_PATH: Jupyter does not look there"
+            path = folder.parent.parent
+            return f"{text}to use it, add {path} to JUPYTER_PATH: Jupyter does not look there"
         if not self.found.samefile(folder):
             return f"{text}it is not used: Jupyter finds {self.found} first"
         return f"{text}choose {self.display_name!r}, or: jupyter console --kernel {name}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Removed:
-    """What `unwrap` has removed; ``target`` is where a link pointed, which stays."""
+class UnwrapResult:
+    """The result of `unwrap`; ``target`` is the target of a removed link, which is left alone."""
 
     copy: Copy
     target: Path | None
 
     def line(self) -> str:
-        """Say what was removed."""
+        """Return a message about what was removed."""
         what = f"{self.copy.name!r}, a copy of {self.copy.wraps!r}"
         if self.target is not None:
             return f"removed link {self.copy.folder} ({what}); what it points to stays"
@@ -132,10 +133,10 @@ def wrap(
     display_name: str | None = None,
     grace: float | None = None,
     prefix: Path | None = None,
-) -> Wrapped:
+) -> WrapResult:
     """Write a copy of a kernelspec that runs under our provisioner.
 
-    The copy is written beside its place and then renamed: it is there whole, or not at all.
+    The copy is written next to its target and then renamed: it appears whole, or not at all.
 
     Parameters
     ----------
@@ -144,7 +145,7 @@ def wrap(
     new_name
         The copy's name; ``snakepit-NAME`` by default.
     display_name
-        What Jupyter shows; the original's, and "(Snakepit)", by default.
+        The name that Jupyter shows; the original's with "(Snakepit)" by default.
     grace
         Seconds between SIGTERM and SIGKILL, finite; the provisioner's own default by default.
     prefix
@@ -153,9 +154,10 @@ def wrap(
     Raises
     ------
     ValueError
-        That kernelspec cannot be wrapped, or not so; the text says why. Nothing was written.
+        That kernelspec cannot be wrapped, or not with these options; the text says why. Nothing was
+        written.
     OSError
-        The copy could not be written. What was there before is there still.
+        The copy could not be written. An older copy is still there.
     """
     if grace is not None and not (math.isfinite(grace) and grace >= 0.0):
         raise ValueError(f"--grace must be 0 or more seconds, not {grace:g}")
@@ -170,7 +172,7 @@ def wrap(
     check_name(new_name)
     kernels = Path(manager.user_kernel_dir) if prefix is None else prefix.absolute() / KERNELS
     target = kernels / new_name
-    check_place(manager, target, name)
+    check_target(manager, target, name)
     if kernels.resolve().is_relative_to(source.resolve()):
         raise ValueError(f"{target} is inside of {source}, which it would copy; choose another one")
     shown = (
@@ -188,7 +190,7 @@ def wrap(
             f"cannot write {target}: {error.strerror}; mend that, or choose --prefix"
         ) from error
     found = _manager().find_kernel_specs().get(new_name)
-    return Wrapped(
+    return WrapResult(
         copy=Copy(name=new_name, wraps=name, folder=target),
         display_name=shown,
         is_update=is_update,
@@ -198,7 +200,7 @@ def wrap(
 
 
 def check_provisioner_of(name: str, spec: dict[str, Any]) -> None:
-    """Raise `ValueError` when a kernelspec runs under a provisioner already."""
+    """Raise `ValueError` when a kernelspec has another provisioner than jupyter_client's."""
     provisioner = spec.get("metadata", {}).get("kernel_provisioner", {})
     runs_under = provisioner.get("provisioner_name", STOCK_PROVISIONER)
     if runs_under == PROVISIONER:
@@ -233,7 +235,7 @@ def check_program(name: str, source: Path, spec: dict[str, Any]) -> None:
 
 
 def check_name(name: str) -> None:
-    """Raise `ValueError` when no kernelspec can have a name."""
+    """Raise `ValueError` when a name cannot be that of a kernelspec."""
     if not _NAME.fullmatch(name):
         raise ValueError(
             f"{name!r} cannot be the name of a kernelspec: it takes ASCII letters, digits and "
@@ -241,14 +243,14 @@ def check_name(name: str) -> None:
         )
 
 
-def check_place(manager: KernelSpecManager, target: Path, wraps: str) -> None:
-    """Raise `ValueError` when a copy would overwrite or hide what is no older copy of it."""
+def check_target(manager: KernelSpecManager, target: Path, wraps: str) -> None:
+    """Raise `ValueError` when a copy would overwrite or hide anything but an older copy."""
     name = target.name
     choose = "choose another name with --name"
-    folders = [Path(place) / name for place in manager.kernel_dirs]
+    folders = [Path(directory) / name for directory in manager.kernel_dirs]
     known = manager.find_kernel_specs()
     if name in known:
-        folders.append(Path(known[name]))  # in letters of another case, or ipykernel's own
+        folders.append(Path(known[name]))  # spelt in another case, or ipykernel's own
     for folder in (target, *folders):
         if not os.path.lexists(folder):
             continue
@@ -260,12 +262,12 @@ def check_place(manager: KernelSpecManager, target: Path, wraps: str) -> None:
 
 
 def _read_original(manager: KernelSpecManager, name: str) -> tuple[Path, dict[str, Any]]:
-    """Return a kernelspec's folder, and all that its file says."""
+    """Return a kernelspec's folder, and the contents of its file."""
     known = manager.find_kernel_specs()
     if name not in known:
         raise ValueError(f"there is no kernelspec {name!r}{suggest(name, known)}")
     folder = Path(known[name])
-    if not (folder / "kernel.json").exists():  # ipykernel's own, which lies in no data path
+    if not (folder / "kernel.json").exists():  # ipykernel's own, which is in no data path
         return folder, manager.get_kernel_spec(name).to_dict()
     return folder, read_spec(folder)
 
@@ -284,14 +286,14 @@ def read_spec(folder: Path) -> dict[str, Any]:
     except (OSError, ValueError) as error:
         cause = error.strerror if isinstance(error, OSError) else str(error)
         raise ValueError(f"{path} is broken: {cause}; install that kernel anew") from error
-    wrong = _what_is_wrong(spec)
+    wrong = _first_error(spec)
     if wrong or not isinstance(spec, dict):
         raise ValueError(f"{path} is broken: {wrong}; install that kernel anew")
     return spec
 
 
-def _what_is_wrong(spec: object) -> str:
-    """Name the first field of a kernelspec that has not the form that Jupyter needs."""
+def _first_error(spec: object) -> str:
+    """Return a message about the first invalid field of a kernelspec, or an empty string."""
     if not isinstance(spec, dict):
         return "it holds no object"
     argv, env, metadata = spec.get("argv"), spec.get("env", {}), spec.get("metadata", {})
@@ -320,12 +322,12 @@ def _content(spec: dict[str, Any], wraps: str, shown: str, grace: float | None) 
 
 
 def _write(source: Path, target: Path, content: dict[str, Any]) -> list[Path]:
-    """Put a copy into its place, instead of an older one; return what leads out of the original."""
+    """Write a copy, replacing an older one; return the links that lead out of the original."""
     inside, leading_out = source.resolve(), []
 
     def left_out(folder: str, names: list[str]) -> set[str]:
-        # copytree's own test for links that dangle takes a relative one from the current directory,
-        # and it follows a link to the folder that it lies in without end
+        # copytree's own test for dangling links resolves a relative one from the current directory,
+        # and it follows a link to its own folder endlessly
         found = {name for name in names if not _can_be_copied(Path(folder, name), inside)}
         for name in set(names) - found:
             path = Path(folder, name)
@@ -335,17 +337,17 @@ def _write(source: Path, target: Path, content: dict[str, Any]) -> list[Path]:
                     leading_out.append(path)
         return found | {"kernel.json"} if folder == str(source) else found
 
-    # One folder deeper than a kernelspec lies, so that Jupyter does not see it half written.
-    with tempfile.TemporaryDirectory(prefix=".snakepit-", dir=target.parent) as beside:
-        new, old = Path(beside, "new"), Path(beside, "old")
-        # Links are followed: one that is relative would point elsewhere from the copy.
+    # One folder deeper than kernelspecs are, so that Jupyter does not see it half written.
+    with tempfile.TemporaryDirectory(prefix=".snakepit-", dir=target.parent) as temporary:
+        new, old = Path(temporary, "new"), Path(temporary, "old")
+        # Links are followed: a relative one would point elsewhere from the copy.
         shutil.copytree(source, new, ignore=left_out, copy_function=_copy_file)
         for folder, _, _ in os.walk(new):
-            Path(folder).chmod(Path(folder).stat().st_mode | 0o700)  # the original's may be sealed
+            Path(folder).chmod(Path(folder).stat().st_mode | 0o700)  # the original may be read-only
         text = json.dumps(content, indent=2, ensure_ascii=False)
         (new / "kernel.json").touch(mode=_mode_of_spec(source, target))
         write_file(new / "kernel.json", text + "\n")
-        with _moved_away(target, old):
+        with _set_aside(target, old):
             new.rename(target)
     return sorted(leading_out)
 
@@ -357,8 +359,8 @@ def _can_be_copied(path: Path, inside: Path) -> bool:
 
 
 def _copy_file(source: str, target: str) -> None:
-    """Copy a file: its rights, but not that it runs as its owner, who is another one now."""
-    if not Path(source).is_file():  # a pipe would be waited for, and a device may have no end
+    """Copy a file with its permissions, except set-uid and set-gid: the copy's owner may differ."""
+    if not Path(source).is_file():  # reading a pipe would block, and a device may have no end
         msg = f"`{source}` is no regular file"
         raise shutil.SpecialFileError(msg)
     shutil.copy2(source, target)
@@ -368,9 +370,9 @@ def _copy_file(source: str, target: str) -> None:
 
 
 def _mode_of_spec(source: Path, target: Path) -> int:
-    """Return the rights that a copy's ``kernel.json`` gets: those of its original at most.
+    """Return the permissions of a copy's ``kernel.json``: at most those of its original.
 
-    There may be secrets in its environment. One that is updated gets no more than it had.
+    Its environment may hold secrets. An updated copy gets no more permissions than it had.
     """
     mode = 0o666
     for folder in (source, target):
@@ -380,8 +382,8 @@ def _mode_of_spec(source: Path, target: Path) -> int:
 
 
 @contextlib.contextmanager
-def _moved_away(path: Path, where: Path) -> Iterator[None]:
-    """Move what is there away, and back if what is done meanwhile fails."""
+def _set_aside(path: Path, where: Path) -> Iterator[None]:
+    """Move a path away if it exists, and back if the block fails."""
     is_there = os.path.lexists(path)
     if is_there:
         path.rename(where)
@@ -396,13 +398,13 @@ def _moved_away(path: Path, where: Path) -> Iterator[None]:
 # -- unwrapping ------------------------------------------------------------------------------------
 
 
-def unwrap(name: str) -> Iterator[Removed]:
+def unwrap(name: str) -> Iterator[UnwrapResult]:
     """Remove the copies that `wrap` wrote, in every data path of Jupyter, one after the other.
 
     Parameters
     ----------
     name
-        A copy's name, or its original's, which need not be installed any more.
+        The name of a copy or of its original, which need not be installed any more.
 
     Raises
     ------
@@ -418,7 +420,7 @@ def unwrap(name: str) -> Iterator[Removed]:
 
 
 def choose_copies(name: str, copies: Sequence[Copy], installed: Collection[str]) -> list[Copy]:
-    """Return the copies that a name means: those of that name, or else those of that original."""
+    """Return the copies with a name, or else the copies of an original with that name."""
     chosen = [copy for copy in copies if copy.name == name]
     chosen = chosen or [copy for copy in copies if copy.wraps == name]
     names = sorted({copy.name for copy in chosen})
@@ -433,19 +435,19 @@ def choose_copies(name: str, copies: Sequence[Copy], installed: Collection[str])
 
 
 def find_copies(manager: KernelSpecManager) -> list[Copy]:
-    """Return every copy in the data paths of Jupyter, in the order in which it looks."""
+    """Return every copy in the data paths of Jupyter, in its search order."""
     found: dict[Path, Copy] = {}
-    for place in map(Path, manager.kernel_dirs):
-        with contextlib.suppress(OSError):  # most of these directories are not there
-            for folder in sorted(place.iterdir()):
+    for directory in map(Path, manager.kernel_dirs):
+        with contextlib.suppress(OSError):  # most of these directories do not exist
+            for folder in sorted(directory.iterdir()):
                 copy = read_copy(folder)
-                if copy is not None:  # once, though two paths may lead to it
-                    found.setdefault(place.resolve() / folder.name, copy)
+                if copy is not None:  # once, even if two paths lead to it
+                    found.setdefault(directory.resolve() / folder.name, copy)
     return list(found.values())
 
 
 def read_copy(folder: Path) -> Copy | None:
-    """Return the copy in a folder, or None when `wrap` did not write what is there."""
+    """Return the copy in a folder, or None when `wrap` did not write it."""
     try:
         metadata = read_spec(folder).get("metadata", {})
     except ValueError:
@@ -458,18 +460,18 @@ def read_copy(folder: Path) -> Copy | None:
     return Copy(name=folder.name.lower(), wraps=wraps, folder=folder)
 
 
-def _remove(copy: Copy) -> Removed:
-    """Remove a copy's directory; of a link only itself."""
+def _remove(copy: Copy) -> UnwrapResult:
+    """Remove a copy's directory, or only the link if it is one."""
     folder = copy.folder
     try:
         if folder.is_symlink():
             target = folder.resolve()
             folder.unlink()
-            return Removed(copy=copy, target=target)
+            return UnwrapResult(copy=copy, target=target)
         shutil.rmtree(folder)
     except OSError as error:
         raise OSError(f"cannot remove {folder}: {error.strerror}; mend that") from error
-    return Removed(copy=copy, target=None)
+    return UnwrapResult(copy=copy, target=None)
 
 
 def _manager() -> KernelSpecManager:

@@ -1,4 +1,4 @@
-"""The kernel: ipykernel's, with the magics loaded, its interrupts mended and its debugger lazy.
+"""The kernel: ipykernel's, with the magics loaded, reliable interrupts and a lazy debugger.
 
 ``python -m snakepit_kernel.kernel`` runs it, for notebooks and for workers alike.
 """

@@ -1,10 +1,10 @@
 """Run the kernel: ``python -m snakepit_kernel.kernel -f CONNECTION_FILE``."""
 
-import os  # what is imported here must be there already: -P may be missing
+import os  # only modules that are imported already: -P may be missing
 import sys
 
 if __name__ == "__main__":
-    # Imports must not find a user's random.py beside the notebook. IPython puts the working
+    # Imports must not find a user's random.py next to the notebook. IPython puts the working
     # directory back once the kernel is up.
     if not sys.flags.safe_path and sys.path and sys.path[0] in {"", os.getcwd()}:  # noqa: PTH109
         del sys.path[0]
@@ -17,9 +17,9 @@ if __name__ == "__main__":
     from snakepit_kernel.processes.tags import is_guarded
 
     if sys.platform == "linux" and not is_guarded(sys.argv):
-        from snakepit_kernel.kernel.launcher import attend
+        from snakepit_kernel.kernel.launcher import run_guarded
 
-        sys.exit(attend())
+        sys.exit(run_guarded())
 
     from snakepit_kernel.kernel.app import run
 

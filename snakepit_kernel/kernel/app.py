@@ -1,4 +1,4 @@
-"""The kernel's application."""
+"""The application that sets up and runs a kernel, for a notebook or a pool."""
 
 from __future__ import annotations
 
@@ -21,15 +21,15 @@ from ..ids import RUN_ID_OPTION
 from ..processes import guardian_link
 from .iopub import OutputThread
 from .kernel import SnakepitKernel
-from .sockets import PrivateHeartbeat, close_to_others, release_in_children
+from .sockets import PrivateHeartbeat, make_private, release_in_children
 from .streams import WorkerStream
 
 T = TypeVar("T")
 
 LANE_OPTION = "--lane="
 
-SHELL_IS_THERE = "the shell is there"
-"""The last part of `SnakepitKernelApp.setup_steps` before the connection file must be known."""
+SHELL_READY = "the shell is there"
+"""The last step of `SnakepitKernelApp.setup_steps` before the connection file must be known."""
 
 CHANNELS = ("shell", "iopub", "stdin", "control", "hb")
 
@@ -42,11 +42,11 @@ def run(argv: Sequence[str]) -> None:
     argv
         Its arguments.
     """
-    guardian_link.hold_inherited()
+    guardian_link.attach_inherited()
     if not _is_worker(argv):
         SnakepitKernelApp.launch_instance(list(argv))
         return
-    # By name, because the layer of tools stands above this one.
+    # By name, because the layer of the worker is above this one.
     importlib.import_module("snakepit_kernel.worker.main").run(argv)
 
 
@@ -55,7 +55,7 @@ def _is_worker(argv: Sequence[str] | None) -> bool:
 
 
 class SnakepitKernelApp(IPKernelApp):
-    """Starts a kernel: for a notebook, or with a lane, for a pool.
+    """Sets up and runs a kernel: for a notebook, or with a lane for a pool.
 
     Attributes
     ----------
@@ -96,13 +96,13 @@ class SnakepitKernelApp(IPKernelApp):
             pass
 
     def setup_steps(self, argv: list[str] | None = None) -> Iterator[str]:
-        """Set up the kernel in parts, and let the caller do other things between them.
+        """Set up the kernel step by step; the caller may do other work between the steps.
 
-        The parts are those of `IPKernelApp.initialize`. With `awaits_connection` the Jupyter
-        channels are bound last: the caller sets the connection file when `SHELL_IS_THERE`.
+        The steps are those of `IPKernelApp.initialize`. With `awaits_connection` the Jupyter
+        channels are bound last: the caller sets the connection file after `SHELL_READY`.
         """
         if _is_worker(argv):
-            # Nobody asks a worker for its history; its database and thread cost 10 ms.
+            # A worker's history is never read; its database and thread cost 10 ms.
             self.config.HistoryManager.enabled = False
             self.default_extensions = []
             self.outstream_class = f"{WorkerStream.__module__}.{WorkerStream.__qualname__}"
@@ -125,18 +125,18 @@ class SnakepitKernelApp(IPKernelApp):
         self.init_io()
         self.init_kernel()
         yield "the kernel is there"
-        if not self.lane:  # while nothing beside the notebook can stand in for it
+        if not self.lane:  # before init_path: a file next to the notebook must not shadow it
             importlib.import_module("snakepit_magics")
         self.init_path()
         self.init_shell()
         if self.shell:
             self.init_gui_pylab()
             self.init_extensions()
-        yield SHELL_IS_THERE
+        yield SHELL_READY
         if self.awaits_connection:
             self.init_connection_file()
-            self._warn_of_what_is_true()
-            self.kernel.start()  # before anybody can connect: who sees requests must be there
+            self._log_held_warnings()
+            self.kernel.start()  # before clients can connect: the handlers must be installed
             self._bind()
             self._complete_connection()
             self.kernel.record_ports({f"{name}_port": port for name, port in self._ports.items()})
@@ -144,66 +144,66 @@ class SnakepitKernelApp(IPKernelApp):
             release_in_children(self._addresses())
         if self.shell:
             self.init_code()
-        # What was written so far belongs to no request.
+        # The output so far belongs to no request.
         sys.stdout.flush()
         sys.stderr.flush()
 
     def _complete_connection(self) -> None:
         self.init_heartbeat()
         self.write_connection_file()
-        guardian_link.say_ready()  # who connects now is answered as soon as the main loop runs
+        guardian_link.report_ready()  # requests from now on are answered once the main loop runs
         self.log_connection_info()
 
     def _try(self, initialise: Callable[[], None]) -> None:
         try:
             initialise()
-        except Exception:  # as ipykernel: in a thread there are no signals
+        except Exception:  # as ipykernel does: in a thread there are no signals
             self.log.exception("Unable to initialize signal:")
 
     def init_signal(self) -> None:
-        """Ignore interrupts between cells; a worker's lane has its own way with them."""
+        """Ignore interrupts between cells; a worker's lane handles them differently."""
         if not self.lane:
             super().init_signal()
 
     def init_path(self) -> None:
-        """Let cells import what lies beside the notebook: behind the standard library, as usual.
+        """Let cells import modules next to the notebook, behind the standard library as usual.
 
-        IPython does not where Python runs with ``-P``, which a kernel of ours does only to find its
-        own modules. Who does not want it says so by ``ignore_cwd`` or ``PYTHONSAFEPATH``.
+        IPython does not where Python runs with ``-P``, which our kernels do only to find their own
+        modules. ``ignore_cwd`` or ``PYTHONSAFEPATH`` turns it off.
         """
         if "" in sys.path or self.ignore_cwd or os.environ.get("PYTHONSAFEPATH"):
             return
         packages = {"site-packages", "dist-packages"}
-        places = (at for at, entry in enumerate(sys.path) if Path(entry).name in packages)
-        sys.path.insert(next(places, len(sys.path)), "")
+        positions = (at for at, entry in enumerate(sys.path) if Path(entry).name in packages)
+        sys.path.insert(next(positions, len(sys.path)), "")
 
     def init_sockets(self) -> None:
-        """Make the channels.
+        """Create the channels' sockets.
 
-        Without a connection file nobody knows yet where they will be: what ipykernel says of that
-        is kept until there is one.
+        Without a connection file their addresses are not known yet: ipykernel's warnings about them
+        are held back until there is one.
         """
-        self._said = _Kept()
+        self._held_warnings = _HeldWarnings()
         if not self.awaits_connection:
             super().init_sockets()
             return
-        self.log.addFilter(self._said)
+        self.log.addFilter(self._held_warnings)
         try:
             super().init_sockets()
         finally:
-            self.log.removeFilter(self._said)
+            self.log.removeFilter(self._held_warnings)
 
-    def _warn_of_what_is_true(self) -> None:
-        """Say what was kept, that everybody on this machine can listen, if it is so."""
+    def _log_held_warnings(self) -> None:
+        """Log the held warnings, that every user of this machine can connect, if that is true."""
         if self.transport == "tcp" and self.curve_secretkey is None:
-            for record in self._said.records:
+            for record in self._held_warnings.records:
                 self.log.handle(record)
 
     def init_iopub(self, context: Any) -> None:
-        """Make the channel for output as ipykernel does, with a thread of ours."""
+        """Create the IOPub channel as ipykernel does, with a thread of ours."""
         channel = context.socket(zmq.XPUB)
         channel.linger = 1000
-        channel.xpub_verbose = True  # also who comes while another is there is welcomed
+        channel.xpub_verbose = True  # a second subscriber gets a welcome message as well
         self._apply_curve_server_options(channel)
         self.iopub_port = self._bind_socket(channel, self.iopub_port)
         self.iopub_thread = OutputThread(channel, self.session)
@@ -213,18 +213,18 @@ class SnakepitKernelApp(IPKernelApp):
     # -- channels ------------------------------------------------------------------------------
 
     def _bind_socket(self, s: zmq.Socket[Any], port: int) -> int:
-        """Bind a channel when its time has come."""
+        """Bind a channel, unless the connection file is still missing."""
         if not self._is_bound:
             return port
         bound: int = super()._bind_socket(s, port)
         if self.transport == "ipc":
-            close_to_others(f"{self.ip}-{bound}")
+            make_private(f"{self.ip}-{bound}")
         return bound
 
     def init_heartbeat(self) -> None:
-        """Start the heartbeat, on a socket that is ours alone."""
+        """Start the heartbeat, on a private socket."""
         self.heartbeat = PrivateHeartbeat(
-            zmq.Context(),  # its own, as ipykernel's: it must not wait for Python's lock
+            zmq.Context(),  # its own, as in ipykernel: it must not wait for the GIL
             (self.transport, self.ip, self.hb_port),
             curve_publickey=self.curve_publickey,
             curve_secretkey=self.curve_secretkey,
@@ -257,30 +257,30 @@ class SnakepitKernelApp(IPKernelApp):
         self.debug_shell_socket.connect(endpoint)
 
     def bind_shell(self, endpoint: str) -> None:
-        """Take requests at another place, too."""
+        """Accept requests at another address, too."""
         _in_thread(self.shell_channel_thread, partial(self.shell_socket.bind, endpoint)).result()
 
     def unbind_shell(self, endpoint: str) -> None:
-        """Take no more requests there."""
+        """Stop accepting requests there."""
         _in_thread(self.shell_channel_thread, partial(self.shell_socket.unbind, endpoint)).result()
 
     def _bind_channel(self, sock: zmq.Socket[Any], stream: Any, port: int) -> int:
         self._apply_curve_server_options(sock)
         port = self._bind_socket(sock, port)
         if stream is not None:
-            stream.flush(zmq.POLLIN)  # what came at this very moment would be told to nobody
+            stream.flush(zmq.POLLIN)  # a message that came before would not be signalled again
         return port
 
     def parse_command_line(self, argv: list[str] | None = None) -> None:
-        """Read the command line; the usual one without argparse, which takes 13 ms."""
+        """Parse the command line; a provisioner's without argparse, which takes 13 ms."""
         arguments = sys.argv[1:] if argv is None else argv
-        usual = _read_usual(arguments)
-        if usual is None:
+        options = _read_provisioner_options(arguments)
+        if options is None:
             super().parse_command_line(argv)
         else:
             self.argv = list(arguments)
             self.extra_args = []
-            self.update_config(Config({"SnakepitKernelApp": usual}))
+            self.update_config(Config({"SnakepitKernelApp": options}))
 
     def start(self) -> None:
         """Run the kernel until it is shut down."""
@@ -288,16 +288,16 @@ class SnakepitKernelApp(IPKernelApp):
         self.join_control_thread()
 
     def _addresses(self) -> set[int | str]:
-        """Return where this kernel listens."""
+        """Return the addresses on which this kernel listens."""
         ports = {getattr(self, f"{name}_port") for name in CHANNELS}
         return {f"{self.ip}-{port}" for port in ports} if self.transport == "ipc" else ports
 
     def join_control_thread(self) -> None:
         """End the control thread before the exit hooks run.
 
-        One of those stops the IOPub thread. The control thread may at that moment wait in
-        ``sys.stdout.flush()`` for an answer of the IOPub thread, and would for ten seconds:
-        half of all polite shutdowns without history take 2.6 s in ipykernel 7.4 for this reason.
+        One of those stops the IOPub thread. The control thread may wait in ``sys.stdout.flush()``
+        for an answer of the IOPub thread at that moment, for up to ten seconds: for this reason
+        half of all orderly shutdowns without history take 2.6 s in ipykernel 7.4.
         """
         thread = self.control_thread
         if thread is not None and thread.is_alive():
@@ -305,15 +305,15 @@ class SnakepitKernelApp(IPKernelApp):
             thread.join()
 
 
-class _Kept(logging.Filter):
-    """Keeps warnings to itself."""
+class _HeldWarnings(logging.Filter):
+    """Holds back warnings."""
 
     def __init__(self) -> None:
         super().__init__()
         self.records: list[logging.LogRecord] = []
 
     def filter(self, record: logging.LogRecord) -> bool:
-        """Let what is no warning pass."""
+        """Store warnings; let other records pass."""
         if record.levelno != logging.WARNING:
             return True
         self.records.append(record)
@@ -321,13 +321,13 @@ class _Kept(logging.Filter):
 
 
 def _in_thread(thread: Any, function: Callable[[], T]) -> Future[T]:
-    """Call a function in a thread of ipykernel, or at once without one."""
+    """Call a function in a thread of ipykernel, or directly if there is none."""
     result: Future[T] = Future()
 
     def call() -> None:
         try:
             result.set_result(function())
-        except BaseException as error:  # noqa: BLE001 - handed over to the main thread
+        except BaseException as error:  # noqa: BLE001 - raised in the main thread
             result.set_exception(error)
 
     if thread is None:
@@ -337,7 +337,7 @@ def _in_thread(thread: Any, function: Callable[[], T]) -> Future[T]:
     return result
 
 
-def _read_usual(arguments: Sequence[str]) -> dict[str, str] | None:
+def _read_provisioner_options(arguments: Sequence[str]) -> dict[str, str] | None:
     """Return the traits that a provisioner's own options set; None if there are others."""
     found: dict[str, str] = {}
     words = iter(arguments)
@@ -345,17 +345,17 @@ def _read_usual(arguments: Sequence[str]) -> dict[str, str] | None:
         name, is_assignment, value = word.partition("=")
         if word == "-f" and (path := next(words, "-")) and not path.startswith("-"):
             found["connection_file"] = path
-        elif is_assignment and name in _USUAL_OPTIONS:
-            found[_USUAL_OPTIONS[name]] = value
+        elif is_assignment and name in _PROVISIONER_OPTIONS:
+            found[_PROVISIONER_OPTIONS[name]] = value
         else:
             return None
     return found
 
 
-_USUAL_OPTIONS = {RUN_ID_OPTION.rstrip("="): "run_id", LANE_OPTION.rstrip("="): "lane"}
+_PROVISIONER_OPTIONS = {RUN_ID_OPTION.rstrip("="): "run_id", LANE_OPTION.rstrip("="): "lane"}
 
 
 def arguments_of(command: list[str]) -> list[str]:
-    """Return what ``sys.argv`` is in a process that was executed by a command."""
+    """Return the ``sys.argv`` of a process that was executed with a command."""
     module = command.index("-m")
     return [str(Path(__file__).with_name("__main__.py")), *command[module + 2 :]]

@@ -1,4 +1,4 @@
-"""The thread that sends a kernel's output, and what its forked children hand it."""
+"""The IOPub thread: it sends a kernel's output, and that of its forked children."""
 
 from __future__ import annotations
 
@@ -14,26 +14,26 @@ from typing import Any
 import zmq
 from ipykernel.iostream import IOPubThread
 
-MOST_BYTES = 64 << 20
-"""Bytes of one message that a forked child may hand over."""
+MAX_BYTES = 64 << 20
+"""Maximum size of a message from a forked child."""
 
 PATIENCE = 3.0
-"""Seconds that a forked child waits for its parent to take a message; then that is lost."""
+"""Seconds that a forked child waits for its parent to receive a message; then that is lost."""
 
 MESSAGES_AT_ONCE = 16
-"""Messages of forked children that are taken before the parent's own get their turn."""
+"""Messages of forked children that are forwarded before the parent's own get their turn."""
 
-_NOTE = b"output"  # what a descriptor travels with
+_NOTE = b"output"  # data that is sent with a descriptor
 _LENGTH = struct.Struct("!Q")
 
 
 class OutputThread(IOPubThread):
-    """Sends output on the IOPub channel, and that of forked children for them.
+    """Sends output on the IOPub channel, also on behalf of forked children.
 
-    ipykernel takes the output of forked children from a port of the network, to which every user
-    of the machine can connect. Here they have a socket pair that they inherit: it has no name, so
-    nobody else can reach it. Each message lies in a file in memory whose descriptor is handed over;
-    so it arrives whole, whatever its size, beside those of other children.
+    ipykernel receives the output of forked children on a network port, to which every user of the
+    machine can connect. Here they inherit a socket pair: it has no name, so no other process can
+    reach it. Each message is written to a memory file whose descriptor is sent; so it arrives
+    whole, whatever its size, among those of other children.
 
     Parameters
     ----------
@@ -47,41 +47,41 @@ class OutputThread(IOPubThread):
         self._inlet, self._outlet = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         super().__init__(channel, pipe=True, session=session)
         self._inlet.setblocking(False)
-        self.io_loop.add_handler(self._inlet, self._take, self.io_loop.READ)
-        os.register_at_fork(after_in_child=self._become_child)
+        self.io_loop.add_handler(self._inlet, self._forward, self.io_loop.READ)
+        os.register_at_fork(after_in_child=self._close_inlet_in_child)
 
     def _setup_pipe_in(self) -> None:
-        """Listen nowhere."""
+        """Open no network port."""
 
-    def _become_child(self) -> None:
-        """Leave the parent's end to the parent: without it, nobody takes what is handed over."""
+    def _close_inlet_in_child(self) -> None:
+        """In a forked child: close the parent's end, so that sending fails once the parent ends."""
         if self._outlet.fileno() >= 0:
             self._inlet.close()
             self._outlet.settimeout(PATIENCE)
 
     def _really_send(self, msg: Sequence[Any], *args: Any, **kwargs: Any) -> None:
-        """Send a message, or in a forked child hand it over."""
+        """Send a message; in a forked child, pass it to the parent."""
         if self._is_master_process():
             super()._really_send(msg, *args, **kwargs)
-            self._look_for_subscribers()
+            self._poll_subscriptions()
         elif not self.closed:
-            self._hand_over(msg)
+            self._send_to_parent(msg)
 
-    def _look_for_subscribers(self) -> None:
-        """Look what has arrived.
+    def _poll_subscriptions(self) -> None:
+        """Handle the subscriptions that have arrived.
 
-        ZeroMQ tells once that something has, and forgets that when something is sent. A client that
-        subscribes in this moment would not be welcomed before the next one does.
+        ZeroMQ signals an arrival once, and clears the signal when something is sent. A client that
+        subscribes at this moment would get no welcome message before the next one subscribes.
         """
         stream = self._xpub_stream
         if threading.current_thread() is self.thread and not stream.closed():
             stream.flush(zmq.POLLIN)
 
-    def _hand_over(self, message: Sequence[Any]) -> None:
+    def _send_to_parent(self, message: Sequence[Any]) -> None:
         parts = [memoryview(part).cast("B") for part in message]
         length = sum(_LENGTH.size + part.nbytes for part in parts)
-        if length > MOST_BYTES:
-            text = f"[{length} bytes of output are not shown: a forked child can show {MOST_BYTES}]"
+        if length > MAX_BYTES:
+            text = f"[{length} bytes of output are not shown: a forked child can show {MAX_BYTES}]"
             print(text, file=sys.__stderr__)
             return
         with os.fdopen(os.memfd_create("output"), "wb") as file:
@@ -89,11 +89,11 @@ class OutputThread(IOPubThread):
                 file.write(_LENGTH.pack(part.nbytes))
                 file.write(part)
             file.flush()
-            with contextlib.suppress(OSError):  # the parent has gone, or does not read
+            with contextlib.suppress(OSError):  # the parent is gone, or does not read
                 socket.send_fds(self._outlet, [_NOTE], [file.fileno()])
 
-    def _take(self, *_: Any) -> None:
-        """Send on what forked children have handed over."""
+    def _forward(self, *_: Any) -> None:
+        """Send the messages that forked children have passed on."""
         for _round in range(MESSAGES_AT_ONCE):
             try:
                 received = socket.recv_fds(self._inlet, len(_NOTE), 1, socket.MSG_CMSG_CLOEXEC)
@@ -113,15 +113,15 @@ class OutputThread(IOPubThread):
 
 
 def _read(descriptor: int) -> list[bytes]:
-    """Read the parts of a message; nothing if it is none."""
+    """Read the parts of a message; return an empty list if it is invalid."""
     size = os.fstat(descriptor).st_size
-    if size > MOST_BYTES:
+    if size > MAX_BYTES:
         return []
     data = os.pread(descriptor, size, 0)
     parts: list[bytes] = []
-    place = 0
-    while place + _LENGTH.size <= len(data):
-        (length,) = _LENGTH.unpack_from(data, place)
-        place += _LENGTH.size + length
-        parts.append(data[place - length : place])
-    return parts if place == len(data) else []
+    position = 0
+    while position + _LENGTH.size <= len(data):
+        (length,) = _LENGTH.unpack_from(data, position)
+        position += _LENGTH.size + length
+        parts.append(data[position - length : position])
+    return parts if position == len(data) else []

@@ -1,4 +1,4 @@
-"""The kernel's class."""
+"""The kernel class: IPython's, with its own handling of interrupts, forks and output."""
 
 from __future__ import annotations
 
@@ -35,24 +35,24 @@ QUITTING = (
 _DEBUGGER_MODULE = "ipykernel.debugger"
 
 INTERRUPT_INTERVAL = 0.05
-"""Seconds before an interrupt is sent again that was not heard; each time twice as many."""
+"""Seconds before an unhandled interrupt is sent again; doubled each time."""
 
 
 class SnakepitKernel(IPythonKernel):
-    """An IPython kernel whose interrupts spare its children, and whose debugger is lazy.
+    """An IPython kernel whose interrupts spare background children, and whose debugger is lazy.
 
     Attributes
     ----------
-    heeds_interrupt
-        Asked at each SIGINT for a cell: whether it is more than a repetition of the last one.
+    accepts_interrupt
+        Called at each SIGINT for a cell; False if it only repeats the last one.
     on_cell
-        Gets the metadata of each cell before it runs.
+        Called with the metadata of each cell before it runs.
     """
 
     # In ipykernel a trait that imports the debugger to check the class.
     debugger_class: Any = None
 
-    heeds_interrupt: Callable[[], bool] = staticmethod(lambda: True)
+    accepts_interrupt: Callable[[], bool] = staticmethod(lambda: True)
     on_cell: Callable[[dict[str, Any]], None] = staticmethod(lambda _: None)
     _on_quitting: Callable[[], None] | None = None
 
@@ -63,13 +63,13 @@ class SnakepitKernel(IPythonKernel):
         self._interrupted_early = False
         self._code_runs = False
         self._was_cancelled = False
-        self._requests = 0  # that were begun to be handled, in the main thread
-        self._handles = False  # one of them
-        self._interrupts = 0  # that a handler of ours has heard
+        self._requests = 0  # started in the main thread
+        self._is_handling = False  # a request, in the main thread
+        self._interrupts = 0  # received by our signal handlers
         self._loop: asyncio.AbstractEventLoop | None = None
         self._foreground = foreground.Foreground()  # of the cell that runs
         foreground.install()
-        # Set on the instance: libraries know Jupyter's shell by the name of its class.
+        # Set on the instance: libraries recognize Jupyter's shell by the name of its class.
         assert self.shell is not None
         self._run_code = self.shell.run_code
         self.shell.run_code = self._run_code_unless_interrupted
@@ -77,13 +77,13 @@ class SnakepitKernel(IPythonKernel):
         self.shell.showtraceback = self._show_traceback
         self._run_nodes = self.shell.run_ast_nodes
         self.shell.run_ast_nodes = self._run_nodes_and_end_child
-        _let_commands_raise(self.shell)
+        _make_commands_interruptible(self.shell)
         children.watch()
-        os.register_at_fork(after_in_child=self._leave_to_the_parent)
+        os.register_at_fork(after_in_child=self._silence_child)
         self._debugger_wanted = asyncio.Event()
 
     def start(self) -> None:
-        """Take requests as soon as the main loop runs; a second time changes nothing."""
+        """Accept requests as soon as the main loop runs; a second call does nothing."""
         if not self._has_started:
             self._has_started = True
             self._loop = IOLoop.current().asyncio_loop  # type: ignore[attr-defined]
@@ -91,40 +91,40 @@ class SnakepitKernel(IPythonKernel):
 
     # -- sessions ------------------------------------------------------------------------------
 
-    def keep_sessions_apart(
+    def isolate_sessions(
         self,
         begin_cell: Callable[[str | None], None],
         within: Callable[[str | None, Callable[[], Coroutine[Any, Any, Any]]], Awaitable[Any]],
         current: Callable[[], str | None],
     ) -> None:
-        """Handle each request among the things of its session, which its metadata name.
+        """Handle each request in the environment of the session that its metadata name.
 
-        One that names none, as those of an attached client, is anonymous work.
+        A request that names none, as those of an attached client, belongs to no session.
 
         Parameters
         ----------
         begin_cell
             Called with the session of each cell before it runs.
         within
-            Makes a coroutine that awaits what a function gives, among the things of a session.
+            Returns a coroutine that awaits a function's coroutine in a session's environment.
         current
-            Asked for the session of what runs.
+            Returns the session of the running code.
         """
 
-        def apart(kind: str, handler: Callable[..., Any]) -> Callable[..., Awaitable[None]]:
+        def isolated(kind: str, handler: Callable[..., Any]) -> Callable[..., Awaitable[None]]:
             async def handle(stream: Any, ident: Any, parent: dict[str, Any]) -> None:
                 if not _is_main_thread():  # a subshell
-                    await _settled(handler(stream, ident, parent))
+                    await _await_if_needed(handler(stream, ident, parent))
                     return
                 session = parent.get("metadata", {}).get(SESSION_KEY)
                 if kind == "execute_request":
                     begin_cell(session)
-                await within(session, lambda: _settled(handler(stream, ident, parent)))
+                await within(session, lambda: _await_if_needed(handler(stream, ident, parent)))
 
             return handle
 
         self.shell_handlers = {
-            kind: apart(kind, handler) for kind, handler in self.shell_handlers.items()
+            kind: isolated(kind, handler) for kind, handler in self.shell_handlers.items()
         }
         shell = self.shell
         assert shell is not None
@@ -144,21 +144,21 @@ class SnakepitKernel(IPythonKernel):
         self,
         take: Callable[[str, dict[str, Any], dict[str, Any], dict[str, Any], Sequence[Any]], bool],
     ) -> None:
-        """Give each message of the output to a function, in the thread that is about to send it.
+        """Pass each output message to a function, in the thread that is about to send it.
 
         Parameters
         ----------
         take
             Called with the type of the message, the header of its parent, content, metadata and
-            buffers. The message is not sent if it says so.
+            buffers. The message is not sent if it returns True.
         """
         session = self.session
         assert session is not None
         send = session.send
-        places = (self.iopub_socket, self.iopub_thread)
+        channels = (self.iopub_socket, self.iopub_thread)
 
         @wraps(send)
-        def send_unless_taken(  # noqa: PLR0917 - as it is
+        def send_unless_taken(  # noqa: PLR0917 - the signature of Session.send
             stream: Any,
             msg_or_type: Any,
             content: Any = None,
@@ -167,16 +167,16 @@ class SnakepitKernel(IPythonKernel):
             buffers: Any = None,
             **rest: Any,
         ) -> Any:
-            if any(stream is place for place in places):
+            if any(stream is channel for channel in channels):
                 whole = isinstance(msg_or_type, dict)
-                told = msg_or_type if whole else {"msg_type": msg_or_type, "content": content}
-                above = told.get("parent_header") if whole else parent
+                message = msg_or_type if whole else {"msg_type": msg_or_type, "content": content}
+                parent_message = message.get("parent_header") if whole else parent
                 if take(
-                    told["msg_type"],
-                    (above or {}).get("header", above or {}),
-                    told["content"] or {},
-                    told.get("metadata") or rest.get("metadata") or {},
-                    buffers or told.get("buffers") or (),
+                    message["msg_type"],
+                    (parent_message or {}).get("header", parent_message or {}),
+                    message["content"] or {},
+                    message.get("metadata") or rest.get("metadata") or {},
+                    buffers or message.get("buffers") or (),
                 ):
                     return None
             return send(stream, msg_or_type, content, parent, ident, buffers, **rest)
@@ -221,33 +221,33 @@ class SnakepitKernel(IPythonKernel):
 
     # -- interrupts ----------------------------------------------------------------------------
 
-    # ipykernel lets SIGINT raise wherever it is while it handles a request: before the cell runs,
-    # and the client never gets a reply; in a callback of IPython, which swallows it; between two
-    # steps of the loop, and the kernel ends. Here it raises once the cell's own code runs. One that
-    # comes before is kept until then.
+    # ipykernel lets SIGINT raise at any point while it handles a request: before the cell runs, and
+    # the client never gets a reply; in a callback of IPython, which swallows it; between two steps
+    # of the loop, and the kernel ends. Here it raises only while the cell's own code runs. An
+    # earlier interrupt is stored until then.
 
     def pre_handler_hook(self) -> None:
-        """Keep an interrupt, from now on, for the cell that is about to run."""
+        """Store interrupts from now on, for the cell that is about to run."""
         self._interrupted_early = self._code_runs = self._was_cancelled = False
         self._requests += 1
-        self._handles = True
+        self._is_handling = True
         self.saved_sigint_handler = signal.signal(signal.SIGINT, self._keep_interrupt)
 
     def post_handler_hook(self) -> None:
-        """Heed interrupts no more."""
-        self._handles = False
+        """Ignore interrupts from now on."""
+        self._is_handling = False
         super().post_handler_hook()
 
     def _keep_interrupt(self, *_: object) -> None:
         self._interrupts += 1
-        self._interrupted_early |= self.heeds_interrupt()
+        self._interrupted_early |= self.accepts_interrupt()
 
     def _interrupt_cell(self, *_: object) -> None:
         self._interrupts += 1
-        if not self.heeds_interrupt():
+        if not self.accepts_interrupt():
             return
         again, self._interrupted_early = self._interrupted_early, True
-        if self._code_runs or again:  # again: what comes before the code may hang, too
+        if self._code_runs or again:  # again: the code before the cell's own may hang, too
             self._foreground.interrupt()
             raise KeyboardInterrupt
 
@@ -266,7 +266,7 @@ class SnakepitKernel(IPythonKernel):
         return has_failed
 
     def _show_traceback(self, *args: Any, **kwargs: Any) -> None:
-        """Call the cancellation of an interrupted cell by the name that it has for users."""
+        """Show the cancellation of an interrupted cell as a KeyboardInterrupt."""
         error = sys.exception()
         if self._was_cancelled and isinstance(error, asyncio.CancelledError):
             interrupt = KeyboardInterrupt().with_traceback(error.__traceback__)
@@ -277,7 +277,7 @@ class SnakepitKernel(IPythonKernel):
     async def do_execute(
         self, code: str, silent: bool, *args: Any, **kwargs: Any
     ) -> dict[str, Any]:
-        """Run a cell, which alone an interrupt may stop."""
+        """Run a cell; an interrupt stops only its own code."""
         if threading.current_thread() is not threading.main_thread():  # a subshell has no signals
             return await self._execute(code, silent, *args, **kwargs)
         self.on_cell(kwargs.get("cell_meta") or {})
@@ -299,7 +299,7 @@ class SnakepitKernel(IPythonKernel):
         return reply
 
     def _interrupted_reply(self) -> dict[str, Any]:
-        """Tell the client that a cell was interrupted outside its own code."""
+        """Return the reply for a cell that was interrupted outside its own code."""
         error = {"ename": "KeyboardInterrupt", "evalue": "", "traceback": ["KeyboardInterrupt"]}
         self.send_response(self.iopub_socket, "error", error, ident=self._topic("error"))
         return {
@@ -313,17 +313,17 @@ class SnakepitKernel(IPythonKernel):
     def _send_interrupt_children(self, delay: float = INTERRUPT_INTERVAL) -> None:
         """Interrupt this process alone; ipykernel would interrupt its process group.
 
-        Python hears of a signal before it calls the system, or when that call ends. The main thread
-        gives its lock to this one on its way into a call: a signal that is sent then wakes nobody,
-        and is sent again.
+        Python handles a signal before a system call, or when the call ends. The main thread
+        releases the GIL to this one on its way into a call: a signal that is sent then wakes no
+        thread, and must be sent again.
         """
         before = self._requests, self._interrupts
         os.kill(os.getpid(), signal.SIGINT)
-        if self.control_thread is not None and self._handles:
+        if self.control_thread is not None and self._is_handling:
             self.control_thread.io_loop.call_later(delay, self._interrupt_again, before, delay * 2)
 
     def _interrupt_again(self, before: tuple[int, int], delay: float) -> None:
-        if self._handles and before == (self._requests, self._interrupts):
+        if self._is_handling and before == (self._requests, self._interrupts):
             self._send_interrupt_children(min(delay, 1.0))
 
     @contextlib.contextmanager
@@ -337,10 +337,10 @@ class SnakepitKernel(IPythonKernel):
 
         def interrupt(*_: object) -> None:
             self._interrupts += 1
-            if self.heeds_interrupt():
+            if self.accepts_interrupt():
                 self._foreground.interrupt()
                 if foreground.is_below(interactiveshell.InteractiveShell.run_code):
-                    raise KeyboardInterrupt  # it would not be cancelled before it awaits again
+                    raise KeyboardInterrupt  # a cancellation would only come at its next await
                 self._was_cancelled = True
                 loop.call_soon_threadsafe(future.cancel)
 
@@ -355,15 +355,15 @@ class SnakepitKernel(IPythonKernel):
 
     # -- forks ---------------------------------------------------------------------------------
 
-    # A child that a cell forks goes on to the end of that cell, and ends there. What it prints goes
-    # through its parent, as ipykernel has it for those of multiprocessing.
+    # A child that a cell forks runs to the end of that cell, and ends there. Its output is sent by
+    # its parent, as ipykernel does for those of multiprocessing.
 
-    def _leave_to_the_parent(self) -> None:
+    def _silence_child(self) -> None:
         """In a child: answer nothing and show no results."""
         for stream in (sys.stdout, sys.stderr):
             if isinstance(stream, OutStream):
-                # What its parent has printed so far, its parent sends. A thread of that may have
-                # held the lock.
+                # The parent sends what it has printed so far. One of its threads may have held the
+                # lock.
                 stream._buffer_lock = threading.RLock()  # noqa: SLF001
                 stream._buffers = defaultdict(io.StringIO)  # noqa: SLF001
         shell = self.shell
@@ -388,9 +388,10 @@ class SnakepitKernel(IPythonKernel):
     # -- the end of a worker -------------------------------------------------------------------
 
     def leave_end_to_owner(self, on_quitting: Callable[[], None]) -> None:
-        """Tell the owner when code tells this kernel to end, and go on until the owner ends it.
+        """Notify the owner when code asks this kernel to exit, and run until the owner ends it.
 
-        Or it would be lent to somebody else in the moment before its end, whose work would be lost.
+        Otherwise it could be leased to another caller right before its end, whose work would be
+        lost.
         """
         self._on_quitting = on_quitting
         shell = self.shell
@@ -406,7 +407,7 @@ class SnakepitKernel(IPythonKernel):
         shell.observe(quit_soon, "exit_now")
 
     async def shutdown_request(self, stream: Any, ident: Any, parent: dict[str, Any]) -> None:
-        """Shut down; a worker has its owner do that."""
+        """Shut down; a worker notifies its owner instead, which ends it."""
         if self._on_quitting is None:
             await super().shutdown_request(stream, ident, parent)
             return
@@ -418,9 +419,9 @@ class SnakepitKernel(IPythonKernel):
     # -- shutdown ------------------------------------------------------------------------------
 
     async def _progressively_terminate_all_children(self) -> None:
-        """Ask the guardian to end the children, and do not wait for that.
+        """Ask the guardian to end the children, without waiting for that.
 
-        ipykernel waits for them, its own zombies included, for up to 14 seconds.
+        ipykernel waits for them, including its own zombies, for up to 14 seconds.
         """
         if parent_is_guardian():
             os.kill(os.getppid(), signal.SIGUSR2)
@@ -431,8 +432,8 @@ class SnakepitKernel(IPythonKernel):
 _runs_in_cell: ContextVar[bool] = ContextVar("runs_in_cell", default=False)
 
 
-def _let_commands_raise(shell: Any) -> None:
-    """Have an interrupted ``!command``, ``%%bash`` and their like end as other code does."""
+def _make_commands_interruptible(shell: Any) -> None:
+    """Make an interrupted ``!command``, ``%%bash`` and similar raise KeyboardInterrupt."""
     for module, name in (
         (zmqshell, "system"),
         (interactiveshell, "getoutput"),
@@ -440,11 +441,11 @@ def _let_commands_raise(shell: Any) -> None:
     ):
         function = getattr(module, name)
         if not hasattr(function, "__wrapped__"):
-            setattr(module, name, foreground.raising(function))
-    expand, run = shell.var_expand, foreground.raising(shell.system_raw)
+            setattr(module, name, foreground.reraising_interrupts(function))
+    expand, run = shell.var_expand, foreground.reraising_interrupts(shell.system_raw)
 
     def system_raw(cmd: str) -> None:
-        # It looks for variables in the frame that it was called from: that is ours.
+        # It looks up variables in its caller's frame, which is ours.
         expanded = expand(cmd, depth=1)
         shell.var_expand = lambda text, **_: text
         try:
@@ -455,8 +456,8 @@ def _let_commands_raise(shell: Any) -> None:
     shell.system_raw = system_raw
     scripts = shell.magics_manager.registry["ScriptMagics"]
     own = scripts.shebang
-    # It sends its signal by way of asyncio, which complains of a process that has just ended.
-    scripts.shebang = foreground.raising(own, has_own_way=True)
+    # It sends its signal through asyncio, which raises if the process has just ended.
+    scripts.shebang = foreground.reraising_interrupts(own, interrupts_itself=True)
     for magics in shell.magics_manager.magics.values():
         for name, function in magics.items():
             if function == own:
@@ -471,15 +472,15 @@ def _is_main_thread() -> bool:
     return threading.current_thread() is threading.main_thread()
 
 
-async def _settled(value: Any) -> Any:
+async def _await_if_needed(value: Any) -> Any:
     return await value if inspect.isawaitable(value) else value
 
 
 @contextlib.contextmanager
 def _debugger_not_imported() -> Iterator[None]:
-    """Let ipykernel believe that there is no debugger.
+    """Hide the debugger from ipykernel.
 
-    It imports debugpy, 110 ms and 7 MiB, to find out whether it can be imported.
+    It imports debugpy, 110 ms and 7 MiB, only to find out whether it can be imported.
     """
     if _DEBUGGER_MODULE in sys.modules:
         yield

@@ -1,8 +1,8 @@
-"""What stands in for the provisioner when a client runs the kernel's command by itself.
+"""Launcher: replaces the provisioner when a client executes the kernel's command itself.
 
-VS Code's local kernels do, and whoever copies the command of the kernelspec. The process that the
+VS Code's local kernels do, and users who copy the command of the kernelspec. The process that the
 client started then does not become the kernel: it becomes the owner of a guardian, which starts the
-kernel. It hands on signals, and ends as the kernel ends; when the client kills it, the guardian
+kernel. It forwards signals, and ends as the kernel ends; when the client kills it, the guardian
 notices.
 """
 
@@ -29,36 +29,36 @@ GRACE = 2.0
 LABEL = "Python 3 (Snakepit), without provisioner"
 
 PARENT_VARIABLE = "JPY_PARENT_PID"
-"""Where Jupyter's clients name the process whose death ends the kernel."""
+"""Environment variable in which Jupyter clients name the process whose death ends the kernel."""
 
-HANDED_ON = (signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2)
-ENDING = (signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)
+FORWARDED_SIGNALS = (signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2)
+ENDING_SIGNALS = (signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)
 
 
-def attend() -> int:
+def run_guarded() -> int:
     """Run this very command again, under a guardian; return its exit status when all is gone."""
-    # As for a kernel, an interrupt before the first cell means nothing.
+    # As in a kernel, an interrupt before the first cell is ignored.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
         status = asyncio.run(_Launcher().run([sys.executable, *sys.orig_argv[1:]]))
     except StartFailed as error:
-        print(error, file=sys.stderr)  # noqa: T201 - where the client looks for it
+        print(error, file=sys.stderr)  # noqa: T201 - where the client reads it
         return 1
     if status < 0:
-        _die_of(-status)
+        _end_by_signal(-status)
     return status
 
 
-def _die_of(signum: int) -> None:
-    """End this process by a signal, so that the client sees the kernel's own end."""
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # the kernel has left its own
+def _end_by_signal(signum: int) -> None:
+    """End this process by the signal that ended the kernel, so that the client sees it."""
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # the kernel has written its own core dump
     if signum != signal.SIGKILL:
         signal.signal(signum, signal.SIG_DFL)
     os.kill(os.getpid(), signum)
 
 
 class _Launcher:
-    """The owner of one run: hands on signals, and waits."""
+    """The owner of one run: it forwards signals, and waits."""
 
     def __init__(self) -> None:
         self._ending = asyncio.Event()
@@ -67,7 +67,7 @@ class _Launcher:
 
     async def run(self, command: Sequence[str]) -> int:
         loop = asyncio.get_running_loop()
-        for signum in ENDING:
+        for signum in ENDING_SIGNALS:
             loop.add_signal_handler(signum, self._end, signum)
         client = _client()
         run_id = new_run_id()
@@ -81,7 +81,7 @@ class _Launcher:
             pass_fds=_inherited(),
             stdin=sys.stdin,
         )
-        for signum in HANDED_ON:
+        for signum in FORWARDED_SIGNALS:
             loop.add_signal_handler(signum, run.process.send_signal, signum)
         waits = [
             loop.create_task(run.process.wait()),
@@ -112,7 +112,7 @@ def _client() -> ProcessIdentity | None:
     if not named.isdecimal() or int(named) <= 1:
         return None
     client = ProcessIdentity.of(int(named))
-    # It died before we looked, or /proc hides when it started; else its name is stale.
+    # It died before this check, or /proc hides its start time; otherwise the variable is stale.
     if client is None and (os.getppid() == 1 or is_hidden(int(named))):
         return ProcessIdentity(int(named), 0)
     return client
@@ -130,5 +130,5 @@ def _inherited() -> list[int]:
 def _is_inheritable(descriptor: int) -> bool:
     try:
         return os.get_inheritable(descriptor)
-    except OSError:  # the one that listed the others
+    except OSError:  # the descriptor of the listing itself
         return False

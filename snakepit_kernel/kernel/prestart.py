@@ -1,4 +1,4 @@
-"""A kernel that is kept ready: everything is there but its connection file and its surroundings."""
+"""The standby kernel's program: it is set up except for its connection file and environment."""
 
 from __future__ import annotations
 
@@ -11,56 +11,56 @@ from tornado.ioloop import IOLoop
 from zmq.eventloop.zmqstream import ZMQStream
 
 from ..processes import guardian_link
-from ..processes.idle_lock import IdleTurn
+from ..processes.idle_lock import IdleLock
 from ..processes.template_process import Launch, apply_attributes
-from .app import SHELL_IS_THERE, SnakepitKernelApp, arguments_of
+from .app import SHELL_READY, SnakepitKernelApp, arguments_of
 
-REHEARSAL_SECONDS = 2.0
-"""Seconds that a rehearsal may take before it is given up."""
+WARM_UP_PATIENCE = 2.0
+"""Seconds that a warm-up may take before it fails."""
 
 
 def run(launch: Launch) -> None:
-    """Prepare a kernel, wait until somebody needs one, and be that.
+    """Prepare a kernel, wait for its assignment, and run it.
 
-    It is prepared when no other is, and no cell runs; or at once when it is needed.
+    It is prepared while no other one is and no cell runs, or at once when it is needed.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # there is no cell to interrupt
     app = SnakepitKernelApp.instance()
     app.awaits_connection = True
-    parts = app.setup_steps(sys.argv[1:])
-    turn = IdleTurn()
-    turn.wait(guardian_link.is_called)
-    for part in parts:
-        if part == SHELL_IS_THERE:
+    steps = app.setup_steps(sys.argv[1:])
+    lock = IdleLock()
+    lock.acquire(guardian_link.has_message)
+    for step in steps:
+        if step == SHELL_READY:
             break
-        turn.wait(guardian_link.is_called)
-    turn.wait(guardian_link.is_called)
-    if not guardian_link.is_called(0.0):
+        lock.acquire(guardian_link.has_message)
+    lock.acquire(guardian_link.has_message)
+    if not guardian_link.has_message(0.0):
         warm_up(app)
-    turn.end()
-    place = guardian_link.wait_for_place()
+    lock.release()
+    assignment = guardian_link.wait_for_assignment()
     try:
-        apply_attributes(launch, place)
+        apply_attributes(launch, assignment)
     except OSError as error:
         guardian_link.report_failure(error)
         sys.exit(1)
     sys.argv[:] = app.argv = arguments_of(launch.command)
     del app.argv[0]
-    app.connection_file = place["connection_file"]
-    for _ in parts:
+    app.connection_file = assignment["connection_file"]
+    for _ in steps:
         pass
     app.start()
 
 
 def warm_up(app: SnakepitKernelApp) -> None:
-    """Answer a first request and run a first cell, with no trace: they take longer than others."""
+    """Answer a first request and run a first cell, without a trace: the first ones are slow."""
     app.kernel.start()
     assert app.context is not None
     client = app.context.socket(zmq.DEALER)
     stream = ZMQStream(client, IOLoop.current())
     replies: asyncio.Queue[object] = asyncio.Queue()
     stream.on_recv(replies.put_nowait)
-    endpoint = "inproc://rehearsal"
+    endpoint = "inproc://warm-up"
     app.bind_shell(endpoint)
     client.connect(endpoint)
 
@@ -71,7 +71,7 @@ def warm_up(app: SnakepitKernelApp) -> None:
             await replies.get()
 
     try:
-        IOLoop.current().run_sync(talk, timeout=REHEARSAL_SECONDS)
+        IOLoop.current().run_sync(talk, timeout=WARM_UP_PATIENCE)
     finally:
         stream.close(linger=0)
         app.unbind_shell(endpoint)

@@ -1,4 +1,4 @@
-"""What a worker's cells print to."""
+"""Standard streams of a worker's cells."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ _NUMBERS = {"stdout": 1, "stderr": 2}
 
 
 class Keeper(Protocol):
-    """Who knows what of a worker's output belongs to calls."""
+    """Separates a worker's output of calls from that of cells."""
 
     logs: dict[str, int]
     """Descriptors of the worker's log, by the name of the stream."""
 
     def take(self, name: str, text: str) -> bool:
-        """Take a text that is a call's; say whether it is one."""
+        """Store a text that belongs to a call; return False if it does not."""
 
     def take_in(self) -> None:
-        """Take in what was written to the descriptors so far."""
+        """Read what was written to the descriptors so far."""
 
 
 class WorkerStream(OutStream):
@@ -28,7 +28,7 @@ class WorkerStream(OutStream):
     Attributes
     ----------
     keeper
-        Who is asked; set before the first one is made.
+        Decides whose a text is; set before the first stream is created.
     """
 
     keeper: ClassVar[Keeper]
@@ -39,16 +39,16 @@ class WorkerStream(OutStream):
         self._original_stdstream_copy = self.keeper.logs[name]  # where ipykernel's own log goes
 
     def fileno(self) -> int:
-        """Return the descriptor that belongs to it: what is written there is shown."""
+        """Return its standard descriptor; what is written there is shown, too."""
         return _NUMBERS[self.name]
 
     def write(self, string: str) -> int:
-        """Print a text where it belongs."""
+        """Write a text to the call that it belongs to, or to the cell."""
         if isinstance(string, str) and self.keeper.take(self.name, string):
             return len(string)
         return super().write(string) or len(string)
 
     def flush(self) -> None:
-        """Send what was printed, and what was written to the descriptors."""
+        """Send the printed text, and what was written to the descriptors."""
         self.keeper.take_in()
         super().flush()

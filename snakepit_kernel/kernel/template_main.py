@@ -1,4 +1,4 @@
-"""The template's program: import what kernels need, and become one in each forked child.
+"""The template's program: it imports what kernels need, and runs a kernel in each forked child.
 
 ``python -m snakepit_kernel.kernel --template`` is what `snakepit_kernel.processes.template` starts.
 """
@@ -15,12 +15,12 @@ import types
 
 from ..processes import guardian_link, idle_lock
 from ..processes.identity import ProcessIdentity
-from ..processes.template import relevant
-from ..processes.template_process import Launch, Template
+from ..processes.template import import_variables
+from ..processes.template_process import Launch, TemplateProcess
 from . import app, prestart
 
 MODULES = (
-    "snakepit_kernel.worker.main",  # which stands above; a kernel with a lane needs it
+    "snakepit_kernel.worker.main",  # by name: a layer above; a kernel with a lane needs it
     "snakepit_magics",
     "IPython.core.completerlib",
     "IPython.core.debugger",
@@ -29,35 +29,35 @@ MODULES = (
     "IPython.extensions.storemagic",
     "tornado.platform.asyncio",
 )
-"""What kernels would import when they start."""
+"""Modules that kernels would import when they start."""
 
-BUILT = ("snakepit_magics.parsing:line_parser", "snakepit_magics.parsing:cell_parser")
-"""Functions that keep what they have built: the kernels find it done."""
+PREBUILT = ("snakepit_magics.parsing:line_parser", "snakepit_magics.parsing:cell_parser")
+"""Functions with cached results, called once for all kernels."""
 
 
 def main(arguments: list[str]) -> int:
-    """Serve an owner until it is gone; in a forked kernel, run that."""
+    """Serve an owner until it is gone; in a forked child, run the kernel."""
     options = dict(argument.lstrip("-").partition("=")[::2] for argument in arguments)
     for module in MODULES:
         importlib.import_module(module)
-    for name in BUILT:
+    for name in PREBUILT:
         module, _, function = name.partition(":")
         getattr(importlib.import_module(module), function)()
     environment = dict(os.environ)
     channel = socket.socket(fileno=int(options["channel"]))
     channel.set_inheritable(False)
     shared = os.memfd_create("snakepit-activity", os.MFD_CLOEXEC)
-    template = Template(channel, ProcessIdentity.parse(options["owner"]), shared)
+    template = TemplateProcess(channel, ProcessIdentity.parse(options["owner"]), shared)
     launch = template.serve()
     if launch is None:
         return 0
-    return become(launch, environment)
+    return run_kernel(launch, environment)
 
 
-def become(launch: Launch, imported_with: dict[str, str]) -> int:
+def run_kernel(launch: Launch, imported_with: dict[str, str]) -> int:
     """Run the kernel in this process, as if it had been executed."""
-    guardian_link.hold(launch.link, relevant(imported_with))
-    idle_lock.hold(launch.activity)
+    guardian_link.attach(launch.link, import_variables(imported_with))
+    idle_lock.attach(launch.idle_lock)
     refresh_process()
     sys.argv[:] = app.arguments_of(launch.command)
     if launch.standby:
@@ -68,11 +68,11 @@ def become(launch: Launch, imported_with: dict[str, str]) -> int:
 
 
 def refresh_process() -> None:
-    """Make anew what Python and its libraries keep about a process."""
+    """Renew the per-process state of Python and its libraries after the fork."""
     sys.modules["__main__"] = types.ModuleType("__main__")
     for stream in (sys.__stdout__, sys.__stderr__):
         if isinstance(stream, io.TextIOWrapper):
-            in_lines = stream is sys.__stderr__ or stream.isatty()  # unless it keeps nothing at all
+            in_lines = stream is sys.__stderr__ or stream.isatty()  # unless it is unbuffered
             stream.reconfigure(line_buffering=in_lines and not stream.write_through)
     if "numpy.random" in sys.modules:
         sys.modules["numpy.random"].seed()

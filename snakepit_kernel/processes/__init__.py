@@ -1,1 +1,1 @@
-"""Processes: identity, the guardian, the registry of runs, the sweep. Knows nothing of kernels."""
+"""Processes: identity, the guardian, the registry of runs, the sweep; nothing about kernels."""

@@ -1,8 +1,8 @@
-"""A database that stays open while it is in use.
+"""Idle connections that keep SQLite databases open between transactions.
 
 When the last connection to a database in WAL mode is closed, SQLite moves the log into the file and
-waits for the disk, several times as long as for a commit. So one connection is kept that does
-nothing, while there is a reason to expect more transactions.
+waits for the disk, several times as long as for a commit. So one idle connection is kept while
+there is a reason to expect more transactions.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from ..locks import Lock
 
 
 class KeepOpen:
-    """The connections that do nothing, one for each file, and the reasons to keep them."""
+    """Idle connections, one for each database file, and the reasons to keep them."""
 
     def __init__(self) -> None:
         self._lock = Lock()
@@ -25,7 +25,7 @@ class KeepOpen:
         os.register_at_fork(after_in_child=self._forget)
 
     def hold(self, path: Path, reason: str) -> None:
-        """Keep a database open as long as this reason has not gone."""
+        """Keep a database open until this reason is released."""
         with self._lock:
             self._reasons.setdefault(path, set()).add(reason)
             kept = self._kept.get(path)
@@ -37,7 +37,7 @@ class KeepOpen:
             self._kept[path] = (connection, _file_of(path))
 
     def release(self, path: Path, reason: str) -> None:
-        """Note that a reason has gone."""
+        """Remove a reason; close the database when none is left."""
         with self._lock:
             reasons = self._reasons.get(path, set())
             reasons.discard(reason)
@@ -56,7 +56,7 @@ class KeepOpen:
             kept[0].close()
 
     def _forget(self) -> None:
-        """In a forked child: a connection of the parent must not even be closed there."""
+        """In a forked child: forget the parent's connections, which must not even be closed."""
         for connection, _ in self._kept.values():
             ctypes.pythonapi.Py_IncRef(ctypes.py_object(connection))
         self._kept.clear()

@@ -1,10 +1,10 @@
-"""Children that code of the user forks in a kernel or a worker.
+"""Ends children that the user's code forks in a kernel or a worker.
 
-Such a child is a copy of its parent: when the code that has forked it comes to its end, it would
-go on as the kernel, answer in its place, and take from the lane what is meant for it. So a process
-that serves calls or cells watches for that, and who has run code of the user asks afterwards
-whether this is a child. A child ends there, as a script would, and nothing of its parent's is run
-or undone.
+Such a child is a copy of its parent: when the code that has forked it ends, the child would go on
+as the kernel, answer in its place, and read messages from the lane that are meant for the parent.
+So a process that serves calls or cells registers a fork handler, and checks `is_child` whenever it
+has run the user's code. A child ends there, as a script would, and runs or undoes nothing of its
+parent's.
 """
 
 from __future__ import annotations
@@ -19,16 +19,16 @@ from types import TracebackType
 from typing import NoReturn
 
 is_child = False
-"""Whether code of the user has forked this process from one that watched."""
+"""Whether the user's code has forked this process from one that called `watch`."""
 
 FRAMEWORK = frozenset({"snakepit_kernel", "ipykernel", "IPython", "asyncio"})
-"""Packages whose frames stand in a traceback above those of the user."""
+"""Packages whose frames are above the user's in a traceback."""
 
 _is_watching = False
 
 
 def watch() -> None:
-    """Note from now on when this process is forked."""
+    """Set `is_child` in every child that this process forks from now on."""
     global _is_watching  # noqa: PLW0603 - there is one process
     if not _is_watching:
         _is_watching = True
@@ -38,30 +38,30 @@ def watch() -> None:
 def _begin() -> None:
     global is_child  # noqa: PLW0603
     is_child = True
-    # Our handlers compare and note which call was interrupted, in memory that the parent shares.
+    # Our handlers read and write which call was interrupted, in memory shared with the parent.
     handler = signal.getsignal(signal.SIGINT)
     if str(getattr(handler, "__module__", "")).startswith("snakepit_kernel."):
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def end(error: BaseException | None = None) -> NoReturn:
-    """End this process, a child, with the status that a script has.
+    """End this process, a forked child, with the exit status that a script would have.
 
     Parameters
     ----------
     error
-        What the code raised that has forked it, if it did: it is told on stderr.
+        What the code that forked it raised, if anything; it is printed on stderr.
     """
     status = 1
     try:
-        status = _tell(error)
+        status = _report_error(error)
         sys.stdout.flush()
     finally:
         os._exit(status)
 
 
-def _tell(error: BaseException | None) -> int:
-    """Tell why a child ends; return its status."""
+def _report_error(error: BaseException | None) -> int:
+    """Print why a child ends; return its exit status."""
     if error is None:
         return 0
     if isinstance(error, SystemExit):
@@ -76,7 +76,7 @@ def _tell(error: BaseException | None) -> int:
 
 
 def _of_user(trace: TracebackType | None) -> TracebackType | None:
-    """Leave the frames out that have led to the user's code."""
+    """Drop the framework's frames above the user's code."""
     inner = trace
     while inner is not None and _package(inner) in FRAMEWORK:
         inner = inner.tb_next
@@ -88,10 +88,10 @@ def _package(trace: TracebackType) -> str:
 
 
 def end_in(loop: asyncio.AbstractEventLoop) -> None:
-    """End a child, which begins in this moment, when its code gives way to its parent's event loop.
+    """End a child that was just forked as soon as its code yields to its parent's event loop.
 
-    It comes before all that happens there later: child and parent share what the loop listens to,
-    so what the child took of that would be missing to the parent.
+    This runs before any later callback of the loop: child and parent share the descriptors that the
+    loop listens to, so what the child read from them would be lost to the parent.
     """
     with contextlib.suppress(RuntimeError):  # it is closed
         loop.call_soon(_end_stranded)

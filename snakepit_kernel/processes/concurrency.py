@@ -1,4 +1,4 @@
-"""Asyncio for callers in threads: a loop in a thread of its own, and requests done once for all."""
+"""Asyncio helpers: an event loop in a thread, and coalescing of concurrent requests."""
 
 from __future__ import annotations
 
@@ -18,19 +18,19 @@ async def in_thread(function: Callable[..., T], *arguments: Any) -> T:
     Raises
     ------
     asyncio.CancelledError
-        The interpreter exits: what runs goes on for a while, but no thread can be begun.
+        The interpreter exits: running tasks go on for a while, but no thread can be started.
     """
     try:
         running = asyncio.get_running_loop().run_in_executor(None, partial(function, *arguments))
     except RuntimeError as error:
-        if "start new thread" in str(error):  # there are as many as there may be: we must wait
+        if "start new thread" in str(error):  # the limit of threads is reached: block instead
             return function(*arguments)
         raise asyncio.CancelledError from None
     return await running
 
 
-def tasks_beside(function: Callable[..., Any]) -> list[asyncio.Task[Any]]:
-    """Return the tasks of the running loop that do not run a certain coroutine function."""
+def other_tasks(function: Callable[..., Any]) -> list[asyncio.Task[Any]]:
+    """Return the running loop's tasks, except those of one coroutine function."""
     code = function.__code__
     return [
         task
@@ -40,7 +40,7 @@ def tasks_beside(function: Callable[..., Any]) -> list[asyncio.Task[Any]]:
 
 
 class LoopThread:
-    """An event loop in a daemon thread. Everything that starts or ends a process runs in it.
+    """An event loop in a daemon thread, in which processes are started and ended.
 
     Parameters
     ----------
@@ -61,20 +61,20 @@ class LoopThread:
 
     @property
     def is_open(self) -> bool:
-        """Whether it can be asked for anything."""
+        """Whether it accepts work."""
         return not self._is_finished
 
     @property
     def is_current(self) -> bool:
-        """Whether this is its thread."""
+        """Whether the caller runs in its thread."""
         return threading.current_thread() is self._thread
 
     def ask(self, work: Coroutine[Any, Any, T]) -> concurrent.futures.Future[T]:
-        """Run a coroutine in the loop, asked from another thread."""
+        """Run a coroutine in the loop; called from another thread."""
         return asyncio.run_coroutine_threadsafe(work, self._loop)
 
     def soon(self, function: Callable[..., object], *arguments: Any) -> None:
-        """Call a function in the loop, asked from any thread.
+        """Call a function in the loop; may be called from any thread.
 
         Raises
         ------
@@ -84,17 +84,17 @@ class LoopThread:
         self._loop.call_soon_threadsafe(function, *arguments)
 
     def spawn(self, work: Coroutine[Any, Any, object]) -> asyncio.Task[Any]:
-        """Start a task, from inside the loop. It is kept until it ends."""
+        """Start a task, from inside the loop, and hold a reference until it ends."""
         task = self._loop.create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
         return task
 
     def close(self) -> None:
-        """End the loop and its thread, when nothing is left to do in it."""
+        """Cancel the remaining tasks, then end the loop and its thread."""
 
         async def finish() -> None:
-            tasks = tasks_beside(finish)
+            tasks = other_tasks(finish)
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
@@ -116,12 +116,12 @@ Result = TypeVar("Result")
 
 
 class Coalescer(Generic[Key, Item, Result]):
-    """Gathers what the tasks of an event loop ask for before it has begun, and does it in one go.
+    """Coalesces concurrent requests: items that tasks add before the work has begun share one run.
 
     Parameters
     ----------
     work
-        Gets a key, and all items that were asked for under it.
+        Is called with a key and all items that were added under it.
     """
 
     def __init__(self, work: Callable[[Key, list[Item]], Awaitable[Result]]) -> None:
@@ -129,22 +129,22 @@ class Coalescer(Generic[Key, Item, Result]):
         self._next: dict[tuple[Any, Key], tuple[list[Item], asyncio.Task[Result]]] = {}
 
     async def ask(self, key: Key, item: Item) -> Result:
-        """Have an item worked on; return what the work on all of them gave."""
+        """Add an item; return the result of the run that includes it."""
         loop = asyncio.get_running_loop()
-        place = (loop, key)
-        if place not in self._next:
+        slot = (loop, key)
+        if slot not in self._next:
             items: list[Item] = []
-            entry = self._next[place] = items, loop.create_task(self._do(place, items))
-            entry[1].add_done_callback(lambda _: self._forget(place, entry))
-        items, task = self._next[place]
+            entry = self._next[slot] = items, loop.create_task(self._do(slot, items))
+            entry[1].add_done_callback(lambda _: self._forget(slot, entry))
+        items, task = self._next[slot]
         items.append(item)
         return await asyncio.shield(task)
 
-    def _forget(self, place: tuple[Any, Key], entry: object) -> None:
-        """Let go of work that was cancelled before it began."""
-        if self._next.get(place) is entry:
-            del self._next[place]
+    def _forget(self, slot: tuple[Any, Key], entry: object) -> None:
+        """Remove an entry whose task was cancelled before it began."""
+        if self._next.get(slot) is entry:
+            del self._next[slot]
 
-    async def _do(self, place: tuple[Any, Key], items: list[Item]) -> Result:
-        del self._next[place]  # who comes now is too late: the work may have passed over it
-        return await self._work(place[1], items)
+    async def _do(self, slot: tuple[Any, Key], items: list[Item]) -> Result:
+        del self._next[slot]  # later items need a new run: this one may have passed over them
+        return await self._work(slot[1], items)

@@ -1,4 +1,4 @@
-"""What ending a run took: kept by the owner, written down for people."""
+"""Reports of how runs ended: which processes had to be ended, and which survived."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 
 from ..printable import printable
 
-MAX_TOLD = 3
+MAX_NAMED = 3
 """Commands that the one-line form names."""
 
 MAX_NAME = 30
@@ -39,16 +39,16 @@ class EndedProcess:
 
 @dataclass(slots=True, kw_only=True)
 class EndReport:
-    """What ending a run took.
+    """The outcome of ending a run.
 
     Attributes
     ----------
     verified
-        Somebody saw that nothing is left: the guardian, or a search by the tag of the run.
+        The guardian, or a search by the run's tag, has seen that nothing is left.
     count
-        Processes that had to be ended, the kernel not counted.
+        Number of processes that had to be ended, without the kernel.
     ended
-        The first of them by name.
+        The first of them.
     survivors
         One line for each process that does not die.
     kept
@@ -61,8 +61,8 @@ class EndReport:
     survivors: list[str] = field(default_factory=list)
     kept: list[EndedProcess] = field(default_factory=list)
 
-    def take(self, words: Sequence[str]) -> bool:
-        """Take in one line of a guardian's report; say whether it was one."""
+    def add_line(self, words: Sequence[str]) -> bool:
+        """Add one line of a guardian's report; return False if it is not one."""
         match words:
             case ["ended", pid, name, command]:
                 self.ended.append(EndedProcess(pid=int(pid), signal=name, command=command))
@@ -80,22 +80,22 @@ class EndReport:
 
     @classmethod
     def read(cls, text: str) -> EndReport:
-        """Read what a guardian wrote down because nobody was left to be told."""
+        """Read the file that a guardian wrote because its owner was dead."""
         report = cls()
         for line in text.splitlines():
             with contextlib.suppress(ValueError):
-                report.take(line.split("\t"))
+                report.add_line(line.split("\t"))
         return report
 
     def as_json(self) -> str:
-        """Write it for the registry."""
+        """Return it as JSON, for the registry."""
         import msgspec  # a kernel imports this module, and does not need it
 
         return msgspec.json.encode(self).decode()
 
     @classmethod
     def from_json(cls, text: str) -> EndReport:
-        """Read what `as_json` wrote; what cannot be read is an empty report."""
+        """Read what `as_json` wrote; return an empty report for anything else."""
         import msgspec
 
         try:
@@ -103,16 +103,16 @@ class EndReport:
         except (msgspec.DecodeError, RecursionError):
             return cls()
 
-    def told(self, whose: str = "") -> str:
-        """Return how many processes were ended, and what they were, in a few words."""
+    def summary(self, whose: str = "") -> str:
+        """Return the number of ended processes and their commands, as a short phrase."""
         if not self.count:
             return "nothing had to be ended"
         names = Counter(str(item) for item in self.ended)
-        told = [f"{n} x {name}" if n > 1 else name for name, n in names.most_common(MAX_TOLD)]
-        if len(names) > MAX_TOLD or len(self.ended) < self.count:
-            told.append("…")
+        summary = [f"{n} x {name}" if n > 1 else name for name, n in names.most_common(MAX_NAMED)]
+        if len(names) > MAX_NAMED or len(self.ended) < self.count:
+            summary.append("…")
         noun = "process" if self.count == 1 else "processes"
-        return f"ended {self.count} {noun}{whose}: {', '.join(told)}"
+        return f"ended {self.count} {noun}{whose}: {', '.join(summary)}"
 
 
 def _short(command: str) -> str:

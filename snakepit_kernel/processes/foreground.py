@@ -1,12 +1,12 @@
-"""The commands that a cell or a call waits for: an interrupt is meant for them as well.
+"""Foreground commands of a cell or call: those it waits for, which an interrupt ends as well.
 
-Jupyter interrupts the whole process group of a kernel, and with it all that the notebook has left
-in the background. Ours interrupts the kernel alone. So the kernel itself has to know for which
-command the interrupted code waits in that moment, and ends this, with all that it has started.
+Jupyter interrupts the whole process group of a kernel, and with it everything that the notebook has
+left in the background. Ours interrupts the kernel alone. So the kernel itself has to know which
+command the interrupted code is waiting for, and ends that command with all that it has started.
 
-What waits says so: the usual ways to wait for a command are replaced here by such as note it. Code
-that looks at a process now and then, or waits for one that an earlier cell has started, waits for
-nothing in this sense.
+The usual functions that wait for a command are wrapped here so that they record it. Code that polls
+a process now and then, or waits for one that an earlier cell has started, has no foreground command
+in this sense.
 """
 
 from __future__ import annotations
@@ -29,31 +29,31 @@ from weakref import ref
 from .identity import ProcessIdentity, all_children, living_descendants
 from .tags import is_kept
 
-HEEDING_PATIENCE = 1.0
-"""Seconds that a command may take to end after SIGINT, if it does not ignore that; then it gets
-SIGTERM."""
+INTERRUPT_PATIENCE = 1.0
+"""Seconds that a command has to end after the first signal, which is SIGINT unless it ignores that;
+then it gets SIGTERM."""
 
 GRACE = 2.0
-"""Seconds between SIGTERM and SIGKILL, as when a run is ended."""
+"""Seconds between SIGTERM and SIGKILL, as at the end of a run."""
 
-OWN_WAY = 0.02
-"""Seconds in which code that interrupts its command itself may do so first."""
+OWN_INTERRUPT_PATIENCE = 0.02
+"""Seconds that code which interrupts its command itself has to do so first."""
 
-LOOK_INTERVAL = 0.02
-"""Seconds between looks whether all are gone: the end of a grandchild is no event."""
+POLL_INTERVAL = 0.02
+"""Seconds between checks whether all are gone: the end of a grandchild is no event."""
 
 _READERS = ("read", "readline", "readexactly", "readuntil")
 
 
 class Foreground:
-    """What one cell or call waits for.
+    """The foreground commands of one cell or call.
 
     Attributes
     ----------
     interrupts
         How often it was interrupted.
     is_unused
-        Whether nobody has asked for it: then the next call may have it.
+        Whether no code has looked it up yet: then the next call may reuse it.
     """
 
     def __init__(self) -> None:
@@ -61,8 +61,8 @@ class Foreground:
         self.is_unused = True
         self._thread = threading.get_ident()
         self._awaited: list[ProcessIdentity] = []
-        self._before: set[int] | None = None  # our children when all later ones began to count
-        self._has_own_way = False
+        self._before: set[int] | None = None  # our children before `awaiting_all`; later ones count
+        self._interrupts_itself = False
         self._started: list[ProcessIdentity] | None = None
 
     @property
@@ -72,7 +72,7 @@ class Foreground:
 
     @contextlib.contextmanager
     def awaiting(self, pid: int) -> Iterator[None]:
-        """Note that a process is waited for."""
+        """Mark a process as waited for inside the block."""
         identity = ProcessIdentity.of(pid)
         if identity is None:
             yield
@@ -81,12 +81,12 @@ class Foreground:
             self._awaited.append(identity)
             yield
         finally:
-            with contextlib.suppress(ValueError):  # an interrupt came before it was noted
+            with contextlib.suppress(ValueError):  # an interrupt came before it was added
                 self._awaited.remove(identity)
 
     @contextlib.contextmanager
     def awaiting_started(self) -> Iterator[None]:
-        """Note that each process that is started here by :mod:`subprocess` is waited for."""
+        """Mark every process that :mod:`subprocess` starts inside the block as waited for."""
         outer, self._started = self._started, []
         try:
             yield
@@ -97,27 +97,27 @@ class Foreground:
             self._started = outer
 
     def note_start(self, pid: int) -> None:
-        """Take in that a process was started."""
+        """Record a process that was just started."""
         if self._started is not None and (identity := ProcessIdentity.of(pid)) is not None:
             self._started.append(identity)
             self._awaited.append(identity)
 
     @contextlib.contextmanager
-    def awaiting_all(self, *, has_own_way: bool) -> Iterator[None]:
-        """Note that each process that is started from now on is waited for.
+    def awaiting_all(self, *, interrupts_itself: bool) -> Iterator[None]:
+        """Mark every child that appears inside the block as waited for.
 
         Parameters
         ----------
-        has_own_way
-            Whether the code that starts them interrupts them itself as well.
+        interrupts_itself
+            Whether the code that starts them also interrupts them itself.
         """
-        outer = self._before, self._has_own_way
+        outer = self._before, self._interrupts_itself
         try:
             self._before = self._before or {c.pid for c in all_children().get(os.getpid(), ())}
-            self._has_own_way = has_own_way
+            self._interrupts_itself = interrupts_itself
             yield
         finally:
-            self._before, self._has_own_way = outer
+            self._before, self._interrupts_itself = outer
 
     def end(self, pid: int) -> None:
         """Interrupt a process."""
@@ -125,7 +125,7 @@ class Foreground:
             self._interrupt()
 
     def interrupt(self) -> None:
-        """Interrupt what is waited for, and see to its end while the caller goes on.
+        """Interrupt the foreground commands; a thread ends those that ignore it.
 
         Called by signal handlers.
         """
@@ -146,29 +146,31 @@ class Foreground:
             tree |= _below(root, children)
         tree = {identity for identity in tree if not is_kept(identity.pid)}
         if tree:
-            heads = set(roots.values()) if self._has_own_way else set()
-            threading.Thread(target=_end, args=(tree, heads), name="snakepit-interrupt").start()
+            self_interrupted = set(roots.values()) if self._interrupts_itself else set()
+            threading.Thread(
+                target=_end, args=(tree, self_interrupted), name="snakepit-interrupt"
+            ).start()
 
 
 _foreground: ContextVar[Foreground | None] = ContextVar("snakepit_foreground", default=None)
 
 
-def _work_here() -> Foreground | None:
-    work = _foreground.get()
-    if work is not None:
-        work.is_unused = False
-    return work
+def _current() -> Foreground | None:
+    foreground = _foreground.get()
+    if foreground is not None:
+        foreground.is_unused = False
+    return foreground
 
 
 begin = _foreground.set
-"""Let code of the current context belong to a cell or call."""
+"""Assign the code of the current context to a cell or call."""
 
 leave = _foreground.reset
-"""Undo that, with what `begin` gave."""
+"""Undo `begin`, given its token."""
 
 
 def is_below(function: Callable[..., Any]) -> bool:
-    """Whether a function has called, or awaits, what runs here; so a signal handler may ask."""
+    """Whether a function is on the stack of the caller, which may be a signal handler."""
     code = function.__code__
     frame = sys._getframe(1)  # noqa: SLF001 - its public twins read source files
     while frame.f_back is not None:
@@ -185,49 +187,51 @@ def _below(root: ProcessIdentity, children: Any = None) -> set[ProcessIdentity]:
     }
 
 
-def _end(tree: set[ProcessIdentity], heads: set[ProcessIdentity]) -> None:
-    """Interrupt processes, and end those of them that do not heed, with all below them.
+def _end(tree: set[ProcessIdentity], self_interrupted: set[ProcessIdentity]) -> None:
+    """Interrupt processes, then terminate those that ignore it and all their descendants.
 
     Parameters
     ----------
     tree
         The processes.
-    heads
-        Those among them that somebody else interrupts.
+    self_interrupted
+        Those among them that the code which started them interrupts.
     """
-    if heads:
-        time.sleep(OWN_WAY)
-    for identity in _parents_first(tree - heads):
-        _strike(identity, signal.SIGTERM if _ignores_interrupts(identity.pid) else signal.SIGINT)
-    for signum, patience in ((signal.SIGTERM, HEEDING_PATIENCE), (signal.SIGKILL, GRACE)):
+    if self_interrupted:
+        time.sleep(OWN_INTERRUPT_PATIENCE)
+    for identity in _parents_first(tree - self_interrupted):
+        _send_signal(
+            identity, signal.SIGTERM if _ignores_interrupts(identity.pid) else signal.SIGINT
+        )
+    for signum, patience in ((signal.SIGTERM, INTERRUPT_PATIENCE), (signal.SIGKILL, GRACE)):
         until = time.monotonic() + patience
         while tree := {identity for identity in tree if identity.is_alive()}:
             if time.monotonic() > until:
                 break
-            time.sleep(LOOK_INTERVAL)
+            time.sleep(POLL_INTERVAL)
         for identity in list(tree):
             tree |= _below(identity)
         for identity in _parents_first(tree):
-            _strike(identity, signum)
+            _send_signal(identity, signum)
 
 
 def _parents_first(tree: set[ProcessIdentity]) -> list[ProcessIdentity]:
-    """Return processes in the order in which they started.
+    """Sort processes by start time.
 
-    A shell whose command ends before the shell is struck itself would start its next command, and
-    nobody would find that below a shell that has ended.
+    A shell whose command ends before the shell itself is signalled would start its next command,
+    which could no longer be found below a shell that has ended.
     """
     return sorted(tree, key=lambda identity: (identity.start_time, identity.pid))
 
 
-def _strike(identity: ProcessIdentity, signum: int) -> None:
+def _send_signal(identity: ProcessIdentity, signum: int) -> None:
     with contextlib.suppress(PermissionError):  # a set-uid program of another user
         identity.signal(signum)
         identity.signal(signal.SIGCONT)
 
 
 def _ignores_interrupts(pid: int) -> bool:
-    """Whether a process ignores SIGINT, as shells make those ignore it that they put aside."""
+    """Whether a process ignores SIGINT, as the background jobs of a shell do."""
     try:
         with open(f"/proc/{pid}/status", "rb") as file:  # noqa: PTH123
             content = file.read()
@@ -237,29 +241,31 @@ def _ignores_interrupts(pid: int) -> bool:
     return bool(ignored) and bool(int(ignored[0], 16) >> (signal.SIGINT - 1) & 1)
 
 
-# -- what waits ------------------------------------------------------------------------------------
+# -- wrapped functions -----------------------------------------------------------------------------
 
 
-def raising(function: Callable[..., Any], *, has_own_way: bool = False) -> Callable[..., Any]:
-    """Make a function that runs a command for a cell end as other code does when interrupted.
+def reraising_interrupts(
+    function: Callable[..., Any], *, interrupts_itself: bool = False
+) -> Callable[..., Any]:
+    """Wrap a function that runs a command so that it raises KeyboardInterrupt when interrupted.
 
-    IPython's own take an interrupt for the command's alone, and go on, or raise something else.
+    IPython's own treat an interrupt as the command's alone, and go on, or raise another error.
     """
 
     @functools.wraps(function)
     def run(*args: Any, **kwargs: Any) -> Any:
-        work = _work_here()
-        if work is None or not work.is_here:
+        foreground = _current()
+        if foreground is None or not foreground.is_here:
             return function(*args, **kwargs)
-        before = work.interrupts
+        before = foreground.interrupts
         try:
-            with work.awaiting_all(has_own_way=has_own_way):
+            with foreground.awaiting_all(interrupts_itself=interrupts_itself):
                 value = function(*args, **kwargs)
         except Exception:
-            if work.interrupts != before:
+            if foreground.interrupts != before:
                 raise KeyboardInterrupt from None
             raise
-        if work.interrupts != before:
+        if foreground.interrupts != before:
             raise KeyboardInterrupt
         return value
 
@@ -267,25 +273,25 @@ def raising(function: Callable[..., Any], *, has_own_way: bool = False) -> Calla
 
 
 def install() -> None:
-    """Have the usual ways to wait for a command note it, in this process."""
+    """Wrap the usual functions that wait for a command, in this process."""
     if os.system is _system:
         return
     os.system = _system
     popen: Any = subprocess.Popen
     module: Any = subprocess
-    module.run = _starting(subprocess.run)
-    module.call = _starting(subprocess.call)
-    popen.__init__ = _noting(popen.__init__)
-    popen.wait = _waiting(popen.wait)
-    popen.communicate = _waiting(popen.communicate)
+    module.run = _wrap_run(subprocess.run)
+    module.call = _wrap_run(subprocess.call)
+    popen.__init__ = _wrap_popen_init(popen.__init__)
+    popen.wait = _wrap_wait(popen.wait)
+    popen.communicate = _wrap_wait(popen.communicate)
     process: Any = asyncio.subprocess.Process
-    process.__init__ = _noting_async(process.__init__)
-    process.wait = _awaiting(process.wait)
+    process.__init__ = _wrap_async_init(process.__init__)
+    process.wait = _wrap_async_wait(process.wait)
 
 
 def _system(command: Any) -> int:
     """Execute the command in a subshell."""
-    # The function of the C library ignores SIGINT while it waits: nothing would be heard of one.
+    # The C library's function ignores SIGINT while it waits: an interrupt would be lost.
     sys.audit("os.system", command)
     words: list[str | bytes] = ["sh", "-c", os.fsencode(command)]
     status = subprocess.call(words, executable="/bin/sh", close_fds=False, restore_signals=False)  # noqa: S603 - the user's own os.system
@@ -296,116 +302,124 @@ _system.__name__ = _system.__qualname__ = "system"
 _system.__module__ = "os"
 
 
-def _own(process: Any) -> Foreground | None:
-    """Return what waits here for a process, if it has started that itself."""
-    work = _work_here()
-    return work if work is not None and process.__dict__.get("_snakepit_of") is work else None
+def _foreground_of(process: Any) -> Foreground | None:
+    """Return the current cell or call if it has started a process itself."""
+    foreground = _current()
+    return (
+        foreground
+        if foreground is not None and process.__dict__.get("_snakepit_of") is foreground
+        else None
+    )
 
 
-def _starting(function: Callable[..., Any]) -> Callable[..., Any]:
+def _wrap_run(function: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(function)
     def run(*args: Any, **kwargs: Any) -> Any:
-        work = _work_here()
-        if work is None or not work.is_here:
+        foreground = _current()
+        if foreground is None or not foreground.is_here:
             return function(*args, **kwargs)
-        with work.awaiting_started():
+        with foreground.awaiting_started():
             return function(*args, **kwargs)
 
     return run
 
 
-def _noting(function: Callable[..., None]) -> Callable[..., None]:
+def _wrap_popen_init(function: Callable[..., None]) -> Callable[..., None]:
     @functools.wraps(function)
     def start(self: Any, *args: Any, **kwargs: Any) -> None:
-        work = _work_here()
+        foreground = _current()
         try:
             function(self, *args, **kwargs)
         except KeyboardInterrupt:
             pid = self.__dict__.get("pid")
-            if pid and work is not None and work.is_here:  # it runs, and nobody knows it
-                work.end(pid)
+            if pid and foreground is not None and foreground.is_here:  # it runs, unknown to others
+                foreground.end(pid)
             raise
-        if work is not None and work.is_here:
-            self._snakepit_of = work
-            work.note_start(self.pid)
+        if foreground is not None and foreground.is_here:
+            self._snakepit_of = foreground
+            foreground.note_start(self.pid)
             for stream in (self.stdout, self.stderr):
                 if stream is not None:
-                    _note_reads(work, self.pid, stream)
+                    _wrap_reads(foreground, self.pid, stream)
 
     return start
 
 
-def _note_reads(work: Foreground, pid: int, stream: Any) -> None:
-    """Let who reads what a command says wait for that command."""
+def _wrap_reads(foreground: Foreground, pid: int, stream: Any) -> None:
+    """Treat reading a command's output as waiting for that command."""
     raw = getattr(stream, "buffer", stream)
     raw = getattr(raw, "raw", raw)
     if type(raw) is not io.FileIO:
         return
-    own = ref(raw)  # not the thing itself: it is closed when nobody else has it
+    own = ref(raw)  # a weak reference: it is closed when nothing else refers to it
 
     def noting(method: Callable[..., Any]) -> Callable[..., Any]:
         def read(*args: Any) -> Any:
-            if not work.is_here or _foreground.get() is not work:
+            if not foreground.is_here or _foreground.get() is not foreground:
                 return method(own(), *args)
-            with work.awaiting(pid):
+            with foreground.awaiting(pid):
                 return method(own(), *args)
 
         return read
 
-    # What is buffered calls these, once for each buffer.
+    # A buffered reader calls these, once for each buffer.
     for name in ("read", "readinto", "readall"):
         setattr(raw, name, noting(getattr(io.FileIO, name)))
 
 
-def _waiting(function: Callable[..., Any]) -> Callable[..., Any]:
+def _wrap_wait(function: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(function)
     def wait(self: Any, *args: Any, **kwargs: Any) -> Any:
-        work = _own(self)
-        if work is None or not work.is_here or self.returncode is not None:
+        foreground = _foreground_of(self)
+        if foreground is None or not foreground.is_here or self.returncode is not None:
             return function(self, *args, **kwargs)
-        with work.awaiting(self.pid):
+        with foreground.awaiting(self.pid):
             return function(self, *args, **kwargs)
 
     return wait
 
 
-def _noting_async(function: Callable[..., None]) -> Callable[..., None]:
+def _wrap_async_init(function: Callable[..., None]) -> Callable[..., None]:
     @functools.wraps(function)
     def start(self: Any, *args: Any, **kwargs: Any) -> None:
         function(self, *args, **kwargs)
-        work = _work_here()
-        if work is not None:
-            self._snakepit_of = work
+        foreground = _current()
+        if foreground is not None:
+            self._snakepit_of = foreground
             for stream in (self.stdout, self.stderr):
                 if stream is not None:
                     for name in _READERS:
                         method = getattr(type(stream), name)
-                        setattr(stream, name, _awaiting_reads(work, self.pid, ref(stream), method))
+                        setattr(
+                            stream,
+                            name,
+                            _wrap_async_read(foreground, self.pid, ref(stream), method),
+                        )
 
     return start
 
 
-def _awaiting_reads(
-    work: Foreground, pid: int, stream: Callable[[], Any], method: Callable[..., Any]
+def _wrap_async_read(
+    foreground: Foreground, pid: int, stream: Callable[[], Any], method: Callable[..., Any]
 ) -> Callable[..., Any]:
     @functools.wraps(method)
     async def read(*args: Any, **kwargs: Any) -> Any:
         own = stream()
-        if _foreground.get() is not work:
+        if _foreground.get() is not foreground:
             return await method(own, *args, **kwargs)
-        with work.awaiting(pid):
+        with foreground.awaiting(pid):
             return await method(own, *args, **kwargs)
 
     return read
 
 
-def _awaiting(function: Callable[..., Any]) -> Callable[..., Any]:
+def _wrap_async_wait(function: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(function)
     async def wait(self: Any) -> Any:
-        work = _own(self)
-        if work is None or self.returncode is not None:
+        foreground = _foreground_of(self)
+        if foreground is None or self.returncode is not None:
             return await function(self)
-        with work.awaiting(self.pid):
+        with foreground.awaiting(self.pid):
             return await function(self)
 
     return wait

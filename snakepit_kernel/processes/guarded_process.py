@@ -1,4 +1,4 @@
-"""A process under guard, as its owner holds it."""
+"""The owner's handle on a guarded process: starting it, waiting for it, ending it."""
 
 from __future__ import annotations
 
@@ -29,11 +29,11 @@ from .pid_scope import sees_itself
 from .tags import KEEP_VARIABLE, mark_of
 from .template import (
     CannotFork,
-    Kind,
     Template,
+    TemplateKind,
     current_limits,
     discard,
-    passed_on,
+    inherited_descriptors,
     process_attributes,
     refuse_preload,
     template_for,
@@ -46,23 +46,23 @@ START_PATIENCE = 30.0
 """Seconds that a guardian may take to report that the kernel runs."""
 
 TEMPLATE_PATIENCE = 30.0
-"""Seconds that a template may take to fork a guardian, with all that it has to import before; then
-it is ended, and the process is executed."""
+"""Seconds that a template may take to fork a guardian, its imports included; then the template is
+ended, and the process is executed."""
 
 STOP_INTERVAL = 0.5
-"""Seconds of silence after which we look whether somebody has stopped who is to speak."""
+"""Seconds of silence after which we check whether a signal has stopped the template or guardian."""
 
 FORK_ATTEMPTS = 4
 """Templates that may turn out to be unfit, one after the other, before a process is executed."""
 
-TAKE_PATIENCE = 10.0
-"""Seconds that a kernel that waits may take to be what it is told to be."""
+ASSIGN_PATIENCE = 10.0
+"""Seconds that a standby kernel may take to apply its assignment."""
 
-TAKE_INTERVAL = 0.001
-"""Seconds between tries to say something long to a guardian that is still reading."""
+ASSIGN_INTERVAL = 0.001
+"""Seconds between attempts to send the rest of a long line to a guardian that is still reading."""
 
 END_PATIENCE = 10.0
-"""Seconds after the grace in which a guardian says that all are gone, or who does not die."""
+"""Seconds after the grace in which a guardian reports that all are gone, or names survivors."""
 
 
 TOO_MANY_PROCESSES = (
@@ -77,11 +77,11 @@ class Refusal(NamedTuple):
     Attributes
     ----------
     is_stale
-        What it has imported has changed: another one will do.
+        A module that it has imported has changed: a new template can fork.
     module
-        The module that made it unfit, if it was one that need not be imported ahead.
+        The module that made it unfit, if that was one of those to preload.
     reason
-        In words.
+        Text for people.
     """
 
     is_stale: bool
@@ -89,21 +89,21 @@ class Refusal(NamedTuple):
     reason: str
 
 
-class _Condition:
-    """What must be over before a command runs, on whichever way it starts."""
+class _Precondition:
+    """Work that must be done once before a command runs, whether it is forked or executed."""
 
     def __init__(self, work: Callable[[], Awaitable[object]] | None) -> None:
         self._work = work
 
-    async def met(self) -> None:
-        """Do the work, unless it is done."""
+    async def fulfil(self) -> None:
+        """Do the work, unless that has been done."""
         work, self._work = self._work, None
         if work is not None:
             await work()
 
 
 class GuardedProcess:
-    """A command that runs under a guardian of its own.
+    """A command that runs under its own guardian.
 
     The owner holds one end of a channel. When the owner closes it or dies, the guardian ends
     everything that the command ever started. Nothing here is bound to an event loop.
@@ -117,7 +117,7 @@ class GuardedProcess:
     guardian
         The guardian, once it is known.
     is_ready
-        The process has said that it takes requests.
+        The process has reported that it accepts requests.
     not_forked_because
         Why it was executed and not forked from a template; None if it was forked.
     template
@@ -125,7 +125,7 @@ class GuardedProcess:
     status
         Its exit status as in :mod:`subprocess`, or None while it runs.
     report
-        What ending the run took, filled in as it ends.
+        Report of its end, filled in as it ends.
     """
 
     def __init__(
@@ -139,7 +139,7 @@ class GuardedProcess:
         self.not_forked_because: str | None = None
         self.template: Template | None = None
         self.report = EndReport()
-        self._popen = popen  # none where the guardian came from a template: it is not our child
+        self._popen = popen  # None for a guardian forked by a template: it is not our child
         self._channel = channel
         self._inbox = b""
         self._failure: tuple[int, str] | None = None
@@ -151,10 +151,10 @@ class GuardedProcess:
         channel.setblocking(False)
         if popen is not None:
             identity = ProcessIdentity.of(popen.pid)
-            self._meet_guardian(identity or ProcessIdentity(popen.pid, 0))
+            self._set_guardian(identity or ProcessIdentity(popen.pid, 0))
         _alive.add(self)
 
-    def _meet_guardian(self, guardian: ProcessIdentity) -> None:
+    def _set_guardian(self, guardian: ProcessIdentity) -> None:
         self.guardian = guardian
         self._guardian_exit_fd = exit_descriptor(guardian)
 
@@ -172,42 +172,41 @@ class GuardedProcess:
         report_file: str | Path | None = None,
         pass_fds: Sequence[int] = (),
         independent: bool = False,
-        kind: Kind | None = None,
+        kind: TemplateKind | None = None,
         standby: bool = False,
         before: Callable[[], Awaitable[object]] | None = None,
         **popen_arguments: Any,
     ) -> GuardedProcess:
-        """Start a command under a new guardian: forked from a template, or else executed.
+        """Start a command under a new guardian: forked from a template if possible, else executed.
 
         Parameters
         ----------
         command
             Program and arguments.
         run_id
-            Run id of the new process; the caller put it into ``env``.
+            Run id of the new process; the caller has put it into ``env``.
         grace
             Seconds between SIGTERM and SIGKILL when the guardian ends the run by itself.
         env
             The whole environment. ``SNAKEPIT_KEEP`` is left out: a run itself is never kept.
         leftovers
-            Files and directories that go with the run; the guardian removes them when the owner
-            is dead.
+            Files and directories that are removed with the run; the guardian does so when the
+            owner is dead.
         report_file
-            Where the guardian writes what it had to end, when the owner is dead.
+            Where the guardian writes its report when the owner is dead.
         pass_fds
             File descriptors that the command inherits under the same numbers.
         independent
             The run outlives its owner.
         kind
-            What its template has imported, if the command is one that a template knows; it says
+            Kind of its template, for a command that a template can fork; such a process reports
             when it is ready.
         standby
-            The process waits to be told what it is to be; see `take`. Only a template can do that.
+            The process waits for an assignment; see `assign`. Only a template can start one.
         before
-            What must be over before the command runs anything; it is awaited once, while the
-            process is forked.
+            Is awaited once before the command runs anything, while the process is forked.
         popen_arguments
-            Anything else that :class:`subprocess.Popen` knows: ``cwd``, ``stdout``, ``umask`` …
+            Other arguments of :class:`subprocess.Popen`: ``cwd``, ``stdout``, ``umask`` …
 
         Raises
         ------
@@ -220,7 +219,7 @@ class GuardedProcess:
         if not sees_itself():
             cause = "/proc does not show this PID namespace; mount it anew (unshare --mount-proc)"
             raise StartFailed(command[0], cause)
-        if popen_arguments.get("stdin") is None:  # the owner's own is never meant
+        if popen_arguments.get("stdin") is None:  # never inherit the owner's
             popen_arguments["stdin"] = subprocess.DEVNULL
         if popen_arguments.get("cwd") is not None:
             popen_arguments["cwd"] = os.fsdecode(popen_arguments["cwd"])
@@ -236,19 +235,19 @@ class GuardedProcess:
             "command": [*command],
             "standby": standby,
         }
-        condition = _Condition(before)
+        precondition = _Precondition(before)
         reason = "this kind of kernel has no template"
         if kind is not None:
             try:
                 return await cls._fork(
-                    launch, env, pass_fds, kind, popen_arguments, condition=condition
+                    launch, env, pass_fds, kind, popen_arguments, precondition=precondition
                 )
             except CannotFork as error:
                 reason = str(error)
                 logger.info("run %s starts by exec: %s", run_id, reason)
         if standby:
             raise StartFailed(command[0], reason)
-        await condition.met()
+        await precondition.fulfil()
         process = cls._execute(launch, env, pass_fds, kind is not None, popen_arguments)
         process.not_forked_because = reason
         return await process._checked_start(command[0])  # noqa: SLF001 - of this very class
@@ -259,25 +258,25 @@ class GuardedProcess:
         launch: dict[str, Any],
         env: Mapping[str, str],
         pass_fds: Sequence[int],
-        kind: Kind,
+        kind: TemplateKind,
         popen_arguments: dict[str, Any],
         *,
-        condition: _Condition,
+        precondition: _Precondition,
     ) -> GuardedProcess:
-        """Have a template fork it; another one, if that has become unfit meanwhile.
+        """Fork it from a template, and from another one if that has become unfit meanwhile.
 
         Raises
         ------
         CannotFork
             Nothing was started.
         StartFailed
-            The process could not be started in this way, nor would it in the other.
+            The process could not be forked, and executing it would fail as well.
         """
         program = launch["command"][0]
         refusal: Refusal | None = None
         for _ in range(FORK_ATTEMPTS):
             template = template_for(kind, env=env, cwd=popen_arguments.get("cwd"))
-            with passed_on(pass_fds, popen_arguments) as descriptors:
+            with inherited_descriptors(pass_fds, popen_arguments) as descriptors:
                 numbers = {"descriptors": list(descriptors), "limits": current_limits()}
                 surroundings = process_attributes(env, popen_arguments)
                 ours, theirs = socket.socketpair()
@@ -292,13 +291,13 @@ class GuardedProcess:
                 finally:
                     theirs.close()
                     gate.close()
-            await process._checked_start(program, template, condition)
+            await process._checked_start(program, template, precondition)
             refusal = process._refusal
             if refusal is None and process.guardian is not None:
                 process.template = template
                 return process
             process._close()
-            reason = f"its template ended{template.last_words()}"
+            reason = f"its template ended{template.last_error_line()}"
             discard(template)
             if refusal is None:
                 raise CannotFork(reason)
@@ -317,7 +316,7 @@ class GuardedProcess:
         says_ready: bool,
         popen_arguments: dict[str, Any],
     ) -> GuardedProcess:
-        """Start a guardian of its own interpreter, which executes the command."""
+        """Start a guardian in a new interpreter, which executes the command."""
         program = launch["command"][0]
         ours, theirs = socket.socketpair()
         if theirs.fileno() <= 2:  # an owner without standard streams; Popen fills these numbers
@@ -361,40 +360,40 @@ class GuardedProcess:
         self,
         program: str,
         template: Template | None = None,
-        condition: _Condition | None = None,
+        precondition: _Precondition | None = None,
     ) -> GuardedProcess:
         try:
-            if condition is not None:
-                await condition.met()
+            if precondition is not None:
+                await precondition.fulfil()
             self._open_gate()
             await self._confirm_start(program, template)
         except BaseException:
-            self._close_gate()  # should it be forked yet, it runs nothing
+            self._close_gate()  # if it is forked after this, it runs nothing
             await run_shielded(self.end(0.0))
             if self.guardian is None:
-                self._close()  # it finds nobody there
+                self._close()  # a guardian that is forked later finds the channel closed
             raise
         return self
 
     async def _confirm_start(self, program: str, template: Template | None) -> None:
-        """Wait until it runs, or a template has said that it was not forked.
+        """Wait until it runs, or its template reports that it was not forked.
 
-        A template that says nothing is ended: what it was asked for goes with it.
+        A template that does not answer is ended, and its pending request with it.
         """
         while self.identity is None and self._failure is None:
             if self._channel.fileno() < 0:
                 if self.guardian is None:
-                    return  # nobody ever held the other end: there is no such process
+                    return  # no process ever held the other end: nothing was forked
                 raise StartFailed(program, "its guardian died while it started")
             patience = START_PATIENCE if template is None else TEMPLATE_PATIENCE
-            if not await self._hears(template, patience):
+            if not await self._wait_for_message(template, patience):
                 if template is not None and self.guardian is None:
                     discard(template)
                     template = None
-                    continue  # with a guardian that was forked at the last moment, or without any
+                    continue  # a guardian may have been forked at the last moment, or none
                 cause = f"its guardian did not answer within {START_PATIENCE:.0f} s"
                 raise StartFailed(program, cause)
-            self._listen()
+            self._read_messages()
             if self._refusal is not None:
                 return
         if self._failure is not None:
@@ -402,8 +401,8 @@ class GuardedProcess:
         assert self.identity is not None
         self._exit_fd = exit_descriptor(self.identity)
 
-    async def _hears(self, template: Template | None, patience: float) -> bool:
-        """Wait for a word; say whether there came one, or one may come: the template goes on."""
+    async def _wait_for_message(self, template: Template | None, patience: float) -> bool:
+        """Wait for a message; return False after the patience, or if the template is stopped."""
         until = time.monotonic() + patience
         while (left := until - time.monotonic()) > 0:
             if await self._readable(self._channel.fileno, timeout=min(left, STOP_INTERVAL)):
@@ -414,61 +413,63 @@ class GuardedProcess:
         return False
 
     async def ready(self, timeout: float) -> bool:
-        """Wait until the process has said that it takes requests; say whether it has.
+        """Wait until the process accepts requests; return whether it does.
 
-        Also when it never will, because it has ended.
+        The wait also ends when the process has ended.
         """
         deadline = time.monotonic() + timeout
-        # poll() comes first: it takes in what has been said, and then there is nothing to wait for.
+        # poll() comes first: it reads the messages that are there, which may end the wait.
         while self.poll() is None and not self.is_ready and self._channel.fileno() >= 0:
             left = deadline - time.monotonic()
             if left <= 0 or not await self._readable(self._channel.fileno, timeout=left):
                 break
         return self.is_ready
 
-    async def take(self, place: Mapping[str, Any], meanwhile: Coroutine[Any, Any, object]) -> None:
-        """Tell a kernel that waits what it is to be; return when it is, as `is_ready` says.
+    async def assign(
+        self, assignment: Mapping[str, Any], meanwhile: Coroutine[Any, Any, object]
+    ) -> None:
+        """Give a standby kernel its assignment; return when it is ready, as `is_ready` says.
 
         Or when it has ended, or does not answer.
 
         Parameters
         ----------
-        place
-            Its command, connection file, leftovers and surroundings.
+        assignment
+            Its command, connection file, leftovers and process attributes.
         meanwhile
-            What there is to do while it settles.
+            Is awaited while the kernel applies the assignment.
 
         Raises
         ------
         StartFailed
-            It cannot be that.
+            It cannot apply the assignment.
         """
-        line = f"take\t{json.dumps(place)}\n".encode("ascii")
-        deadline = time.monotonic() + TAKE_PATIENCE
+        line = f"assign\t{json.dumps(assignment)}\n".encode("ascii")
+        deadline = time.monotonic() + ASSIGN_PATIENCE
         while line and self._channel.fileno() >= 0 and time.monotonic() < deadline:
             try:
                 line = line[self._channel.send(line) :]
-            except BlockingIOError:  # it is larger than the channel takes at once
-                await asyncio.sleep(TAKE_INTERVAL)
+            except BlockingIOError:  # it is larger than the channel's buffer
+                await asyncio.sleep(ASSIGN_INTERVAL)
             except OSError:
                 break
         await meanwhile
-        await self.ready(TAKE_PATIENCE)
+        await self.ready(ASSIGN_PATIENCE)
         if self._failure is not None:
-            raise StartFailed(place["command"][0], _explain_failure(*self._failure))
+            raise StartFailed(assignment["command"][0], _explain_failure(*self._failure))
 
     # -- looking -----------------------------------------------------------------------------
 
     def poll(self) -> int | None:
         """Return the exit status, or None while the process runs."""
-        self._listen()
+        self._read_messages()
         if self.status is None and self.identity is not None and not self.identity.is_alive():
-            self._wake_guardian()  # it says how the process ended, unless somebody has stopped it
+            self._wake_guardian()  # it reports how the process ended, unless a signal stopped it
         return self.status
 
     @property
     def is_stopped(self) -> bool:
-        """Whether a signal has stopped it, or its guardian."""
+        """Whether a signal has stopped the process or its guardian."""
         both = (self.identity, self.guardian)
         return any(process is not None and process.is_stopped() for process in both)
 
@@ -479,13 +480,13 @@ class GuardedProcess:
             return self._popen.poll() is not None
         if self.guardian is not None:
             return not self.guardian.is_alive()
-        return self._channel.fileno() < 0  # nobody holds the other end
+        return self._channel.fileno() < 0  # no process holds the other end
 
     async def wait(self, timeout: float | None = None) -> int | None:
         """Wait for the process to end; return its exit status, or None after the timeout."""
         if self.poll() is None and not await self._readable(lambda: self._exit_fd, timeout=timeout):
             return None
-        # The guardian reaps the process and says how it ended; that is a moment later.
+        # The guardian reaps the process and reports how it ended, a moment later.
         while self.poll() is None and self._channel.fileno() >= 0:
             if not await self._readable(self._channel.fileno, timeout=1.0):
                 break
@@ -494,7 +495,7 @@ class GuardedProcess:
     async def _readable(self, *which: Callable[[], int | None], timeout: float | None) -> bool:
         """Wait as `waiting.readable` does, or not at all if one is closed.
 
-        Another thread may close them, which has ended the run; so they are duplicated in its turn.
+        Another thread that has ended the run may close them, so they are duplicated under the lock.
         """
         with self._lock:
             given = [descriptor() for descriptor in which]
@@ -538,7 +539,7 @@ class GuardedProcess:
         self._wake_guardian()
 
     def _wake_guardian(self) -> None:
-        """Continue the guardian, should somebody have stopped it."""
+        """Continue the guardian, in case a signal has stopped it."""
         if self.guardian is not None and not self.is_gone:
             with contextlib.suppress(PermissionError):  # /proc hides it
                 self.guardian.signal(signal.SIGCONT)
@@ -554,30 +555,30 @@ class GuardedProcess:
         Returns
         -------
         EndReport
-            With ``verified`` false when the guardian was killed, or when ``survivors`` are named:
-            processes that do not die. The guardian goes on trying.
+            With ``verified`` false when the guardian was killed, or when there are ``survivors``:
+            processes that do not die. The guardian keeps trying.
         """
-        self._listen()
+        self._read_messages()
         self.report.survivors.clear()  # of an earlier try
         self.request_end(grace)
         deadline = time.monotonic() + grace + END_PATIENCE
         while not self.is_gone:
-            self._listen()
+            self._read_messages()
             if self.report.survivors:
                 break
-            awaited = self._open_ends()
+            awaited = self._open_sources()
             left = max(0.0, deadline - time.monotonic())
             if not awaited or not await self._readable(*awaited, timeout=left):
                 break
         return self._conclude()
 
-    def _open_ends(self) -> list[Callable[[], int | None]]:
+    def _open_sources(self) -> list[Callable[[], int | None]]:
         sources: list[Callable[[], int | None]]
         sources = [lambda: self._guardian_exit_fd, self._channel.fileno]
         return [source for source in sources if _is_open(source())]
 
     def _conclude(self) -> EndReport:
-        self._listen()
+        self._read_messages()
         if self.is_gone:
             with self._lock:
                 self._close()
@@ -586,7 +587,7 @@ class GuardedProcess:
     def _open_gate(self) -> None:
         """Let a forked process run."""
         if self._gate is not None:
-            with contextlib.suppress(OSError):  # it was not forked, or has ended
+            with contextlib.suppress(OSError):  # it was never forked, or has ended
                 self._gate.send(b".", socket.MSG_NOSIGNAL)
             self._close_gate()
 
@@ -613,8 +614,8 @@ class GuardedProcess:
         except OSError:
             logger.debug("the guardian of run %s has gone", self.run_id)
 
-    def _listen(self) -> None:
-        """Take in what the guardian has said so far."""
+    def _read_messages(self) -> None:
+        """Read and handle the guardian's messages so far."""
         with self._lock:
             while self._channel.fileno() >= 0:
                 try:
@@ -628,12 +629,12 @@ class GuardedProcess:
                     return
                 *lines, self._inbox = (self._inbox + received).split(b"\n")
                 for line in lines:
-                    self._take(line.decode("utf-8", "replace").split("\t"))
+                    self._handle_message(line.decode("utf-8", "replace").split("\t"))
 
-    def _take(self, words: list[str]) -> None:
+    def _handle_message(self, words: list[str]) -> None:
         match words:
             case ["guardian", identity]:
-                self._meet_guardian(ProcessIdentity.parse(identity))
+                self._set_guardian(ProcessIdentity.parse(identity))
             case ["started", pid, start_time]:
                 self.identity = ProcessIdentity(int(pid), int(start_time))
             case ["failed", number, *what]:
@@ -644,11 +645,11 @@ class GuardedProcess:
                 self.is_ready = True
             case ["exited", status]:
                 self.status = int(status)
-            case _ if not self.report.take(words):
+            case _ if not self.report.add_line(words):
                 logger.warning("unknown word from the guardian of run %s", self.run_id)
 
     def _lose_guardian(self) -> None:
-        """Note that the channel closed: the run is over, or its guardian was killed."""
+        """Handle the end of the channel: the run is over, or its guardian was killed."""
         self._channel.close()
         if self.status is None and self.identity is not None:
             self.status = -int(signal.SIGKILL)  # the kernel's parent-death signal
@@ -659,9 +660,9 @@ def _is_open(descriptor: int | None) -> TypeGuard[int]:
 
 
 def _reap(guardian: ProcessIdentity) -> None:
-    """Collect a forked guardian that fell to us when its template ended.
+    """Reap a forked guardian that became our child when its template ended.
 
-    That is so in a process that is the first of its container, or a subreaper.
+    That happens in a process that is the first of its container, or a subreaper.
     """
     status = read_status(guardian.pid)
     if status is None or not status.is_dead or status.parent != os.getpid():
@@ -672,10 +673,10 @@ def _reap(guardian: ProcessIdentity) -> None:
 
 
 def guardian_command() -> list[str]:
-    """Return the command that starts a guardian, but for its options.
+    """Return the command that starts a guardian, without its options.
 
-    It is imported, and not executed as a script, because only a module is kept compiled: to
-    compile it each time costs 10 ms and 1 MiB. A stand-in takes the place of the package, whose
+    The guardian is imported, and not executed as a script, because only a module's compiled code is
+    cached: compiling it each time costs 10 ms and 1 MiB. A stand-in replaces the package, whose
     facade imports `typing`: another MiB.
     """
     package = __name__.partition(".")[0]
@@ -707,7 +708,7 @@ _alive: WeakSet[GuardedProcess] = WeakSet()
 
 
 def _release_in_child() -> None:
-    """Drop every channel in a forked child: only the owner's end may keep a guardian waiting."""
+    """Close every channel in a forked child: only the owner's end may keep a guardian waiting."""
     for process in list(_alive):
         process._channel.close()  # noqa: SLF001 - of this module
         process._close_gate()  # noqa: SLF001

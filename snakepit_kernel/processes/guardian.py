@@ -1,24 +1,24 @@
 """The guardian: the small process above each kernel that ends everything the kernel started.
 
-It is forked from a template (see `forking`), or runs apart from the owner, in an interpreter
+It is forked from a template (see `template_process`), or executed by the owner in an interpreter
 without site-packages::
 
     python -I -S -c CODE guardian.py --snakepit-run-id=ID --mark=NUMBER --owner=PID:START \
         --channel=FD --grace=S [--pass-fd=FD]... [--leftover=PATH]... [--report=PATH]
         [--independent] -- COMMAND...
 
-It makes itself subreaper, forks the kernel, and waits: on the kernel, on orphans that fall to it,
-on the owner (an open channel, and a pidfd), on requests. Because it is a subreaper, whatever
+It becomes a subreaper, forks the kernel, and waits: for the kernel, for orphans that it inherits,
+for the owner (an open channel, and a pidfd), for requests. Because it is a subreaper, everything
 the kernel starts stays below it: a double fork, ``setsid`` or an empty environment change nothing.
-When the kernel ends, the owner dies or asks, it ends the tree: SIGTERM, up to ``grace`` seconds,
-then freeze and SIGKILL, scanning anew until ``waitpid`` itself says that no child is left. That
-answer of the operating system is the proof. A process that `/proc` hides (``hidepid``) becomes our
-child when its parent has ended, and a child that nobody has waited for can be signalled by its pid.
-If the guardian is killed, the kernel dies by its parent-death signal and the rest is found by its
-tag (see `tags` and `sweep`).
+When the kernel ends, or the owner dies or asks for it, it ends the tree: SIGTERM, up to ``grace``
+seconds, then freeze and SIGKILL, with new scans until ``waitpid`` itself reports that no child is
+left. That answer of the operating system is the proof. A process that `/proc` hides (``hidepid``)
+becomes our child when its parent has ended, and a child that has not been waited for can be
+signalled by its pid. If the guardian is killed, the kernel dies by its parent-death signal and the
+rest is found by its tag (see `tags` and `sweep`).
 
 A process that is marked to be kept (`SNAKEPIT_KEEP=1`), and what is below it, is left alone; when
-there is one, ``waitpid`` cannot be the proof that the others are gone, and many scans stand in.
+there is one, ``waitpid`` cannot prove that the others are gone, and many scans replace it.
 
 The channel carries lines of tab-separated words.
 
@@ -27,7 +27,7 @@ from the owner
 =========================  ==================================================================
 ``signal N``               send signal N to the kernel, and to nothing else
 ``end GRACE``              end the run; a shorter grace replaces a longer one
-``take JSON``              tell a kernel that waits its connection file and surroundings
+``assign JSON``            send a standby kernel its command, connection file and environment
 =========================  ==================================================================
 
 =========================  ==================================================================
@@ -35,7 +35,7 @@ to the owner
 =========================  ==================================================================
 ``started PID START``      the kernel runs
 ``failed ERRNO [WHAT]``    the command could not be executed, or the file WHAT not be used
-``ready``                  the kernel takes requests
+``ready``                  the kernel accepts requests
 ``exited STATUS``          the kernel has ended (negative: by a signal)
 ``ended PID SIGNAL CMD``   a process of the run was ended by SIGTERM or SIGKILL
 ``kept PID CMD``           a process is left alive, because it is marked so
@@ -43,12 +43,13 @@ to the owner
 ``gone COUNT``             verified: nothing is left; COUNT processes had to be ended
 =========================  ==================================================================
 
-When the owner is dead, the last ones are written to the file of ``--report``, if there is anything
-to say. Signals do the same as requests, without a channel: SIGTERM ends the run with its grace,
-SIGUSR1 at once. SIGUSR2, sent by a kernel that shuts down politely, ends the others and spares the
-kernel: it may be waiting for its own children at that moment, as ``multiprocessing`` does at exit.
+When the owner is dead, ``ended``, ``kept`` and ``gone`` are written to the file of ``--report``,
+unless nothing was ended or kept. Signals do the same as requests, without a channel: SIGTERM ends
+the run with its grace, SIGUSR1 at once. SIGUSR2, sent by a kernel that shuts down in order, ends
+the others and spares the kernel: it may be waiting for its own children at that moment, as
+``multiprocessing`` does at exit.
 
-It is written for a small footprint: few imports, no threads, no allocation worth the name.
+It is written for a small footprint: few imports, no threads, hardly any allocation.
 """
 
 from __future__ import annotations
@@ -83,36 +84,36 @@ RESCAN_INTERVAL = 0.02
 """Seconds between scans of a tree that is being ended: the end of a grandchild is no event."""
 
 KILL_PATIENCE = 0.02
-"""Seconds that a killed kernel has to die before what else there is gets looked for."""
+"""Seconds that a killed kernel has to die before other processes are searched for."""
 
 OWNER_INTERVAL = 1.0
-"""Seconds between looks at the owner where there are no pidfds."""
+"""Seconds between checks of the owner where there are no pidfds."""
 
 SURVIVOR_PATIENCE = 5.0
 """Seconds after SIGKILL before a process that does not die is reported as a survivor."""
 
 ZOMBIE_ROUNDS = 3
-"""Rounds of SIGKILL before we look whether zombies are left that we cannot reap."""
+"""Rounds of SIGKILL before zombies count as ones that we cannot reap."""
 
 TRACKER_PATIENCE = 0.5
-"""Seconds that a tracker of shared memory may take to remove it when nothing else is left."""
+"""Seconds that a shared memory tracker has to remove its memory when nothing else is left."""
 
-PROVING_SCANS = 20
-"""Scans without a process to end that stand in for the answer of ``waitpid``."""
+EMPTY_SCANS = 20
+"""Scans without a process to end that replace the answer of ``waitpid``."""
 
 MAX_LISTED = 64
 """Processes that are named to the owner; all are counted."""
 
 MAX_COMMAND = 200
-"""Characters of a command line that are told: the report must fit into the channel unread."""
+"""Characters of a command line in a report: all of it must fit into the channel unread."""
 
 MAX_REMEMBERED = 1024
-"""Bytes of a command line that are remembered until it is told, as it was: with its secrets."""
+"""Bytes of a command line that are stored until the report, unredacted: with its secrets."""
 UNKNOWN_START_TIME = 0
 """Stands for the start time of a child that `/proc` hides."""
 
 READY_VARIABLE = "SNAKEPIT_READY_FD"
-"""Environment variable that tells an executed kernel where to say that it is ready."""
+"""Environment variable with the file descriptor to which an executed kernel writes "ready"."""
 
 PR_SET_PDEATHSIG = 1
 PR_SET_CHILD_SUBREAPER = 36
@@ -125,9 +126,9 @@ def main(arguments: Sequence[str]) -> int:
     if os.getppid() != options.owner.pid:
         guardian.abandon()
         return 1
-    set_mark(options.mark)  # before the owner's own, or that it keeps what it starts, is inherited
+    set_mark(options.mark)  # or the kernel would inherit the owner's mark, or that it is kept
     while os.open(os.devnull, os.O_RDWR) <= 2:
-        pass  # an owner without standard streams: our pipes must not take their numbers
+        pass  # an owner without standard streams: our pipes must not get their numbers
     if guardian.fork_kernel(os.pipe(), close=options.pass_fds):
         guardian.execute(options.command)
     guardian.watch()
@@ -135,7 +136,7 @@ def main(arguments: Sequence[str]) -> int:
 
 
 class Options:
-    """What a guardian is told at its start.
+    """Command-line options of a guardian.
 
     Attributes
     ----------
@@ -148,13 +149,13 @@ class Options:
     grace
         Seconds between SIGTERM and SIGKILL.
     leftovers
-        Files and directories that go with the run.
+        Files and directories that are removed with the run.
     report
-        File for the last words.
+        File for the report when the owner is dead.
     independent
         The run outlives its owner.
     ready
-        The kernel says when it is ready.
+        The kernel reports when it is ready.
     pass_fds
         File descriptors that the command inherits.
     command
@@ -175,7 +176,7 @@ class Options:
 
     @classmethod
     def parse(cls, arguments: Sequence[str]) -> Options:
-        """Read a command line."""
+        """Parse a command line."""
         options = cls()
         split = arguments.index("--")
         options.command = list(arguments[split + 1 :])
@@ -203,13 +204,13 @@ class Options:
 
 
 class Guardian:
-    """One kernel, its tree, and the loop that watches both."""
+    """Starts one kernel, watches it and its owner, and ends its process tree."""
 
     def __init__(self, options: Options) -> None:
         self.options = options
         self.channel = options.channel
         self.inbox = b""
-        self.link = self.kernels_link = -1
+        self.link = self.kernel_link = -1
         self.error_write = -1
         self.kernel_pid = 0
         self.kernel_start_time = 0
@@ -222,7 +223,7 @@ class Guardian:
         self.kill_rounds = 0
         self.reaped = 0
         self.reported_survivors = False
-        self.ended: dict[ProcessIdentity, bytes] = {}  # what was signalled, and its command
+        self.ended: dict[ProcessIdentity, bytes] = {}  # signalled processes and their commands
         self.killed: set[ProcessIdentity] = set()
         self.poll = select.poll()
         os.set_inheritable(self.channel, False)
@@ -231,7 +232,7 @@ class Guardian:
     # -- launching ---------------------------------------------------------------------------
 
     def abandon(self) -> None:
-        """Tidy up: the owner died while we started, and nothing was launched."""
+        """Remove the leftovers, because the owner died before anything was launched."""
         for path in self.options.leftovers:
             remove(path)
 
@@ -243,15 +244,15 @@ class Guardian:
         Parameters
         ----------
         link
-            Our end, and the kernel's, of what it says "ready" on.
+            Our end of the link on which the kernel reports that it is ready, and the kernel's.
         close
-            File descriptors that are the kernel's alone.
+            File descriptors that belong to the kernel only.
         """
         prctl(PR_SET_CHILD_SUBREAPER, 1)
-        self.link, self.kernels_link = link
+        self.link, self.kernel_link = link
         self.wakeup = self.catch_signals()
         error_read, self.error_write = os.pipe()
-        guardian = os.getpid()  # not asked in the child: we may be dead by then
+        guardian = os.getpid()  # not read in the child: we may be dead by then
         failure = b""
         try:
             pid = os.fork()
@@ -261,11 +262,11 @@ class Guardian:
             self.leave_guardian(guardian)
             return True
         self.kernel_pid = max(pid, 0)
-        for descriptor in (self.error_write, self.kernels_link, *close):
+        for descriptor in (self.error_write, self.kernel_link, *close):
             os.close(descriptor)
         null = os.open(os.devnull, os.O_RDWR)
         for standard in (0, 1, 2):
-            os.dup2(null, standard)  # or whoever reads the kernel's output would wait for us too
+            os.dup2(null, standard)  # or a reader of the kernel's output would wait for us too
         os.chdir("/")
         failure = failure or os.read(error_read, 4096)
         os.close(error_read)
@@ -274,13 +275,13 @@ class Guardian:
             return False
         status = read_status(pid)
         self.kernel_start_time = status.start_time if status else 0
-        self.tell("started", str(self.kernel_pid), str(self.kernel_start_time))
+        self.send_line("started", str(self.kernel_pid), str(self.kernel_start_time))
         return False
 
     def leave_guardian(self, guardian: int) -> None:
-        """In the child: die with the guardian, lead an own session, drop what was the guardian's.
+        """In the child: die with the guardian, start a new session, reset the signal handlers.
 
-        Also in what a guardian forks to serve its kernel.
+        Also in a template that a guardian forks for its kernel.
         """
         prctl(PR_SET_PDEATHSIG, 9)
         if os.getppid() != guardian:
@@ -292,21 +293,21 @@ class Guardian:
                 signal.signal(signum, signal.SIG_DFL)
 
     def confirm(self) -> None:
-        """In the kernel: everything is as it was asked for."""
+        """In the kernel: report that its launch succeeded."""
         os.close(self.error_write)
 
     def report_failure(self, number: int, what: str) -> None:
-        """In the kernel: say which error of the operating system stands in the way."""
+        """In the kernel: report the operating system's error that prevents the launch."""
         os.write(self.error_write, f"{number}\t{what}".encode("utf-8", "replace")[:4096])
 
     def execute(self, command: list[str]) -> None:
-        """In the child: become the command."""
+        """In the child: execute the command."""
         try:
             if self.options.ready:
-                os.set_inheritable(self.kernels_link, True)
-                os.environ[READY_VARIABLE] = str(self.kernels_link)
-            # ipykernel would watch its parent by a thread that wakes every second; 1 means that
-            # somebody else does.
+                os.set_inheritable(self.kernel_link, True)
+                os.environ[READY_VARIABLE] = str(self.kernel_link)
+            # ipykernel would watch its parent in a thread that wakes every second; 1 turns that
+            # off.
             os.environ["JPY_PARENT_PID"] = "1"
             os.execvpe(command[0], command, os.environ)  # noqa: S606 - the kernel's command, as a list
         except OSError as error:
@@ -324,8 +325,8 @@ class Guardian:
             signal.signal(signum, lambda *_: None)
         for signum in (signal.SIGINT, signal.SIGHUP, signal.SIGQUIT, signal.SIGTSTP):
             signal.signal(signum, signal.SIG_IGN)
-        # The thread that started us may have blocked signals, and neither we nor the kernel want
-        # to inherit that.
+        # The thread that started us may have blocked signals; neither we nor the kernel may
+        # inherit that.
         signal.pthread_sigmask(signal.SIG_SETMASK, ())
         return read
 
@@ -360,19 +361,19 @@ class Guardian:
         self.finish()
 
     def is_over(self) -> bool:
-        """Reap, press on with the end if it has begun, and say whether nothing is left."""
+        """Reap, continue ending the run if that has begun; return whether nothing is left."""
         nothing_left = self.reap_all()
         if self.ending_since is None:
             return False
         try:
-            if nothing_left or self.press() > 0:
+            if nothing_left or self.terminate_round() > 0:
                 return nothing_left
-            return self.reap_all() or self.only_exempt_are_left()
+            return self.reap_all() or self.is_only_exempt_left()
         except OSError:
             return False  # no memory, or no file descriptor, on the whole machine: try again
 
     def read_signals(self) -> None:
-        """Act on what the signal handlers left in the pipe."""
+        """Act on the signals whose numbers are in the pipe."""
         received = os.read(self.wakeup, 4096)
         if signal.SIGUSR1 in received:
             self.end(0.0)
@@ -383,7 +384,7 @@ class Guardian:
             self.spare_kernel = True
 
     def read_requests(self) -> None:
-        """Act on the owner's requests; an end of file says that the owner is gone."""
+        """Act on the owner's requests; end of file means that the owner is gone."""
         try:
             received = os.read(self.channel, 4096)
         except BlockingIOError:
@@ -403,21 +404,21 @@ class Guardian:
                 )  # our own child, not reaped: no other can be hit
             elif word == b"end":
                 self.end(float(value))
-            elif word == b"take":
+            elif word == b"assign":
                 self.assign(value)
 
     def read_link(self) -> None:
-        """Hand on that the kernel is ready; an end of file says that it will not say more."""
+        """Forward that the kernel is ready; end of file means that it will send nothing more."""
         if os.read(self.link, 64):
-            self.tell("ready")
+            self.send_line("ready")
         else:
             self.drop_link()
 
-    def assign(self, _place: bytes) -> None:
-        """Hand on to a kernel that waits what it is to be; only what was forked can wait."""
+    def assign(self, _assignment: bytes) -> None:
+        """Forward an assignment to a standby kernel; only a forked guardian can have one."""
 
     def drop_link(self) -> None:
-        """Listen to the kernel no more."""
+        """Stop reading from the kernel."""
         self.poll.unregister(self.link)
         os.close(self.link)
         self.link = -1
@@ -431,25 +432,25 @@ class Guardian:
     # -- ending ------------------------------------------------------------------------------
 
     def end(self, grace: float) -> None:
-        """Begin to end the run, or end it sooner than it would."""
+        """Begin to end the run, or end it sooner."""
         now = monotonic()
         self.spare_kernel = False
-        self.reported_survivors = False  # who asks again is told anew
+        self.reported_survivors = False  # each request gets a new report
         if self.ending_since is None:
             self.ending_since = now
             self.kill_at = now + grace
         else:
             self.kill_at = min(self.kill_at, now + grace)
 
-    def press(self) -> int:
-        """Signal what is still alive below us; return how many that were.
+    def terminate_round(self) -> int:
+        """Signal the processes that are still alive below us; return their number.
 
-        It is SIGTERM before the grace has passed, and SIGKILL after.
+        The signal is SIGTERM before the grace has passed, and SIGKILL after.
         """
         now = monotonic()
         if now >= self.kill_at:
             self.kill_rounds += 1
-            self.chase()
+            self.kill_children()
             if self.is_soon_empty():
                 return 0
             self.freeze()
@@ -463,20 +464,20 @@ class Guardian:
             if identity in trackers:
                 continue
             if now >= self.kill_at:
-                self.strike(identity, signal.SIGKILL)
+                self.send_signal(identity, signal.SIGKILL)
                 self.killed.add(identity)
             elif identity not in self.ended:
-                self.strike(identity, signal.SIGTERM)
-                # A stopped process acts on a signal only when it continues.
-                self.strike(identity, signal.SIGCONT)
+                self.send_signal(identity, signal.SIGTERM)
+                # A stopped process handles a signal only once it continues.
+                self.send_signal(identity, signal.SIGCONT)
         if now > self.kill_at + SURVIVOR_PATIENCE and not self.reported_survivors:
             self.report_survivors()
         return len(targets)
 
     def is_soon_empty(self) -> bool:
-        """Wait a moment for the kernel to die; say whether nothing is left then.
+        """Wait a moment for the kernel to die; return whether nothing is left then.
 
-        Mostly there was nothing else, and no scan of ``/proc`` is needed.
+        Usually there was nothing else, and no scan of ``/proc`` is needed.
         """
         until = monotonic() + KILL_PATIENCE
         while not self.reap_all():
@@ -490,36 +491,37 @@ class Guardian:
         return True
 
     def is_tracker(self, identity: ProcessIdentity) -> bool:
-        """Whether a process only waits for the end of others, to remove their shared memory.
+        """Whether a process is the shared memory tracker of ``multiprocessing``.
 
-        That of ``multiprocessing`` does, and ignores SIGTERM. Killed, it would leave the memory.
+        It removes the memory when the other processes have ended, and ignores SIGTERM. Killed, it
+        would leave the memory behind.
         """
         line = self.ended.get(identity) or read_command_line(identity.pid)
         return b"resource_tracker import main" in line
 
-    def only_exempt_are_left(self) -> bool:
-        """Whether nothing below us is to be ended, though ``waitpid`` says that there are children.
+    def is_only_exempt_left(self) -> bool:
+        """Whether nothing below us is to be ended, although ``waitpid`` reports children.
 
-        Those are processes that are to be kept, and zombies that are traced: such a one belongs
-        to its tracer, which may be a stranger. One look at ``/proc`` is no proof, because a
-        process can fork past it; hence so many, and each must show nothing else, with no child of
-        ours ending meanwhile: who flees by forking leaves dead parents.
+        Such children are processes that are to be kept, and traced zombies: their tracer reaps
+        them, and it may be a process of somebody else. One scan of ``/proc`` is no proof, because a
+        process can fork past it; hence many scans, each of which must show nothing else, with no
+        child of ours ending meanwhile: a process that evades scans by forking leaves dead parents.
         """
         reaped = self.reaped
         return all(
             not self.reap_all()
             and self.exempt()
-            # What is kept may have children that come and go all the time; that is not waited for.
+            # A kept process may start and end children all the time; that is not waited for.
             and (self.reaped == reaped or monotonic() > self.kill_at + SURVIVOR_PATIENCE)
-            for _ in range(PROVING_SCANS)
+            for _ in range(EMPTY_SCANS)
         )
 
     def exempt(self) -> set[int]:
-        """Return the pids below us if all are kept, or zombies that we cannot reap; else nothing.
+        """Return the pids below us if all are kept or zombies that we cannot reap, else none.
 
-        A debugger reaps what it traces, so zombies count after a few rounds of SIGKILL only.
+        A debugger reaps what it traces, so zombies count only after a few rounds of SIGKILL.
         """
-        keeping, targets = self.sort_out()
+        keeping, targets = self.split_kept()
         exempt = {status.pid for status in keeping}
         for status in targets:
             if not status.is_dead:
@@ -529,10 +531,10 @@ class Guardian:
             exempt.add(status.pid)
         return exempt
 
-    def sort_out(self) -> tuple[list[ProcessStatus], list[ProcessStatus]]:
-        """Return what is below us: the kept, and the others. Zombies are there as well.
+    def split_kept(self) -> tuple[list[ProcessStatus], list[ProcessStatus]]:
+        """Return the processes below us, zombies included: those to be kept, and the others.
 
-        What has been signalled once is not asked again whether it is to be kept.
+        A process that has been signalled once is not checked again.
         """
         keeping: list[ProcessStatus] = []
         others: list[ProcessStatus] = []
@@ -552,37 +554,37 @@ class Guardian:
         return keeping, others
 
     def targets(self) -> list[ProcessIdentity]:
-        """Return what is alive below us and is to be ended."""
+        """Return the living processes below us that are to be ended."""
         return [
             ProcessIdentity(status.pid, status.start_time)
-            for status in self.sort_out()[1]
+            for status in self.split_kept()[1]
             if not status.is_dead and not (self.spare_kernel and status.pid == self.kernel_pid)
         ]
 
-    def chase(self) -> None:
-        """Kill our own children, and those that fall to us meanwhile, as fast as they come.
+    def kill_children(self) -> None:
+        """Kill our own children, and those that we inherit meanwhile, as fast as they appear.
 
         A process that forks and exits every few milliseconds is gone before a scan of all of
-        ``/proc`` has come to it, and its child is not in that scan. But each of them is our child
-        from the moment its parent exits, and the list of those is one short file.
+        ``/proc`` has reached it, and its child is not in that scan. But each of them is our child
+        from the moment its parent exits, and the list of our children is one short file.
         """
         until = monotonic() + RESCAN_INTERVAL
         while monotonic() < until and not self.reap_all():
-            struck = False
+            has_signalled = False
             for pid in own_children():
                 status = read_status(pid) or read_hidden(pid)
-                if status is None or status.is_dead or not self.is_game(status):
+                if status is None or status.is_dead or not self.should_kill(status):
                     continue
                 identity = ProcessIdentity(pid, status.start_time)
                 if identity not in self.killed:
-                    self.strike(identity, signal.SIGKILL)
+                    self.send_signal(identity, signal.SIGKILL)
                     self.killed.add(identity)
-                    struck = True
-            if not struck:
+                    has_signalled = True
+            if not has_signalled:
                 return
 
-    def is_game(self, status: ProcessStatus) -> bool:
-        """Whether a child of ours is to be killed on sight."""
+    def should_kill(self, status: ProcessStatus) -> bool:
+        """Whether a child of ours is to be killed at once."""
         if status.pid == self.kernel_pid:
             return not self.spare_kernel
         identity = ProcessIdentity(status.pid, status.start_time)
@@ -593,7 +595,7 @@ class Guardian:
     def freeze(self) -> None:
         """Stop every process of the tree, so that none can fork while the others are killed."""
         stopped: set[ProcessIdentity] = set()
-        for _ in range(10):  # a bound, should they be faster; we come again
+        for _ in range(10):  # bounded, in case they fork faster; the next round continues
             running = [
                 identity
                 for identity in self.targets()
@@ -602,23 +604,23 @@ class Guardian:
             if not running:
                 return
             for identity in running:
-                self.strike(identity, signal.SIGSTOP)
+                self.send_signal(identity, signal.SIGSTOP)
                 stopped.add(identity)
 
-    def strike(self, identity: ProcessIdentity, signum: int) -> None:
-        """Send one signal to one process, and remember what it was."""
+    def send_signal(self, identity: ProcessIdentity, signum: int) -> None:
+        """Send a signal to one process, and store its command line for the report."""
         if identity not in self.ended:
             self.ended[identity] = read_command_line(identity.pid)[:MAX_REMEMBERED]
         try:
             if identity.start_time == UNKNOWN_START_TIME:
-                os.kill(identity.pid, signum)  # our child; nobody reaped it since it was listed
+                os.kill(identity.pid, signum)  # our child, not reaped since it was listed
             else:
                 identity.signal(signum)
         except (PermissionError, ProcessLookupError):
             pass  # a set-uid program of another user; it is reported if it survives
 
     def reap_all(self) -> bool:
-        """Collect every child that has ended; say whether none is left at all."""
+        """Reap every child that has ended; return whether no child is left at all."""
         while True:
             try:
                 pid, status = os.waitpid(-1, os.WNOHANG)
@@ -629,13 +631,13 @@ class Guardian:
             self.reaped += 1
             if pid == self.kernel_pid:
                 self.kernel_alive = False
-                self.tell("exited", str(os.waitstatus_to_exitcode(status)))
+                self.send_line("exited", str(os.waitstatus_to_exitcode(status)))
                 self.end(self.options.grace)
 
     def report_survivors(self) -> None:
-        """Name what SIGKILL did not end; go on waiting for it."""
+        """Report the processes that SIGKILL has not ended; waiting for them goes on."""
         self.reported_survivors = True
-        keeping, others = self.sort_out()
+        keeping, others = self.split_kept()
         lines = []
         for status in others:
             if not status.is_dead:
@@ -644,15 +646,15 @@ class Guardian:
         if not keeping and not others and not self.reap_all():
             lines.append("survivor\t0\t?\ta process that /proc does not show")
         if lines:
-            self.send("\n".join(lines[:MAX_LISTED]))  # at once: who reads one has read all
+            self.send("\n".join(lines[:MAX_LISTED]))  # in one write: a reader of one has read all
 
     def finish(self) -> None:
-        """Tell the owner what was ended; with no owner left, write it down and remove the files."""
+        """Report to the owner; if it is dead, write the report file and remove the leftovers."""
         seen = {identity.pid for identity in self.ended if identity.start_time}
         strays = [
             item
             for item in self.ended.items()
-            # One that hid itself after its first signal counts once.
+            # A process that hid itself after its first signal counts once.
             if item[0].pid != self.kernel_pid and (item[0].start_time or item[0].pid not in seen)
         ]
         report: list[tuple[str, ...]] = [
@@ -666,21 +668,21 @@ class Guardian:
         ]
         report += [
             ("kept", str(status.pid), read_command(status.pid)[:MAX_COMMAND])
-            for status in ([] if self.reap_all() else self.sort_out()[0])[:MAX_LISTED]
+            for status in ([] if self.reap_all() else self.split_kept()[0])[:MAX_LISTED]
             if not status.is_dead
         ]
         report.append(("gone", str(len(strays))))
-        # A stray child of a dead owner may hold its end of the channel: both must be asked.
-        told = [self.tell(*words) for words in report]
-        if not told[-1] or self.owner_lost_at is not None:
+        # A stray child of a dead owner may hold its end of the channel: check both.
+        sent = [self.send_line(*words) for words in report]
+        if not sent[-1] or self.owner_lost_at is not None:
             if len(report) > 1 and self.options.report:
                 write(self.options.report, "".join(["\t".join(words) + "\n" for words in report]))
             for path in self.options.leftovers:
-                if not self.is_anothers(path):
+                if not self.belongs_to_later_run(path):
                     remove(path)
 
-    def is_anothers(self, path: str) -> bool:
-        """Whether a file is newer than the owner's death: a later run uses the same name."""
+    def belongs_to_later_run(self, path: str) -> bool:
+        """Whether a file is newer than the owner's death, so that a later run uses its name."""
         try:
             status = os.lstat(path)
         except OSError:
@@ -688,12 +690,12 @@ class Guardian:
         is_folder = status.st_mode & 0o170000 == 0o040000  # its name is ours alone
         return not is_folder and status.st_mtime > (self.owner_lost_at or time())
 
-    def tell(self, *words: str) -> bool:
-        """Send a line to the owner; say whether there is one to hear it."""
+    def send_line(self, *words: str) -> bool:
+        """Send a line of words to the owner; return False if it is gone."""
         return self.send("\t".join(words))
 
     def send(self, text: str) -> bool:
-        """Send lines to the owner; say whether there is one to hear them."""
+        """Send lines to the owner; return False if it is gone."""
         try:
             os.write(self.channel, text.encode("utf-8", "replace") + b"\n")
         except OSError:
@@ -708,7 +710,7 @@ def own_children() -> list[int]:
         with open(f"/proc/{pid}/task/{pid}/children", "rb") as file:  # noqa: PTH123
             return [int(word) for word in file.read().split()]
     except OSError:
-        return []  # a kernel without CONFIG_PROC_CHILDREN: the scans must do
+        return []  # a Linux without CONFIG_PROC_CHILDREN: scans of /proc must suffice
 
 
 def hidden_children(seen: set[int]) -> list[ProcessStatus]:
@@ -718,7 +720,7 @@ def hidden_children(seen: set[int]) -> list[ProcessStatus]:
 
 
 def read_hidden(pid: int) -> ProcessStatus | None:
-    """Return what is known of a child of this process that `/proc` hides; None if it has ended."""
+    """Return the status of a child of this process that `/proc` hides; None if it has ended."""
     try:
         ended = os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT)
     except ChildProcessError:
@@ -737,7 +739,7 @@ def prctl(option: int, value: int) -> None:
 
 
 def write(path: str, text: str) -> None:
-    """Write a private file, where that is possible; not behind a link."""
+    """Write a private file if possible; symbolic links are not followed."""
     flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC
     try:
         descriptor = os.open(path, flags, 0o600)
@@ -747,32 +749,32 @@ def write(path: str, text: str) -> None:
         pass
 
 
-def remove(path: str, place: int | None = None) -> None:
-    """Remove a file, or a directory with all that is in it; a missing one is as good.
+def remove(path: str, directory: int | None = None) -> None:
+    """Remove a file or a directory tree, if it exists.
 
-    Nothing behind a link goes, also when somebody puts one there meanwhile: what is in a directory
-    is removed by its descriptor.
+    Symbolic links are not followed, even if one is put there meanwhile: the entries of a directory
+    are removed relative to its descriptor.
 
     Parameters
     ----------
     path
-        What is removed.
-    place
-        Descriptor of the directory that it is in; None when the path says that.
+        The file or directory.
+    directory
+        Descriptor of the directory that ``path`` is relative to; None for the working directory.
     """
     try:
         try:
-            os.unlink(path, dir_fd=place)
-        except OSError as error:  # it is a directory, or the group of a guardian's kernel
+            os.unlink(path, dir_fd=directory)
+        except OSError as error:  # it is a directory, or the kernel's control group
             if isinstance(error, FileNotFoundError):
                 return
             flags = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
-            inside = os.open(path, flags, dir_fd=place)
+            inside = os.open(path, flags, dir_fd=directory)
             try:
                 for name in os.listdir(inside):  # noqa: PTH208
                     remove(name, inside)
             finally:
                 os.close(inside)
-            os.rmdir(path, dir_fd=place)
+            os.rmdir(path, dir_fd=directory)
     except (OSError, ValueError):
         pass

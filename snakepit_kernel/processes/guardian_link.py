@@ -1,4 +1,4 @@
-"""The way from a kernel to its guardian: it says that it is ready, and asks for a template."""
+"""The kernel's end of its link to the guardian: it reports readiness and requests a template."""
 
 from __future__ import annotations
 
@@ -13,20 +13,20 @@ from typing import Any
 from .guardian import READY_VARIABLE
 
 READY = b"ready"
-BRANCH = b"branch"
-PLACE = b"place"
+FORK_TEMPLATE = b"template"
+ASSIGN = b"assign"
 
 
 class _Link:
-    """The kernel's end.
+    """The kernel's end of the link.
 
     Attributes
     ----------
     descriptor
-        File descriptor; -1 where there is no guardian that listens.
+        File descriptor; -1 where no guardian listens.
     imported_with
-        The variables under which the modules were imported that a template of the guardian has;
-        None when it cannot fork any.
+        Environment variables with which a template forked by the guardian has imported its modules;
+        None when the guardian cannot fork one.
     """
 
     def __init__(self) -> None:
@@ -42,66 +42,66 @@ class _Link:
 _link = _Link()
 
 
-def hold(descriptor: int, imported_with: Mapping[str, str] | None) -> None:
-    """Take over the kernel's end, in the kernel."""
+def attach(descriptor: int, imported_with: Mapping[str, str] | None) -> None:
+    """Store the kernel's end, in the kernel."""
     os.set_inheritable(descriptor, False)
     _link.descriptor = descriptor
     _link.imported_with = imported_with
 
 
-def hold_inherited() -> None:
-    """Take over what a guardian has left to a command that it executed, if that is us."""
+def attach_inherited() -> None:
+    """Store the descriptor that a guardian passed to this process when it executed it, if any."""
     descriptor = os.environ.pop(READY_VARIABLE, "")
     if descriptor.isdecimal():
-        hold(int(descriptor), None)
+        attach(int(descriptor), None)
 
 
-def say_ready() -> None:
-    """Tell the guardian, and by it the owner, that requests are taken."""
+def report_ready() -> None:
+    """Report to the guardian, and through it to the owner, that this kernel accepts requests."""
     if _link.descriptor >= 0:
         os.write(_link.descriptor, READY)
 
 
-def is_called(timeout: float) -> bool:
-    """Wait for some seconds whether the guardian has something to say; say whether it has."""
+def has_message(timeout: float) -> bool:
+    """Wait some seconds for a message from the guardian; return whether there is one."""
     poll = select.poll()
     poll.register(_link.descriptor, select.POLLIN)
     return bool(poll.poll(timeout * 1000))
 
 
-def wait_for_place() -> dict[str, Any]:
-    """Wait, in a kernel that is kept ready, to be told what it is to be."""
+def wait_for_assignment() -> dict[str, Any]:
+    """Wait, in a standby kernel, for its assignment."""
     with socket.socket(fileno=os.dup(_link.descriptor)) as link:
         word, descriptors, _, _ = socket.recv_fds(link, 64, 1)
-    if word != PLACE:
+    if word != ASSIGN:
         sys.exit(1)  # the guardian is gone
     (descriptor,) = descriptors
     with open(descriptor, "rb") as file:  # noqa: PTH123
         file.seek(0)
-        place: dict[str, Any] = json.load(file)
-    return place
+        assignment: dict[str, Any] = json.load(file)
+    return assignment
 
 
 def report_failure(error: OSError) -> None:
-    """Tell the guardian that this kernel cannot be what it is to be."""
+    """Report to the guardian that this kernel cannot apply its assignment."""
     os.write(_link.descriptor, f"failed\t{error.errno}\t{error.filename}".encode()[:1024])
 
 
 def ask_for_template(channel: socket.socket, variables: Mapping[str, str]) -> bool:
-    """Ask the guardian to fork a template beside this kernel; say whether it was asked.
+    """Ask the guardian to fork a template next to this kernel; return whether it was asked.
 
     Parameters
     ----------
     channel
         The template's end of its channel. It is closed when nothing could be forked.
     variables
-        Under which its modules are to have been imported.
+        Environment variables with which its modules must have been imported.
     """
     if _link.imported_with is None or variables != _link.imported_with:
         return False
     with socket.socket(fileno=os.dup(_link.descriptor)) as link:
         try:
-            socket.send_fds(link, [BRANCH], [channel.fileno()])
+            socket.send_fds(link, [FORK_TEMPLATE], [channel.fileno()])
         except OSError:
             return False
     return True

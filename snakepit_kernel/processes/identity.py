@@ -1,13 +1,13 @@
-"""Who a process is, and how to signal that one and no other.
+"""Identities of processes: pid and start time, and signals that reach no other process.
 
-A pid alone names a process only until it is recycled. An identity is a pid and the moment
-the process started; a signal goes through a pidfd that was opened first and verified afterwards,
-so it reaches that process or none. Where there are no pidfds, the process is verified in the moment
-before the signal: a pid that is recycled in those microseconds would be hit.
+A pid alone names a process only until it is recycled. An identity is a pid and the start time of
+the process; a signal goes through a pidfd that was opened first and verified afterwards, so it
+reaches that process or none. Where there are no pidfds, the process is verified right before the
+signal: a pid that is recycled in those microseconds would be hit.
 
-What cannot be read is not what does not exist: `/proc` may hide a process (``hidepid``), from its
-own user as well if it is not dumpable. Such a one may be the one that is meant: it counts as alive,
-and is not signalled.
+A process that cannot be read may still exist: `/proc` may hide it (``hidepid``), even from its own
+user if it is not dumpable. A hidden process may be the one that is meant: it counts as alive, and
+is not signalled.
 
 The guardian loads this module, so it imports next to nothing.
 """
@@ -57,15 +57,15 @@ class ProcessIdentity:
 
     @classmethod
     def parse(cls, text: str) -> ProcessIdentity:
-        """Read the form that ``str`` gives, ``PID:START``.
+        """Parse the form that ``str`` gives, ``PID:START``.
 
         Raises
         ------
         ValueError
-            It is something else.
+            The text has another form.
         """
         pid, _, start_time = text.partition(":")
-        if not 0 < int(pid) <= MAX_PID:  # to others the system calls give a meaning of their own
+        if not 0 < int(pid) <= MAX_PID:  # system calls give other numbers special meanings
             msg = f"{pid} is no process id"
             raise ValueError(msg)
         return cls(int(pid), int(start_time))
@@ -85,40 +85,37 @@ class ProcessIdentity:
         return hash((self.pid, self.start_time))
 
     def is_alive(self) -> bool:
-        """Whether this very process runs, or one of its pid does that cannot be told from it.
-
-        A zombie does not.
-        """
+        """Whether this very process runs, or a hidden one that may be it; a zombie does not run."""
         status = read_status(self.pid)
         if status is None:
             return is_hidden(self.pid)
-        return self._is_that_of(status) and not status.is_dead
+        return self._matches(status) and not status.is_dead
 
-    def _is_that_of(self, status: ProcessStatus) -> bool:
+    def _matches(self, status: ProcessStatus) -> bool:
         return status.start_time == self.start_time
 
     def is_stopped(self) -> bool:
         """Whether a signal has stopped this very process."""
         status = read_status(self.pid)
-        return status is not None and self._is_that_of(status) and status.state == "T"
+        return status is not None and self._matches(status) and status.state == "T"
 
     def has_lost_its_main_thread(self) -> bool:
-        """Whether the first thread of this very process has ended, and others go on."""
+        """Whether the main thread of this very process has ended while others still run."""
         status = read_status(self.pid)
-        if status is None or not self._is_that_of(status):
+        if status is None or not self._matches(status):
             return False
         return status.state == "Z" and not status.is_dead
 
     def is_seen(self) -> bool:
-        """Whether this very process is there for certain, be it as a zombie."""
+        """Whether this very process certainly exists, if only as a zombie."""
         status = read_status(self.pid)
-        return status is not None and self._is_that_of(status)
+        return status is not None and self._matches(status)
 
     def open(self) -> int | None:
         """Open a pidfd for this very process, or return None when it is gone.
 
-        The file descriptor becomes readable when the process ends. The caller closes it. It is for
-        waiting: that of a process which `/proc` hides may be that of another with its pid.
+        The file descriptor becomes readable when the process ends. The caller closes it. Use it for
+        waiting only: where `/proc` hides the process, it may refer to another one with its pid.
 
         Raises
         ------
@@ -135,7 +132,7 @@ class ProcessIdentity:
         return None
 
     def signal(self, signum: int) -> bool:
-        """Send a signal to this very process; say whether there was one to receive it.
+        """Send a signal to this very process; return False if it is gone.
 
         Raises
         ------
@@ -174,7 +171,7 @@ class ProcessIdentity:
 
 
 class ProcessStatus:
-    """What ``/proc/PID/stat`` says of a process."""
+    """The fields of ``/proc/PID/stat`` that are used here."""
 
     __slots__ = ("parent", "pid", "start_time", "state", "threads")
 
@@ -189,7 +186,8 @@ class ProcessStatus:
     def is_dead(self) -> bool:
         """Whether it is a zombie, or about to vanish.
 
-        The state is that of the first thread: one that has ended before others looks the same.
+        The state is that of the main thread: a process whose main thread has ended while others
+        run has the same one.
         """
         return self.state in "ZX" and self.threads <= 1
 
@@ -210,9 +208,9 @@ def read_status(pid: int) -> ProcessStatus | None:
 def is_hidden(pid: int) -> bool:
     """Whether there is a living process of that pid whose status this user may not read.
 
-    It need not be the one that is looked for: a pid may have been recycled.
+    It need not be the wanted process: a pid may have been recycled.
     """
-    # Looked at between two proofs that it is there: it may end meanwhile, and be no secret at all.
+    # Read between two checks that it exists: it may have ended meanwhile, without being hidden.
     return _exists(pid) and read_status(pid) is None and not _has_ended(pid)
 
 
@@ -229,7 +227,7 @@ def _exists(pid: int) -> bool:
 
 
 def _has_ended(pid: int) -> bool:
-    """Whether there is no process of a pid, or a zombie: that may be hidden as well."""
+    """Whether there is no process of a pid, or only a zombie, which may be hidden as well."""
     if not pidfd.is_possible():
         return not _exists(pid)
     try:
@@ -237,7 +235,7 @@ def _has_ended(pid: int) -> bool:
     except ProcessLookupError:
         return True
     except OSError:
-        return False  # the number of a thread
+        return False  # the id of a thread
     try:
         poll = select.poll()
         poll.register(descriptor, select.POLLIN)
@@ -247,15 +245,15 @@ def _has_ended(pid: int) -> bool:
 
 
 def read_command(pid: int) -> str:
-    """Read the command line of a process as people may see it, or ``?`` when it is hidden.
+    """Read the command line of a process, safe to display, or ``?`` when it is hidden.
 
-    It is on one line; in the place of what looks like a secret stands ``***``.
+    It is on one line; ``***`` replaces what looks like a secret.
     """
     return shown_command(read_command_line(pid))
 
 
 def read_command_line(pid: int) -> bytes:
-    """Read the begin of the command line of a process as it is; nothing when it is hidden."""
+    """Read the beginning of the raw command line of a process; empty when it is hidden."""
     try:
         with open(f"/proc/{pid}/cmdline", "rb") as file:  # noqa: PTH123
             return file.read(MAX_COMMAND_LINE).rstrip(b"\0")
@@ -264,11 +262,11 @@ def read_command_line(pid: int) -> bytes:
 
 
 def shown_command(line: bytes) -> str:
-    """Return a command line, which may hold secrets, as people may see it."""
+    """Return a command line, which may hold secrets, in a form that is safe to display."""
     program, *arguments = [word.decode("utf-8", "replace") for word in line.split(b"\0")]
-    try:  # here, because the guardian needs it at the end only, and mostly not even then
+    try:  # imported here: the guardian needs it only at the end, and mostly not even then
         from ..redaction import redacted_command
-    except (ImportError, OSError, MemoryError):  # it cannot be loaded in this moment
+    except (ImportError, OSError, MemoryError):  # it cannot be loaded at this moment
         text = " ".join([program, *(["…"] if arguments else [])])
     else:
         text = redacted_command([program, *arguments])
@@ -309,7 +307,7 @@ def descendants(
     root
         Its pid.
     children
-        What `all_children` gave, for who asks about many processes.
+        Result of `all_children`, to be shared when many processes are looked up.
     """
     children = all_children() if children is None else children
     found: list[ProcessStatus] = []
@@ -328,7 +326,7 @@ def read_tracer(pid: int) -> int:
 def read_user(pid: int) -> int | None:
     """Return the id of the user that started a process, or None when it cannot be read.
 
-    That is the real one: a set-uid program has the rights of another, who does not answer for it.
+    That is the real user id: a set-uid program has the rights of a user who did not start it.
     """
     return _read_number(pid, b"\nUid:")
 

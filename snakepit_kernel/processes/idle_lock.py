@@ -1,7 +1,8 @@
-"""What the kernels of one template are doing, so that preparing others does not get in their way.
+"""Lock that lets one kernel of a template prepare something ahead while no cell runs.
 
-They share a file in memory. A kernel whose cell runs holds a lock on one byte of it, and who
-prepares something ahead holds one on another. A lock ends with its process, whatever ends that.
+The kernels of one template share a file in memory. A kernel whose cell runs holds a lock on one
+byte of it, and a process that prepares something ahead holds one on another. The operating system
+releases a lock when its process ends, however it ends.
 """
 
 from __future__ import annotations
@@ -12,76 +13,76 @@ import os
 import time
 from collections.abc import Callable
 
-TURN = 0
+PREPARING = 0
 CELL = 1
 
-LOOK_INTERVAL = 0.02
-"""Seconds between looks whether it is one's turn."""
+POLL_INTERVAL = 0.02
+"""Seconds between attempts to acquire the lock."""
 
-PATIENCE = 2.0
-"""Seconds that cells may hold back what is to be prepared: one may run for hours."""
+CELL_PATIENCE = 2.0
+"""Seconds for which running cells delay preparation at most: one may run for hours."""
 
 _file = -1
 
 
-def hold(descriptor: int) -> None:
-    """Use a template's file from now on."""
+def attach(descriptor: int) -> None:
+    """Use a template's shared file from now on."""
     global _file  # noqa: PLW0603 - there is one process
     _file = descriptor
 
 
 def begin_cell() -> None:
-    """Note that a cell of this kernel runs."""
+    """Lock the byte that says that a cell runs."""
     if _file >= 0:
-        with contextlib.suppress(OSError):  # somebody looks at this very moment
+        with contextlib.suppress(OSError):  # another process is testing it at this very moment
             fcntl.lockf(_file, fcntl.LOCK_SH | fcntl.LOCK_NB, 1, CELL)
 
 
 def end_cell() -> None:
-    """Note that it has ended."""
+    """Release the lock of `begin_cell`."""
     if _file >= 0:
         fcntl.lockf(_file, fcntl.LOCK_UN, 1, CELL)
 
 
-class IdleTurn:
-    """The right to prepare something ahead: one process at a time, and not while a cell runs."""
+class IdleLock:
+    """Allows preparing something ahead: in one process at a time, and while no cell runs."""
 
     def __init__(self) -> None:
         self._began = time.monotonic()
         self._has_it = False
 
-    def is_ours(self) -> bool:
-        """Whether it is our turn now."""
+    def try_acquire(self) -> bool:
+        """Acquire the lock if it is free; return whether preparing is allowed now."""
         if _file < 0:
             return True
         try:
             if not self._has_it:
-                fcntl.lockf(_file, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, TURN)
+                fcntl.lockf(_file, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, PREPARING)
                 self._has_it = True
-            if time.monotonic() - self._began < PATIENCE:
+            if time.monotonic() - self._began < CELL_PATIENCE:
                 fcntl.lockf(_file, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, CELL)
                 fcntl.lockf(_file, fcntl.LOCK_UN, 1, CELL)
         except OSError:
             return False
         return True
 
-    def wait(self, is_called_off: Callable[[float], bool]) -> None:
-        """Wait until it is our turn.
+    def acquire(self, is_cancelled: Callable[[float], bool]) -> None:
+        """Wait until preparing is allowed, or the wait is cancelled.
 
         Parameters
         ----------
-        is_called_off
-            Waits for some seconds; says whether there is no time left to wait.
+        is_cancelled
+            Waits for some seconds; returns True to stop waiting.
         """
-        while not self.is_ours():
-            if is_called_off(LOOK_INTERVAL):
+        while not self.try_acquire():
+            if is_cancelled(POLL_INTERVAL):
                 return
 
-    def end(self) -> None:
-        """Let the next one come."""
+    def release(self) -> None:
+        """Release the lock, if it is held."""
         if self._has_it:
             self._has_it = False
-            fcntl.lockf(_file, fcntl.LOCK_UN, 1, TURN)
+            fcntl.lockf(_file, fcntl.LOCK_UN, 1, PREPARING)
 
 
 def _release() -> None:

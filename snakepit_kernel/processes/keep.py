@@ -1,4 +1,4 @@
-"""Deliberate survivors: processes that are to outlive the run that started them."""
+"""Processes that deliberately outlive the run that started them."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def keep() -> Iterator[None]:
     >>> with keep():
     ...     server = subprocess.Popen([sys.executable, "-m", "http.server"])
     """
-    global _depth, _before  # noqa: PLW0603 - environment and limits are of the process, as this is
+    global _depth, _before  # noqa: PLW0603 - like environment and limits, they are per process
     with _lock:
         if _depth == 0:
             # Two marks: the variable for what is executed, the limit for what is only forked.

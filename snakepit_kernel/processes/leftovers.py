@@ -1,7 +1,7 @@
-"""Removing what the registry says that a dead run has left, as far as it can be a run's.
+"""Removal of the files that the registry lists for a dead run.
 
-A row may be damaged, or written by somebody else: no path in it is obeyed outside of the places
-where runs have their files.
+A row may be damaged, or written by somebody else: a path in it is removed only within the
+directories where runs have their files.
 """
 
 from __future__ import annotations
@@ -22,15 +22,15 @@ from .run_folders import is_in_use
 logger = logging.getLogger(__name__)
 
 _CONNECTION_FILE = re.compile(r"kernel-[\w.-]+\.json")
-_JUPYTERS_SOCKET = re.compile(r"kernel-[\w.-]+-\d+")
+_JUPYTER_SOCKET = re.compile(r"kernel-[\w.-]+-\d+")
 _OWN_SOCKET = re.compile(r"[a-z2-7]{13}-\d+")
 
 
 def remove_leftover(text: str) -> None:
-    """Remove what a row names; or say that it is not removed, and why.
+    """Remove a path that a row lists, or log why it is not removed.
 
-    A folder of a run goes with all that is in it. Other files go only if they are plain files or
-    sockets of ours, and lie where those of kernels do, under such names.
+    A run folder is removed with its contents. Other files are removed only if they are plain files
+    or sockets of this user, in a directory and under a name that kernels' files have.
     """
     try:
         status = os.lstat(text)
@@ -42,11 +42,11 @@ def remove_leftover(text: str) -> None:
         if is_group(path):
             remove_group(path)
             return
-        if is_run_id(path.name) and _place_of(path) in _own_places():
+        if is_run_id(path.name) and _real_parent(path) in _real_runtime_dirs():
             if not is_in_use(path):
                 shutil.rmtree(path, ignore_errors=True)  # it follows no link
             return
-    elif is_ours and _is_a_kernels(path, status.st_mode):
+    elif is_ours and _is_kernel_file(path, status.st_mode):
         with contextlib.suppress(FileNotFoundError):
             path.unlink()
         return
@@ -57,16 +57,16 @@ def remove_leftover(text: str) -> None:
     )
 
 
-def _is_a_kernels(path: Path, mode: int) -> bool:
-    """Whether a file has a place and a name that those of kernels have."""
+def _is_kernel_file(path: Path, mode: int) -> bool:
+    """Whether a file has a directory and a name that kernels' files have."""
     is_socket = stat.S_ISSOCK(mode)
     if not is_socket and not stat.S_ISREG(mode):
         return False
-    place, own = _place_of(path), _own_places()
+    place, own = _real_parent(path), _real_runtime_dirs()
     if place in own:
         return is_socket and _OWN_SOCKET.fullmatch(path.name) is not None
     if place == Path(os.path.realpath(jupyter_runtime_dir())):
-        name = _JUPYTERS_SOCKET if is_socket else _CONNECTION_FILE
+        name = _JUPYTER_SOCKET if is_socket else _CONNECTION_FILE
         return name.fullmatch(path.name) is not None
     return any(
         place.is_relative_to(folder) and is_run_id(place.relative_to(folder).parts[0])
@@ -74,9 +74,9 @@ def _is_a_kernels(path: Path, mode: int) -> bool:
     )
 
 
-def _place_of(path: Path) -> Path:
+def _real_parent(path: Path) -> Path:
     return Path(os.path.realpath(path.parent))
 
 
-def _own_places() -> list[Path]:
+def _real_runtime_dirs() -> list[Path]:
     return [Path(os.path.realpath(folder)) for folder in runtime_dirs()]

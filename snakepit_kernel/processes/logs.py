@@ -1,4 +1,4 @@
-"""Logs of workers: private, bounded, with what came before in a second file."""
+"""Log files of workers: private, bounded, with one earlier part in a second file."""
 
 from __future__ import annotations
 
@@ -10,45 +10,45 @@ from pathlib import Path
 from ..files import open_file
 
 LOG_BYTES = 1 << 20
-"""Size from which on a log begins anew; as much of what came before is kept beside it."""
+"""Size at which a log is rotated; as much of its end is kept in a second file."""
 
 _APPENDING = os.O_WRONLY | os.O_APPEND | os.O_CREAT
 
 
 def open_log(path: Path) -> io.FileIO:
-    """Open a log that only its user can read, to write behind what is there.
+    """Open a log that only its user can read, for appending.
 
     Raises
     ------
     OSError
-        It cannot be made, or is not ours alone.
+        It cannot be created, or other users have access to it.
     """
     return io.FileIO(open_file(path, _APPENDING), "wb")
 
 
 def bound(descriptor: int) -> None:
-    """Begin a log anew if it has grown too long.
+    """Rotate a log if it has grown too long.
 
-    Whoever else has it open goes on behind the new beginning, because it was opened to append.
+    Other processes that have it open continue at its new end, because it is opened for appending.
 
     Parameters
     ----------
     descriptor
-        Of a log that `open_log` has opened, in any process.
+        File descriptor of a log that `open_log` has opened, in any process.
     """
     size = os.fstat(descriptor).st_size
     if size <= LOG_BYTES:
         return
     path = Path(f"/proc/self/fd/{descriptor}")
-    with contextlib.suppress(OSError):  # no room, or its folder is gone: only the bound matters
+    with contextlib.suppress(OSError):  # disk full, or its folder is gone: only the bound matters
         if (log := path.readlink()).exists():
             _keep(path, _earlier(log), size)
     os.ftruncate(descriptor, 0)
 
 
 def bound_file(path: Path) -> None:
-    """Do so for a log that is not open here."""
-    with contextlib.suppress(OSError):  # it is gone, or not there yet
+    """Rotate a log that is not open here if it has grown too long."""
+    with contextlib.suppress(OSError):  # it is gone, or does not exist yet
         if path.stat().st_size > LOG_BYTES:
             with open_log(path) as log:
                 bound(log.fileno())
@@ -59,13 +59,13 @@ def _keep(source: Path, target: Path, size: int) -> None:
         source.open("rb") as log,
         io.FileIO(open_file(target, os.O_WRONLY | os.O_CREAT), "wb") as kept,
     ):
-        kept.truncate(0)  # not before it is known to be ours
+        kept.truncate(0)  # not before `open_file` has checked that it is ours
         log.seek(max(0, size - LOG_BYTES))
         kept.write(log.read(LOG_BYTES))
 
 
 def read_end(path: Path, size: int) -> bytes:
-    """Return the last bytes of a log, as many as there are.
+    """Return the last bytes of a log, up to a number.
 
     Raises
     ------
@@ -80,7 +80,7 @@ def read_end(path: Path, size: int) -> bytes:
 
 
 def remove(path: Path) -> None:
-    """Remove a log, and what was kept of it."""
+    """Remove a log and its earlier part."""
     path.unlink(missing_ok=True)
     _earlier(path).unlink(missing_ok=True)
 

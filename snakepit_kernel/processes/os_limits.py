@@ -1,7 +1,7 @@
-"""What the operating system holds a process to: its own limits, and those of a control group.
+"""Limits that the operating system enforces on a process: resource limits and control groups.
 
-A control group (cgroup v2) holds one process and all that it starts to memory and CPU. Groups are
-made beside our own, where the system has handed that over to this user (*delegated*). A group goes
+A control group (cgroup v2) limits the memory and CPU of one process and all that it starts. Groups
+are created next to our own, where the system has *delegated* that to this user. A group is removed
 with its run: it is an empty directory then, which `guardian.remove` removes.
 """
 
@@ -26,18 +26,18 @@ OWN = Path("/proc/self")
 
 
 class NotDelegated(Exception):
-    """No group can be made here; the text says why."""
+    """No group can be created here; the text says why."""
 
 
 def find_parent(controllers: Sequence[str], own: Path = OWN) -> Path:
-    """Return the group in which this process can make groups.
+    """Return the group in which this process can create groups.
 
     Parameters
     ----------
     controllers
-        What they are to control: ``"memory"``, ``"cpu"``.
+        Controllers that the new groups need: ``"memory"``, ``"cpu"``.
     own
-        Where ``mountinfo`` and ``cgroup`` of this process are.
+        Directory of this process's ``mountinfo`` and ``cgroup`` files.
 
     Raises
     ------
@@ -50,27 +50,27 @@ def find_parent(controllers: Sequence[str], own: Path = OWN) -> Path:
         if name not in present:
             msg = f"cgroup v2 at {mount} does not have the controller {name!r} on this machine"
             raise NotDelegated(msg)
-    place = mount / os.path.relpath(_own_group(own), root)
-    for folder in (place, *place.parents):
+    group = mount / os.path.relpath(_own_group(own), root)
+    for folder in (group, *group.parents):
         if not folder.is_relative_to(mount):
             break
-        hands_on = set(controllers) <= set(_words(folder / "cgroup.subtree_control"))
-        if hands_on and _is_writable(folder):
+        is_delegated = set(controllers) <= set(_words(folder / "cgroup.subtree_control"))
+        if is_delegated and _is_writable(folder):
             return folder
     msg = (
-        f"no cgroup above this process (it is in {place}) hands the controllers "
+        f"no cgroup above this process (it is in {group}) hands the controllers "
         f"{', '.join(controllers)} on and can be written by this user"
     )
     raise NotDelegated(msg)
 
 
 class Cgroup:
-    """A group of processes, from before the first of them until after the last.
+    """A control group, created before its first process and removed after its last.
 
     Parameters
     ----------
     parent
-        The group that it is made in.
+        The group that it is created in.
 
     Attributes
     ----------
@@ -82,18 +82,18 @@ class Cgroup:
         self.path = parent / f"{_PREFIX}{new_run_id()}"
 
     def make(self, *, memory_bytes: int | None, cpus: float | None) -> None:
-        """Make it, with its limits.
+        """Create it, with its limits.
 
         Raises
         ------
         OSError
-            It cannot be made. Nothing is left.
+            It cannot be created. Nothing is left behind.
         """
         self.path.mkdir()
         try:
             if memory_bytes is not None:
                 (self.path / "memory.max").write_text(str(memory_bytes))
-                (self.path / "memory.oom.group").write_text("1")  # all of it, not one by chance
+                (self.path / "memory.oom.group").write_text("1")  # kill all, not one by chance
                 with contextlib.suppress(OSError):  # a machine without swap
                     (self.path / "memory.swap.max").write_text("0")
             if cpus is not None:
@@ -103,22 +103,22 @@ class Cgroup:
             raise
 
     def add(self, pid: int) -> None:
-        """Put a process into it, and with that all that it starts from now on."""
+        """Move a process into it, and with it everything that process starts from now on."""
         (self.path / "cgroup.procs").write_text(str(pid))
 
     @property
     def ran_out_of_memory(self) -> bool:
-        """Whether a process in it was killed because there was no more memory for it."""
+        """Whether a process in it was killed because the group ran out of memory."""
         words = _words(self.path / "memory.events")
         return "oom_kill" in words[:-1] and words[words.index("oom_kill") + 1] != "0"
 
     def remove(self) -> None:
-        """Remove it, when all processes in it have ended."""
+        """Remove it, once all processes in it have ended."""
         remove(str(self.path))
 
 
 def is_group(path: Path) -> bool:
-    """Whether a directory has the name and the place of a group of ours."""
+    """Whether a directory has the name and location of one of our groups."""
     try:
         mount, _ = _mount(OWN)
     except (NotDelegated, OSError):
@@ -128,14 +128,14 @@ def is_group(path: Path) -> bool:
 
 
 def remove_group(path: Path) -> None:
-    """Remove a group and those in it, where no process is left in them; nothing else goes."""
+    """Remove a group and its subgroups where no process is left; nothing else is removed."""
     for folder, _, _ in os.walk(path, topdown=False):
         with contextlib.suppress(OSError):
-            os.rmdir(folder)  # noqa: PTH106 - not for each of the files that it shows
+            os.rmdir(folder)  # noqa: PTH106 - the files that it shows need not be removed
 
 
 def _mount(own: Path) -> tuple[Path, str]:
-    """Return where cgroup v2 is mounted, and which group it shows there."""
+    """Return where cgroup v2 is mounted, and which group is mounted there."""
     for line in (own / "mountinfo").read_text("utf-8", "replace").splitlines():
         before, _, after = line.partition(" - ")
         if after.startswith("cgroup2 "):
@@ -161,7 +161,7 @@ def _words(file: Path) -> list[str]:
 
 
 def _is_writable(folder: Path) -> bool:
-    # To move a process, this user must be able to write to the group above both its places.
+    # To move a process, this user must be able to write to the group above both groups.
     return os.access(folder, os.W_OK) and os.access(folder / "cgroup.procs", os.W_OK)
 
 
@@ -169,24 +169,24 @@ PROC = Path("/proc")
 
 
 def limit_cpu(pid: int, seconds: float) -> None:
-    """End a process when it has used so many seconds of CPU time from now on.
+    """End a process when it has used a number of seconds of CPU time from now on.
 
     The system counts whole seconds: they are rounded up. First comes SIGXCPU, a second later
-    SIGKILL. What the process starts has as much for itself.
+    SIGKILL. Each process that it starts has the same limit for itself.
     """
     soft = math.ceil(_cpu_seconds_of(pid) + seconds)
     _lower(pid, resource.RLIMIT_CPU, soft, soft + 1)
 
 
 def limit_files(pid: int, count: int) -> None:
-    """Let a process have so many open files at a time, and no more."""
+    """Limit the number of files that a process has open at a time."""
     _lower(pid, resource.RLIMIT_NOFILE, count, count)
 
 
 def limit_address_space(pid: int, size_bytes: int, *, finally_so: bool) -> None:
-    """Let a process take so much memory beyond what it has now, and no more.
+    """Limit the memory that a process takes beyond what it has now.
 
-    It is told of the limit by `MemoryError`.
+    At the limit it gets `MemoryError`.
 
     Parameters
     ----------
@@ -195,7 +195,7 @@ def limit_address_space(pid: int, size_bytes: int, *, finally_so: bool) -> None:
     size_bytes
         Address space, whether or not it is used.
     finally_so
-        Whether it can never be raised again.
+        Whether the limit can never be raised again.
     """
     most = _address_space_of(pid) + size_bytes
     hard = most if finally_so else resource.prlimit(pid, resource.RLIMIT_AS)[1]
@@ -203,7 +203,7 @@ def limit_address_space(pid: int, size_bytes: int, *, finally_so: bool) -> None:
 
 
 def _lower(pid: int, which: int, soft: int, hard: int) -> None:
-    """Set a limit, but none above the one that holds already."""
+    """Set a limit, but not above the present hard limit."""
     present = resource.prlimit(pid, which)[1]
     if present != resource.RLIM_INFINITY:
         soft = min(soft, present)

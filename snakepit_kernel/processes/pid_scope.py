@@ -1,4 +1,4 @@
-"""Where processes live: pids and start times mean something within one place only."""
+"""The scope in which pids and start times are valid: one boot of a machine, in one namespace."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from .identity import boot_id
 
 
 class Visibility(Enum):
-    """What this process can say of the processes of a place."""
+    """What this process can know about the processes of a scope."""
 
     HERE = "here"
-    """It sees them, and when they started: same machine, boot, PID and time namespace."""
+    """It sees them, and their start times: same machine, boot, PID and time namespace."""
     PAST = "past"
     """They ended with an earlier boot of this machine."""
     ELSEWHERE = "elsewhere"
-    """Another machine, container or clock, which shares a directory with us: it cannot know."""
+    """Another machine, container or clock that shares a directory with us: it cannot know."""
 
 
 INITIAL_TIME_NAMESPACE = 0xEFFFFFFA
@@ -31,7 +31,7 @@ _TIME = "/time:"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PidScope:
-    """A boot of a machine, and the namespaces in it that tell what a pid and a time mean.
+    """A boot of a machine, and the namespaces in which a pid and a start time are valid.
 
     Attributes
     ----------
@@ -42,7 +42,7 @@ class PidScope:
     pid_namespace
         Number of the PID namespace: containers have one each.
     time_namespace
-        Number of the time namespace: `/proc` tells each of them other times.
+        Number of the time namespace: `/proc` shows different start times in each.
     """
 
     host: str
@@ -52,7 +52,7 @@ class PidScope:
 
     @classmethod
     def read(cls, host: str, boot: str, pid_namespace: int) -> PidScope:
-        """Read a place that was written down, also by a version that knew no time namespaces.
+        """Read a stored scope, also one of a version without time namespaces.
 
         Raises
         ------
@@ -65,13 +65,13 @@ class PidScope:
 
     @property
     def written_host(self) -> str:
-        """The host as it is written down, with the time namespace if that is another one."""
+        """The host as it is stored, with the time namespace if it is not the initial one."""
         is_usual = self.time_namespace == INITIAL_TIME_NAMESPACE
         return self.host if is_usual else f"{self.host}{_TIME}{self.time_namespace}"
 
     @property
     def visibility(self) -> Visibility:
-        """What can be said, from here, of processes there."""
+        """What this process can know about the processes of this scope."""
         own = here()
         if self == own:
             return Visibility.HERE
@@ -92,7 +92,7 @@ class PidScope:
 
 @functools.cache
 def here() -> PidScope:
-    """Return the place of this process."""
+    """Return the scope of this process."""
     return PidScope(
         host=_host(),
         boot=boot_id(),
@@ -102,9 +102,9 @@ def here() -> PidScope:
 
 
 def sees_itself() -> bool:
-    """Whether ``/proc`` shows the PID namespace of this process, and not the one around it.
+    """Whether ``/proc`` shows the PID namespace of this process, and not the outer one.
 
-    After ``unshare --pid`` alone it does not: its numbers mean other processes than ours do.
+    After ``unshare --pid`` alone it does not: its pids are those of the outer namespace.
     """
     try:
         return os.readlink("/proc/self") == str(os.getpid())  # noqa: PTH115

@@ -1,8 +1,8 @@
-"""File descriptors that stand for a process: its pid may be recycled, they never mean another.
+"""Pidfds: file descriptors that refer to one process, even after its pid is recycled.
 
-Python offers the two calls only where the headers that it was built with did, and those of portable
-builds are old; then they are made by their numbers, which are the same on every architecture. On
-Linux before 5.3, and where a container forbids them, there are none at all: `is_possible` says so.
+Python offers the two calls only if the headers that it was built with had them, and those of
+portable builds are old; then they are made by number, which is the same on every architecture. On
+Linux before 5.3, and where a container forbids them, there are no pidfds: see `is_possible`.
 
 The guardian loads this module, so it imports next to nothing.
 """
@@ -28,8 +28,8 @@ _possible: bool | None = None
 
 
 def is_possible() -> bool:
-    """Whether this machine has pidfds, and lets us use them."""
-    global _possible  # noqa: PLW0603 - asked once for each process
+    """Whether this machine has pidfds, and this process may use them."""
+    global _possible  # noqa: PLW0603 - tested once in each process
     if _possible is None:
         try:
             descriptor = open_pidfd(os.getpid())
@@ -38,7 +38,7 @@ def is_possible() -> bool:
             finally:
                 os.close(descriptor)
         except OSError as error:
-            if error.errno not in ABSENT:  # too many open files, for example: no answer
+            if error.errno not in ABSENT:  # too many open files, for example: not conclusive
                 return True
             _possible = False
         else:
@@ -62,7 +62,7 @@ def open_pidfd(pid: int) -> int:
 
 
 def send_signal(descriptor: int, signum: int) -> None:
-    """Send a signal to the process that a pidfd stands for.
+    """Send a signal to the process that a pidfd refers to.
 
     Raises
     ------

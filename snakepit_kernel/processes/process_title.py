@@ -1,8 +1,8 @@
-"""What the process list shows of a process that was forked and never executed anything.
+"""The title in the process list of a process that was forked and never executed a program.
 
-Its command line and its environment, as others see them, are those of the process that was once
-executed: bytes at the bottom of its stack. They are written over in place. The command line has the
-form that programs with a changing title use, arguments between spaces; `ps` and `psutil` know it.
+Its command line and environment, as other processes see them, are those of the process that was
+once executed: bytes at the bottom of its stack. They are overwritten in place. The command line has
+the form of programs that change their title, arguments between spaces; `ps` and `psutil` know it.
 """
 
 from __future__ import annotations
@@ -13,23 +13,23 @@ from collections.abc import Sequence
 from ..ids import RUN_ID_VARIABLE
 
 ROOM = 2000
-"""Bytes that a template sets aside on its command line."""
+"""Bytes that a template reserves on its command line."""
 
 ROOM_OPTION = "--room="
 
 NO_RUN = "-" * 13
-"""Stands in the environment of a template that belongs to no run: as long as a run id, but none."""
+"""Placeholder for the run id of a template that belongs to no run; as long as a run id."""
 
 
 def room() -> str:
-    """Return the argument that makes room for titles on the command line of a template."""
+    """Return the argument that reserves space for titles on the command line of a template."""
     return ROOM_OPTION + "." * ROOM
 
 
 def set_title(command: Sequence[str], run_id: str) -> None:
-    """Show a command line, and the tag of a run in the environment.
+    """Overwrite the visible command line, and the tag of a run in the visible environment.
 
-    Does nothing where ``/proc/self/stat`` does not tell where they are.
+    Does nothing where ``/proc/self/stat`` does not have their addresses.
 
     Parameters
     ----------
@@ -46,7 +46,7 @@ def set_title(command: Sequence[str], run_id: str) -> None:
         return
     size = arg_end - arg_start
     text = " ".join(command).encode("utf-8", "surrogateescape")[: size - 2]
-    # The last byte says that this is a title: a NUL would mean arguments that end with NULs.
+    # A last byte other than NUL marks this as a title: arguments would end with NULs.
     ctypes.memmove(arg_start, text.ljust(size - 1, b"\0") + b".", size)
     tag = f"{RUN_ID_VARIABLE}=".encode()
     environment = ctypes.string_at(env_start, env_end - env_start)

@@ -1,4 +1,4 @@
-"""A run, from the moment before its process is spawned until all of it is verified gone."""
+"""A run: registered before its process starts, and until everything it started is verified gone."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from .end_report import EndReport
 from .guarded_process import GuardedProcess
 from .run_folders import run_folder
 from .run_registry import Registry
-from .sweep import Signalled, end_run_tagged, end_tagged, last_words, sweep_together
+from .sweep import Signalled, end_run_tagged, end_tagged, guardian_report_file, sweep_together
 from .template import current_limits, process_attributes
 from .waiting import run_shielded
 
 
 class GuardedRun:
-    """One life of a command: written down, started under a guardian, ended, crossed out.
+    """One execution of a command: registered, started under a guardian, ended, retired.
 
     Attributes
     ----------
@@ -36,7 +36,7 @@ class GuardedRun:
         self._registry = registry
         self._folder = folder
         self._report: EndReport | None = None  # once it is verified gone
-        self._signalled: Signalled = {}  # also by a try that was cancelled, or that still goes on
+        self._signalled: Signalled = {}  # by all attempts, also cancelled and concurrent ones
 
     @classmethod
     async def start(
@@ -52,7 +52,7 @@ class GuardedRun:
         leftovers: Sequence[str] = (),
         **arguments: Any,
     ) -> GuardedRun:
-        """End what dead runs left behind, then start a command as a new run.
+        """End what dead runs have left behind, and start a command as a new run.
 
         Parameters
         ----------
@@ -61,9 +61,9 @@ class GuardedRun:
         run_id
             A new run id.
         registry
-            Where the run is written down.
+            Where the run is registered.
         label
-            What the registry calls it.
+            Its name in the registry.
         grace
             Seconds between SIGTERM and SIGKILL.
         env
@@ -71,9 +71,9 @@ class GuardedRun:
         previous
             The run that this one replaces.
         leftovers
-            Files and directories that go with the run; its own folder is added.
+            Files and directories that are removed with the run; its own folder is added.
         arguments
-            Anything else that `GuardedProcess.start` knows.
+            Other arguments of `GuardedProcess.start`.
 
         Raises
         ------
@@ -81,14 +81,14 @@ class GuardedRun:
             The command could not be executed. Nothing is left running.
         """
 
-        async def write_down_and_sweep() -> None:
-            # First the files: those of a dead run that are used again are then claimed.
+        async def register_and_sweep() -> None:
+            # Register first: this claims the files of a dead run that are used again.
             await registry.areserve(
                 run_id, label=label, parent=own_run_id(), previous=previous, leftovers=leftovers
             )
             await sweep_together(registry, grace)
 
-        folder = run_folder(run_id)  # before there is a process: it may not be possible
+        folder = run_folder(run_id)  # before there is a process: this may fail
         process: GuardedProcess | None = None
         try:
             process = await GuardedProcess.start(
@@ -98,7 +98,7 @@ class GuardedRun:
                 env={**env, RUN_ID_VARIABLE: run_id},
                 leftovers=[*leftovers, folder],
                 report_file=_report_file(run_id),
-                before=write_down_and_sweep,
+                before=register_and_sweep,
                 **arguments,
             )
             assert process.guardian is not None
@@ -112,7 +112,7 @@ class GuardedRun:
             raise
         return cls(run_id, process, registry, folder)
 
-    async def take(
+    async def assign(
         self,
         command: Sequence[str],
         *,
@@ -124,16 +124,16 @@ class GuardedRun:
         previous: str | None,
         leftovers: Sequence[str],
     ) -> None:
-        """Make a kernel that was kept ready the one that is needed.
+        """Give a standby kernel its assignment.
 
-        The parameters are those of `start`, and its connection file.
+        The parameters are those of `start`, and the connection file.
 
         Raises
         ------
         StartFailed
-            It could not become that. Nothing is left running.
+            It could not apply the assignment. Nothing is left running.
         """
-        place = {
+        assignment = {
             "command": [*command],
             "connection_file": connection_file,
             "leftovers": [*leftovers, str(self._folder)],
@@ -141,32 +141,32 @@ class GuardedRun:
             **process_attributes({**env, RUN_ID_VARIABLE: self.run_id}, {"cwd": cwd}),
         }
 
-        async def write_down_and_sweep() -> None:
-            # First the files: those of a dead run that are used again are then claimed.
+        async def register_and_sweep() -> None:
+            # Register first: this claims the files of a dead run that are used again.
             self._registry.assign(self.run_id, label=label, previous=previous, leftovers=leftovers)
             await sweep_together(self._registry, grace)
 
         try:
-            await self.process.take(place, meanwhile=write_down_and_sweep())
+            await self.process.assign(assignment, meanwhile=register_and_sweep())
         except BaseException:
             await run_shielded(self.end(0.0))
             raise
 
     @property
     def is_over(self) -> bool:
-        """Whether it is verified that nothing of it is left."""
+        """Whether all of it is verified gone."""
         return self._report is not None
 
     async def end(self, grace: float) -> EndReport:
-        """End all of it; return when that is verified, or when survivors can be named.
+        """End all of it; return when that is verified, or when survivors are known.
 
-        It may be called again, also after it was cancelled.
+        It may be called again, also after a cancellation.
         """
         if self._report is not None:
             return self._report
         report = await self.process.end(grace)
         if not report.verified and (self.process.is_gone or not report.survivors):
-            # Somebody killed the guardian; or holds it, and it ends with what it guards.
+            # The guardian was killed; or it is stopped, and ends together with its tree.
             ending = await end_run_tagged(self._registry, self.run_id, grace, self._signalled)
             report = ending.report()
             await self.process.end(0.0)
@@ -179,6 +179,6 @@ class GuardedRun:
 
 def _report_file(run_id: str) -> Path | None:
     try:
-        return last_words(run_id)
-    except OSError:  # the registry cannot be used either, and has said so
+        return guardian_report_file(run_id)
+    except OSError:  # the registry cannot be used either, and has logged that
         return None

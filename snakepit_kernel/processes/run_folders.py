@@ -1,7 +1,7 @@
-"""Run folders: the private directory of each run, which goes with the run.
+"""Run folders: the private directory of each run, removed with the run.
 
-A folder is named by its run and says in a file who made it, so that the next start can remove what
-a power cut left.
+A folder is named by its run, and a file in it names the process that created it, so that the next
+start can remove what a power cut has left.
 """
 
 from __future__ import annotations
@@ -23,24 +23,24 @@ from .pid_scope import PidScope, Visibility, here
 OWNER_FILE = "owner"
 
 UNCLAIMED_SECONDS = 60.0
-"""Age at which a folder that names no owner is a leftover: its maker died before it could."""
+"""Age at which a folder without an owner file is a leftover: its creator died before writing it."""
 
 
 def run_folder(run_id: str) -> Path:
-    """Return where the files of a run are; it need not exist."""
+    """Return the folder for the files of a run; it need not exist."""
     return runtime_dir() / run_id
 
 
 def remove_run_folders(run_id: str) -> None:
-    """Remove what a run has left, wherever runs have their files."""
+    """Remove the folders of a run in all runtime directories."""
     for directory in runtime_dirs():
         shutil.rmtree(directory / run_id, ignore_errors=True)  # it follows no link
 
 
 def make_folder(purpose: str) -> Path:
-    """Make a new private folder for this process, in the folder of its run.
+    """Create a private folder for this process, in the folder of its run.
 
-    A process outside of any run makes up a run of its own for it.
+    A process outside of any run gets a folder with a new run id.
 
     Parameters
     ----------
@@ -50,7 +50,7 @@ def make_folder(purpose: str) -> Path:
     Raises
     ------
     OSError
-        It cannot be made, or nothing can be written there; nothing is left.
+        It cannot be created or written to; nothing is left behind.
     """
     run = run_folder(own_run_id() or new_run_id())
     folder = run / f"{purpose[:8]}-{new_run_id()[:6]}"
@@ -71,18 +71,18 @@ def _make(run: Path, folder: Path) -> None:
         try:
             folder.mkdir(mode=0o700)
         except FileNotFoundError:
-            continue  # another pool of this process ended in between, and took the run's folder
+            continue  # another pool of this process ended in between, and removed the run's folder
         break
-    # Whole or not at all: a sweep may look at any moment.
+    # Written whole or not at all: a sweep may read it at any moment.
     unclaimed = folder / f"{OWNER_FILE}.new"
-    place, identity = here(), ProcessIdentity.of(os.getpid())
+    scope, identity = here(), ProcessIdentity.of(os.getpid())
     with open(unclaimed, "x", encoding="ascii", opener=open_file) as file:
-        file.write(f"{identity} {place.boot} {place.pid_namespace} {place.written_host}")
+        file.write(f"{identity} {scope.boot} {scope.pid_namespace} {scope.written_host}")
     unclaimed.replace(folder / OWNER_FILE)
 
 
 class Folder:
-    """A private folder of this process that stays, if need be elsewhere, when somebody removes it.
+    """A private folder of this process that is created again, if need be elsewhere, when removed.
 
     Parameters
     ----------
@@ -92,7 +92,7 @@ class Folder:
     Attributes
     ----------
     path
-        Where it was the last time.
+        Its latest path.
 
     Raises
     ------
@@ -106,9 +106,10 @@ class Folder:
         self.path = make_folder(purpose)
 
     def present(self) -> Path:
-        """Return where it is; make it anew if it is gone.
+        """Return its path; create it again if it is gone.
 
-        With a login session its whole directory goes, and only the next one brings that again.
+        The end of a login session removes the whole runtime directory, which comes back with the
+        next one.
 
         Raises
         ------
@@ -124,12 +125,12 @@ class Folder:
 
 
 def remake_folder(folder: Path) -> None:
-    """Make a folder anew that `make_folder` gave, if somebody has removed it.
+    """Create a folder of `make_folder` again, if it was removed.
 
     Raises
     ------
     OSError
-        It cannot be made.
+        It cannot be created.
     """
     if folder.is_dir():
         return
@@ -139,14 +140,14 @@ def remake_folder(folder: Path) -> None:
 
 
 def remove_folder(folder: Path) -> None:
-    """Remove a folder that `make_folder` gave, and that of its run when nothing else is in it."""
+    """Remove a folder of `make_folder`, and that of its run if it is empty then."""
     shutil.rmtree(folder, ignore_errors=True)
     with contextlib.suppress(OSError):  # another pool of the same process, or gone already
         folder.parent.rmdir()
 
 
 def sweep_folders() -> list[Path]:
-    """Remove the folders of dead processes; return what was removed."""
+    """Remove the folders of dead processes; return the removed paths."""
     return [folder for directory in runtime_dirs() for folder in _sweep(directory)]
 
 
@@ -166,21 +167,21 @@ def _sweep(directory: Path) -> list[Path]:
 
 
 def is_leftover(folder: Path) -> bool:
-    """Whether it is certain that the process that made a folder is dead."""
+    """Whether the process that created a folder is certainly dead."""
     try:
-        identity, place = _read_owner(folder)
+        identity, scope = _read_owner(folder)
     except (FileNotFoundError, NotADirectoryError):
-        # Nobody puts anything into a folder before it is claimed: what holds more is not ours.
+        # Nothing is put into a folder before its owner file: a folder that holds more is not ours.
         return _is_bare(folder) and _age(folder) > UNCLAIMED_SECONDS
     except (OSError, ValueError):
         return _age(folder) > UNCLAIMED_SECONDS
-    if place.visibility is Visibility.HERE:
+    if scope.visibility is Visibility.HERE:
         return not identity.is_alive()
-    return place.visibility is Visibility.PAST
+    return scope.visibility is Visibility.PAST
 
 
 def is_elsewhere(folder: Path) -> bool:
-    """Whether the process that made a folder is on another host, or in another container."""
+    """Whether the process that created a folder is on another host, or in another container."""
     try:
         return _read_owner(folder)[1].visibility is Visibility.ELSEWHERE
     except (OSError, ValueError):
@@ -188,24 +189,24 @@ def is_elsewhere(folder: Path) -> bool:
 
 
 def _read_owner(folder: Path) -> tuple[ProcessIdentity, PidScope]:
-    """Read who made a folder, and where.
+    """Read the owner of a folder and its scope.
 
     Raises
     ------
     OSError, ValueError
-        It does not say so.
+        There is no valid owner file.
     """
     owner, _, where = read_file(folder / OWNER_FILE).partition(" ")
     identity = ProcessIdentity.parse(owner)
     boot, _, rest = where.partition(" ")
-    if not rest:  # an earlier version wrote it, which took every place for this machine
+    if not rest:  # written by an earlier version, which assumed this machine's scope
         return identity, replace(here(), boot=boot)
     pid_namespace, _, host = rest.partition(" ")
     return identity, PidScope.read(host, boot, int(pid_namespace))
 
 
 def is_in_use(run: Path) -> bool:
-    """Whether a process that made one of the folders of a run lives."""
+    """Whether a process that created one of the folders of a run is alive."""
     return any(
         (folder / OWNER_FILE).exists() and not is_leftover(folder) for folder in run.glob("*")
     )

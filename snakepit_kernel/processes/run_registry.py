@@ -1,7 +1,7 @@
-"""The registry of runs: which runs exist on this machine, durable beyond every process.
+"""The registry of runs: a database of the runs on this machine, which outlives every process.
 
 A run is *reserved* before its process is spawned, *activated* once it runs and *retired* when it
-is verified gone, so at no moment can an owner die and leave a process that nobody knows of.
+is verified gone, so at no moment can an owner die and leave a process that is not registered.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ from ..ids import is_run_id
 from ..paths import data_dir
 from ..store.recovery import (
     FAILURES,
-    claim,
+    decode_lossy,
+    ensure_private,
     is_sound,
     locked,
     may_be_damage,
-    readable,
     set_aside,
 )
 from ..store.rescue import copy_rows
@@ -91,19 +91,19 @@ BUSY_PATIENCE = 10.0
 """Seconds to wait for another process that writes to the registry."""
 
 REMEMBERED_RUNS = 200
-"""Ended runs that stay written down, for people."""
+"""Number of ended runs that stay in the registry, for people."""
 
-MOST_WORKERS, MOST_BYTES = 1 << 20, 1 << 60
-"""What a booking may say at most: more is damage."""
+MAX_BOOKED_WORKERS, MAX_BOOKED_BYTES = 1 << 20, 1 << 60
+"""Largest values in a booking: more is damage."""
 
-LAST_PID = 1 << 22
-"""The highest pid that Linux can be set to give."""
+PID_MAX_LIMIT = 1 << 22
+"""The highest pid that Linux can be configured to assign."""
 
-LAST_MOMENT = 1e11
-"""Seconds since the epoch at most: later is damage."""
+MAX_TIMESTAMP = 1e11
+"""Latest time in a row, in seconds since the epoch: later is damage."""
 
 ELSEWHERE_SECONDS = 30 * 86400.0
-"""Age at which a run of another host or container is forgotten: nobody here can see its end."""
+"""Age at which a run of another host or container is removed: its end cannot be seen from here."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -117,22 +117,22 @@ class Run:
     previous
         The run that this one replaced when a kernel was restarted, if any.
     label
-        What it is, for people: the name of a kernelspec or of a worker.
-    place
-        Where its processes are.
+        Name for people: that of a kernelspec or of a worker.
+    scope
+        Scope of its pids.
     owner, guardian, process
         Identities; the last two are None while the run is only reserved.
     started
         Seconds since the epoch.
     leftovers
-        Files and directories that go with the run.
+        Files and directories that are removed with the run.
     """
 
     run_id: str
     parent: str | None
     previous: str | None
     label: str
-    place: PidScope
+    scope: PidScope
     owner: ProcessIdentity
     guardian: ProcessIdentity | None
     process: ProcessIdentity | None
@@ -141,31 +141,31 @@ class Run:
 
     @property
     def is_dead(self) -> bool:
-        """Whether it is certain that neither its owner nor its guardian lives any more."""
-        visibility = self.place.visibility
+        """Whether its owner and its guardian are certainly dead."""
+        visibility = self.scope.visibility
         if visibility is Visibility.HERE:
             return not self.owner.is_alive() and not (self.guardian and self.guardian.is_alive())
         return visibility is Visibility.PAST
 
     @property
-    def contradicts_itself(self) -> bool:
-        """Whether it is said to be of an earlier boot, and its owner or guardian is alive.
+    def is_contradictory(self) -> bool:
+        """Whether its row names an earlier boot, but its owner or guardian is alive.
 
-        After a boot, hardly ever has a process the same pid and the same start time as one before:
-        it is the row that is damaged.
+        After a boot, a process hardly ever has the same pid and start time as one before: the row
+        is damaged.
         """
         is_alive = self.owner.is_alive() or (self.guardian is not None and self.guardian.is_alive())
-        return is_alive and self.place.visibility is Visibility.PAST
+        return is_alive and self.scope.visibility is Visibility.PAST
 
     @property
     def is_elsewhere(self) -> bool:
         """Whether its processes are on another host or in another container."""
-        return self.place.visibility is Visibility.ELSEWHERE
+        return self.scope.visibility is Visibility.ELSEWHERE
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EndedRun:
-    """A run that is over.
+    """A run that has ended.
 
     Attributes
     ----------
@@ -174,7 +174,7 @@ class EndedRun:
     ended
         Seconds since the epoch.
     report
-        What ending it took.
+        Report of its end.
     """
 
     run_id: str
@@ -187,23 +187,23 @@ class EndedRun:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Booking:
-    """What a pool has booked of the machine.
+    """A pool's share of the machine.
 
     Attributes
     ----------
     name
-        Of the booking: no other pool has it.
+        Unique name of the booking.
     pool
         Name of the pool.
-    place, owner
-        Where its owner is, and which process.
+    scope, owner
+        The owner's scope and identity.
     workers, memory_bytes
-        How many workers, and what they may take together; 0 where that has no limit.
+        Number of workers, and the memory that they may take together; 0 for no limit.
     """
 
     name: str
     pool: str
-    place: PidScope
+    scope: PidScope
     owner: ProcessIdentity
     workers: int
     memory_bytes: int
@@ -211,7 +211,7 @@ class Booking:
     @property
     def is_over(self) -> bool:
         """Whether its owner is dead."""
-        visibility = self.place.visibility
+        visibility = self.scope.visibility
         return visibility is Visibility.PAST or (
             visibility is Visibility.HERE and not self.owner.is_alive()
         )
@@ -222,15 +222,15 @@ class RegistryUnusable(OSError):
 
 
 class Registry:
-    """The file of runs. It never stands in the way of a start: without it one net is missing.
+    """The registry's database. It never prevents a start: without it one safety net is missing.
 
     Parameters
     ----------
     path
         SQLite file; by default ``runs.sqlite`` in the data directory.
     is_needed
-        Whoever asks cannot do without it: where it cannot be used, that is no warning, but a
-        `RegistryUnusable`.
+        Whether the caller depends on it: an unusable registry raises `RegistryUnusable` then,
+        instead of logging a warning.
     """
 
     def __init__(self, path: Path | None = None, *, is_needed: bool = False) -> None:
@@ -240,7 +240,7 @@ class Registry:
 
     @property
     def path(self) -> Path:
-        """Return the file that holds the registry."""
+        """Return the path of the SQLite file."""
         return self._path if self._path is not None else data_dir() / "runs.sqlite"
 
     def reserve(
@@ -252,7 +252,7 @@ class Registry:
         previous: str | None = None,
         leftovers: Sequence[str] = (),
     ) -> None:
-        """Write down a run that this process is about to start."""
+        """Register a run that this process is about to start."""
         self._execute(_reservation(run_id, label, parent, previous, leftovers))
 
     async def areserve(
@@ -264,25 +264,25 @@ class Registry:
         previous: str | None = None,
         leftovers: Sequence[str] = (),
     ) -> None:
-        """Do the same; what several tasks reserve at the same moment is one transaction.
+        """Do the same; concurrent reservations of several tasks are one transaction.
 
-        The file stays open until the run is retired: more will follow.
+        The file stays open until the run is retired: more transactions will follow.
         """
         statement = _reservation(run_id, label, parent, previous, leftovers)
-        await run_shielded(_writes.ask(self, [statement]))  # or it is written when it was retired
-        with contextlib.suppress(*FAILURES, OSError):  # then it is only slower
+        await run_shielded(_writes.ask(self, [statement]))  # or it could follow its retirement
+        with contextlib.suppress(*FAILURES, OSError):  # without it, writing is only slower
             _anchor.hold(self.path, run_id)
 
     def activate(
         self, run_id: str, guardian: ProcessIdentity, process: ProcessIdentity | None
     ) -> None:
-        """Write down the processes of a reserved run."""
+        """Store the processes of a reserved run."""
         self._execute(_activation(run_id, guardian, process))
 
     async def aactivate(
         self, run_id: str, guardian: ProcessIdentity, process: ProcessIdentity | None
     ) -> None:
-        """Do the same, together with others."""
+        """Do the same, in one transaction with other tasks."""
         await run_shielded(_writes.ask(self, [_activation(run_id, guardian, process)]))
 
     async def write(self, parts: Sequence[Sequence[Statement]]) -> None:
@@ -292,31 +292,31 @@ class Registry:
     def assign(
         self, run_id: str, *, label: str, previous: str | None, leftovers: Sequence[str]
     ) -> None:
-        """Write down what a run has become that was kept ready."""
+        """Store the assignment of a standby kernel's run."""
         update = "UPDATE runs SET label = ?, previous = ?, leftovers = ? WHERE run_id = ?"
         self._execute((update, (label, previous, json.dumps(list(leftovers)), run_id)))
 
     def retire(self, run_id: str, report: EndReport | None = None) -> None:
-        """Cross out a run that is verified gone; remember what its end took, if that is given."""
+        """Remove a run that is verified gone; store the report of its end, if there is one."""
         self._execute(*_retirement(run_id, report))
-        self._let_go(run_id)
+        self._release_anchor(run_id)
 
     async def aretire(self, run_id: str, report: EndReport | None = None) -> None:
-        """Do the same, together with others."""
+        """Do the same, in one transaction with other tasks."""
         try:
             await run_shielded(_writes.ask(self, _retirement(run_id, report)))
-        except asyncio.CancelledError:  # perhaps before it was begun: the loop itself is ending
+        except asyncio.CancelledError:  # perhaps before it has begun: the loop itself is ending
             self._execute(*_retirement(run_id, report))
             raise
         finally:
-            self._let_go(run_id)
+            self._release_anchor(run_id)
 
-    def _let_go(self, run_id: str) -> None:
+    def _release_anchor(self, run_id: str) -> None:
         with contextlib.suppress(OSError):
             _anchor.release(self.path, run_id)
 
     def runs(self) -> list[Run]:
-        """Return every run that is written down, oldest first; what cannot be read is no run."""
+        """Return every registered run, oldest first, without damaged rows."""
         rows = self._execute(
             "SELECT run_id, parent, previous, label, host, boot_id, pid_namespace, owner, guardian,"
             " process, started, leftovers FROM runs ORDER BY started"
@@ -325,7 +325,7 @@ class Registry:
         return [run for run in runs if run is not None]
 
     def ended_runs(self) -> list[EndedRun]:
-        """Return the runs that ended last, the latest first."""
+        """Return the most recently ended runs, the latest first."""
         return self._read_ended("SELECT * FROM ended_runs ORDER BY ended DESC")
 
     def ended_before(self, run_id: str) -> EndedRun | None:
@@ -340,28 +340,28 @@ class Registry:
     def book(
         self, name: str, pool: str, most: int, *, bytes_each: int, cores: int, memory_bytes: int
     ) -> int:
-        """Book workers for a pool of this process, as far as nobody else has; one in any case.
+        """Book workers for a pool of this process, within what other pools have left; at least one.
 
         Parameters
         ----------
         name
-            Of the booking.
+            Name of the booking.
         pool
             Name of the pool.
         most
-            How many workers at most.
+            Maximum number of workers.
         bytes_each
             Memory that a worker may take; 0 for no limit.
         cores, memory_bytes
-            What there is on this machine.
+            Capacity of this machine.
 
         Returns
         -------
         int
-            How many were booked; ``most`` when the registry cannot be used.
+            Number of workers booked; ``most`` when the registry cannot be used.
         """
         over = [(row,) for row, booking in self._all_bookings() if not booking or booking.is_over]
-        owner, place = ProcessIdentity.of(os.getpid()), here()
+        owner, scope = ProcessIdentity.of(os.getpid()), here()
         share = (
             "min(?, ? - coalesce(sum(workers), 0),"
             " iif(?, (? - coalesce(sum(memory_bytes), 0)) / max(?, 1), ?))"
@@ -374,13 +374,13 @@ class Registry:
             *(
                 name,
                 pool,
-                place.written_host,
-                place.boot,
-                place.pid_namespace,
+                scope.written_host,
+                scope.boot,
+                scope.pid_namespace,
                 str(owner),
                 bytes_each,
             ),
-            *(most, cores, bytes_each, memory_bytes, bytes_each, most, place.boot),
+            *(most, cores, bytes_each, memory_bytes, bytes_each, most, scope.boot),
         )
         rows = self._execute(
             *(("DELETE FROM bookings WHERE rowid = ?", each) for each in over),
@@ -390,24 +390,24 @@ class Registry:
         return int(rows[0][0]) if rows else most
 
     def rebook(self, name: str, workers: int, memory_bytes: int) -> None:
-        """Change a booking, whatever others have."""
+        """Change a booking, regardless of other bookings."""
         update = "UPDATE bookings SET workers = ?, memory_bytes = ? WHERE name = ?"
         self._execute((update, (workers, memory_bytes, name)))
 
     def unbook(self, name: str) -> None:
-        """Give back what was booked."""
+        """Release a booking."""
         self._execute(("DELETE FROM bookings WHERE name = ?", (name,)))
 
     def bookings(self) -> list[Booking]:
-        """Return what living pools of this machine have booked."""
+        """Return the bookings of living pools on this machine."""
         return [
             booking
             for _, booking in self._all_bookings()
-            if booking and not booking.is_over and booking.place.boot == here().boot
+            if booking and not booking.is_over and booking.scope.boot == here().boot
         ]
 
     def _all_bookings(self) -> list[tuple[int, Booking | None]]:
-        """Return the bookings with the numbers of their rows; None for what cannot be read."""
+        """Return row numbers and bookings; None stands for a damaged row."""
         rows = self._execute("SELECT rowid, * FROM bookings")
         return [(row[0], _read_booking(row[1:])) for row in rows]
 
@@ -418,7 +418,7 @@ class Registry:
     def _execute(self, *statements: Statement | str) -> list[Any]:
         """Execute statements in one transaction, and return the rows of the last.
 
-        A corrupt file is rebuilt; when there is no way, that is said once.
+        A corrupt file is rebuilt; an unusable one is logged once.
         """
         whole = [item if isinstance(item, tuple) else (item, ()) for item in statements]
         try:
@@ -453,14 +453,14 @@ def _reservation(
     previous: str | None,
     leftovers: Sequence[str],
 ) -> Statement:
-    owner, place = ProcessIdentity.of(os.getpid()), here()
+    owner, scope = ProcessIdentity.of(os.getpid()), here()
     insert = (
         "INSERT INTO runs (run_id, parent, previous, label, host, boot_id, pid_namespace,"
         " owner, started, leftovers) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
     )
     row = (
         *(run_id, parent, previous, label),
-        *(place.written_host, place.boot, place.pid_namespace),
+        *(scope.written_host, scope.boot, scope.pid_namespace),
         *(str(owner), time.time(), json.dumps(list(leftovers))),
     )
     return insert, row
@@ -496,7 +496,7 @@ _writes: Coalescer[Registry, list[Statement], None] = Coalescer(Registry.write)
 def _read_run(row: Sequence[Any]) -> Run | None:
     """Read a row; None when it is damaged. A run id becomes a path, so it must be one."""
     texts = (row[0], *row[3:6], row[7], row[11], *(item or "" for item in (*row[1:3], *row[8:10])))
-    if not (_are_texts(*texts) and isinstance(row[6], int) and _is_moment(row[10])):
+    if not (_are_texts(*texts) and isinstance(row[6], int) and _is_timestamp(row[10])):
         return None
     run_id, parent, previous, label, host, boot_id, pid_namespace = row[:7]
     owner, guardian, process, started, leftovers = row[7:]
@@ -509,7 +509,7 @@ def _read_run(row: Sequence[Any]) -> Run | None:
             parent=parent,
             previous=previous,
             label=label,
-            place=PidScope.read(host, boot_id, pid_namespace),
+            scope=PidScope.read(host, boot_id, pid_namespace),
             owner=_read_identity(owner),
             guardian=_read_identity(guardian) if guardian else None,
             process=_read_identity(process) if process else None,
@@ -523,7 +523,7 @@ def _read_run(row: Sequence[Any]) -> Run | None:
 def _read_ended_run(row: Sequence[Any]) -> EndedRun | None:
     run_id, previous, label, started, ended, report = row
     is_good = _are_texts(run_id, previous or "", label, report) and is_run_id(run_id)
-    if not is_good or not _is_moment(started) or not _is_moment(ended):
+    if not is_good or not _is_timestamp(started) or not _is_timestamp(ended):
         return None
     return EndedRun(
         run_id=run_id,
@@ -540,13 +540,13 @@ def _read_booking(row: Sequence[Any]) -> Booking | None:
     are_numbers = all(isinstance(item, int) for item in (namespace, workers, memory_bytes))
     if not are_numbers or not _are_texts(name, pool, host, boot, owner):
         return None
-    if not (0 <= workers <= MOST_WORKERS and 0 <= memory_bytes <= MOST_BYTES):
+    if not (0 <= workers <= MAX_BOOKED_WORKERS and 0 <= memory_bytes <= MAX_BOOKED_BYTES):
         return None
     try:
         return Booking(
             name=name,
             pool=pool,
-            place=PidScope.read(host, boot, namespace),
+            scope=PidScope.read(host, boot, namespace),
             owner=_read_identity(owner),
             workers=workers,
             memory_bytes=memory_bytes,
@@ -557,7 +557,7 @@ def _read_booking(row: Sequence[Any]) -> Booking | None:
 
 def _read_identity(text: str) -> ProcessIdentity:
     identity = ProcessIdentity.parse(text)
-    if not (0 < identity.pid <= LAST_PID and 0 <= identity.start_time < 1 << 63):
+    if not (0 < identity.pid <= PID_MAX_LIMIT and 0 <= identity.start_time < 1 << 63):
         raise ValueError(text)
     return identity
 
@@ -566,15 +566,15 @@ def _are_texts(*values: object) -> bool:
     return all(isinstance(value, str) for value in values)
 
 
-def _is_moment(value: object) -> bool:
-    return isinstance(value, float) and math.isfinite(value) and 0.0 <= value < LAST_MOMENT
+def _is_timestamp(value: object) -> bool:
+    return isinstance(value, float) and math.isfinite(value) and 0.0 <= value < MAX_TIMESTAMP
 
 
 def _transaction(path: Path, statements: Sequence[Statement]) -> list[Any]:
     # A connection for each transaction: none is shared with a forked child or a thread.
-    claim(path)
+    ensure_private(path)
     connection = sqlite3.connect(path, timeout=BUSY_PATIENCE)
-    connection.text_factory = readable  # or one wrong text would hide all rows
+    connection.text_factory = decode_lossy  # or one invalid text would hide all rows
     try:
         connection.execute("PRAGMA journal_mode = WAL")
         connection.execute("PRAGMA synchronous = FULL")
@@ -590,12 +590,12 @@ def _transaction(path: Path, statements: Sequence[Statement]) -> list[Any]:
 
 
 def _may_be_damage(error: BaseException, path: Path) -> bool:
-    # What we write keeps all constraints: a row that breaks one was damaged.
+    # Our statements satisfy all constraints: a row that breaks one was damaged.
     return isinstance(error, sqlite3.IntegrityError) or may_be_damage(error, path)
 
 
 def _rebuild(path: Path, statements: Sequence[Statement]) -> list[Any]:
-    """Keep a damaged file as a backup, and execute statements in one with what is left of it."""
+    """Set a damaged file aside, and execute statements in a new one with the recovered rows."""
     with locked(path, fcntl.LOCK_EX, BUSY_PATIENCE):
         try:
             return _transaction(path, statements)  # another process was faster
@@ -605,7 +605,7 @@ def _rebuild(path: Path, statements: Sequence[Statement]) -> list[Any]:
             _anchor.drop(path)
             backup = set_aside(path)
             _transaction(path, [])
-            left = _take_over(backup, path)
+            left = _recover_rows(backup, path)
             logger.warning(
                 "the registry of runs was corrupt (%s); it is kept as %s, and %d rows that could be"
                 " read were taken over",
@@ -626,6 +626,6 @@ def _is_sound(path: Path) -> bool:
         return is_sound(connection, model)
 
 
-def _take_over(backup: Path, path: Path) -> int:
+def _recover_rows(backup: Path, path: Path) -> int:
     with contextlib.closing(sqlite3.connect(path)) as connection, connection:
         return copy_rows(backup, connection)

@@ -1,6 +1,6 @@
-"""Finding processes by the tag of their run, and ending those of dead runs.
+"""Search for processes by the tag of their run, and termination of those of dead runs.
 
-This is the net below the guardian: it is needed only when a guardian was killed itself.
+This is the safety net below the guardian: it is needed only when a guardian was killed itself.
 """
 
 from __future__ import annotations
@@ -57,11 +57,11 @@ SURVIVOR_PATIENCE = 5.0
 
 UNREADABLE = "(hidden by /proc: nobody can tell whether it belongs to a run)"
 
-NEWBORNS = 64
-"""How many of the machine's newest processes are looked at apart from a scan of all."""
+NEWEST_PROCESSES = 64
+"""Number of the machine's newest processes that are checked without a scan of all."""
 
-CLEAR_LOOKS = 10
-"""Looks at them without a find: between two looks one may have ended that has just forked."""
+EMPTY_SCANS = 10
+"""Checks in a row that must find none: between two checks a process may fork and end."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -73,7 +73,7 @@ class TaggedProcess:
     kept
         It is marked to outlive its run.
     contained
-        It is in another PID namespace than we are: in a container.
+        It is in another PID namespace than this process: in a container.
     """
 
     identity: ProcessIdentity
@@ -88,22 +88,22 @@ class TaggedProcess:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Survey:
-    """What is left of runs for which nobody answers any more, and what is in order.
+    """All runs and tagged processes, by state.
 
     Attributes
     ----------
     dead
-        Runs that are written down, whose owner and guardian have died, with their living processes.
+        Registered runs whose owner and guardian have died, with their living processes.
     unknown
-        Processes of runs that are not written down, by run: nobody knows whether their owners live.
+        Processes of unregistered runs, by run: it is unknown whether their owners are alive.
     kept
         Processes of ended runs that are marked to be kept.
     elsewhere
         Runs of other hosts and containers.
     live
-        Runs whose owner or guardian lives.
+        Runs whose owner or guardian is alive.
     unreadable
-        Pids of this user's processes that `/proc` hides, and that may be of any run.
+        Pids of this user's processes that `/proc` hides, and that may belong to any run.
     """
 
     dead: list[tuple[Run, list[TaggedProcess]]]
@@ -118,9 +118,9 @@ class Survey:
 
 
 def tagged_processes() -> list[TaggedProcess]:
-    """Return every living process of this user that carries a run id, this process excepted."""
+    """Return every living process of this user that carries a run id, except this process."""
     if not sees_itself():
-        return []  # the numbers there are not ours: nobody can be told from another
+        return []  # /proc shows the pids of another namespace
     pids = [status.pid for status in all_statuses() if not status.is_dead]
     pids += hidden_processes()
     return [process for pid in pids if (process := _read_process(pid)) is not None]
@@ -129,13 +129,13 @@ def tagged_processes() -> list[TaggedProcess]:
 def hidden_processes() -> list[int]:
     """Return the pids of this user's processes that `/proc` hides.
 
-    All pids that there may be are tried, which takes up to 2 s where four million processes were
-    started since the machine was; on most machines nothing is hidden.
+    All possible pids are tried, which takes up to 2 s where four million processes were started
+    since the machine was; on most machines nothing is hidden.
     """
     if not hides_processes():
         return []
-    # In C: no exception for each that is missing. The lock of the interpreter is held: it would be
-    # handed on as often.
+    # Called in C: no exception for each missing pid. PyDLL holds the GIL, which would otherwise be
+    # released and acquired for each call.
     group_of = ctypes.PyDLL(None).getpgid
     pids = range(1, _highest_pid() + 1)
     found = [pid for pid, group in zip(pids, map(group_of, pids), strict=True) if group >= 0]
@@ -143,7 +143,7 @@ def hidden_processes() -> list[int]:
 
 
 def _highest_pid() -> int:
-    """Return the highest pid that there may be: the last one, until they begin anew."""
+    """Return the highest possible pid: the newest one, until pids wrap around."""
     most = int(Path("/proc/sys/kernel/pid_max").read_text("ascii"))
     statistics = Path("/proc/stat").read_text("ascii")
     started = int(statistics.partition("\nprocesses ")[2].split(None, 1)[0])
@@ -155,9 +155,9 @@ def _newest_pid() -> int:
 
 
 def unreadable_processes() -> list[int]:
-    """Return the pids of this user's processes of which nobody can tell whether they have a tag.
+    """Return the pids of this user's processes whose tags cannot be read.
 
-    That are the set-uid programs which `/proc` hides.
+    Those are the set-uid programs that `/proc` hides.
     """
     return [pid for pid in hidden_processes() if not _tells_its_mark(pid)]
 
@@ -173,7 +173,7 @@ def _tells_its_mark(pid: int) -> bool:
 
 
 def _is_thread(pid: int) -> bool:
-    """Whether a number is that of a thread, which stands for its process in most calls."""
+    """Whether a number is the id of a thread, which most calls accept for its process."""
     try:
         os.close(open_pidfd(pid))
     except OSError as error:
@@ -182,9 +182,9 @@ def _is_thread(pid: int) -> bool:
 
 
 def _read_process(pid: int) -> TaggedProcess | None:
-    """Read a process that carries a run id; None when there is none, or it is not ours to end.
+    """Read a process that carries a run id; None if it is gone, has none or is not ours to end.
 
-    It is not if it is this very process, or another user's.
+    Not ours to end are this very process and other users' processes.
     """
     status = read_status(pid)
     if status is None:
@@ -205,7 +205,7 @@ def _read_process(pid: int) -> TaggedProcess | None:
 
 
 def _read_hidden(pid: int) -> TaggedProcess | None:
-    """Read a process that `/proc` hides, as far as its mark tells of it."""
+    """Read what the mark of a process says that `/proc` hides."""
     if not is_hidden(pid):
         return None
     mark = read_mark(pid)
@@ -221,16 +221,16 @@ def _read_hidden(pid: int) -> TaggedProcess | None:
 
 
 def survey(registry: Registry) -> Survey:
-    """Look at all runs and tagged processes; touch nothing.
+    """Inspect all runs and tagged processes; change nothing.
 
     Raises
     ------
     PermissionError
         The data directory cannot be used.
     """
-    tagged = tagged_processes()  # before the registry: a run is written down before it is started
+    tagged = tagged_processes()  # before the registry: a run is registered before it starts
     runs = registry.runs()
-    dead = [run for run in runs if run.is_dead and not run.contradicts_itself]
+    dead = [run for run in runs if run.is_dead and not run.is_contradictory]
     over = {run.run_id for run in dead}
     known = {run.run_id: run for run in runs}
     of_run: dict[str, list[TaggedProcess]] = {}
@@ -244,17 +244,17 @@ def survey(registry: Registry) -> Survey:
         run = known.get(process.run_id)
         above = _guardians_above(process.identity.pid, parents, guardians)
         # A run of another registry (`SNAKEPIT_DATA_DIR`) is in order below its guardian.
-        if isinstance(process.identity, MarkedProcess):  # what is above it is hidden as well
+        if isinstance(process.identity, MarkedProcess):  # its ancestors are hidden as well
             above = set(guardians.values())
         in_order = run.run_id not in over if run is not None else process.run_id in above
         if in_order or not process.identity.is_alive():
             continue
         if process.kept:
             kept.append(process)
-        elif run is None and not process.contained:  # a container's own owners answer for those
+        elif run is None and not process.contained:  # those belong to owners in the container
             unknown.setdefault(process.run_id, []).append(process)
     return Survey(
-        dead=[(run, _wanted(of_run.get(run.run_id, []))) for run in dead],
+        dead=[(run, _to_be_ended(of_run.get(run.run_id, []))) for run in dead],
         unknown=unknown,
         kept=kept,
         elsewhere=[run for run in runs if run.is_elsewhere],
@@ -263,7 +263,7 @@ def survey(registry: Registry) -> Survey:
     )
 
 
-def _wanted(processes: Iterable[TaggedProcess]) -> list[TaggedProcess]:
+def _to_be_ended(processes: Iterable[TaggedProcess]) -> list[TaggedProcess]:
     return [item for item in processes if not item.kept and item.identity.is_alive()]
 
 
@@ -274,7 +274,7 @@ def _is_guardian(process: TaggedProcess) -> bool:
 
 
 def _guardians_above(pid: int, parents: dict[int, int], guardians: dict[int, str]) -> set[str]:
-    """Return the runs whose guardians stand above a process, or are it."""
+    """Return the runs of the guardians among a process and its ancestors."""
     found = set()
     while pid in parents:
         if pid in guardians:
@@ -288,16 +288,16 @@ def _guardians_above(pid: int, parents: dict[int, int], guardians: dict[int, str
 
 @dataclass(slots=True)
 class Ending:
-    """What became of some processes that were to be ended.
+    """Result of ending some processes.
 
     Attributes
     ----------
     ended
-        What is verified gone, with the name of the signal that did it.
+        Processes that are verified gone, with the name of the last signal that they got.
     survivors
-        What is still alive: it sleeps in the kernel of the machine, or is another user's.
+        Processes that are still alive: they sleep in the operating system, or are another user's.
     unreadable
-        Pids of processes that `/proc` hides, and that may be of any run.
+        Pids of processes that `/proc` hides, and that may belong to any run.
     """
 
     ended: list[tuple[TaggedProcess, str]]
@@ -305,7 +305,7 @@ class Ending:
     unreadable: list[int] = field(default_factory=list)
 
     def report(self, run_id: str | None = None) -> EndReport:
-        """Return what it took for one run, or for all."""
+        """Return the report for one run, or for all."""
         ended = [
             EndedProcess(pid=item.identity.pid, command=item.command, signal=name)
             for item, name in self.ended
@@ -317,20 +317,20 @@ class Ending:
 
 
 Signalled = dict[ProcessIdentity, tuple[TaggedProcess, str]]
-"""What was to be ended, with the name of the last signal that it got."""
+"""Processes to be ended, with the name of the last signal that each got."""
 
 
 async def end_tagged(
     run_ids: Collection[str], grace: float, signalled: Signalled | None = None
 ) -> Ending:
-    """End every process that carries the id of one of some runs, and all below them, tagged or not.
+    """End every process that carries one of the run ids, and all its descendants, tagged or not.
 
-    What is marked to be kept is left alone.
+    Processes that are marked to be kept are left alone.
     """
     ending = await _end(
         lambda: _processes_of(run_ids),
         grace,
-        lambda signum: _chase(run_ids, signum),
+        lambda signum: _signal_newest(run_ids, signum),
         {} if signalled is None else signalled,
     )
     ending.unreadable = unreadable_processes()
@@ -340,20 +340,20 @@ async def end_tagged(
 async def end_run_tagged(
     registry: Registry, run_id: str, grace: float, signalled: Signalled | None = None
 ) -> Ending:
-    """End every process of a run whose guardian is of no use, and the runs that it had started.
+    """End every process of a run whose guardian does not do it, and the runs that it had started.
 
-    These have guardians, which end them because their owners died; but that may take its time.
+    Those have guardians, which end them because their owners died; but that may take some time.
 
     Parameters
     ----------
     registry
-        Where the runs are written down.
+        Where the runs are registered.
     run_id
         The run.
     grace
         Seconds between SIGTERM and SIGKILL.
     signalled
-        What was signalled by others who end this run, and told of by each of them.
+        Processes signalled by concurrent calls that end this run; each of them reports all.
     """
     signalled = {} if signalled is None else signalled
     ending = await end_tagged([run_id], grace, signalled)
@@ -364,7 +364,7 @@ async def end_run_tagged(
         if run.parent in over
         and run.run_id not in over
         and not run.is_elsewhere
-        and not run.owner.is_alive()  # one that is kept answers for its runs
+        and not run.owner.is_alive()  # an owner that is kept ends its runs itself
     }:
         over |= nested
         more = await end_tagged(nested, grace, signalled)
@@ -375,14 +375,14 @@ async def end_run_tagged(
 
 
 async def end_processes(processes: Collection[TaggedProcess], grace: float) -> Ending:
-    """End certain processes and all below them."""
+    """End some processes and all their descendants."""
     return await _end(lambda: _with_descendants(processes, set()), grace, lambda _: [], {})
 
 
 async def _end(
     find: Callable[[], list[TaggedProcess]],
     grace: float,
-    chase: Callable[[int], list[TaggedProcess]],
+    signal_newest: Callable[[int], list[TaggedProcess]],
     signalled: Signalled,
 ) -> Ending:
     started = time.monotonic()
@@ -391,12 +391,12 @@ async def _end(
     while True:
         alive = find()
         passed = time.monotonic() - started
-        fleeing = chase(SIGKILL if passed >= grace else 0)
-        if not alive and not fleeing:
+        newest = signal_newest(SIGKILL if passed >= grace else 0)
+        if not alive and not newest:
             break
-        hopeless = bool(alive) and all(process.identity in refused for process in alive)
-        if hopeless or passed > grace + SURVIVOR_PATIENCE:
-            alive += fleeing
+        all_refused = bool(alive) and all(process.identity in refused for process in alive)
+        if all_refused or passed > grace + SURVIVOR_PATIENCE:
+            alive += newest
             break
         for process in alive:
             try:
@@ -406,7 +406,7 @@ async def _end(
                 elif process.identity not in asked:
                     asked.add(process.identity)
                     process.identity.signal(SIGTERM)
-                    process.identity.signal(SIGCONT)  # or a stopped one would hear nothing
+                    process.identity.signal(SIGCONT)  # a stopped one would not handle SIGTERM
                     signalled[process.identity] = (process, "SIGTERM")
             except PermissionError:  # a program that became another user's
                 refused.add(process.identity)
@@ -416,58 +416,58 @@ async def _end(
     return Ending(ended, alive)
 
 
-def _chase(run_ids: Collection[str], signum: int) -> list[TaggedProcess]:
-    """Signal the newest processes of some runs as fast as they come; return what was found.
+def _signal_newest(run_ids: Collection[str], signum: int) -> list[TaggedProcess]:
+    """Signal the newest processes of some runs as fast as they appear; return those found.
 
     A process that forks and exits every few milliseconds is gone before a scan of all of ``/proc``
-    has come to it, and its child is not in that scan: none would ever see it. But the one that
-    lives is always among the newest.
+    has reached it, and its child is not in that scan: no scan would ever find it. But the living
+    one is always among the newest.
     """
     until = time.monotonic() + RESCAN_INTERVAL
     found: list[TaggedProcess] = []
     clear = 0
-    while clear < CLEAR_LOOKS and (not found or time.monotonic() < until):
-        struck = _strike_newborns(run_ids, signum)
-        found += struck
-        clear = 0 if struck else clear + 1
+    while clear < EMPTY_SCANS and (not found or time.monotonic() < until):
+        signalled = _signal_newest_once(run_ids, signum)
+        found += signalled
+        clear = 0 if signalled else clear + 1
     return found
 
 
-def _strike_newborns(run_ids: Collection[str], signum: int) -> list[TaggedProcess]:
+def _signal_newest_once(run_ids: Collection[str], signum: int) -> list[TaggedProcess]:
     newest = _newest_pid()
-    struck = []
-    for pid in range(newest, max(0, newest - NEWBORNS), -1):
+    signalled = []
+    for pid in range(newest, max(0, newest - NEWEST_PROCESSES), -1):
         process = _read_process(pid)
         if process is None or process.kept or process.run_id not in run_ids:
             continue
         with contextlib.suppress(OSError):  # a thread, or a set-uid program
             if process.identity.signal(signum):
-                struck.append(process)
-    return struck
+                signalled.append(process)
+    return signalled
 
 
 async def sweep(registry: Registry, grace: float) -> dict[str, EndReport]:
-    """End what dead runs left behind, processes and files, and forget those runs.
+    """End the processes and remove the files of dead runs, and retire those runs.
 
     Live owners, and runs of other hosts and containers, are never touched.
 
     Returns
     -------
     dict
-        What was ended, by run id.
+        Reports, by run id.
     """
     if not sees_itself():
-        return {}  # there is no telling who is dead
+        return {}  # it is unknown which owners are dead
     runs = registry.runs()
     _wake_guardians(runs)
-    dead = [run for run in runs if run.is_dead and not run.contradicts_itself]
+    dead = [run for run in runs if run.is_dead and not run.is_contradictory]
     reports = {}
-    # Nothing can be alive of an earlier boot.
-    of_this_boot = [run.run_id for run in dead if run.place.visibility is Visibility.HERE]
+    # No process of an earlier boot can be alive.
+    of_this_boot = [run.run_id for run in dead if run.scope.visibility is Visibility.HERE]
     ending = await end_tagged(of_this_boot, grace) if of_this_boot else Ending([], [])
     claimed = {path for run in runs if run not in dead for path in run.leftovers}
     for run in dead:
-        report = reports[run.run_id] = _with_last_words(run.run_id, ending.report(run.run_id))
+        report = reports[run.run_id] = _with_guardian_report(run.run_id, ending.report(run.run_id))
         if report.survivors:
             logger.warning("%s", SurvivorsError(run.run_id, report.survivors))
             continue
@@ -476,8 +476,8 @@ async def sweep(registry: Registry, grace: float) -> dict[str, EndReport]:
             if path not in claimed:
                 remove_leftover(path)
         registry.retire(run.run_id, report)
-        with contextlib.suppress(OSError):  # none were said, or they cannot be kept
-            last_words(run.run_id).unlink()
+        with contextlib.suppress(OSError):  # the guardian wrote none, or it cannot be removed
+            guardian_report_file(run.run_id).unlink()
     for run in runs:
         if run.is_elsewhere and time.time() - run.started > ELSEWHERE_SECONDS:
             registry.retire(run.run_id)
@@ -486,7 +486,7 @@ async def sweep(registry: Registry, grace: float) -> dict[str, EndReport]:
 
 
 async def sweep_together(registry: Registry, grace: float) -> None:
-    """Sweep once for all who ask for it at the same moment."""
+    """Sweep once for all concurrent callers."""
     await _sweeps.ask((registry, grace), None)
 
 
@@ -498,7 +498,7 @@ _sweeps: Coalescer[tuple[Registry, float], None, None] = Coalescer(_sweep_once)
 
 
 def past_runs(registry: Registry) -> list[EndedRun]:
-    """Return the runs that ended last, the latest first, also if no sweep has forgotten them yet.
+    """Return the most recently ended runs, the latest first, also those not yet swept.
 
     Raises
     ------
@@ -507,7 +507,7 @@ def past_runs(registry: Registry) -> list[EndedRun]:
     """
     past = registry.ended_runs()
     for run in registry.runs():
-        if run.is_dead and (words := last_words(run.run_id)).exists():
+        if run.is_dead and (words := guardian_report_file(run.run_id)).exists():
             past.append(
                 EndedRun(
                     run_id=run.run_id,
@@ -515,22 +515,22 @@ def past_runs(registry: Registry) -> list[EndedRun]:
                     label=run.label,
                     started=run.started,
                     ended=words.stat().st_mtime,
-                    report=_with_last_words(run.run_id, EndReport(verified=True)),
+                    report=_with_guardian_report(run.run_id, EndReport(verified=True)),
                 )
             )
     return sorted(past, key=lambda run: run.ended, reverse=True)
 
 
-def last_words(run_id: str) -> Path:
-    """Return where a guardian writes what it had to end when nobody is left to be told."""
+def guardian_report_file(run_id: str) -> Path:
+    """Return where a guardian writes its report when its owner is dead."""
     folder = data_dir() / "ended"
     make_directory(folder)
     return folder / run_id
 
 
-def _with_last_words(run_id: str, report: EndReport) -> EndReport:
+def _with_guardian_report(run_id: str, report: EndReport) -> EndReport:
     try:
-        said = EndReport.read(read_file(last_words(run_id)))
+        said = EndReport.read(read_file(guardian_report_file(run_id)))
     except OSError:
         return report
     return EndReport(
@@ -543,11 +543,11 @@ def _with_last_words(run_id: str, report: EndReport) -> EndReport:
 
 
 def _wake_guardians(runs: Iterable[Run]) -> None:
-    """Continue guardians that somebody stopped: they have not seen that their owner died."""
+    """Continue stopped guardians: they have not noticed that their owner died."""
     for run in runs:
         if (
             run.guardian is not None
-            and run.place.visibility is Visibility.HERE
+            and run.scope.visibility is Visibility.HERE
             and not run.owner.is_alive()
         ):
             with contextlib.suppress(PermissionError):
@@ -555,9 +555,9 @@ def _wake_guardians(runs: Iterable[Run]) -> None:
 
 
 def _processes_of(run_ids: Collection[str]) -> list[TaggedProcess]:
-    """Return the living processes that carry one of some run ids, and all below them.
+    """Return the living processes that carry one of some run ids, and all their descendants.
 
-    What is below and carries another run id is left alone: that run has a guardian of its own.
+    A descendant that carries another run id is left out: that run has its own guardian.
     """
     tagged = tagged_processes()
     spared = {item.identity.pid for item in tagged if item.run_id not in run_ids or item.kept}
@@ -567,9 +567,9 @@ def _processes_of(run_ids: Collection[str]) -> list[TaggedProcess]:
 def _with_descendants(
     processes: Iterable[TaggedProcess], spared: Collection[int]
 ) -> list[TaggedProcess]:
-    """Return those of some processes that live, and what is below them, but for some pids."""
+    """Return the living ones of some processes and their descendants, except spared pids."""
     found: dict[ProcessIdentity, TaggedProcess] = {}
-    children = all_children()  # once: there may be thousands of them
+    children = all_children()  # read once: there may be thousands
     for process in processes:
         if process.identity.pid in spared or not process.identity.is_alive():
             continue
@@ -590,14 +590,14 @@ def _with_descendants(
 def _is_ours(pid: int) -> bool:
     """Whether this user started a process.
 
-    A set-uid program that another user started has our rights, if it is ours, but the surroundings
-    that its user chose: the tag of a run, for example.
+    A set-uid program of ours that another user started has our rights, but an environment that the
+    other user chose: the tag of a run, for example.
     """
     user = read_user(pid)
     if user is not None:
         return user == os.getuid()
     try:
-        os.kill(pid, 0)  # nothing is hidden from those who may signal everybody
+        os.kill(pid, 0)  # from root, who may signal every process, nothing is hidden
     except OSError:
         return False
     return True

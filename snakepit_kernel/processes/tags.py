@@ -1,9 +1,9 @@
-"""The tags that tell whose a process is, as they can be read from outside.
+"""Tags that identify the run of a process, readable from outside of it.
 
-The run id stands in the environment and on the command line. A child with an environment of its own
-still carries the *mark*: the run id as a number, in its soft limit RLIMIT_RSS, which every child
-inherits and which Linux ignores. A mark is 63 bits: a leading 100, or 101 for a process that is
-kept on purpose (see `keeping`), and the 60 bits of the run id.
+The run id is in the environment and on the command line. A child with another environment still
+carries the *mark*: the run id as a number, in its soft limit RLIMIT_RSS, which every child inherits
+and which Linux ignores. A mark is 63 bits: a leading 100, or 101 for a process that is deliberately
+kept (see `keep`), and the 60 bits of the run id.
 
 The guardian loads this module, so it imports next to nothing.
 """
@@ -34,60 +34,60 @@ def mark_of(number: int) -> int:
 
 
 def number_of(mark: int) -> int | None:
-    """Return the 60 bits of the run id in a resource limit, or None when it is no mark."""
+    """Return the 60 bits of the run id in a resource limit, or None if it is not a mark."""
     return mark & ((1 << _SHIFT) - 1) if mark >> _SHIFT in (_RUN, _KEPT) else None
 
 
 def kept(mark: int) -> int:
-    """Return the mark of the same run for a process that is to be kept."""
+    """Return a run's mark for a process that is to be kept."""
     return mark | (_RUN ^ _KEPT) << _SHIFT
 
 
 def read_mark(pid: int) -> int:
     """Read the soft limit that carries the mark of a process; 0 when it is infinite or hidden.
 
-    The system call tells it of every process of the same user, also of one that `/proc` hides.
+    The system call reads it of every process of the same user, also of one that `/proc` hides.
     """
     import resource
 
     try:
         return max(0, resource.prlimit(pid, resource.RLIMIT_RSS)[0])  # -1 is infinite
     except (OSError, ValueError):
-        pass  # another user's, which some machines show in /proc, or it is not allowed here
+        pass  # another user's process, which /proc may show, or the call is not allowed here
     soft = _read(f"/proc/{pid}/limits").partition(b"Max resident set")[2].split(None, 1)[:1]
     return int(soft[0]) if soft and soft[0].isdigit() else 0
 
 
 def read_environment(pid: int) -> list[bytes]:
-    """Read the environment that a process was executed with; nothing when it is hidden."""
+    """Read the environment that a process was executed with; empty when it is hidden."""
     return _read(f"/proc/{pid}/environ").split(b"\0")
 
 
 def read_arguments(pid: int) -> list[bytes]:
-    """Read the command line of a process; nothing when it is hidden.
+    """Read the command line of a process; empty when it is hidden.
 
-    One that has set its own title, as kernels do that were forked from a template, shows its
-    arguments between spaces.
+    A process that has set its title, as a kernel forked from a template does, shows its arguments
+    between spaces.
     """
     arguments = _read(f"/proc/{pid}/cmdline").rstrip(b"\0").split(b"\0")
     return arguments if len(arguments) > 1 else arguments[0].split(b" ")
 
 
 class MarkedProcess(ProcessIdentity):
-    """A process of this user that `/proc` hides: its pid, and the mark that tells whose it is."""
+    """A process of this user that `/proc` hides, identified by its pid and its mark."""
 
     __slots__ = ("mark",)
 
     def __init__(self, pid: int, mark: int) -> None:
-        super().__init__(pid, 0)  # when it started is hidden
+        super().__init__(pid, 0)  # its start time is hidden
         self.mark = mark
 
     def is_seen(self) -> bool:
-        """Whether there is a process of that pid and mark."""
+        """Whether a process with this pid and mark exists."""
         return read_mark(self.pid) == self.mark
 
     def is_alive(self) -> bool:
-        """Whether that runs. A zombie does not."""
+        """Whether that process runs; a zombie does not."""
         status = read_status(self.pid)
         alive = is_hidden(self.pid) if status is None else not status.is_dead
         return alive and self.is_seen()
@@ -104,10 +104,10 @@ def says_kept(mark: int, environment: list[bytes]) -> bool:
 
 
 def is_guarded(arguments: Sequence[str]) -> bool:
-    """Whether this process was started in a run of its own: a provisioner put the id there.
+    """Whether this process was started as a run by a provisioner.
 
-    The run id in the environment alone does not say so: a client that runs a kernel's command by
-    itself may be part of a run.
+    The run id in the environment alone does not prove that: a client that runs a kernel's command
+    by itself may be part of a run.
 
     Parameters
     ----------
@@ -131,7 +131,7 @@ def parent_is_guardian() -> bool:
 
 
 def set_mark(mark: int) -> int | None:
-    """Set the mark of this process; return the limit before, or None where limits forbid it."""
+    """Set the mark of this process; return the limit before, or None where that is not allowed."""
     import resource
 
     try:

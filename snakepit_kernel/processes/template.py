@@ -1,8 +1,8 @@
-"""A template as its owner holds it: the process that forks guardians and kernels.
+"""The owner's handle on templates: processes that fork guardians and kernels.
 
-One is started for each configuration: a command, what it imports ahead, and the environment that
-matters to imports. It lives as long as its owner, and is replaced when what it has imported changes
-on disk. See `forking` for its inside.
+One is started for each configuration: a command, the modules to preload, and the environment that
+matters to imports. It lives as long as its owner, and is replaced when a module that it has
+imported changes on disk. The process itself is in `template_process`.
 """
 
 from __future__ import annotations
@@ -43,34 +43,34 @@ IMPORT_VARIABLES = (
     *("PYTHON", "LD_", "MALLOC_", "GLIBC_", "ZMQ_", "PYDEVD", "DEBUGPY", "IPYTHON", "JUPYTER"),
     *("XDG_", "LC_", "LANG", "TZ", "HOME", "TMPDIR", "TEMP", "TMP", "VIRTUAL_ENV", "CONDA_"),
 )
-"""What the names of variables begin with that the kernel's own modules may read at import.
+"""Prefixes of environment variables that the kernel's own modules may read at import.
 
-With modules to be imported ahead, whatever those are, every variable matters.
+With modules to preload, every variable matters.
 """
 
-PASSING_VARIABLES = ("SNAKEPIT_", "JPY_", "PWD", "OLDPWD", "SHLVL", "COLUMNS", "LINES")
-"""What the names of variables begin with that differ between kernels and matter to no import."""
+PER_KERNEL_VARIABLES = ("SNAKEPIT_", "JPY_", "PWD", "OLDPWD", "SHLVL", "COLUMNS", "LINES")
+"""Prefixes of environment variables that differ between kernels and matter to no import."""
 
 MAX_TEMPLATES = 8
-"""Templates that an owner keeps at most; then the one that was used longest ago ends."""
+"""Maximum number of templates of an owner; beyond it the least recently used one ends."""
 
 CHECK_PATIENCE = 1.0
-"""Seconds that a template may take to say that it is up to date."""
+"""Seconds that a template may take to answer that it is up to date."""
 
 END_PATIENCE = 2.0
 """Seconds that a template may take to end before it is killed."""
 
 
 FORKABLE_ARGUMENTS = {"cwd", "umask", "stdin", "stdout", "stderr"}
-"""Arguments of `subprocess.Popen` that a fork from a template can follow."""
+"""Arguments of `subprocess.Popen` that a fork from a template supports."""
 
 
 class CannotFork(Exception):
-    """There is no template for a launch; it starts by ``exec``."""
+    """No template can fork a launch; it starts by ``exec``."""
 
 
-class Kind(NamedTuple):
-    """What processes have in common that one template can fork.
+class TemplateKind(NamedTuple):
+    """What a template can fork: processes of one program, with the same modules preloaded.
 
     Attributes
     ----------
@@ -79,7 +79,7 @@ class Kind(NamedTuple):
     preload
         Modules that it imports beyond the module's own.
     import_path
-        Where else it finds them.
+        Additional entries of ``sys.path`` to import them from.
     """
 
     program: tuple[str, ...]
@@ -88,25 +88,25 @@ class Kind(NamedTuple):
 
 
 class Template:
-    """The owner's end of one template.
+    """The owner's handle on one template process.
 
     Parameters
     ----------
     kind
-        What it is to be able to fork.
+        Kind of processes to fork.
     env
         Environment of its start and of its imports.
     cwd
-        Where it imports.
+        Working directory of its imports.
 
     Attributes
     ----------
     kind
-        What it is able to fork.
+        Kind of processes that it forks.
     """
 
     def __init__(
-        self, kind: Kind, *, env: Mapping[str, str], cwd: str | os.PathLike[str] | None
+        self, kind: TemplateKind, *, env: Mapping[str, str], cwd: str | os.PathLike[str] | None
     ) -> None:
         self.kind = kind
         self._identity: ProcessIdentity | None = None
@@ -116,7 +116,7 @@ class Template:
         self._channel, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self._channel.setblocking(False)
         with theirs:
-            if not ask_for_template(theirs, relevant(env)):
+            if not ask_for_template(theirs, import_variables(env)):
                 self._execute(env, cwd, theirs)
         preparation = {
             "preload": kind.preload,
@@ -125,7 +125,7 @@ class Template:
             "cwd": None if cwd is None else os.fsdecode(cwd),
         }
         try:
-            with _as_file(preparation) as file:
+            with _in_memory_file(preparation) as file:
                 self._send(PREPARE, [file.fileno()])
         except BaseException:  # it has ended already
             self.close()
@@ -137,10 +137,10 @@ class Template:
         cwd: str | os.PathLike[str] | None,
         theirs: socket.socket,
     ) -> None:
-        """Start the process from nothing, where no file can stand in for a module of ours.
+        """Execute the process, in a directory where no file can shadow a module of ours.
 
-        By a thread that lasts as long: when the thread that started a process ends, the process
-        gets its parent-death signal.
+        A thread that lives as long starts it: when the thread that started a process ends, the
+        process gets its parent-death signal.
         """
         owner = ProcessIdentity.of(os.getpid())
         command = [*self.kind.program, f"--owner={owner}", f"--channel={theirs.fileno()}", room()]
@@ -156,7 +156,7 @@ class Template:
                 self._popen = subprocess.Popen(  # noqa: S603 - our own module and a kernel's interpreter
                     command,
                     env=environment,
-                    cwd="/" if _is_the_same_everywhere(command[0], env) else cwd,
+                    cwd="/" if _is_independent_of_cwd(command[0], env) else cwd,
                     stdin=subprocess.DEVNULL,
                     stdout=subprocess.DEVNULL,
                     stderr=self._errors,
@@ -190,16 +190,16 @@ class Template:
         gate: socket.socket,
         fds: Sequence[int],
     ) -> None:
-        """Have a guardian and its kernel forked.
+        """Ask it to fork a guardian and its kernel.
 
         Parameters
         ----------
         launch
-            What `forking.Launch` knows.
+            Fields of `template_process.Launch`.
         channel
             The guardian's end of its channel, on which the answer comes.
         gate
-            From which the kernel reads a byte before it runs.
+            Socket from which the kernel reads a byte before it runs.
         fds
             File descriptors for the kernel, as many as ``launch["descriptors"]`` has numbers.
 
@@ -211,13 +211,13 @@ class Template:
         if len(fds) > MAX_FDS - 3:
             reason = f"{len(fds)} file descriptors are more than can be handed to a template"
             raise CannotFork(reason)
-        with _as_file(launch) as file:
+        with _in_memory_file(launch) as file:
             self._send(LAUNCH, [channel.fileno(), file.fileno(), gate.fileno(), *fds])
 
-    async def objection(self, timeout: float = CHECK_PATIENCE) -> str:
-        """Ask whether it would fork now; return why it would not, or nothing.
+    async def reason_not_to_fork(self, timeout: float = CHECK_PATIENCE) -> str:
+        """Ask whether it would fork now; return why not, or an empty string.
 
-        What it has forked before is out of date as well when it is.
+        If it is out of date, so are the processes that it has forked before.
         """
         if self.is_stopped:
             return "somebody has stopped it"
@@ -232,21 +232,21 @@ class Template:
                 return f"it did not answer within {timeout:g} s"
             answer = ours.recv(4096)
         if not answer:
-            return f"it ended{self.last_words()}"
+            return f"it ended{self.last_error_line()}"
         return "" if answer == FIT else answer.decode().strip().rpartition("\t")[2]
 
     def _send(self, word: bytes, descriptors: Sequence[int]) -> None:
         try:
             socket.send_fds(self._channel, [word], descriptors)
         except OSError as error:
-            reason = f"its template is gone{self.last_words()}"
+            reason = f"its template is gone{self.last_error_line()}"
             raise CannotFork(reason) from error
 
     # -- looking -----------------------------------------------------------------------------
 
     @property
     def is_alive(self) -> bool:
-        """Whether it runs, as far as can be told without asking it."""
+        """Whether it runs, as far as is known without asking it."""
         if self._channel.fileno() < 0 or (self._popen and self._popen.poll() is not None):
             return False
         identity = self.identity
@@ -256,13 +256,13 @@ class Template:
     def is_stopped(self) -> bool:
         """Whether a signal has stopped it, as far as is known which process it is."""
         identity = self.identity
-        if identity is None and self._popen is not None:  # it imports, and has said nothing yet
+        if identity is None and self._popen is not None:  # it imports, and has not announced itself
             identity = ProcessIdentity.of(self._popen.pid)
         return identity is not None and identity.is_stopped()
 
     @property
     def identity(self) -> ProcessIdentity | None:
-        """The process, or None before it has said which one it is."""
+        """The process, or None before it has announced itself."""
         with self._lock, contextlib.suppress(BlockingIOError):
             if self._channel.fileno() < 0:
                 return self._identity
@@ -273,11 +273,11 @@ class Template:
             if said:
                 self._identity = ProcessIdentity.parse(said.decode("ascii"))
             else:
-                self._channel.close()  # it has ended, or never was
+                self._channel.close()  # it has ended, or was never started
         return self._identity
 
-    def last_words(self) -> str:
-        """Return what it wrote on its standard error, for a message, or nothing."""
+    def last_error_line(self) -> str:
+        """Return the last line on its standard error, formatted for a message, or nothing."""
         if self._errors is None or self._errors.closed:
             return ""
         size = os.fstat(self._errors.fileno()).st_size
@@ -293,9 +293,9 @@ class Template:
     # -- ending ------------------------------------------------------------------------------
 
     def close(self) -> None:
-        """End it; return when it has ended. What it has forked lives on."""
+        """End it, and wait for its end. The processes that it has forked live on."""
         identity = self.identity
-        is_stopped = self.is_stopped  # then it would not hear that it is to end
+        is_stopped = self.is_stopped  # it would not notice that its channel closes
         self._channel.close()
         if self._popen is not None:
             try:
@@ -309,7 +309,7 @@ class Template:
             self._errors.close()
 
     def abandon(self) -> None:
-        """Let go of it in a forked child, whose template it is not."""
+        """Close the channel in a forked child: the template belongs to the parent."""
         self._channel.close()
 
 
@@ -334,8 +334,8 @@ def _wait_gone(process: ProcessIdentity, patience: float) -> None:
 
 
 @contextlib.contextmanager
-def _as_file(message: Mapping[str, Any]) -> Any:
-    """Lay a message into memory that can be handed over, however large it is."""
+def _in_memory_file(message: Mapping[str, Any]) -> Any:
+    """Write a message of any size to a memory file, whose descriptor can be sent."""
     with open(os.memfd_create("snakepit-launch", os.MFD_CLOEXEC), "wb") as file:  # noqa: PTH123
         file.write(json.dumps(message).encode("ascii"))
         file.flush()
@@ -345,16 +345,16 @@ def _as_file(message: Mapping[str, Any]) -> Any:
 # -- the templates of this process -----------------------------------------------------------------
 
 
-def relevant(env: Mapping[str, str]) -> dict[str, str]:
+def import_variables(env: Mapping[str, str]) -> dict[str, str]:
     """Return the part of an environment that the kernel's own modules may read at import."""
     return {name: value for name, value in env.items() if name.startswith(IMPORT_VARIABLES)}
 
 
-def _lasting(env: Mapping[str, str]) -> dict[str, str]:
-    return {name: value for name, value in env.items() if not name.startswith(PASSING_VARIABLES)}
+def _stable_variables(env: Mapping[str, str]) -> dict[str, str]:
+    return {name: value for name, value in env.items() if not name.startswith(PER_KERNEL_VARIABLES)}
 
 
-def _is_the_same_everywhere(program: str, env: Mapping[str, str]) -> bool:
+def _is_independent_of_cwd(program: str, env: Mapping[str, str]) -> bool:
     is_relative = os.sep in program and not os.path.isabs(program)  # noqa: PTH117
     return _paths_are_absolute(env) and not is_relative
 
@@ -363,8 +363,8 @@ def _paths_are_absolute(env: Mapping[str, str]) -> bool:
     return all(map(os.path.isabs, env.get("PYTHONPATH", "/").split(os.pathsep)))
 
 
-def _standing() -> tuple[object, ...]:
-    """Return what a template has from its start on, and its owner may change for what follows."""
+def _inherited_state() -> tuple[object, ...]:
+    """Return attributes that a template inherits at its start and its owner may change later."""
     users = os.getresuid(), os.getresgid(), tuple(os.getgroups())
     return *users, frozenset(os.sched_getaffinity(0)), os.getpriority(os.PRIO_PROCESS, 0)
 
@@ -375,18 +375,19 @@ _lock = Lock()
 
 
 def template_for(
-    kind: Kind, *, env: Mapping[str, str], cwd: str | os.PathLike[str] | None = None
+    kind: TemplateKind, *, env: Mapping[str, str], cwd: str | os.PathLike[str] | None = None
 ) -> Template:
-    """Return the template for a kind of process, started if there is none yet.
+    """Return the template for a kind of process; start one if there is none yet.
 
     Parameters
     ----------
     kind
-        Its command, and what it is to import.
+        Its command, and the modules to preload.
     env
-        Environment of the process; there is a template for each that may matter to imports.
+        Environment of the process; there is a template for each set of variables that may matter
+        to imports.
     cwd
-        Its working directory, which matters if modules are looked for in relative places.
+        Its working directory, which matters if ``sys.path`` has relative entries.
 
     Raises
     ------
@@ -402,16 +403,16 @@ def template_for(
             raise CannotFork(refused[""])
         preload = tuple(name for name in kind.preload if name not in refused)
         kind = kind._replace(preload=preload, import_path=kind.import_path if preload else ())
-        place = None if _paths_are_absolute(env) else cwd and os.fsdecode(cwd)
-        environment = _lasting(env) if preload else relevant(env)
-        key = (kind, place, frozenset(environment.items()), _standing())
+        directory = None if _paths_are_absolute(env) else cwd and os.fsdecode(cwd)
+        environment = _stable_variables(env) if preload else import_variables(env)
+        key = (kind, directory, frozenset(environment.items()), _inherited_state())
         template = _templates.pop(key, None)
         if template is not None and not template.is_alive:
             template.close()
             template = None
         if template is None:
             template = Template(kind, env=env, cwd=cwd)
-        _templates[key] = template  # the last, because it was used last
+        _templates[key] = template  # last in order: the most recently used
         surplus = (
             _templates.pop(next(iter(_templates))) if len(_templates) > MAX_TEMPLATES else None
         )
@@ -428,10 +429,10 @@ def discard(template: Template) -> None:
     template.close()
 
 
-def refuse_preload(kind: Kind, module: str, reason: str) -> None:
-    """Note a module that no template may import: kernels import it themselves.
+def refuse_preload(kind: TemplateKind, module: str, reason: str) -> None:
+    """Record a module that no template may import: kernels import it themselves.
 
-    With an empty name, that those of the kernel itself make forking unsafe.
+    An empty name means that the kernel's own modules make forking unsafe.
     """
     with _lock:
         known = _refused.setdefault(kind.program, {})
@@ -443,7 +444,7 @@ def refuse_preload(kind: Kind, module: str, reason: str) -> None:
 
 
 def why_not() -> str:
-    """Return why this process cannot use templates, or nothing."""
+    """Return why this process cannot use templates, or an empty string."""
     if sys.platform != "linux":
         return f"forking a kernel is not safe on {sys.platform}"
     if os.environ.get(TEMPLATE_VARIABLE) == "0":
@@ -467,15 +468,15 @@ def close_templates() -> None:
 
 
 @contextlib.contextmanager
-def passed_on(
+def inherited_descriptors(
     pass_fds: Sequence[int], popen_arguments: Mapping[str, Any]
 ) -> Iterator[dict[int, int]]:
-    """Find the file descriptors of a process to be forked, by the number that each gets there.
+    """Open the file descriptors for a process to be forked, by their numbers in that process.
 
     Raises
     ------
     CannotFork
-        `subprocess.Popen` knows something that a template does not.
+        A template does not support one of the arguments.
     """
     unknown = sorted(set(popen_arguments) - FORKABLE_ARGUMENTS)
     if unknown:
@@ -506,7 +507,7 @@ def _descriptor(
 
 
 def _is_inheritable(descriptor: int) -> bool:
-    """Whether an executed process would have it: not what took the number of a closed stream."""
+    """Whether an executed process would inherit it; a file with a closed stream's number is not."""
     try:
         return os.get_inheritable(descriptor)
     except OSError:
@@ -516,7 +517,7 @@ def _is_inheritable(descriptor: int) -> bool:
 def process_attributes(
     env: Mapping[str, str], popen_arguments: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """Return what a launch says of the environment that the process finds."""
+    """Return the environment, working directory and umask of a process, for its launch."""
     cwd = popen_arguments.get("cwd")
     umask = popen_arguments.get("umask", -1)
     return {
@@ -532,13 +533,13 @@ def _umask() -> int:
 
 
 def current_limits() -> list[tuple[int, int, int]]:
-    """Return the resource limits of this process, but for the one that carries tags."""
+    """Return the resource limits of this process, except the one that carries the mark."""
     numbers = {value for name, value in vars(resource).items() if name.startswith("RLIMIT_")}
     return [(number, *resource.getrlimit(number)) for number in numbers - {resource.RLIMIT_RSS}]
 
 
 def _forget() -> None:
-    """In a forked child: they are the parent's."""
+    """In a forked child: forget the templates, which are the parent's."""
     global _lock  # noqa: PLW0603
     _lock = Lock()
     for template in _templates.values():

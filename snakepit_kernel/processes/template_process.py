@@ -1,16 +1,16 @@
-"""The inside of a template: a process that has imported what kernels need, and forks them.
+"""The template process: it has imported what kernels need, and forks guardians and kernels.
 
 A template has one thread and does nothing but wait. Its owner sends it launches; for each it forks
 a guardian, which forks the kernel. It ends with its owner: by the end of the channel, by the end of
 the owner's process, and by its parent-death signal.
 
-The kernel waits at a gate, a socket whose other end the owner holds, until it is written down.
+The kernel waits at a gate, a socket whose other end the owner holds, until its run is registered.
 
-A guardian that came from a template is as clean as the template was, so it can fork another one
-beside its kernel, for the pools that the kernel opens.
+A guardian that was forked from a template is as safe to fork as the template was, so it can fork
+another template next to its kernel, for the pools that the kernel opens.
 
 Messages on the channel are a word and file descriptors; the answers come on the launch's own
-channel, in the guardian's words and one more::
+channel: the guardian's messages and one more::
 
     refused STALE MODULE REASON     nothing was forked
 """
@@ -45,13 +45,13 @@ from .guardian import (
     Options,
     prctl,
 )
-from .guardian_link import BRANCH, PLACE
+from .guardian_link import ASSIGN, FORK_TEMPLATE
 from .identity import ProcessIdentity, descendants
 from .process_title import set_title
 from .tags import set_mark
 
 MAX_FDS = 253
-"""File descriptors in one message, as many as Linux allows."""
+"""Maximum number of file descriptors in one message, as Linux allows."""
 
 LAUNCH = b"launch"
 CHECK = b"check"
@@ -60,20 +60,20 @@ FIT = b"fit\n"
 
 
 class Launch:
-    """What is to be started, and the file descriptors that came with it.
+    """A request to fork a guardian and a kernel, with the file descriptors that came with it.
 
     Attributes
     ----------
     options
-        The guardian's.
+        Options of the guardian.
     command
-        The command line that the kernel shows, and whose arguments it takes.
+        The command line that the kernel shows and parses.
     env, cwd, umask, limits
-        As the kernel finds them.
+        Attributes of the kernel's process.
     standby
-        The kernel waits to be told its connection file.
+        The kernel waits for an assignment.
     gate
-        File descriptor that says, by a byte, that the kernel may run.
+        File descriptor from which the kernel reads a byte before it runs.
     """
 
     def __init__(
@@ -98,38 +98,38 @@ class Launch:
         self.gate = gate
         self.descriptors = list(descriptors)
         self.link = -1
-        self.activity = -1
+        self.idle_lock = -1
         self.changes: dict[str, tuple[str | None, str]] = {}
 
 
-class Template:
-    """A process that forks kernels. It runs until its owner is gone.
+class TemplateProcess:
+    """A process that forks kernels until its owner is gone.
 
     Parameters
     ----------
     channel
-        From the owner.
+        Channel from the owner.
     owner
-        The process whose kernels these are.
-    activity
-        File whose locks say what the kernels are doing, shared by all of them.
+        The process that owns the kernels.
+    idle_lock
+        File descriptor for the kernels' locks, see `idle_lock`; all of them share it.
     """
 
-    def __init__(self, channel: socket.socket, owner: ProcessIdentity, activity: int) -> None:
+    def __init__(self, channel: socket.socket, owner: ProcessIdentity, idle_lock: int) -> None:
         self._channel = channel
         self._owner = owner
         self._owner_fd: int | None = None
         self._refusal = ""
         self._stamp: dict[str, tuple[int, int]] = {}
         self._changes: dict[str, tuple[str | None, str]] = {}
-        self._activity = activity
+        self._idle_lock = idle_lock
 
     def serve(self) -> Launch | None:
-        """Fork what is asked for. Return a launch in each forked kernel, and None at the end."""
+        """Fork the requested kernels; return a launch in each of them, and None at the end."""
         prctl(PR_SET_PDEATHSIG, signal.SIGKILL)  # owner's death ends us even when we are stopped
         signal.pthread_sigmask(signal.SIG_SETMASK, ())
         for signum in (signal.SIGINT, signal.SIGHUP, signal.SIGCHLD):
-            signal.signal(signum, signal.SIG_IGN)  # the last: guardians are reaped by themselves
+            signal.signal(signum, signal.SIG_IGN)  # the last: guardians need no reaping then
         self._announce()
         poll = select.poll()
         poll.register(self._channel, select.POLLIN)
@@ -149,7 +149,7 @@ class Template:
             word, descriptors = _receive(self._channel)
             if not word:
                 return None
-            launch = self._act(word, descriptors)
+            launch = self._handle_message(word, descriptors)
             if launch is not None:
                 return launch
 
@@ -157,19 +157,19 @@ class Template:
         with contextlib.suppress(OSError):
             self._channel.send(str(ProcessIdentity.of(os.getpid())).encode())
 
-    def _act(self, word: bytes, descriptors: list[int]) -> Launch | None:
-        """Do what a message says; return a launch in the forked kernel."""
+    def _handle_message(self, word: bytes, descriptors: list[int]) -> Launch | None:
+        """Handle a message; return a launch in the forked kernel."""
         try:
             if word == PREPARE:
                 self._prepare(**_load(descriptors[0]))
                 return None
             channel = descriptors[0]
             if refusal := self._refusal or self._staleness():
-                with contextlib.suppress(OSError):  # who asked has given up
+                with contextlib.suppress(OSError):  # the owner has stopped waiting
                     os.write(channel, f"refused\t{refusal}\n".encode())
                 return None
             if word == CHECK:
-                with contextlib.suppress(OSError):  # who asked has given up
+                with contextlib.suppress(OSError):  # the owner has stopped waiting
                     os.write(channel, FIT)
                 return None
             return self._launch(descriptors)
@@ -182,7 +182,7 @@ class Template:
         """Fork a guardian; return its launch in the kernel that it forks."""
         channel, payload, gate, *others = descriptors
         launch = Launch(_load(payload), channel, gate, others)
-        launch.activity = self._activity
+        launch.idle_lock = self._idle_lock
         launch.changes = self._changes
         try:
             pid = os.fork()
@@ -196,28 +196,28 @@ class Template:
         if self._owner_fd is not None:
             os.close(self._owner_fd)
         descriptors.clear()  # they belong to the launch now
-        return guard(launch)
+        return run_guardian(launch)
 
-    # -- cleanliness ---------------------------------------------------------------------------
+    # -- preloading ----------------------------------------------------------------------------
 
     def _prepare(
         self, preload: list[str], import_path: list[str], env: dict[str, str], cwd: str | None
     ) -> None:
-        """Import what the kernels of this owner will need, and see whether that left us clean."""
+        """Import what this owner's kernels will need, and check that forking is still safe."""
         if cwd is not None:
-            with contextlib.suppress(OSError):  # each kernel will say that it is not there
+            with contextlib.suppress(OSError):  # each kernel will report that it does not exist
                 os.chdir(cwd)
         os.environ.clear()
         os.environ.update(env)
         own_path = list(sys.path)
-        if import_path:  # as whoever asked looks for them
+        if import_path:  # in the owner's order
             rest = [entry for entry in own_path if entry not in import_path]
             sys.path[:] = [*(entry or os.getcwd() for entry in import_path), *rest]  # noqa: PTH109
-        trace = _Traces()
+        trace = _ForkHazards()
         prctl(PR_SET_CHILD_SUBREAPER, 1)
-        signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # or modules learn no exit status
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # or modules would get no exit statuses
         for name in ("", *preload):
-            # What cannot be imported fails again in each kernel, which says so.
+            # A failing import fails again in each kernel, which reports it.
             with contextlib.suppress(Exception):
                 if name:
                     importlib.import_module(name)
@@ -237,24 +237,24 @@ class Template:
         sys.path[:] = own_path
         os.chdir("/")
         gc.collect()
-        gc.freeze()  # or a collection in one kernel would copy what it shares with the others
+        gc.freeze()  # or a collection in one kernel would copy pages shared with the others
 
     def _staleness(self) -> str:
-        """Return what has changed since the modules were imported, or nothing."""
+        """Return a refusal if a file has changed since the imports, or an empty string."""
         for path, before in self._stamp.items():
             if _signature(path) != before:
                 return f"1\t\t{_one_line(path)} has changed"
         return ""
 
 
-class _Traces:
-    """What an import may leave that a fork must not inherit."""
+class _ForkHazards:
+    """Finds what an import may leave behind that makes forking unsafe."""
 
     def __init__(self) -> None:
         self._known = set(_open_descriptors())
 
     def look(self) -> str:
-        """Return what there is, in words, or nothing."""
+        """Return the first hazard as text, or an empty string."""
         threads = [thread.name for thread in threading.enumerate()[1:]]
         if threads:
             return f"started threads ({', '.join(threads)})"
@@ -271,22 +271,22 @@ class _Traces:
 
 
 def _end_children() -> None:
-    """End what the imports have started: a template leaves nothing but guardians."""
-    beyond_us: set[int] = set()  # set-uid programs
+    """Kill the processes that imports have started: a template leaves nothing but guardians."""
+    not_permitted: set[int] = set()  # set-uid programs
     while children := [
         status
         for status in descendants(os.getpid())
-        if not status.is_dead and status.pid not in beyond_us
+        if not status.is_dead and status.pid not in not_permitted
     ]:
         for status in children:
             try:
                 ProcessIdentity(status.pid, status.start_time).signal(signal.SIGKILL)
             except PermissionError:
-                beyond_us.add(status.pid)
+                not_permitted.add(status.pid)
 
 
 def _reap_children() -> None:
-    """Collect those that ended while their statuses were of interest."""
+    """Reap the children that ended while SIGCHLD was not ignored."""
     with contextlib.suppress(ChildProcessError):
         while True:
             os.waitpid(-1, 0)
@@ -297,13 +297,13 @@ def _threads() -> int:
 
 
 def _threads_end_at_fork() -> bool:
-    """Whether those threads that Python does not know end when this process forks.
+    """Whether threads that Python does not know end when this process forks.
 
     OpenBLAS ends its own before a fork, and starts them again when it needs them.
     """
     previous = signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # Python 3.12 warns of the very thing that is tried here
+        warnings.simplefilter("ignore")  # Python 3.12 warns about forking with threads
         pid = os.fork()
     if pid == 0:
         os._exit(0)
@@ -313,14 +313,14 @@ def _threads_end_at_fork() -> bool:
 
 
 def _open_descriptors() -> dict[int, str]:
-    """Return the open file descriptors, and what each is if a fork must not share it."""
+    """Return the open file descriptors, each with its type if forks must not share it, else ""."""
     found = {}
     for number in map(int, os.listdir("/proc/self/fd")):  # noqa: PTH208
         try:
             mode = os.fstat(number).st_mode
             link = os.readlink(f"/proc/self/fd/{number}")  # noqa: PTH115
         except OSError:
-            continue  # that of the list
+            continue  # the descriptor of this listing
         if stat.S_ISREG(mode) or stat.S_ISDIR(mode) or link in _HARMLESS:
             found[number] = ""
         elif stat.S_ISSOCK(mode):
@@ -334,20 +334,20 @@ _HARMLESS = {"/dev/null", "/dev/zero", "/dev/full", "/dev/random", "/dev/urandom
 
 
 def _stamp(import_path: Iterable[str]) -> dict[str, tuple[int, int]]:
-    """Note the state of the files whose change would make this process out of date.
+    """Return the signatures of the files whose change would make this process out of date.
 
-    Those are the places where packages are installed, their ``.pth`` files, and the files of the
-    modules that lie elsewhere.
+    Those are the directories of installed packages, their ``.pth`` files, and the files of modules
+    in other directories.
     """
-    places = {path for path in (*sys.path, *import_path) if _is_site(path)}
-    paths = set(places)
-    for place in places:
+    sites = {path for path in (*sys.path, *import_path) if _is_site(path)}
+    paths = set(sites)
+    for root in sites:
         with contextlib.suppress(OSError):
-            paths.update(f"{place}/{name}" for name in os.listdir(place) if name.endswith(".pth"))  # noqa: PTH208
+            paths.update(f"{root}/{name}" for name in os.listdir(root) if name.endswith(".pth"))  # noqa: PTH208
     standard = os.path.dirname(os.__file__)  # noqa: PTH120
     for module in list(sys.modules.values()):
         path = getattr(module, "__file__", None)
-        if isinstance(path, str) and not path.startswith(standard) and not _is_below(path, places):
+        if isinstance(path, str) and not path.startswith(standard) and not _is_below(path, sites):
             paths.add(path)
     return {path: _signature(path) for path in paths}
 
@@ -359,8 +359,8 @@ def _is_site(path: str) -> bool:
 _SITES = {*site.getsitepackages(), site.getusersitepackages()}
 
 
-def _is_below(path: str, places: Iterable[str]) -> bool:
-    return any(path.startswith(f"{place}/") for place in places)
+def _is_below(path: str, folders: Iterable[str]) -> bool:
+    return any(path.startswith(f"{folder}/") for folder in folders)
 
 
 def _signature(path: str) -> tuple[int, int]:
@@ -375,77 +375,77 @@ def _signature(path: str) -> tuple[int, int]:
 
 
 class ForkedGuardian(Guardian):
-    """A guardian that came from a template, and can be the template of its kernel's own pools.
+    """A guardian forked from a template, which can fork templates for its kernel's own pools.
 
     Attributes
     ----------
     tags
-        Whose it is, as it stands on its command line.
+        Arguments on its command line that name its run and owner.
     """
 
     tags: Sequence[str] = ()
 
     def read_link(self) -> None:
-        """Do what the kernel asks for: hand on that it is ready, or fork a template for it.
+        """Handle a message of the kernel: forward that it is ready, or fork a template for it.
 
         Raises
         ------
-        _Branched
+        _BecameTemplate
             In that template.
         """
         with socket.socket(fileno=os.dup(self.link)) as link:
             word, descriptors = _receive(link)
         if not word:
             self.drop_link()
-        elif word == BRANCH:
+        elif word == FORK_TEMPLATE:
             self.fork_template(descriptors[0])
         else:
             self.send(word.decode("utf-8", "replace"))
 
-    def assign(self, place: bytes) -> None:
-        """Tell a kernel that waits what it is to be, and whose files these are from now on."""
+    def assign(self, assignment: bytes) -> None:
+        """Send a standby kernel its assignment, and take over its leftovers and title."""
         if self.link < 0:
-            return  # it has ended, and the owner hears of that
-        message = json.loads(place)
+            return  # the kernel has ended, which is reported to the owner
+        message = json.loads(assignment)
         self.options.leftovers = message["leftovers"]
         set_title(["snakepit-guardian", *self.tags, "--", *message["command"]], "")
         with (
-            open(os.memfd_create("snakepit-place", os.MFD_CLOEXEC), "wb") as file,  # noqa: PTH123
+            open(os.memfd_create("snakepit-assignment", os.MFD_CLOEXEC), "wb") as file,  # noqa: PTH123
             socket.socket(fileno=os.dup(self.link)) as link,
         ):
-            file.write(place)
+            file.write(assignment)
             file.flush()
-            with contextlib.suppress(OSError):  # it has ended, and we shall hear of that
-                socket.send_fds(link, [PLACE], [file.fileno()])
+            with contextlib.suppress(OSError):  # the kernel has ended, which will be reported
+                socket.send_fds(link, [ASSIGN], [file.fileno()])
 
     def fork_template(self, channel: int) -> None:
-        """Fork a process beside the kernel that serves what comes on a channel."""
+        """Fork a template next to the kernel, which serves the requests on a channel."""
         guardian = os.getpid()
         try:
             pid = os.fork()
         except OSError:
-            pid = -1  # the kernel sees the end of its channel
+            pid = -1  # the kernel sees that its channel is closed
         if pid:
             os.close(channel)
             return
         self.leave_guardian(guardian)
         for descriptor in (self.channel, self.link, self.wakeup):
             os.close(descriptor)
-        raise _Branched(channel)
+        raise _BecameTemplate(channel)
 
 
-class _Branched(Exception):
-    """The process is no guardian any more, but a template with a channel."""
+class _BecameTemplate(Exception):
+    """Raised in a process forked from a guardian: it is a template with a channel now."""
 
     def __init__(self, channel: int) -> None:
         super().__init__(channel)
         self.channel = channel
 
 
-def guard(launch: Launch) -> Launch | None:
-    """Be the guardian of a launch, in a child of a template; return in the kernel that it forks.
+def run_guardian(launch: Launch) -> Launch | None:
+    """Run the guardian of a launch, in a child of a template; return only in the forked kernel.
 
-    Or in a kernel that is forked from a template that this guardian turned into.
+    Or in a kernel that a template forks which was forked from this guardian.
     """
     gc.disable()
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
@@ -453,49 +453,49 @@ def guard(launch: Launch) -> Launch | None:
     os.setsid()
     tags = [f"{RUN_ID_OPTION}{launch.run_id}", f"--owner={launch.options.owner}"]
     set_title(["snakepit-guardian", *tags, "--", *launch.command], launch.run_id)
-    set_mark(launch.options.mark)  # from now on it must be seen to be a guardian
+    set_mark(launch.options.mark)  # it can be found from now on, so its title comes first
     guardian = ForkedGuardian(launch.options)
     guardian.tags = tags
-    guardian.tell("guardian", str(ProcessIdentity.of(os.getpid())))
+    guardian.send_line("guardian", str(ProcessIdentity.of(os.getpid())))
     if not guardian.options.owner.is_alive():
         guardian.abandon()
         os._exit(1)
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    kernels_alone = (launch.gate, *launch.descriptors)
-    if guardian.fork_kernel((ours.detach(), theirs.detach()), close=kernels_alone):
+    kernel_descriptors = (launch.gate, *launch.descriptors)
+    if guardian.fork_kernel((ours.detach(), theirs.detach()), close=kernel_descriptors):
         gc.enable()
-        _become(launch, guardian)
+        _become_kernel(launch, guardian)
         return launch
     try:
         guardian.watch()
-    except _Branched as branch:
+    except _BecameTemplate as branch:
         channel = socket.socket(fileno=branch.channel)
     else:
         os._exit(0)
     gc.enable()
     owner = ProcessIdentity(guardian.kernel_pid, guardian.kernel_start_time)
     set_title(["snakepit-template", f"--owner={owner}", tags[0]], launch.run_id)
-    return Template(channel, owner, launch.activity).serve()
+    return TemplateProcess(channel, owner, launch.idle_lock).serve()
 
 
-def apply_attributes(launch: Launch, place: dict[str, Any]) -> None:
-    """In a kernel that has waited: go where it belongs, and look like it.
+def apply_attributes(launch: Launch, assignment: dict[str, Any]) -> None:
+    """In a standby kernel: apply the process attributes of its assignment.
 
     Raises
     ------
     OSError
-        The working directory is not there.
+        The working directory does not exist.
     """
-    os.chdir(place["cwd"])
-    os.umask(place["umask"])
-    _set_limits(place["limits"])
-    _set_environment(place["env"], launch.changes)
-    sys.orig_argv[:] = launch.command = place["command"]
+    os.chdir(assignment["cwd"])
+    os.umask(assignment["umask"])
+    _set_limits(assignment["limits"])
+    _set_environment(assignment["env"], launch.changes)
+    sys.orig_argv[:] = launch.command = assignment["command"]
     set_title(launch.command, launch.run_id)
 
 
-def _become(launch: Launch, guardian: Guardian) -> None:
-    """In the kernel: take on everything that a new process would have been given."""
+def _become_kernel(launch: Launch, guardian: Guardian) -> None:
+    """In the kernel: apply everything that an executed process would have inherited."""
     try:
         signal.signal(signal.SIGINT, signal.default_int_handler)
         signal.signal(signal.SIGPIPE, signal.SIG_IGN)
@@ -514,12 +514,12 @@ def _become(launch: Launch, guardian: Guardian) -> None:
         guardian.report_failure(error.errno or 0, error.filename or "")
         os._exit(127)
     if not os.read(launch.gate, 1):
-        os._exit(1)  # its owner has given it up
+        os._exit(1)  # the owner has cancelled its start
     os.close(launch.gate)
 
 
 def _set_environment(env: Mapping[str, str], changes: Mapping[str, tuple[str | None, str]]) -> None:
-    """Set the environment, and what modules that were imported ahead have changed in it."""
+    """Set the environment, including the changes that preloaded modules have made to it."""
     os.environ.clear()
     os.environ.update(env)
     for name, (before, after) in changes.items():
@@ -535,20 +535,20 @@ def _set_limits(limits: Iterable[tuple[int, int, int]]) -> None:
 
 
 def _take_descriptors(launch: Launch, guardian: Guardian) -> None:
-    """Put the inherited file descriptors where they belong, and close all that is not ours."""
+    """Move the inherited file descriptors to their numbers, and close all others."""
     floor = max([2, *launch.targets]) + 1
 
     def lift(descriptor: int) -> int:
         return fcntl.fcntl(descriptor, fcntl.F_DUPFD_CLOEXEC, floor)
 
-    launch.link = lift(guardian.kernels_link)
-    launch.activity = lift(launch.activity)
+    launch.link = lift(guardian.kernel_link)
+    launch.idle_lock = lift(launch.idle_lock)
     launch.gate = lift(launch.gate)
     guardian.error_write = lift(guardian.error_write)
     lifted = [lift(descriptor) for descriptor in launch.descriptors]
     for descriptor, target in zip(lifted, launch.targets, strict=True):
         os.dup2(descriptor, target, inheritable=True)
-    keep = {0, 1, 2, *launch.targets, launch.link, launch.activity, launch.gate}
+    keep = {0, 1, 2, *launch.targets, launch.link, launch.idle_lock, launch.gate}
     keep.add(guardian.error_write)
     harmless = {number for number, kind in _open_descriptors().items() if not kind}
     for number in map(int, os.listdir("/proc/self/fd")):  # noqa: PTH208

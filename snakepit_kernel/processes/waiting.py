@@ -1,4 +1,4 @@
-"""Waiting for file descriptors and for processes, without keeping anything of an event loop."""
+"""Waiting for file descriptors and processes, without state in an event loop."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ from .identity import ProcessIdentity
 
 T = TypeVar("T")
 
-LOOK_INTERVAL = 0.02
-"""Seconds between looks at a process where there are no pidfds."""
+POLL_INTERVAL = 0.02
+"""Seconds between checks of a process where there are no pidfds."""
 
 
 async def readable(*descriptors: int, timeout: float | None = None) -> bool:
-    """Wait until a file descriptor is readable; say whether one was before the timeout.
+    """Wait until a file descriptor is readable; return False after the timeout.
 
     Nothing is kept between calls, so each may run in another event loop: jupyter_client runs a
-    provisioner's coroutines in whatever loop is at hand. The descriptors are duplicated for the
-    wait, so that several tasks can wait for the same one.
+    provisioner's coroutines in whichever loop it has. The descriptors are duplicated for the wait,
+    so that several tasks can wait for the same one.
 
     Parameters
     ----------
@@ -53,7 +53,7 @@ async def readable(*descriptors: int, timeout: float | None = None) -> bool:
 
 
 async def run_shielded(work: Coroutine[Any, Any, T]) -> T:
-    """Await a coroutine that must not be left half done; a cancellation waits until it is over."""
+    """Await a coroutine to its end; a cancellation is raised only afterwards."""
     task = asyncio.get_running_loop().create_task(work)
     cancelled = False
     while not task.done():
@@ -67,7 +67,7 @@ async def run_shielded(work: Coroutine[Any, Any, T]) -> T:
 
 
 async def ended(process: ProcessIdentity, timeout: float | None = None) -> bool:
-    """Wait until a process, no matter whose child, has ended; say whether it has."""
+    """Wait until a process, not only a child of ours, has ended; return False after the timeout."""
     descriptor = exit_descriptor(process)
     if descriptor is None:
         return True
@@ -80,8 +80,8 @@ async def ended(process: ProcessIdentity, timeout: float | None = None) -> bool:
 def exit_descriptor(process: ProcessIdentity) -> int | None:
     """Return a file descriptor that is readable once a process has ended; None if it has already.
 
-    It is a pidfd. Where there are none, it is a pipe, and a thread looks at the process fifty times
-    a second. The caller closes it.
+    It is a pidfd. Where there are none, it is a pipe, and a thread checks the process fifty times a
+    second. The caller closes it.
     """
     if pidfd.is_possible():
         return process.open()
@@ -89,7 +89,7 @@ def exit_descriptor(process: ProcessIdentity) -> int | None:
 
 
 class _ExitWatch:
-    """A thread that looks at processes, and writes into a pipe when one has ended."""
+    """A thread that polls processes, and writes into a pipe when one has ended."""
 
     def __init__(self) -> None:
         self._lock = Lock()
@@ -107,11 +107,11 @@ class _ExitWatch:
     def _look(self) -> None:
         poll = select.poll()
         while True:
-            time.sleep(LOOK_INTERVAL)
+            time.sleep(POLL_INTERVAL)
             with self._lock:
                 for write, process in list(self._watched.items()):
                     poll.register(write, 0)
-                    abandoned = write in dict(poll.poll(0))  # nobody reads: an error condition
+                    abandoned = write in dict(poll.poll(0))  # the reading end is closed: an error
                     poll.unregister(write)
                     if abandoned or not process.is_alive():
                         with contextlib.suppress(BrokenPipeError):
@@ -122,7 +122,7 @@ class _ExitWatch:
                     return
 
     def _forget(self) -> None:
-        """In a forked child, which has no such thread: leave the pipes to the parent."""
+        """In a forked child, which has no such thread: close the parent's pipes."""
         for write in self._watched:
             os.close(write)
         self._watched.clear()

@@ -44,7 +44,7 @@ class SessionHandle:
             return
         if self.row.number != GLOBAL:
             # As it is now: another process may have changed its time to live.
-            self.row = self.store.sessions.touch(self.store.sessions.again(self.row))
+            self.row = self.store.sessions.touch(self.store.sessions.reload(self.row))
         step = LOOK_AGAIN if self.row.ttl is None else min(LOOK_AGAIN, self.row.ttl / 20)
         self._look_at = now + step
 

@@ -167,11 +167,11 @@ class MetadataService:
             raise TypeError(msg)
         codec = Codec(max_bytes=MAX_NOTE_BYTES)
         body = encode("metadata", name, value, codec, "the most that a note may take")
-        if not self._table.note(self._number, name, body):
+        if not self._table.set_metadata(self._number, name, body):
             raise SessionNotFound(self._session.row.id)
 
     def delete(self, name: str) -> None:
         """Delete a note."""
         self._session.touch()
-        if not self._table.unnote(self._number, name):
+        if not self._table.delete_metadata(self._number, name):
             raise KeyError(name)

@@ -15,7 +15,7 @@ from ..errors import StoreError, ValueTooLarge
 from ..protocol.codec import Codec
 from ..protocol.unserializable import Unserializable
 from ..store.program_table import ProgramRow
-from ..store.variable_table import ChangeRow, Kind, VariableRow
+from ..store.variable_table import ChangeKind, ChangeRow, VariableRow
 from .stored import RefusedPickle, restored_from, stored
 
 MAX_VARIABLE_BYTES = 1 << 20
@@ -100,7 +100,7 @@ class Change:
 
     revision: int
     name: str
-    kind: Kind
+    kind: ChangeKind
     version: int
     value: Any = field(repr=False)
     source: str

@@ -1,1 +1,1 @@
-"""The durable home of sessions: nothing else opens their database."""
+"""The durable store of sessions: nothing else opens their database."""

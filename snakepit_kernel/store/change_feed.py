@@ -1,4 +1,4 @@
-"""Telling those who watch that something has changed, whichever process has changed it."""
+"""Notification of watchers when any process has changed the database."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from ..locks import RLock
 
 logger = logging.getLogger(__name__)
 
-LOOK_AGAIN = 0.5
-"""Seconds after which watchers look by themselves: a file system may tell nothing of changes."""
+POLL_INTERVAL = 0.5
+"""Seconds after which watchers check by themselves: a file system may report no changes."""
 
 Listener = Callable[[], None]
 
@@ -27,8 +27,8 @@ _GONE = flags.DELETE_SELF | flags.MOVE_SELF | flags.IGNORED
 class ChangeHub:
     """Calls listeners whenever the log of a database has grown.
 
-    That is a hint and may come too often, or half a second late: what has changed, a listener
-    reads from the database. One thread serves all; it runs while somebody listens.
+    A call is a hint and may come too often, or half a second late: the listener reads the changes
+    from the database. One thread serves all listeners; it runs while there are any.
 
     Parameters
     ----------
@@ -39,8 +39,8 @@ class ChangeHub:
     def __init__(self, path: Path) -> None:
         self._log = path.with_name(path.name + "-wal")
         self._listeners: list[Listener] = []
-        self._lock = RLock()  # a watch may be collected in the middle
-        self._wake: int | None = None  # to end the thread by; None when it does not run
+        self._lock = RLock()  # a watch may be garbage-collected while it is held
+        self._wake: int | None = None  # eventfd that ends the thread; None when it does not run
 
     def add(self, listener: Listener) -> None:
         """Call a listener from now on, in the hub's own thread; it must be brief."""
@@ -52,53 +52,53 @@ class ChangeHub:
                 )
                 try:
                     thread.start()
-                except RuntimeError:  # there are too many
+                except RuntimeError:  # there are too many threads
                     os.close(wake)
                     raise
                 self._wake = wake
             self._listeners.append(listener)
 
     def remove(self, listener: Listener) -> None:
-        """Call a listener no more."""
+        """Stop calling a listener."""
         with self._lock, contextlib.suppress(ValueError):
             self._listeners.remove(listener)
             if not self._listeners and self._wake is not None:
                 os.eventfd_write(self._wake, 1)
                 self._wake = None
 
-    def forget(self) -> None:
-        """Begin anew in a forked child, which has no thread."""
+    def after_fork_in_child(self) -> None:
+        """Reset it in a forked child, which has no thread."""
         self._listeners = []
-        self._lock = RLock()  # a watch may be collected in the middle
+        self._lock = RLock()
         self._wake = None
 
     def _run(self, wake: int) -> None:
         with contextlib.ExitStack() as open_files:
             open_files.callback(os.close, wake)
             changes = None
-            with contextlib.suppress(OSError):  # there may be too many: then we only look
+            with contextlib.suppress(OSError):  # there may be too many: then we only poll
                 changes = open_files.enter_context(INotify())
-            self._follow(wake, changes)
+            self._watch(wake, changes)
 
-    def _follow(self, wake: int, changes: INotify | None) -> None:
-        poll = select.poll()  # select() itself knows no descriptors from 1024 on
+    def _watch(self, wake: int, changes: INotify | None) -> None:
+        poll = select.poll()  # select() supports no descriptors from 1024 on
         for descriptor in [wake] if changes is None else [wake, changes.fileno()]:
             poll.register(descriptor, select.POLLIN)
         is_watched = changes is None
         while True:
             if not is_watched:
                 assert changes is not None
-                with contextlib.suppress(OSError):  # it appears with the first change
+                with contextlib.suppress(OSError):  # the log is created by the first change
                     changes.add_watch(self._log, flags.MODIFY | flags.DELETE_SELF | flags.MOVE_SELF)
                     is_watched = True
-            ready = {descriptor for descriptor, _ in poll.poll(LOOK_AGAIN * 1000)}
+            ready = {descriptor for descriptor, _ in poll.poll(POLL_INTERVAL * 1000)}
             if wake in ready:
                 return
             if changes is not None and changes.fileno() in ready:
                 is_watched = not any(event.mask & _GONE for event in changes.read(timeout=0))
-            self._tell()
+            self._notify()
 
-    def _tell(self) -> None:
+    def _notify(self) -> None:
         with self._lock:
             listeners = list(self._listeners)
         for listener in listeners:

@@ -1,8 +1,8 @@
-"""The log of a database in WAL mode: whether SQLite drops a part of it, and what that was.
+"""Detection and replay of the frames that SQLite drops from a damaged write-ahead log.
 
-Whoever opens a database that nobody has closed reads its log anew, up to the first frame whose
-checksum is wrong. SQLite does not say that there were more: one wrong bit, and all that was
-acknowledged after it is gone. So the first one to open it counts; see
+SQLite reads the log of a database that was not closed up to the first frame whose checksum is
+wrong. It does not report that there were more: one wrong bit, and everything that was acknowledged
+after it is gone. So the first process to open it counts the frames; see
 https://www.sqlite.org/walformat.html and https://www.sqlite.org/fileformat2.html#walformat.
 """
 
@@ -21,23 +21,23 @@ from urllib.parse import quote
 from .recovery import FAILURES, index_of, log_of
 
 _HEADER, _FRAME_HEADER = 32, 24
-_INDEX_HEADER = struct.Struct("=IIIBBHII8s8s8s")  # in the byte order of the machine, twice
+_INDEX_HEADER = struct.Struct("=IIIBBHII8s8s8s")  # in native byte order, stored twice
 _COPIED = struct.Struct("=I")
-_USED = 128  # a byte of the index: all who have the database open hold a lock on it
+_OPEN_LOCK_BYTE = 128  # of the index: every process with an open connection holds a lock on it
 _LOCK = struct.Struct("hhqqi")
-_MOST_PAGES = 1 << 28
+_MAX_PAGES = 1 << 28
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Dropped:
-    """What SQLite drops of a log.
+class DroppedFrames:
+    """The frames that SQLite drops from a log.
 
     Attributes
     ----------
     frames
-        How many frames there are that were acknowledged.
+        Number of acknowledged frames.
     taken
-        How many of them it takes, from the first on.
+        Number of frames that SQLite applies, from the first on.
     """
 
     frames: int
@@ -48,13 +48,13 @@ class Dropped:
 class _Index:
     frames: int
     salts: bytes
-    copied: int  # how many of the frames are in the database itself
+    copied: int  # number of frames that are in the database itself
 
 
-def is_left(path: Path) -> bool:
-    """Whether there is a log of a database that nobody has open, in another process at least.
+def is_unclosed(path: Path) -> bool:
+    """Whether a database has a log although no other process has it open.
 
-    The caller has no connection to it: it would lose its locks.
+    The caller must have no connection to it, whose locks would be lost.
     """
     if not _size(log_of(path)) and not _size(index_of(path)):
         return False
@@ -63,7 +63,7 @@ def is_left(path: Path) -> bool:
     except OSError:
         return True
     try:
-        question = _LOCK.pack(fcntl.F_WRLCK, os.SEEK_SET, _USED, 1, 0)
+        question = _LOCK.pack(fcntl.F_WRLCK, os.SEEK_SET, _OPEN_LOCK_BYTE, 1, 0)
         answer = fcntl.fcntl(descriptor, fcntl.F_GETLK, question)
     finally:
         os.close(descriptor)
@@ -71,8 +71,8 @@ def is_left(path: Path) -> bool:
     return kind == fcntl.F_UNLCK
 
 
-def find_dropped(path: Path) -> Dropped | None:
-    """Return what SQLite drops of a log that is left, or None when it takes all.
+def find_dropped(path: Path) -> DroppedFrames | None:
+    """Return what SQLite drops from a log that was not closed, or None when it applies all.
 
     The caller holds the exclusive lock (`recovery.locked`). Database and log are not changed.
     """
@@ -82,19 +82,19 @@ def find_dropped(path: Path) -> Dropped | None:
         return None
     content = _content_of(index_of(path))
     if not _can_be_read(path):
-        return None  # who opens it is told why
+        return None  # opening it raises the reason
     after = _read_index(path)
     taken = after.frames if after is not None else 0
     is_copied = not taken and index is not None and index.copied >= frames
     if taken >= certain or is_copied:
         return None
-    # What has read the log has written how far it came: who tries again must see what we saw.
+    # Reading the log has updated the index: restore it, so that a retry sees what we saw.
     index_of(path).write_bytes(content)
-    return Dropped(frames=frames, taken=taken)
+    return DroppedFrames(frames=frames, taken=taken)
 
 
 def replay(path: Path, target: Path, frames: int) -> None:
-    """Write the database that a log leads to, whatever its checksums say.
+    """Write the database that results from applying a log, ignoring its checksums.
 
     Parameters
     ----------
@@ -103,23 +103,23 @@ def replay(path: Path, target: Path, frames: int) -> None:
     target
         File for the result.
     frames
-        How many frames of the log belong to it.
+        Number of frames of the log to apply.
     """
     page_bytes, pages = page_bytes_of(path), 0
     with path.open("rb") as source, target.open("wb") as out:
         while block := source.read(1 << 20):
             out.write(block)
         for number, size, page in _frames(path, page_bytes, frames):
-            if 0 < number < _MOST_PAGES:
+            if 0 < number < _MAX_PAGES:
                 out.seek((number - 1) * page_bytes)
                 out.write(page)
             pages = size or pages
-        if 0 < pages < _MOST_PAGES:
+        if 0 < pages < _MAX_PAGES:
             out.truncate(pages * page_bytes)
 
 
 def pages_in_log(path: Path) -> dict[int, bytes]:
-    """Return the pages in the log of a database by their numbers, whatever their checksums say."""
+    """Return the pages in the log of a database by number, ignoring checksums."""
     _, last = _count_frames(path)
     return {number: page for number, _, page in _frames(path, page_bytes_of(path), last)}
 
@@ -138,10 +138,10 @@ def _frames(path: Path, page_bytes: int, most: int) -> list[tuple[int, int, byte
 
 
 def _count_frames(path: Path) -> tuple[int, int]:
-    """Return the numbers of the last two frames that end a transaction, where no index says that.
+    """Return the numbers of the last two frames that end a transaction, without an index.
 
-    Frames of an earlier use of the same file have other salts. The last transaction may be one
-    that was never acknowledged: its writer has died in the middle.
+    Frames of an earlier use of the same file have other salts. The last transaction may never have
+    been acknowledged, because its writer died before.
     """
     page_bytes = page_bytes_of(path)
     salts, ends = [], []
@@ -159,7 +159,7 @@ def _count_frames(path: Path) -> tuple[int, int]:
 
 
 def _read_index(path: Path) -> _Index | None:
-    """Read the shared index; None when there is none, or what is there is not whole."""
+    """Read the shared index; return None when it is missing or incomplete."""
     content = _content_of(index_of(path))
     size = _INDEX_HEADER.size
     if len(content) < 2 * size + _COPIED.size or content[:size] != content[size : 2 * size]:
@@ -181,7 +181,7 @@ def _checksum(content: bytes) -> bytes:
 
 
 def _can_be_read(path: Path) -> bool:
-    """Have SQLite read the log, and nothing else: who may only read copies nothing at its end."""
+    """Let SQLite read the log; read-only, or closing would copy it into the database."""
     address = f"file:{quote(str(path))}?mode=ro"
     try:
         connection = sqlite3.connect(address, uri=True)
@@ -193,10 +193,10 @@ def _can_be_read(path: Path) -> bool:
 
 
 def page_bytes_of(path: Path) -> int:
-    """Return how many bytes a page of a database has, as well as can be told."""
-    for file, form, place in ((path, ">H", 16), (log_of(path), ">I", 8)):
+    """Return the page size of a database, from its header or its log, else the default."""
+    for file, form, offset in ((path, ">H", 16), (log_of(path), ">I", 8)):
         with contextlib.suppress(OSError, struct.error), file.open("rb") as opened:
-            (found,) = struct.unpack_from(form, opened.read(_HEADER), place)
+            (found,) = struct.unpack_from(form, opened.read(_HEADER), offset)
             if found == 1:
                 return 65536
             if 512 <= found <= 65536 and not found & (found - 1):

@@ -1,4 +1,4 @@
-"""Programs: named objects of a session, or of all. Large ones are files beside the database."""
+"""The table of programs: named objects of one or all sessions; large ones are separate files."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ from ..files import check_directory, make_directory, open_file
 from .database import Database, failure
 
 FILE_FROM_BYTES = 256 * 1024
-"""Size from which a program is a file of its own."""
+"""Size from which a program is stored in a separate file."""
 
 ORPHAN_SECONDS = 3600.0
-"""Age at which a file that belongs to no row is removed: its writer has died."""
+"""Age at which a file without a row is removed: its writer has died."""
 
 _READ_TRIES = 5
 
@@ -33,20 +33,20 @@ _FILE = re.compile(r"[0-9a-f]{32}")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ProgramRow:
-    """A program as it is written down, without the object itself.
+    """The row of a program, without the object itself.
 
     Attributes
     ----------
     session
         Number of its session; `GLOBAL` for none.
     version
-        Counts how often it was stored under this name, from 1.
+        Number of times that it was stored under this name, from 1.
     size
         Bytes.
     checksum
         SHA-256, hexadecimal.
     file
-        Name of the file that holds it; None when the database does.
+        Name of the file with the object; None when it is in the database.
     metadata
         JSON.
     source
@@ -78,14 +78,14 @@ _ALIVE = "(expires IS NULL OR expires > ?)"
 
 
 class ProgramTable:
-    """Programs in a database and a folder beside it.
+    """The table of programs, with a folder for large ones.
 
     Parameters
     ----------
     database
-        Where they are.
+        The database.
     folder
-        Where large ones are.
+        The folder for large programs.
     """
 
     def __init__(self, database: Database, folder: Path) -> None:
@@ -103,14 +103,14 @@ class ProgramTable:
         ttl: float | None,
         max_programs: int,
     ) -> ProgramRow | None:
-        """Store an object under a name, in the place of the one that was there.
+        """Store an object under a name, replacing an earlier one.
 
-        Whoever reads gets the one or the other, whole.
+        A concurrent reader gets either the old or the new object, never a mixture.
 
         Returns
         -------
         ProgramRow
-            What is known of it now; None when the session is gone.
+            Its row; None when the session is gone.
 
         Raises
         ------
@@ -131,7 +131,7 @@ class ProgramTable:
             )
             old = connection.execute(delete, (session, name)).fetchall()
             if not old:
-                _see_that_there_is_room(connection, session, max_programs, now)
+                _check_quota(connection, session, max_programs, now)
             is_known = bool(old) and (old[0][2] is None or old[0][2] > now)
             row = ProgramRow(
                 session=session,
@@ -158,7 +158,7 @@ class ProgramTable:
         try:
             row, replaced = self._database.transaction(put)
         except BaseException:
-            # Not without a look: an interrupt may have come when it was done.
+            # Only after a check: an interrupt may have come after the commit.
             with contextlib.suppress(StoreError):
                 if file is not None and not self._is_named(file):
                     self.remove_files([file])
@@ -172,7 +172,7 @@ class ProgramTable:
         Raises
         ------
         ProgramDamaged
-            What is there is not what was stored.
+            The object is missing or differs from what was stored.
         """
         select = (
             f"SELECT {_COLUMNS}, value FROM programs WHERE session = ? AND name = ? AND {_ALIVE}"  # noqa: S608 - constants
@@ -190,7 +190,7 @@ class ProgramTable:
                 try:
                     value = self._read_file(row.file)
                 except FileNotFoundError:
-                    continue  # it was replaced in between; read what it is now
+                    continue  # it was replaced in between: read the new one
                 except OSError as error:
                     raise failure(self._folder / row.file, error) from error
             if hashlib.sha256(value).hexdigest() == row.checksum:
@@ -200,7 +200,7 @@ class ProgramTable:
         raise ProgramDamaged(name, problem)
 
     def find(self, session: int, name: str) -> ProgramRow | None:
-        """Return what is known of a program, without reading it."""
+        """Return the row of a program, without the object."""
         rows = self._database.read(
             f"SELECT {_COLUMNS} FROM programs WHERE session = ? AND name = ? AND {_ALIVE}",  # noqa: S608 - constants
             (session, name, time.time()),
@@ -208,7 +208,7 @@ class ProgramTable:
         return _program(rows[0]) if rows else None
 
     def all(self, session: int) -> list[ProgramRow]:
-        """Return what is known of all programs of a session, by name."""
+        """Return the rows of all programs of a session, by name."""
         rows = self._database.read(
             f"SELECT {_COLUMNS} FROM programs WHERE session = ? AND {_ALIVE} ORDER BY name",  # noqa: S608 - constants
             (session, time.time()),
@@ -216,7 +216,7 @@ class ProgramTable:
         return [_program(row) for row in rows]
 
     def delete(self, session: int, name: str) -> bool:
-        """Delete a program; say whether it was there."""
+        """Delete a program; return whether it existed."""
         delete = "DELETE FROM programs WHERE session = ? AND name = ? RETURNING file"
         deleted = self._database.transaction(
             lambda connection: connection.execute(delete, (session, name)).fetchall()
@@ -225,7 +225,7 @@ class ProgramTable:
         return bool(deleted)
 
     def touch(self, row: ProgramRow) -> None:
-        """Note that a program with a time to live is used."""
+        """Refresh the expiry of a program with a time to live."""
         now = time.time()
         if row.ttl is None or row.expires is None or row.expires - now > row.ttl * 0.95:
             return
@@ -233,7 +233,7 @@ class ProgramTable:
         self._database.write(update, (now + row.ttl, row.session, row.name, now))
 
     def sweep(self) -> None:
-        """Delete what has expired, and files that belong to nothing."""
+        """Delete expired programs, and files without a row."""
         over = (time.time(),)
         if self._database.read("SELECT 1 FROM programs WHERE expires <= ? LIMIT 1", over):
             delete = "DELETE FROM programs WHERE expires <= ? RETURNING file"
@@ -247,7 +247,7 @@ class ProgramTable:
             self._remove_orphans()
 
     def copy(self, session: int, target: int) -> None:
-        """Give a session the programs of another one."""
+        """Copy the programs of a session to another one."""
         copied: list[str] = []
         try:
             for found in self.all(session):
@@ -270,7 +270,7 @@ class ProgramTable:
 
     def _copy_file(self, name: str) -> str:
         copy = uuid.uuid4().hex
-        os.utime(self._folder / name)  # it shall not look like one that nothing needs
+        os.utime(self._folder / name)  # it must not look like an orphan
         os.link(self._folder / name, self._folder / copy)  # files are replaced, never changed
         return copy
 
@@ -328,7 +328,7 @@ class ProgramTable:
         return bool(self._database.read("SELECT 1 FROM programs WHERE file = ?", (file,)))
 
 
-def _see_that_there_is_room(
+def _check_quota(
     connection: sqlite3.Connection, session: int, max_programs: int, now: float
 ) -> None:
     count = "SELECT count(*) FROM programs WHERE session = ?"
@@ -346,7 +346,7 @@ def _is_older(entry: os.DirEntry[str], moment: float) -> bool:
 
 
 def _is_file_name(name: object) -> bool:
-    """Whether a row's name of a file is one that `ProgramTable` gives: it becomes a path."""
+    """Whether a file name in a row has the form that `ProgramTable` uses: it becomes a path."""
     return isinstance(name, str) and _FILE.fullmatch(name) is not None
 
 

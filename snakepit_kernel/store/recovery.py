@@ -1,4 +1,4 @@
-"""Whether a database file is damaged, and how it is kept while another takes its place."""
+"""Detection of damaged database files, and their replacement."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from typing import Final
 from ..files import check_file, create_file, open_file
 
 LOCK_INTERVAL = 0.01
-"""Seconds between tries to lock the file."""
+"""Seconds between attempts to lock the file."""
 
 
 @contextlib.contextmanager
 def locked(path: Path, kind: int, patience: float) -> Iterator[None]:
-    """Share a database file with all who open it; exclude them while it is replaced.
+    """Hold a lock that processes share while they open a database, and hold alone to replace it.
 
-    SQLite's own locks lie in the file that is replaced: whoever still had the old one open would
-    empty the log of the new one into it.
+    SQLite's own locks are in the file that is replaced: a process that still had the old one open
+    would copy the log of the new one into it.
 
     Parameters
     ----------
@@ -38,7 +38,7 @@ def locked(path: Path, kind: int, patience: float) -> Iterator[None]:
     TimeoutError
         Another process held the lock all the time.
     OSError
-        It cannot be opened, or is not ours alone.
+        It cannot be opened, or other users have access to it.
     """
     deadline = time.monotonic() + patience
     descriptor = open_file(path.with_name(f"{path.name}.lock"), os.O_RDWR | os.O_CREAT)
@@ -53,54 +53,54 @@ def locked(path: Path, kind: int, patience: float) -> Iterator[None]:
                 time.sleep(LOCK_INTERVAL)  # flock cannot wait for a limited time
         try:
             yield
-        finally:  # closing alone would leave it to a child that was forked meanwhile
+        finally:  # after closing alone, a child that was forked meanwhile would still hold it
             fcntl.flock(descriptor, fcntl.LOCK_UN)
     finally:
         os.close(descriptor)
 
 
-def claim(path: Path) -> None:
-    """See that a database and its other files are ours alone; make it when it is missing.
+def ensure_private(path: Path) -> None:
+    """Check that a database and its other files are private; create it when it is missing.
 
-    SQLite makes the other files, with the rights that the database has.
+    SQLite creates the other files, with the permissions of the database.
 
     Raises
     ------
     NotOurs
-        One of them is not, see `files.check_file`.
+        One of them is not private, see `files.check_file`.
     OSError
-        It cannot be made.
+        It cannot be created.
     """
     create_file(path)
     for suffix in ("-wal", "-shm", "-journal"):
         check_file(path.with_name(path.name + suffix))
 
 
-class Damaged(sqlite3.DatabaseError):
-    """A database is damaged, though SQLite has not noticed."""
+class DamagedDatabase(sqlite3.DatabaseError):
+    """A database is damaged, although SQLite has not noticed."""
 
     sqlite_errorcode = sqlite3.SQLITE_CORRUPT
 
 
 def may_be_damage(error: BaseException, path: Path) -> bool:
-    """Whether an error may come from a damaged file, and not from what is around it.
+    """Whether an error may come from a damaged file, and not from its environment.
 
-    Nearly everything can: a wrong byte in a schema is a column that does not exist, or a message
-    that is no UTF-8. So whoever replaces the file looks first (`is_sound`).
+    Nearly every error can: a wrong byte in a schema looks like a column that does not exist, or
+    gives a message that is not UTF-8. So the file is checked before it is replaced (`is_sound`).
 
     Parameters
     ----------
     error
-        What SQLite or Python raised.
+        Error of SQLite or Python.
     path
         The database.
     """
     if isinstance(error, UnicodeDecodeError):
         return True
     code = getattr(error, "sqlite_errorcode", None)
-    if code is None:  # Python's own: a text that is no UTF-8
+    if code is None:  # Python's own: a text that is not UTF-8
         return isinstance(error, sqlite3.OperationalError)
-    if code == sqlite3.SQLITE_READONLY:  # the header says so, if the file system does not
+    if code == sqlite3.SQLITE_READONLY:  # it comes from the header if the file is writable
         return os.access(path, os.W_OK) and os.access(path.parent, os.W_OK | os.X_OK)
     return code == sqlite3.SQLITE_IOERR_SHORT_READ or code & 0xFF not in _NO_DAMAGE
 
@@ -114,14 +114,14 @@ _NO_DAMAGE = {
 
 
 def is_sound(connection: sqlite3.Connection, model: sqlite3.Connection) -> bool:
-    """Whether a database is consistent, can be read, and has all that it is to have.
+    """Whether a database is consistent, readable, and has all its tables.
 
     Parameters
     ----------
     connection
-        To the database.
+        Connection to the database.
     model
-        To an empty one that has the same tables.
+        Connection to an empty database with the same tables.
     """
     try:
         if connection.execute("PRAGMA integrity_check(1)").fetchone() != ("ok",):
@@ -140,7 +140,7 @@ def is_sound(connection: sqlite3.Connection, model: sqlite3.Connection) -> bool:
 
 
 def contents_of(connection: sqlite3.Connection) -> set[tuple[str, str, tuple[str, ...]]]:
-    """Return the tables of a database with their columns, and what else is in its schema."""
+    """Return the tables of a database with their columns, and the other objects of its schema."""
     select = "SELECT type, name FROM sqlite_master WHERE name NOT LIKE 'sqlite_%'"
     return {
         (kind, name, tuple(row[1] for row in connection.execute(f"PRAGMA table_info({name})")))
@@ -149,21 +149,21 @@ def contents_of(connection: sqlite3.Connection) -> set[tuple[str, str, tuple[str
 
 
 FAILURES: Final = (sqlite3.Error, UnicodeDecodeError, MemoryError)
-"""What a damaged file makes SQLite and Python raise."""
+"""Errors that SQLite and Python raise for a damaged file."""
 
 
 def log_of(path: Path) -> Path:
-    """Return where the log of a database is."""
+    """Return the path of a database's write-ahead log."""
     return path.with_name(f"{path.name}-wal")
 
 
 def index_of(path: Path) -> Path:
-    """Return where the index of a database's log is, which all who have it open share."""
+    """Return the path of the log's index, which all processes with the database open share."""
     return path.with_name(f"{path.name}-shm")
 
 
 def inode_of(path: Path) -> int:
-    """Return the number of a file, or 0 when there is none."""
+    """Return the inode number of a file, or 0 when there is none."""
     try:
         return path.stat().st_ino
     except OSError:
@@ -171,7 +171,7 @@ def inode_of(path: Path) -> int:
 
 
 def set_aside(path: Path) -> Path:
-    """Keep a damaged database under another name, with its log; return that name.
+    """Rename a damaged database and its log; return the new path.
 
     The caller holds the exclusive lock.
     """
@@ -185,7 +185,7 @@ def set_aside(path: Path) -> Path:
 
 
 def put_back(backup: Path, path: Path) -> None:
-    """Undo `set_aside`: nothing could be put in the place of what is damaged."""
+    """Undo `set_aside`, when no replacement could be created."""
     for suffix in ("", "-wal", "-shm"):
         path.with_name(path.name + suffix).unlink(missing_ok=True)
         with contextlib.suppress(FileNotFoundError):
@@ -193,11 +193,11 @@ def put_back(backup: Path, path: Path) -> None:
 
 
 def tables_of(connection: sqlite3.Connection) -> list[str]:
-    """Return the names of the tables, in the order in which they were made."""
+    """Return the names of the tables, in the order of their creation."""
     select = "SELECT name FROM sqlite_master WHERE type = 'table' AND name NOT LIKE 'sqlite_%'"
     return [name for (name,) in connection.execute(f"{select} ORDER BY rowid")]
 
 
-def readable(text: bytes) -> str:
-    """Decode a text of a database that may be damaged."""
+def decode_lossy(text: bytes) -> str:
+    """Decode a text of a database that may be damaged; invalid bytes are replaced."""
     return text.decode("utf-8", "replace")

@@ -1,9 +1,9 @@
-"""What can be read of a damaged database, page by page.
+"""Rescue of the readable rows of a damaged database, page by page.
 
-SQLite finds a row through the pages above its own, and one that is damaged hides all below it. But
-each page says what it holds, see https://www.sqlite.org/fileformat2.html: so here all pages are
-read, also those that no other one leads to, and a row belongs to the table that it has the form of.
-The damaged file is not changed.
+SQLite finds a row through the pages above its own, and a damaged page hides all pages below it. But
+each page describes its contents, see https://www.sqlite.org/fileformat2.html: so here all pages are
+read, also those that no other page refers to, and a row is assigned to the table whose columns it
+fits. The damaged file is not changed.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from pathlib import Path
 from typing import Final, TypeAlias
 
 from .log import page_bytes_of, pages_in_log
-from .recovery import readable, tables_of
-from .schema import CONSISTENT
+from .recovery import decode_lossy, tables_of
+from .schema import RESTORE_CONSISTENCY
 
 Value: TypeAlias = int | float | str | bytes | None
 Record: TypeAlias = list[Value]
@@ -31,22 +31,22 @@ _FLOAT, _ZERO, _ONE, _FIRST_BLOB = 7, 8, 9, 12
 
 
 def rescue(backup: Path, connection: sqlite3.Connection) -> int:
-    """Copy what can still be read of a damaged store of sessions; return the number of rows.
+    """Copy the readable rows of a damaged store of sessions; return their number.
 
-    A session of which only its parts are left is made anew.
+    A session of which only parts are left is created again.
 
     Parameters
     ----------
     backup
         The damaged file.
     connection
-        To the new one, which has its tables.
+        Connection to the new file, which has its tables.
     """
     connection.execute("PRAGMA foreign_keys = OFF")
     connection.execute("BEGIN IMMEDIATE")
     rescued = copy_rows(backup, connection)
     _make_sessions(connection, _names_in_indexes(backup))
-    for statement in CONSISTENT:
+    for statement in RESTORE_CONSISTENCY:
         removed = connection.execute(statement).rowcount
         rescued -= removed if statement.startswith("DELETE") else 0
     connection.execute("COMMIT")
@@ -55,14 +55,14 @@ def rescue(backup: Path, connection: sqlite3.Connection) -> int:
 
 
 def copy_rows(backup: Path, connection: sqlite3.Connection) -> int:
-    """Copy the rows that can still be read of a damaged database; return how many.
+    """Copy the readable rows of a damaged database; return their number.
 
     Parameters
     ----------
     backup
         The damaged file.
     connection
-        To the new one, which has its tables, in a transaction.
+        Connection to the new file, which has its tables, in a transaction.
     """
     copied = 0
     tables = {name: _table(connection, name) for name in tables_of(connection)}
@@ -76,7 +76,7 @@ def copy_rows(backup: Path, connection: sqlite3.Connection) -> int:
 
 
 def _make_sessions(connection: sqlite3.Connection, names: dict[Value, str]) -> None:
-    """Make the sessions anew of which there are parts, by their names where these are known."""
+    """Create the missing sessions of rescued rows again, under their names if these are known."""
     insert = "INSERT OR IGNORE INTO sessions (number, id, created, used) VALUES (?, ?, ?, ?)"
     now = time.time()
     for table, row, *_ in connection.execute("PRAGMA foreign_key_check").fetchall():
@@ -88,7 +88,7 @@ def _make_sessions(connection: sqlite3.Connection, names: dict[Value, str]) -> N
 
 
 def _names_in_indexes(backup: Path) -> dict[Value, str]:
-    """Return the names of sessions by their numbers, as the index of these names has them."""
+    """Return the names of sessions by their numbers, from the index of names."""
     pages = _Pages(backup)
     found: dict[Value, str] = {}
     for number in pages.used():
@@ -106,12 +106,12 @@ class _Table:
     name: str
     columns: list[str]
     types: list[tuple[type, ...]]
-    number: int | None  # the column that is the number of the row, and not in its record
+    number: int | None  # index of the column that is the rowid, which is not in the record
 
     def row(self, number: int, record: Record, *, is_known: bool) -> Record | None:
-        """Return a record as a row of this table, or None when it cannot be one.
+        """Return a record as a row of this table, or None when it does not fit.
 
-        A file of another version has more columns than this one, or fewer.
+        A file of another version may have more or fewer columns.
         """
         if len(record) != len(self.columns) and not is_known:
             return None
@@ -124,7 +124,7 @@ class _Table:
 
 def _table(connection: sqlite3.Connection, name: str) -> _Table:
     columns = connection.execute(f"PRAGMA table_info({name})").fetchall()
-    keys = [place for place, column in enumerate(columns) if column[5]]
+    keys = [position for position, column in enumerate(columns) if column[5]]
     is_numbered = len(keys) == 1 and columns[keys[0]][2] == "INTEGER"
     none = type(None)
     return _Table(
@@ -146,7 +146,7 @@ _TYPES: Final[dict[str, tuple[type, ...]]] = {
 
 
 def _rows(pages: _Pages, tables: dict[str, _Table]) -> Iterator[tuple[_Table, Record]]:
-    """Yield the rows of all pages: first where the schema leads to them, then what is left."""
+    """Yield the rows of all pages: first those reachable from the schema, then the others."""
     owners = dict.fromkeys(pages.leaves(1), "sqlite_schema")
     for leaf in list(owners):
         for _, record in pages.records(leaf, _TABLE_LEAF):
@@ -156,7 +156,7 @@ def _rows(pages: _Pages, tables: dict[str, _Table]) -> Iterator[tuple[_Table, Re
     for number in (*owners, *(page for page in pages.used() if page not in owners)):
         owner = owners.get(number)
         if owner is not None and owner not in tables:
-            continue  # SQLite's own
+            continue  # a table of SQLite's own
         for key, record in pages.records(number, _TABLE_LEAF):
             for table in sorted(tables.values(), key=lambda table: table.name != owner):
                 row = table.row(key, record, is_known=table.name == owner)
@@ -169,7 +169,7 @@ def _rows(pages: _Pages, tables: dict[str, _Table]) -> Iterator[tuple[_Table, Re
 
 
 class _Pages:
-    """The pages of a database, with those that only its log has.
+    """The pages of a database, including those that are only in its log.
 
     Parameters
     ----------
@@ -186,9 +186,9 @@ class _Pages:
         self._usable = self._bytes - (head[20] if head.startswith(b"SQLite format 3\0") else 0)
 
     def used(self) -> Iterator[int]:
-        """Yield the numbers of all pages but those of which SQLite knows that they are free.
+        """Yield the numbers of all pages except those in SQLite's list of free pages.
 
-        What was deleted still stands in these.
+        Free pages still contain deleted rows.
         """
         free, trunk = set(), self._number(1, 32)
         while 0 < trunk <= self._count and trunk not in free:
@@ -199,7 +199,7 @@ class _Pages:
         return (number for number in range(1, self._count + 1) if number not in free)
 
     def leaves(self, root: int) -> list[int]:
-        """Return the numbers of the pages with the rows of a table, from its root on."""
+        """Return the numbers of a table's leaf pages, given its root page."""
         found, left, seen = [], [root], set()
         while left:
             number = left.pop()
@@ -211,19 +211,19 @@ class _Pages:
                 found.append(number)
             elif page[head] == _TABLE_NODE:
                 left.append(self._number(number, head + 8))
-                left += [self._number(number, place) for place in self._cells(page, head)]
+                left += [self._number(number, offset) for offset in self._cells(page, head)]
         return found
 
     def records(self, number: int, *kinds: int) -> Iterator[tuple[int, Record]]:
-        """Yield the records of a page that is of one of some kinds, with the numbers of their rows.
+        """Yield the records of a page, if it is of one of some kinds, with their rowids.
 
-        Records of an index have 0.
+        The rowid is 0 for records of an index.
         """
         page, head = self._read(number), self._head(number)
         if page[head] in kinds:
-            for place in self._cells(page, head):
+            for offset in self._cells(page, head):
                 with contextlib.suppress(*_DAMAGED):
-                    yield self._record(page, page[head], place)
+                    yield self._record(page, page[head], offset)
 
     def _read(self, number: int) -> bytes:
         if (logged := self._logged.get(number)) is not None:
@@ -232,14 +232,14 @@ class _Pages:
             file.seek((number - 1) * self._bytes)
             return file.read(self._bytes).ljust(self._bytes, b"\0")
 
-    def _number(self, page: int, place: int) -> int:
-        """Return the number of a page that stands at a place of another one, or 0."""
-        found: int = struct.unpack_from(">I", self._read(page).ljust(place + 4, b"\0"), place)[0]
+    def _number(self, page: int, offset: int) -> int:
+        """Return the page number at an offset of a page, or 0."""
+        found: int = struct.unpack_from(">I", self._read(page).ljust(offset + 4, b"\0"), offset)[0]
         return found
 
     @staticmethod
     def _head(number: int) -> int:
-        return 100 if number == 1 else 0  # the first page begins with the head of the file
+        return 100 if number == 1 else 0  # the first page begins with the file header
 
     @staticmethod
     def _cells(page: bytes, head: int) -> list[int]:
@@ -247,26 +247,26 @@ class _Pages:
         count = min(struct.unpack_from(">H", page, head + 3)[0], (len(page) - start) // 2)
         return list(struct.unpack_from(f">{count}H", page, start))
 
-    def _record(self, page: bytes, kind: int, place: int) -> tuple[int, Record]:
-        place += 4 if kind == _INDEX_NODE else 0  # behind the number of the page below
-        size, place = _varint(page, place)
+    def _record(self, page: bytes, kind: int, offset: int) -> tuple[int, Record]:
+        offset += 4 if kind == _INDEX_NODE else 0  # after the number of the child page
+        size, offset = _varint(page, offset)
         key = 0
         if kind == _TABLE_LEAF:
-            key, place = _varint(page, place)
+            key, offset = _varint(page, offset)
         if size > self._count * self._bytes:
             raise ValueError
-        return key, _decode(self._payload(page, place, size, is_index=kind != _TABLE_LEAF))
+        return key, _decode(self._payload(page, offset, size, is_index=kind != _TABLE_LEAF))
 
-    def _payload(self, page: bytes, place: int, size: int, *, is_index: bool) -> bytes:
-        """Return what stands at a place of a page, and what of it flows over into other pages."""
+    def _payload(self, page: bytes, offset: int, size: int, *, is_index: bool) -> bytes:
+        """Return the payload at an offset of a page, with its overflow pages."""
         least = (self._usable - 12) * 32 // 255 - 23
         most = (self._usable - 12) * 64 // 255 - 23 if is_index else self._usable - 35
         here = size
         if size > most:
             here = least + (size - least) % (self._usable - 4)
             here = here if here <= most else least
-        payload = bytearray(page[place : place + here])
-        following = page[place + here : place + here + 4]
+        payload = bytearray(page[offset : offset + here])
+        following = page[offset + here : offset + here + 4]
         while len(payload) < size:
             (number,) = struct.unpack(">I", following)
             if not 0 < number <= self._count:
@@ -278,26 +278,26 @@ class _Pages:
 
 
 def _decode(payload: bytes) -> Record:
-    """Return the values of a record."""
-    end, place = _varint(payload, 0)
+    """Decode the values of a record."""
+    end, offset = _varint(payload, 0)
     kinds, values = [], []
-    while place < end:
-        kind, place = _varint(payload, place)
+    while offset < end:
+        kind, offset = _varint(payload, offset)
         kinds.append(kind)
     for kind in kinds:
         size = _INTEGERS.get(kind, 8 if kind == _FLOAT else 0)
         if kind >= _FIRST_BLOB:
             size = (kind - _FIRST_BLOB) // 2
-        values.append(_value(kind, payload[place : place + size]))
-        place += size
-    if place != len(payload):
+        values.append(_value(kind, payload[offset : offset + size]))
+        offset += size
+    if offset != len(payload):
         raise ValueError
     return values
 
 
 def _value(kind: int, content: bytes) -> Value:
     if kind >= _FIRST_BLOB:
-        return readable(content) if kind % 2 else content
+        return decode_lossy(content) if kind % 2 else content
     if kind in _INTEGERS:
         return int.from_bytes(content, "big", signed=True)
     if kind == _FLOAT:
@@ -306,14 +306,14 @@ def _value(kind: int, content: bytes) -> Value:
     return {0: None, _ZERO: 0, _ONE: 1}[kind]
 
 
-def _varint(content: bytes, place: int) -> tuple[int, int]:
-    """Return a number of one to nine bytes, and the place behind it."""
+def _varint(content: bytes, offset: int) -> tuple[int, int]:
+    """Decode a number of one to nine bytes; return it and the offset after it."""
     found = 0
     for _ in range(8):
-        byte = content[place]
-        place += 1
+        byte = content[offset]
+        offset += 1
         found = found << 7 | byte & 0x7F
         if byte < 0x80:
-            return found, place
-    found = found << 8 | content[place]
-    return (found - (1 << 64) if found >> 63 else found), place + 1
+            return found, offset
+    found = found << 8 | content[offset]
+    return (found - (1 << 64) if found >> 63 else found), offset + 1

@@ -1,10 +1,10 @@
-"""The tables of sessions, and how older files become like these.
+"""The schema of the sessions' database, and its migrations.
 
-A value is stored once, in the row of ``changes`` that brought it. A variable names the row of its
-present value, and each row the one before it: that chain is the history, and needs no index, which
-would cost each write a page more. ``revision`` grows with each change of any session and is not
-used again, so whoever watches knows where it was: the row with the highest one is never deleted
-before there is a higher one.
+A value is stored once, in the row of ``changes`` that set it. A variable refers to the row of its
+present value, and each row to the one before it: that chain is the history, and needs no index,
+which would cost each write another page. ``revision`` grows with each change of any session and is
+never reused, so a watcher can continue where it was: the row with the highest revision is never
+deleted before there is a higher one.
 
 A new value is inserted into ``writes``: one statement, and so one transaction, that checks the
 version and the lock, and adds to the history.
@@ -16,7 +16,7 @@ import sqlite3
 from typing import Final
 
 GLOBAL: Final = 0
-"""Number of the session of what belongs to none: the global programs."""
+"""Number of the pseudo-session that owns the global programs."""
 
 _NOW: Final = (
     "CAST((julianday('now') - 2440587.5) * 86400000 AS INTEGER) * 1000 + abs(random() % 1000)"
@@ -128,8 +128,8 @@ _FIRST = (
     "CREATE INDEX programs_expire ON programs (expires)",
     f"INSERT INTO sessions (number, id, created, used) VALUES ({GLOBAL}, '', 0, 0)",  # noqa: S608 - constants
     "INSERT INTO totals (name, count) VALUES ('sessions', 0)",
-    # Numbers of sessions and revisions go on from the clock. Else, when the file is lost and made
-    # anew, who has an old session in hand would find in it the one that got the same number.
+    # Numbers of sessions and revisions start from the clock. Otherwise, when the file is lost and
+    # created again, the handle of an old session would refer to a new one with the same number.
     f"UPDATE sqlite_sequence SET seq = {_NOW} WHERE name = 'sessions'",  # noqa: S608 - constants
     f"""
     INSERT INTO changes (revision, session, variable, name, kind, version, source, time)
@@ -137,7 +137,7 @@ _FIRST = (
     """,  # noqa: S608 - constants
 )
 
-CONSISTENT: Final = (
+RESTORE_CONSISTENCY: Final = (
     """
     UPDATE variables SET (revision, version, size) =
             (SELECT revision, version, length(value) FROM changes
@@ -155,20 +155,20 @@ CONSISTENT: Final = (
         WHERE name = 'sessions'
     """,  # noqa: S608 - constants
 )
-"""What makes of rows that were rescued a sound whole: a variable has the last value that is left of
-it, and there is no value without a variable."""
+"""Statements that make rescued rows consistent: a variable gets the last value that is left of it,
+and no value is without a variable."""
 
 _MAJOR = 1000
 
 MIGRATIONS: Final[dict[int, tuple[str, ...]]] = {1 * _MAJOR: _FIRST}
-"""Statements by the version that they lead to. A version of the same thousand can be used by all
-programs that know an earlier one of it: it has only added something."""
+"""Statements by the version that they migrate to. A version of the same thousand can be used by
+programs that know only an earlier one of it: it has only added something."""
 
 VERSION: Final = max(MIGRATIONS)
 
 
 def build(connection: sqlite3.Connection, found: int = 0) -> None:
-    """Make the tables, or what a file of an earlier version has not got of them."""
+    """Create the tables, or migrate those of an earlier version."""
     for number, statements in MIGRATIONS.items():
         if number > found:
             for statement in statements:
@@ -181,5 +181,5 @@ def is_compatible(version: int) -> bool:
 
 
 def is_plausible(version: int) -> bool:
-    """Whether a program may soon write such a version; else the number in a file is damaged."""
+    """Whether a near-future release may write such a version; else the number is damaged."""
     return 0 <= version // _MAJOR - VERSION // _MAJOR < 3

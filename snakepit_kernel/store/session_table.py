@@ -1,4 +1,4 @@
-"""The rows of sessions: who exists, until when, and what people noted about them."""
+"""The table of sessions: their expiry, metadata and host tools."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from dataclasses import dataclass
 
 from ..errors import QuotaExceeded, SessionNotFound, StoreError
 from .database import Database, Row
-from .recovery import Damaged
+from .recovery import DamagedDatabase
 from .schema import GLOBAL
 from .variable_table import forget_session
 
-SLACK = 0.05
-"""Part of a time to live by which a session may live longer: what its use need not write down."""
+TTL_SLACK = 0.05
+"""Part of a time to live by which a session may live longer, so that not each use is written."""
 
-MOST_TRIES = 1000
-"""How often a session is looked for that others make and delete."""
+MAX_OPEN_ATTEMPTS = 1000
+"""Attempts to open a session that others create and delete at the same time."""
 
 SWEEP_BATCH = 200
 """Sessions that one transaction deletes, so that other writers get their turn."""
@@ -26,20 +26,20 @@ SWEEP_BATCH = 200
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SessionRow:
-    """A session as it is written down.
+    """The row of a session.
 
     Attributes
     ----------
     number
-        Never used again: a session of the same name that is made later has another one.
+        Never reused: a later session of the same name has another one.
     id
         Its name.
     created, used
         Seconds since the epoch; ``used`` is late by at most a twentieth of ``ttl``.
     ttl
-        Seconds that it lives without being used; None for ever.
+        Seconds that it lives without being used; None for no limit.
     expires
-        Seconds since the epoch at which it is over unless it is used; None for never.
+        Seconds since the epoch at which it expires unless it is used; None for never.
     """
 
     number: int
@@ -59,9 +59,9 @@ class SessionSummary:
     session
         The session.
     variables, programs
-        How many it has.
+        Number of its variables and programs.
     size_bytes
-        What their present values take.
+        Total size of their present values.
     """
 
     session: SessionRow
@@ -74,19 +74,19 @@ _COLUMNS = "number, id, created, used, ttl, expires"
 
 
 class SessionTable:
-    """Sessions in a database.
+    """The table of sessions.
 
     Parameters
     ----------
     database
-        Where they are.
+        The database.
     """
 
     def __init__(self, database: Database) -> None:
         self._database = database
 
     def find(self, session_id: str) -> SessionRow | None:
-        """Return a session that exists and has not expired."""
+        """Return a session, or None if it does not exist or has expired."""
         rows = self._database.read(
             f"SELECT {_COLUMNS} FROM sessions WHERE id = ? AND number <> {GLOBAL}",  # noqa: S608 - constants
             (session_id,),
@@ -97,33 +97,33 @@ class SessionTable:
     def open(
         self, session_id: str, *, ttl: float | None, change_ttl: bool, max_sessions: int
     ) -> tuple[SessionRow, bool]:
-        """Return a session; make it if there is none. Also say whether it was made.
+        """Return a session, created if there is none, and whether it was created.
 
         Parameters
         ----------
         session_id
             Its name.
         ttl
-            Seconds that it shall live without being used; None for ever.
+            Seconds that it lives without being used; None for no limit.
         change_ttl
-            Whether that is meant for a session that exists, too.
+            Whether to change that of an existing session, too.
         max_sessions
-            How many there may be. One that exists can always be opened.
+            Maximum number of sessions. An existing one can always be opened.
 
         Raises
         ------
         QuotaExceeded
-            There are as many already.
+            The maximum number of sessions is reached.
         """
-        self._database.look()
-        for _ in range(MOST_TRIES):
+        self._database.refresh()
+        for _ in range(MAX_OPEN_ATTEMPTS):
             found = self.find(session_id)
             if found is None:
-                made = self._make(session_id, ttl, max_sessions)
+                made = self._create(session_id, ttl, max_sessions)
                 if made is not None:
                     return made, True
-                continue  # somebody else was faster
-            with contextlib.suppress(SessionNotFound):  # it ended in this moment
+                continue  # another process was faster
+            with contextlib.suppress(SessionNotFound):  # it ended at this moment
                 if change_ttl and found.ttl != ttl:
                     return self._change_ttl(found, ttl), False
                 return self.touch(found), False
@@ -133,10 +133,10 @@ class SessionTable:
             "use another name, and see what snakepit doctor says",
         )
 
-    def _make(self, session_id: str, ttl: float | None, max_sessions: int) -> SessionRow | None:
-        """Add a session; return None when there is one."""
+    def _create(self, session_id: str, ttl: float | None, max_sessions: int) -> SessionRow | None:
+        """Add a session; return None when it exists already."""
         now = time.time()
-        expires = None if ttl is None else now + ttl * (1 + SLACK)
+        expires = None if ttl is None else now + ttl * (1 + TTL_SLACK)
 
         def make(connection: sqlite3.Connection) -> SessionRow | None:
             select = f"SELECT {_COLUMNS} FROM sessions WHERE id = ?"  # noqa: S608 - constants
@@ -147,7 +147,7 @@ class SessionTable:
                 _delete(connection, [rows[0][0]])
                 _count_one(connection, None)
             elif not _count_one(connection, max_sessions):
-                _delete(connection, _expired(connection, now))  # nobody has swept them yet
+                _delete(connection, _expired(connection, now))  # those not swept yet
                 if not _count_one(connection, max_sessions):
                     raise QuotaExceeded("sessions", max_sessions, "delete some, or let them expire")
             insert = "INSERT INTO sessions (id, created, used, ttl, expires) VALUES (?, ?, ?, ?, ?)"
@@ -155,14 +155,14 @@ class SessionTable:
                 (made,) = connection.execute(
                     f"{insert} RETURNING {_COLUMNS}", (session_id, now, now, ttl, expires)
                 ).fetchall()
-            except sqlite3.IntegrityError as error:  # we have looked: there is none of that name
-                raise Damaged(str(error)) from error
+            except sqlite3.IntegrityError as error:  # though no session of that name was found
+                raise DamagedDatabase(str(error)) from error
             return _session(made)
 
         return self._database.transaction(make)
 
     def touch(self, row: SessionRow) -> SessionRow:
-        """Note that a session is used, if that has to be written down; return it as it is then.
+        """Refresh the expiry of a session, if that is due; return its present row.
 
         Raises
         ------
@@ -170,17 +170,17 @@ class SessionTable:
             It has expired, or was deleted.
         """
         now = time.time()
-        if row.ttl is None or now - row.used < row.ttl * SLACK:
+        if row.ttl is None or now - row.used < row.ttl * TTL_SLACK:
             return row
         update = (
-            f"UPDATE sessions SET used = ?, expires = ? + ttl * {1 + SLACK}"  # noqa: S608 - constants
+            f"UPDATE sessions SET used = ?, expires = ? + ttl * {1 + TTL_SLACK}"  # noqa: S608 - constants
             f" WHERE number = ? AND (expires IS NULL OR expires > ?) RETURNING {_COLUMNS}"
         )
         return self._update(row, update, (now, now, row.number, now))
 
     def _change_ttl(self, row: SessionRow, ttl: float | None) -> SessionRow:
         now = time.time()
-        expires = None if ttl is None else now + ttl * (1 + SLACK)
+        expires = None if ttl is None else now + ttl * (1 + TTL_SLACK)
         update = (
             "UPDATE sessions SET used = ?, ttl = ?, expires = ?"  # noqa: S608 - constants
             f" WHERE number = ? RETURNING {_COLUMNS}"
@@ -195,8 +195,8 @@ class SessionTable:
             raise SessionNotFound(row.id)
         return _session(updated[0])
 
-    def again(self, row: SessionRow) -> SessionRow:
-        """Return a session as it is now.
+    def reload(self, row: SessionRow) -> SessionRow:
+        """Return the present row of a session.
 
         Raises
         ------
@@ -210,21 +210,21 @@ class SessionTable:
         return rows[0]
 
     def exists(self, number: int) -> bool:
-        """Whether a session is still there and has not expired."""
+        """Whether a session still exists and has not expired."""
         rows = self._database.read("SELECT expires FROM sessions WHERE number = ?", (number,))
         return bool(rows) and (rows[0][0] is None or rows[0][0] > time.time())
 
     def delete(self, number: int) -> bool:
-        """Delete a session and everything in it; say whether it was there."""
+        """Delete a session and everything in it; return whether it existed."""
         return self._database.transaction(lambda connection: _delete(connection, [number])) > 0
 
     def expired(self) -> list[SessionRow]:
-        """Return what has expired and was not deleted yet."""
+        """Return the expired sessions that were not deleted yet."""
         select = f"SELECT {_COLUMNS} FROM sessions WHERE expires <= ?"  # noqa: S608 - constants
         return [_session(row) for row in self._database.read(select, (time.time(),))]
 
     def sweep(self) -> list[SessionRow]:
-        """Delete what has expired; return it."""
+        """Delete the expired sessions; return them."""
         swept: list[SessionRow] = []
         select = f"SELECT {_COLUMNS} FROM sessions WHERE expires <= ? LIMIT {SWEEP_BATCH}"  # noqa: S608 - constants
 
@@ -240,8 +240,8 @@ class SessionTable:
         return swept
 
     def all(self) -> list[SessionSummary]:
-        """Return every session that has not expired, the one used last first."""
-        pages = self._database.read_gently(_SUMMARIES, (time.time(),))
+        """Return every session that has not expired, the most recently used first."""
+        pages = self._database.read_paged(_SUMMARIES, (time.time(),))
         return [
             SessionSummary(
                 session=_session(row[:6]),
@@ -254,18 +254,18 @@ class SessionTable:
         ]
 
     def count(self) -> int:
-        """Return how many sessions there are, those that have expired and were not swept too."""
+        """Return the number of sessions, including expired ones that were not swept yet."""
         return int(self._database.read("SELECT count FROM totals WHERE name = 'sessions'")[0][0])
 
     # -- metadata ------------------------------------------------------------------------------
 
     def metadata(self, number: int) -> list[tuple[str, bytes]]:
-        """Return the names and values that were noted about a session."""
+        """Return the metadata of a session, as names and values."""
         select = "SELECT name, value FROM metadata WHERE session = ? ORDER BY name"
         return [(name, value) for name, value in self._database.read(select, (number,))]
 
-    def note(self, number: int, name: str, value: bytes) -> bool:
-        """Note a value about a session; say whether that is still there."""
+    def set_metadata(self, number: int, name: str, value: bytes) -> bool:
+        """Set a metadata value of a session; return False if the session is gone."""
         insert = (
             "INSERT INTO metadata (session, name, value)"
             " SELECT number, ?, ? FROM sessions WHERE number = ?"
@@ -273,8 +273,8 @@ class SessionTable:
         )
         return self._database.write(insert, (name, value, number)) > 0
 
-    def unnote(self, number: int, name: str) -> bool:
-        """Delete what was noted; say whether it was there."""
+    def delete_metadata(self, number: int, name: str) -> bool:
+        """Delete a metadata value; return whether it existed."""
         delete = "DELETE FROM metadata WHERE session = ? AND name = ?"
         return self._database.write(delete, (number, name)) > 0
 
@@ -286,7 +286,7 @@ class SessionTable:
         return [name for (name,) in self._database.read(select, (number,))]
 
     def add_host_tool(self, number: int, name: str) -> None:
-        """Remember that a session has a host tool."""
+        """Store that a session has a host tool."""
         insert = (
             "INSERT INTO host_tools (session, name) SELECT number, ? FROM sessions"
             " WHERE number = ? ON CONFLICT (session, name) DO NOTHING"
@@ -324,7 +324,7 @@ def _is_over(row: SessionRow, now: float) -> bool:
 
 
 def _count_one(connection: sqlite3.Connection, limit: int | None) -> bool:
-    """Count one session more, unless there are as many as may be."""
+    """Increment the number of sessions; return False if the limit is reached."""
     update = "UPDATE totals SET count = count + 1 WHERE name = 'sessions'"
     if limit is None:
         return connection.execute(update).rowcount > 0
@@ -352,7 +352,7 @@ def _delete(connection: sqlite3.Connection, numbers: Sequence[int]) -> int:
 
 
 def copy_session(connection: sqlite3.Connection, number: int, target: int) -> None:
-    """Give a session the variables, without their past, metadata and host tools of another."""
+    """Copy the variables, without history, metadata and host tools of a session to another one."""
     now = time.time()
     (last,) = connection.execute("SELECT max(revision) FROM changes").fetchone()
     connection.execute(

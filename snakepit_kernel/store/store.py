@@ -1,4 +1,4 @@
-"""The store: one database, its tables, and who shares them in this process."""
+"""The store: one database and its tables, shared within this process."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from .session_table import SessionRow, SessionTable, copy_session
 from .variable_table import VariableTable
 
 SWEEP_INTERVAL = 60.0
-"""Seconds between looks for what has expired."""
+"""Seconds between sweeps for expired rows."""
 
 FILE_NAME = "sessions.sqlite"
 
@@ -27,21 +27,21 @@ FILE_NAME = "sessions.sqlite"
 class Store:
     """Sessions, variables and programs, durable beyond every process.
 
-    Another back end is another class with these attributes.
+    Another back end would be another class with these attributes.
 
     Parameters
     ----------
     path
-        The database file. Large programs lie in a folder beside it.
+        The database file. Large programs are in a folder next to it.
 
     Attributes
     ----------
     sessions, variables, programs
         The tables.
     hub
-        Tells of changes.
+        Notifies listeners of changes.
     reads
-        How often this process has read each variable, by the number of its session.
+        Number of reads of each variable by this process, by the number of its session.
     is_closed
         Whether it was closed.
     """
@@ -65,7 +65,7 @@ class Store:
         return f"<Store {str(self.path)!r}>"
 
     def sweep(self) -> list[SessionRow]:
-        """Delete what has expired; return the sessions among it."""
+        """Delete everything that has expired; return the deleted sessions."""
         self._swept = time.monotonic()
         files = {row.number: self.programs.files_of(row.number) for row in self.sessions.expired()}
         swept = self.sessions.sweep()
@@ -77,11 +77,11 @@ class Store:
         return swept
 
     def sweep_if_due(self) -> list[SessionRow]:
-        """Do the same, once in a while."""
+        """Do the same, at most once in `SWEEP_INTERVAL`."""
         return self.sweep() if time.monotonic() - self._swept > SWEEP_INTERVAL else []
 
     def delete_session(self, number: int) -> bool:
-        """Delete a session with everything in it; say whether it was there."""
+        """Delete a session with everything in it; return whether it existed."""
         files = self.programs.files_of(number)
         was_there = self.sessions.delete(number)
         if was_there:
@@ -90,21 +90,21 @@ class Store:
         return was_there
 
     def copy_session(self, number: int, target: int) -> None:
-        """Give a session what another one has: variables without their past, and the rest."""
+        """Copy the contents of a session to another one; variables without their history."""
         self._database.transaction(lambda connection: copy_session(connection, number, target))
         self.programs.copy(number, target)
 
     def check(self) -> list[str]:
-        """Return what is wrong with the file, one line each; nothing when it is sound."""
+        """Return the file's defects, one line each; an empty list when it is intact."""
         return self._database.check()
 
     def rest(self) -> None:
-        """Close what is open and not in use; the next use opens it again."""
-        self._database.settle()
-        self._database.rest()
+        """Close idle connections; the next use opens the file again."""
+        self._database.checkpoint()
+        self._database.close_idle()
 
     def close(self) -> None:
-        """Close the database; a later use is an error. Who opens it again gets another one."""
+        """Close the database; a later use is an error. `open_store` then returns a new one."""
         self.is_closed = True
         self._database.close()
 
@@ -114,7 +114,7 @@ _opening = Lock()
 
 
 def open_store(where: str | os.PathLike[str] | Store | None = None) -> Store:
-    """Return a store; all who name the same file share one.
+    """Return the store of a file; callers that name the same file share one.
 
     Parameters
     ----------
@@ -124,9 +124,9 @@ def open_store(where: str | os.PathLike[str] | Store | None = None) -> Store:
     Raises
     ------
     TypeError, ValueError
-        It is no path, or a kind of database that is not known.
+        It is not a path, or an unknown kind of database.
     StoreError
-        Its directory cannot be made, or not be used.
+        Its directory cannot be created or used.
     """
     if isinstance(where, Store):
         return where
@@ -149,7 +149,7 @@ def _default_path() -> Path:
 def check_store(
     where: str | os.PathLike[str] | Store | None,
 ) -> str | os.PathLike[str] | Store | None:
-    """Return what names a store, without opening it. Errors are those of `open_store`."""
+    """Validate the argument of `open_store`, without opening the store; raise the same errors."""
     if where is None or isinstance(where, Store):
         return where
     return _path_of(where)
@@ -167,17 +167,17 @@ def _path_of(where: str | os.PathLike[str]) -> Path:
     path = Path(rest.removeprefix("/") if separator else text)
     if separator and rest.startswith("//"):
         path = Path(rest[1:])
-    if not path.name or os.path.isdir(path):  # noqa: PTH112 - false where it may not be looked at
+    if not path.name or os.path.isdir(path):  # noqa: PTH112 - false where it is not accessible
         msg = f"store {text!r} is not the path of a file"
         raise ValueError(msg)
     return path.absolute()
 
 
-def _leave_to_the_parent() -> None:
+def _after_fork_in_child() -> None:
     global _opening  # noqa: PLW0603 - another thread of the parent may hold it
     _opening = Lock()
     for store in list(_stores.values()):
-        store.hub.forget()
+        store.hub.after_fork_in_child()
 
 
-os.register_at_fork(after_in_child=_leave_to_the_parent)
+os.register_at_fork(after_in_child=_after_fork_in_child)

@@ -1,4 +1,4 @@
-"""The rows of variables. Values are bytes here; what they mean is for others to know."""
+"""The table of variables and of their changes; values are opaque bytes here."""
 
 from __future__ import annotations
 
@@ -20,35 +20,35 @@ from ..errors import (
 )
 from .database import Database, Row
 
-Kind = Literal["registered", "updated", "deleted", "rolled back"]
+ChangeKind = Literal["registered", "updated", "deleted", "rolled back"]
 Key = str | int
 """A variable's name, or its id."""
 
 HISTORY_VERSIONS = 100
-"""Values of a variable that are kept, the present one included."""
+"""Number of values in a variable's history, including the present one."""
 
 HISTORY_BYTES = 8 * 1024 * 1024
-"""What they may take together; the present one and the one before are kept in any case."""
+"""Maximum total size of a history; the last two values are kept in any case."""
 
 PRUNE_AFTER_VERSIONS = 100
 PRUNE_AFTER_BYTES = HISTORY_BYTES // 4
-"""What one process writes of a variable before it cuts the history."""
+"""Values and bytes that one process writes to a variable before it prunes the history."""
 
 TOMBSTONE_SECONDS = 3600.0
-"""Time for which it is remembered that a variable was deleted, for those who watch."""
+"""Seconds for which the deletion of a variable stays recorded, for watchers."""
 
-_MANY = 500
-"""Parameters that one statement may have, with room to spare below every limit."""
+_MAX_PARAMETERS = 500
+"""Parameters of one statement, well below every limit."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class VariableRow:
-    """A variable as it is written down.
+    """The row of a variable.
 
     Attributes
     ----------
     id
-        Never used again.
+        Never reused.
     name, type, description
         As they were registered.
     constraints, metadata
@@ -56,13 +56,13 @@ class VariableRow:
     created, updated
         Seconds since the epoch.
     version
-        Counts its values, from 1.
+        Number of its values so far, from 1.
     locked
         Why it must not be changed; None when it may.
     value
         Its value.
     source
-        Who set that.
+        Who set the value.
     """
 
     id: int
@@ -91,8 +91,8 @@ class NewVariable:
     value: bytes
     version: int = 1
 
-    def is_the_same_as(self, type_name: str, constraints: str) -> bool:
-        """Whether what is there already is what is to be added."""
+    def is_same_as(self, type_name: str, constraints: str) -> bool:
+        """Whether an existing variable has the same type and constraints."""
         if self.type != type_name or self.constraints == constraints:
             return self.type == type_name
         try:
@@ -102,25 +102,25 @@ class NewVariable:
 
 
 class Update(NamedTuple):
-    """A new value for a variable; a tuple, which is made five times faster than a dataclass.
+    """A new value for a variable; a tuple, which is created five times faster than a dataclass.
 
     Attributes
     ----------
     id, name
-        Which it is. The id stands for its type and constraints, too: these never change.
+        The variable. The id implies its type and constraints, which never change.
     value
         The value.
     version
         The version that the variable must have; None for any.
     kind
-        What is remembered of the change.
+        Kind of the change in the history.
     """
 
     id: int
     name: str
     value: bytes
     version: int | None = None
-    kind: Kind = "updated"
+    kind: ChangeKind = "updated"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -134,15 +134,15 @@ class ChangeRow:
     variable
         Id of the variable.
     value
-        The value since then; None when it was deleted.
+        The new value; None when the variable was deleted.
     type
-        Type of the variable; empty when that was deleted since.
+        Type of the variable; empty when it has been deleted since.
     """
 
     revision: int
     variable: int
     name: str
-    kind: Kind
+    kind: ChangeKind
     version: int
     value: bytes | None
     source: str
@@ -171,35 +171,35 @@ _PAST = """
 """
 _PAST_OF_ONE = _PAST.format(which="v.id = ? AND v.session = ?")
 _PAST_OF_ALL = _PAST.format(which="v.session = ?")
-_CUT = (
+_PRUNE = (
     f"{_PAST_OF_ONE} DELETE FROM changes WHERE revision IN"  # noqa: S608 - constants
     " (SELECT revision FROM past ORDER BY revision DESC LIMIT 1000000 OFFSET ?)"
 )
-_ADD = (
+_INSERT_CHANGE = (
     "INSERT INTO changes (previous, session, variable, name, kind, version, value, source, time)"
     " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)"
 )
-_WRITE = (
+_INSERT_VALUE = (
     "INSERT INTO writes (variable, session, kind, value, source, time, expected)"
     " VALUES (?, ?, ?, ?, ?, ?, ?)"
 )
 
 
 class VariableTable:
-    """Variables in a database.
+    """The table of variables.
 
-    Every method takes the number of a session first; nothing reaches beyond that session.
+    Every method takes the number of a session first, and affects only that session.
 
     Parameters
     ----------
     database
-        Where they are.
+        The database.
     """
 
     def __init__(self, database: Database) -> None:
         self._database = database
         self._read = database.read
-        self._written: dict[int, tuple[int, int]] = {}  # since the history was cut
+        self._written_since_prune: dict[int, tuple[int, int]] = {}  # since the history was cut
 
     # -- reading -------------------------------------------------------------------------------
 
@@ -212,12 +212,12 @@ class VariableTable:
         return rows[0] if rows else None
 
     def find(self, session: int, keys: Sequence[Key]) -> list[VariableRow]:
-        """Return variables by name or id, oldest first; what does not exist is missing."""
+        """Return variables by name or id, oldest first; unknown ones are left out."""
         found: list[VariableRow] = []
         for kind, column in ((str, "name"), (int, "id")):
-            wanted = [key for key in keys if isinstance(key, kind) and _can_be(key)]
-            for begin in range(0, len(wanted), _MANY):
-                part = wanted[begin : begin + _MANY]
+            wanted = [key for key in keys if isinstance(key, kind) and _is_possible_key(key)]
+            for begin in range(0, len(wanted), _MAX_PARAMETERS):
+                part = wanted[begin : begin + _MAX_PARAMETERS]
                 marks = ", ".join("?" * len(part))
                 select = f"SELECT {_COLUMNS} {_PRESENT} WHERE v.session = ? AND v.{column}"
                 found += map(_variable, self._read(f"{select} IN ({marks})", (session, *part)))
@@ -232,10 +232,10 @@ class VariableTable:
         """Whether there is a variable of that name or id."""
         column = "name" if isinstance(key, str) else "id"
         select = f"SELECT 1 FROM variables WHERE session = ? AND {column} = ?"  # noqa: S608 - constants
-        return _can_be(key) and bool(self._read(select, (session, key)))
+        return _is_possible_key(key) and bool(self._read(select, (session, key)))
 
     def count(self, session: int) -> int:
-        """Return how many there are."""
+        """Return the number of variables."""
         select = "SELECT count(*) FROM variables WHERE session = ?"
         return int(self._read(select, (session,))[0][0])
 
@@ -245,7 +245,7 @@ class VariableTable:
         return self._read(select, (session,))
 
     def history(self, session: int, variable: int) -> list[ChangeRow]:
-        """Return the values that a variable had, the present one last."""
+        """Return the changes of a variable, the present value last."""
         select = (
             f"{_PAST_OF_ONE} {_CHANGES}"  # noqa: S608 - constants
             " WHERE c.revision IN (SELECT revision FROM past) ORDER BY c.revision"
@@ -253,12 +253,12 @@ class VariableTable:
         return [_change(row) for row in self._read(select, (variable, session))]
 
     def revision(self) -> int:
-        """Return the number of the last change of all."""
+        """Return the revision of the last change of any session."""
         select = "SELECT max(revision) FROM changes"
         return int(self._read(select)[0][0] or 0)
 
     def changes(self, session: int, after: int, limit: int) -> list[ChangeRow]:
-        """Return the changes of a session behind a revision, in their order."""
+        """Return the changes of a session after a revision, in order."""
         select = f"{_CHANGES} WHERE c.revision > ? AND c.session = ? ORDER BY c.revision LIMIT ?"
         return [_change(row) for row in self._read(select, (after, session, limit))]
 
@@ -271,19 +271,19 @@ class VariableTable:
         source: str,
         updates: Sequence[Update] = (),
     ) -> dict[str, int]:
-        """Add variables, all or none; return the ids of those that were not there already.
+        """Add variables, all or none; return the ids of those that did not exist before.
 
         Parameters
         ----------
         session, variables, source
-            What is added, where, and by whom.
+            The session, the new variables, and who adds them.
         updates
-            New values of other variables, which are part of the same transaction.
+            New values of other variables, in the same transaction.
 
         Raises
         ------
         VariableDiffers
-            One of them is there as something else; nothing was changed.
+            One of them exists with another type or constraints; nothing was changed.
         """
         now = time.time()
         insert = (
@@ -304,54 +304,54 @@ class VariableTable:
                 if made:
                     added[new.name] = made[0][0]
                     change = (None, session, made[0][0], new.name, "registered", new.version)
-                    cursor = connection.execute(_ADD, (*change, new.value, source, now))
+                    cursor = connection.execute(_INSERT_CHANGE, (*change, new.value, source, now))
                     connection.execute(
                         "UPDATE variables SET revision = ? WHERE id = ?",
                         (cursor.lastrowid, made[0][0]),
                     )
                     continue
                 for found in connection.execute(present, (session, new.name)).fetchall():
-                    if not new.is_the_same_as(*found):
+                    if not new.is_same_as(*found):
                         raise VariableDiffers(new.name, *found)
             for update in updates:
                 try:
-                    connection.execute(_WRITE, _parameters(session, update, source))
+                    connection.execute(_INSERT_VALUE, _parameters(session, update, source))
                 except sqlite3.IntegrityError:
-                    raise _why_not(connection, session, update) from None
+                    raise _refusal_error(connection, session, update) from None
             return added
 
         return self._database.transaction(add)
 
     def set(self, session: int, update: Update, source: str) -> None:
-        """Give a variable a value.
+        """Set the value of a variable.
 
         Raises
         ------
         VariableNotFound, VariableLocked, VersionConflict
-            It cannot have that; nothing was changed.
+            The value was refused; nothing was changed.
         """
         try:
-            self._database.write(_WRITE, _parameters(session, update, source))
+            self._database.write(_INSERT_VALUE, _parameters(session, update, source))
         except sqlite3.IntegrityError:
-            raise self._why_not(session, update) from None
-        self._note(session, [update])
+            raise self._refusal_error(session, update) from None
+        self._prune_if_due(session, [update])
 
     def set_many(
         self, session: int, updates: Sequence[Update], source: str, *, atomic: bool
     ) -> tuple[dict[str, int], dict[str, SnakepitError]]:
-        """Give variables values in one transaction; return new versions, and what went wrong.
+        """Set variables in one transaction; return the new versions, and errors by name.
 
         Parameters
         ----------
         session, updates, source
             As for `set`.
         atomic
-            Whether nothing is done when something goes wrong.
+            Whether an error rolls back all updates.
         """
         rows = [_parameters(session, update, source) for update in updates]
 
         def set_all(connection: sqlite3.Connection) -> dict[str, int]:
-            connection.executemany(_WRITE, rows)
+            connection.executemany(_INSERT_VALUE, rows)
             return _versions(connection, session, updates)
 
         try:
@@ -360,38 +360,40 @@ class VariableTable:
             versions, errors = self._set_each(session, updates, rows, atomic)
         else:
             errors = {}
-        self._note(session, [update for update in updates if update.name in versions])
+        self._prune_if_due(session, [update for update in updates if update.name in versions])
         return versions, errors
 
     def _set_each(
         self, session: int, updates: Sequence[Update], rows: Sequence[Row], atomic: bool
     ) -> tuple[dict[str, int], dict[str, SnakepitError]]:
-        """Do that one by one, to see what goes wrong."""
+        """Set variables one by one, to find out which are refused."""
         errors: dict[str, SnakepitError] = {}
 
         def set_each(connection: sqlite3.Connection) -> dict[str, int]:
             errors.clear()
             for update, row in zip(updates, rows, strict=True):
                 try:
-                    connection.execute(_WRITE, row)
+                    connection.execute(_INSERT_VALUE, row)
                 except sqlite3.IntegrityError:
-                    errors[update.name] = _why_not(connection, session, update)
+                    errors[update.name] = _refusal_error(connection, session, update)
             if atomic and errors:
-                raise _Undone
+                raise _RolledBack
             good = [update for update in updates if update.name not in errors]
             return _versions(connection, session, good)
 
         try:
             return self._database.transaction(set_each), errors
-        except _Undone:
+        except _RolledBack:
             return {}, errors
 
-    def _why_not(self, session: int, update: Update) -> SnakepitError:
-        return self._database.transaction(lambda connection: _why_not(connection, session, update))
+    def _refusal_error(self, session: int, update: Update) -> SnakepitError:
+        return self._database.transaction(
+            lambda connection: _refusal_error(connection, session, update)
+        )
 
-    def _note(self, session: int, updates: Sequence[Update]) -> None:
-        """Cut the history of variables, once in a while."""
-        written = self._written
+    def _prune_if_due(self, session: int, updates: Sequence[Update]) -> None:
+        """Prune the histories of variables for which enough was written since the last time."""
+        written = self._written_since_prune
         for update in updates:
             count, size_bytes = written.get(update.id, (0, 0))
             count, size_bytes = count + 1, size_bytes + len(update.value)
@@ -399,12 +401,12 @@ class VariableTable:
                 written[update.id] = count, size_bytes
                 continue
             written.pop(update.id, None)
-            cut = partial(_cut, session, update.id, size_bytes >= PRUNE_AFTER_BYTES)
-            with contextlib.suppress(StoreError):  # what was to be written is; cut it next time
+            cut = partial(_prune, session, update.id, size_bytes >= PRUNE_AFTER_BYTES)
+            with contextlib.suppress(StoreError):  # the values are written; prune next time
                 self._database.transaction(cut)
 
     def delete(self, session: int, variables: Mapping[int, str], source: str) -> list[str]:
-        """Delete variables and their past; return the names of those that were there.
+        """Delete variables and their history; return the names of those that existed.
 
         Raises
         ------
@@ -426,8 +428,8 @@ class VariableTable:
                 if locked is not None:
                     raise VariableLocked(name, locked)
                 change = (None, session, variable, name, "deleted", version + 1, None, source, now)
-                connection.execute(_ADD, change)
-                _forget(connection, _PAST_OF_ONE, (variable, session))
+                connection.execute(_INSERT_CHANGE, change)
+                _delete_past(connection, _PAST_OF_ONE, (variable, session))
                 connection.execute("DELETE FROM variables WHERE id = ?", (variable,))
                 deleted.append(name)
             return deleted
@@ -435,21 +437,21 @@ class VariableTable:
         return self._database.transaction(delete)
 
     def lock(self, session: int, variable: int, reason: str | None) -> bool:
-        """Refuse changes of a variable for a reason, None to allow them; say whether it was so.
+        """Lock a variable with a reason, or unlock it with None; return whether that changed it.
 
-        A variable that is locked is not locked again.
+        A locked variable is not locked again.
         """
         condition = "locked IS NULL" if reason is not None else "locked IS NOT NULL"
         update = f"UPDATE variables SET locked = ? WHERE id = ? AND session = ? AND {condition}"  # noqa: S608 - constants
         return self._database.write(update, (reason, variable, session)) > 0
 
     def describe(self, session: int, variable: int, description: str, metadata: str) -> bool:
-        """Change what people wrote about a variable; say whether it is there."""
+        """Change the description and metadata of a variable; return whether it exists."""
         update = "UPDATE variables SET description = ?, metadata = ? WHERE id = ? AND session = ?"
         return self._database.write(update, (description, metadata, variable, session)) > 0
 
     def sweep(self) -> None:
-        """Forget what was deleted long ago."""
+        """Remove the records of old deletions."""
         over = (time.time() - TOMBSTONE_SECONDS,)
         where = "value IS NULL AND time < ? AND revision < (SELECT max(revision) FROM changes)"
         if self._read(f"SELECT 1 FROM changes WHERE {where} LIMIT 1", over):  # noqa: S608 - constants
@@ -457,33 +459,33 @@ class VariableTable:
 
 
 def forget_session(connection: sqlite3.Connection, session: int) -> None:
-    """Delete the values of all variables of a session, the past ones too, and tell watchers.
+    """Delete the histories of all variables of a session, and record that for watchers.
 
-    The variables themselves go with the row of the session.
+    The variables themselves are deleted with the row of the session.
     """
     gone = (None, session, 0, "", "deleted", 0, None, "", time.time())
-    connection.execute(_ADD, gone)  # first: the highest revision must not be used again
-    _forget(connection, _PAST_OF_ALL, (session,))
+    connection.execute(_INSERT_CHANGE, gone)  # first: the highest revision must not be reused
+    _delete_past(connection, _PAST_OF_ALL, (session,))
 
 
-def _forget(connection: sqlite3.Connection, past: str, parameters: tuple[int, ...]) -> None:
+def _delete_past(connection: sqlite3.Connection, past: str, parameters: tuple[int, ...]) -> None:
     delete = f"{past} DELETE FROM changes WHERE revision IN (SELECT revision FROM past)"  # noqa: S608 - constants
     connection.execute(delete, parameters)
 
 
-class _Undone(Exception):
-    """Nothing of a transaction is to be done."""
+class _RolledBack(Exception):
+    """Raised to roll back a transaction."""
 
 
 class VariableDiffers(Exception):
-    """A variable that is to be added is there as something else.
+    """A variable to be added exists with another type or constraints.
 
     Attributes
     ----------
     name
         Its name.
     type, constraints
-        What it is.
+        Those of the existing variable.
     """
 
     def __init__(self, name: str, type_name: str, constraints: str) -> None:
@@ -504,8 +506,8 @@ def _versions(
     connection: sqlite3.Connection, session: int, updates: Sequence[Update]
 ) -> dict[str, int]:
     versions: dict[str, int] = {}
-    for begin in range(0, len(updates), _MANY):
-        part = [update.id for update in updates[begin : begin + _MANY]]
+    for begin in range(0, len(updates), _MAX_PARAMETERS):
+        part = [update.id for update in updates[begin : begin + _MAX_PARAMETERS]]
         select = (
             "SELECT name, version FROM variables WHERE session = ?"  # noqa: S608 - constants
             f" AND id IN ({', '.join('?' * len(part))})"
@@ -514,15 +516,15 @@ def _versions(
     return versions
 
 
-def _cut(session: int, variable: int, is_large: bool, connection: sqlite3.Connection) -> None:
-    """Forget the oldest values of a variable."""
-    connection.execute(_CUT, (variable, session, HISTORY_VERSIONS))
+def _prune(session: int, variable: int, is_large: bool, connection: sqlite3.Connection) -> None:
+    """Delete the oldest values of a variable."""
+    connection.execute(_PRUNE, (variable, session, HISTORY_VERSIONS))
     if is_large:
-        _cut_to_size(connection, session, variable)
+        _prune_to_size(connection, session, variable)
 
 
-def _cut_to_size(connection: sqlite3.Connection, session: int, variable: int) -> None:
-    """Forget the oldest values of a variable that take too much together."""
+def _prune_to_size(connection: sqlite3.Connection, session: int, variable: int) -> None:
+    """Delete the oldest values of a variable that exceed the size limit."""
     sizes = connection.execute(
         f"{_PAST_OF_ONE} SELECT c.revision, length(c.value) FROM changes c JOIN past p"  # noqa: S608 - constants
         " ON c.revision = p.revision ORDER BY c.revision DESC",
@@ -537,7 +539,7 @@ def _cut_to_size(connection: sqlite3.Connection, session: int, variable: int) ->
             return
 
 
-def _why_not(connection: sqlite3.Connection, session: int, update: Update) -> SnakepitError:
+def _refusal_error(connection: sqlite3.Connection, session: int, update: Update) -> SnakepitError:
     rows = connection.execute(
         "SELECT version, locked FROM variables WHERE id = ? AND session = ?",
         (update.id, session),
@@ -547,13 +549,13 @@ def _why_not(connection: sqlite3.Connection, session: int, update: Update) -> Sn
     version, locked = rows[0]
     if locked is not None:
         return VariableLocked(update.name, locked)
-    if update.version is None:  # it was unlocked in this moment
+    if update.version is None:  # it was unlocked at this moment
         return VersionConflict(update.name, version, version)
     return VersionConflict(update.name, update.version, version)
 
 
-def _can_be(key: Key) -> bool:
-    """Whether there can be such a name or id: the database takes no other."""
+def _is_possible_key(key: Key) -> bool:
+    """Whether a name or id is possible: the database accepts no other."""
     if isinstance(key, int):
         return 0 <= key < 1 << 63
     return key.isascii()

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 import IPython
 from IPython.core import getipython
 
-from ..processes.idle_lock import LOOK_INTERVAL, IdleTurn
+from ..processes.idle_lock import POLL_INTERVAL, IdleLock
 from ..tools.context import call_of_here
 
 if TYPE_CHECKING:
@@ -69,7 +69,7 @@ class KernelBuilder:
         self._within = within
         self._app: SnakepitKernelApp | None = None
         self._parts = self._build()
-        self._turn = IdleTurn()
+        self._idle_lock = IdleLock()
         self._is_complete = False
         self._is_building = False
         self._failure: BaseException | None = None
@@ -92,13 +92,13 @@ class KernelBuilder:
     def _build_part(self) -> None:
         if self._is_complete:
             return
-        if not (self._is_idle(IDLE_SECONDS) and self._is_free() and self._turn.is_ours()):
-            self._loop.call_later(LOOK_INTERVAL, self._build_part)
+        if not (self._is_idle(IDLE_SECONDS) and self._is_free() and self._idle_lock.try_acquire()):
+            self._loop.call_later(POLL_INTERVAL, self._build_part)
             return
         with self._building():
             next(self._parts, None)
         if self._is_complete:
-            self._turn.end()
+            self._idle_lock.release()
         else:
             self._loop.call_soon(self._build_part)
 
@@ -118,7 +118,7 @@ class KernelBuilder:
             # The kernel's tasks keep the context in which they are made: if that were a call's,
             # each cell would be taken for that call.
             contextvars.Context().run(self._build_rest)
-        self._turn.end()
+        self._idle_lock.release()
 
     def _build_rest(self) -> None:
         for _ in self._parts:

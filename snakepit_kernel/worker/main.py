@@ -178,7 +178,7 @@ class WorkerMain:
     def open(self) -> None:
         """Send hello and begin to serve calls."""
         others = [thread.server.interrupts for thread in self._threads]
-        self._heeds_interrupt = install(self._server.interrupts, others)
+        self._accepts_interrupt = install(self._server.interrupts, others)
         signal.signal(RECALL_SIGNAL, self.return_unstarted)
         forbid_stop(self._loop, self.channels.is_exit_requested)
         self._page.offer_stacks()
@@ -203,11 +203,11 @@ class WorkerMain:
 
     def _connect_kernel(self, kernel: SnakepitKernel) -> None:
         """Connect the kernel that has been built to the parts of this worker."""
-        kernel.heeds_interrupt = self._heeds_interrupt
+        kernel.accepts_interrupt = self._accepts_interrupt
         kernel.leave_end_to_owner(lambda: self._send(messages.Quitting()))
         kernel.on_cell = lambda metadata: correlate_cell(str(metadata.get(METADATA_KEY, "")))
         isolation = self._isolation
-        kernel.keep_sessions_apart(self._enter_cell, isolation.within, lambda: isolation.current)
+        kernel.isolate_sessions(self._enter_cell, isolation.within, lambda: isolation.current)
         assert kernel.shell is not None
         isolation.attach_shell(kernel.shell)
         if self._server.autoreload is not None:

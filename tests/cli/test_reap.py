@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 
-from snakepit_kernel.cli.reap import in_words
+from snakepit_kernel.cli.reap import as_lines
 from snakepit_kernel.ids import new_run_id
 from snakepit_kernel.processes.end_report import EndReport
 from snakepit_kernel.processes.run_registry import Registry
@@ -77,7 +77,7 @@ def test_with_nothing_left_behind_it_says_so(snakepit: Run) -> None:
     assert json.loads(done.stdout)["runs"] == []
     # What is printed of the whole machine may be another's: in words, of nothing at all.
     nothing = Survey(dead=[], unknown={}, kept=[], elsewhere=[], live=[])
-    assert in_words(nothing, {}, EndReport(), dry_run=False, kept=False) == ["nothing to end"]
+    assert as_lines(nothing, {}, EndReport(), dry_run=False, kept=False) == ["nothing to end"]
 
 
 def test_the_processes_and_files_of_a_dead_owner_go_and_the_run_is_remembered(

@@ -44,7 +44,7 @@ def test_this_very_place_is_here():
 
 
 @pytest.mark.parametrize(
-    ("changes", "reach", "told"),
+    ("changes", "visibility", "told"),
     [
         ({"boot": "another"}, Visibility.PAST, "host "),
         ({"boot": "another", "host": "other/1"}, Visibility.ELSEWHERE, "host other"),

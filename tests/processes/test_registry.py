@@ -44,7 +44,7 @@ def test_a_reserved_run_is_known_with_its_owner_before_it_has_processes(registry
     assert (run.run_id, run.label, run.parent) == ("a" * 13, "R", "b" * 13)
     assert run.owner == own_identity()
     assert (run.guardian, run.process) == (None, None)
-    assert run.place == here()
+    assert run.scope == here()
     assert before <= run.started <= time.time()
     assert not run.is_dead
 

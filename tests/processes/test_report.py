@@ -25,7 +25,7 @@ def report_of(*commands: str, count: int | None = None, signal: str = "SIGTERM")
     ],
 )
 def test_a_report_is_one_line(report, text):
-    assert report.told(" of the last run") == text
+    assert report.summary(" of the last run") == text
 
 
 def test_a_report_survives_the_registry():

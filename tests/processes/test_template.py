@@ -27,8 +27,8 @@ from snakepit_kernel.processes import template as module
 from snakepit_kernel.processes.guarded_process import GuardedProcess
 from snakepit_kernel.processes.template import (
     CannotFork,
-    Kind,
     Template,
+    TemplateKind,
     template_for,
     templates,
 )
@@ -176,7 +176,7 @@ def test_one_whose_question_nobody_waits_for_lives_on(process_of):
         ours.close()
         theirs.close()
         os.kill(template.identity.pid, signal.SIGCONT)
-        assert asyncio.run(template.objection()) == ""
+        assert asyncio.run(template.reason_not_to_fork()) == ""
         assert process_of(template.identity.pid).is_alive
         assert pool.submit(pow, 2, 3).result() == 8
 
@@ -351,7 +351,7 @@ def test_one_that_cannot_start_means_exec_and_says_why(tmp_path):
         f'exec {sys.executable} "$@"\n'
     )
     program.chmod(0o700)
-    kind = Kind((str(program), *PROGRAM[1:]))
+    kind = TemplateKind((str(program), *PROGRAM[1:]))
 
     async def scenario() -> None:
         run_id = new_run_id()
@@ -371,7 +371,7 @@ def test_one_that_cannot_start_means_exec_and_says_why(tmp_path):
 def test_templates_can_be_turned_off(monkeypatch):
     monkeypatch.setenv(module.TEMPLATE_VARIABLE, "0")
     with pytest.raises(CannotFork, match="SNAKEPIT_TEMPLATE=0"):
-        template_for(Kind(PROGRAM), env=os.environ)
+        template_for(TemplateKind(PROGRAM), env=os.environ)
     with Pool(workers=1) as pool:
         assert ways(pool) == {"SNAKEPIT_TEMPLATE=0"}
         assert value_of(pool, "6 * 7") == 42
@@ -496,14 +496,14 @@ for number in range(3):
 own = [os.open(sys.argv[1], os.O_RDWR | os.O_CREAT) for _ in range(3)]  # close-on-exec
 from snakepit_kernel.ids import new_run_id
 from snakepit_kernel.processes.guarded_process import GuardedProcess
-from snakepit_kernel.processes.template import Kind
+from snakepit_kernel.processes.template import TemplateKind
 
 async def main():
     program = (sys.executable, "-m", "snakepit_kernel.kernel")
     run_id = new_run_id()
     process = await GuardedProcess.start(
         [*program, "-f", sys.argv[1] + ".json"],
-        run_id=run_id, grace=0.1, env=os.environ, kind=Kind((*program, "--template")),
+        run_id=run_id, grace=0.1, env=os.environ, kind=TemplateKind((*program, "--template")),
     )
     assert process.not_forked_because is None
     found = os.listdir(f"/proc/{process.identity.pid}/fd")
@@ -525,7 +525,7 @@ import asyncio, os, pathlib, sys, time
 from snakepit_kernel.errors import StartFailed
 from snakepit_kernel.ids import new_run_id
 from snakepit_kernel.processes.guarded_process import GuardedProcess
-from snakepit_kernel.processes.template import Kind
+from snakepit_kernel.processes.template import TemplateKind
 
 group = pathlib.Path(sys.argv[2])
 (group / "cgroup.procs").write_text(str(os.getpid()))
@@ -535,7 +535,7 @@ async def start():
     run_id = new_run_id()
     process = await GuardedProcess.start(
         [*program, "-f", f"{sys.argv[1]}/kernel.json"],
-        run_id=run_id, grace=0.1, env=os.environ, kind=Kind((*program, "--template")),
+        run_id=run_id, grace=0.1, env=os.environ, kind=TemplateKind((*program, "--template")),
     )
     await process.end(0.0)
     return process.not_forked_because
@@ -582,7 +582,7 @@ sys.path.insert(0, sys.argv[1])
 signal.signal(signal.SIGPIPE, signal.SIG_DFL)
 from snakepit_kernel.ids import new_run_id
 from snakepit_kernel.processes.guarded_process import GuardedProcess
-from snakepit_kernel.processes.template import Kind
+from snakepit_kernel.processes.template import TemplateKind
 
 async def start():
     program = (sys.executable, "-m", "snakepit_kernel.kernel")
@@ -590,7 +590,7 @@ async def start():
     process = await GuardedProcess.start(
         [*program, "-f", f"{sys.argv[1]}/kernel.json"],
         run_id=run_id, grace=0.1, env=os.environ, before=lambda: asyncio.sleep(0.2),
-        kind=Kind((*program, "--template"), ("edited",), (sys.argv[1],)),
+        kind=TemplateKind((*program, "--template"), ("edited",), (sys.argv[1],)),
     )
     assert process.not_forked_because is None
     await process.end(0.0)
@@ -625,7 +625,7 @@ def test_a_kernel_runs_nothing_before_its_start_is_allowed(tmp_path):
             grace=0.1,
             env={**os.environ, RUN_ID_VARIABLE: run_id},
             before=take_a_while,
-            kind=Kind(PROGRAM),
+            kind=TemplateKind(PROGRAM),
         )
         assert await process.ready(20)
         existed.append(path.exists())
@@ -651,7 +651,7 @@ def test_a_start_that_is_cancelled_while_its_template_imports_leaves_nothing_ope
                 grace=0.1,
                 env=os.environ,
                 before=lambda: asyncio.sleep(600),
-                kind=Kind(PROGRAM, ("slow_to_import",), (str(tmp_path),)),
+                kind=TemplateKind(PROGRAM, ("slow_to_import",), (str(tmp_path),)),
             )
         )
         await asyncio.sleep(0.5)
@@ -676,7 +676,7 @@ def test_a_template_of_an_interpreter_in_a_relative_place(tmp_path, monkeypatch)
             run_id=run_id,
             grace=0.1,
             env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(os.path.isabs, sys.path))},
-            kind=Kind(("./python", *PROGRAM[1:])),
+            kind=TemplateKind(("./python", *PROGRAM[1:])),
         )
         await process.end(0.0)
         assert process.not_forked_because is None

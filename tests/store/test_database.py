@@ -75,7 +75,7 @@ def test_connections_of_many_threads_are_not_kept_for_ever(database):
 
     def read(_: int) -> None:
         select = "SELECT 1 FROM totals"
-        pages = database.read_gently(select, ())
+        pages = database.read_paged(select, ())
         next(pages)
         together.wait(20)
         pages.close()
@@ -83,8 +83,8 @@ def test_connections_of_many_threads_are_not_kept_for_ever(database):
     with ThreadPoolExecutor(40) as threads:
         list(threads.map(read, range(40)))
 
-    assert 1 <= len(database._all) <= database_module.KEPT
-    assert len(database._free) == len(database._all)
+    assert 1 <= len(database._all) <= database_module.MAX_IDLE
+    assert len(database._idle) == len(database._all)
 
 
 def test_a_block_that_raises_changes_nothing(database):
@@ -564,7 +564,7 @@ def test_a_file_that_was_replaced_by_a_copy_is_used_from_then_on(database, path)
 
 
 def test_one_who_only_reads_sees_soon_that_the_file_was_replaced(database, path, monkeypatch):
-    monkeypatch.setattr(database_module, "LOOK_INTERVAL", 0.0)
+    monkeypatch.setattr(database_module, "REFRESH_INTERVAL", 0.0)
     database.write(ADD, ("old",))
     database.read(NAMES)
     remove_with_log(path)
@@ -694,7 +694,7 @@ def test_a_database_that_may_not_grow_keeps_what_it_has(path, monkeypatch):
     session = open_session("a", store=store)
     session.variables.register("v", "string", "first")
     store._database.transaction(lambda connection: None)
-    (connection,) = store._database._free
+    (connection,) = store._database._idle
     connection.execute("PRAGMA max_page_count = 40")
 
     with pytest.raises(StoreError, match="the disk is full; nothing was changed"):
@@ -775,7 +775,7 @@ except StoreError as error:
 
 
 def test_a_writer_that_does_not_end_is_told_of(database, path, monkeypatch):
-    monkeypatch.setattr(database_module, "PATIENCE", 0.1)
+    monkeypatch.setattr(database_module, "BUSY_PATIENCE", 0.1)
     database.write(ADD, ("a",))
     with closing(sqlite3.connect(path, isolation_level=None)) as other:
         other.execute("BEGIN IMMEDIATE")
