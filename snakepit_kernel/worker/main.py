@@ -163,7 +163,7 @@ class WorkerMain:
         self.channels = KernelBuilder(
             argv,
             loop,
-            is_idle=self._server.lane.rests,
+            is_idle=self._server.lane.is_idle,
             is_free=lambda: self._server.is_free,
             on_complete=self._connect_kernel,
             within=self._isolation.for_all_sessions,

@@ -83,7 +83,7 @@ class StreamSender:
         try:
             body, buffers = self._lane.marshaller.codec.dumps_what_can_travel(chunk)
         except Exception as error:
-            raise replies.cannot_travel(f"chunk {self._sent}", chunk, error) from error
+            raise replies.not_picklable_error(f"chunk {self._sent}", chunk, error) from error
         if buffers:
             self._lane.send(self._lane.marshaller.pack(self._message, body, buffers))
         else:
