@@ -51,7 +51,7 @@ def encode_value(
 ) -> list[Segment]:
     """Encode the answer of a call that returned; a value that cannot be pickled is a failure."""
     try:
-        pickled = marshaller.codec.dumps_what_can_travel(value)
+        pickled = marshaller.codec.dumps_with_markers(value)
     except Exception as error:  # noqa: BLE001 - pickling runs any code
         problem = not_picklable_error("the result", value, error)
         problem.__cause__ = error

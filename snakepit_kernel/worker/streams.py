@@ -81,7 +81,7 @@ class StreamSender:
             raise RuntimeError(msg)
         self._sent += 1
         try:
-            body, buffers = self._lane.marshaller.codec.dumps_what_can_travel(chunk)
+            body, buffers = self._lane.marshaller.codec.dumps_with_markers(chunk)
         except Exception as error:
             raise replies.not_picklable_error(f"chunk {self._sent}", chunk, error) from error
         if buffers:
