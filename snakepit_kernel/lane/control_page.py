@@ -1,13 +1,13 @@
-"""The memory that owner and worker share beside their lanes.
+"""Shared memory of an owner and a worker: control words, arenas of the lanes, stack dumps.
 
 An interrupt is a signal, and a signal names no call. It may arrive when the call it was meant for
 has ended and the next one runs. So the owner writes the id of the call into the page first, and
 the worker compares. A signal can be lost, too: Python acts on it between two steps of the
-interpreter, and the next step may be a system call that waits for an hour. So the worker writes
-down which interrupt it has heard, and the owner repeats the signal until it has.
+interpreter, and the next step may be a system call that waits for an hour. So the worker records
+which interrupt it has acknowledged, and the owner repeats the signal until then.
 
-Behind the page lie the arenas of the lanes, in which large buffers travel. Behind those the worker
-writes its stacks when it is asked to, in C if need be, which works while Python does not.
+After the page come the arenas of the lanes, through which large buffers are sent. After those the
+worker writes its stacks on request, in C if need be, which works while Python does not run.
 """
 
 from __future__ import annotations
@@ -28,38 +28,38 @@ from types import FrameType
 from .marshalling import Marshaller
 from .shared_memory import ArenaReader, ArenaWriter
 
-_SLOT_BYTES = 64
+_WORDS_BYTES = 64
 _WORD = struct.Struct("<Q")
 
-MAX_LANES = mmap.PAGESIZE // _SLOT_BYTES
-"""Lanes that one page serves."""
+MAX_LANES = mmap.PAGESIZE // _WORDS_BYTES
+"""Lanes for which one page has room."""
 
 ARENA_BYTES = 1 << 30
-"""Size of an arena: what may be on its way, or referred to, at a time. Else it goes by the socket.
+"""Size of an arena: bytes in transit or referred to at a time. What does not fit uses the socket.
 
-It costs address space; memory is taken when it is used.
+It costs address space; memory is allocated when it is used.
 """
 
 MAX_STACKS_BYTES = 1 << 16
 
 MAX_FRAMES = 100
 
-STACKS_PATIENCE = 0.25
-"""Seconds that the writing of the stacks may take; it takes less than a millisecond."""
+STACKS_TIMEOUT = 0.25
+"""Seconds to wait for the stacks; writing them takes less than a millisecond."""
 
 STACKS_SIGNAL = signal.SIGRTMAX - 1
-"""Asks Python for the stacks. A signal that neither Python nor libraries use."""
+"""Makes Python write the stacks. A signal that neither Python nor libraries use."""
 
-STACKS_IN_C_SIGNAL = signal.SIGRTMAX - 3
-"""Asks for the stacks where Python does not answer."""
+NATIVE_STACKS_SIGNAL = signal.SIGRTMAX - 3
+"""Makes `faulthandler` write the stacks where Python does not."""
 
 
 RECALL_SIGNAL = signal.SIGRTMAX - 2
-"""Asks for the calls back that have not begun."""
+"""Makes the worker return the calls that have not begun."""
 
 
 class ControlPage:
-    """One shared page of memory, and what lies behind it.
+    """The shared memory of one worker: a page of control words, and what follows it.
 
     Parameters
     ----------
@@ -77,7 +77,7 @@ class ControlPage:
 
     @classmethod
     def create(cls, lanes: int) -> ControlPage:
-        """Make new memory that has no name in any file system, and goes with its processes."""
+        """Allocate anonymous memory, which is freed with the processes that use it."""
         if hasattr(os, "memfd_create"):
             descriptor = os.memfd_create("snakepit", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
         else:
@@ -87,12 +87,12 @@ class ControlPage:
             os.ftruncate(descriptor, mmap.PAGESIZE + 2 * lanes * ARENA_BYTES)
         except OSError:  # a limit on the size of files; then there are no arenas
             os.ftruncate(descriptor, mmap.PAGESIZE)
-        if hasattr(os, "memfd_create"):  # memory that went away would kill who touches it
+        if hasattr(os, "memfd_create"):  # access to memory that was cut off would be a SIGBUS
             fcntl.fcntl(descriptor, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK)
         return cls(descriptor, lanes)
 
     def marshaller(self, number: int, *, is_owner: bool) -> Marshaller:
-        """Return how values travel on one of the worker's lanes, for one of its ends."""
+        """Return the marshaller for one end of one of the worker's lanes."""
         if not self._has_arenas:
             return Marshaller(None, None)
         to_worker = mmap.PAGESIZE + 2 * number * ARENA_BYTES
@@ -105,11 +105,11 @@ class ControlPage:
         )
 
     def slot(self, number: int) -> ControlWords:
-        """Return what belongs to one of the worker's lanes, counted from 0."""
+        """Return the words of one of the worker's lanes, counted from 0."""
         return ControlWords(self._memory, number)
 
     def close(self) -> None:
-        """Unmap the page. Arenas are closed before."""
+        """Unmap the page. Its arenas must have been closed."""
         if self.descriptor >= 0:
             self._memory.close()
             os.close(self.descriptor)
@@ -118,39 +118,41 @@ class ControlPage:
     # -- stacks --------------------------------------------------------------------------------
 
     def offer_stacks(self) -> None:
-        """Have the stacks of this process's threads written whenever one of the signals comes."""
+        """Install the handlers that write the stacks of this process's threads."""
         signal.signal(STACKS_SIGNAL, self._write_stacks)
-        faulthandler.register(STACKS_IN_C_SIGNAL, file=self.descriptor, all_threads=True)
+        faulthandler.register(NATIVE_STACKS_SIGNAL, file=self.descriptor, all_threads=True)
 
     def _write_stacks(self, _signum: int, interrupted: FrameType | None) -> None:
         frames = sys._current_frames()  # noqa: SLF001 - documented, for debuggers
-        if interrupted is not None:  # that of this thread is the handler's own
+        if interrupted is not None:  # else this thread's frame would be the handler's own
             frames[threading.get_ident()] = interrupted
-        text = "\n\n".join(_described(thread, frame) for thread, frame in frames.items())
+        text = "\n\n".join(_format_stack(thread, frame) for thread, frame in frames.items())
         os.write(self.descriptor, text.encode("utf-8", "replace")[:MAX_STACKS_BYTES])
 
     def read_stacks(self, ask: Callable[[int], None]) -> str:
-        """Return the stacks of all threads of the worker; empty when none come.
+        """Return the stacks of all threads of the worker; empty if it writes none.
 
-        Python itself writes them, between two of its steps. Where it does not come to that, because
-        code in C goes on and on, `faulthandler` does: it reads what Python changes meanwhile, which
-        is safe only where Python stands still.
+        Python itself writes them, between two of its steps. Where C code keeps it from that,
+        `faulthandler` does: it reads what Python may change meanwhile, which is safe only while
+        Python does not run.
 
         Parameters
         ----------
         ask
             Sends the worker a signal.
         """
-        return self._written(STACKS_SIGNAL, ask) or self._written(STACKS_IN_C_SIGNAL, ask)
+        return self._request_stacks(STACKS_SIGNAL, ask) or self._request_stacks(
+            NATIVE_STACKS_SIGNAL, ask
+        )
 
-    def _written(self, signum: int, ask: Callable[[int], None]) -> str:
-        # Both processes have one position in the file: what the worker writes moves it.
+    def _request_stacks(self, signum: int, ask: Callable[[int], None]) -> str:
+        # Both processes share one position in the file: the worker's writes move it.
         end = os.lseek(self.descriptor, self._stacks_at, os.SEEK_SET)
-        until = time.monotonic() + STACKS_PATIENCE
+        until = time.monotonic() + STACKS_TIMEOUT
         ask(signum)
         while time.monotonic() < until:
-            # The handler in C tells nobody when it has finished; that it has stopped is all there
-            # is to see.
+            # The handler in C does not signal its end; all that can be seen is that it has stopped
+            # writing.
             time.sleep(0.002)
             last, end = end, os.lseek(self.descriptor, 0, os.SEEK_CUR)
             if end > self._stacks_at and end == last:
@@ -159,8 +161,8 @@ class ControlPage:
         return os.pread(self.descriptor, size, self._stacks_at).decode("utf-8", "replace")
 
 
-def _described(thread: int, frame: FrameType | None) -> str:
-    """Describe where a thread is, in the words of `faulthandler`."""
+def _format_stack(thread: int, frame: FrameType | None) -> str:
+    """Format a thread's stack like `faulthandler`."""
     lines = [f"Thread 0x{thread:016x} (most recent call first):"]
     while frame is not None and len(lines) <= MAX_FRAMES:
         code = frame.f_code
@@ -170,7 +172,7 @@ def _described(thread: int, frame: FrameType | None) -> str:
 
 
 class ControlWords:
-    """The words of one lane. Each has one writer, and is seen whole or not at all.
+    """The control words of one lane. Each has one writer, and is read and written atomically.
 
     Parameters
     ----------
@@ -184,7 +186,7 @@ class ControlWords:
 
     def __init__(self, memory: mmap.mmap, number: int) -> None:
         self._memory = memory
-        self._at = number * _SLOT_BYTES
+        self._at = number * _WORDS_BYTES
 
     @property
     def interrupted_call(self) -> int:
@@ -198,7 +200,7 @@ class ControlWords:
 
     @property
     def acknowledged_call(self) -> int:
-        """The id of the last call of whose interrupt the worker has heard, or 0."""
+        """The id of the last call whose interrupt the worker has acknowledged, or 0."""
         word: int = _WORD.unpack_from(self._memory, self._at + 8)[0]
         return word
 
@@ -227,9 +229,9 @@ class ControlWords:
 
     @property
     def recalled_call(self) -> int:
-        """The id up to which the owner wants the calls back that have not begun.
+        """The id up to which the owner wants unstarted calls returned.
 
-        The signal may come late, when others have been sent: those are not meant.
+        The signal may come late, when other calls have been sent, which are not to be returned.
         """
         word: int = _WORD.unpack_from(self._memory, self._at + 32)[0]
         return word
@@ -240,7 +242,7 @@ class ControlWords:
 
     @property
     def pulse(self) -> int:
-        """A number that the worker counts up while Python runs there; 0 before it has begun."""
+        """A counter that the worker increments while Python runs there; 0 before the first beat."""
         word: int = _WORD.unpack_from(self._memory, self._at + 40)[0]
         return word
 

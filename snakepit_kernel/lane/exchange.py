@@ -1,4 +1,4 @@
-"""One call's conversation on a lane, whoever reads the lane for it."""
+"""State of one call on a lane, from its request to its reply."""
 
 from __future__ import annotations
 
@@ -24,47 +24,49 @@ from ..protocol.messages import (
     shown,
 )
 from .marshalling import Marshaller
-from .replies import cannot_restore, decode_error, value_of
+from .replies import cannot_restore, decode_error, decode_value
 
 OnNews = Callable[[BaseException | None], None]
 OnHostCall = Callable[[HostCall, Frame], None]
 
 
 class Exchange:
-    """A call from its request to its reply.
+    """The owner's state of one call, from its request to its reply.
 
     Parameters
     ----------
     call_id
         The call's id on its lane.
     name
-        What is called, for errors.
+        Name of what is called, for errors.
     display
-        Shows what the call prints, and its progress bars; by default it is done here.
+        Shows what the call prints, and its progress bars; by default one is made when needed.
     raise_original
-        Raise the remote exception itself where it can travel, as executors do; else a `ToolError`.
+        Raise the remote exception itself if it could be pickled, as executors do; else a
+        `ToolError`.
 
     Attributes
     ----------
     is_answered
-        Whether the answer is here.
+        Whether the answer has arrived.
     display
-        What shows its output; None when it had none so far, and no place was given.
+        Shows its output; None if it had none so far, and none was given.
     lingers
-        Whether it has left something that may show more.
+        Whether the call has left threads or tasks that may show more.
     chunks
-        What a stream has yielded and nobody has taken yet.
+        Chunks of a stream that have not been taken yet.
     on_host_call
-        Gets each call that comes back; set by whoever drives the lane.
+        Gets each host call; set by the code that drives the lane.
     on_news
-        Called when something is here, or with the error that ends the lane.
+        Called when a chunk or the answer has arrived, or with the error that ends the lane.
     deferred
-        Calls that came back while too many others were being served, each inside the one before.
+        Host calls that arrived while too many others were being served, each nested in the one
+        before.
     taken_before
-        What the lane's writer had taken in when it began.
+        What the lane's writer had queued when the exchange began.
     waiter
-        What a task of an event loop waits for, held by that task alone: one whose loop was closed
-        must not live on here.
+        The future that a task of an event loop awaits. Only the task holds it: a future whose loop
+        was closed must not be kept alive here.
     """
 
     __slots__ = (
@@ -107,16 +109,16 @@ class Exchange:
         self._value: Any = None
         self._exception: BaseException | None = None
 
-    def take(self, message: messages.FromWorker, frame: Frame, marshaller: Marshaller) -> None:
-        """Take in a message of this call, and its value from the lane's carrier."""
+    def receive(self, message: messages.FromWorker, frame: Frame, marshaller: Marshaller) -> None:
+        """Handle a message of this call; decode its value with the lane's marshaller."""
         match message:
             case Result():
                 self.lingers = message.lingers
-                # Before it is restored: who is interrupted there must not wait for another one.
+                # Before it is restored: a caller interrupted there must not wait for another one.
                 self.is_answered = True
                 self._restore_value(message, frame, marshaller)
             case Chunk():
-                self.chunks.append(self._restored_chunk(message, frame, marshaller))
+                self.chunks.append(self._restore_chunk(message, frame, marshaller))
             case Failure():
                 self.lingers = message.lingers
                 self.is_answered = True
@@ -129,30 +131,30 @@ class Exchange:
                     raise_original=self._raise_original,
                 )
             case Output():
-                self._shown().write(message.stream, message.text)
+                self._open_display().write(message.stream, message.text)
                 return
             case Shown(kind=kind):
-                self._shown().publish(kind, *shown(frame.body), frame.buffers)
+                self._open_display().publish(kind, *shown(frame.body), frame.buffers)
                 return
             case HostCall():
                 if self.on_host_call is not None:
                     self.on_host_call(message, frame)
                 return
             case Progress():
-                self._shown().move(message.bar, message.settings, ended=message.ended)
+                self._open_display().move(message.bar, message.settings, ended=message.ended)
                 return
             case Configured():
                 self.is_answered = True
                 self._value = message
-        self.tell()
+        self.wake()
 
     @property
     def has_news(self) -> bool:
-        """Whether something is here that nobody has taken."""
+        """Whether a chunk or the answer has arrived and was not taken."""
         return self.is_answered or bool(self.chunks)
 
-    def tell(self, error: BaseException | None = None) -> None:
-        """Wake the task that waits, if one does, or end its wait with an error."""
+    def wake(self, error: BaseException | None = None) -> None:
+        """Wake the task that waits, if any, or end its wait with an error."""
         if self.on_news is not None:
             self.on_news(error)
         waiter = self.waiter() if self.waiter is not None else None
@@ -163,23 +165,23 @@ class Exchange:
         else:
             waiter.set_exception(error)
 
-    def _shown(self) -> Display:
+    def _open_display(self) -> Display:
         if self.display is None:
             self.display = Display()
         return self.display
 
     def close(self) -> None:
-        """End what the call still shows: nothing more comes.
+        """Close the call's display and drop its callbacks: nothing more arrives.
 
-        Whoever is told of its news refers to it in turn: that would keep its value until the
-        garbage collector comes.
+        The callbacks refer to the exchange in turn: a reference cycle would keep its value until
+        the garbage collector runs.
         """
         self.on_host_call = self.on_news = None
         if self.display is not None:
             self.display.close()
 
     def outcome(self) -> Any:
-        """Return the call's value, or raise its exception; to be asked once."""
+        """Return the call's value, or raise its exception; to be called once."""
         error, self._exception = self._exception, None
         if error is None:
             return self._value
@@ -190,34 +192,34 @@ class Exchange:
 
     def _restore_value(self, message: Result, frame: Frame, marshaller: Marshaller) -> None:
         try:
-            self._value = value_of(marshaller, message, frame, self.name)
+            self._value = decode_value(marshaller, message, frame, self.name)
         except Exception as error:  # noqa: BLE001 - it is this call's outcome, not the reader's
             self._exception = error
 
     def restore(self, message: Result, body: bytes) -> None:
-        """Take in a value that is a pickle and nothing else."""
+        """Restore the value of an answer that is a pickle without buffers."""
         self.lingers = message.lingers
         try:
             self._value = loads(body)
         except Exception as error:  # noqa: BLE001 - it is this call's outcome, not the reader's
             self._exception = cannot_restore(self.name, error)
 
-    def _restored_chunk(self, message: Chunk, frame: Frame, marshaller: Marshaller) -> Any:
+    def _restore_chunk(self, message: Chunk, frame: Frame, marshaller: Marshaller) -> Any:
         try:
-            return value_of(marshaller, message, frame, self.name)
+            return decode_value(marshaller, message, frame, self.name)
         except Exception as error:  # noqa: BLE001 - it is raised when its turn has come
-            return Broken(error)
+            return BrokenChunk(error)
 
     def next_chunk(self) -> Any:
-        """Return the oldest chunk that nobody has taken, or raise why it cannot be restored."""
+        """Take the oldest chunk, or raise the error with which it could not be restored."""
         chunk = self.chunks.popleft()
-        if type(chunk) is Broken:
+        if type(chunk) is BrokenChunk:
             raise chunk.error
         return chunk
 
 
-class Broken:
-    """Stands in the place of a chunk that could not be restored."""
+class BrokenChunk:
+    """Placeholder of a chunk that could not be restored."""
 
     def __init__(self, error: Exception) -> None:
         self.error = error

@@ -1,4 +1,4 @@
-"""Values on one lane: large buffers go through shared memory, and everything else in the frame."""
+"""Encoding of values for one lane: large buffers in shared memory, all else in the frame."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ M = TypeVar("M", bound=messages.WithValue)
 
 
 class Marshaller:
-    """One end's way to lay out values and to restore them.
+    """Encodes and decodes the values of one end of a lane.
 
     Parameters
     ----------
@@ -28,9 +28,9 @@ class Marshaller:
     Attributes
     ----------
     codec
-        How values are pickled; set anew when a worker is told.
+        Pickles values; replaced in a worker when it is configured.
     is_warm
-        Whether memory was taken that `trim` may give back.
+        Whether shared memory has been allocated that `trim` may release.
     """
 
     def __init__(self, outgoing: ArenaWriter | None, incoming: ArenaReader | None) -> None:
@@ -41,7 +41,7 @@ class Marshaller:
         self._guard = Lock()  # threads of a tool may send, too
 
     def pack_value(self, message: messages.WithValue, value: object) -> list[Segment]:
-        """Lay out a message with a value, all of which can travel.
+        """Encode a message with a value, all of which can be pickled.
 
         Raises
         ------
@@ -53,7 +53,7 @@ class Marshaller:
     def pack(
         self, message: messages.WithValue, body: bytes, buffers: Sequence[memoryview]
     ) -> list[Segment]:
-        """Lay out a message with a value that is pickled already."""
+        """Encode a message with a value that is pickled already."""
         if buffers and self._outgoing is not None:
             shared = [self._share(buffer) for buffer in buffers]
             if any(shared):
@@ -73,49 +73,49 @@ class Marshaller:
             [next(rest) if place is None else self._view(place) for place in shared],
         )
 
-    def drop(self, message: messages.WithValue) -> None:
-        """Give back what came with a message that nobody wants."""
+    def discard(self, message: messages.WithValue) -> None:
+        """Release the shared memory of a received message whose value is not needed."""
         for place in message.shared:
             if place is not None:
                 self._view(place)
 
-    def withdraw(self, segments: Sequence[Segment]) -> None:
-        """Take back what was laid out and is not sent."""
+    def reclaim(self, segments: Sequence[Segment]) -> None:
+        """Release the shared memory of an encoded message that is not sent."""
         message = messages.decode_for_worker(header_of(segments))
         if isinstance(message, messages.WithValue) and self._outgoing is not None:
             for shared in message.shared:
                 if shared is not None and not shared.is_yours:
                     with self._guard:
-                        self._outgoing.withdraw(Region(shared.offset, shared.length, shared.ticket))
+                        self._outgoing.reclaim(Region(shared.offset, shared.length, shared.ticket))
 
     def trim(self) -> None:
-        """Give memory that nothing uses back to the system; when the lane is idle."""
+        """Release unused shared memory to the system; to be called when the lane is idle."""
         if self._outgoing is not None and self.is_warm:
             with self._guard:
                 self._outgoing.trim()
                 self.is_warm = self._outgoing.held_bytes > 0
 
     def map_memory(self) -> None:
-        """Take the address space of the shared memory now, and not when it is first needed."""
+        """Map the shared memory now, and not when it is first needed."""
         for arena in (self._outgoing, self._incoming):
             if arena is not None:
                 arena.map()
 
     def close(self) -> None:
-        """Send through shared memory no more. What was received stays valid."""
+        """Stop using shared memory. Values that were received stay valid."""
         for arena in (self._outgoing, self._incoming):
             if arena is not None:
                 arena.close()
         self._outgoing = self._incoming = None
 
     def _share(self, buffer: memoryview) -> SharedRegion | None:
-        """Say where in shared memory a buffer is found by the other end; None if it is not."""
+        """Put a buffer into shared memory; return its region, or None if it must be sent."""
         if buffer.nbytes < SHARE_FROM_BYTES:
             return None
         assert self._outgoing is not None
         assert self._incoming is not None
         with self._guard:
-            found = self._incoming.find(buffer)  # what the other end has sent goes back untouched
+            found = self._incoming.find(buffer)  # sent by the other end, and returned by reference
             place = found or self._outgoing.place(buffer)
         if place is None:
             return None

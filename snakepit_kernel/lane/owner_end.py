@@ -27,16 +27,16 @@ MAX_POLL_SECONDS = 1e6
 """Seconds that one system call may wait."""
 
 ANSWERS = (messages.Result, messages.Failure, messages.Configured)
-"""What ends an exchange."""
+"""Messages that end an exchange."""
 
 MAX_LINGERING = 1000
-"""Calls that have ended, of a lane, whose late output is shown."""
+"""Ended calls of a lane whose late output is still shown."""
 
 
-_Ended = tuple[int, Display | None, contextvars.Context]
-"""A call that has ended, and where it stood."""
+_EndedCall = tuple[int, Display | None, contextvars.Context]
+"""Id, display and context of a call that has ended."""
 
-_NONE: _Ended = (0, None, contextvars.Context())
+_NO_CALL: _EndedCall = (0, None, contextvars.Context())
 
 
 class LaneClosed(ConnectionError):
@@ -44,28 +44,28 @@ class LaneClosed(ConnectionError):
 
 
 class OwnerLane:
-    """One lane to a worker, held by one caller at a time.
+    """The owner's end of one lane, used by one caller at a time.
 
-    Its caller has one exchange on it, and others inside that: the calls that are made on behalf of
-    the host calls of the first.
+    Its caller has one exchange on it, and others nested in that: the calls that are made on behalf
+    of the host calls of the first.
 
     Parameters
     ----------
     sock
         Connected stream socket.
     slot
-        The words beside it.
-    carrier
-        Lays out values and restores them.
+        The lane's control words.
+    marshaller
+        Encodes and decodes values.
 
     Attributes
     ----------
     on_returned
-        Gets the ids of calls that the worker has given back.
+        Gets the ids of calls that the worker has returned unstarted.
     on_event
-        Gets what the worker's code tells of.
+        Gets the events that the worker's code emits.
     on_hello
-        Gets the worker's first message; what it raises is raised by who waits for the next one.
+        Gets the worker's first message; what it raises is raised by `receive`.
     """
 
     def __init__(self, sock: socket.socket, slot: ControlWords, marshaller: Marshaller) -> None:
@@ -79,17 +79,17 @@ class OwnerLane:
         self.last_call_id = 0
         self._spin_wait = SpinWait()
         self._exchanges: dict[int, Exchange] = {}
-        self._loops: dict[asyncio.AbstractEventLoop, int] = {}  # that read it, by their readers
+        self._loops: dict[asyncio.AbstractEventLoop, int] = {}  # loops that read it, with counts
         self.slot = slot
         self.on_returned: Callable[[list[int]], None] | None = None
         self.on_event: Callable[[messages.Event], None] | None = None
         self.on_quitting: Callable[[], None] | None = None
         self.on_hello: Callable[[messages.Hello], None] | None = None
         self.marshaller = marshaller
-        self._lingering: OrderedDict[int, _Ended] = OrderedDict()
-        self._last: _Ended = _NONE
-        self._early: list[tuple[messages.Late, Frame]] = []
-        self.depth = 0  # host calls that are served in this moment, each inside the one before
+        self._lingering: OrderedDict[int, _EndedCall] = OrderedDict()
+        self._last: _EndedCall = _NO_CALL
+        self._late_before_answer: list[tuple[messages.Late, Frame]] = []
+        self.depth = 0  # host calls that are being served, each nested in the one before
         _open_lanes.add(self)
 
     def fileno(self) -> int:
@@ -97,15 +97,15 @@ class OwnerLane:
         return self._socket.fileno()
 
     def new_call_id(self) -> int:
-        """Return an id that no other call on this lane has, higher than those before."""
+        """Return a new call id, higher than all before on this lane."""
         self.last_call_id += 1
         return self.last_call_id
 
     def send(self, segments: Sequence[Segment], deadline: float | None = None) -> None:
-        """Send a frame; wait as long as the worker takes to read it.
+        """Send a frame; wait until the worker has read it.
 
-        An exception in the middle (Ctrl-C, the deadline) leaves the rest of the frame in the lane,
-        and the next `send` sends it first, so the stream stays whole.
+        After an exception in the middle (Ctrl-C, the deadline) the rest of the frame stays queued,
+        and the next `send` sends it first, so the stream stays intact.
 
         Raises
         ------
@@ -117,18 +117,18 @@ class OwnerLane:
         self._writer.put(segments)
         try:
             if deadline is not None or self._timeout is not None:
-                self._limit(deadline)
+                self._set_deadline(deadline)
             while not self._writer.send(self._socket.sendmsg):
-                self._limit(deadline)
+                self._set_deadline(deadline)
         except TimeoutError:
             raise
         except OSError as error:
             raise LaneClosed(*error.args) from error
 
     def ask(self, exchange: Exchange, segments: Sequence[Segment], deadline: float | None) -> bool:
-        """Send a request, and take in its answer if that is a value that comes by itself.
+        """Send a request, and receive its answer if a plain value is the next frame.
 
-        Mostly it does: one system call sends, one receives. All else is left to `receive`.
+        That is the common case: one system call sends, one receives. `receive` does all else.
 
         Returns
         -------
@@ -147,12 +147,12 @@ class OwnerLane:
         reader = self._reader
         try:
             if self._timeout is not None:
-                self._let_wait(None)
+                self._set_timeout(None)
             if not self._send_now(request):
                 self.send((), deadline)
-            if not reader.is_empty:  # of another call here, which is served first
+            if not reader.is_empty:  # frames of another call, which come first
                 return False
-            if not self._look_out():
+            if not self._spin():
                 if deadline is not None:
                     self._wait_until(deadline)
                 reader.receive(self._socket.recv_into)
@@ -167,20 +167,20 @@ class OwnerLane:
         message = messages.decode_from_worker(header)
         if type(message) is not messages.Result or message.id != exchange.call_id or message.shared:
             return False
-        exchange.is_answered = True  # before it is consumed: who is interrupted waits for no other
+        exchange.is_answered = True  # before it is consumed: an interrupt must not wait for another
         reader.consume(end)
         exchange.restore(message, body)
         return True
 
     def _send_now(self, frame: bytes) -> bool:
-        """Send a frame as far as goes without waiting; say whether nothing is left."""
+        """Send as much of a frame as goes without waiting; return whether nothing is left."""
         try:
             return self._writer.send_whole(frame, self._socket.send, socket.MSG_DONTWAIT)
         except BlockingIOError:
             return False
 
     def _wait_until(self, deadline: float) -> None:
-        """Wait until something has come.
+        """Wait until something has arrived.
 
         Raises
         ------
@@ -193,11 +193,11 @@ class OwnerLane:
         raise TimeoutError
 
     def put(self, segments: Sequence[Segment]) -> None:
-        """Take in a frame, for `send_ready` to send."""
+        """Queue a frame, for `send_ready` to send."""
         self._writer.put(segments)
 
     def send_ready(self) -> bool:
-        """Send as much as goes without waiting; say whether nothing is left.
+        """Send as much as possible without waiting; return whether nothing is left.
 
         Raises
         ------
@@ -205,7 +205,7 @@ class OwnerLane:
             The worker is gone.
         """
         try:
-            self._let_wait(0.0)
+            self._set_timeout(0.0)
             while not self._writer.send(self._socket.sendmsg):
                 pass
         except BlockingIOError:
@@ -217,51 +217,51 @@ class OwnerLane:
     # -- exchanges -----------------------------------------------------------------------------
 
     def begin(self, exchange: Exchange) -> None:
-        """Give an exchange, from now on, the frames that belong to it."""
+        """Register an exchange to receive the frames of its call."""
         exchange.taken_before = self._writer.taken
         self._exchanges[exchange.call_id] = exchange
 
     def has_request_of(self, exchange: Exchange) -> bool:
-        """Whether the request of an exchange that has begun was taken in, to be sent."""
+        """Whether the request of a registered exchange has been queued or sent."""
         return self._writer.taken != exchange.taken_before
 
     def end(self, exchange: Exchange) -> None:
-        """Drop what still comes for an exchange."""
+        """Unregister an exchange; later frames of its call are dropped."""
         self._exchanges.pop(exchange.call_id, None)
         exchange.close()
-        # A process that it has left may show more, without anybody's knowing of it.
+        # A process that it has left may show more, which the worker cannot know.
         self._last = exchange.call_id, exchange.display, contextvars.copy_context()
         if exchange.lingers:
             self._lingering[exchange.call_id] = self._last
             if len(self._lingering) > MAX_LINGERING:
                 self._lingering.popitem(last=False)
-        if self._early:
-            early, self._early = self._early, []
-            for message, frame in early:
+        if self._late_before_answer:
+            waiting, self._late_before_answer = self._late_before_answer, []
+            for message, frame in waiting:
                 self.show_late(message, frame)
 
     def show_late(self, message: messages.Late, frame: Frame) -> None:
-        """Show what a call shows that has ended, in any thread, if it is known where that stood."""
+        """Show late output of a call, in any thread, if its display is still known."""
         if message.call in self._exchanges:  # its answer has not been read yet
-            self._early.append((message, frame))
+            self._late_before_answer.append((message, frame))
             return
         number, display, context = self._lingering.get(message.call, self._last)
         if number == message.call:
             display = display or Display()
-            display.stay(context)
+            display.use_context(context)
             display.publish(message.kind, *messages.shown(frame.body), frame.buffers)
 
     def is_innermost(self, exchange: Exchange) -> bool:
-        """Whether no other exchange has begun after one, and still goes on."""
+        """Whether an exchange is the last that has begun, of those that go on."""
         return next(reversed(self._exchanges), None) == exchange.call_id
 
     def receive(self, deadline: float | None = None) -> None:
-        """Wait for the next frame, and give it to its exchange.
+        """Wait for the next frame, and pass it to its exchange.
 
         Parameters
         ----------
         deadline
-            `time.monotonic` at which to give up.
+            `time.monotonic` at which to stop waiting.
 
         Raises
         ------
@@ -273,10 +273,10 @@ class OwnerLane:
         while (frame := self._reader.next_frame()) is None:
             if self._reader.at_end:
                 raise LaneClosed
-            if self._look_out():
+            if self._spin():
                 continue
             try:
-                self._limit(deadline)
+                self._set_deadline(deadline)
                 self._reader.receive(self._socket.recv_into)
             except TimeoutError:
                 raise
@@ -284,19 +284,19 @@ class OwnerLane:
                 raise LaneClosed(*error.args) from error
         self._route(frame)
 
-    def _look_out(self) -> bool:
-        """Stay awake for an answer, if no other thread here does; say whether one came."""
-        taken: list[bool] = []
+    def _spin(self) -> bool:
+        """Spin for an answer, unless another thread spins; return whether data arrived."""
+        acquired: list[bool] = []
         try:
-            taken.extend(map(_awake.acquire, (False,)))  # in C: Ctrl-C cannot lose the lock
-            return taken[0] and self._spin_wait.look(self._has_come)
+            acquired.extend(map(_spinning.acquire, (False,)))  # in C: Ctrl-C cannot lose the lock
+            return acquired[0] and self._spin_wait.poll(self._receive_nowait)
         finally:
-            if taken and taken[0]:
-                _awake.release()
+            if acquired and acquired[0]:
+                _spinning.release()
 
-    def _has_come(self) -> bool:
+    def _receive_nowait(self) -> bool:
         if self._timeout:  # recv would wait so long, whatever its flags say
-            self._let_wait(0.0)
+            self._set_timeout(0.0)
         try:
             self._reader.receive(self._recv_now)
         except BlockingIOError:
@@ -306,7 +306,7 @@ class OwnerLane:
         return True
 
     def receive_ready(self) -> None:
-        """Give the frames that have arrived to their exchanges, without waiting.
+        """Pass the frames that have arrived to their exchanges, without waiting.
 
         Raises
         ------
@@ -318,18 +318,18 @@ class OwnerLane:
                 self._route(frame)
             if self._reader.at_end:
                 raise LaneClosed
-            if not self._has_come():
+            if not self._receive_nowait():
                 return
 
     def _route(self, frame: Frame) -> None:
-        """Give a frame to its exchange; what belongs to a call that was given up is dropped."""
+        """Pass a frame to its exchange; drop it if its call was abandoned."""
         message = messages.decode_from_worker(frame.header)
         if isinstance(message, ANSWERS) and message.id in self._exchanges:
             exchange = self._exchanges[message.id]
-            # Both, or an interrupt would have a caller wait for an answer that was read.
+            # No call between these: no caller waits for an answer that was read.
             exchange.is_answered = True
             self._reader.unrouted = None
-            exchange.take(message, frame, self.marshaller)
+            exchange.receive(message, frame, self.marshaller)
             return
         self._reader.unrouted = None
         self._route_other(message, frame)
@@ -349,17 +349,17 @@ class OwnerLane:
             return
         number = message.call if isinstance(message, messages.HostCall) else message.id
         if number in self._exchanges:
-            self._exchanges[number].take(message, frame, self.marshaller)
+            self._exchanges[number].receive(message, frame, self.marshaller)
         elif isinstance(message, messages.Event):
             if self.on_event is not None:
                 self.on_event(message)
         elif isinstance(message, messages.WithValue):
-            self.marshaller.drop(message)
+            self.marshaller.discard(message)
 
     # -- in an event loop ----------------------------------------------------------------------
 
     async def converse(self, exchange: Exchange) -> None:
-        """Send what is to be sent, and wait until an exchange has something new.
+        """Send what is queued, and wait until an exchange has a chunk or its answer.
 
         Raises
         ------
@@ -369,9 +369,9 @@ class OwnerLane:
         if exchange.has_news:
             return
         loop = asyncio.get_running_loop()
-        if self.send_ready() and self._look_out():
+        if self.send_ready() and self._spin():
             self.receive_ready()
-            if exchange.has_news:  # at once: the loop need not even be told of the lane
+            if exchange.has_news:  # at once: the loop need not read the lane
                 return
         with self.read_in(loop):
             self.flush_soon()
@@ -386,7 +386,7 @@ class OwnerLane:
 
     @contextlib.contextmanager
     def read_in(self, loop: asyncio.AbstractEventLoop) -> Iterator[None]:
-        """Have a loop read the lane, which may do so already for an outer exchange."""
+        """Let a loop read the lane; it may already do so for an outer exchange."""
         descriptor = self.fileno()
         if descriptor < 0:
             raise LaneClosed
@@ -407,10 +407,10 @@ class OwnerLane:
         try:
             self.receive_ready()
         except BaseException as error:  # noqa: BLE001 - handed over to the tasks that wait
-            self._fail(error)
+            self._wake_all(error)
 
     def flush_soon(self) -> None:
-        """Send what is to be sent, in the running loop, as the worker takes it."""
+        """Send what is queued, in the running loop, as the worker reads it."""
         loop = asyncio.get_running_loop()
         if not self.send_ready():
             loop.add_writer(self.fileno(), self._flush, loop)
@@ -421,50 +421,50 @@ class OwnerLane:
                 loop.remove_writer(self.fileno())
         except LaneClosed as error:
             loop.remove_writer(self.fileno())
-            self._fail(error)
+            self._wake_all(error)
 
-    def _fail(self, error: BaseException) -> None:
+    def _wake_all(self, error: BaseException) -> None:
         for exchange in list(self._exchanges.values()):
-            exchange.tell(error)
+            exchange.wake(error)
 
     # -- details -------------------------------------------------------------------------------
 
-    def _limit(self, deadline: float | None) -> None:
-        """Let the next system call wait until the deadline at most."""
+    def _set_deadline(self, deadline: float | None) -> None:
+        """Set the socket's timeout so that the next system call ends at the deadline."""
         timeout = None if deadline is None else deadline - time.monotonic()
         if timeout is not None and timeout <= 0:
             raise TimeoutError
-        self._let_wait(timeout)
+        self._set_timeout(timeout)
 
-    def _let_wait(self, timeout: float | None) -> None:
+    def _set_timeout(self, timeout: float | None) -> None:
         if timeout != self._timeout:
             self._socket.settimeout(timeout)
             self._timeout = timeout
 
     def hang_up(self) -> None:
-        """End the conversation from another thread: both ends see the end of the stream."""
+        """Shut the socket down, from another thread: both ends see the end of the stream."""
         with contextlib.suppress(OSError):
             self._socket.shutdown(socket.SHUT_RDWR)
 
     def close(self) -> None:
-        """Close the lane, when no thread uses it. The worker sees it and ends."""
+        """Close the lane, when no thread uses it. The worker notices, and ends."""
         if self._socket.fileno() >= 0:
             self._socket.close()
             self.marshaller.close()
-            self._early.clear()
+            self._late_before_answer.clear()
             self._lingering.clear()
-            self._last = _NONE
+            self._last = _NO_CALL
         _open_lanes.discard(self)
 
 
-_awake = threading.Lock()  # of who looks out; threads that take turns at that would all be slow
+_spinning = threading.Lock()  # held while spinning: threads that spin in turn would all be slow
 _open_lanes: WeakSet[OwnerLane] = WeakSet()
 
 
-def _release_in_child() -> None:
-    """Close every lane in a forked child: two processes on one stream would tear it."""
+def _close_in_child() -> None:
+    """Close every lane in a forked child: two users would corrupt the stream."""
     for lane in list(_open_lanes):
         lane.close()
 
 
-os.register_at_fork(after_in_child=_release_in_child)
+os.register_at_fork(after_in_child=_close_in_child)

@@ -1,4 +1,4 @@
-"""How a call is answered, at either end of a lane: with its value, or with its exception."""
+"""Encoding and decoding of a call's reply: its value, or its exception."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ from ..protocol.frames import Frame, Segment, pack
 from ..protocol.messages import sendable
 from .marshalling import Marshaller
 
-_PLACE = re.compile(r'  File "(?P<file>.+)", line (?P<line>\d+), in ')
+_FRAME_LINE = re.compile(r'  File "(?P<file>.+)", line (?P<line>\d+), in ')
 
 _OWN_FILES = os.path.dirname(os.path.dirname(__file__))  # noqa: PTH120 - compared as text
 
 MAX_TEXT = 1 << 20
-"""Characters of an exception's text, or traceback, that travel."""
+"""Characters of an exception's text, or traceback, that are sent."""
 
 Place = Literal["worker", "notebook"]
 
 
 class Interrupted(Exception):
-    """The other end says that the call was interrupted."""
+    """The other end has reported that the call was interrupted."""
 
     def __init__(self, traceback: str) -> None:
         super().__init__(traceback)
@@ -43,24 +43,24 @@ class RemoteTraceback(Exception):
         return f"\n\n{self.text}"
 
 
-# -- giving one ------------------------------------------------------------------------------------
+# -- encoding --------------------------------------------------------------------------------------
 
 
 def encode_value(
     marshaller: Marshaller, call_id: int, value: object, *, lingers: bool = False
 ) -> list[Segment]:
-    """Lay out the answer of a call that returned; a value that cannot travel is a failure."""
+    """Encode the answer of a call that returned; a value that cannot be pickled is a failure."""
     try:
-        pickled = marshaller.codec.dumps_what_can_travel(value)
+        pickled = marshaller.codec.dumps_with_markers(value)
     except Exception as error:  # noqa: BLE001 - pickling runs any code
-        problem = cannot_travel("the result", value, error)
+        problem = not_picklable_error("the result", value, error)
         problem.__cause__ = error
         return with_error(marshaller, call_id, problem, lingers=lingers)
     return marshaller.pack(messages.Result(call_id, lingers), *pickled)
 
 
-def cannot_travel(what: str, value: object, error: Exception) -> Exception:
-    """Return the error that says that a value cannot travel, and why."""
+def not_picklable_error(what: str, value: object, error: Exception) -> Exception:
+    """Return the error for a value that cannot be pickled, with the reason."""
     kind = type(value)
     text = f"{what}, a {kind.__module__}.{kind.__qualname__}, cannot travel: {error}"
     return (ValueError if isinstance(error, ValueTooLarge) else TypeError)(text)
@@ -75,22 +75,22 @@ def with_error(
     is_own: bool = False,
     lingers: bool = False,
 ) -> list[Segment]:
-    """Lay out the answer of a call that raised.
+    """Encode the answer of a call that raised.
 
     Parameters
     ----------
-    carrier
-        Of the lane.
+    marshaller
+        That of the lane.
     call_id
         The call.
     error
         What it raised.
     before_running
-        Whether the call was refused, and nothing of it ran.
+        Whether the call was rejected before any of its code ran.
     is_own
-        Whether nobody has interrupted the call: a KeyboardInterrupt is one that it raised itself.
+        Whether the call was not interrupted: a KeyboardInterrupt is one that it raised itself.
     lingers
-        Whether the call has left something that may show more.
+        Whether the call has left threads or tasks that may show more.
     """
     kind: Literal["raised", "interrupted", "arguments", "tool"] = "raised"
     problems: list[str] = []
@@ -111,13 +111,13 @@ def with_error(
     )
     try:
         return marshaller.pack_value(message, error)
-    except Exception:  # noqa: BLE001 - exceptions often hold what cannot travel; the text does
+    except Exception:  # noqa: BLE001 - exceptions often hold what cannot be pickled; text can
         return pack(messages.encode(message))
 
 
 def _text_of(error: BaseException) -> str:
     try:
-        if isinstance(error, ToolError):  # its traceback, too, is in the traceback that goes along
+        if isinstance(error, ToolError):  # its own traceback is part of the one that is sent
             return _shortened(f"{error.type_name}: {error.message}")
         return _shortened(str(error))
     except Exception:  # noqa: BLE001 - a broken __str__ must not hide the error
@@ -131,14 +131,14 @@ def _traceback_of(error: BaseException) -> str:
         stack = formatted.stack
         while len(stack) > 1 and stack[0].filename.startswith(_OWN_FILES):
             stack.pop(0)
-        _cut_where_told(formatted, error)
+        _cut_remote_causes(formatted, error)
         return _shortened("".join(formatted.format()))
     except Exception:  # noqa: BLE001 - as above
         return f"{type(error).__name__}: (its traceback cannot be shown)\n"
 
 
-def _cut_where_told(formatted: traceback.TracebackException, error: BaseException) -> None:
-    """Leave out the causes of what came from elsewhere: they are in its own text.
+def _cut_remote_causes(formatted: traceback.TracebackException, error: BaseException) -> None:
+    """Remove the causes of an error from another process: its own text contains them.
 
     Else a traceback that goes back and forth would double its length each time.
     """
@@ -154,7 +154,7 @@ def _cut_where_told(formatted: traceback.TracebackException, error: BaseExceptio
 
 
 def _shortened(text: str) -> str:
-    """Return a text that fits into a message: its begin and its end, all of it Unicode."""
+    """Shorten a text to its beginning and end, so that it fits into a message."""
     text = sendable(text)
     left_out = len(text) - MAX_TEXT
     if left_out <= 0:
@@ -163,7 +163,7 @@ def _shortened(text: str) -> str:
     return f"{text[:half]}\n… {left_out} characters …\n{text[-half:]}"
 
 
-# -- taking one ------------------------------------------------------------------------------------
+# -- decoding --------------------------------------------------------------------------------------
 
 
 def decode_error(
@@ -175,20 +175,20 @@ def decode_error(
     *,
     raise_original: bool = False,
 ) -> BaseException:
-    """Return the exception that a failure stands for.
+    """Return the exception of a failure.
 
     Parameters
     ----------
-    carrier
-        Of the lane.
+    marshaller
+        That of the lane.
     message, frame
-        The failure, and the exception itself when it could travel.
+        The failure, and the exception itself if it could be pickled.
     name
         What was called.
     place
         Where it ran.
     raise_original
-        Return the exception itself where it travelled, as executors do; else a `ToolError`. Not a
+        Return the exception itself if it was sent, as executors do; else a `ToolError`. Not a
         KeyboardInterrupt: here it would be taken for one of this process.
     """
     match message.kind:
@@ -197,7 +197,7 @@ def decode_error(
         case "arguments":
             return InvalidArguments(name, message.problems)
         case "tool":
-            refusal = _original(marshaller, message, frame)  # it may say where the tool has gone
+            refusal = _original(marshaller, message, frame)  # may say why the tool is gone
             if isinstance(refusal, ToolNotFound):
                 return refusal
             return ToolNotFound(name, message.problems)
@@ -213,8 +213,10 @@ def decode_error(
     return error
 
 
-def value_of(marshaller: Marshaller, message: messages.WithValue, frame: Frame, name: str) -> Any:
-    """Return the value that an answer carries.
+def decode_value(
+    marshaller: Marshaller, message: messages.WithValue, frame: Frame, name: str
+) -> Any:
+    """Decode the value of an answer.
 
     Raises
     ------
@@ -242,21 +244,21 @@ def _original(
         return None
     try:
         original = marshaller.load(message, frame)
-    except Exception:  # noqa: BLE001 - an exception's class may do anything; its text is there
+    except Exception:  # noqa: BLE001 - an exception's class may do anything; its text remains
         return None
     return original if isinstance(original, BaseException) else None
 
 
 def with_sources(traceback: str) -> str:
-    """Add to a traceback of the other end the source lines that only this process knows.
+    """Add to a remote traceback the source lines that only this process knows.
 
-    A worker knows the number of a line in a function of the notebook, but has not its text.
+    A worker knows the line numbers of a function of the notebook, but not the text.
     """
     lines = traceback.splitlines()
     shown = []
     for line, following in zip(lines, [*lines[1:], ""], strict=True):
         shown.append(line)
-        place = _PLACE.match(line)
+        place = _FRAME_LINE.match(line)
         if place is not None and not following.startswith("    "):
             source = linecache.getline(place["file"], int(place["line"])).strip()
             shown += [f"    {source}"] if source else []

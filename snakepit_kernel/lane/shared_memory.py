@@ -1,16 +1,16 @@
-"""Shared memory in which large buffers travel: one copy to send, none to receive.
+"""Transfer of large buffers through shared memory: one copy to send, none to receive.
 
-An arena is a part of a file that has no name (a memfd) and that two processes map. One of them
-writes buffers into it, the other looks at them where they lie. A page of words comes first, one
-word for each region of memory that is in use. The writer sets it to the region's ticket, and the
-reader to 0 when nothing refers to the region any more, so no message is needed to give it back.
+An arena is a part of an anonymous file (a memfd) that two processes map. One of them writes buffers
+into it, the other views them in place. It begins with a page of words, one word for each region of
+memory that is in use. The writer sets it to the region's ticket, and the reader to 0 when nothing
+refers to the region any more, so no message is needed to release it.
 
-What costs is not the copy but the page that is touched for the first time. So a region is taken at
-the lowest address where it fits: there the pages exist, and both processes have them mapped.
+The main cost is not the copy but the first touch of a page. So a region is allocated at the lowest
+address where it fits: there the pages exist, and both processes have them mapped.
 
-Who looks at a buffer may write to it, and nobody else sees that: users have mappings of their own,
-in which a page is copied when it is first written to. What was written goes with the view, so that
-the next buffer at that place is seen as it was sent.
+The user of a view may write to it without affecting the other process: views are private mappings,
+in which a page is copied when it is first written to. Those copies are dropped with the view, so
+that the next buffer in that region is seen as it was sent.
 """
 
 from __future__ import annotations
@@ -30,13 +30,13 @@ import msgspec
 SHARE_FROM_BYTES = 1 << 18
 """Buffers from this size on are cheaper through an arena than through the socket.
 
-Below, a region, a view and its finalizer cost as much as what they save: Python that runs just
-after a wait finds nothing in the caches. Above, the socket copies twice, into memory that is new
-and faults page by page: at 1 MiB the arena is 2.5 times as fast, at 100 MB 10 times.
+Below, a region, a view and its finalizer cost as much as they save: Python code that runs just
+after a wait finds the caches cold. Above, the socket copies twice, into new memory that faults page
+by page: at 1 MiB the arena is 2.5 times as fast, at 100 MB 10 times.
 """
 
 TRIM_AFTER = 10.0
-"""Seconds without a call after which an arena gives its memory back."""
+"""Seconds without a call after which an arena releases its unused memory."""
 
 _PAGE = mmap.PAGESIZE
 _SLOTS = _PAGE // 8
@@ -45,7 +45,7 @@ _PRIVATE = mmap.MAP_PRIVATE | 0x4000  # MAP_NORESERVE, which Python has a name f
 
 
 class Region(msgspec.Struct, frozen=True, array_like=True, gc=False):
-    """Where in an arena a buffer lies.
+    """Position of a buffer in an arena.
 
     Attributes
     ----------
@@ -54,7 +54,7 @@ class Region(msgspec.Struct, frozen=True, array_like=True, gc=False):
     length
         Number of bytes.
     ticket
-        Number of the region. No other region of this arena has it, before or after.
+        Number of the region, unique in this arena for all time.
     """
 
     offset: int
@@ -63,29 +63,31 @@ class Region(msgspec.Struct, frozen=True, array_like=True, gc=False):
 
 
 class ArenaWriter:
-    """The end of an arena that writes. One thread at a time uses it.
+    """The writing end of an arena. One thread at a time uses it.
 
     Parameters
     ----------
     descriptor
-        The file. It stays the caller's, who closes the writer first.
+        The file. The caller keeps it, and closes the writer first.
     offset
         Where in the file the arena begins, in whole pages.
     limit_bytes
-        Size of the arena, in whole pages. The file must be as long; memory is taken when it is
+        Size of the arena, in whole pages. The file must be as long; memory is allocated when it is
         used.
     """
 
     def __init__(self, descriptor: int, offset: int, limit_bytes: int) -> None:
-        self._part = _Part(descriptor, offset, limit_bytes)
+        self._mapping = _Mapping(descriptor, offset, limit_bytes)
         self._serials = itertools.count(1)
-        self._regions: list[_Region] = []  # by address; replaced, not changed, so Ctrl-C may come
+        self._allocations: list[
+            _Allocation
+        ] = []  # by address; replaced, not changed, so Ctrl-C may come
         self._warm = bytearray()  # for each page: whether it exists and is mapped here
 
     def place(self, buffer: memoryview) -> Region | None:
         """Copy a buffer into the arena.
 
-        Other threads run meanwhile. After an exception (Ctrl-C) the room is free again.
+        Other threads run meanwhile. After an exception (Ctrl-C) the region is free again.
 
         Parameters
         ----------
@@ -95,52 +97,52 @@ class ArenaWriter:
         Returns
         -------
         place
-            Where it lies, until the reader has seen it and needs it no more; None if there is no
-            room in the arena, or no memory.
+            Its region, in use until the reader releases it; None if there is no room in the arena,
+            or no memory.
         """
         if not self._is_ready():
             return None
         buffer = buffer.cast("B")
-        region = self._take(len(buffer))
-        if region is None or not self._fill(region, buffer):
+        allocation = self._allocate(len(buffer))
+        if allocation is None or not self._fill(allocation, buffer):
             return None
-        self._part.words[region.slot] = region.ticket  # from here on it is in use
-        return Region(region.first * _PAGE, len(buffer), region.ticket)
+        self._mapping.words[allocation.slot] = allocation.ticket  # from here on it is in use
+        return Region(allocation.first * _PAGE, len(buffer), allocation.ticket)
 
-    def withdraw(self, place: Region) -> None:
-        """Take back a place that no message has carried to the reader."""
-        self._part.words[self._region_of(place).slot] = 0
+    def reclaim(self, place: Region) -> None:
+        """Free a region that was not sent to the reader."""
+        self._mapping.words[self._allocation_of(place).slot] = 0
 
     def view(self, place: Region) -> memoryview:
-        """Look at a buffer that the reader refers to, instead of having it sent back.
+        """View a buffer that the reader refers to, instead of receiving a copy of it.
 
-        It must be called before the next `place` or `trim`, which may use the region again.
+        It must be called before the next `place` or `trim`, which may reuse the region.
 
         Returns
         -------
         view
-            The caller's own: what is written to it changes nothing else. The region stays as it is
-            while anything here refers to the view.
+            The caller's own: writing to it changes nothing else. The region stays in use while
+            anything in this process refers to the view.
 
         Raises
         ------
         ValueError
-            No such place is in use.
+            No such region is in use.
         """
-        region = self._region_of(place)
+        allocation = self._allocation_of(place)
         try:
-            mapped = self._part.map_privately(place)
+            mapped = self._mapping.map_privately(place)
         except OSError:  # no address space is left
-            return memoryview(self._part.copy(place))
-        region.views = [*region.living_views(), weakref.ref(mapped)]
+            return memoryview(self._mapping.copy(place))
+        allocation.views = [*allocation.living_views(), weakref.ref(mapped)]
         skipped = place.offset % _PAGE
         return memoryview(mapped).cast("B")[skipped : skipped + place.length]
 
     def trim(self) -> None:
-        """Give the memory of free regions back to the system."""
-        self._regions = regions = self._in_use()
-        begins = [0, *(region.last for region in regions)]
-        ends = [*(region.first for region in regions), len(self._warm)]
+        """Release the memory of free regions to the system."""
+        self._allocations = allocations = self._in_use()
+        begins = [0, *(allocation.last for allocation in allocations)]
+        ends = [*(allocation.first for allocation in allocations), len(self._warm)]
         for begin, end in zip(begins, ends, strict=True):
             first = self._warm.find(1, begin, end)
             if first >= 0:
@@ -149,103 +151,109 @@ class ArenaWriter:
     @property
     def used_bytes(self) -> int:
         """Memory of regions that either process refers to."""
-        return sum(region.last - region.first for region in self._in_use()) * _PAGE
+        return sum(allocation.last - allocation.first for allocation in self._in_use()) * _PAGE
 
     @property
     def held_bytes(self) -> int:
-        """Memory that the arena has taken from the system."""
+        """Memory that the arena has allocated from the system."""
         return self._warm.count(1) * _PAGE
 
     def map(self) -> None:
-        """Take the address space now, and not when it is first needed."""
-        self._part.map()
+        """Map the arena now, and not when it is first needed."""
+        self._mapping.map()
 
     def close(self) -> None:
         """Unmap the arena, as soon as no view needs it. Views stay valid."""
-        self._regions = []
+        self._allocations = []
         self._warm = bytearray()
-        self._part.close()
+        self._mapping.close()
 
     def _is_ready(self) -> bool:
-        """Map the arena if it is not; say whether there was memory for it."""
+        """Map the arena if it is not mapped; return whether there was memory for it."""
         if not self._warm:
             try:
-                self._part.allocate_words()
-                self._warm = bytearray(len(self._part.memory) // _PAGE - 1)
+                self._mapping.allocate_words()
+                self._warm = bytearray(len(self._mapping.memory) // _PAGE - 1)
             except OSError:
                 return False
         return True
 
-    def _take(self, length: int) -> _Region | None:
-        """Reserve the first gap that is large enough. It is free again if its word stays 0."""
-        self._regions = regions = self._in_use()
+    def _allocate(self, length: int) -> _Allocation | None:
+        """Allocate the first gap that is large enough. It is free again if its word stays 0."""
+        self._allocations = allocations = self._in_use()
         pages = -(-length // _PAGE) or 1
         first = index = 0
-        for region in regions:
-            if region.first - first >= pages:
+        for allocation in allocations:
+            if allocation.first - first >= pages:
                 break
-            first = region.last
+            first = allocation.last
             index += 1
         last = first + pages
-        if last > len(self._warm) or len(regions) == _SLOTS:
+        if last > len(self._warm) or len(allocations) == _SLOTS:
             return None
-        region = _Region(first, last, length, next(self._serials) * _SLOTS + _free_slot(regions))
-        self._regions = [*regions[:index], region, *regions[index:]]
-        return region
+        allocation = _Allocation(
+            first, last, length, next(self._serials) * _SLOTS + _free_slot(allocations)
+        )
+        self._allocations = [*allocations[:index], allocation, *allocations[index:]]
+        return allocation
 
-    def _fill(self, region: _Region, buffer: memoryview) -> bool:
-        """Copy a buffer into a region; say whether there was memory for it."""
-        first, last = region.first, region.last
+    def _fill(self, allocation: _Allocation, buffer: memoryview) -> bool:
+        """Copy a buffer into a region; return whether there was memory for it."""
+        first, last = allocation.first, allocation.last
         cold = self._warm.find(0, first, last)
         warm_bytes = len(buffer) if cold < 0 else (cold - first) * _PAGE
-        target = self._part.address + first * _PAGE
+        target = self._mapping.address + first * _PAGE
         ctypes.memmove(target, _address_of(buffer), warm_bytes)  # without the GIL
         return cold < 0 or self._fill_new_pages(cold, last, buffer[warm_bytes:])
 
     def _fill_new_pages(self, first: int, last: int, rest: memoryview) -> bool:
         """Write to pages that may not exist yet.
 
-        A system call makes them, for half of what faults would cost, and when memory has run out it
-        is an error, where a touch of the mapping would be a SIGBUS.
+        A system call makes them, for half of what faults would cost. When memory has run out it
+        fails with an error, where touching the mapping would be a SIGBUS.
         """
         try:
-            self._part.write(first * _PAGE, rest)
+            self._mapping.write(first * _PAGE, rest)
         except OSError:
             self._discard(first, last)
             return False
         with contextlib.suppress(OSError):  # an older kernel; then each page faults once
-            self._part.advise(_MADV_POPULATE_READ, first, last)
+            self._mapping.advise(_MADV_POPULATE_READ, first, last)
         self._warm[first:last] = b"\1" * (last - first)
         return True
 
     def _discard(self, first: int, last: int) -> None:
         """Remove pages. They read as zeros in both processes, and exist again when written."""
         self._warm[first:last] = bytes(last - first)
-        self._part.advise(mmap.MADV_REMOVE, first, last)
+        self._mapping.advise(mmap.MADV_REMOVE, first, last)
 
-    def _in_use(self) -> list[_Region]:
-        if not self._regions:
+    def _in_use(self) -> list[_Allocation]:
+        if not self._allocations:
             return []
-        words = self._part.words
-        return [region for region in self._regions if words[region.slot] or region.living_views()]
+        words = self._mapping.words
+        return [
+            allocation
+            for allocation in self._allocations
+            if words[allocation.slot] or allocation.living_views()
+        ]
 
-    def _region_of(self, place: Region) -> _Region:
-        for region in self._regions:
-            if region.ticket == place.ticket and region.holds(place.offset, place.length):
-                return region
+    def _allocation_of(self, place: Region) -> _Allocation:
+        for allocation in self._allocations:
+            if allocation.ticket == place.ticket and allocation.holds(place.offset, place.length):
+                return allocation
         raise ValueError(f"{place} is no place in use")
 
 
 class ArenaReader:
-    """The end of an arena that reads. One thread at a time uses it; views are dropped in any.
+    """The reading end of an arena. One thread at a time uses it; any thread may drop views.
 
-    The child of a fork sees what it refers to change, once its parent has dropped it: the parent
-    speaks for both of them.
+    In a forked child, the buffers of inherited views may change once the parent has dropped its own
+    views: only the parent releases regions.
 
     Parameters
     ----------
     descriptor
-        The file. It stays the caller's, who closes the reader first.
+        The file. The caller keeps it, and closes the reader first.
     offset
         Where in the file the arena begins, as the writer has it.
     limit_bytes
@@ -253,77 +261,77 @@ class ArenaReader:
     """
 
     def __init__(self, descriptor: int, offset: int, limit_bytes: int) -> None:
-        self._part = _PrivatePart(descriptor, offset, limit_bytes)
-        self._held: dict[int, Region] = {}
+        self._mapping = _PrivateMapping(descriptor, offset, limit_bytes)
+        self._viewed: dict[int, Region] = {}
 
     def view(self, place: Region) -> memoryview:
-        """Look at a buffer that has arrived.
+        """View a buffer that has arrived.
 
         Returns
         -------
         view
-            The caller's own: what is written to it changes nothing else. The writer gets the region
-            back when nothing refers to the view any more: no array on it, no slice of it, nothing
-            made from those. It stays valid when the reader is closed and when the peer has died.
+            The caller's own: writing to it changes nothing else. The region is released when
+            nothing refers to the view any more: no array on it, no slice of it, nothing made from
+            those. It stays valid when the reader is closed and when the peer has died.
 
         Raises
         ------
         ValueError
-            No such place is in use.
+            No such region is in use.
         OSError
             The arena cannot be mapped.
         """
-        if not 0 <= place.offset <= place.offset + place.length <= self._part.room_bytes:
+        if not 0 <= place.offset <= place.offset + place.length <= self._mapping.room_bytes:
             raise ValueError(f"{place} is out of bounds")
-        words = self._part.words
+        words = self._mapping.words
         if place.ticket < _SLOTS or words[place.ticket % _SLOTS] != place.ticket:
             raise ValueError(f"{place} is no place in use")
-        if place.ticket in self._held:
+        if place.ticket in self._viewed:
             raise ValueError(f"{place} has come before")
-        anchor = self._part.anchor()
-        pages, ticket = self._part.pages(place), place.ticket
-        last = weakref.finalize(anchor, _give_back, self._held, pages, words, ticket, os.getpid())
+        anchor = self._mapping.anchor()
+        pages, ticket = self._mapping.pages(place), place.ticket
+        last = weakref.finalize(anchor, _release, self._viewed, pages, words, ticket, os.getpid())
         last.atexit = False
-        self._held[place.ticket] = place
+        self._viewed[place.ticket] = place
         view = memoryview(anchor).cast("B")
         return view[place.offset : place.offset + place.length]
 
     def find(self, buffer: memoryview) -> Region | None:
-        """Tell where in the arena a buffer lies, so that it is sent back by reference.
+        """Find the region of a buffer, so that it is sent back by reference.
 
         Parameters
         ----------
         buffer
-            Contiguous. Whoever sends the place may drop it then.
+            Contiguous. The caller may drop it once the region has been sent.
 
         Returns
         -------
         place
-            None if it does not lie in what was viewed here, or was written to since.
+            None if it is not part of a view of this reader, or was written to since.
         """
-        if not self._held:
+        if not self._viewed:
             return None
-        offset = _address_of(buffer) - self._part.address
-        if not 0 <= offset < self._part.room_bytes:
+        offset = _address_of(buffer) - self._mapping.address
+        if not 0 <= offset < self._mapping.room_bytes:
             return None
-        for whole in self._held.copy().values():  # a finalizer may change it now
+        for whole in self._viewed.copy().values():  # a finalizer may change it now
             if whole.offset <= offset < whole.offset + whole.length:
                 place = Region(offset, buffer.nbytes, whole.ticket)
-                return None if self._part.pages(place).were_written() else place
+                return None if self._mapping.pages(place).were_written() else place
         return None
 
     def map(self) -> None:
-        """Take the address space now, and not when it is first needed."""
-        self._part.map()
+        """Map the arena now, and not when it is first needed."""
+        self._mapping.map()
 
     def close(self) -> None:
         """Unmap the arena, as soon as no view needs it. Views stay valid."""
-        self._held = {}
-        self._part.close()
+        self._viewed = {}
+        self._mapping.close()
 
 
-class _Region:
-    """Pages that hold one buffer; `last` is behind them."""
+class _Allocation:
+    """The pages `first` to `last`, exclusive, which hold one buffer."""
 
     __slots__ = ("first", "last", "length", "slot", "ticket", "views")
 
@@ -343,8 +351,8 @@ class _Region:
         return start <= offset <= offset + length <= start + self.length
 
 
-class _Part:
-    """The arena's part of the file: a page of words, then room for regions.
+class _Mapping:
+    """The arena's part of the file, mapped: a page of words, then room for regions.
 
     It is mapped when it is first needed, because most workers never need it.
     """
@@ -376,18 +384,18 @@ class _Part:
         """Return a new object that lives as long as anything that views the room through it.
 
         A weak reference to a memoryview would not do: slices and arrays outlive the memoryview they
-        were made from. ctypes keeps every type of array for ever, so all are of one length.
+        were made from. ctypes keeps every array type for ever, so all are of one length.
 
         The garbage collector must not see the object. It clears the weak references to all of a
         cycle before it calls the first ``__del__`` there, which may still read the memory, or even
-        bring it back to life. Untracked, the object goes when its last referrer goes.
+        resurrect it. Untracked, the object is freed when its last referrer is.
         """
         anchor = (ctypes.c_ubyte * self.room_bytes).from_buffer(self.memory, _PAGE)
         _untrack(anchor)
         return anchor
 
     def allocate_words(self) -> None:
-        """Make the page of words exist, so that it can be touched when memory has run out."""
+        """Allocate the page of words, so that it can be touched when memory has run out."""
         os.posix_fallocate(self._descriptor, self._offset, _PAGE)
 
     def write(self, start: int, buffer: memoryview) -> None:
@@ -396,7 +404,7 @@ class _Part:
         Raises
         ------
         OSError
-            There is no memory for it. Some pages may have been made.
+            There is no memory for it. Some pages may have been allocated.
         """
         while buffer:
             count = os.pwrite(self._descriptor, buffer, self._offset + _PAGE + start)
@@ -404,11 +412,11 @@ class _Part:
             start += count
 
     def advise(self, option: int, first: int, last: int) -> None:
-        """Tell the system something about pages of the room."""
+        """Call ``madvise`` for pages of the room."""
         self.memory.madvise(option, _PAGE + first * _PAGE, (last - first) * _PAGE)
 
     def map_privately(self, place: Region) -> Any:
-        """Map a buffer, from the begin of its first page on, so that what is written is not shared.
+        """Map a buffer copy-on-write, from the beginning of its first page.
 
         Raises
         ------
@@ -425,14 +433,14 @@ class _Part:
         return bytearray(memoryview(self.memory)[start : start + place.length])
 
     def close(self) -> None:
-        """Forget the mapping. It goes when no view needs it; closing it would fail until then."""
+        """Drop the mapping. It is unmapped when no view needs it; closing would fail until then."""
         self._descriptor = -1
         for name in ("memory", "words", "address"):
             self.__dict__.pop(name, None)
 
 
-class _PrivatePart(_Part):
-    """The same for the end that reads: the words are shared, what is written to the room is not."""
+class _PrivateMapping(_Mapping):
+    """The mapping of the reading end: the words are shared, the room is copy-on-write."""
 
     @functools.cached_property
     def memory(self) -> mmap.mmap:
@@ -444,7 +452,7 @@ class _PrivatePart(_Part):
 
     @functools.cached_property
     def words(self) -> memoryview:
-        assert self.memory  # or it is closed
+        assert self.memory  # raises if it is closed
         page = _mapped(self._descriptor, _PAGE, self._offset, mmap.MAP_SHARED)
         return memoryview(page).cast("B").cast("Q")
 
@@ -454,16 +462,16 @@ class _PrivatePart(_Part):
         assert len(self.words) == _SLOTS
 
     def pages(self, place: Region) -> _Pages:
-        """Return the pages that a buffer lies in."""
+        """Return the pages that contain a buffer."""
         first = place.offset // _PAGE
         last = -(-(place.offset + place.length) // _PAGE)
         return _Pages(self.memory, self.address, first, last)
 
 
 def _mapped(descriptor: int, length: int, offset: int, flags: int) -> Any:
-    """Map a part of a file; return bytes, some more than there are, that hold the mapping.
+    """Map a part of a file; return an array, at least as long, that owns the mapping.
 
-    Python's own `mmap` keeps a descriptor for each mapping.
+    Python's own `mmap` keeps a descriptor open for each mapping.
 
     Raises
     ------
@@ -487,7 +495,7 @@ def _bytes_of(length: int) -> Any:
 
 
 class _Pages:
-    """Pages of a private mapping: which of them were written to, and so are copies."""
+    """Pages of a private mapping, which become copies when they are written to."""
 
     __slots__ = ("_address", "_first", "_last", "_memory")
 
@@ -498,7 +506,7 @@ class _Pages:
         self._last = last
 
     def were_written(self) -> bool:
-        """Whether one was written to, or whether that cannot be known."""
+        """Whether any was written to, or that cannot be determined."""
         begin = self._address // _PAGE + self._first
         count = self._last - self._first
         try:
@@ -509,13 +517,12 @@ class _Pages:
                 os.close(pagemap)
         except OSError:
             return True
-        # Of the 8 bytes of an entry the last one has the flags, on a machine that begins with the
-        # low ones.
+        # The flags are in the highest byte of an entry's 8: the last one on little endian machines.
         flags = entries[7 if sys.byteorder == "little" else 0 :: 8]
         return len(flags) != count or flags.translate(_IS_COPY).find(1) >= 0
 
     def restore(self) -> None:
-        """Drop what was written.
+        """Drop the copies that were written to.
 
         Raises
         ------
@@ -527,37 +534,38 @@ class _Pages:
             self._memory.madvise(mmap.MADV_DONTNEED, _PAGE + self._first * _PAGE, length)
 
 
-_PRESENT, _SWAPPED, _OF_A_FILE = 0x80, 0x40, 0x20  # Documentation/admin-guide/mm/pagemap.rst
+_PRESENT, _SWAPPED, _FILE_BACKED = 0x80, 0x40, 0x20  # Documentation/admin-guide/mm/pagemap.rst
 _IS_COPY = bytes(
-    bool(flags & _SWAPPED or (flags & _PRESENT and not flags & _OF_A_FILE)) for flags in range(256)
+    bool(flags & _SWAPPED or (flags & _PRESENT and not flags & _FILE_BACKED))
+    for flags in range(256)
 )
 
 
-def _free_slot(regions: list[_Region]) -> int:
-    taken = {region.slot for region in regions}
+def _free_slot(allocations: list[_Allocation]) -> int:
+    taken = {allocation.slot for allocation in allocations}
     slot = 0
     while slot in taken:
         slot += 1
     return slot
 
 
-def _give_back(
-    held: dict[int, Region], pages: _Pages, words: memoryview, ticket: int, pid: int
+def _release(
+    viewed: dict[int, Region], pages: _Pages, words: memoryview, ticket: int, pid: int
 ) -> None:
-    """Say that the reader needs a region no more. It runs in any thread, at any moment."""
+    """Release a region of the reader. It runs in any thread, at any moment."""
     if os.getpid() != pid:  # a forked child has dropped its copy of the view; the parent has not
         return
-    held.pop(ticket, None)
+    viewed.pop(ticket, None)
     if words[ticket % _SLOTS] == ticket:
         try:
             pages.restore()
         except OSError:
-            return  # the region stays taken: the next one who looks would see what was written
+            return  # the region stays in use: the next view of it would show what was written
         words[ticket % _SLOTS] = 0
 
 
 class _Buffer(ctypes.Structure):
-    """The beginning of C's ``Py_buffer``, and room for the rest."""
+    """The first field of C's ``Py_buffer``, and space for the rest."""
 
     _fields_ = (("address", ctypes.c_void_p), ("rest", ctypes.c_ssize_t * 9))
 
@@ -582,7 +590,7 @@ _release_buffer.restype = None
 
 
 def _address_of(buffer: memoryview) -> int:
-    """Return the address of the first byte, also of a read-only buffer, which ctypes refuses."""
+    """Return the address of the first byte, also of read-only buffers, which ctypes rejects."""
     found = _Buffer()
     _get_buffer(buffer, found, 0)
     address: int = found.address or 0

@@ -21,23 +21,25 @@ from .marshalling import Marshaller
 from .nested_loops import around_another_loop
 from .spin_wait import SpinWait
 
-ROW_LIMIT = 5e-3
-"""Seconds after which a row of calls lets the main loop have its turn."""
+SERIES_SECONDS = 5e-3
+"""Seconds after which a series of calls yields to the main loop."""
 
 
 class WorkerLane:
-    """Reads a lane whenever its loop is idle or a thread waits for a frame; writes at any time.
+    """The worker's end of one lane: read when its loop is idle or a thread waits for a frame.
+
+    Frames are sent at any time, from any thread.
 
     Parameters
     ----------
     sock
         The inherited socket.
-    carrier
-        Lays out values and restores them.
+    marshaller
+        Encodes and decodes values.
     on_frame
-        Takes a frame in, in the thread that has read it, while nobody else reads: who waits for
-        what is in it must not begin to wait for the next. What takes longer (a call) it returns,
-        to be done by that thread then.
+        Handles a frame, in the thread that has read it, while no other thread reads: a thread that
+        waits for its content must not begin to wait for the next frame. Longer work (a call) it
+        returns as a function, which that thread calls afterwards.
     on_close
         Called once, in the loop's thread, when the owner has closed its end or died.
     """
@@ -61,8 +63,8 @@ class WorkerLane:
         self._on_frame = on_frame
         self._on_close = on_close
         self._loop: asyncio.AbstractEventLoop | None = None
-        self._readers: dict[asyncio.AbstractEventLoop, int] = {}  # loops that read it, and why
-        self._own_loops: list[asyncio.AbstractEventLoop] = []  # of the lane's thread, as they nest
+        self._readers: dict[asyncio.AbstractEventLoop, int] = {}  # loops that read it, with counts
+        self._own_loops: list[asyncio.AbstractEventLoop] = []  # of the lane's thread, nested
         self._handed_over: deque[Callable[[], None]] = deque()
         self._thread = 0
         self._answered = 0.0
@@ -70,13 +72,13 @@ class WorkerLane:
         self._recv_now = partial(sock.recv_into, flags=socket.MSG_DONTWAIT)
         sock.setblocking(True)
         children.watch()
-        os.register_at_fork(after_in_child=self._leave_to_the_parent)
+        os.register_at_fork(after_in_child=self._close_in_child)
 
-    def _leave_to_the_parent(self) -> None:
-        """Have no part in the conversation any more, in a child that a tool forked.
+    def _close_in_child(self) -> None:
+        """Close this end in a child that a tool has forked.
 
-        Threads of its parent may have held the locks. The loops are not told: a child shares with
-        its parent what they listen to.
+        Threads of its parent may have held the locks. The loops' readers are not removed: a child
+        shares the epoll instances with its parent.
         """
         self._sending = RLock()
         self._reading = threading.Lock()
@@ -88,20 +90,20 @@ class WorkerLane:
             children.end_in(loop)
 
     def use_codec(self, codec: Codec) -> None:
-        """Pickle values as the owner has asked for, and take in frames as large as these may be."""
+        """Use the owner's codec, and accept frames as large as its values may be."""
         self.marshaller.codec = codec
         self._reader.max_bytes = max(MAX_BYTES, codec.max_bytes)
 
     def attach(self, loop: asyncio.AbstractEventLoop) -> None:
-        """Read the lane whenever this loop has time. Called in the loop's thread."""
+        """Read the lane in this loop from now on. Called in the loop's thread."""
         self._loop = loop
         self._thread = threading.get_ident()
-        self._begin_to_read_in(loop)
+        self._add_reader(loop)
 
     @contextlib.contextmanager
     def also_read_in(self, loop: asyncio.AbstractEventLoop) -> Iterator[None]:
-        """Read the lane in a loop that runs inside a call, of whatever thread; called there."""
-        self._begin_to_read_in(loop)
+        """Read the lane in a loop that runs inside a call, in any thread; called in that thread."""
+        self._add_reader(loop)
         try:
             yield
         finally:
@@ -112,7 +114,7 @@ class WorkerLane:
                     self._own_loops.remove(loop)
                 loop.remove_reader(self._socket.fileno())
 
-    def _begin_to_read_in(self, loop: asyncio.AbstractEventLoop) -> None:
+    def _add_reader(self, loop: asyncio.AbstractEventLoop) -> None:
         readers = self._readers.get(loop, 0)
         self._readers[loop] = readers + 1
         if not readers:
@@ -120,19 +122,19 @@ class WorkerLane:
                 self._own_loops.append(loop)
             loop.add_reader(self._socket.fileno(), self._on_readable)
 
-    def hand_over(self, action: Callable[[], None]) -> None:
-        """Have something done in the lane's own thread, which may wait for a frame just now."""
+    def run_in_own_thread(self, action: Callable[[], None]) -> None:
+        """Run a function in the lane's own thread, which may be waiting for a frame."""
         self._handed_over.append(action)
         if self._own_loops:
-            self._own_loops[-1].call_soon_threadsafe(self._take_over)
+            self._own_loops[-1].call_soon_threadsafe(self._run_handed_over)
 
-    def _take_over(self) -> bool:
-        """Do what was handed over; say whether there was something."""
-        taken = False
+    def _run_handed_over(self) -> bool:
+        """Run the functions that were handed over; return whether there were any."""
+        acquired = False
         while self._handed_over:
             self._handed_over.popleft()()
-            taken = True
-        return taken
+            acquired = True
+        return acquired
 
     @property
     def is_own_thread(self) -> bool:
@@ -141,7 +143,7 @@ class WorkerLane:
 
     @property
     def is_open(self) -> bool:
-        """Whether the owner is still there."""
+        """Whether the socket is open: the owner has not been found gone."""
         return self._socket.fileno() >= 0
 
     def send(self, segments: Sequence[Segment]) -> None:
@@ -157,19 +159,21 @@ class WorkerLane:
                 while not self._writer.send(self._socket.sendmsg):
                     pass
         except OSError:
-            self._owner_is_gone()  # nobody is left to hear it
+            self._on_owner_gone()  # the frame is dropped
 
     def offer(self, segments: Sequence[Segment]) -> bool:
-        """Send a small frame if the owner takes it at once; say whether it was sent."""
-        taken: list[bool] = []
+        """Send a small frame if that does not block; return whether it was sent."""
+        acquired: list[bool] = []
         try:
-            taken.extend(map(self._sending.acquire, (False,)))  # in C: Ctrl-C cannot lose the lock
-            if not taken[0] or not self._has_room():
+            acquired.extend(
+                map(self._sending.acquire, (False,))
+            )  # in C: Ctrl-C cannot lose the lock
+            if not acquired[0] or not self._has_room():
                 return False
             self.send(segments)
             return True
         finally:
-            if taken and taken[0]:
+            if acquired and acquired[0]:
                 self._sending.release()
 
     def _has_room(self) -> bool:
@@ -185,21 +189,22 @@ class WorkerLane:
     def _on_readable(self) -> None:
         if not self._receive_now():
             return
-        until = perf_counter() + ROW_LIMIT
+        until = perf_counter() + SERIES_SECONDS
         while self._handle_frames() and perf_counter() < until:
-            if self._reader.at_end or not self._spin_wait.look(self._receive_now):
+            if self._reader.at_end or not self._spin_wait.poll(self._receive_now):
                 break
         self._answered = perf_counter()
         if self._reader.at_end:
             self._close()
 
     def _receive_now(self) -> bool:
-        """Read what has arrived; say whether that was anything."""
-        taken: list[bool] = []
+        """Read what has arrived; return whether there was anything."""
+        acquired: list[bool] = []
         try:
-            taken.extend(map(self._reading.acquire, (False,)))  # in C: Ctrl-C cannot lose the lock
-            if not taken[0]:
-                return False  # a thread of a tool reads, and is awake by now
+            # In C: Ctrl-C cannot lose the lock.
+            acquired.extend(map(self._reading.acquire, (False,)))
+            if not acquired[0]:
+                return False  # a tool's thread reads, and has been woken
             self._reader.receive(self._recv_now)
         except BlockingIOError:
             return False
@@ -209,104 +214,105 @@ class WorkerLane:
         else:
             return True
         finally:
-            if taken and taken[0]:
+            if acquired and acquired[0]:
                 self._reading.release()
                 if self._followers:
-                    self._tell_followers()
+                    self._notify_followers()
 
     def _handle_frames(self) -> bool:
-        """Handle what has arrived; say whether that was something."""
+        """Handle what has arrived; return whether there was anything."""
         handled = False
-        while not self._reader.is_empty and (act := self._take_frame()) is not None:
+        while not self._reader.is_empty and (act := self._handle_frame()) is not None:
             act()
             handled = True
         return handled
 
-    def take_ahead(self) -> list[Frame]:
-        """Return what has arrived and was not handled, in the middle of whatever is going on."""
+    def receive_unhandled(self) -> list[Frame]:
+        """Return the frames that have arrived and were not handled; callable at any moment."""
         frames: list[Frame] = []
         while True:
             self._receive_now()
-            taken: list[bool] = []
+            acquired: list[bool] = []
             try:
-                taken.extend(map(self._reading.acquire, (False,)))
-                frame = self._reader.next_frame() if taken[0] else None
+                acquired.extend(map(self._reading.acquire, (False,)))
+                frame = self._reader.next_frame() if acquired[0] else None
             finally:
-                if taken and taken[0]:
+                if acquired and acquired[0]:
                     self._reading.release()
             if frame is None:
                 return frames
             frames.append(frame)
 
-    def _take_frame(self) -> Callable[[], None] | None:
-        taken: list[bool] = []
+    def _handle_frame(self) -> Callable[[], None] | None:
+        acquired: list[bool] = []
         try:
-            taken.extend(map(self._reading.acquire, (False,)))
-            if not taken[0]:
-                return None  # a thread of a tool reads, and takes it; it may wait for the next
+            acquired.extend(map(self._reading.acquire, (False,)))
+            if not acquired[0]:
+                return None  # a tool's thread reads, and handles it; it may be waiting for it
             frame = self._reader.next_frame()
             return None if frame is None else self._on_frame(frame) or _nothing
         finally:
-            if taken and taken[0]:
+            if acquired and acquired[0]:
                 self._reading.release()
                 if self._followers:
-                    self._tell_followers()
+                    self._notify_followers()
 
-    def rests(self, seconds: float) -> bool:
-        """Whether nothing has arrived for some time."""
+    def is_idle(self, seconds: float) -> bool:
+        """Whether nothing has arrived for a number of seconds."""
         return perf_counter() - self._answered >= seconds
 
     # -- reading, in the middle of a call ------------------------------------------------------
 
     def wait(self, is_done: Callable[[], bool]) -> None:
-        """Handle frames, in any thread, until something is done.
+        """Handle frames, in any thread, until a condition holds.
 
-        One thread reads at a time, for all that wait; the others are told of each frame.
+        One thread, the leader, reads for all that wait; the others, its followers, are notified of
+        each frame.
 
         Raises
         ------
         ConnectionError
             The owner is gone.
         """
-        leave_loop, enter_loop = around_another_loop()  # what is asked for meanwhile may run one
+        leave_loop, enter_loop = around_another_loop()  # a call handled meanwhile may run a loop
         try:
             leave_loop()
             while not is_done():
                 if self._handed_over and self.is_own_thread:
-                    self._take_over()
+                    self._run_handed_over()
                     continue
                 act = self._lead()
                 if act is not None:
-                    self._tell_followers()  # one of them reads while this thread acts
+                    self._notify_followers()  # one of them reads while this thread acts
                     act()
                 else:
                     self._follow(is_done)
         finally:
             enter_loop()
-            self._tell_followers()  # one of them is to read now
+            self._notify_followers()  # one of them must become the leader
             if not self._reader.is_empty and self._own_loops:
-                # What came behind the last frame: of the socket no loop would hear of it any more.
+                # Bytes after the last frame are read already: no loop is notified of them.
                 self._own_loops[-1].call_soon_threadsafe(self._handle_frames)
 
     def _lead(self) -> Callable[[], None] | None:
-        """Read until a frame is there; return what it asks for, or None when another one reads."""
-        taken: list[bool] = []
+        """Read until a frame is complete; return its action, or None if another thread reads."""
+        acquired: list[bool] = []
         try:
-            taken.extend(map(self._reading.acquire, (False,)))
-            if not taken[0]:
+            acquired.extend(map(self._reading.acquire, (False,)))
+            if not acquired[0]:
                 return None
             while (frame := self._reader.next_frame()) is None:
                 if self._reader.at_end:
                     msg = "the owner of this worker has ended"
                     raise ConnectionError(msg)
-                if not self._spin_wait.look(self._has_come):
+                if not self._spin_wait.poll(self._receive_nowait):
                     self._reader.receive(self._socket.recv_into)
             return self._on_frame(frame) or _nothing
         finally:
-            if taken and taken[0]:
+            if acquired and acquired[0]:
                 self._reading.release()
 
-    def _has_come(self) -> bool:
+    def _receive_nowait(self) -> bool:
         try:
             self._reader.receive(self._recv_now)
         except BlockingIOError:
@@ -317,27 +323,27 @@ class WorkerLane:
         with self._arrived:
             self._followers += 1
             try:
-                # Who reads lets go of the lock first, and then tells, under this condition.
+                # The leader releases the lock first, and then notifies, under this condition.
                 must_act = self._handed_over and self.is_own_thread
                 if not is_done() and not must_act and self._reading.locked():
                     self._arrived.wait()
             finally:
                 self._followers -= 1
 
-    def _tell_followers(self) -> None:
+    def _notify_followers(self) -> None:
         if self._followers:
             with self._arrived:
                 self._arrived.notify_all()
 
     # -- the end -------------------------------------------------------------------------------
 
-    def _owner_is_gone(self) -> None:
+    def _on_owner_gone(self) -> None:
         if self.is_own_thread:
             self._close()
-        # Else the loop sees the end of the stream itself; it alone may touch its readers.
+        # Else the loop sees the end of the stream itself; it alone may change its readers.
 
     def _close(self) -> None:
-        if not self.is_own_thread:  # in a loop of a tool's thread; ours will see the end as well
+        if not self.is_own_thread:  # in a loop of a tool's thread; our own sees the end as well
             asyncio.get_running_loop().remove_reader(self._socket.fileno())
         elif self._loop is not None and self._socket.fileno() >= 0:
             self._loop.remove_reader(self._socket.fileno())

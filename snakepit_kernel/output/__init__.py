@@ -1,1 +1,1 @@
-"""How results, displays and progress appear where the code was called."""
+"""Results, displays and progress bars of calls, shown in the caller's process."""

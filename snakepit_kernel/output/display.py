@@ -1,4 +1,4 @@
-"""Where a call shows what it has to show: text, progress bars, values, and what IPython has."""
+"""Display of a call's output in the caller's process: text, progress bars, rich output."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
-from .progress_bars import Bar, LineBar, Settings, bars_aside, open_bar
+from .progress_bars import Bar, LineBar, Settings, bars_cleared, open_bar
 
 if TYPE_CHECKING:
     from IPython.core.interactiveshell import InteractiveShell
@@ -21,13 +21,13 @@ _COMM_TYPES = {"comm_open", "comm_msg", "comm_close"}
 
 
 class Display:
-    """Shows, in this process, what a call in a worker shows.
+    """Shows the output of a call in this process.
 
     Parameters
     ----------
     context
-        Whose output it is, for calls that are driven elsewhere: the notebook finds the cell of an
-        output there. Default: that of whoever calls.
+        The context in which output is shown, for calls that another thread drives: the notebook
+        finds the cell of an output there. Default: the current one.
     """
 
     __slots__ = ("_bars", "_run")
@@ -36,8 +36,8 @@ class Display:
         self._run: Callable[..., Any] = _directly if context is None else context.run
         self._bars: dict[int, Bar] = {}
 
-    def stay(self, context: contextvars.Context) -> None:
-        """Show in a context from now on, unless one was given: the caller goes on elsewhere."""
+    def use_context(self, context: contextvars.Context) -> None:
+        """Use a context from now on, unless one was given: the caller has moved on."""
         if self._run is _directly:
             self._run = context.run
 
@@ -52,50 +52,50 @@ class Display:
         metadata: dict[str, Any],
         buffers: Sequence[Any] = (),
     ) -> None:
-        """Show what IPython has shown elsewhere.
+        """Show a display message of a worker's IPython.
 
         Parameters
         ----------
         kind, content, metadata, buffers
-            Of the message that Jupyter has for it.
+            Type and parts of the Jupyter message.
         """
         self._run(self._publish, kind, content, metadata, buffers)
 
     def value(self, value: object) -> None:
-        """Show a value, as rich as this place can."""
+        """Show a value, with its rich representations in a notebook."""
         self._run(self._value, value)
 
     def move(self, number: int, settings: Settings, *, ended: bool = False) -> None:
-        """Show how far a bar is; the first time it is opened.
+        """Update a progress bar; open it the first time.
 
         Parameters
         ----------
         number
-            The bar's own, among those of the call.
+            Number of the bar, unique in the call.
         settings
             See `Settings`.
         ended
-            It moves no more.
+            Whether this is its last update.
         """
         self._run(self._move, number, settings, ended)
 
     def close(self) -> None:
-        """End the bars that have not ended."""
+        """Close the bars that are open."""
         if self._bars:
             self._run(self._close)
 
     def _write(self, stream: str, text: str) -> None:
-        # In the middle of a line a bar has no place: it is drawn when it moves again.
-        with bars_aside() if text.endswith("\n") else contextlib.nullcontext():
+        # In the middle of a line no bar is drawn: it reappears with its next update.
+        with bars_cleared() if text.endswith("\n") else contextlib.nullcontext():
             echo(stream, text)
 
     def _publish(
         self, kind: str, content: dict[str, Any], metadata: dict[str, Any], buffers: Sequence[Any]
     ) -> None:
         try:
-            with bars_aside():
+            with bars_cleared():
                 publish(kind, content, metadata, buffers)
-        except Exception:  # what it shows is the worker's: it must not end the wait for the answer
+        except Exception:  # the worker's content is wrong; the wait for the answer goes on
             logger.warning("what a call showed (%s) cannot be shown here", kind, exc_info=True)
 
     def _value(self, value: object) -> None:
@@ -104,7 +104,7 @@ class Display:
             return
         from IPython.display import display
 
-        with bars_aside():
+        with bars_cleared():
             display(value)  # type: ignore[no-untyped-call]
 
     def _move(self, number: int, settings: Settings, ended: bool) -> None:
@@ -127,7 +127,7 @@ class Display:
 
     def _close(self) -> None:
         while self._bars:
-            _, bar = self._bars.popitem()  # the innermost first, as loops end
+            _, bar = self._bars.popitem()  # the innermost first, as their loops end
             try:
                 bar.close()
             except Exception:
@@ -137,7 +137,7 @@ class Display:
 def publish(
     kind: str, content: dict[str, Any], metadata: dict[str, Any], buffers: Sequence[Any] = ()
 ) -> None:
-    """Show what IPython has shown elsewhere as if it had been shown here: see `Display.publish`."""
+    """Show a display message of another IPython in this one, see `Display.publish`."""
     shell = _shell()
     match kind:
         case "stream":
@@ -168,9 +168,9 @@ def publish(
 def _forward_comm(
     kind: str, content: dict[str, Any], metadata: dict[str, Any], buffers: Sequence[Any]
 ) -> None:
-    """Let a worker's widgets appear in the notebook and follow their state.
+    """Forward a comm message of a worker's widget to the notebook.
 
-    One way only: a slider of a worker shows, but moving it reaches nobody.
+    One way only: a worker's slider is shown, but moving it has no effect there.
     """
     kernel = getattr(_shell(), "kernel", None)
     if kernel is not None:
@@ -181,7 +181,7 @@ def _forward_comm(
             metadata=metadata,
             buffers=list(buffers),
             parent=kernel.get_parent(),
-            ident=kernel._topic(kind),  # noqa: SLF001 - as its own comms do
+            ident=kernel._topic(kind),  # noqa: SLF001 - as for its own comms
         )
 
 
@@ -195,7 +195,7 @@ def _shell() -> InteractiveShell | None:
 
 
 def echo(stream: str, text: str) -> None:
-    """Print what a call printed."""
+    """Print text of a call to a standard stream."""
     target = sys.stdout if stream == "stdout" else sys.stderr
     if target is not None:
         target.write(text)

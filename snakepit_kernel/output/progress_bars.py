@@ -1,4 +1,4 @@
-"""Progress bars of workers as their caller sees them: tqdm's own, or lines of text without tqdm."""
+"""Progress bars of workers, drawn in the caller's process: by tqdm, or else as lines of text."""
 
 from __future__ import annotations
 
@@ -12,39 +12,39 @@ from weakref import WeakSet
 from ..locks import RLock
 
 Settings = Mapping[str, Any]
-"""How far a bar is, and how it looks, by tqdm's names; what is missing is as tqdm has it."""
+"""State and appearance of a bar, by tqdm's names; missing ones have tqdm's defaults."""
 
-_FIRST = ("total", "leave", "unit_scale", "ncols", "dynamic_ncols", "colour")
-"""What tqdm's bar in a notebook is made from. All else is looked up each time it is drawn."""
+_INITIAL_SETTINGS = ("total", "leave", "unit_scale", "ncols", "dynamic_ncols", "colour")
+"""Settings that tqdm's notebook bar needs at its creation. All others are read when it is drawn."""
 
 
 class Bar(Protocol):
-    """One bar that somebody else moves."""
+    """A progress bar that is updated with another process's state."""
 
     def show(self, settings: Settings) -> None:
-        """Show how far it is."""
+        """Show a new state."""
 
     def close(self, settings: Settings | None = None) -> None:
-        """Let it stand where it is, and take in first where that is, if there is news of it.
+        """Close it in its last state, which may be given.
 
-        One that has not come to its end shows that it was interrupted.
+        A bar that is not complete shows that it was interrupted.
         """
 
 
 def open_bar(settings: Settings) -> Bar:
-    """Show a new bar: by tqdm where it is installed, else by lines of text."""
-    kind = _kind(in_notebook=shell_of_notebook() is not None)
+    """Open a new bar: tqdm's where it is installed, else lines of text."""
+    kind = _bar_class(in_notebook=shell_of_notebook() is not None)
     bar: Bar = LineBar() if kind is None else TqdmBar(kind, settings)
-    if settings["n"]:  # one that has just begun is there already
+    if settings["n"]:  # a bar at 0 was drawn by its creation
         bar.show(settings)
     return bar
 
 
 @contextlib.contextmanager
-def bars_aside() -> Iterator[None]:
-    """Give the place of the bars that are text, for a moment, to who writes lines."""
+def bars_cleared() -> Iterator[None]:
+    """Clear the text bars during a block that prints lines, and redraw them."""
     module = sys.modules.get("tqdm.std")
-    kind = None if module is None else _followed(module.tqdm)
+    kind = None if module is None else _remote_bar_class(module.tqdm)
     if kind is None or not kind._instances:  # noqa: SLF001 - it is ours
         yield
         return
@@ -54,7 +54,7 @@ def bars_aside() -> Iterator[None]:
 
 def shell_of_notebook() -> Any:
     """Return IPython's shell where it belongs to a kernel, else None."""
-    # Not get_ipython(): a worker that asks for its shell has it built.
+    # Not get_ipython(): in a worker that would build the shell.
     module = sys.modules.get("IPython.core.interactiveshell")
     if module is None or not module.InteractiveShell.initialized():
         return None
@@ -63,12 +63,12 @@ def shell_of_notebook() -> Any:
 
 
 class TqdmBar:
-    """A bar of tqdm that is told where it is.
+    """A bar of tqdm whose state is set.
 
     Parameters
     ----------
     kind
-        Class of the bar, see `_followed`.
+        Class of the bar, see `_remote_bar_class`.
     settings
         The first ones.
     """
@@ -77,37 +77,37 @@ class TqdmBar:
         self._bar = kind(settings)
 
     def show(self, settings: Settings) -> None:
-        """Show how far it is."""
-        self._take(settings)
+        """Show a new state."""
+        self._update(settings)
         self._bar.refresh()
 
     def close(self, settings: Settings | None = None) -> None:
-        """Let it stand where it is."""
+        """Close it in its last state."""
         if settings is not None:
-            self._take(settings)
+            self._update(settings)
         self._bar.close()  # which draws it
 
-    def _take(self, settings: Settings) -> None:
+    def _update(self, settings: Settings) -> None:
         bar = self._bar
-        bar.told = settings
+        bar.settings = settings
         if bar.total != (total := settings.get("total")):
-            bar.reset(total)  # the one way to tell the widget
+            bar.reset(total)  # the only way to update the widget
         bar.n, bar.total = settings["n"], total
         bar.leave = settings.get("leave", True)
         bar.colour = settings.get("colour")
 
 
 class LineBar:
-    """A bar where tqdm is not installed: a line whenever it has moved by a tenth."""
+    """A bar where tqdm is not installed: a line for each tenth of progress."""
 
     def __init__(self) -> None:
         self._settings: Settings = {"n": 0}
         self._tenths = 0
-        self._is_told = True
+        self._is_written = True
 
     def show(self, settings: Settings) -> None:
-        """Write a line when there is something new to say."""
-        self._is_told = self._is_told and settings["n"] == self._settings["n"]
+        """Write a line if a tenth has been completed."""
+        self._is_written = self._is_written and settings["n"] == self._settings["n"]
         self._settings = settings
         total = settings.get("total")
         tenths = int(10 * settings["n"] / total) if total else 0
@@ -116,14 +116,14 @@ class LineBar:
             self._write()
 
     def close(self, settings: Settings | None = None) -> None:
-        """Write where it ended."""
+        """Write the final state."""
         if settings is not None:
             self.show(settings)
-        if not self._is_told:
+        if not self._is_written:
             self._write()
 
     def _write(self) -> None:
-        self._is_told = True
+        self._is_written = True
         if sys.stderr is not None:
             sys.stderr.write(f"{self._line()}\n")
 
@@ -140,8 +140,8 @@ class LineBar:
         return ", ".join(part for part in parts if part)
 
 
-def _kind(*, in_notebook: bool) -> Any:
-    """Return the class of bars for here; None when tqdm is not installed."""
+def _bar_class(*, in_notebook: bool) -> Any:
+    """Return the class of bars for this process; None when tqdm is not installed."""
     try:
         if in_notebook:
             import ipywidgets  # noqa: F401 - tqdm warns when it is missing; its text bar does
@@ -149,29 +149,31 @@ def _kind(*, in_notebook: bool) -> Any:
         else:
             from tqdm.std import tqdm
     except ImportError:
-        return _kind(in_notebook=False) if in_notebook else None
-    return _followed(tqdm)
+        return _bar_class(in_notebook=False) if in_notebook else None
+    return _remote_bar_class(tqdm)
 
 
 @functools.cache
-def _followed(kind: Any) -> Any:
-    """Derive from a class of tqdm one whose bars show what they are told."""
+def _remote_bar_class(kind: Any) -> Any:
+    """Derive a class of tqdm bars that show a state they are given."""
     from tqdm.std import tqdm as base
 
-    class FollowedBar(kind):  # type: ignore[misc]
+    class RemoteBar(kind):  # type: ignore[misc]
         """A bar of a worker.
 
         It shares neither lock nor list with the notebook's own bars: tqdm's lock stays locked when
-        Ctrl-C comes while a bar is drawn, and the thread that keeps a pool would wait for ever.
+        Ctrl-C comes while a bar is drawn, and a pool's loop thread would wait for ever.
         """
 
-        monitor_interval = 0  # no thread that draws what has not moved
+        monitor_interval = 0  # no thread that redraws stalled bars
         _lock = RLock()
         _instances: ClassVar[WeakSet[Any]] = WeakSet()
 
-        def __init__(self, told: Settings) -> None:
-            self.told = told
-            super().__init__(**{name: told[name] for name in _FIRST if name in told})
+        def __init__(self, settings: Settings) -> None:
+            self.settings = settings
+            super().__init__(
+                **{name: settings[name] for name in _INITIAL_SETTINGS if name in settings}
+            )
 
         @classmethod
         def _get_free_pos(cls, instance: Any = None) -> int:
@@ -180,11 +182,11 @@ def _followed(kind: Any) -> Any:
 
         @property
         def format_dict(self) -> dict[str, Any]:
-            """What the bar is drawn from: the worker's own clock and speed, not those of here."""
-            return {**super().format_dict, **self.told}
+            """The values to draw, with the worker's clock and speed instead of this process's."""
+            return {**super().format_dict, **self.settings}
 
         def display(self, *args: Any, **kwargs: Any) -> Any:
-            """Draw the bar; never again when that fails: it is drawn when it is collected, too."""
+            """Draw the bar; disable it if that fails: it is also drawn when it is collected."""
             try:
                 return super().display(*args, **kwargs)
             except BaseException:
@@ -197,4 +199,4 @@ def _followed(kind: Any) -> Any:
                 with self._lock:
                     self.display()
 
-    return FollowedBar
+    return RemoteBar

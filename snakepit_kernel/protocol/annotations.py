@@ -1,4 +1,7 @@
-"""Annotations of what travels by value: as objects, because the receiver has not the names."""
+"""Annotations of classes and functions pickled by value, resolved to objects.
+
+The receiver cannot look their names up.
+"""
 
 from __future__ import annotations
 
@@ -11,16 +14,16 @@ from typing import Any
 
 def annotations_of_class(kind: type) -> dict[str, Any]:
     """Return the annotations of a class without those of its bases."""
-    return _resolved(kind, _own(kind))
+    return _resolve(kind, _raw_annotations(kind))
 
 
 def annotations_of_function(function: types.FunctionType) -> dict[str, Any]:
     """Return the annotations of a function."""
-    return _resolved(function, _own(function))
+    return _resolve(function, _raw_annotations(function))
 
 
-def _own(obj: Any) -> dict[str, Any]:
-    """Return annotations as they are: since Python 3.14 they are not evaluated before."""
+def _raw_annotations(obj: Any) -> dict[str, Any]:
+    """Return annotations unresolved: since Python 3.14 they are evaluated lazily."""
     if sys.version_info < (3, 14):
         has = vars(obj).get("__annotations__") if isinstance(obj, type) else obj.__annotations__
         return dict(has or {})
@@ -28,22 +31,22 @@ def _own(obj: Any) -> dict[str, Any]:
 
     try:
         return annotationlib.get_annotations(obj)
-    except Exception:  # noqa: BLE001 - names that are imported for type checkers only, say
+    except Exception:  # noqa: BLE001 - names imported for type checkers only, for example
         return annotationlib.get_annotations(obj, format=annotationlib.Format.STRING)
 
 
-def _resolved(obj: type | Callable[..., Any], annotations: dict[str, Any]) -> dict[str, Any]:
-    """Evaluate texts, where that can be done here; leave the others."""
+def _resolve(obj: type | Callable[..., Any], annotations: dict[str, Any]) -> dict[str, Any]:
+    """Evaluate annotations that are strings; keep those that cannot be evaluated here."""
     if not any(isinstance(annotation, str) for annotation in annotations.values()):
         return annotations
     try:
         hints = typing.get_type_hints(obj, include_extras=True)
-    except Exception:  # noqa: BLE001 - a text may be anything; so each stands or falls for itself
-        return {name: _evaluated(obj, text) for name, text in annotations.items()}
+    except Exception:  # noqa: BLE001 - a string may be anything; so each is evaluated alone
+        return {name: _evaluate(obj, text) for name, text in annotations.items()}
     return {name: hints.get(name, annotation) for name, annotation in annotations.items()}
 
 
-def _evaluated(obj: Any, annotation: Any) -> Any:
+def _evaluate(obj: Any, annotation: Any) -> Any:
     if not isinstance(annotation, str):
         return annotation
     names = vars(sys.modules.get(obj.__module__, typing))

@@ -1,7 +1,7 @@
-"""What classes are made with, for each kind of class that Python and msgspec know.
+"""Blueprints of classes sent by value, for each kind of class that Python and msgspec know.
 
-A blueprint is taken of a class, travels, and makes a class without state: no methods, no values.
-What could refer to the class itself comes with its state.
+A blueprint is taken of a class, is sent, and makes a class without state: no methods, no values.
+Everything that could refer to the class itself is sent with its state.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ _STRUCT_OPTIONS = (
 
 
 class ClassBlueprint(NamedTuple):
-    """A class of no special kind; also a named tuple, a dataclass, a protocol."""
+    """Blueprint of an ordinary class; also of a named tuple, a dataclass, a protocol."""
 
     meta: Any
     name: str
@@ -48,13 +48,13 @@ class ClassBlueprint(NamedTuple):
         return cls(type(kind), kind.__name__, kind.__bases__, namespace)
 
     def make(self) -> type:
-        """Make a class."""
+        """Make the class, without its state."""
         namespace = dict(self.namespace)
         if tuple in self.bases and typing.Generic in self.bases:
             namespace["__class_getitem__"] = classmethod(generic_method())
         if _would_run_a_hook(self.bases):
             for quiet in _QUIET:
-                with contextlib.suppress(TypeError):  # its layout in memory is not theirs
+                with contextlib.suppress(TypeError):  # incompatible memory layouts
                     made = self._make_with(namespace, (quiet, *self.bases))
                     made.__bases__ = self.bases
                     return made
@@ -66,7 +66,7 @@ class ClassBlueprint(NamedTuple):
             return importable.__new__(self.meta, self.name, bases, dict(namespace))  # type: ignore[no-any-return]
         try:
             return self.meta(self.name, bases, dict(namespace))  # type: ignore[no-any-return]
-        except TypeError:  # it wants to be told what it was told when the class was defined
+        except TypeError:  # the metaclass requires keywords of the class definition
             if self.meta is type:
                 raise
         importable = abc.ABCMeta if issubclass(self.meta, abc.ABCMeta) else type
@@ -74,7 +74,7 @@ class ClassBlueprint(NamedTuple):
 
 
 class EnumBlueprint(NamedTuple):
-    """An enumeration: its members with their values, and what their part of a mixed in class is."""
+    """Blueprint of an enumeration: its members, their values, their parts of a mixed-in class."""
 
     meta: Any
     name: str
@@ -93,7 +93,7 @@ class EnumBlueprint(NamedTuple):
         return cls(type(kind), kind.__name__, kind.__bases__, _names_of(kind), members)
 
     def make(self) -> type:
-        """Make an enumeration, without the code that has made its members."""
+        """Make the enumeration, without running the code that made its members."""
         namespace = enum.EnumMeta.__prepare__(self.name, self.bases)
         parts = list(self.members.values())
 
@@ -117,7 +117,7 @@ class EnumBlueprint(NamedTuple):
 
 
 def _arguments_of(mixed_in: type, member: Any) -> tuple[Any, ...] | None:
-    """Return what makes a member's part of the class that is mixed in; None for its value."""
+    """Return the arguments of a member's mixed-in class; None for the member's value."""
     new: Any = mixed_in.__new__
     if new is object.__new__:
         return ()
@@ -142,7 +142,7 @@ def _new_member(cls: type, mixed_in: Any, value: Any, arguments: tuple[Any, ...]
 
 
 class StructBlueprint(NamedTuple):
-    """A ``msgspec.Struct``: its own fields with their defaults, and its options."""
+    """Blueprint of a ``msgspec.Struct``: its own fields with their defaults, and its options."""
 
     meta: Any
     name: str
@@ -174,13 +174,13 @@ class StructBlueprint(NamedTuple):
         )
 
     def make(self) -> type:
-        """Make a struct. The types of its fields come with its state, and are not asked before."""
+        """Make the struct. The types of its fields are set with its state, and not used before."""
         namespace = {**self.namespace, "__annotations__": dict.fromkeys(self.fields, Any)}
         for field, default in self.fields.items():
             if default:
                 value, is_factory = default
                 namespace[field] = msgspec.field(default_factory=value) if is_factory else value
-        if self.has_post_init:  # msgspec keeps the one that it finds now
+        if self.has_post_init:  # msgspec binds the one that exists now
             namespace["__post_init__"] = lambda self: type(self).__post_init__(self)
         made: type = self.meta(self.name, self.bases, namespace, **self.options)
         return made
@@ -195,7 +195,7 @@ def _options_of(kind: Any) -> dict[str, Any]:
         name: value for name in _STRUCT_OPTIONS if (value := getattr(config, name)) is not None
     }
     inherited = [getattr(base, "__struct_config__", None) for base in kind.__bases__]
-    for name in ("weakref", "dict"):  # they cannot be asked for twice
+    for name in ("weakref", "dict"):  # they must not be set twice
         if getattr(config, name) and not any(getattr(each, name, False) for each in inherited):
             options[name] = True
     return options
@@ -210,7 +210,7 @@ def _default_of(default: Any) -> tuple[Any, ...]:
 
 
 class TypedDictBlueprint(NamedTuple):
-    """A ``TypedDict``, also that of typing_extensions; its keys come with its state."""
+    """Blueprint of a ``TypedDict``, also of typing_extensions; its keys are part of its state."""
 
     meta: Any
     name: str
@@ -224,7 +224,7 @@ class TypedDictBlueprint(NamedTuple):
         return cls(type(kind), kind.__name__, bases, _names_of(kind))
 
     def make(self) -> type:
-        """Make a typed dictionary."""
+        """Make the typed dictionary, without its state."""
         made: type = self.meta(self.name, self.bases, dict(self.namespace))
         return made
 
@@ -254,7 +254,7 @@ def _names_of(kind: type) -> dict[str, Any]:
 
 
 def own_slots(kind: type) -> tuple[str, ...] | None:
-    """Return the names in a class's ``__slots__``, which may have been an iterator; or None."""
+    """Return a class's slots, also when ``__slots__`` was an iterator; None if it has none."""
     attributes = vars(kind)
     if "__slots__" not in attributes:
         return None
@@ -269,7 +269,7 @@ def is_slot(kind: type, value: object) -> bool:
 
 
 class _GenericTuple(NamedTuple, typing.Generic[_T]):
-    """A named tuple that is generic."""
+    """A generic named tuple, made to read its method."""
 
 
 def generic_method() -> Any:
@@ -278,21 +278,21 @@ def generic_method() -> Any:
 
 
 def _importable_part(meta: type) -> type:
-    """Return the part of a metaclass that no notebook has defined."""
-    return next(each for each in meta.__mro__ if not known.came(each))
+    """Return the first base of a metaclass that was not received by value."""
+    return next(each for each in meta.__mro__ if not known.was_received(each))
 
 
 def _would_run_a_hook(bases: tuple[type, ...]) -> bool:
-    """Whether making a subclass would call an ``__init_subclass__`` that came by value."""
+    """Whether making a subclass would call an ``__init_subclass__`` that was received by value."""
     return any(
-        known.came(kind) and "__init_subclass__" in vars(kind)
+        known.was_received(kind) and "__init_subclass__" in vars(kind)
         for base in bases
         for kind in base.__mro__
     )
 
 
 def _quiet(*slots: str, has_dict: bool = False) -> type:
-    """Make a base that stands in front of others for a moment, and whose hook does nothing."""
+    """Make a temporary first base, whose ``__init_subclass__`` does nothing."""
 
     def do_nothing(_cls: Any, /, **_: object) -> None:
         pass
@@ -304,4 +304,4 @@ def _quiet(*slots: str, has_dict: bool = False) -> type:
 
 
 _QUIET = (_quiet(), _quiet(has_dict=True), _quiet("__weakref__"), _quiet("__dict__"))
-"""One for each layout in memory that a class without slots of its own may have."""
+"""One for each memory layout of a class without slots of its own."""

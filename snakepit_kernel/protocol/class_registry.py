@@ -1,7 +1,7 @@
-"""The classes that have come to this process by value, and what of them is renewed.
+"""Registry of the classes that this process has received by value, and their updates.
 
-What a receiver does with the state of a class that it has already is up to the sender, which knows
-the direction: see `OnReceipt`.
+The sender, which knows the direction, decides what a receiver does with the state of a class that
+it has already: see `OnReceipt`.
 """
 
 from __future__ import annotations
@@ -21,36 +21,38 @@ from ..locks import RLock
 from .comparison import is_same_definition
 
 OnReceipt = Literal["keep", "update", "update_shared"]
-"""What a receiver does with the state of a class that it has.
+"""Policy of a receiver for the state of a class that it has.
 
-``keep``: nothing; so does a notebook, whose classes are its own. ``update``: definitions (methods,
-properties) become those that came, and an attribute takes the value that came if the sender has
-changed it since it last sent the class; so does a worker. ``update_shared``: the same, but what is
-defined as before stays the very object that it is, for calls of other threads that use it.
+``keep``: nothing changes; used in a notebook, whose classes are its own. ``update``: definitions
+(methods, properties) are replaced by those received, and an attribute takes the received value if
+the sender has changed it since it last sent the class; used in a worker. ``update_shared``: the
+same, but what is defined as before stays the same object, for calls of other threads that use it.
 """
 
 Setter = Callable[[type, "State"], None]
 
 MAX_HELD = 1024
-"""Classes that a worker keeps when nothing refers to them, with what its calls have put there."""
+"""Classes that a worker keeps although nothing refers to them, with the state that calls gave them.
+"""
 
 
 class State(NamedTuple):
-    """What a class consists of.
+    """The contents of a class.
 
     Attributes
     ----------
     attributes
-        All, by name.
+        All attributes, by name.
     stamps
-        By name, of those that are data: digests by which a change is known.
+        Digests of the attributes that are data, by name, to detect changes.
     registered
-        What an abstract base class takes for its subclasses.
+        Virtual subclasses of an abstract base class.
     members
-        Of an enumeration: the attributes of each member.
+        The attributes of each member of an enumeration.
     serial
-        Grows with each that a process sends. Work may be done later than it was submitted, and a
-        tool is sent when it is first needed: what is older than what has come changes nothing.
+        Increases with each state that a process sends. Calls may run in another order than they
+        were submitted, and a tool is sent when it is first needed: a state older than the last one
+        received is ignored.
     """
 
     attributes: dict[str, Any]
@@ -61,7 +63,7 @@ class State(NamedTuple):
 
 
 class Known:
-    """The classes that have left this process or come to it, by id."""
+    """The classes that this process has sent or received, by id."""
 
     def __init__(self) -> None:
         self._ids: weakref.WeakKeyDictionary[type, str] = weakref.WeakKeyDictionary()
@@ -70,16 +72,16 @@ class Known:
             weakref.WeakKeyDictionary()
         )
         self._serials: weakref.WeakKeyDictionary[type, int] = weakref.WeakKeyDictionary()
-        self._unfilled: weakref.WeakSet[type] = weakref.WeakSet()
-        self._held: OrderedDict[tuple[str, str], type] = OrderedDict()
+        self._without_state: weakref.WeakSet[type] = weakref.WeakSet()
+        self._kept: OrderedDict[tuple[str, str], type] = OrderedDict()
         self.guard = RLock()
-        os.register_at_fork(after_in_child=self._unlock)
+        os.register_at_fork(after_in_child=self._renew_lock)
 
-    def _unlock(self) -> None:
+    def _renew_lock(self) -> None:
         self.guard = RLock()
 
     def id_of(self, kind: type) -> str:
-        """Return the id of a class, a new one if it has none."""
+        """Return the id of a class; assign one if it has none."""
         with self.guard:
             known = self._ids.get(kind)
             if known is None:
@@ -87,12 +89,12 @@ class Known:
                 self._classes[known] = kind
             return known
 
-    def came(self, kind: type) -> bool:
-        """Whether a class came from another process."""
+    def was_received(self, kind: type) -> bool:
+        """Whether a class was received from another process."""
         return kind in self._stamps
 
     def find_or_make(self, class_id: str, make: Callable[[], Any]) -> Any:
-        """Return what has an id; make it if it is not here."""
+        """Return the object of an id; make it if it does not exist here."""
         with self.guard:
             found = self._classes.get(class_id)
             if found is None:
@@ -102,28 +104,28 @@ class Known:
             return found
 
     def add(self, class_id: str, make: Callable[[], type]) -> type:
-        """Return the class of an id; make it, without its state, if it is not here."""
+        """Return the class of an id; make it, without state, if it does not exist here."""
 
         def make_empty() -> type:
             made = make()
             self._stamps[made] = {}
-            self._unfilled.add(made)
+            self._without_state.add(made)
             return made
 
         found: type = self.find_or_make(class_id, make_empty)
         return found
 
-    def hold(self, kind: type) -> None:
-        """Keep a class alive, and no longer the one of its name that was there before."""
+    def keep_alive(self, kind: type) -> None:
+        """Keep a class alive, instead of the previous one of its name."""
         key = kind.__module__, kind.__qualname__
-        self._held[key] = kind
-        self._held.move_to_end(key)
-        if len(self._held) > MAX_HELD:
-            self._held.popitem(last=False)
+        self._kept[key] = kind
+        self._kept.move_to_end(key)
+        if len(self._kept) > MAX_HELD:
+            self._kept.popitem(last=False)
 
-    def fill(self, kind: type, state: State) -> bool:
-        """Give a class its state if it has none yet; say whether it had none."""
-        if kind not in self._unfilled:
+    def set_state(self, kind: type, state: State) -> bool:
+        """Set the state of a class if it has none yet; return whether it had none."""
+        if kind not in self._without_state:
             return False
         for name, value in state.attributes.items():
             type.__setattr__(kind, name, value)
@@ -134,18 +136,18 @@ class Known:
         for name, attributes in state.members.items():
             vars(kind.__members__[name]).update(attributes)  # type: ignore[attr-defined]
         self._stamps[kind] = {**dict.fromkeys(state.attributes, b""), **state.stamps}
-        self._unfilled.discard(kind)
+        self._without_state.discard(kind)
         return True
 
     def is_old(self, kind: type, state: State) -> bool:
-        """Whether newer state of a class has come; if not, this is the newest from now on."""
+        """Whether newer state of a class has been received; if not, record this as the newest."""
         if state.serial <= self._serials.get(kind, -1):
             return True
         self._serials[kind] = state.serial
         return False
 
     def stamps(self, kind: type) -> dict[str, bytes] | None:
-        """Return the stamps of what has come of a class; None if it is this process's own."""
+        """Return the stamps of a received class; None if it is this process's own."""
         return self._stamps.get(kind)
 
 
@@ -153,55 +155,55 @@ known = Known()
 
 
 def _keep(kind: type, state: State) -> None:
-    """Give a class its state, if it is new here."""
+    """Set the state of a class, if it is new here."""
     with known.guard:
-        known.fill(kind, state)
+        known.set_state(kind, state)
 
 
 def _update(kind: type, state: State) -> None:
-    """Give a class its state, or what has changed of it since it last came."""
-    _renew(kind, state, may_replace_equals=True)
+    """Set the state of a class, or what has changed of it since it was last received."""
+    _renew(kind, state, replaces_equal=True)
 
 
 def _update_shared(kind: type, state: State) -> None:
-    """Do the same while calls of other threads use the class; see `renew_shared`."""
+    """Do the same as `_update` while calls of other threads use the class; see `renew_shared`."""
     with known.guard:
-        known.fill(kind, state)
+        known.set_state(kind, state)
         to_renew.append((threading.get_ident(), kind, state))
 
 
 to_renew: list[tuple[int, type, State]] = []
-"""What threads have loaded of classes that others use, and `renew_shared` is to renew."""
+"""States of shared classes that threads have loaded, still to be applied by `renew_shared`."""
 
 
 def renew_shared() -> None:
-    """Renew the classes of a value that this thread has loaded.
+    """Update the shared classes of a value that this thread has loaded.
 
-    Not before: a function may come with a class in its globals, of which it is a method. It would
-    be compared when it is not yet complete.
+    Not earlier: a function may be received with a class in its globals, of which it is a method. It
+    would be compared before it is complete.
     """
     mine = threading.get_ident()
     with known.guard:
         loaded = [entry for entry in to_renew if entry[0] == mine]
         to_renew[:] = [entry for entry in to_renew if entry[0] != mine]
         for _, kind, state in loaded:
-            _renew(kind, state, may_replace_equals=False)
+            _renew(kind, state, replaces_equal=False)
 
 
-def _renew(kind: type, state: State, *, may_replace_equals: bool) -> None:
+def _renew(kind: type, state: State, *, replaces_equal: bool) -> None:
     with known.guard:
         stamps = known.stamps(kind)
         if stamps is not None:
-            known.hold(kind)
-        if stamps is None or known.is_old(kind, state) or known.fill(kind, state):
-            return  # it is this process's own, or was new here
+            known.keep_alive(kind)
+        if stamps is None or known.is_old(kind, state) or known.set_state(kind, state):
+            return  # it is this process's own, older than the present state, or was new here
         for name, value in state.attributes.items():
             stamp = state.stamps.get(name)
             if stamp is None:
-                is_as_before = _is_defined_as(kind, name, value, may_replace_equals)
+                is_unchanged = _is_defined_as(kind, name, value, replaces_equal)
             else:
-                is_as_before = stamps.get(name) == stamp
-            if not is_as_before:
+                is_unchanged = stamps.get(name) == stamp
+            if not is_unchanged:
                 type.__setattr__(kind, name, value)
                 stamps[name] = stamp or b""
         for name in stamps.keys() - state.attributes.keys():  # deleted there
@@ -210,14 +212,14 @@ def _renew(kind: type, state: State, *, may_replace_equals: bool) -> None:
                 type.__delattr__(kind, name)
 
 
-def _is_defined_as(kind: type, name: str, value: Any, may_replace_equals: bool) -> bool:
-    """Whether a definition is to stay as it is.
+def _is_defined_as(kind: type, name: str, value: Any, replaces_equal: bool) -> bool:
+    """Whether a definition is to be kept.
 
-    One that remembers results is kept as long as it would be made from the same. Others are new
-    each time where one call runs at a time: they share the globals of what came along with them.
+    A function with a cache is kept while its definition is the same. Others are replaced each time
+    where one call runs at a time: they share the globals of what was received with them.
     """
     has = vars(kind).get(name)
-    if may_replace_equals and not hasattr(getattr(value, "__func__", value), "cache_parameters"):
+    if replaces_equal and not hasattr(getattr(value, "__func__", value), "cache_parameters"):
         return has is value
     return is_same_definition(has, value)
 

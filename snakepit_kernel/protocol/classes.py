@@ -1,8 +1,8 @@
-"""Classes of a notebook on their way to another process: restored there, not defined again.
+"""Pickling of notebook classes by value: restored in the other process, not defined again.
 
-A class travels as what it is made with, an id, and its state (methods, attributes). The receiver
-makes it once for each id. No code of a user's runs for that: neither a metaclass that the notebook
-defines, nor a hook such as ``__init_subclass__``, which have run where the class was defined.
+A class is sent as a blueprint, an id, and its state (methods, attributes). The receiver makes it
+once for each id. No user code runs for that: neither a metaclass that the notebook defines, nor a
+hook such as ``__init_subclass__``, which have run where the class was defined.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from .class_kinds import Blueprint, blueprint_of, generic_method, is_slot, membe
 from .class_registry import SETTERS, OnReceipt, State, known
 
 _LIBRARY_CACHES = ("__msgspec_cache__", "__slotnames__")
-"""Attributes by which libraries remember what they know of a class; they make them again."""
+"""Attributes in which libraries cache facts about a class; they recreate them."""
 
 _MADE_WITH_A_CLASS = ("__dict__", "__weakref__", "_abc_impl")
 _ANNOTATIONS = ("__annotations__", "__annotate__", "__annotate_func__", "__annotations_cache__")
@@ -47,16 +47,16 @@ _serials = itertools.count()
 def reduce_class(
     kind: type, on_receipt: OnReceipt, can_travel: Callable[[object], bool] | None = None
 ) -> tuple[Any, ...]:
-    """Take a class apart that travels by value.
+    """Reduce a class that is pickled by value.
 
     Parameters
     ----------
     kind
         The class.
     on_receipt
-        What a receiver does with its state.
+        The receiver's policy for its state.
     can_travel
-        Asked of what stands under a name of Python's own kind (``__x__``). What cannot travel there
+        Returns whether an attribute with a dunder name (``__x__``) can be pickled. One that cannot
         is left out: a library has put it there.
     """
     state = _state_of(kind)
@@ -69,12 +69,12 @@ def reduce_class(
 
 
 def _make(class_id: str, blueprint: Blueprint) -> type:
-    """Return the class of an id; made without its state, if it is not here."""
+    """Return the class of an id; make it, without state, if it does not exist here."""
     return known.add(class_id, blueprint.make)
 
 
 def reduce_by_slots(obj: Any) -> tuple[Any, ...] | None:
-    """Take an object apart whose class cannot say any more which slots it has; else None."""
+    """Reduce an object whose class has an exhausted iterator for ``__slots__``; else None."""
     kinds = [kind for kind in type(obj).__mro__ if "__slots__" in vars(kind)]
     if not any(isinstance(vars(kind)["__slots__"], Iterator) for kind in kinds):
         return None
@@ -125,7 +125,7 @@ def _own_attributes(member: Any) -> dict[str, Any]:
 
 
 def _is_generic_method(value: object) -> bool:
-    """Whether a class has taken this method from ``typing.Generic``, as named tuples do."""
+    """Whether this method is ``typing.Generic``'s, which generic named tuples get."""
     return isinstance(value, classmethod) and value.__func__ is generic_method()
 
 
@@ -134,7 +134,7 @@ def _is_dunder(name: str) -> bool:
 
 
 def _is_data(name: str, value: object) -> bool:
-    """Whether an attribute is data, which calls may change, and no definition."""
+    """Whether an attribute is data, which calls may change, and not a definition."""
     return not _is_dunder(name) and not isinstance(getattr(value, "__func__", value), _DEFINITIONS)
 
 
@@ -142,7 +142,7 @@ def _is_data(name: str, value: object) -> bool:
 
 
 def _stamp(value: object) -> bytes:
-    """Return a digest of a value, which is another one when the value has changed."""
+    """Return a digest of a value, to detect whether it has changed."""
     digest = hashlib.blake2b(digest_size=16)
     file = io.BytesIO()
 
@@ -152,17 +152,17 @@ def _stamp(value: object) -> bytes:
 
     try:
         _Stamper(file, protocol=5, buffer_callback=add).dump(value)
-    except Exception:  # noqa: BLE001 - it cannot travel; where it is to, the reason is told
+    except Exception:  # noqa: BLE001 - not picklable; pickling the class itself raises the reason
         return b""
     digest.update(file.getbuffer())
     return digest.digest()
 
 
 class _Stamper(cloudpickle.Pickler):  # type: ignore[misc] # cloudpickle is untyped
-    """Pickles a value to be compared, in which classes and functions are what they are called."""
+    """Pickles a value for comparison; classes and functions are represented by their names."""
 
     def reducer_override(self, obj: Any) -> Any:
-        """Take an object apart, or leave that to pickle."""
+        """Reduce an object, or leave that to pickle."""
         reduced = super().reducer_override(obj)
         if reduced is NotImplemented or not isinstance(obj, type | types.FunctionType):
             return reduced

@@ -1,7 +1,7 @@
-"""Values: pickles that keep value and type, with big buffers out of band.
+"""Pickling of values, with large buffers out of band.
 
-What was defined in a notebook (functions, lambdas, classes) travels by value, by cloudpickle;
-what can be imported travels by its name.
+What was defined in a notebook (functions, lambdas, classes) is pickled by value, with cloudpickle;
+what can be imported is pickled by name.
 """
 
 from __future__ import annotations
@@ -29,38 +29,38 @@ from .unserializable import Policy, marker
 
 _ATOMS = frozenset({type(None), bool, int, float, complex, str, bytes})
 OUT_OF_BAND_BYTES = 8192
-"""Buffers from this size on travel beside the pickle, not in it."""
+"""Buffers from this size on are sent out of band."""
 
 MAX_VALUE_BYTES = MAX_BYTES
-"""What one value may take when the pool was not told otherwise."""
+"""Default limit of one value's size."""
 
 _ANNOTATIONS_ARE_LAZY = sys.version_info >= (3, 14)
 
 _SHALLOW_ITEMS = 32
-"""Items of a container that are looked at in search of a shortcut."""
+"""Largest container that `is_plain` examines."""
 
 Pickled = tuple[bytes, list[memoryview]]
 
 
 @dataclass(frozen=True, slots=True)
 class Codec:
-    """How values are made ready to travel.
+    """Settings of pickling, and the pickling itself.
 
     Attributes
     ----------
     max_bytes
-        What one value may take, its buffers included.
+        Maximum size of one value, its buffers included.
     unserializable
-        What stands in the place of a part that cannot travel: ``"type"``, a marker with its type;
-        ``"repr"``, one with its text as well, shortened and without secrets; ``"error"``, nothing:
-        the whole value cannot travel then.
+        Replacement of a part that cannot be pickled: ``"type"``, a marker with its type;
+        ``"repr"``, one with its text as well, shortened and without secrets; ``"error"``, none:
+        pickling the whole value fails.
     why_no_code
-        Why functions and classes cannot travel by value; empty when they can.
+        Why functions and classes cannot be pickled by value; empty when they can.
     on_receipt
-        What the receiver does with a class that it has: see `OnReceipt`.
+        The receiver's policy for a class that it has: see `OnReceipt`.
     resolves_annotations
-        Whether annotations of functions that are texts travel as what they name, which the receiver
-        cannot look up. Classes have theirs resolved always.
+        Whether string annotations of functions are replaced by the objects they name, which the
+        receiver cannot look up. Those of classes are always replaced.
     """
 
     max_bytes: int = MAX_VALUE_BYTES
@@ -70,7 +70,7 @@ class Codec:
     resolves_annotations: bool = False
 
     def dumps(self, value: object) -> Pickled:
-        """Pickle a value, all of which can travel.
+        """Pickle a value, all of which can be pickled.
 
         Returns
         -------
@@ -82,13 +82,13 @@ class Codec:
         Raises
         ------
         ValueTooLarge
-            It takes more than it may. That is found out on the way, not when it is too late.
+            It exceeds `max_bytes`. Pickling stops as soon as that is known.
         Exception
-            Whatever pickling raises for a value that cannot travel.
+            Whatever pickling raises for a value that cannot be pickled.
         """
         if is_plain(value):
             return self._dumps_plain(value), []
-        return self._dumps_strictly(value)
+        return self._dumps_all(value)
 
     def _dumps_plain(self, value: object) -> bytes:
         body = pickle.dumps(value, protocol=5)
@@ -97,23 +97,23 @@ class Codec:
         return body
 
     def dumps_whole(self, value: object) -> bytes:
-        """Pickle a value with everything in one piece. Raises what `dumps` raises."""
+        """Pickle a value with its buffers in band. Raises what `dumps` raises."""
         if is_plain(value):
             return self._dumps_plain(value)
-        return self._dumps_strictly(value, in_one_piece=True)[0]
+        return self._dumps_all(value, in_one_piece=True)[0]
 
     def dumps_call(
         self, function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> Pickled:
         """Pickle a function with its arguments. Raises what `dumps` raises."""
-        if _has_name(function) and is_plain(args) and is_plain(kwargs):
+        if _is_importable(function) and is_plain(args) and is_plain(kwargs):
             body = pickle.dumps((function, args, kwargs), protocol=5)
             if len(body) <= self.max_bytes:
                 return body, []
         return self.dumps((function, args, kwargs))
 
-    def dumps_what_can_travel(self, value: object) -> Pickled:
-        """Pickle a value, with markers in the place of what cannot travel.
+    def dumps_with_markers(self, value: object) -> Pickled:
+        """Pickle a value, with markers in place of parts that cannot be pickled.
 
         Raises
         ------
@@ -135,39 +135,39 @@ class Codec:
             return self._dumps(_TolerantPickler, value)
         except ValueTooLarge:
             raise
-        except Exception:  # noqa: BLE001 - a part of it fails too late to be left out
+        except Exception:  # noqa: BLE001 - a part fails too late to be replaced alone
             return self.dumps(marker(value, self.unserializable))
 
     def can_travel(self, value: object) -> bool:
-        """Whether a value can travel, for its own part."""
+        """Whether a value can be pickled."""
         try:
             self.dumps(value)
-        except Exception:  # noqa: BLE001 - whatever stands in the way
+        except Exception:  # noqa: BLE001 - whatever the reason
             return False
         return True
 
-    def _dumps_strictly(self, value: object, *, in_one_piece: bool = False) -> Pickled:
+    def _dumps_all(self, value: object, *, in_one_piece: bool = False) -> Pickled:
         try:
             return self._dumps(_Pickler, value, in_one_piece=in_one_piece)
         except ValueTooLarge:
             raise
-        except Exception as error:  # noqa: BLE001 - whatever stands in the way
+        except Exception as error:  # noqa: BLE001 - whatever the reason
             try:
                 return self._dumps(_ThoroughPickler, value, in_one_piece=in_one_piece)
-            except Exception:  # noqa: BLE001 - the first one says what is in the way
+            except Exception:  # noqa: BLE001 - the first error names the reason
                 raise error from None
 
     def _dumps(
         self, make_pickler: type[_Pickler], value: object, *, in_one_piece: bool = False
     ) -> Pickled:
-        file = _Limited(self.max_bytes)
+        file = _LimitedFile(self.max_bytes)
         buffers: list[memoryview] = []
 
         def keep_in_band(buffer: pickle.PickleBuffer) -> bool:
             view = buffer.raw()
             if view.nbytes < OUT_OF_BAND_BYTES or len(buffers) == MAX_BUFFERS:
                 return True
-            file.take(view.nbytes)
+            file.reserve(view.nbytes)
             buffers.append(view)
             return False
 
@@ -176,7 +176,7 @@ class Codec:
         return file.getvalue(), buffers
 
 
-class _Limited(io.BytesIO):
+class _LimitedFile(io.BytesIO):
     """A file that refuses to grow beyond a limit."""
 
     def __init__(self, limit_bytes: int) -> None:
@@ -184,21 +184,21 @@ class _Limited(io.BytesIO):
         self._limit_bytes = limit_bytes
         self._left_bytes = limit_bytes
 
-    def take(self, count: int) -> None:
-        """Count bytes.
+    def reserve(self, count: int) -> None:
+        """Count bytes towards the limit.
 
         Raises
         ------
         ValueTooLarge
-            There is no room for them.
+            They exceed it.
         """
         self._left_bytes -= count
         if self._left_bytes < 0:
             raise ValueTooLarge(self._limit_bytes)
 
     def write(self, data: Any, /) -> int:
-        """Write if there is room."""
-        self.take(memoryview(data).nbytes)
+        """Write within the limit."""
+        self.reserve(memoryview(data).nbytes)
         return super().write(data)
 
 
@@ -208,7 +208,7 @@ class _Pickler(cloudpickle.Pickler):  # type: ignore[misc] # cloudpickle is unty
     Parameters
     ----------
     codec
-        What it is asked to do.
+        The settings.
     """
 
     def __init__(self, *args: Any, codec: Codec, **kwargs: Any) -> None:
@@ -216,7 +216,7 @@ class _Pickler(cloudpickle.Pickler):  # type: ignore[misc] # cloudpickle is unty
         self._codec = codec
 
     def reducer_override(self, obj: Any) -> Any:
-        """Take an object apart, or leave that to pickle."""
+        """Reduce an object, or leave that to pickle."""
         kind = type(obj)
         encoded = encoders.reducers.get(kind)
         if encoded is not None:
@@ -224,18 +224,18 @@ class _Pickler(cloudpickle.Pickler):  # type: ignore[misc] # cloudpickle is unty
         if issubclass(kind, type) or kind is types.FunctionType:
             return self._reduce_definition(obj)
         if self._codec.why_no_code and kind is types.CodeType:
-            raise self._no_code(f"function {obj.co_name}")
+            raise self._code_error(f"function {obj.co_name}")
         reduced = reduce_object(obj, kind)
         return NotImplemented if reduced is None else reduced
 
     def _reduce_definition(self, obj: Any) -> Any:
         if obj.__module__ == "builtins":
-            return super().reducer_override(obj)  # which knows those that have no name there
+            return super().reducer_override(obj)  # it handles those that have no name there
         if not is_by_value(obj):
             return NotImplemented
         if self._codec.why_no_code:
             what = "class" if isinstance(obj, type) else "function"
-            raise self._no_code(f"{what} {obj.__qualname__}")
+            raise self._code_error(f"{what} {obj.__qualname__}")
         if isinstance(obj, type):
             return self._reduce_class(obj)
         return reduce_dispatcher(obj) if is_dispatcher(obj) else self._reduce_function(obj)
@@ -256,21 +256,21 @@ class _Pickler(cloudpickle.Pickler):  # type: ignore[misc] # cloudpickle is unty
     def _reduce_class(self, kind: type) -> Any:
         return reduce_class(kind, self._codec.on_receipt)
 
-    def _no_code(self, called: str) -> TypeError:
+    def _code_error(self, called: str) -> TypeError:
         return TypeError(f"{called} would travel by value: {self._codec.why_no_code}")
 
 
 def _has_annotations(function: types.FunctionType) -> bool:
-    if sys.version_info >= (3, 14):  # where to ask for them evaluates them
+    if sys.version_info >= (3, 14):  # where reading them evaluates them
         return function.__annotate__ is not None
     return bool(function.__annotations__)
 
 
 class _ThoroughPickler(_Pickler):
-    """Does what else can be done for values that cannot travel at the first try."""
+    """Second attempt at values that `_Pickler` cannot pickle."""
 
     def reducer_override(self, obj: Any) -> Any:
-        """Take an object apart, or leave that to pickle."""
+        """Reduce an object, or leave that to pickle."""
         return reduce_by_slots(obj) or super().reducer_override(obj)
 
     def _reduce_class(self, kind: type) -> Any:
@@ -278,29 +278,29 @@ class _ThoroughPickler(_Pickler):
 
 
 class _TolerantPickler(_ThoroughPickler):
-    """Puts a marker in the place of each part that cannot be pickled."""
+    """Replaces each part that cannot be pickled by a marker."""
 
     def reducer_override(self, obj: Any) -> Any:
-        """Take an object apart, or give its marker."""
+        """Reduce an object, or return its marker."""
         policy = self._codec.unserializable
         try:
             if self._codec.why_no_code:
-                super().reducer_override(type(obj))  # whose class cannot travel, cannot either
+                super().reducer_override(type(obj))  # fails if its class cannot be pickled
             reduced = super().reducer_override(obj)
         except Exception:  # noqa: BLE001 - an encoder that fails
             return marker(obj, policy).__reduce__()
         if reduced is not NotImplemented or isinstance(obj, type | types.FunctionType):
-            return reduced  # pickle finds the latter by their names
+            return reduced  # pickle looks the latter up by name
         reduce = self.dispatch_table.get(type(obj))
         try:
             return obj.__reduce_ex__(5) if reduce is None else reduce(obj)
-        except Exception:  # noqa: BLE001 - what pickling raises for what cannot travel
+        except Exception:  # noqa: BLE001 - the object cannot be pickled
             return marker(obj, policy).__reduce__()
 
 
 def loads(body: bytes | memoryview, buffers: Sequence[bytearray | memoryview] = ()) -> Any:
     """Restore a value from its pickle. Only for bytes of an authenticated peer."""
-    value = pickle.loads(body, buffers=buffers)  # noqa: S301 - of an authenticated peer, or the user's store
+    value = pickle.loads(body, buffers=buffers)  # noqa: S301 - from an authenticated peer, or the user's store
     if to_renew:
         renew_shared()
     return value
@@ -320,7 +320,7 @@ def pickled(
     Raises
     ------
     TypeError, ValueError
-        An argument cannot travel, or is too large; it is named, and so is the part at fault.
+        An argument cannot be pickled, or is too large; it is named, with the part at fault.
     """
     try:
         if _ATOMS.issuperset(map(type, args)) and _ATOMS.issuperset(map(type, kwargs.values())):
@@ -340,20 +340,20 @@ def pickled(
 def cannot_travel(
     codec: Codec, what: str, values: Sequence[object], error: Exception, *, to: str = "a worker"
 ) -> Exception:
-    """Return the error that says that something cannot travel, why, and which part is at fault.
+    """Return the error for something that cannot be pickled, with the reason and the part at fault.
 
     Parameters
     ----------
     codec
-        Has failed to pickle it.
+        The codec that has failed.
     what
-        What to call it.
+        The object's name in the error.
     values
-        Of which it consists.
+        Its parts.
     error
         What pickling raised.
     to
-        Where it cannot travel.
+        Where it was to be sent.
     """
     if isinstance(error, ValueTooLarge):
         return ValueError(f"{what} cannot travel to {to}: {error}")
@@ -363,9 +363,9 @@ def cannot_travel(
     return TypeError(f"{what} cannot travel to {to}: {error}{why}")
 
 
-def _has_name(function: Callable[..., Any]) -> bool:
-    """Whether a function travels by its name, so that plain pickle will do."""
-    if type(function) not in _NAMED:
+def _is_importable(function: Callable[..., Any]) -> bool:
+    """Whether a function is pickled by name, so that plain pickle suffices."""
+    if type(function) not in _IMPORTABLE:
         return False
     module = function.__module__
     if module == "__main__" or module not in sys.modules:
@@ -374,11 +374,11 @@ def _has_name(function: Callable[..., Any]) -> bool:
     return named is function and not cloudpickle.list_registry_pickle_by_value()
 
 
-_NAMED = frozenset({types.FunctionType, types.BuiltinFunctionType})
+_IMPORTABLE = frozenset({types.FunctionType, types.BuiltinFunctionType})
 
 
 def is_plain(value: object, depth: int = 3) -> bool:
-    """Whether a value consists of plain small values only, which pickle does 5 times faster."""
+    """Whether a value consists of few plain values only, which plain pickle does 5 times faster."""
     kind = type(value)
     if kind in _ATOMS:
         return True

@@ -1,4 +1,4 @@
-"""Whether two definitions are the same."""
+"""Comparison of two definitions: functions, and objects made of functions."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ _ATOMS = frozenset({type(None), bool, int, float, complex, str, bytes})
 
 
 def is_same_definition(one: Any, other: Any) -> bool:
-    """Whether two functions, or what is made of functions, do the same.
+    """Whether two functions, or objects made of functions, do the same.
 
-    They do if code, defaults, and all that they refer to are equal. Of what cannot be compared
-    with certainty it is said that they do not.
+    They do if code, defaults, and all that they refer to are equal. The answer is no where that
+    cannot be determined.
     """
     return _Comparison().are_same(one, other)
 
 
 class _Comparison:
     def __init__(self) -> None:
-        self._assumed: dict[tuple[int, int], tuple[Any, Any]] = {}  # which keeps the ids theirs
+        self._assumed: dict[tuple[int, int], tuple[Any, Any]] = {}  # keeps them, so ids stay unique
 
     def are_same(self, one: Any, other: Any) -> bool:
         if one is other:
@@ -66,7 +66,7 @@ def _global_names(code: types.CodeType) -> set[str]:
 
 def _is_empty(cell: types.CellType) -> bool:
     try:
-        cell.cell_contents  # noqa: B018 - asking is the test
+        cell.cell_contents  # noqa: B018 - the access is the test
     except ValueError:
         return True
     return False

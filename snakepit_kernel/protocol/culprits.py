@@ -1,4 +1,4 @@
-"""Which part of a value cannot travel, and where a function uses it."""
+"""Search for the part of a value that cannot be pickled, and where a function uses it."""
 
 from __future__ import annotations
 
@@ -13,37 +13,37 @@ from typing import Any, NamedTuple
 from .functions import is_by_value
 
 MAX_DEPTH = 12
-"""Parts inside parts that are looked into."""
+"""Levels of nested parts that are searched."""
 
 MAX_SOURCE = 80
 """Characters of a line that are shown."""
 
 MAX_ITEMS = 1000
-"""Items of a container that are looked at."""
+"""Items of a container that are examined."""
 
 
 class _Part(NamedTuple):
-    """A part of something, and what it is called there."""
+    """A part of a value, and its description."""
 
     name: str
     value: Any
 
 
 def culprit_of(value: object, can_travel: Callable[[object], bool]) -> str:
-    """Say which part of a value cannot travel, from the inside out.
+    """Describe the part of a value that cannot be pickled, from the inside out.
 
     Parameters
     ----------
     value
-        What cannot travel as a whole.
+        A value that cannot be pickled.
     can_travel
-        Asked of its parts.
+        Returns whether a part can be pickled.
 
     Returns
     -------
     culprit
         Such as ``"global 'lock' of function f (line 3: with lock:)"``; empty when it is the value
-        itself, or when no part of it is to blame alone.
+        itself, or when no single part is at fault.
     """
     path: list[str] = []
     seen = {id(value)}
@@ -68,11 +68,11 @@ def _parts(value: Any) -> Iterator[_Part]:
         yield _Part(f"its object, a {type(value.__self__).__qualname__}", value.__self__)
         yield _Part("", value.__func__)
     elif isinstance(value, functools.partial):
-        yield _Part(f"function {_called(value.func)}", value.func)
+        yield _Part(f"function {_name_of(value.func)}", value.func)
         yield from _items(value.args, "argument {}")
         yield from _values(value.keywords, "argument {!r}")
     elif hasattr(value, "__wrapped__") and callable(value):
-        yield _Part(f"function {_called(value)}", value.__wrapped__)
+        yield _Part(f"function {_name_of(value)}", value.__wrapped__)
     elif isinstance(value, Mapping):
         yield from _values(value, "value of {!r}")
     elif isinstance(value, list | tuple | set | frozenset):
@@ -92,12 +92,12 @@ def _values(values: Mapping[Any, Any], name: str) -> Iterator[_Part]:
 
 
 def _parts_of_function(function: types.FunctionType) -> Iterator[_Part]:
-    called = f"function {_called(function)}"
+    called = f"function {_name_of(function)}"
     found = inspect.getclosurevars(function)
     for name, value in found.globals.items():
-        yield _Part(f"global {name!r} of {called}{_place(function, name)}", value)
+        yield _Part(f"global {name!r} of {called}{_line_using(function, name)}", value)
     for name, value in found.nonlocals.items():
-        yield _Part(f"closure variable {name!r} of {called}{_place(function, name)}", value)
+        yield _Part(f"closure variable {name!r} of {called}{_line_using(function, name)}", value)
     names = function.__code__.co_varnames[: function.__code__.co_argcount]
     defaults = function.__defaults__ or ()
     for name, value in zip(names[len(names) - len(defaults) :], defaults, strict=True):
@@ -128,12 +128,12 @@ def _parts_of_object(value: Any) -> Iterator[_Part]:
         yield _Part(f"attribute {name!r} of the {kind.__qualname__}", part)
 
 
-def _called(function: Any) -> str:
+def _name_of(function: Any) -> str:
     return str(getattr(function, "__qualname__", None) or type(function).__qualname__)
 
 
-def _place(function: types.FunctionType, name: str) -> str:
-    """Say in which line a function uses a name first."""
+def _line_using(function: types.FunctionType, name: str) -> str:
+    """Describe the line in which a function first uses a name."""
     for code in _codes(function.__code__):
         line = code.co_firstlineno
         for instruction in dis.get_instructions(code):
@@ -146,7 +146,7 @@ def _place(function: types.FunctionType, name: str) -> str:
 
 
 def _line_of(instruction: dis.Instruction) -> int | None:
-    # Since Python 3.13 `starts_line` is a flag, and the number stands beside it.
+    # Since Python 3.13 `starts_line` is a flag, and the number is in `line_number`.
     number = getattr(instruction, "line_number", instruction.starts_line)
     return None if number is None else int(number)
 

@@ -1,4 +1,4 @@
-"""How values of users' own types travel that pickle cannot take apart, or should not."""
+"""Encoders that users register for types that pickle cannot, or should not, handle itself."""
 
 from __future__ import annotations
 
@@ -19,9 +19,10 @@ class Encoders:
     Attributes
     ----------
     reducers
-        As `copyreg` has them.
+        Reducers by type, as in `copyreg`.
     known
-        All, in the order of their registration; a number of them names a state of the registry.
+        All encoders, in the order of their registration; their number identifies a state of the
+        registry.
     """
 
     def __init__(self) -> None:
@@ -39,28 +40,28 @@ class Encoders:
 
 
 encoders = Encoders()
-"""Of this process; as in `copyreg`, what a type means does not depend on who asks."""
+"""The encoders of this process, global as those of `copyreg`."""
 
 
 def register_encoder(kind: type[T], encode: Callable[[T], Any], decode: Callable[[Any], T]) -> None:
-    """Say how values of a type travel between notebook and workers, both ways.
+    """Register how values of a type are sent between notebook and workers, both ways.
 
-    It holds for all pools of this process, from their next call on. Registering a type again
-    replaces its encoder. Subclasses have their own.
+    It applies to all pools of this process, from their next call on. Registering a type again
+    replaces its encoder. It does not apply to subclasses.
 
     Parameters
     ----------
     kind
         The type.
     encode
-        Makes of a value something that can travel.
+        Converts a value to something that can be pickled.
     decode
-        Makes a value of that again. It travels with each value, so the other end needs nothing.
+        Converts that back. It is sent with each value, so the other end needs nothing.
 
     Raises
     ------
     TypeError
-        ``kind`` is no type, or one of the others no function that can travel.
+        ``kind`` is not a type, or one of the others not a function that can be pickled.
 
     Examples
     --------

@@ -1,4 +1,4 @@
-"""Frames: how a message and its values lie on a stream of bytes.
+"""Frames: the encoding of messages and their values on a stream of bytes.
 
 A frame is a prefix of 16 bytes (length of the header, number of buffers, length of the body, all
 little endian), the length of each buffer, the header (a message), the body (a pickle) and the
@@ -27,16 +27,16 @@ STAGING_BYTES = 1 << 16
 MAX_HEADER_BYTES = 1 << 24
 MAX_BUFFERS = 4096
 MAX_BYTES = 1 << 32
-"""What body and buffers of a frame may take together, when a reader was not told otherwise."""
+"""Default limit of a frame's body and buffers together."""
 
 MAX_SEGMENTS = 512
-"""Segments a system call; Linux takes 1024."""
+"""Segments in one system call; Linux accepts 1024."""
 
 Segment = bytes | bytearray | memoryview
 
 
 class FrameError(ValueError):
-    """Bytes that are no frame: the peer is not one of ours, or the stream is damaged."""
+    """The bytes are not a frame: the peer is not one of ours, or the stream is damaged."""
 
 
 class Frame(NamedTuple):
@@ -60,7 +60,7 @@ class Frame(NamedTuple):
 def pack(header: bytes, body: bytes = b"", buffers: Sequence[memoryview] = ()) -> list[Segment]:
     """Lay out a frame as segments for one scattered write. Large parts are not copied."""
     prefix = _PREFIX.pack(len(header), len(buffers), len(body))
-    if not buffers and len(body) < STAGING_BYTES:  # as mostly
+    if not buffers and len(body) < STAGING_BYTES:  # the usual case
         return [prefix + header + body]
     lengths = b"".join(_LENGTH.pack(buffer.nbytes) for buffer in buffers)
     if len(body) < STAGING_BYTES:
@@ -69,7 +69,7 @@ def pack(header: bytes, body: bytes = b"", buffers: Sequence[memoryview] = ()) -
 
 
 def header_of(segments: Sequence[Segment]) -> bytes:
-    """Return the header of a frame that `pack` has laid out."""
+    """Return the header of a frame that `pack` has made."""
     first = bytes(segments[0])
     length, buffer_count, _ = _PREFIX.unpack_from(first)
     start = _PREFIX.size + _LENGTH.size * buffer_count
@@ -77,13 +77,13 @@ def header_of(segments: Sequence[Segment]) -> bytes:
 
 
 class FrameReader:
-    """Takes bytes in, gives frames out.
+    """Parser of a stream: receives bytes, returns frames.
 
     Parameters
     ----------
     max_bytes
-        What body and buffers of a frame may take together. Nothing is allocated for one that
-        announces more.
+        Limit of a frame's body and buffers together. Nothing is allocated for one that announces
+        more.
     keeps_frames
         Whether `next_frame` returns the same frame until `unrouted` is set to None: so no frame is
         lost to an exception between two steps of whoever takes it.
@@ -110,12 +110,12 @@ class FrameReader:
 
     @property
     def is_empty(self) -> bool:
-        """Whether all that was received has been given out."""
+        """Whether all bytes received have been returned as frames, and routed."""
         nothing_left = self._start == self._end and self._large is None and not self._counts
         return nothing_left and self.unrouted is None
 
     def receive(self, recv_into: Callable[[memoryview], int]) -> None:
-        """Make one system call that receives, and take in what it got.
+        """Make one system call that receives, and account for its bytes.
 
         Parameters
         ----------
@@ -124,12 +124,12 @@ class FrameReader:
             It must be implemented in C (see the module's docstring).
         """
         if self._counts:
-            self._settle()
+            self._account()
         if self._start == self._end and self._large is None:
             self._start = self._end = 0
             room = self._view
         else:
-            room = self._room()
+            room = self._free_space()
         counts = self._counts
         fresh: list[int] = []
         counts.extend(map(recv_into, (room,)))
@@ -138,10 +138,10 @@ class FrameReader:
             self._counts = fresh
             self._end += count
         else:
-            self._settle()
+            self._account()
 
     def peek(self) -> tuple[bytes, bytes, int] | None:
-        """Return header and body of the next frame, and what `consume` takes to be done with it.
+        """Return header and body of the next frame, and the argument of `consume`.
 
         None when it is not there as a whole, is large, or has buffers; `next_frame` gives them all.
         """
@@ -158,7 +158,7 @@ class FrameReader:
         return bytes(self._view[start:middle]), bytes(self._view[middle:end]), end
 
     def consume(self, end: int) -> None:
-        """Be done with the frame that `peek` has shown."""
+        """Remove the frame that `peek` returned."""
         self._start = end
 
     def next_frame(self) -> Frame | None:
@@ -172,7 +172,7 @@ class FrameReader:
         if self.unrouted is not None:
             return self.unrouted
         if self._counts:
-            self._settle()
+            self._account()
         if self._large is not None:
             return self._next_large_frame(self._large)
         start = self._start
@@ -225,9 +225,9 @@ class FrameReader:
         return frame
 
     def _expect(self, lengths: list[int], start: int) -> None:
-        """Read the rest of a frame to where it stays, if the staging buffer is too small for it."""
+        """Read the rest of a frame into its own buffers, if the staging buffer is too small."""
         total = sum(lengths)
-        if total - lengths[0] > self.max_bytes:  # here, where small frames do not come by
+        if total - lengths[0] > self.max_bytes:  # here, because small frames do not pass here
             msg = f"{total} bytes are no frame: it may have {self.max_bytes}"
             raise FrameError(msg)
         if start - self._start + total > STAGING_BYTES:
@@ -235,9 +235,9 @@ class FrameReader:
             self._large = large
             self._start = self._end = 0
 
-    def _room(self) -> memoryview:
+    def _free_space(self) -> memoryview:
         if self._large is not None:
-            return self._large.room()
+            return self._large.free_space()
         if self._start == self._end:
             self._start = self._end = 0
         elif self._end > STAGING_BYTES // 2:
@@ -252,8 +252,8 @@ class FrameReader:
             self._end = end
         return self._view[self._end :]
 
-    def _settle(self) -> None:
-        """Take in the counts of finished system calls."""
+    def _account(self) -> None:
+        """Account for the counts of finished system calls."""
         counts = self._counts
         if not counts:
             return
@@ -272,7 +272,7 @@ class FrameReader:
 
 
 class _LargeFrame:
-    """A frame that is read straight to where it stays."""
+    """A frame that is read directly into its own buffers."""
 
     def __init__(self, lengths: list[int], begin: memoryview) -> None:
         self.parts = [bytearray(length) for length in lengths]
@@ -290,7 +290,7 @@ class _LargeFrame:
     def is_complete(self) -> bool:
         return self.filled == self.total
 
-    def room(self) -> memoryview:
+    def free_space(self) -> memoryview:
         for part, start in zip(self.parts, self.starts, strict=False):
             if self.filled < start + len(part):
                 return memoryview(part)[self.filled - start :]
@@ -303,12 +303,12 @@ class _LargeFrame:
 
 
 class FrameWriter:
-    """Takes frames in, and hands them to a socket piece by piece.
+    """Queue of frames to send, written to a socket piece by piece.
 
     Attributes
     ----------
     taken
-        How often it has taken something in.
+        How often something was queued.
     """
 
     def __init__(self) -> None:
@@ -317,9 +317,9 @@ class FrameWriter:
         self._counts: list[int] = []
 
     def put(self, segments: Sequence[Segment]) -> None:
-        """Add a frame behind what is still unsent."""
+        """Queue a frame after what is still unsent."""
         if self._counts:
-            self._settle()
+            self._account()
         if not segments:
             return
         outbox = [*self._outbox, *segments] if self._outbox else segments
@@ -327,7 +327,7 @@ class FrameWriter:
         self.taken += 1
 
     def send(self, sendmsg: Callable[[Sequence[Segment]], int]) -> bool:
-        """Make one system call that sends; say whether all has been sent.
+        """Make one system call that sends; return whether all has been sent.
 
         Parameters
         ----------
@@ -335,15 +335,15 @@ class FrameWriter:
             Sends segments, and returns the number of bytes it took. It must be implemented in C.
         """
         if self._counts:
-            self._settle()
+            self._account()
         if not self._outbox:
             return True
         self._counts.extend(map(sendmsg, (self._outbox[:MAX_SEGMENTS],)))
-        self._settle()
+        self._account()
         return not self._outbox
 
     def send_whole(self, frame: bytes, send: Callable[[bytes, int], int], flags: int = 0) -> bool:
-        """Send a frame by one system call; say whether all of it, and all before it, was sent.
+        """Send a frame by one system call; return whether it and all before it was sent.
 
         Parameters
         ----------
@@ -366,21 +366,21 @@ class FrameWriter:
             self._counts = fresh
             self._outbox = ()
             return True
-        self._settle()
+        self._account()
         return False
 
-    def _settle(self) -> None:
-        """Take in the count of a finished system call."""
+    def _account(self) -> None:
+        """Account for the count of a finished system call."""
         counts = self._counts
-        if not counts:  # whoever interrupted us has sent, and taken our count in
+        if not counts:  # code that interrupted this one has sent, and accounted for it
             return
         fresh: list[int] = []
-        rest = _without(self._outbox, counts[0])
+        rest = _drop_bytes(self._outbox, counts[0])
         self._counts = fresh
         self._outbox = rest
 
 
-def _without(segments: Sequence[Segment], count: int) -> Sequence[Segment]:
+def _drop_bytes(segments: Sequence[Segment], count: int) -> Sequence[Segment]:
     """Return segments less their first bytes."""
     for index, segment in enumerate(segments):
         size = segment.nbytes if isinstance(segment, memoryview) else len(segment)

@@ -1,4 +1,4 @@
-"""Functions of a notebook that plain pickling takes for something else, and how they travel."""
+"""Pickling of functions, and of other objects with names, that plain pickle gets wrong."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ Reduced = tuple[Any, ...]
 
 
 def is_by_value(obj: Any) -> bool:
-    """Whether what has a name cannot be found by that in another process, or is not to be."""
+    """Whether an object with a name must be pickled by value: another process cannot import it."""
     name = getattr(obj, "__qualname__", None) or obj.__name__
     module_name = getattr(obj, "__module__", None)
     if module_name is None or module_name == "__main__":
@@ -35,7 +35,7 @@ def is_by_value(obj: Any) -> bool:
 
 
 def _is_registered(module_name: str) -> bool:
-    """Whether `cloudpickle.register_pickle_by_value` was told of a module, or of one around it."""
+    """Whether a module, or its package, was passed to `cloudpickle.register_pickle_by_value`."""
     registered = cloudpickle.list_registry_pickle_by_value()
     return bool(registered) and any(
         f"{module_name}.".startswith(f"{module}.") for module in registered
@@ -43,7 +43,7 @@ def _is_registered(module_name: str) -> bool:
 
 
 def copy_of_function(function: types.FunctionType) -> types.FunctionType:
-    """Return a function that has all of another one but its annotations."""
+    """Return a copy of a function without its annotations."""
     made = types.FunctionType(
         function.__code__,
         function.__globals__,
@@ -57,11 +57,11 @@ def copy_of_function(function: types.FunctionType) -> types.FunctionType:
     return made
 
 
-# -- functions that remember -----------------------------------------------------------------------
+# -- functions with a cache ------------------------------------------------------------------------
 
 
 def _reduce_cached(function: Any) -> Reduced | None:
-    """Take a function of `functools.lru_cache` or `cache` apart; its results stay here."""
+    """Reduce a function of `functools.lru_cache` or `cache`, without its cached results."""
     if not is_by_value(function):
         return None
     parameters = function.cache_parameters()
@@ -71,7 +71,7 @@ def _reduce_cached(function: Any) -> Reduced | None:
 
 
 def _make_cached(function: Callable[..., Any], maxsize: int | None, typed: bool) -> Any:
-    # It may be half made, when it refers to itself: so nothing is copied from it here.
+    # The function may be incomplete, when it refers to itself: nothing is copied from it here.
     made = _CACHED(function, maxsize, typed, _CacheInfo)
     made.__wrapped__ = function
     made.cache_parameters = lambda: {"maxsize": maxsize, "typed": typed}
@@ -86,7 +86,7 @@ def _set_attributes(obj: Any, attributes: dict[str, Any]) -> None:
 
 
 def _reduce_cached_property(obj: Any) -> Reduced:
-    """Take a `functools.cached_property` apart, which has a lock before Python 3.12."""
+    """Reduce a `functools.cached_property`, which has a lock before Python 3.12."""
     name, text = obj.attrname, obj.__doc__
     return _make_around_stub, (type(obj),), (obj.func, name, text), None, None, _set_property
 
@@ -100,7 +100,7 @@ def _set_property(obj: Any, state: tuple[Callable[[Any], Any], str | None, str |
 
 
 def _reduce_dispatching_method(obj: functools.singledispatchmethod[Any]) -> Reduced:
-    """Take a `functools.singledispatchmethod` apart, which has a cache in Python 3.13."""
+    """Reduce a `functools.singledispatchmethod`, which has a cache in Python 3.13."""
     own = {name: value for name, value in vars(obj).items() if name != "_method_cache"}
     return _make_around_stub, (type(obj),), own, None, None, _set_attributes
 
@@ -114,7 +114,7 @@ def _make_partial_method(func: Any, args: tuple[Any, ...], keywords: dict[str, A
 
 
 def _stub(*_: object) -> None:
-    """Stand in for a function that is set later, because it may refer to what it is part of."""
+    """Do nothing, in place of a function that is set later: it may refer to its container."""
 
 
 # -- functions that dispatch -----------------------------------------------------------------------
@@ -126,7 +126,7 @@ def is_dispatcher(function: types.FunctionType) -> bool:
 
 
 def reduce_dispatcher(function: Any) -> Reduced:
-    """Take a function of `functools.singledispatch` apart."""
+    """Reduce a function of `functools.singledispatch`."""
     own = {name: value for name, value in vars(function).items() if name not in _OF_A_DISPATCHER}
     names = {name: getattr(function, name) for name in ("__module__", "__qualname__", "__name__")}
     names["__doc__"] = function.__doc__
@@ -154,7 +154,7 @@ def _reduce_new_type(obj: Any) -> Reduced | None:
 
 
 def _reduce_parameter(obj: Any) -> Reduced | None:
-    """Take a ``ParamSpec`` or ``TypeVarTuple`` apart: by an id, for it is what it is."""
+    """Reduce a ``ParamSpec`` or ``TypeVarTuple`` to an id: its identity matters."""
     if not is_by_value(obj):
         return None
     return _make_parameter, (known.id_of(obj), type(obj), obj.__name__, obj.__module__)
@@ -170,13 +170,13 @@ def _make_parameter(parameter_id: str, kind: Any, name: str, module: str) -> Any
 
 
 def _reduce_alias(obj: Any) -> Reduced | None:
-    """Take a ``type X = …`` apart."""
+    """Reduce a type alias, made by ``type X = …``."""
     if not is_by_value(obj):
         return None
     return type(obj), (obj.__name__, obj.__value__)
 
 
-# -- what stands for something of the process ------------------------------------------------------
+# -- objects of this process -----------------------------------------------------------------------
 
 
 def _reduce_file(file: Any) -> Reduced:
@@ -194,7 +194,7 @@ _reduce_code_without_file = cloudpickle.Pickler.dispatch_table[types.CodeType]
 
 
 def _reduce_code(code: types.CodeType) -> Reduced:
-    """Take code apart, with the name of its file, by which errors show its lines."""
+    """Reduce a code object with its file name, so that errors can show its lines."""
     kind, parts = _reduce_code_without_file(code)
     named = list(parts)
     named[_FILE] = code.co_filename
@@ -202,7 +202,7 @@ def _reduce_code(code: types.CodeType) -> Reduced:
 
 
 _FILE = 10
-"""Where the name of the file stands among what code is made of, since Python 3.11.
+"""Index of the file name among the arguments of a code object, since Python 3.11.
 
 cloudpickle leaves the name out, so that pickles of the same code are equal.
 """
@@ -223,8 +223,5 @@ if sys.version_info >= (3, 12):
 
 
 def reducer_of(kind: type) -> Callable[[Any], Reduced | None] | None:
-    """Return what takes objects of a type apart, of those that this module knows."""
+    """Return this module's reducer of a type, if any."""
     return _REDUCERS.get(kind)
-
-
-# -- comparing -------------------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""The messages of a lane.
+"""The messages between owner and worker on a lane.
 
 Decoding is validation: an unknown message, a missing field or a wrong type is an error.
 
@@ -12,35 +12,35 @@ message        direction  body
 `Encode`       → worker   ``(type, encode, decode)``
 `Prepare`      → worker   a function that calls refer to from now on
 `Release`      → worker   none; functions that no call refers to any more
-`Follow`       → worker   none; where the owner finds modules and files from now on
-`Forget`       → worker   none; a session begins again
+`Follow`       → worker   none; the owner's new search path and working directory
+`Forget`       → worker   none; a session is reset
 `Call`         → worker   ``(args, kwargs)`` of a tool
 `Apply`        → worker   ``(function, args, kwargs)``, or ``args`` for a prepared function
 `Chunk`        ← worker   what a stream yielded
-`Credit`         → worker   none; room for chunks
-`CancelStream`        → worker   none; nobody wants the rest of a stream
+`Credit`       → worker   none; more chunks of a stream may be sent
+`CancelStream` → worker   none; the consumer of a stream has left
 `Output`       ← worker   none; what the running call printed
 `Shown`        ← worker   what the running call showed, see `as_shown`
-`Progress`     ← worker   none; how far a progress bar of the running call is
-`Event`        ← worker   none; something that the worker's code tells of
+`Progress`     ← worker   none; state of a progress bar of the running call
+`Event`        ← worker   none; an event that the worker's code emits
 `HostCall`     ← worker   ``(args, kwargs)`` of a host tool
-`Requeued`     ← worker   none; calls that have not begun
-`Quitting`     ← worker   none; its code has told it to end
+`Requeued`     ← worker   none; calls returned unstarted
+`Quitting`     ← worker   none; its code has requested its exit
 `Result`       both       the value that a call returned
-`Failure`      both       the exception that a call raised, when it can travel
+`Failure`      both       the exception that a call raised, if it can be pickled
 =============  =========  ================================================================
 
 A worker answers each `Configure`, `Call` and `Apply` exactly once, by `Configured`, `Result` or
 `Failure` of the same ``id``; `Output`, `Shown`, `Progress` and `Chunk` of that id come before. The
 owner answers each `HostCall` by `Result` or `Failure` of the host call's own ``id``, which the
-worker minted. While a worker waits for that, it serves calls that were made on behalf of the host
+worker assigned. While a worker waits for that, it serves calls that were made on behalf of the host
 call, and no others. Several calls may be sent at once: a worker runs them one after the other, and
-gives back those that it has not begun when the owner asks for them (`Slot.recalled_call`). An
-`Event` may come at any time, and is not answered. Nor is `Quitting`: the worker goes on to serve
+returns those that it has not begun when the owner asks for them (`ControlWords.recalled_call`). An
+`Event` may come at any time, and is not answered. Nor is `Quitting`: the worker continues to serve
 what it is sent until the owner ends it.
 
-What a call or cell shows when it has ended comes as `Late` on a socket of its own, which the owner
-always reads: nobody reads a lane that is not lent.
+Output of a call or cell that has ended is sent as `Late` on a separate socket, which the owner
+always reads: a lane that is not assigned to a caller is not read.
 """
 
 from __future__ import annotations
@@ -62,14 +62,14 @@ class _Message(
 
 
 class SharedRegion(msgspec.Struct, frozen=True, array_like=True):
-    """Where in shared memory a buffer lies that did not travel in the frame.
+    """Region in shared memory of a buffer that is not in the frame.
 
     Attributes
     ----------
     offset, length, ticket
-        As `Place` of an arena has them.
+        As in `Region` of an arena.
     is_yours
-        Whether it lies in what the receiver once sent, and comes back.
+        Whether it is part of a buffer that the receiver once sent, returned by reference.
     """
 
     offset: int
@@ -79,13 +79,13 @@ class SharedRegion(msgspec.Struct, frozen=True, array_like=True):
 
 
 class WithValue(_Message, frozen=True, kw_only=True):
-    """Base of messages that come with a value.
+    """Base of messages that carry a value.
 
     Attributes
     ----------
     shared
-        Empty when all buffers of the value are in the frame; else for each the place of one that
-        is not, or None.
+        Empty when all buffers of the value are in the frame; else for each buffer its region in
+        shared memory, or None if it is in the frame.
     """
 
     shared: list[SharedRegion | None] = []
@@ -114,7 +114,7 @@ class Configure(WithValue, frozen=True, tag="configure"):
 
 
 class ToolInfo(msgspec.Struct, frozen=True):
-    """What a caller needs to know of a tool.
+    """Description of a tool for its callers.
 
     Attributes
     ----------
@@ -123,7 +123,7 @@ class ToolInfo(msgspec.Struct, frozen=True):
     schema
         JSON Schema of the arguments, an object by name.
     checks
-        What arguments can be checked by in another process, see ``tools/portable.py``.
+        Data to check arguments in another process, see ``tools/arguments/portable.py``.
     streams
         Whether it yields chunks.
     """
@@ -142,7 +142,7 @@ class ToolInfo(msgspec.Struct, frozen=True):
 
 
 class Configured(_Message, frozen=True, tag="configured"):
-    """The pool's tools are loaded; ``failed_preloads`` says which modules were not, and why."""
+    """The pool's tools are loaded; ``failed_preloads`` names the modules that were not, and why."""
 
     id: int
     tools: list[ToolInfo]
@@ -150,7 +150,7 @@ class Configured(_Message, frozen=True, tag="configured"):
 
 
 class OpenChannels(_Message, frozen=True, tag="open_channels"):
-    """Have the Jupyter channels ready when this is answered."""
+    """Build the Jupyter channels; answered when they are ready."""
 
     id: int
 
@@ -162,42 +162,42 @@ class Assign(_Message, frozen=True, tag="assign"):
 
 
 class Define(WithValue, frozen=True, tag="define"):
-    """A function of the notebook is a tool from now on. Not answered: the next call tells."""
+    """Add a function of the notebook as a tool. Not answered: an error is raised by its calls."""
 
     name: str
 
 
 class Encode(WithValue, frozen=True, tag="encode"):
-    """Values of a type travel in a way of their own from now on. Not answered."""
+    """Register an encoder for values of a type. Not answered."""
 
 
 class Prepare(WithValue, frozen=True, tag="prepare"):
-    """Keep a function, because several calls will run it. Not answered: the next call tells.
+    """Keep a function that several calls will run. Not answered: an error is raised by its calls.
 
     Attributes
     ----------
     number
-        By which calls refer to it.
+        The number by which calls refer to it.
     """
 
     number: int
 
 
 class Release(_Message, frozen=True, tag="release"):
-    """Keep functions no longer that were prepared. Not answered."""
+    """Drop functions that were prepared. Not answered."""
 
     numbers: list[int]
 
 
 class Follow(_Message, frozen=True, tag="follow"):
-    """Look for modules and files where the owner does, before the next call. Not answered.
+    """Adopt the owner's search path and working directory, before the next call. Not answered.
 
     Attributes
     ----------
     path
         The owner's ``sys.path``, see `WorkerSetup`.
     directory
-        Its working directory; None for workers that have one of their own.
+        Its working directory; None for workers that have their own.
     """
 
     path: list[str]
@@ -205,12 +205,12 @@ class Follow(_Message, frozen=True, tag="follow"):
 
 
 class Forget(_Message, frozen=True, tag="forget"):
-    """Drop what a session has in this worker, before the next call. Not answered.
+    """Drop a session's state in this worker, before the next call. Not answered.
 
     Attributes
     ----------
     number
-        Grows with each that a worker is sent. One may be sent again, and is heeded once.
+        Increases with each that a worker is sent. One may be sent again, and is applied once.
     """
 
     session: str
@@ -223,8 +223,8 @@ class Call(WithValue, frozen=True, tag="call"):
     Attributes
     ----------
     credit
-        Chunks that a stream may send before it is told that there is room for more; 0 for a call
-        that returns its value.
+        Chunks that a stream may send before it is granted more; 0 for a call that returns its
+        value.
     inside
         The host call that it is made on behalf of, which this worker waits for; 0 for none.
     correlation
@@ -240,14 +240,15 @@ class Call(WithValue, frozen=True, tag="call"):
 
 
 class Apply(WithValue, frozen=True, tag="apply"):
-    """Run a function that travels with the call, or was prepared. The rest is as in `Call`.
+    """Run a function that is sent with the call, or was prepared. The rest is as in `Call`.
 
     Attributes
     ----------
     function
-        Number of one that was prepared; 0 for one that travels.
+        Number of one that was prepared; 0 for one that is sent.
     belongs_to_cell
-        It is the pool's own, for a cell that runs before or behind it: at its end nothing is shown.
+        Whether it is the pool's own, for a cell that runs before or after it: no figures are shown
+        at its end.
     """
 
     id: int
@@ -267,12 +268,12 @@ class Output(_Message, frozen=True, tag="output"):
 
 
 class Shown(_Message, frozen=True, tag="shown"):
-    """Something rich that the running call showed.
+    """Rich output of the running call.
 
     Attributes
     ----------
     kind
-        The type of the message that Jupyter has for it: ``display_data``, ``clear_output``, …
+        Type of the Jupyter message: ``display_data``, ``clear_output``, …
     """
 
     id: int
@@ -280,7 +281,7 @@ class Shown(_Message, frozen=True, tag="shown"):
 
 
 class Late(_Message, frozen=True, tag="late"):
-    """What a call, or cell, showed when it had ended. Its body is as that of `Shown`.
+    """Output of a call or cell after its end. Its body is as that of `Shown`.
 
     Attributes
     ----------
@@ -299,17 +300,17 @@ class Late(_Message, frozen=True, tag="late"):
 
 
 class Progress(_Message, frozen=True, tag="progress"):
-    """A progress bar of the running call has moved.
+    """New state of a progress bar of the running call.
 
     Attributes
     ----------
     bar
         Number of the bar.
     settings
-        What tqdm says of it: ``n``, ``total``, ``prefix`` (its description), ``elapsed`` and their
-        like, all each time. What is None there is missing here.
+        Its values in tqdm: ``n``, ``total``, ``prefix`` (its description), ``elapsed`` and so on,
+        all each time. Those that are None are omitted.
     ended
-        It moves no more.
+        Whether this is its last state.
     """
 
     id: int
@@ -319,16 +320,16 @@ class Progress(_Message, frozen=True, tag="progress"):
 
 
 class Event(_Message, frozen=True, tag="event"):
-    """Something that code in a worker tells of.
+    """An event that code in a worker emits.
 
     Attributes
     ----------
     call
-        The call that tells of it, or `CELL`.
+        The call that emits it, or `CELL`.
     at
-        When: nanoseconds since 1970. It may be read much later.
+        Time in nanoseconds since 1970. It may be read much later.
     session, correlation
-        What that belongs to.
+        Those of the call or cell.
     dropped
         Events that this worker has not sent since the last one.
     """
@@ -343,7 +344,7 @@ class Event(_Message, frozen=True, tag="event"):
 
     @property
     def id(self) -> int:
-        """No call's: it may come when that has ended."""
+        """An id of no call: the event may arrive when its call has ended."""
         return -1
 
 
@@ -354,23 +355,23 @@ class Chunk(WithValue, frozen=True, tag="chunk"):
 
 
 class Credit(_Message, frozen=True, tag="more"):
-    """There is room for so many more chunks. Not answered."""
+    """The stream may send a number of further chunks. Not answered."""
 
     id: int
     count: int
 
 
 class CancelStream(_Message, frozen=True, tag="leave"):
-    """Nobody wants the rest of a stream: close it. Its call is answered as ever."""
+    """Close a stream, whose consumer has left. Its call is answered as usual."""
 
     id: int
 
 
 LAST_WORDS = b"w"
-"""What the worker sends first on the socket for what comes late, with the ends of its pipes."""
+"""First byte that the worker sends on the socket for late output, with the ends of its pipes."""
 
 CELL = 0
-"""Stands for the cell that runs in the place of the id of a call."""
+"""Call id that stands for the running cell."""
 
 
 class HostCall(WithValue, frozen=True, tag="host_call"):
@@ -395,13 +396,13 @@ class HostCall(WithValue, frozen=True, tag="host_call"):
 
 
 class Requeued(_Message, frozen=True, tag="returned"):
-    """Calls that have not begun are given back, as the owner asked."""
+    """Calls that are returned unstarted, because the owner has asked for them."""
 
     ids: list[int]
 
 
 class Quitting(_Message, frozen=True, tag="quitting"):
-    """Code in the worker has told it to end, as ``exit()`` does in a cell."""
+    """Code in the worker has requested its exit, as ``exit()`` does in a cell."""
 
 
 class Result(WithValue, frozen=True, tag="result"):
@@ -410,7 +411,7 @@ class Result(WithValue, frozen=True, tag="result"):
     Attributes
     ----------
     lingers
-        Whether it has left something that may show more.
+        Whether it has left threads or tasks that may show more.
     """
 
     id: int
@@ -490,7 +491,7 @@ def as_text(stream: str, text: str) -> bytes:
 
 
 def sendable(text: str) -> str:
-    """Return a text with escapes for what is no Unicode, as names of files may hold."""
+    """Escape the surrogates of a text, which names of files may contain."""
     return text if text.isascii() else text.encode("utf-8", "backslashreplace").decode()
 
 
@@ -502,15 +503,15 @@ decode_late = msgspec.msgpack.Decoder(Late).decode
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WorkerSetup:
-    """What a worker is told once, before its first call.
+    """Configuration of a worker, sent once before its first call.
 
     Attributes
     ----------
     adapter
         ``"module:Class"``, ``"module"``, a class or a module; None for no tools.
     import_path
-        Where the owner finds modules, in its order; an empty entry stands for the working
-        directory of whoever looks.
+        The owner's search path; an empty entry stands for the working directory of the process
+        that imports.
     preload
         Modules to import.
     pool, worker
@@ -522,9 +523,9 @@ class WorkerSetup:
     beat_seconds
         Seconds between two beats of its pulse; 0 for none.
     limits
-        What its process may take, by the names of `Limits`.
+        Resource limits of its process, by the names of `Limits`.
     autoreload
-        Whether modules that were edited are loaded anew before each piece of work.
+        Whether edited modules are reloaded before each call or cell.
     """
 
     adapter: object

@@ -1,4 +1,4 @@
-"""Objects that pickle would take for names in the notebook, or for what they are not."""
+"""Pickling of objects that plain pickle would look up by name in the notebook, or copy wrongly."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _AUTOCALLS = frozenset({"ExitAutocall", "ZMQExitAutocall", "IPyAutocall"})
 
 
 def reduce_object(obj: Any, kind: type) -> tuple[Any, ...] | None:
-    """Take an object apart that is no class and no function; None if pickle knows best."""
+    """Reduce an object that is neither a class nor a function; None to leave that to pickle."""
     reducer = reducer_of(kind)
     if reducer is not None:
         return reducer(obj)
@@ -29,7 +29,7 @@ def reduce_object(obj: Any, kind: type) -> tuple[Any, ...] | None:
 
 
 def _reduce_member(member: Any, kind: enum.EnumMeta) -> tuple[Any, ...] | None:
-    """Take a member of an enumeration apart, by its name: values may not equal their copies."""
+    """Reduce a member of an enumeration to its name: values may not equal their copies."""
     name = member._name_
     if members_of(kind).get(name) is not member or not is_by_value(kind):
         return None  # several flags at once, for example
@@ -41,7 +41,7 @@ def _member_of(kind: enum.EnumMeta, name: str) -> Any:
 
 
 def _reduce_named(obj: Any, kind: type) -> tuple[Any, ...] | None:
-    """Take an object apart that would be looked up by name where the name is not known."""
+    """Reduce an object that would be looked up by a name that the receiver does not have."""
     own: Any = kind
     if own.__reduce__ is object.__reduce__ and own.__reduce_ex__ is object.__reduce_ex__:
         return None
@@ -66,7 +66,7 @@ def _shell() -> Any:
 
 
 def _autocall(kind: Any) -> Any:
-    """Return what IPython has for ``exit`` and its like, of the shell of this process."""
+    """Return IPython's ``exit`` or a similar object, bound to the shell of this process."""
     made = kind()
     made.set_ip(_shell())
     return made

@@ -1,4 +1,4 @@
-"""What stands in the place of a value that cannot travel."""
+"""Marker that replaces a value, or a part of one, that cannot be pickled."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ Policy = Literal["type", "repr", "error"]
 
 _MAX_TEXT = 200
 _MAX_REPR_BYTES = 1 << 20
-"""Objects that say that they are larger are not asked for their text."""
+"""Size up to which the text of an object is taken; it may be as large as the object."""
 
 
 @dataclass(frozen=True, slots=True)
 class Unserializable:
-    """Stands in the place of a part of a value that could not travel.
+    """Marker in place of a part of a value that could not be pickled.
 
     Attributes
     ----------
     type_name
-        Module and name of its type.
+        Module and name of the part's type.
     text
-        What it looked like, shortened and without secrets, if the pool was asked for that.
+        Its repr, shortened and without secrets, if the pool's policy is ``"repr"``.
     """
 
     type_name: str
@@ -41,7 +41,7 @@ class Unserializable:
 
 
 def marker(value: object, policy: Policy) -> Unserializable:
-    """Return what stands in the place of a value."""
+    """Return the marker of a value."""
     kind = type(value)
     name = f"{kind.__module__}.{kind.__qualname__}".removeprefix("builtins.")
     return Unserializable(name, _text_of(value) if policy == "repr" else None)

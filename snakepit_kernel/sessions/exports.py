@@ -1,4 +1,4 @@
-"""Sessions as files."""
+"""Export of sessions to files, and import from them."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from .state import SessionState
 FORMAT: Final = "snakepit-session"
 
 MAX_BYTES: Final = 1 << 28
-"""What a file that nobody trusts may have."""
+"""Largest file that is read without ``trust``."""
 
 Programs = dict[str, tuple[Any, Mapping[str, Any]]]
 
@@ -33,13 +33,13 @@ Programs = dict[str, tuple[Any, Mapping[str, Any]]]
 def export_session(session: SessionState, path: str | Path) -> int:
     """Write a session's variables, programs and metadata to a file; return the number of entries.
 
-    The past of variables is not written. The file is private (mode 0600), or has the rights of the
-    one in whose place it is; a link there is replaced.
+    The history of variables is not written. The file is private (mode 0600), or keeps the
+    permissions of a file that it replaces; a link is replaced.
 
     Raises
     ------
     OSError
-        The file cannot be written. What was there before is there still.
+        The file cannot be written. A previous file is unchanged.
     """
     variables = session.variables.list()
     programs = {
@@ -65,8 +65,8 @@ def export_session(session: SessionState, path: str | Path) -> int:
 def import_session(session: SessionState, path: str | Path, *, trust: bool = False) -> int:
     """Read a file into a session; return the number of entries.
 
-    Variables of the same name get the value of the file; they must be of the same type. All or
-    no variables are read.
+    Existing variables get the value of the file; they must be of the same type. All or no variables
+    are imported.
 
     Parameters
     ----------
@@ -80,7 +80,7 @@ def import_session(session: SessionState, path: str | Path, *, trust: bool = Fal
     Raises
     ------
     ValueError
-        It is no such file, one of a newer version, or needs to be trusted: it has pickles, patterns
+        It is not such a file, has a newer version, or needs ``trust``: it has pickles, patterns
         that may take long, or more than 256 MiB or 10,000 entries.
     BatchRejected
         Some variables cannot be set; each is named. Nothing was changed.
@@ -96,7 +96,7 @@ def import_session(session: SessionState, path: str | Path, *, trust: bool = Fal
         }
         notes = {name: decoded(value) for name, value in content["metadata"].items()}
         variables = content["variables"]
-    except Exception as error:  # a pickle that is damaged can raise anything
+    except Exception as error:  # a damaged pickle can raise anything
         msg = f"{path} is damaged: {type(error).__name__}: {error}"
         raise ValueError(msg) from error
     exported = {"format": VARIABLES_FORMAT, "version": FORMAT_VERSION, "variables": variables}
@@ -108,7 +108,7 @@ def import_session(session: SessionState, path: str | Path, *, trust: bool = Fal
 
 
 def _read(path: Path, *, trust: bool) -> dict[str, Any]:
-    # Of a pipe that nobody writes to, this finds the end, and does not wait for it.
+    # Non-blocking: a pipe without a writer reads as empty, instead of blocking.
     descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     if stat.S_ISDIR(os.fstat(descriptor).st_mode):
         os.close(descriptor)
@@ -126,7 +126,7 @@ def _read(path: Path, *, trust: bool) -> dict[str, Any]:
         raise ValueError(msg)
     try:
         content = json.loads(data.decode("utf-8"))
-    except (ValueError, RecursionError) as error:  # of JSON, text, or a number without end
+    except (ValueError, RecursionError) as error:  # bad JSON or UTF-8, or too long a number
         msg = f"{path} is no exported session: {error}"
         raise ValueError(msg) from error
     check_format(content, FORMAT, str(path))

@@ -1,4 +1,4 @@
-"""A session in the store, as one process knows it."""
+"""One process's handle of a session in the store."""
 
 from __future__ import annotations
 
@@ -11,28 +11,28 @@ from ..store.schema import GLOBAL
 from ..store.session_table import SessionRow
 from ..store.store import Store
 
-LOOK_AGAIN = 30.0
-"""Seconds after which a session that is in use is looked at again, if its time is longer."""
+TOUCH_INTERVAL = 30.0
+"""Seconds after which a session in use is touched in the store again, or less for a short ttl."""
 
 
 class SessionHandle:
-    """A session in the store, as this process knows it: whether it lives, and for how long.
+    """Keeps a session of the store from expiring while this process uses it.
 
     Parameters
     ----------
     store
-        Where it is.
+        The session's store.
     row
-        What was read of it.
+        The session's row, as last read.
     """
 
     def __init__(self, store: Store, row: SessionRow) -> None:
         self.store = store
         self.row = row
-        self._look_at = 0.0
+        self._next_touch = 0.0
 
     def touch(self) -> None:
-        """Note that it is used.
+        """Refresh the session's expiry.
 
         Raises
         ------
@@ -40,19 +40,19 @@ class SessionHandle:
             It has expired, or was deleted.
         """
         now = time.monotonic()
-        if now < self._look_at:
+        if now < self._next_touch:
             return
         if self.row.number != GLOBAL:
-            # As it is now: another process may have changed its time to live.
+            # Read again: another process may have changed its time to live.
             self.row = self.store.sessions.touch(self.store.sessions.reload(self.row))
-        step = LOOK_AGAIN if self.row.ttl is None else min(LOOK_AGAIN, self.row.ttl / 20)
-        self._look_at = now + step
+        step = TOUCH_INTERVAL if self.row.ttl is None else min(TOUCH_INTERVAL, self.row.ttl / 20)
+        self._next_touch = now + step
 
     def refresh(self) -> None:
-        """Look at it with the next use."""
-        self._look_at = 0.0
+        """Touch the session in the store at its next use."""
+        self._next_touch = 0.0
 
     def check(self) -> None:
-        """Do nothing if it is still there; the error is that of `touch`."""
+        """Raise the error of `touch` if the session does not exist any more."""
         if not self.store.sessions.exists(self.row.number):
             raise SessionNotFound(self.row.id)

@@ -1,8 +1,8 @@
-"""Values as JSON that people can read.
+"""Encoding of values as human-readable JSON, for exported sessions and variables.
 
-What JSON knows is written as it is. Bytes and NumPy arrays have a form of their own, which is safe
-to read. Everything else is a pickle, which can run code when it is read: whoever reads such a file
-must say that it is trusted.
+JSON's own types are written as they are. Bytes and NumPy arrays have a special encoding, which is
+safe to read. Everything else is a pickle, which can run code when it is read: reading it requires
+``trust``.
 """
 
 from __future__ import annotations
@@ -25,28 +25,28 @@ VARIABLES_FORMAT: Final = "snakepit-variables"
 
 _TAG: Final = "$"
 _NUMBERS: Final = "biufc"
-"""Kinds of arrays that are written as they are."""
+"""Kinds of NumPy dtypes that are encoded as data."""
 _DEPTH = 50
 
 MAX_ENTRIES: Final = 10_000
-"""Variables, programs and notes that are read of a file that nobody trusts."""
+"""Variables, programs and metadata entries that are read from a file without ``trust``."""
 
 _MAX_NESTING: Final = 100
 _MAX_DTYPE: Final = 8
 _MAX_TEXT: Final = 1 << 20
-"""Characters of a text that is tried with a pattern of such a file."""
+"""Longest text that is matched with a pattern of such a file."""
 
 _BITS: Final = 1024
-"""Of a whole number, beyond which Python is slow, or refuses, to write its digits."""
+"""Bits of an integer up to which it is written in digits; Python is slow, or refuses, beyond."""
 
 
 def check_format(content: object, wanted: str, what: str) -> None:
-    """Do nothing if something was written in a format.
+    """Check that exported content has a format.
 
     Raises
     ------
     ValueError
-        It was not, or in a newer version of it.
+        It has not, or has a newer version of it.
     """
     if not isinstance(content, Mapping) or content.get("format") != wanted:
         msg = f"{what} is no exported {wanted.removeprefix('snakepit-')}"
@@ -60,12 +60,12 @@ def check_format(content: object, wanted: str, what: str) -> None:
 
 
 def check_trust(content: Mapping[str, Any], what: str, *, trust: bool) -> None:
-    """Do nothing if all can be read without running code and in a short time, or that is trusted.
+    """Check that content can be read without running code and in a short time, or is trusted.
 
     Raises
     ------
     ValueError
-        There are pickles, or patterns that may take long; they are named.
+        It has pickles, or patterns that may take long; they are named.
     """
     if trust:
         return
@@ -88,7 +88,7 @@ def check_trust(content: Mapping[str, Any], what: str, *, trust: bool) -> None:
 
 
 def written(variable: Variable) -> dict[str, Any]:
-    """Return a variable as JSON writes it."""
+    """Encode a variable as JSON data."""
     return {
         "name": variable.name,
         "type": variable.type,
@@ -102,9 +102,9 @@ def written(variable: Variable) -> dict[str, Any]:
 
 
 def read_variables(entries: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
-    """Return what `written` has written as `Variables.register_many` takes it, by name.
+    """Decode what `written` has encoded, as arguments of `Variables.register_many`, by name.
 
-    Whatever is wrong with it may raise anything.
+    Damaged entries may raise any exception.
     """
     return {
         entry["name"]: {
@@ -122,7 +122,7 @@ def read_variables(entries: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
 
 
 def encoded(value: Any) -> Any:
-    """Return a value as JSON writes it; what JSON does not know is a dictionary with a tag."""
+    """Encode a value as JSON data; other types than JSON's become a dictionary with a tag."""
     try:
         return _plain(value, _DEPTH)
     except _NotPlain:
@@ -166,7 +166,7 @@ def _plain(value: Any, depth: int) -> Any:
 def _encodable(text: str) -> str:
     try:
         text.encode()
-    except UnicodeEncodeError:  # half of a pair of surrogates
+    except UnicodeEncodeError:  # a lone surrogate
         raise _NotPlain from None
     return text
 
@@ -180,7 +180,7 @@ def _data(text: str) -> bytes:
 
 
 def decoded(value: Any) -> Any:
-    """Return the value that `encoded` has written; what is damaged may raise anything."""
+    """Decode what `encoded` has encoded; damaged data may raise any exception."""
     if isinstance(value, list):
         return [decoded(item) for item in value]
     if not isinstance(value, dict):
@@ -189,7 +189,7 @@ def decoded(value: Any) -> Any:
         case None:
             return {key: decoded(item) for key, item in value.items()}
         case "pickle":
-            return pickle.loads(_data(value["base64"]))  # noqa: S301 - `check_trust` has seen it
+            return pickle.loads(_data(value["base64"]))  # noqa: S301 - `check_trust` has passed
         case "bytes":
             return _data(value["base64"])
         case "float":
@@ -212,7 +212,7 @@ def decoded(value: Any) -> Any:
 
 
 def _pickles(content: Mapping[str, Any]) -> list[str]:
-    """Return the names of what is a pickle, or has one in it, wherever it is in the file."""
+    """Return the names of all entries of a file that are pickles, or contain one."""
     found = []
     count = sum(len(part) for part in content.values() if isinstance(part, list | dict))
     if count > MAX_ENTRIES:
@@ -235,7 +235,7 @@ def _name_of(entry: Any, part: str) -> Any:
 
 
 def _has_pickle(value: Any, depth: int = _MAX_NESTING) -> bool:
-    """Whether there is a pickle anywhere in it: the file may be made to harm."""
+    """Whether a value contains a pickle at any depth: the file may be malicious."""
     if depth == 0:
         raise RecursionError
     if isinstance(value, list):
@@ -248,9 +248,9 @@ def _has_pickle(value: Any, depth: int = _MAX_NESTING) -> bool:
 
 
 def _check_patterns(variables: Any) -> None:
-    """Do nothing if the patterns of variables match in a short time, now and whenever used later.
+    """Check that the patterns of variables match in a short time, now and whenever used later.
 
-    What is no variable is refused later, by who reads it.
+    Entries that are not variables are rejected later, when they are read.
     """
     for entry in variables if isinstance(variables, list) else ():
         constraints = entry.get("constraints") if isinstance(entry, dict) else None
@@ -266,7 +266,7 @@ def _check_pattern(entry: dict[str, Any], constraints: dict[str, Any]) -> None:
             msg = f"its value has more than {_MAX_TEXT:,} characters"
             raise Slow(msg)
     except re.error:
-        return  # who registers it says what is wrong
+        return  # registering the variable raises the error
     except Slow as slow:
         msg = (
             f"the pattern of {entry.get('name')!r} might take for ever: {slow}; if you trust "

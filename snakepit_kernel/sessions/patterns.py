@@ -1,13 +1,13 @@
-"""Regular expressions of strangers: which of them match every text in a short time.
+"""Protection against regular expressions that take exponential time (ReDoS).
 
-`re` tries every way in which a text may match, and a pattern can be made so that there are as many
-as one likes: ``(a+)+b`` needs minutes for 40 characters, and nothing can interrupt it. A pattern of
-the user's own is the user's business. One in a file that somebody else may have written is used
-only if it is seen from its form that it cannot take long, at the import and whenever it is used
-later: at each place where there are two ways to go on, the next character says which one it is.
-Where it does not, the ways multiply, and their number must be bounded by ``max_length``.
+`re` backtracks: it tries every way in which a text may match, and a pattern can have any number of
+them: ``(a+)+b`` needs minutes for 40 characters, and cannot be interrupted. A user's own patterns
+are not checked. A pattern in a file that somebody else may have written is used only if its
+structure shows that it cannot take long, at the import and whenever it is used later: at each
+choice between two ways to continue, the next character decides. Where it does not, the ways
+multiply, and their number must be bounded by ``max_length``.
 
-The form is what `re` itself makes of the pattern, so that both understand the same by it.
+The structure is taken from `re`'s own parser, so that both interpret the pattern equally.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator, Sequence
 
-# Private, and there since Python 3.11. What it may say that is not known here is refused.
+# Private, and present since Python 3.11. Results that are unknown here are rejected.
 from re import _parser  # type: ignore[attr-defined]
 from typing import Any, Final, NamedTuple
 
@@ -23,13 +23,13 @@ MAX_PATTERN: Final = 1000
 """Characters of a pattern."""
 
 MAX_NESTING: Final = 50
-"""Groups and repeats inside one another."""
+"""Nesting depth of groups and repeats."""
 
 MAX_STEPS: Final = 10_000_000
 """Steps that matching a text may take, about a second."""
 
 _WIDE: Final = 1 << 12
-"""Characters of a range that `re` looks at one by one where case does not matter."""
+"""Size of a range above which compiling it with IGNORECASE, one character at a time, is slow."""
 
 _ASCII: Final = frozenset(range(128))
 _DIGIT, _LETTER, _SPACE, _OTHER, _END = range(-5, 0)
@@ -46,13 +46,13 @@ _CATEGORIES: Final = {
 }
 _SPACES_OF_ASCII: Final = frozenset(map(ord, " \t\n\r\f\v"))
 _EQUAL_TO_OTHERS: Final = frozenset(map(ord, "ikIKsS"))
-"""Letters that equal others beyond ASCII where case does not matter."""
+"""Letters that equal others beyond ASCII under IGNORECASE."""
 
-MAX_MARKS: Final = 20
-"""Places such as ``^`` and ``\\b`` that a pattern may name: none takes a character."""
+MAX_ANCHORS: Final = 20
+"""Anchors such as ``^`` and ``\\b`` that a pattern may have: they consume no character."""
 
 Characters = frozenset[int]
-"""Those of ASCII by their numbers, others by their kind; rather too many than too few."""
+"""A superset of the possible characters: ASCII ones by code, others by kind."""
 
 
 class Slow(ValueError):
@@ -60,28 +60,28 @@ class Slow(ValueError):
 
 
 def check_speed(pattern: str, max_length: int | None = None) -> None:
-    """Do nothing if a pattern matches every text in a short time.
+    """Check that a pattern matches every text in a short time.
 
     Parameters
     ----------
     pattern
         The pattern.
     max_length
-        Characters that a text may have which it is tried with; None for any number.
+        Maximum length of the texts that it is matched with; None for any.
 
     Raises
     ------
     Slow
         It may take long.
     re.error
-        It is no regular expression.
+        It is not a regular expression.
     """
     if len(pattern) > MAX_PATTERN:
         msg = f"it has {len(pattern):,} characters, and may have {MAX_PATTERN:,}"
         raise Slow(msg)
     try:
         parsed = _parser.parse(pattern)
-        steps = _Judge(parsed.state.flags, max_length).ways(parsed, frozenset({_END}))
+        steps = _WayCounter(parsed.state.flags, max_length).ways(parsed, frozenset({_END}))
     except (RecursionError, OverflowError) as error:
         msg = "it is nested too deeply"
         raise Slow(msg) from error
@@ -90,90 +90,90 @@ def check_speed(pattern: str, max_length: int | None = None) -> None:
         raise Slow(msg)
 
 
-class _Begin(NamedTuple):
-    """What a part of a pattern begins with."""
+class _First(NamedTuple):
+    """The possible first characters of a part of a pattern."""
 
     characters: Characters
     may_be_empty: bool
 
 
-class _Judge:
-    """Counts the ways in which a text may be tried.
+class _WayCounter:
+    """Counts the ways in which a pattern can match a text.
 
     Parameters
     ----------
     flags
-        Of the pattern.
+        Flags of the pattern.
     max_length
-        Characters that a text may have.
+        Maximum length of a text.
     """
 
     def __init__(self, flags: int, max_length: int | None) -> None:
         self._ignores_case = bool(flags & re.IGNORECASE)
         self._is_ascii = bool(flags & re.ASCII)
-        self._marks = 0
+        self._anchors = 0
         self._most = None if max_length is None else max_length + 1
 
     def ways(self, items: Sequence[tuple[Any, Any]], following: Characters, depth: int = 0) -> int:
-        """Return in how many ways a sequence may be tried, with what may come behind it."""
+        """Return the number of ways in which a sequence can match, before certain characters."""
         if depth > MAX_NESTING:
             raise RecursionError
         total = 1
         for number, item in enumerate(items):
-            rest = self._begin_of(items[number + 1 :])
-            behind = rest.characters | (following if rest.may_be_empty else frozenset())
-            total *= self._ways_of(item, behind, depth + 1)
+            rest = self._first_of(items[number + 1 :])
+            after = rest.characters | (following if rest.may_be_empty else frozenset())
+            total *= self._ways_of(item, after, depth + 1)
             if total > MAX_STEPS:
                 msg = "a text can match it in too many ways"
                 raise Slow(msg)
         return total
 
-    def _ways_of(self, item: tuple[Any, Any], behind: Characters, depth: int) -> int:
+    def _ways_of(self, item: tuple[Any, Any], following: Characters, depth: int) -> int:
         name, argument = str(item[0]), item[1]
         if name in {"LITERAL", "NOT_LITERAL", "ANY", "IN", "AT"}:
-            self._begin_of_item(item)  # it says what is not known
-            self._marks += name == "AT"
-            if self._marks > MAX_MARKS:
-                msg = f"it names more than {MAX_MARKS} places without characters"
+            self._first_of_item(item)  # raises for unknown items
+            self._anchors += name == "AT"
+            if self._anchors > MAX_ANCHORS:
+                msg = f"it names more than {MAX_ANCHORS} places without characters"
                 raise Slow(msg)
             return 1
         if name == "SUBPATTERN":
-            return self.ways(self._body_of_group(argument), behind, depth)
+            return self.ways(self._body_of_group(argument), following, depth)
         if name == "ATOMIC_GROUP":
-            return self.ways(argument, behind, depth)
+            return self.ways(argument, following, depth)
         if name == "BRANCH":
-            return self._ways_of_branch(argument[1], behind, depth)
+            return self._ways_of_branch(argument[1], following, depth)
         if name in _REPEATS:
             least, most, body = argument
-            return self._ways_of_repeat((least, most), body, behind, depth)
+            return self._ways_of_repeat((least, most), body, following, depth)
         raise Slow(_unknown(name))
 
-    def _ways_of_branch(self, branches: Sequence[Any], behind: Characters, depth: int) -> int:
+    def _ways_of_branch(self, branches: Sequence[Any], following: Characters, depth: int) -> int:
         seen: Characters = frozenset()
-        is_clear, total = True, 0
+        is_disjoint, total = True, 0
         for branch in branches:
-            begin = self._begin_of(branch)
-            characters = begin.characters | (behind if begin.may_be_empty else frozenset())
-            is_clear = is_clear and seen.isdisjoint(characters)
+            first = self._first_of(branch)
+            characters = first.characters | (following if first.may_be_empty else frozenset())
+            is_disjoint = is_disjoint and seen.isdisjoint(characters)
             seen |= characters
-            ways = self.ways(branch, behind, depth)
-            total = max(total, ways) if is_clear else total + ways
+            ways = self.ways(branch, following, depth)
+            total = max(total, ways) if is_disjoint else total + ways
         return total
 
     def _ways_of_repeat(
-        self, times: tuple[int, Any], body: Any, behind: Characters, depth: int
+        self, times: tuple[int, Any], body: Any, following: Characters, depth: int
     ) -> int:
         least, most = times
-        begin = self._begin_of(body)
+        first = self._first_of(body)
         several = most is _parser.MAXREPEAT or most > 1
-        if several and begin.may_be_empty:
+        if several and first.may_be_empty:
             msg = "it repeats what may be empty"
             raise Slow(msg)
-        inner = self.ways(body, (begin.characters | behind) if several else behind, depth)
+        inner = self.ways(body, (first.characters | following) if several else following, depth)
         if several and inner > 1:
             msg = "it repeats what can be matched in several ways"
             raise Slow(msg)
-        if least == most or begin.characters.isdisjoint(behind):
+        if least == most or first.characters.isdisjoint(following):
             return inner
         if most is _parser.MAXREPEAT:
             if self._most is None:
@@ -183,47 +183,47 @@ class _Judge:
         choices: int = most - least + 1
         return inner * (choices if self._most is None else min(choices, self._most))
 
-    # -- what parts begin with -----------------------------------------------------------------
+    # -- first characters ----------------------------------------------------------------------
 
-    def _begin_of(self, items: Iterable[tuple[Any, Any]]) -> _Begin:
+    def _first_of(self, items: Iterable[tuple[Any, Any]]) -> _First:
         found: Characters = frozenset()
         for item in items:
-            begin = self._begin_of_item(item)
-            found |= begin.characters
-            if not begin.may_be_empty:
-                return _Begin(found, may_be_empty=False)
-        return _Begin(found, may_be_empty=True)
+            first = self._first_of_item(item)
+            found |= first.characters
+            if not first.may_be_empty:
+                return _First(found, may_be_empty=False)
+        return _First(found, may_be_empty=True)
 
-    def _begin_of_item(self, item: tuple[Any, Any]) -> _Begin:
+    def _first_of_item(self, item: tuple[Any, Any]) -> _First:
         name, argument = str(item[0]), item[1]
         if name == "AT":
-            return _Begin(frozenset(), may_be_empty=True)
+            return _First(frozenset(), may_be_empty=True)
         if name == "SUBPATTERN":
-            return self._begin_of(self._body_of_group(argument))
+            return self._first_of(self._body_of_group(argument))
         if name == "ATOMIC_GROUP":
-            return self._begin_of(argument)
+            return self._first_of(argument)
         if name == "BRANCH":
-            begins = [self._begin_of(branch) for branch in argument[1]]
-            return _Begin(
-                frozenset().union(*(begin.characters for begin in begins)),
-                any(begin.may_be_empty for begin in begins),
+            firsts = [self._first_of(branch) for branch in argument[1]]
+            return _First(
+                frozenset().union(*(first.characters for first in firsts)),
+                any(first.may_be_empty for first in firsts),
             )
         if name in _REPEATS:
             least, _, body = argument
-            begin = self._begin_of(body)
-            return _Begin(begin.characters, begin.may_be_empty or least == 0)
-        return _Begin(frozenset(self._characters(name, argument)), may_be_empty=False)
+            first = self._first_of(body)
+            return _First(first.characters, first.may_be_empty or least == 0)
+        return _First(frozenset(self._characters(name, argument)), may_be_empty=False)
 
     def _body_of_group(self, argument: Any) -> Any:
         _, added, _, body = argument
-        # For all of what follows: rather too many characters than too few.
+        # From here on, for all items: a superset of the characters is correct.
         self._ignores_case = self._ignores_case or bool(added & re.IGNORECASE)
         self._is_ascii = self._is_ascii or bool(added & re.ASCII)
         return body
 
     def _characters(self, name: str, argument: Any) -> Iterator[int]:
         if name == "LITERAL":
-            yield from self._like(argument)
+            yield from self._equal_to(argument)
         elif name == "NOT_LITERAL":
             yield from (_ASCII - {argument}) | _BEYOND
         elif name == "ANY":
@@ -240,7 +240,7 @@ class _Judge:
                 case "NEGATE":
                     return self._all_but(items[1:])
                 case "LITERAL":
-                    found.update(self._like(argument))
+                    found.update(self._equal_to(argument))
                 case "RANGE":
                     found.update(self._of_range(*argument))
                 case "CATEGORY":
@@ -250,7 +250,7 @@ class _Judge:
         return frozenset(found)
 
     def _all_but(self, items: Sequence[tuple[Any, Any]]) -> Characters:
-        """Return all but what is certainly not in a set that is negated."""
+        """Return all characters except those that a negated set certainly excludes."""
         left = set(_ASCII)
         for kind, argument in items:
             match str(kind):
@@ -262,7 +262,7 @@ class _Judge:
                     left -= self._category(str(argument))
                 case name:
                     raise Slow(_unknown(name))
-        self._of_set(items)  # which says what takes long to compile
+        self._of_set(items)  # raises for what takes long to compile
         return frozenset(left) | _BEYOND
 
     def _of_range(self, low: int, high: int) -> Iterator[int]:
@@ -270,14 +270,14 @@ class _Judge:
             msg = "it has a wide range of characters whose case does not matter"
             raise Slow(msg)
         for number in range(low, min(high, 127) + 1):
-            yield from self._like(number)
+            yield from self._equal_to(number)
         if high > 127:
             yield from _BEYOND
             if self._ignores_case:
                 yield from _EQUAL_TO_OTHERS
 
-    def _like(self, number: int) -> Iterator[int]:
-        """Give a character, or its kind, and all that equal it where case does not matter."""
+    def _equal_to(self, number: int) -> Iterator[int]:
+        """Yield a character, or its kind, and those that equal it under IGNORECASE."""
         character = chr(number)
         yield number if number < 128 else _kind_of(character)
         if self._ignores_case:
@@ -294,7 +294,7 @@ class _Judge:
         opposite = name.replace("_NOT_", "_")
         if opposite not in _CATEGORIES:
             raise Slow(_unknown(name))
-        if self._is_ascii:  # as others mean it, in a part of the pattern or in all of it
+        if self._is_ascii:  # the meaning under ASCII, in a part of the pattern or all of it
             less = _SPACES_OF_ASCII if opposite == "CATEGORY_SPACE" else _CATEGORIES[opposite]
             return (_ASCII - less) | _BEYOND
         return (_ASCII | _BEYOND) - _CATEGORIES[opposite]

@@ -1,4 +1,4 @@
-"""The programs and the metadata of a session as its owner serves them, as its variables are."""
+"""Services of a session's programs and metadata, in the owner's process."""
 
 from __future__ import annotations
 
@@ -24,28 +24,28 @@ from .values import (
 )
 
 MAX_PROGRAMS = 200
-"""Programs of a session."""
+"""Maximum number of a session's programs."""
 
 MAX_GLOBAL_PROGRAMS = 10_000
-"""Programs that belong to no session."""
+"""Maximum number of global programs, which belong to no session."""
 
 GLOBAL_PROGRAM_TTL = 3600.0
-"""Seconds that such a program lives without being used, when nothing else was said."""
+"""Default seconds that a global program lives without being used."""
 
 MAX_PROGRAM_BYTES = 1 << 31
-"""What one program may take, pickled."""
+"""Maximum size of a program, pickled."""
 
 MAX_NOTE_BYTES = 1 << 20
-"""What one entry of the metadata may take in the store."""
+"""Maximum size of one entry of the metadata in the store."""
 
 
 class ProgramService:
-    """The programs of a session, or the global ones.
+    """Serves the programs of a session, or the global ones, to notebook and workers.
 
     Parameters
     ----------
     session
-        The session; that with the number `GLOBAL` for none.
+        The session; that with the number `GLOBAL` for the global programs.
     """
 
     REMOTE: Final = frozenset({"load", "has", "put", "delete", "infos", "info"})
@@ -59,7 +59,7 @@ class ProgramService:
         self._max_programs = MAX_GLOBAL_PROGRAMS if self._is_global else MAX_PROGRAMS
 
     def load(self, name: str) -> Any:
-        """Return an object."""
+        """Return the object of a program."""
         self._session.touch()
         found = self._table.load(self._number, name)
         if found is None:
@@ -81,7 +81,7 @@ class ProgramService:
         *,
         source: str,
     ) -> Program:
-        """Store an object."""
+        """Store an object as a program."""
         self._session.touch()
         check_name("program", name)
         if ttl is not None and not self._is_global:
@@ -103,18 +103,18 @@ class ProgramService:
         return program_of(row)
 
     def delete(self, name: str) -> None:
-        """Delete an object."""
+        """Delete a program."""
         self._session.touch()
         if not self._table.delete(self._number, name):
             raise self._missing(name)
 
     def has(self, name: str) -> bool:
-        """Whether there is an object of that name."""
+        """Whether there is a program of that name."""
         self._session.touch()
         return self._table.find(self._number, name) is not None
 
     def infos(self) -> list[Program]:
-        """Return what is known of all, by name."""
+        """Describe all programs, in the order of their names."""
         self._session.touch()
         rows = self._table.all(self._number)
         if not rows:
@@ -122,7 +122,7 @@ class ProgramService:
         return [program_of(row) for row in rows]
 
     def info(self, name: str) -> Program:
-        """Return what is known of one."""
+        """Describe a program."""
         self._session.touch()
         row = self._table.find(self._number, name)
         if row is None:
@@ -135,7 +135,7 @@ class ProgramService:
 
 
 class MetadataService:
-    """What was noted about a session.
+    """Serves the metadata of a session to notebook and workers.
 
     Parameters
     ----------
@@ -152,7 +152,7 @@ class MetadataService:
         self._table = session.store.sessions
 
     def all(self) -> dict[str, Any]:
-        """Return all, by name."""
+        """Return all entries, by name."""
         self._session.touch()
         notes = self._table.metadata(self._number)
         if not notes:
@@ -160,7 +160,7 @@ class MetadataService:
         return {name: restored(body) for name, body in notes}
 
     def put(self, name: str, value: Any) -> None:
-        """Note a value."""
+        """Store an entry."""
         self._session.touch()
         if not isinstance(name, str) or not name:
             msg = f"metadata is named by text, not by {name!r}"
@@ -171,7 +171,7 @@ class MetadataService:
             raise SessionNotFound(self._session.row.id)
 
     def delete(self, name: str) -> None:
-        """Delete a note."""
+        """Delete an entry."""
         self._session.touch()
         if not self._table.delete_metadata(self._number, name):
             raise KeyError(name)

@@ -1,4 +1,4 @@
-"""Named objects of a session, and what was noted about it, as users hold them."""
+"""Programs and metadata of a session, as mappings for users."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ Find = Callable[[str], Callable[..., Any]]
 class Programs(MutableMapping[str, Any]):
     """Named objects, models and pipelines for instance, that outlive the kernel.
 
-    A mapping. An object is stored as it is in that moment, and replaced as a whole: whoever reads
-    gets the old one or the new one. Reading gives a new copy each time.
+    A mapping. An object is stored as it is at that moment, and replaced as a whole: a reader gets
+    the old one or the new one. Reading returns a new copy each time.
 
     Parameters
     ----------
     find
-        Gives the methods of the `ProgramService`, which may be in another process.
+        Returns a method of the `ProgramService`, which may be in another process.
     """
 
     def __init__(self, find: Find) -> None:
@@ -52,16 +52,16 @@ class Programs(MutableMapping[str, Any]):
         value
             Anything that can be pickled.
         metadata
-            For people and programs: a dictionary of what JSON knows.
+            For people and programs: a dictionary of JSON values.
         ttl
-            Of a global program: seconds that it lives without being used. Default: 3,600.
+            Seconds that a global program lives without being used. Default: 3,600.
 
         Raises
         ------
         QuotaExceeded
-            There are 200 already; of global ones 10,000.
+            There are 200 already, or 10,000 global ones.
         TypeError, ValueTooLarge
-            It cannot be pickled, or takes more than 2 GiB.
+            It cannot be pickled, or is larger than 2 GiB.
         """
         stored: Program = self._find("put")(name, value, metadata, ttl)
         return stored
@@ -79,12 +79,12 @@ class Programs(MutableMapping[str, Any]):
         return isinstance(name, str) and bool(self._find("has")(name))  # without reading it
 
     def list(self) -> ProgramList:
-        """Return what is known of all programs, by name."""
+        """Describe all programs, in the order of their names."""
         programs: ProgramList = self._find("infos")()
         return programs
 
     def info(self, name: str) -> Program:
-        """Return what is known of one: size, version, checksum, metadata.
+        """Describe a program: size, version, checksum, metadata.
 
         Raises
         ------
@@ -102,12 +102,12 @@ class Programs(MutableMapping[str, Any]):
 
 
 class Metadata(MutableMapping[str, Any]):
-    """What was noted about a session: small values by name, durable as its variables are.
+    """Metadata of a session: small values by name, as durable as its variables.
 
     Parameters
     ----------
     find
-        Gives the methods of the `MetadataService`, which may be in another process.
+        Returns a method of the `MetadataService`, which may be in another process.
     """
 
     def __init__(self, find: Find) -> None:

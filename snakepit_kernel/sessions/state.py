@@ -1,4 +1,4 @@
-"""What a session has in the store, for who holds it in the owner's process."""
+"""State of a session in the store: variables, programs and metadata, in the owner's process."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ from .variables import Attributes, Variables
 from .watch import Watch
 
 NOTEBOOK_TTL, SCRIPT_TTL = 24 * 3600.0, 3600.0
-"""Seconds that a session lives without being used, when nothing else was said."""
+"""Default seconds that a session lives without being used, in a notebook and elsewhere."""
 
 MAX_SESSIONS = 10_000
 
-MOST_READ = 10
-"""Variables that statistics name."""
+MOST_READ_COUNT = 10
+"""Number of most read variables in statistics."""
 
 DEFAULT: Final = "default"
 
@@ -48,15 +48,15 @@ class SessionInfo:
     id
         Its name.
     created, used
-        When; ``used`` is late by at most a twentieth of ``ttl``.
+        Times; ``used`` is late by at most a twentieth of ``ttl``.
     ttl
         Seconds that it lives without being used; None for ever.
     expires
-        When it is over unless it is used; None for never.
+        When it expires unless it is used; None for never.
     variables, programs
-        How many it has.
+        Number of each.
     size_bytes
-        What their present values take.
+        Size of their present values.
     """
 
     id: str
@@ -71,22 +71,22 @@ class SessionInfo:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SessionStats:
-    """What a session has become.
+    """Statistics of a session.
 
     Attributes
     ----------
     variables, programs
-        How many it has.
+        Number of each.
     variable_bytes, program_bytes
-        What their present values take.
+        Size of their present values.
     types
         Number of variables by type.
     updates
-        How often variables that exist were set since they were registered.
+        Number of times that existing variables were set since they were registered.
     registered_last_hour, registered_last_day
-        Variables by their age: how fast the session grows.
+        Number of variables registered recently.
     reads
-        How often variables were read in this process, by the notebook and its workers.
+        Number of reads of variables in this process, by the notebook and its workers.
     most_read
         The variables read most often, with the number of reads.
     """
@@ -106,29 +106,29 @@ class SessionStats:
 class SessionState:
     """A session's variables, programs and metadata, without a pool.
 
-    `open_session` gives one; what a `Session` of a pool has is the same.
+    `open_session` returns one; a `Session` of a pool has the same.
 
     Parameters
     ----------
     store
-        Where it is.
+        The session's store.
     row
-        What was read of it.
+        The session's row.
     max_variable_bytes
-        What one value of a variable may take.
+        Maximum size of one variable's value.
     source
-        Who writes, where it is not a worker.
+        Name of this process as a writer.
 
     Attributes
     ----------
     variables
         Typed variables, by name.
     v
-        The same as attributes: ``session.v.temperature``.
+        The variables as attributes: ``session.v.temperature``.
     programs
         Objects, by name.
     metadata
-        Notes about the session, by name.
+        Metadata of the session, by name.
     """
 
     def __init__(
@@ -139,16 +139,16 @@ class SessionState:
         max_variable_bytes: int = MAX_VARIABLE_BYTES,
         source: str = "",
     ) -> None:
-        self._saved = SessionHandle(store, row)
-        self._variable_service = VariableService(self._saved, max_variable_bytes)
+        self._handle = SessionHandle(store, row)
+        self._variable_service = VariableService(self._handle, max_variable_bytes)
         self._services: dict[str, Service] = {
             "variables": self._variable_service,
-            "programs": ProgramService(self._saved),
-            "metadata": MetadataService(self._saved),
+            "programs": ProgramService(self._handle),
+            "metadata": MetadataService(self._handle),
         }
-        here = source or where_we_are()
-        find = {name: partial(bound, each, here) for name, each in self._services.items()}
-        watch = partial(_watch, self._variable_service, store)  # not a method: that were a cycle
+        writer = source or writer_name()
+        find = {name: partial(bound, each, writer) for name, each in self._services.items()}
+        watch = partial(_watch, self._variable_service, store)  # a method would make a cycle
         self.variables = Variables(find["variables"], watch)
         self.v = Attributes(self.variables)
         self.programs = Programs(find["programs"])
@@ -157,36 +157,36 @@ class SessionState:
     def __repr__(self) -> str:
         return f"<SessionState {self.id!r}>"
 
-    # -- looking -------------------------------------------------------------------------------
+    # -- properties ----------------------------------------------------------------------------
 
     @property
     def id(self) -> str:
         """Name of the session."""
-        return self._saved.row.id
+        return self._handle.row.id
 
     @property
     def number(self) -> int:
-        """Number of the session: one of the same name that is made later has another one."""
-        return self._saved.row.number
+        """Number of the session; a later session of the same name has another one."""
+        return self._handle.row.number
 
     @property
     def store(self) -> Store:
-        """Where it is."""
-        return self._saved.store
+        """Store of the session."""
+        return self._handle.store
 
     @property
     def ttl(self) -> float | None:
         """Seconds that it lives without being used; None for ever."""
-        return self._saved.row.ttl
+        return self._handle.row.ttl
 
     @property
     def expires(self) -> datetime | None:
-        """When it is over unless it is used; None for never."""
-        expires = self._saved.row.expires
+        """When it expires unless it is used; None for never."""
+        expires = self._handle.row.expires
         return None if expires is None else when(expires)
 
     def stats(self) -> SessionStats:
-        """Return what the session has become."""
+        """Return statistics of the session."""
         self.touch()
         rows, programs = self.store.variables.sizes(self.number), self.programs.list()
         now = time.time()
@@ -202,36 +202,36 @@ class SessionState:
             registered_last_hour=sum(age < 3600 for age in ages),
             registered_last_day=sum(age < 86400 for age in ages),
             reads=reads.total(),
-            most_read=reads.most_common(MOST_READ),
+            most_read=reads.most_common(MOST_READ_COUNT),
         )
 
     @property
     def host_tools(self) -> list[str]:
-        """The names of the host tools that it had, also in an earlier kernel."""
+        """Names of the host tools that it had, also in an earlier kernel."""
         return self.store.sessions.host_tools(self.number)
 
     def remember_host_tools(self, names: Iterable[str]) -> None:
-        """Remember what host tools it has; the functions themselves go with the kernel."""
+        """Store the names of its host tools; the functions themselves end with the kernel."""
         known = set(self.host_tools)
         for name in names:
             if name not in known:
                 self.store.sessions.add_host_tool(self.number, name)
 
-    # -- living --------------------------------------------------------------------------------
+    # -- expiry, copies, deletion --------------------------------------------------------------
 
     def touch(self) -> None:
-        """Note that the session is used, so that it does not expire.
+        """Refresh the session's expiry.
 
         Raises
         ------
         SessionNotFound
             It has expired, or was deleted.
         """
-        self._saved.touch()
+        self._handle.touch()
 
     def refresh(self) -> None:
-        """See with the next use whether the session is there, and for how long."""
-        self._saved.refresh()
+        """Check at the next use whether the session exists, and its time to live."""
+        self._handle.refresh()
 
     def delete(self) -> None:
         """Delete the session with everything in it.
@@ -239,14 +239,14 @@ class SessionState:
         Raises
         ------
         SessionNotFound
-            It is gone already.
+            It does not exist any more.
         """
         if not self.store.delete_session(self.number):
             raise SessionNotFound(self.id)
-        self._saved.refresh()
+        self._handle.refresh()
 
     def fork(self, session_id: str) -> SessionState:
-        """Copy the session: its variables without their past, programs and metadata.
+        """Copy the session: its variables without their history, programs and metadata.
 
         Raises
         ------
@@ -278,7 +278,7 @@ class SessionState:
         source
             Name of the worker.
         part, method
-            ``"variables"``, ``"programs"`` or ``"metadata"``, and what it offers to workers.
+            ``"variables"``, ``"programs"`` or ``"metadata"``, and one of its methods for workers.
         """
         service = self._services[part]
         if method not in service.REMOTE:
@@ -292,7 +292,7 @@ def _watch(service: VariableService, store: Store, pattern: str) -> Watch:
 
 
 def bound(service: Service, source: str, method: str) -> Callable[..., Any]:
-    """Return a method of a service that knows who calls it."""
+    """Return a method of a service, bound to its caller's name if it writes."""
     found: Callable[..., Any] = getattr(service, method)
     return partial(found, source=source) if method in service.WRITES else found
 
@@ -305,28 +305,28 @@ def open_session(
     store: str | os.PathLike[str] | Store | None = None,
     max_variable_bytes: int = MAX_VARIABLE_BYTES,
 ) -> SessionState:
-    """Return a session's variables, programs and metadata; make the session if there is none.
+    """Open a session's variables, programs and metadata; create the session if there is none.
 
-    No pool is needed. All who name the same session of the same store share it.
+    No pool is needed. All processes that open the same session of the same store share it.
 
     Parameters
     ----------
     session_id
         1 to 64 characters of ``[A-Za-z0-9_.-]`` that start with a letter or a digit.
     ttl
-        Seconds that it lives without being used; None for ever. Default: what the session has; for
+        Seconds that it lives without being used; None for ever. Default: that of the session; for
         a new one 24 hours in a notebook, an hour elsewhere.
     metadata
-        Notes for a session that is new.
+        Metadata of a new session.
     store
         A path, or ``sqlite:///PATH``. Default: ``sessions.sqlite`` in the data directory.
     max_variable_bytes
-        What one value of a variable may take in the store.
+        Maximum size of one variable's value in the store.
 
     Raises
     ------
     TypeError, ValueError
-        An argument is wrong; it is named.
+        An argument is invalid; it is named.
     QuotaExceeded
         There are 10,000 sessions already.
     StoreError
@@ -350,12 +350,12 @@ def open_session(
 
 
 def check_ttl(ttl: float | str | None) -> float | None:
-    """Return seconds to live.
+    """Validate a time to live; return it in seconds, or None for ever.
 
     Raises
     ------
     TypeError, ValueError
-        It is no number above 0.
+        It is not a number above 0.
     """
     if ttl == DEFAULT:
         return NOTEBOOK_TTL if is_notebook() else SCRIPT_TTL
@@ -371,13 +371,13 @@ def check_ttl(ttl: float | str | None) -> float | None:
 
 
 def global_state(store: Store) -> SessionState:
-    """Return what belongs to no session: the global programs."""
+    """Return the state of no session, which has the global programs."""
     row = SessionRow(number=GLOBAL, id="", created=0.0, used=time.time(), ttl=None, expires=None)
     return SessionState(store, row)
 
 
 def sessions_of(store: Store) -> list[SessionInfo]:
-    """Return the sessions of a store, the one used last first."""
+    """Return the sessions of a store, most recently used first."""
     return [_info(summary) for summary in store.sessions.all()]
 
 
@@ -402,6 +402,6 @@ def is_notebook() -> bool:
     return hasattr(running, "kernel")
 
 
-def where_we_are() -> str:
-    """Return who writes, for people."""
+def writer_name() -> str:
+    """Return the name of this process as a writer, for people."""
     return "notebook" if is_notebook() else "script"

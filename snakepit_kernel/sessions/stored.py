@@ -1,9 +1,9 @@
-"""Values as they lie in the store.
+"""Encoding of values in the store.
 
-Text, numbers, booleans, bytes, lists, dictionaries and NumPy arrays of plain data have a form that
-is only data. Everything else is a pickle, which can run code when it is read. So that a variable
-whose type is one of plain data never runs any, whoever has written the row, a pickle that is found
-there is read as one of an earlier version of this package can be, and refused if it is another one.
+Text, numbers, booleans, bytes, lists, dictionaries and NumPy arrays of plain data are encoded as
+data only. Everything else is a pickle, which can run code when it is read. A variable whose type is
+one of plain data must never run code, whatever process has written its row: a pickle found there is
+read only if an earlier version of this package can have written it, and rejected otherwise.
 """
 
 from __future__ import annotations
@@ -19,18 +19,18 @@ from ..errors import ValueTooLarge
 from ..protocol.codec import Codec, loads
 
 _PLAIN: Final = b"\xc1"
-"""Begins what is only data; a pickle begins with ``\\x80``."""
+"""First byte of a value encoded as data; that of a pickle is ``\\x80``."""
 
 _INTEGER, _TEXT, _ARRAY = 1, 2, 3
-"""What MessagePack has no form for: long integers, halves of surrogate pairs, arrays."""
+"""MessagePack extension codes: long integers, text with lone surrogates, arrays."""
 
-_ARRAYS: Final = "biufcmMSU"
-"""Kinds of arrays that are plain data."""
+_ARRAY_KINDS: Final = "biufcmMSU"
+"""Kinds of NumPy dtypes that are plain data."""
 
 _MAX_DTYPE: Final = 24
 _DEPTH: Final = 50
 
-_MADE_OF: Final[Mapping[str, tuple[type, ...]]] = {
+_CLASSES: Final[Mapping[str, tuple[type, ...]]] = {
     "string": (str,),
     "integer": (int,),
     "float": (float,),
@@ -39,9 +39,9 @@ _MADE_OF: Final[Mapping[str, tuple[type, ...]]] = {
     "bytes": (bytes,),
     "embedding": (list,),
 }
-"""Types of variables that are never unpickled as others are, and what their values are made of."""
+"""Variable types that are never unpickled without restrictions, and the classes of their values."""
 
-_OF_ARRAYS: Final = frozenset(
+_ARRAY_NAMES: Final = frozenset(
     {
         ("numpy", "ndarray"),
         ("numpy", "dtype"),
@@ -49,25 +49,25 @@ _OF_ARRAYS: Final = frozenset(
         *((f"numpy.{core}.numeric", "_frombuffer") for core in ("core", "_core")),
     }
 )
-"""What the pickle of a vector refers to."""
+"""Names that the pickle of a vector refers to."""
 
 
 class RefusedPickle(pickle.UnpicklingError):
-    """A pickle was not read: it is none of plain data, which the variable's type asks for."""
+    """A pickle was not read: it is not one of plain data, which the variable's type requires."""
 
 
 # -- writing -----------------------------------------------------------------------------------
 
 
 def stored(value: object, codec: Codec) -> bytes:
-    """Return a value as the store holds it.
+    """Encode a value for the store.
 
     Raises
     ------
     ValueTooLarge
-        It takes more than it may.
+        It exceeds the codec's limit.
     Exception
-        Whatever pickling raises for a value that is no plain data.
+        Whatever pickling raises for a value that is not plain data.
     """
     try:
         body = _PLAIN + _encoder.encode(_Plain(codec.max_bytes).of(value))
@@ -83,12 +83,12 @@ class _NotPlain(Exception):
 
 
 class _Plain:
-    """Makes of values what MessagePack has a form for.
+    """Converts values to types that MessagePack supports.
 
     Parameters
     ----------
     max_bytes
-        What they may take together. That is found out on the way, not when it is too late.
+        Their maximum size together. Converting stops as soon as it is exceeded.
     """
 
     __slots__ = ("_left_bytes", "_max_bytes", "_seen")
@@ -104,19 +104,19 @@ class _Plain:
         if kind is int:
             return value if -(1 << 63) <= value < 1 << 64 else self._integer(value)
         if kind is str:
-            self._take(len(value))
+            self._reserve(len(value))
             return value if value.isascii() else _text(value)
         if kind is bytes:
-            self._take(len(value))
+            self._reserve(len(value))
             return value
-        if depth == 0 or id(value) in self._seen:  # what is there twice is the same one, pickled
+        if depth == 0 or id(value) in self._seen:  # only a pickle preserves shared objects
             raise _NotPlain
         self._seen.add(id(value))
         if kind is list:
-            self._take(len(value))
+            self._reserve(len(value))
             return [self.of(item, depth - 1) for item in value]
         if kind is dict:
-            self._take(len(value))
+            self._reserve(len(value))
             return {_key(key): self.of(item, depth - 1) for key, item in value.items()}
         if kind.__module__ == "numpy" and kind.__name__ == "ndarray":
             return self._array(value)
@@ -124,19 +124,23 @@ class _Plain:
 
     def _integer(self, value: int) -> msgspec.msgpack.Ext:
         size = value.bit_length() // 8 + 1
-        self._take(size)
+        self._reserve(size)
         return msgspec.msgpack.Ext(_INTEGER, value.to_bytes(size, "little", signed=True))
 
     def _array(self, value: Any) -> msgspec.msgpack.Ext:
         dtype = value.dtype
-        if dtype.kind not in _ARRAYS or dtype.metadata is not None or len(dtype.str) > _MAX_DTYPE:
+        if (
+            dtype.kind not in _ARRAY_KINDS
+            or dtype.metadata is not None
+            or len(dtype.str) > _MAX_DTYPE
+        ):
             raise _NotPlain
-        self._take(value.nbytes)
+        self._reserve(value.nbytes)
         order = "F" if value.flags.f_contiguous and not value.flags.c_contiguous else "C"
         parts = (dtype.str, order, value.shape, value.tobytes(order))
         return msgspec.msgpack.Ext(_ARRAY, _encoder.encode(parts))
 
-    def _take(self, count: int) -> None:
+    def _reserve(self, count: int) -> None:
         self._left_bytes -= count
         if self._left_bytes < 0:
             raise ValueTooLarge(self._max_bytes)
@@ -160,25 +164,25 @@ def _key(key: object) -> str:
 
 
 def restored_from(body: bytes, type_name: str) -> Any:
-    """Return the value that `stored` has written.
+    """Decode the value that `stored` has encoded.
 
     Parameters
     ----------
     body
-        What lies in the store. Others may have put it there.
+        Bytes from the store, perhaps written by other programs.
     type_name
-        Type of the variable; ``"any"`` for what is no variable.
+        Type of the variable; ``"any"`` for values that are not variables.
 
     Raises
     ------
     RefusedPickle
-        It is a pickle that values of this type never were.
+        It is a pickle that no version has written for this type.
     Exception
         Whatever restoring raises.
     """
     if body[:1] == _PLAIN:
         return _decoder.decode(memoryview(body)[1:])
-    kinds = _MADE_OF.get(type_name)
+    kinds = _CLASSES.get(type_name)
     return loads(body) if kinds is None else _restored_scalar(body, type_name, kinds)
 
 
@@ -191,7 +195,7 @@ def _restored_scalar(body: bytes, type_name: str, kinds: tuple[type, ...]) -> An
 
 
 class _ScalarUnpickler(pickle.Unpickler):
-    """Reads pickles that refer to nothing, or to what arrays are made of.
+    """Reads pickles that refer to no names, or only to those of arrays.
 
     Parameters
     ----------
@@ -204,8 +208,8 @@ class _ScalarUnpickler(pickle.Unpickler):
         self._type_name = type_name
 
     def find_class(self, module_name: str, global_name: str, /) -> Any:
-        """Return what a pickle refers to."""
-        if self._type_name == "embedding" and (module_name, global_name) in _OF_ARRAYS:
+        """Look up a name that a pickle refers to."""
+        if self._type_name == "embedding" and (module_name, global_name) in _ARRAY_NAMES:
             return super().find_class(module_name, global_name)
         msg = f"it refers to {module_name}.{global_name}, which no {self._type_name} does"
         raise RefusedPickle(msg)
@@ -230,7 +234,7 @@ def _array(dtype_name: str, order: Any, shape: list[int], data: bytes) -> Any:
         msg = "an array of an unknown type"
         raise ValueError(msg)
     dtype = np.dtype(dtype_name)
-    if dtype.kind not in _ARRAYS:
+    if dtype.kind not in _ARRAY_KINDS:
         msg = f"an array of {dtype}"
         raise ValueError(msg)
     return np.ndarray(tuple(shape), dtype, buffer=data, order=order).copy(order)

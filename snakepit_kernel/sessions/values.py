@@ -1,4 +1,4 @@
-"""What users see of variables and programs: values with what is known about them."""
+"""Public records of variables, their changes and programs, and their conversion from rows."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ from ..store.variable_table import ChangeKind, ChangeRow, VariableRow
 from .stored import RefusedPickle, restored_from, stored
 
 MAX_VARIABLE_BYTES = 1 << 20
-"""What the value of one variable may take in the store, when nothing else was said."""
+"""Default maximum size of one variable's value in the store."""
 
 
 def encode(kind: str, name: str, value: object, codec: Codec, setting: str) -> bytes:
-    """Return a value as the store holds it; a program, which may be large, is a pickle always.
+    """Encode a value for the store; a program, which may be large, is always a pickle.
 
     Raises
     ------
     ValueTooLarge
-        It takes more than it may.
+        It exceeds the codec's limit.
     TypeError
         It cannot be pickled.
     """
@@ -44,24 +44,24 @@ def encode(kind: str, name: str, value: object, codec: Codec, setting: str) -> b
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Variable:
-    """A variable, its value, and what is known about it.
+    """A variable: its definition, value and version.
 
     Attributes
     ----------
     id
-        Its number, never used again; variables can be named by it.
+        Its number, which is never reused; it can be used instead of the name.
     name, type, constraints, description, metadata
         As they were registered.
     value
-        Its value. It is not part of the text of this object, which may end in a log.
+        Its value. It is not part of this object's repr, which may be logged.
     version
-        Counts its values, from 1.
+        Number of its value, from 1.
     source
-        Who set the value: ``"notebook"``, ``"script"``, or the name of a worker.
+        Writer of the value: ``"notebook"``, ``"script"``, or the name of a worker.
     created, updated
-        When.
+        Times.
     locked
-        Why it must not be changed; None when it may.
+        Reason why it must not be changed; None when it may.
     """
 
     id: int
@@ -85,17 +85,17 @@ class Change:
     Attributes
     ----------
     revision
-        Grows with each change of any variable of any session.
+        Increases with each change of any variable of any session.
     name, version
-        The variable, and its version since then.
+        The variable, and its new version.
     kind
         ``"registered"``, ``"updated"``, ``"rolled back"`` or ``"deleted"``.
     value
-        The value since then; None when it was deleted. It is not part of the text of this object.
+        The new value; None when it was deleted. It is not part of this object's repr.
     source
-        Who did it.
+        Writer of the change.
     time
-        When.
+        Time of the change.
     """
 
     revision: int
@@ -109,7 +109,7 @@ class Change:
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """What several variables were asked for at once gave.
+    """Result of reading several variables at once.
 
     Attributes
     ----------
@@ -125,14 +125,14 @@ class Found:
 
 @dataclass(frozen=True, slots=True)
 class SetResult:
-    """What became of several variables that were set at once.
+    """Result of setting several variables at once.
 
     Attributes
     ----------
     versions
-        The new versions of those that were set, by name.
+        New versions of the variables that were set, by name.
     errors
-        Why the others were not, by name.
+        Errors of the others, by name.
     """
 
     versions: dict[str, int]
@@ -146,26 +146,26 @@ class SetResult:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Program:
-    """What is known of a program, without the object itself.
+    """Description of a program, without the object itself.
 
     Attributes
     ----------
     name
         Its name.
     version
-        Counts how often it was stored, from 1.
+        Number of times that it was stored.
     size_bytes
-        What it takes, pickled.
+        Size of its pickle.
     checksum
         SHA-256 of the pickle, hexadecimal.
     metadata
         As it was stored.
     source
-        Who stored it.
+        Its writer.
     created, updated
-        When.
+        Times.
     expires
-        When it is over unless it is used; None for never.
+        When it expires unless it is used; None for never.
     """
 
     name: str
@@ -180,7 +180,7 @@ class Program:
 
 
 def restored(body: bytes, type_name: str = "any") -> Any:
-    """Restore a value; where that cannot be, a marker that says why stands in its place."""
+    """Decode a value; if that fails, return a marker with the reason."""
     try:
         return restored_from(body, type_name)
     except Exception as error:  # noqa: BLE001 - the class of a value may do anything, or be gone
@@ -188,7 +188,7 @@ def restored(body: bytes, type_name: str = "any") -> Any:
 
 
 def cannot_restore(store: Path, what: str, error: Exception) -> StoreError:
-    """Return what says that a value cannot be restored."""
+    """Return the error for a value that cannot be restored."""
     problem = f"{what} cannot be restored here: {type(error).__name__}: {error}"
     remedy = (
         "it was not run; set it anew, and find out who has written it"
@@ -199,7 +199,7 @@ def cannot_restore(store: Path, what: str, error: Exception) -> StoreError:
 
 
 def variable_of(row: VariableRow) -> Variable:
-    """Restore a variable from the store."""
+    """Convert a row of the store to a variable."""
     return Variable(
         id=row.id,
         name=row.name,
@@ -217,7 +217,7 @@ def variable_of(row: VariableRow) -> Variable:
 
 
 def change_of(row: ChangeRow) -> Change:
-    """Restore a change from the store."""
+    """Convert a row of the store to a change."""
     return Change(
         revision=row.revision,
         name=row.name,
@@ -230,7 +230,7 @@ def change_of(row: ChangeRow) -> Change:
 
 
 def program_of(row: ProgramRow) -> Program:
-    """Make of a row what users see."""
+    """Convert a row of the store to a program's description."""
     return Program(
         name=row.name,
         version=row.version,
@@ -245,7 +245,7 @@ def program_of(row: ProgramRow) -> Program:
 
 
 def facts_of(text: str) -> Mapping[str, Any]:
-    """Restore constraints or metadata; where they are damaged, a marker stands in their place."""
+    """Decode constraints or metadata; if they are damaged, return a marker in their place."""
     try:
         found = json.loads(text)
     except (ValueError, RecursionError):
@@ -256,20 +256,20 @@ def facts_of(text: str) -> Mapping[str, Any]:
 
 
 def when(seconds: float) -> datetime:
-    """Return a moment, in seconds since the epoch, in local time."""
+    """Convert seconds since the epoch to local time."""
     try:
         return datetime.fromtimestamp(seconds).astimezone()
-    except (OverflowError, ValueError, OSError):  # in a damaged row: no clock shows it
+    except (OverflowError, ValueError, OSError):  # a damaged row, beyond the range of datetime
         return datetime.fromtimestamp(0).astimezone()
 
 
 def json_of(metadata: Mapping[str, Any] | None) -> str:
-    """Write metadata down.
+    """Encode metadata as JSON.
 
     Raises
     ------
     TypeError
-        It is no dictionary of what JSON knows.
+        It is not a dictionary of JSON values.
     """
     if metadata is not None and not isinstance(metadata, Mapping):
         msg = f"metadata is a dictionary, not {type(metadata).__name__}"

@@ -1,7 +1,7 @@
-"""The variables of a session as its owner serves them: to the notebook itself, and to its workers.
+"""Service of a session's variables, in the owner's process, for the notebook and its workers.
 
-Each method takes and gives what can travel, so that a worker asks for the same by its lane. What
-users hold (`Variables`) is above, and the same at both ends.
+Arguments and results of its methods can be pickled, so that workers can call them over their lanes.
+The users' class (`Variables`) is built on it, and the same at both ends.
 """
 
 from __future__ import annotations
@@ -42,24 +42,24 @@ from .values import (
 )
 from .variable_types import VariableType
 
-REMEMBERED_NAMES = 10_000
-"""Variables whose definition, and number of reads, this process remembers of a session."""
+MAX_DEFINITIONS = 10_000
+"""Variables of a session whose definitions are cached."""
 
 
 class VariableService:
-    """The variables of a session.
+    """Serves the variables of a session to notebook and workers.
 
     Parameters
     ----------
     session
         The session.
     max_bytes
-        What one value may take.
+        Maximum size of one value.
 
     Attributes
     ----------
     reads
-        How often each variable was read in this process.
+        Number of reads of each variable in this process.
     """
 
     REMOTE: Final = frozenset(
@@ -79,12 +79,12 @@ class VariableService:
             *("lock", "unlock", "describe"),
         }
     )
-    """What workers may ask for."""
+    """Methods that workers may call."""
 
     WRITES: Final = frozenset(
         {"register", "register_many", "put_many", "assign", "set_many", "delete", "rollback"}
     )
-    """What is told who does it."""
+    """Methods that get the writer's name."""
 
     def __init__(self, session: SessionHandle, max_bytes: int = MAX_VARIABLE_BYTES) -> None:
         self._session = session
@@ -107,25 +107,25 @@ class VariableService:
             try:
                 row = self._row(name)
             except VariableNotFound:
-                self._tell("get", began, name, found=False)
+                self._emit("get", began, name, found=False)
                 raise
             name, found = row.name, (row.value, row.type)
         body, type_name = found
         self.reads[str(name)] += 1
         if began:
-            self._tell("get", began, name, size_bytes=len(body), found=True)
+            self._emit("get", began, name, size_bytes=len(body), found=True)
         try:
             return restored_from(body, type_name)
         except Exception as error:
             raise self._cannot_restore(name, error) from error
 
     def has(self, key: Key) -> bool:
-        """Whether there is such a variable; that is no reading of it."""
+        """Whether there is such a variable; that does not count as a read."""
         self._session.touch()
         return self._table.has(self._number, check_key(key))
 
     def fetch(self, keys: Sequence[Key]) -> list[Variable]:
-        """Return those variables that exist, oldest first."""
+        """Return the variables that exist, oldest first."""
         self._session.touch()
         rows = self._table.find(self._number, keys)
         self.reads.update(row.name for row in rows)
@@ -134,7 +134,7 @@ class VariableService:
         return [variable_of(row) for row in rows]
 
     def get_many(self, keys: Iterable[Key]) -> Found:
-        """Return the values of variables, and which do not exist."""
+        """Return the values of variables, and the keys that do not exist."""
         began = time.perf_counter()
         wanted = list(dict.fromkeys(keys))
         known = {variable.id: variable for variable in self.fetch(wanted)}
@@ -148,7 +148,7 @@ class VariableService:
                 found[key] = values[key]
             else:
                 missing.append(key)
-        self._tell("batch_get", began, count=len(wanted), found=len(found), missing=len(missing))
+        self._emit("batch_get", began, count=len(wanted), found=len(found), missing=len(missing))
         return Found(found, missing)
 
     def names(self, pattern: str = "*") -> list[str]:
@@ -172,7 +172,7 @@ class VariableService:
         return self._table.revision()
 
     def changes(self, after: int, limit: int, pattern: str) -> tuple[list[Change], int]:
-        """Return the changes behind a revision, and the revision to go on from."""
+        """Return the changes after a revision, and the revision to continue from."""
         rows = self._table.changes(self._number, after, limit)
         if any(not row.name for row in rows):
             raise SessionNotFound(self._session.row.id)
@@ -192,7 +192,7 @@ class VariableService:
         metadata: Mapping[str, Any] | None = None,
         source: str,
     ) -> Variable:
-        """Add a variable, or return the one that is there if it is the same but for its value."""
+        """Add a variable, or return the existing one if its definition is the same."""
         new = self._new(
             name,
             type_name,
@@ -224,7 +224,7 @@ class VariableService:
             raise BatchRejected({present.name: difference}) from None
 
     def put_many(self, wanted: Mapping[str, Any], *, source: str) -> None:
-        """Add variables, or set those that are there, all or none."""
+        """Add variables, or set existing ones, all or none."""
         self._session.check()
         present = {row.name: row for row in self._table.find(self._number, list(wanted))}
         new: list[NewVariable] = []
@@ -236,7 +236,7 @@ class VariableService:
             except (SnakepitError, TypeError, ValueError) as error:
                 errors[str(name)] = error
                 continue
-            new.append(variable)  # what is there is compared with it
+            new.append(variable)  # an existing definition is compared with it
             if name in present:
                 updates.append(Update(present[name].id, name, variable.value))
         if errors:
@@ -277,19 +277,19 @@ class VariableService:
         for variable in new:
             if variable.name not in rows:
                 self._session.check()
-                raise VariableNotFound(variable.name)  # deleted in this very moment
+                raise VariableNotFound(variable.name)  # deleted concurrently
         if is_on():
             total = self._table.count(self._number)
             for variable in new:
                 if variable.name in added:
                     size = {"size_bytes": len(variable.value), "total": total}
-                    self._tell("registered", began, variable.name, type=variable.type, **size)
+                    self._emit("registered", began, variable.name, type=variable.type, **size)
         return [variable_of(rows[variable.name]) for variable in new]
 
     def assign(
         self, name: Key, value: Any, version: int | None = None, *, source: str
     ) -> int | None:
-        """Give a variable a value; return its new version if the old one was given."""
+        """Set a variable; return its new version if the old one was given."""
         self._session.touch()
         began = time.perf_counter() if is_on() else 0.0
         for _ in range(2):
@@ -298,15 +298,15 @@ class VariableService:
                 body = self._encode(variable, self._accept(variable, kind, value))
                 self._table.set(self._number, Update(number, variable, body, version), source)
             except VariableNotFound:
-                self._definitions.pop(variable, None)  # deleted, and perhaps registered anew
+                self._definitions.pop(variable, None)  # deleted, and perhaps registered again
                 if not was_known:
                     raise self._missing(name) from None
-            except _REFUSALS:
-                if not (was_known and self._forget_old([variable])):
+            except _REJECTIONS:
+                if not (was_known and self._drop_outdated([variable])):
                     raise
             else:
                 if began:
-                    self._tell("updated", began, variable, type=kind.name, size_bytes=len(body))
+                    self._emit("updated", began, variable, type=kind.name, size_bytes=len(body))
                 return None if version is None else version + 1
         raise self._missing(name)
 
@@ -328,18 +328,18 @@ class VariableService:
         unknown = [key for key in map(check_key, values) if not self._knows(key)]
         updates, errors = self._updates(values, versions, unknown)
         known = [str(key) for key in values if key not in unknown]
-        doubtful = [n for n in known if atomic or isinstance(errors.get(n), _REFUSALS)]
-        if errors and self._forget_old(doubtful):
+        perhaps_outdated = [n for n in known if atomic or isinstance(errors.get(n), _REJECTIONS)]
+        if errors and self._drop_outdated(perhaps_outdated):
             return self.set_many(values, versions, atomic=atomic, source=source)
-        if atomic and errors:  # the first phase: each value is looked at, and none is set
-            self._tell("batch_update", began, count=len(values), failed=len(errors), atomic=True)
+        if atomic and errors:  # the first phase: each value is checked, and none is set
+            self._emit("batch_update", began, count=len(values), failed=len(errors), atomic=True)
             raise BatchRejected(errors)
         done, refused = self._table.set_many(self._number, updates, source, atomic=atomic)
         gone = {name for name, why in refused.items() if isinstance(why, VariableNotFound)}
         for name in gone:
             self._definitions.pop(name, None)
         stale = gone.intersection(values).difference(unknown)
-        if stale:  # deleted, and perhaps registered anew: what we knew of it is not what it is
+        if stale:  # deleted, and perhaps registered again: the cached definition was outdated
             rest = {key: value for key, value in values.items() if atomic or key in stale}
             kept = {key: version for key, version in versions.items() if key in rest}
             again = self.set_many(rest, kept, atomic=atomic, source=source)
@@ -349,7 +349,7 @@ class VariableService:
             refused = {name: why for name, why in refused.items() if name not in stale}
             errors |= again.errors
         failed = len(errors) + len(refused)
-        self._tell("batch_update", began, count=len(values), failed=failed, atomic=atomic)
+        self._emit("batch_update", began, count=len(values), failed=failed, atomic=atomic)
         if atomic and refused:
             raise BatchRejected(refused)
         return SetResult(done, {**errors, **refused})
@@ -357,7 +357,7 @@ class VariableService:
     def _updates(
         self, values: Mapping[Key, Any], versions: Mapping[Key, int], unknown: Sequence[Key]
     ) -> tuple[list[Update], dict[str, Exception]]:
-        """Look at several values; return how they are written, and what is wrong with others."""
+        """Check several values; return the updates of valid ones, and the errors of the others."""
         rows = {row.name: row for row in self._table.find(self._number, unknown)}
         ids = {row.id: row.name for row in rows.values()}
         updates: list[Update] = []
@@ -366,7 +366,7 @@ class VariableService:
             name = ids.get(key, "") if isinstance(key, int) else key
             try:
                 if name in rows:
-                    self._definitions[name] = self._defined(rows[name])
+                    self._definitions[name] = self._decode_definition(rows[name])
                 elif name not in self._definitions:
                     raise self._missing(key)
                 number, kind = self._definitions[name]
@@ -377,7 +377,7 @@ class VariableService:
         return updates, errors
 
     def delete(self, keys: Sequence[Key], *, source: str) -> list[str]:
-        """Delete variables and their past; return the names of those that were there."""
+        """Delete variables and their history; return the names of those that existed."""
         self._session.touch()
         began = time.perf_counter()
         rows = self._table.find(self._number, keys)
@@ -385,30 +385,30 @@ class VariableService:
             self._definitions.pop(row.name, None)
         deleted = self._table.delete(self._number, {row.id: row.name for row in rows}, source)
         for row in rows:
-            self._tell("deleted", began, row.name, type=row.type, size_bytes=len(row.value))
+            self._emit("deleted", began, row.name, type=row.type, size_bytes=len(row.value))
         return deleted
 
     def lock(self, key: Key, reason: str) -> None:
-        """Refuse changes of a variable for a reason."""
+        """Lock a variable against changes, for a reason."""
         row = self._row(key)
         if not self._table.lock(self._number, row.id, reason):
             raise VariableLocked(row.name, self._row(key).locked or reason)
 
     def unlock(self, key: Key) -> bool:
-        """Allow changes again; say whether they were refused."""
+        """Unlock a variable; return whether it was locked."""
         return self._table.lock(self._number, self._row(key).id, None)
 
     def describe(
         self, key: Key, description: str | None, metadata: Mapping[str, Any] | None
     ) -> None:
-        """Change what people wrote about a variable."""
+        """Change the description or metadata of a variable."""
         row = self._row(key)
         written = row.description if description is None else str(description)
         noted = row.metadata if metadata is None else json_of(metadata)
         self._table.describe(self._number, row.id, written, noted)
 
     def rollback(self, key: Key, version: int, *, source: str) -> Variable:
-        """Give a variable the value again that it had."""
+        """Restore an earlier value of a variable."""
         row = self._row(key)
         history = self._table.history(self._number, row.id)
         for change in history:
@@ -422,10 +422,10 @@ class VariableService:
 
     # -- details -------------------------------------------------------------------------------
 
-    def _tell(
+    def _emit(
         self, event: str, began: float, name: Key = "", **attributes: str | float | bool
     ) -> None:
-        """Tell who listens of something that was done, never of a value."""
+        """Emit an event about an operation, never with a value."""
         if is_on():
             if name != "":
                 attributes["name"] = name
@@ -438,16 +438,16 @@ class VariableService:
             emit(f"variable.{event}", attributes, seconds=seconds)
 
     def _accept(self, name: str, kind: VariableType, value: Any) -> Any:
-        """Return a value as its type holds it, and tell when that cannot be."""
+        """Convert a value to the variable's type; emit an event if it is rejected."""
         began = time.perf_counter() if is_on() else 0.0
         try:
             return kind.accept(name, value)
         except VariableTypeError as error:
-            self._tell("validation_failed", began, name, type=kind.name, given=error.given)
+            self._emit("validation_failed", began, name, type=kind.name, given=error.given)
             raise
         except ConstraintViolation as error:
-            told = {"type": kind.name, "constraint": error.constraint}
-            self._tell("constraint_violation", began, name, **told)
+            facts = {"type": kind.name, "constraint": error.constraint}
+            self._emit("constraint_violation", began, name, **facts)
             raise
 
     def _encode(self, name: str, value: Any) -> bytes:
@@ -457,17 +457,17 @@ class VariableService:
         return isinstance(key, str) and key in self._definitions
 
     def _definition(self, key: Key) -> tuple[str, tuple[int, VariableType], bool]:
-        """Return the name and definition of a variable, and whether that was known already."""
+        """Return the name and definition of a variable, and whether they were cached."""
         if isinstance(key, str) and key in self._definitions:
             return key, self._definitions[key], True
         row = self._row(key)
-        if len(self._definitions) >= REMEMBERED_NAMES:
+        if len(self._definitions) >= MAX_DEFINITIONS:
             self._definitions.clear()
-        found = self._definitions[row.name] = self._defined(row)
+        found = self._definitions[row.name] = self._decode_definition(row)
         return row.name, found, False
 
-    def _forget_old(self, names: Sequence[str]) -> bool:
-        """Forget definitions of variables that were registered anew; say whether there were any."""
+    def _drop_outdated(self, names: Sequence[str]) -> bool:
+        """Drop outdated definitions of variables from the cache; return whether there were any."""
         present = {row.name: row.id for row in self._table.find(self._number, names)}
         known = [name for name in names if name in self._definitions]
         old = [name for name in known if self._definitions[name][0] != present.get(name)]
@@ -481,8 +481,8 @@ class VariableService:
             raise self._missing(key)
         return rows[0]
 
-    def _defined(self, row: VariableRow) -> tuple[int, VariableType]:
-        """Return the definition of a variable from its row, which may be damaged."""
+    def _decode_definition(self, row: VariableRow) -> tuple[int, VariableType]:
+        """Decode the definition of a variable from its row, which may be damaged."""
         try:
             return row.id, VariableType.from_json(row.type, row.constraints)
         except (TypeError, ValueError, RecursionError) as error:
@@ -500,11 +500,11 @@ class VariableService:
         return VariableNotFound(key, self._table.names(self._number))
 
 
-_REFUSALS = (VariableTypeError, ConstraintViolation)
+_REJECTIONS = (VariableTypeError, ConstraintViolation)
 
 
 def check_key(key: object) -> Key:
-    """Return what may name a variable.
+    """Return a key if it can name a variable.
 
     Raises
     ------
@@ -518,7 +518,7 @@ def check_key(key: object) -> Key:
 
 
 def _spec(name: str, spec: Any) -> dict[str, Any]:
-    """Read what one of several variables is to be: ``(type, value)``, or a dictionary."""
+    """Parse the definition of one of several variables: ``(type, value)``, or a dictionary."""
     if isinstance(spec, tuple) and len(spec) == 2:
         return {"type_name": spec[0], "value": spec[1], "constraints": {}}
     if isinstance(spec, Mapping) and {"type", "value"} <= set(spec):
@@ -538,7 +538,7 @@ _OPTIONS = {"type", "value", "description", "metadata"}
 
 
 def _difference(present: VariableDiffers) -> str:
-    """Say why a variable cannot be registered: it can be again only as what it is."""
+    """Describe why a variable cannot be registered: its definition differs from the present one."""
     constraints = facts_of(present.constraints)
     listed = ", ".join(f"{key}={value!r}" for key, value in constraints.items())
     return (

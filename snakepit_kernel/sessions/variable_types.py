@@ -16,8 +16,8 @@ type           values                                         constraints
 ``any``        whatever can be pickled
 =============  =============================================  ===============================
 
-NumPy's scalars count as the numbers that they are, and come back as Python's. A value is never
-turned into one of another meaning: ``"1"`` is no integer, and ``True`` is none either.
+NumPy's scalars are accepted as numbers, and are returned as Python's. A value is never converted to
+one of another meaning: neither ``"1"`` nor ``True`` is an integer.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ CONSTRAINTS: Final[dict[str, tuple[str, ...]]] = {
     "embedding": ("shape", *_BOUNDS),
     "any": (),
 }
-"""The constraints that each type knows."""
+"""The constraints of each type."""
 
 _WORDS: Final = {
     "string": "text",
@@ -63,21 +63,21 @@ _WORDS: Final = {
 }
 
 ANY_SIZE: Final = None
-"""Stands in a ``shape`` for an axis of any length."""
+"""Length in a ``shape`` of an axis of any length."""
 
 _SCALARS = (str, int, float, bool)
 
 
 @dataclass(frozen=True, slots=True)
 class VariableType:
-    """What values a variable may have.
+    """Type of a variable, with its constraints.
 
     Attributes
     ----------
     name
         Name of the type.
     constraints
-        By name, as they were given.
+        Constraints by name, normalized.
     """
 
     name: str
@@ -85,12 +85,12 @@ class VariableType:
 
     @classmethod
     def checked(cls, name: object, constraints: Mapping[str, Any]) -> VariableType:
-        """Make one of what a user gave.
+        """Make a type from a user's arguments.
 
         Raises
         ------
         TypeError, ValueError
-            There is no such type or constraint, or a constraint contradicts itself.
+            There is no such type or constraint, or a constraint is invalid.
         """
         if not isinstance(name, str) or name not in CONSTRAINTS:
             known = tuple(CONSTRAINTS)
@@ -103,18 +103,18 @@ class VariableType:
                 near = suggest(constraint, CONSTRAINTS[name])
                 msg = f"variables of type {name} have no constraint {constraint!r}{near}"
                 raise ValueError(msg)
-        normal = {key: _NORMAL[key](value) for key, value in _in_order(name, given).items()}
+        normal = {key: _NORMALIZE[key](value) for key, value in _in_order(name, given).items()}
         _check_together(name, normal)
         return cls(name, normal)
 
     @classmethod
     def from_json(cls, name: str, constraints: str) -> VariableType:
-        """Read one that was written down.
+        """Decode a type from the store.
 
         Raises
         ------
         TypeError, ValueError
-            What was written down is damaged.
+            The stored text is damaged.
         """
         found = json.loads(constraints)
         if name not in CONSTRAINTS or not isinstance(found, dict):
@@ -123,11 +123,11 @@ class VariableType:
         return cls.checked(name, found)
 
     def as_json(self) -> str:
-        """Write the constraints down."""
+        """Encode the constraints as JSON."""
         return json.dumps(self.constraints)  # with infinity and whole numbers of any size
 
     def accept(self, variable: str, value: object) -> Any:
-        """Return a value as a variable of this type holds it.
+        """Check a value, and convert it to this type.
 
         Parameters
         ----------
@@ -158,14 +158,14 @@ class VariableType:
 
 
 def _in_order(name: str, constraints: Mapping[str, Any]) -> dict[str, Any]:
-    """Return constraints in the order in which they are looked at: what takes longest is last."""
+    """Return constraints in the order in which they are checked: the slowest last."""
     known = CONSTRAINTS.get(name, ())
     first = [key for key in known if key in constraints]
     return {key: constraints[key] for key in dict.fromkeys([*first, *constraints])}
 
 
 class _WrongType(Exception):
-    """A value is of another type; the text says what it is, if its class does not."""
+    """A value is of another type; the text describes it if its class does not suffice."""
 
 
 # -- values ------------------------------------------------------------------------------------
@@ -173,7 +173,7 @@ class _WrongType(Exception):
 
 def _accept_string(value: object, _: object) -> str:
     if isinstance(value, str):
-        return str.__str__(value)  # not what a subclass, an enum for instance, makes of it
+        return str.__str__(value)  # not the text of a subclass, of an enum for example
     raise _WrongType
 
 
@@ -216,12 +216,12 @@ def _accept_choice(value: object, constraints: Mapping[str, Any]) -> object:
         if type(choice) is type(given) and choice == given:
             return choice
     if isinstance(given, _SCALARS):
-        return given  # of a type that might be: it is the constraint that is broken
+        return given  # of a possible type: the constraint is violated, not the type
     raise _WrongType
 
 
 def _scalar(value: object) -> object:
-    """Return text, a number or a boolean as Python's own, and anything else as it is."""
+    """Convert text, numbers and booleans to Python's own types; return others unchanged."""
     if isinstance(value, bool) or _is_numpy_scalar(value, "b"):
         return bool(value)
     for kind, kinds in ((int, "iu"), (float, "f")):
@@ -336,7 +336,7 @@ def _normal_choices(value: object) -> list[Any]:
         msg = f"choices are a list, not {type(value).__name__}"
         raise TypeError(msg)
     choices = list(map(_scalar, value))
-    if isinstance(value, set | frozenset):  # always in the same order, whatever process asks
+    if isinstance(value, set | frozenset):  # the order must not depend on the process
         choices.sort(key=lambda choice: (type(choice).__name__, choice))
     if not choices:
         msg = "choices must have at least one"
@@ -370,7 +370,7 @@ _FLAGS: Final = {
     "s": re.DOTALL,
     "x": re.VERBOSE,
 }
-"""What a compiled expression can have been told beside its text, as it is written in that."""
+"""Flags of a compiled expression, by their inline form."""
 
 
 def _normal_shape(value: object) -> list[int | None]:
@@ -385,7 +385,7 @@ def _normal_shape(value: object) -> list[int | None]:
     return [ANY_SIZE if axis is None or axis < 0 else axis for axis in axes]
 
 
-_NORMAL: Final[dict[str, Callable[[Any], Any]]] = {
+_NORMALIZE: Final[dict[str, Callable[[Any], Any]]] = {
     "min": _normal_bound,
     "max": _normal_bound,
     "min_length": _normal_length,
@@ -409,13 +409,13 @@ def _check_together(name: str, constraints: Mapping[str, Any]) -> None:
         raise ValueError(msg)
 
 
-def _below(value: Any, bound: float) -> str:
+def _min_problem(value: Any, bound: float) -> str:
     if _holds(value, lambda item: item >= bound):
         return ""
     return f"the value must be at least {bound!r}"
 
 
-def _above(value: Any, bound: float) -> str:
+def _max_problem(value: Any, bound: float) -> str:
     if _holds(value, lambda item: item <= bound):
         return ""
     return f"the value must be at most {bound!r}"
@@ -426,31 +426,31 @@ def _holds(value: Any, test: Callable[[Any], Any]) -> bool:
     if isinstance(value, list):
         return all(map(test, value))
     try:
-        held = test(value)
+        result = test(value)
     except TypeError:
-        return False  # an array of what has no order
-    return bool(held.all()) if hasattr(held, "all") else bool(held)
+        return False  # an array of objects without an order
+    return bool(result.all()) if hasattr(result, "all") else bool(result)
 
 
-def _too_short(value: Any, bound: int) -> str:
+def _min_length_problem(value: Any, bound: int) -> str:
     return "" if len(value) >= bound else f"it has {len(value)} elements, and needs {bound}"
 
 
-def _too_long(value: Any, bound: int) -> str:
+def _max_length_problem(value: Any, bound: int) -> str:
     return "" if len(value) <= bound else f"it has {len(value)} elements, and may have {bound}"
 
 
-def _no_choice(value: Any, choices: Sequence[Any]) -> str:
+def _choice_problem(value: Any, choices: Sequence[Any]) -> str:
     if any(type(choice) is type(value) and choice == value for choice in choices):
         return ""
     return "the value is none of its choices"
 
 
-def _no_match(value: str, pattern: str) -> str:
+def _pattern_problem(value: str, pattern: str) -> str:
     return "" if re.fullmatch(pattern, value) else "the text does not match its pattern as a whole"
 
 
-def _misshapen(value: Any, shape: Sequence[int | None]) -> str:
+def _shape_problem(value: Any, shape: Sequence[int | None]) -> str:
     actual = tuple(value.shape) if _is_array(value) else (len(value),)
     fits = len(actual) == len(shape) and all(
         wanted is ANY_SIZE or wanted == length for wanted, length in zip(shape, actual, strict=True)
@@ -459,11 +459,11 @@ def _misshapen(value: Any, shape: Sequence[int | None]) -> str:
 
 
 _PROBLEM: Final[dict[str, Callable[[Any, Any], str]]] = {
-    "min": _below,
-    "max": _above,
-    "min_length": _too_short,
-    "max_length": _too_long,
-    "choices": _no_choice,
-    "pattern": _no_match,
-    "shape": _misshapen,
+    "min": _min_problem,
+    "max": _max_problem,
+    "min_length": _min_length_problem,
+    "max_length": _max_length_problem,
+    "choices": _choice_problem,
+    "pattern": _pattern_problem,
+    "shape": _shape_problem,
 }

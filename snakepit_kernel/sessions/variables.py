@@ -1,4 +1,4 @@
-"""The variables of a session, as users hold them: in the notebook and in workers."""
+"""Variables of a session, as a mapping for users, in the notebook and in workers."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from .watch import Watch
 Key = str | int
 Names = list[str]
 Find = Callable[[str], Callable[..., Any]]
-"""Gives a method of a service, which may be in another process, by its name."""
+"""Returns a method of a service, which may be in another process, by its name."""
 
 Watching = Callable[[str], Watch]
 
@@ -36,21 +36,21 @@ class Variables(MutableMapping[str, Any]):
     """The variables of a session: typed, constrained, versioned, and durable.
 
     A mapping of names to values; a variable is registered once, and set as often as you like.
-    Each value that was accepted is durable when the call returns. Where a name is asked for, the
-    variable's id will do.
+    Each accepted value is durable when the call returns. A variable's id can be used instead of its
+    name.
 
     Parameters
     ----------
     find
-        Gives the methods of the `VariableService`.
+        Returns a method of the `VariableService`.
     watch
-        Watches for changes, by a pattern.
+        Makes a `Watch` for a pattern.
     """
 
     def __init__(self, find: Find, watch: Watching) -> None:
         self._find = find
         self._watch = watch
-        self._value = find("value")  # looked up once: reading is to cost next to nothing
+        self._value = find("value")  # looked up once: reading must be fast
         self._assign = find("assign")
 
     # -- one ---------------------------------------------------------------------------------
@@ -67,8 +67,8 @@ class Variables(MutableMapping[str, Any]):
     ) -> Variable:
         """Add a variable.
 
-        Registering it again as what it is changes nothing: it keeps its value, so that a notebook
-        can run again from the top.
+        Registering it again with the same definition changes nothing: it keeps its value, so that a
+        notebook can be run again from the top.
 
         Parameters
         ----------
@@ -80,10 +80,10 @@ class Variables(MutableMapping[str, Any]):
         value
             Its first value.
         description, metadata
-            For people and programs: a text, and a dictionary of what JSON knows.
+            For people and programs: a text, and a dictionary of JSON values.
         constraints
             ``min``, ``max``, ``choices``, ``pattern``, ``min_length``, ``max_length``, ``shape``,
-            as far as the type knows them.
+            as far as the type has them.
 
         Returns
         -------
@@ -93,9 +93,10 @@ class Variables(MutableMapping[str, Any]):
         Raises
         ------
         VariableTypeError, ConstraintViolation, ValueTooLarge
-            The value cannot be that of such a variable.
+            The value is not valid for this type, its constraints, or the size limit.
         TypeError, ValueError
-            The name, the type or a constraint cannot be; or there is another variable of that name.
+            The name, the type or a constraint is invalid; or there is another variable of that
+            name.
         """
         registered: Variable = self._find("register")(
             name,
@@ -113,13 +114,13 @@ class Variables(MutableMapping[str, Any]):
         Parameters
         ----------
         variables
-            By name: ``(type, value)``, or a dictionary with ``type``, ``value`` and whatever else
-            `register` takes.
+            By name: ``(type, value)``, or a dictionary with ``type``, ``value`` and the other
+            arguments of `register`.
 
         Raises
         ------
         BatchRejected
-            Some cannot be; each is named. None was added.
+            Some are invalid; each is named. None was added.
         """
         registered: list[Variable] = self._find("register_many")(dict(variables))
         return registered
@@ -131,43 +132,43 @@ class Variables(MutableMapping[str, Any]):
         self._assign(name, value)
 
     def set(self, name: Key, value: Any, *, version: int | None = None) -> None:
-        """Give a variable a value.
+        """Set the value of a variable.
 
         Parameters
         ----------
         name, value
             The variable, and the value.
         version
-            Set it only if the variable is at this version: nobody has changed it meanwhile.
+            Set it only if the variable is at this version, that is, unchanged since.
 
         Raises
         ------
         VariableNotFound
             There is none; `register` adds one.
         VariableTypeError, ConstraintViolation, ValueTooLarge
-            It cannot have that value.
+            The value is not valid for it.
         VariableLocked, VersionConflict
-            It must not be changed, or somebody else has changed it.
+            It is locked, or it has changed since that version.
         """
         self._assign(name, value, version)
 
     def __delitem__(self, name: Key) -> None:
         if not self.delete(name):
-            self._value(name)  # which raises
+            self._value(name)  # raises
 
     def delete(self, *names: Key) -> list[str]:
-        """Delete variables, with their past; return the names of those that were there.
+        """Delete variables, with their history; return the names of those that existed.
 
         Raises
         ------
         VariableLocked
-            One of them must not be changed; none was deleted.
+            One of them is locked; none was deleted.
         """
         deleted: list[str] = self._find("delete")(list(map(check_key, names)))
         return deleted
 
     def info(self, name: Key) -> Variable:
-        """Return a variable with all that is known about it.
+        """Return a variable with its definition and version.
 
         Raises
         ------
@@ -176,7 +177,7 @@ class Variables(MutableMapping[str, Any]):
         """
         found: list[Variable] = self._find("fetch")([check_key(name)])
         if not found:
-            self._value(name)  # which raises
+            self._value(name)  # raises
         return found[0]
 
     def describe(
@@ -206,7 +207,7 @@ class Variables(MutableMapping[str, Any]):
         return found
 
     def get_many(self, names: Iterable[Key]) -> Found:
-        """Return the values of several variables at one moment, and which do not exist."""
+        """Read several variables at one moment; names that do not exist are listed."""
         found: Found = self._find("get_many")(list(map(check_key, names)))
         return found
 
@@ -224,25 +225,26 @@ class Variables(MutableMapping[str, Any]):
         values
             By name.
         atomic
-            Set all or none. Else those that can be set are, and the result tells of the others.
+            Set all or none. Otherwise the valid ones are set, and the result has the errors of the
+            others.
         versions
             Versions that some of them must be at, by name.
 
         Raises
         ------
         BatchRejected
-            It is to be all or none, and some cannot be set; each is named.
+            ``atomic`` is set, and some cannot be set; each is named.
         """
         done: SetResult = self._find("set_many")(dict(values), dict(versions or {}), atomic=atomic)
         return done
 
     def export(self, pattern: str = "*") -> dict[str, Any]:
-        """Return variables as plain data that JSON can write; their past is not part of it.
+        """Return variables as JSON data, without their history.
 
         Parameters
         ----------
         pattern
-            Of the names.
+            Pattern of the names.
         """
         variables = [written(variable) for variable in self.list(pattern)]
         return {"format": VARIABLES_FORMAT, "version": FORMAT_VERSION, "variables": variables}
@@ -250,29 +252,29 @@ class Variables(MutableMapping[str, Any]):
     def import_(
         self, exported: Mapping[str, Any], *, trust: bool = False, what: str = "this"
     ) -> Names:
-        """Register, or set, the variables that `export` gave, all or none; return their names.
+        """Register, or set, exported variables, all or none; return their names.
 
         Parameters
         ----------
         exported
-            What `export` gave.
+            The result of `export`.
         trust
             Read pickles, too, which can run code.
         what
-            What errors call it.
+            Its name in errors.
 
         Raises
         ------
         ValueError
-            It is nothing that `export` gave, or needs to be trusted.
+            It is not a result of `export`, or needs ``trust``.
         BatchRejected
-            Some cannot be; each is named. Nothing was changed.
+            Some cannot be imported; each is named. Nothing was changed.
         """
         check_format(exported, VARIABLES_FORMAT, what)
         check_trust(exported, what, trust=trust)
         try:
             variables = read_variables(exported["variables"])
-        except Exception as error:  # a pickle that is damaged can raise anything
+        except Exception as error:  # a damaged pickle can raise anything
             msg = f"{what} is damaged: {type(error).__name__}: {error}"
             raise ValueError(msg) from error
         self._find("put_many")(variables)
@@ -281,7 +283,7 @@ class Variables(MutableMapping[str, Any]):
     # -- locks and history ---------------------------------------------------------------------
 
     def lock(self, name: Key, reason: str = "optimizing") -> None:
-        """Refuse every change of a variable until `unlock`, also those of other processes.
+        """Lock a variable against changes until `unlock`, also by other processes.
 
         Raises
         ------
@@ -291,7 +293,7 @@ class Variables(MutableMapping[str, Any]):
         self._find("lock")(name, reason)
 
     def unlock(self, name: Key) -> bool:
-        """Let a variable be changed again; say whether it was locked."""
+        """Unlock a variable; return whether it was locked."""
         was_locked: bool = self._find("unlock")(name)
         return was_locked
 
@@ -301,12 +303,12 @@ class Variables(MutableMapping[str, Any]):
         return changes
 
     def rollback(self, name: Key, version: int) -> Variable:
-        """Give a variable the value again that it had in a version; return it.
+        """Restore the value that a variable had in a version; return the variable.
 
         Raises
         ------
         ValueError
-            That version is not kept any more.
+            That version is no longer in its history.
         """
         restored: Variable = self._find("rollback")(name, version)
         return restored
@@ -322,30 +324,30 @@ class Variables(MutableMapping[str, Any]):
     def watch(
         self, pattern: str = "*", callback: Callable[[Change], object] | None = None
     ) -> Watch:
-        """Follow the changes of variables from now on, whichever process makes them.
+        """Watch the changes of variables from now on, by any process.
 
         Parameters
         ----------
         pattern
-            Of the names.
+            Pattern of the names.
         callback
-            Called with each `Change`, in a thread of its own. Without one, iterate over what this
-            returns: ``for change in watch`` or ``async for change in watch``.
+            Called with each `Change`, in a separate thread. Without one, iterate over the result:
+            ``for change in watch`` or ``async for change in watch``.
 
         Returns
         -------
         Watch
-            Close it when you have seen enough; a context manager.
+            Close it when it is no longer needed; a context manager.
         """
         watch = self._watch(pattern)
         if callback is not None:
             watch.call(callback)
         return watch
 
-    # -- showing -------------------------------------------------------------------------------
+    # -- display -------------------------------------------------------------------------------
 
     def __repr__(self) -> str:
-        return f"<Variables {printable(', '.join(self))}>"  # no values: this may end in a log
+        return f"<Variables {printable(', '.join(self))}>"  # no values: this may be logged
 
     def _repr_html_(self) -> str:
         return table_of(self.list())
@@ -398,20 +400,20 @@ def _as_attribute() -> Iterator[None]:
 
 
 def table_of(variables: Sequence[Variable]) -> str:
-    """Return variables as a table of html."""
+    """Return variables as an HTML table."""
     head = "".join(f"<th>{word}</th>" for word in COLUMNS)
     rows = "".join(f"<tr>{''.join(_cells(variable))}</tr>" for variable in variables)
     return f"<table><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table>"
 
 
 MAX_CONSTRAINTS = 500
-"""Characters that a table shows of a variable's constraints."""
+"""Characters of a variable's constraints in a table."""
 
 COLUMNS = ("name", "type", "value", "version", "set by", "updated", "constraints")
 
 
 def row_of(variable: Variable) -> tuple[str, ...]:
-    """Return what a table shows of a variable, in the order of its columns."""
+    """Return the cells of a variable's row, in the order of `COLUMNS`."""
     constraints = [f"{name}={bound!r}" for name, bound in variable.constraints.items()]
     locked = [f"locked: {variable.locked}"] if variable.locked is not None else []
     return (
@@ -426,7 +428,7 @@ def row_of(variable: Variable) -> tuple[str, ...]:
 
 
 def shown(value: Any) -> str:
-    """Return a short text of a value, for people who ask for it."""
+    """Return a short text of a value, for display."""
     return printable(_SHOWN.repr(value))
 
 

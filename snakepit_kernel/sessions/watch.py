@@ -1,4 +1,4 @@
-"""Following the changes of variables."""
+"""Watches: the changes of variables, as an iterator or with a callback."""
 
 from __future__ import annotations
 
@@ -23,50 +23,50 @@ logger = logging.getLogger(__name__)
 BATCH = 100
 """Changes that are read at a time."""
 
-POLL = 0.05
-"""Seconds between looks where nothing tells of a change."""
+POLL_SECONDS = 0.05
+"""Seconds between polls where no notifications arrive."""
 
 
-PATIENCE = 1.0
-"""Seconds between looks where somebody should tell."""
+FALLBACK_POLL_SECONDS = 1.0
+"""Seconds between polls where notifications should arrive."""
 
 
 class Source(Protocol):
-    """Where a watch finds changes."""
+    """Source of a watch's changes."""
 
     def revision(self) -> int:
         """Return the number of the last change of all."""
 
     def changes(self, after: int, limit: int, pattern: str) -> tuple[list[Change], int]:
-        """Return changes behind a revision, and the revision to go on from."""
+        """Return changes after a revision, and the revision to continue from."""
 
 
 class Hub(Protocol):
-    """Tells that something may have changed."""
+    """Notifies listeners that something may have changed."""
 
     def add(self, listener: Callable[[], None]) -> None:
-        """Call a listener from now on, in a thread."""
+        """Add a listener, which is called in a thread."""
 
     def remove(self, listener: Callable[[], None]) -> None:
-        """Call it no more."""
+        """Remove a listener."""
 
 
 class Watch:
-    """The changes of variables from the moment on when it was made, in their order.
+    """The changes of variables since it was made, in their order.
 
-    Nothing is kept in memory for a slow reader: changes are read from the store when they are
-    asked for. Of a variable that changes more often than its history is long, the oldest may be
-    missing, and of one that is deleted, what was not asked for before. Iterate over it in one
-    thread or task, or have it call a function.
+    Nothing is kept in memory for a slow reader: changes are read from the store on demand. The
+    oldest changes of a variable may be missing if it has changed more often than its history is
+    long, and the unread ones if it was deleted. Iterate over it in one thread or task, or let it
+    call a function.
 
     Parameters
     ----------
     source
-        Where the changes are found.
+        Source of the changes.
     pattern
-        Of the names.
+        Pattern of the variables' names.
     hub
-        Tells of changes; None to look every 50 ms, as a worker does.
+        Notifies of changes; None to poll every 50 ms, as a worker does.
     """
 
     def __init__(self, source: Source, pattern: str, hub: Hub | None) -> None:
@@ -75,12 +75,12 @@ class Watch:
         self._hub = hub
         self._after = source.revision()
         self._ready: deque[Change] = deque()
-        self._news = threading.Event()
-        self._tell: Callable[[], None] = self._news.set
+        self._changed = threading.Event()
+        self._notify: Callable[[], None] = self._changed.set
         self._is_closed = False
         self._listener = partial(
-            _tell_if_alive, weakref.ref(self)
-        )  # or it would never be collected
+            _notify_if_alive, weakref.ref(self)
+        )  # a strong reference would keep the watch alive
         if hub is not None:
             hub.add(self._listener)
 
@@ -88,7 +88,7 @@ class Watch:
         state = "closed" if self._is_closed else "open"
         return f"<Watch of {self._pattern!r}, {state}>"
 
-    # -- taking --------------------------------------------------------------------------------
+    # -- iterating -----------------------------------------------------------------------------
 
     def get(self, timeout: float | None = None) -> Change:
         """Wait for the next change, and return it.
@@ -98,7 +98,7 @@ class Watch:
         TimeoutError
             There was none within ``timeout`` seconds.
         SessionNotFound
-            The session is gone.
+            The session does not exist any more.
         ValueError
             The watch is closed.
         """
@@ -112,18 +112,20 @@ class Watch:
         """Return the next change, or None when the watch is closed."""
         deadline = None if timeout is None else time.monotonic() + bounded(timeout)
         while not self._is_closed:
-            self._news.clear()
+            self._changed.clear()
             if (change := self._next()) is not None:
                 return change
             left = None if deadline is None else deadline - time.monotonic()
             if left is not None and left <= 0:
                 msg = f"no variable like {self._pattern!r} changed within {timeout:g} s"
                 raise TimeoutError(msg)
-            if self._hub is None:  # in a worker nothing tells: it has to ask
-                time.sleep(POLL if left is None else min(POLL, left))
+            if self._hub is None:  # a worker gets no notifications, and has to poll
+                time.sleep(POLL_SECONDS if left is None else min(POLL_SECONDS, left))
             elif not self._is_closed:
-                # In a forked child nobody tells either; but there it is not worth a thread.
-                self._news.wait(PATIENCE if left is None else min(PATIENCE, left))
+                # A forked child gets no notifications either, but is not worth a thread.
+                self._changed.wait(
+                    FALLBACK_POLL_SECONDS if left is None else min(FALLBACK_POLL_SECONDS, left)
+                )
         return None
 
     def __iter__(self) -> Iterator[Change]:
@@ -132,26 +134,26 @@ class Watch:
 
     async def __aiter__(self) -> AsyncIterator[Change]:
         loop = asyncio.get_running_loop()
-        news = asyncio.Event()
+        changed = asyncio.Event()
 
-        def tell() -> None:
+        def notify() -> None:
             with contextlib.suppress(RuntimeError):  # the loop was closed
-                loop.call_soon_threadsafe(news.set)
+                loop.call_soon_threadsafe(changed.set)
 
-        self._tell = tell
+        self._notify = notify
         try:
             while not self._is_closed:
-                news.clear()
+                changed.clear()
                 change = self._next()
                 if change is not None:
                     yield change
                 elif self._hub is None:
-                    await asyncio.sleep(POLL)  # as above
+                    await asyncio.sleep(POLL_SECONDS)  # as above
                 else:
-                    await news.wait()
+                    await changed.wait()
         finally:
-            if self._tell is tell:
-                self._tell = self._news.set
+            if self._notify is notify:
+                self._notify = self._changed.set
 
     def _next(self) -> Change | None:
         """Return a change if there is one."""
@@ -166,9 +168,9 @@ class Watch:
     # -- calling -------------------------------------------------------------------------------
 
     def call(self, callback: Callable[[Change], object]) -> None:
-        """Call a function with each change, in a thread of its own.
+        """Call a function with each change, in a separate thread.
 
-        A function that raises is told of in the log, and called again for the next change. What it
+        An exception of the function is logged, and it is called again for the next change. What it
         prints appears in the cell that called this.
         """
         context = contextvars.copy_context()
@@ -183,7 +185,7 @@ class Watch:
                     callback(change)
                 except Exception:
                     logger.exception("a watcher of %r failed", self._pattern)
-        except (SessionNotFound, RuntimeError) as error:  # it, or the call, has ended
+        except (SessionNotFound, RuntimeError) as error:  # the session, or the call, has ended
             logger.info("a watch of %r ends: %s", self._pattern, error)
         except SnakepitError as error:
             logger.warning("a watch of %r ends: %s", self._pattern, error)
@@ -193,12 +195,12 @@ class Watch:
     # -- closing -------------------------------------------------------------------------------
 
     def close(self) -> None:
-        """Follow no more; whoever waits for a change waits no more."""
+        """End the watch; waits for a change end."""
         self._is_closed = True
         if self._hub is not None:
             self._hub.remove(self._listener)
-        self._tell()
-        self._news.set()
+        self._notify()
+        self._changed.set()
 
     def __enter__(self) -> Self:
         return self
@@ -211,7 +213,7 @@ class Watch:
             self.close()
 
 
-def _tell_if_alive(watch: weakref.ref[Watch]) -> None:
+def _notify_if_alive(watch: weakref.ref[Watch]) -> None:
     found = watch()
     if found is not None:
-        found._tell()  # noqa: SLF001 - its own
+        found._notify()  # noqa: SLF001 - of the same module

@@ -1,8 +1,8 @@
-"""What the package tells of its work: events, for handlers of the user and for OpenTelemetry.
+"""Events about the package's work, for the user's handlers and for OpenTelemetry.
 
-Nothing is told, and nothing is paid, until somebody listens: a handler that was subscribed, or an
-SDK of OpenTelemetry that the user has installed. OpenTelemetry is never imported from here before
-the user has done it.
+Events are not emitted, and cost nothing, until there is a receiver: a subscribed handler, or an
+OpenTelemetry SDK that the user has installed. This package never imports OpenTelemetry before the
+user has done so.
 """
 
 from __future__ import annotations

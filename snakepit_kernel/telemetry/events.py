@@ -1,7 +1,7 @@
-"""Events on their way to those who listen: a bounded buffer, and a thread that hands them on.
+"""Delivery of events to their receivers: a bounded buffer, and a thread that empties it.
 
-Whoever emits never waits, and never sees what a listener does: what does not fit is dropped, and
-counted.
+Emitting never waits, and never sees a receiver's errors: what does not fit into the buffer is
+dropped, and counted.
 """
 
 from __future__ import annotations
@@ -29,26 +29,26 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 CAPACITY = 1024
-"""Events that may wait to be handed on."""
+"""Events that may wait for delivery."""
 
-EXIT_PATIENCE = 0.5
-"""Seconds that the end of the interpreter, or of a subscription, waits for those that wait."""
+EXIT_TIMEOUT = 0.5
+"""Seconds that the end of the interpreter, or of a subscription, waits for their delivery."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Event:
-    """Something that has happened.
+    """An event: a call that has ended, for example.
 
     Attributes
     ----------
     name
-        What: ``"call"``, for example.
+        Its kind: ``"call"``, for example.
     attributes
-        What is known of it. Never the values of variables or arguments.
+        Facts about it. Never the values of variables or arguments.
     time
-        When it had happened: seconds since 1970.
+        Time of its end, in seconds since 1970.
     seconds
-        How long it took; 0 for what takes no time.
+        Its duration; 0 for an event without one.
     """
 
     name: str
@@ -61,12 +61,12 @@ Handler = Callable[[Event], object]
 
 
 class Subscription:
-    """A handler that gets events, until it is closed. Also a context manager.
+    """Subscription of a handler to events, until it is closed. Also a context manager.
 
     Attributes
     ----------
     failures
-        How often the handler has raised.
+        Number of exceptions that the handler has raised.
     """
 
     def __init__(self, handler: Handler, hub: Hub) -> None:
@@ -75,7 +75,7 @@ class Subscription:
         self._hub = hub
 
     def take(self, event: Event) -> None:
-        """Hand an event to the handler; its first exception is logged, all are counted."""
+        """Pass an event to the handler; its first exception is logged, all are counted."""
         try:
             self._handler(event)
         except Exception:
@@ -84,8 +84,8 @@ class Subscription:
                 logger.warning("the handler %r of events raised", self._handler, exc_info=True)
 
     def close(self) -> None:
-        """Hand on what was emitted before, within half a second, and then nothing more."""
-        self._hub.flush(EXIT_PATIENCE)
+        """Deliver the events emitted so far, within half a second, and end the subscription."""
+        self._hub.flush(EXIT_TIMEOUT)
         self._hub.remove(self)
 
     def __enter__(self) -> Self:
@@ -106,9 +106,9 @@ class Hub:
     Attributes
     ----------
     subscriptions
-        Who gets the events.
+        The subscriptions that get the events.
     dropped
-        Events that were not handed on.
+        Number of events that were not delivered.
     """
 
     def __init__(self) -> None:
@@ -117,9 +117,9 @@ class Hub:
         self.begin()
 
     def begin(self) -> None:
-        """Have nothing to hand on, and no thread: in a new process."""
+        """Reset the buffer and the thread, in a new process."""
         # Reentrant: a signal handler or a finalizer may emit in the middle of an emit.
-        self._guard = RLock()
+        self._lock = RLock()
         self._buffer: SimpleQueue[Record | threading.Event] = SimpleQueue()
         self._buckets = Buckets()
         self._bridge: Bridge | None = None
@@ -127,34 +127,34 @@ class Hub:
         self.dropped = 0
 
     def add(self, handler: Handler) -> Subscription:
-        """Hand events to a handler from now on."""
+        """Subscribe a handler."""
         subscription = Subscription(handler, self)
-        with self._guard:
+        with self._lock:
             self.subscriptions = (*self.subscriptions, subscription)
         return subscription
 
     def remove(self, subscription: Subscription) -> None:
-        """Hand no more events to a handler."""
-        with self._guard:
+        """End a subscription."""
+        with self._lock:
             self.subscriptions = tuple(s for s in self.subscriptions if s is not subscription)
 
     def set_rate(self, name: str, rate: float) -> None:
-        """Let other many events of a name pass in a second."""
-        with self._guard:
+        """Set the limit of a name's events in a second."""
+        with self._lock:
             self._buckets.set_rate(name, rate)
 
     def drop(self, count: int) -> None:
-        """Count events that nobody gets."""
-        with self._guard:
+        """Count events that were dropped."""
+        with self._lock:
             self.dropped += count
 
     # -- in ------------------------------------------------------------------------------------
 
-    def take(self, record: Record) -> None:
+    def accept(self, record: Record) -> None:
         """Put an event into the buffer, if there is room."""
         if threading.current_thread() is self._thread:
-            return  # what a handler does itself would go round and round
-        with self._guard:
+            return  # events about a handler's own work would never end
+        with self._lock:
             has_room = self._buffer.qsize() < CAPACITY and self._has_thread()
             if has_room and self._buckets.take(record[0]):
                 self._buffer.put(record)
@@ -162,32 +162,32 @@ class Hub:
                 self.dropped += 1
 
     def _has_thread(self) -> bool:
-        """Start the thread if it is not there; say whether it is."""
+        """Start the thread if it does not run; return whether it runs."""
         if self._thread is None:
             thread = threading.Thread(
-                target=self._hand_on_all, args=(self._buffer,), name="snakepit-events", daemon=True
+                target=self._deliver_all, args=(self._buffer,), name="snakepit-events", daemon=True
             )
             try:
                 thread.start()
-            except RuntimeError:  # the interpreter exits, or there are too many threads
+            except RuntimeError:  # the interpreter exits, or no more threads can start
                 return False
             self._thread = thread
             if not self._is_flushed_at_exit:
                 self._is_flushed_at_exit = True
-                atexit.register(self.flush, EXIT_PATIENCE)
+                atexit.register(self.flush, EXIT_TIMEOUT)
         return True
 
     # -- out -----------------------------------------------------------------------------------
 
-    def _hand_on_all(self, buffer: SimpleQueue[Record | threading.Event]) -> None:
+    def _deliver_all(self, buffer: SimpleQueue[Record | threading.Event]) -> None:
         while True:
             record = buffer.get()
             if isinstance(record, threading.Event):
                 record.set()
             else:
-                self._hand_on(record)
+                self._deliver(record)
 
-    def _hand_on(self, record: Record) -> None:
+    def _deliver(self, record: Record) -> None:
         name, attributes, ended, seconds, _ = record
         if self.subscriptions:
             event = Event(name=name, attributes=attributes, time=ended / 1e9, seconds=seconds)
@@ -195,8 +195,8 @@ class Hub:
                 subscription.take(event)
         if is_installed():
             try:
-                self._bridge_to_sdk().take(record)
-            except Exception:  # an exporter's or a processor's own; events are no reason to fail
+                self._bridge_to_sdk().accept(record)
+            except Exception:  # raised by an exporter or processor; events must not cause failures
                 logger.debug("OpenTelemetry did not take an event", exc_info=True)
 
     def _bridge_to_sdk(self) -> Bridge:
@@ -207,15 +207,15 @@ class Hub:
         return self._bridge
 
     def flush(self, timeout: float) -> bool:
-        """Wait until what is in the buffer was handed on; say whether it was."""
-        with self._guard:
+        """Wait until the events in the buffer were delivered; return whether they were."""
+        with self._lock:
             if self._thread is None:
                 return True
             if self._thread is threading.current_thread():
                 return False
-            handed_on = threading.Event()
-            self._buffer.put(handed_on)
-        return handed_on.wait(bounded(timeout))
+            delivered = threading.Event()
+            self._buffer.put(delivered)
+        return delivered.wait(bounded(timeout))
 
 
 _hub = Hub()
@@ -231,7 +231,7 @@ os.register_at_fork(after_in_child=_begin_in_child)
 
 
 def is_on() -> bool:
-    """Whether somebody listens. So cheap that it can be asked for each call."""
+    """Whether events have a receiver. Cheap enough to be asked for each call."""
     if _hub.subscriptions:
         return True
     return SDK in _modules and is_installed()
@@ -245,35 +245,35 @@ def emit(
     caller: object = None,
     at: int = 0,
 ) -> None:
-    """Tell those who listen of something that has just happened; never waits, never raises.
+    """Emit an event that has just happened; never waits, never raises.
 
     Parameters
     ----------
     name
-        What.
+        Its kind.
     attributes
-        What is known of it; never values of the user's.
+        Facts about it; never values of the user's.
     seconds
-        How long it took.
+        Its duration.
     caller
-        Whose it is, as `here` said then, or what `begin` said of this very thing. Default: whoever
-        calls.
+        The caller that it belongs to, as returned by `here` at that time, or the result of `begin`
+        for this event. Default: the current one.
     at
-        When it had happened: nanoseconds since 1970. Default: now.
+        Time of its end, in nanoseconds since 1970. Default: now.
     """
     if is_on():
         caller = here() if caller is None else caller
-        _hub.take((name, dict(attributes), at or time.time_ns(), seconds, caller))
+        _hub.accept((name, dict(attributes), at or time.time_ns(), seconds, caller))
 
 
 def subscribe(handler: Handler) -> Subscription:
-    """Give each event from now on to a function, in a thread of its own.
+    """Call a function with each event from now on, in a separate thread.
 
     Parameters
     ----------
     handler
-        Gets an `Event`. What it raises is logged once and counted. While it works, 1024 events can
-        wait; more are dropped. What it does itself gives no events.
+        Gets an `Event`. Its first exception is logged, all are counted. While it runs, 1024 events
+        can wait; more are dropped. Its own work emits no events.
 
     Returns
     -------
@@ -287,23 +287,23 @@ def subscribe(handler: Handler) -> Subscription:
 
 
 def flush(timeout: float = 5.0) -> bool:
-    """Wait until every event so far was handed on; say whether that was within some seconds."""
+    """Wait until all events so far were delivered; return False after ``timeout`` seconds."""
     return _hub.flush(timeout)
 
 
 def dropped() -> int:
-    """Return how many events were dropped: there was no room, or there were too many of a name."""
+    """Return the number of events dropped: the buffer was full, or a name had too many."""
     return _hub.dropped
 
 
 def note_dropped(count: int) -> None:
-    """Count events that were dropped before they came here."""
+    """Count events that were dropped before they reached this process."""
     if count:
         _hub.drop(count)
 
 
 def set_limit(name: str, per_second: float) -> None:
-    """Hand on so many events of a name in a second, and at once, at most. By default it is 1000.
+    """Limit the events of a name in a second, and in a burst. Default: 1000.
 
     Raises
     ------

@@ -1,4 +1,4 @@
-"""Events as spans and metrics of OpenTelemetry; imported when the user has installed an SDK."""
+"""Export of events as OpenTelemetry spans and metrics; imported when the user has an SDK."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from .rate_limit import Names
 from .spans import LIBRARY, Begun, Record, as_context, tracer_of
 
 METRIC_ATTRIBUTES = ("pool", "kind", "tool", "outcome")
-"""Attributes that metrics have too; of each only so many values, see `Names`."""
+"""Attributes that metrics have too, with a bounded number of values each, see `Names`."""
 
 SECONDS = [
     1e-4,
@@ -35,16 +35,16 @@ SECONDS = [
 ]
 """Boundaries of the histogram; those of the SDK are made for milliseconds."""
 
-_FINE = ("ok", "cancelled")
+_SUCCESSFUL = ("ok", "cancelled")
 
 
 class Bridge:
-    """Makes spans and metrics of events, with the providers that are set now.
+    """Exports events as spans and metrics, with the providers that are currently set.
 
     Parameters
     ----------
     dropped
-        Asked how many events were dropped.
+        Returns the number of dropped events.
     """
 
     def __init__(self, dropped: Callable[[], int]) -> None:
@@ -52,63 +52,63 @@ class Bridge:
         self._metrics = Metrics(metrics.get_meter_provider(), dropped)
         self._dropped = dropped
 
-    def take(self, record: Record) -> None:
-        """Take an event in."""
+    def accept(self, record: Record) -> None:
+        """Export an event."""
         tracers, meters = trace.get_tracer_provider(), metrics.get_meter_provider()
         if tracers is not self._spans.provider:
             self._spans = Spans(tracers)
         if meters is not self._metrics.provider:
             self._metrics = Metrics(meters, self._dropped)
-        self._spans.take(record)
-        self._metrics.take(record)
+        self._spans.accept(record)
+        self._metrics.accept(record)
 
 
 class Spans:
-    """Makes a span of each event.
+    """Exports each event as a span.
 
     Parameters
     ----------
     provider
-        Where spans come from.
+        Provider of the tracer.
     """
 
     def __init__(self, provider: trace.TracerProvider) -> None:
         self.provider = provider
         self._tracer = tracer_of(provider)
 
-    def take(self, record: Record) -> None:
-        """Make the span of an event, below that of its caller; or end that which has begun."""
+    def accept(self, record: Record) -> None:
+        """Make the span of an event, as a child of its caller's; or end the span that has begun."""
         name, attributes, ended, seconds, caller = record
         began = ended - round(seconds * 1e9)
         if isinstance(caller, Begun) and caller.span is not None:
             span = caller.span
             span.set_attributes(attributes)
         else:
-            whose = caller.caller if isinstance(caller, Begun) else caller
+            parent = caller.caller if isinstance(caller, Begun) else caller
             span = self._tracer.start_span(
-                name, context=as_context(whose), attributes=attributes, start_time=began
+                name, context=as_context(parent), attributes=attributes, start_time=began
             )
         if "queue_seconds" in attributes:
             self._queue(span, began, began + round(float(attributes["queue_seconds"]) * 1e9))
-        if attributes.get("outcome", "ok") not in _FINE:
+        if attributes.get("outcome", "ok") not in _SUCCESSFUL:
             span.set_status(trace.StatusCode.ERROR)
         span.end(ended)
 
     def _queue(self, work: trace.Span, began: int, ended: int) -> None:
-        """Make the span of the wait of a piece of work, below that of the work."""
+        """Make the span of a call's or cell's wait, as a child of its span."""
         context = trace.set_span_in_context(work, Context())
         self._tracer.start_span("queue", context=context, start_time=began).end(ended)
 
 
 class Metrics:
-    """Counts events, and how long they took.
+    """Counts events, and records their durations.
 
     Parameters
     ----------
     provider
-        Where instruments come from.
+        Provider of the instruments.
     dropped
-        Asked how many events were dropped.
+        Returns the number of dropped events.
     """
 
     def __init__(self, provider: metrics.MeterProvider, dropped: Callable[[], int]) -> None:
@@ -132,7 +132,7 @@ class Metrics:
             "snakepit.events.dropped", [observe], unit="{event}", description="Events dropped"
         )
 
-    def take(self, record: Record) -> None:
+    def accept(self, record: Record) -> None:
         """Count an event."""
         name, attributes, _, seconds, _ = record
         labels = {"event": self._names.bounded("event", name)}

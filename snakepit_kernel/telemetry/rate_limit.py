@@ -1,17 +1,17 @@
-"""What keeps a flood of events, or of names, from whoever listens."""
+"""Limits on the rate of events, and on the number of distinct names."""
 
 from __future__ import annotations
 
 from time import monotonic
 
 RATE = 1000.0
-"""Events of one name that are handed on in a second."""
+"""Default limit of one name's events in a second."""
 
 MAX_NAMES = 1000
-"""Distinct names of a kind; all that come later count as one."""
+"""Distinct names of a kind; all later ones are replaced by `OTHER`."""
 
 OTHER = "other"
-"""The name of those."""
+"""The replacement of names beyond `MAX_NAMES`."""
 
 
 class Buckets:
@@ -20,21 +20,21 @@ class Buckets:
     Parameters
     ----------
     rate
-        Events a second, by default; as many may come at once.
+        Events in a second, by default; a burst may be as large.
     """
 
     def __init__(self, rate: float = RATE) -> None:
         self._rate = rate
         self._rates: dict[str, float] = {}
-        self._buckets: dict[str, tuple[float, float]] = {}  # tokens that were there, and when
+        self._buckets: dict[str, tuple[float, float]] = {}  # tokens, and the time of that count
 
     def set_rate(self, name: str, rate: float) -> None:
-        """Let other many events of a name pass."""
+        """Set the rate of a name."""
         self._rates[name] = rate
         self._buckets.pop(name, None)
 
     def take(self, name: str) -> bool:
-        """Take a token of a name; say whether there was one."""
+        """Take a token of a name; return whether there was one."""
         now = monotonic()
         if name not in self._buckets and len(self._buckets) >= MAX_NAMES:
             name = OTHER
@@ -46,13 +46,13 @@ class Buckets:
 
 
 class Names:
-    """Keeps the number of distinct names in bounds, for each kind of them."""
+    """Bounds the number of distinct names, for each kind of them."""
 
     def __init__(self) -> None:
         self._known: dict[str, set[str]] = {}
 
     def bounded(self, kind: str, name: str) -> str:
-        """Return a name, or `OTHER` when too many of its kind were there before."""
+        """Return a name, or `OTHER` if its kind has `MAX_NAMES` others."""
         known = self._known.setdefault(kind, set())
         if name not in known:
             if len(known) >= MAX_NAMES:

@@ -1,4 +1,4 @@
-"""What the user's OpenTelemetry says, asked without importing it."""
+"""Access to the user's OpenTelemetry, without importing it."""
 
 from __future__ import annotations
 
@@ -18,63 +18,63 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 SDK = "opentelemetry.sdk"
-"""Module that is there when somebody has imported the SDK."""
+"""Module that is present once the SDK has been imported."""
 
 LIBRARY: Final = "snakepit_kernel"
-"""The name under which spans and metrics appear."""
+"""Name of the instrumentation scope of spans and metrics."""
 
 Scalar = str | int | float | bool
 
 Record = tuple[str, dict[str, Scalar], int, float, object]
-"""An event on its way: name, attributes, end (ns since 1970), seconds, and whose it is."""
+"""An event in the buffer: name, attributes, end (ns since 1970), seconds, and its caller."""
 
-NOBODY: Final = object()
-"""Whose work it is where OpenTelemetry does not say."""
+NO_CALLER: Final = object()
+"""The caller where OpenTelemetry has no current context."""
 
 _modules = sys.modules
 
 
 def is_installed() -> bool:
     """Whether the user has set a provider of spans or of metrics."""
-    if SDK not in _modules or _nobody_has():
+    if SDK not in _modules or _has_no_provider():
         return False
-    return _is_real(_ask("trace", "get_tracer_provider")) or _is_real(
-        _ask("metrics", "get_meter_provider")
+    return _is_real(_call_api("trace", "get_tracer_provider")) or _is_real(
+        _call_api("metrics", "get_meter_provider")
     )
 
 
-def _nobody_has() -> bool:
-    """Whether it is certain that no provider is set, asked in a tenth of the time.
+def _has_no_provider() -> bool:
+    """Whether it is certain that no provider is set, found in a tenth of the time.
 
-    A library may have imported the SDK for a user who has not set it up. Where the providers lie is
-    OpenTelemetry's own business: where they do not, it is asked each time.
+    A library may have imported the SDK for a user who has not set it up. The providers' variables
+    are private to OpenTelemetry: where they do not exist, its functions are called each time.
     """
     tracing, metering = _modules.get("opentelemetry.trace"), _modules.get(_METERING)
-    if tracing is not None and getattr(tracing, "_TRACER_PROVIDER", NOBODY) is not None:
+    if tracing is not None and getattr(tracing, "_TRACER_PROVIDER", NO_CALLER) is not None:
         return False
-    if metering is not None and getattr(metering, "_METER_PROVIDER", NOBODY) is not None:
+    if metering is not None and getattr(metering, "_METER_PROVIDER", NO_CALLER) is not None:
         return False
-    if not _asked:  # its environment may name providers, which come when they are asked for
-        _asked.append(True)
+    if not _was_called:  # the environment may name providers, which are made at the first request
+        _was_called.append(True)
         return False
     return True
 
 
 _METERING = "opentelemetry.metrics._internal"
-_asked: list[bool] = []
+_was_called: list[bool] = []
 
 
 class Begun:
-    """Something that will be told of when it has ended, and whose what is done within it is.
+    """Handle of a span that has begun; its event is emitted at its end.
 
     Attributes
     ----------
     caller
-        Whose it is itself: OpenTelemetry's context.
+        The caller's context in OpenTelemetry.
     inside
-        Whose is what is done within it: the context with its span, where spans are recorded.
+        The context of work within it: that with its span, where spans are recorded.
     span
-        Its span, which `emit` ends; None where none are.
+        The span, which `emit` ends; None where none are recorded.
     """
 
     __slots__ = ("caller", "inside", "span")
@@ -90,7 +90,7 @@ class Begun:
 
 
 def _begin_span(name: str, caller: object) -> tuple[Span, Context]:
-    """Begin a span below that of a caller; return it, and the context in which it is current."""
+    """Begin a span as a child of a caller's; return it, and the context in which it is current."""
     from opentelemetry import trace
 
     context = as_context(caller)
@@ -100,33 +100,34 @@ def _begin_span(name: str, caller: object) -> tuple[Span, Context]:
 
 @functools.lru_cache(maxsize=1)
 def tracer_of(provider: TracerProvider) -> Tracer:
-    """Return what makes spans with a provider."""
+    """Return the tracer of a provider."""
     return provider.get_tracer(LIBRARY, __version__)
 
 
 def as_context(caller: object) -> Context:
-    """Return a caller as OpenTelemetry's context: an empty one if it is none."""
+    """Return a caller's OpenTelemetry context; an empty one if it has none."""
     from opentelemetry.context import Context
 
     return caller if isinstance(caller, Context) else Context()
 
 
 def begin(name: str, caller: object = None) -> Begun:
-    """Note that something has begun which `emit` will tell of.
+    """Begin a span, whose event `emit` will emit.
 
     Parameters
     ----------
     name
-        What.
+        Its kind.
     caller
-        Whose it is, as `here` or `Begun.inside` said. Default: whoever calls.
+        The caller that it belongs to, as given by `here` or `Begun.inside`. Default: the current
+        one.
     """
     return Begun(name, here() if caller is None else caller)
 
 
 @contextlib.contextmanager
 def within(begun: Begun) -> Iterator[None]:
-    """Make what is done in a ``with`` block part of what has begun."""
+    """Make a span the current one in a ``with`` block."""
     if begun.span is None:
         yield
         return
@@ -140,21 +141,21 @@ def within(begun: Begun) -> Iterator[None]:
 
 
 def here() -> object:
-    """Return whose work this is, to be given to `emit` later: OpenTelemetry's context, if any."""
-    return (SDK in _modules and _ask("context", "get_current")) or NOBODY
+    """Return the current caller, for a later `emit`: OpenTelemetry's context, if any."""
+    return (SDK in _modules and _call_api("context", "get_current")) or NO_CALLER
 
 
 def trace_id() -> str:
-    """Return the id of the trace that is being recorded here, 32 hexadecimal digits, or nothing."""
-    span = _ask("trace", "get_current_span") if SDK in _modules else None
+    """Return the id of the trace that is recorded here, 32 hexadecimal digits, or empty text."""
+    span = _call_api("trace", "get_current_span") if SDK in _modules else None
     if span is None or not span.is_recording():
         return ""
     return format(span.get_span_context().trace_id, "032x")
 
 
-def _ask(module: str, function: str) -> Any:
-    """Call a function of OpenTelemetry's API; return None where it is not there."""
-    # It may be in the middle of its import, or unable to load what its environment names.
+def _call_api(module: str, function: str) -> Any:
+    """Call a function of OpenTelemetry's API; return None if that fails."""
+    # The module may be half imported, or unable to load what its environment names.
     try:
         return getattr(_modules.get(f"opentelemetry.{module}"), function)()
     except Exception:  # noqa: BLE001 - work goes on, whatever is wrong with its telemetry
@@ -162,7 +163,7 @@ def _ask(module: str, function: str) -> Any:
 
 
 def _is_real(provider: object) -> bool:
-    """Whether a provider is the user's; the API has some that stand in for it."""
+    """Whether a provider is the user's, and none of the API's placeholders."""
     return type(provider).__module__.split(".")[:2] not in (
         ["builtins"],
         ["opentelemetry", "trace"],

@@ -1,1 +1,1 @@
-"""Tools: functions that can be called by name, and what serves them in a worker."""
+"""Tools: functions that can be called by name, as their authors write and use them."""

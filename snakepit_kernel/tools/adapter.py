@@ -1,4 +1,4 @@
-"""How users write tools: the `tool` decorator and the `Adapter` class."""
+"""The `tool` decorator and the `Adapter` class, with which users write tools."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ToolOptions:
-    """What `tool` was told about a function.
+    """The options that a function was given by `tool`.
 
     Attributes
     ----------
@@ -80,9 +80,9 @@ def tool(
     Raises
     ------
     TypeError
-        What is decorated is not a function.
+        The decorated object is not a function.
     ValueError
-        The name or the timeout is not a good one.
+        The name or the timeout is not valid.
 
     Examples
     --------
@@ -129,7 +129,7 @@ class Adapter:
         The session that the call belongs to.
     thread_safe
         Whether its tools may run in several threads at the same time, as in the profile
-        ``"thread"`` of a pool. A class that is says so; a module by a variable of that name.
+        ``"thread"`` of a pool. A module declares it by a variable of that name.
     """
 
     context: SessionContext
@@ -139,4 +139,4 @@ class Adapter:
         """Prepare for one call."""
 
     def cleanup(self) -> Any:
-        """Put away what `initialize` prepared."""
+        """Clean up what `initialize` prepared."""

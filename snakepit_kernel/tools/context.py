@@ -1,4 +1,4 @@
-"""What worker code can know about the call or cell that it is, and ask of the notebook."""
+"""Context of the running call or cell in a worker: its session, and access to the notebook."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ if TYPE_CHECKING:
     from .remote_session import RemoteSession
 
 LIST_HOST_TOOLS = "__names__"
-"""The host tool that every owner has: it gives the names of the others."""
+"""The host tool that every owner has: it returns the names of the others."""
 
 SESSION_TOOL = "__session__"
-"""Stands for a host tool: a part of the session, a method of that, and its arguments."""
+"""Name of the host tool that calls a method of a part of the session."""
 
 
 class EventChannel(Protocol):
@@ -34,11 +34,11 @@ class EventChannel(Protocol):
         session: str | None,
         correlation: str,
     ) -> None:
-        """Send an event, unless there are too many or the owner does not read."""
+        """Send an event; drop it if there are too many or the owner does not read."""
 
 
 class HostChannel(Protocol):
-    """The way from a worker's code back to the notebook: what the worker's lane offers here."""
+    """Calls from a worker's code to the notebook, over the worker's lane."""
 
     @property
     def events(self) -> EventChannel:
@@ -48,15 +48,15 @@ class HostChannel(Protocol):
         """Call a host tool for a call or cell, and wait for its value."""
 
     async def acall(self, call_id: int, tool: str, arguments: Arguments) -> Any:
-        """Do the same while the event loop goes on."""
+        """Do the same as `call`, without blocking the event loop."""
 
 
 Arguments = tuple[tuple[Any, ...], dict[str, Any]]
-"""Positional arguments, and those by name."""
+"""Positional arguments, and keyword arguments."""
 
 
 def call_ended_error(tool: str) -> RuntimeError:
-    """Return the error of code whose call, or cell, has ended."""
+    """Return the error of a host call whose call, or cell, has ended."""
     if tool == SESSION_TOOL:
         msg = "the session cannot be used here any more: the call, or cell, of this code has ended"
         return RuntimeError(msg)
@@ -67,7 +67,7 @@ def call_ended_error(tool: str) -> RuntimeError:
 
 
 class SessionContext:
-    """The session, pool and worker of a call or cell, and the way back to the notebook.
+    """The session, pool and worker of a call or cell, and its access to the notebook.
 
     Attributes
     ----------
@@ -78,7 +78,7 @@ class SessionContext:
     worker
         Name of the worker that runs the call.
     correlation_id
-        Id of the outermost call of the notebook that this is done for.
+        Id of the outermost call of the notebook that it runs for.
     """
 
     __slots__ = (
@@ -86,7 +86,7 @@ class SessionContext:
         "_call_id",
         "_host_channel",
         "_output",
-        "_state",
+        "_remote_session",
         "correlation_id",
         "pool",
         "session_id",
@@ -110,14 +110,14 @@ class SessionContext:
         self._host_channel = host_channel
         self._call_id = call_id
         self._output = output
-        self._state: RemoteSession | None = None
+        self._remote_session: RemoteSession | None = None
         self.correlation_id = correlation_id
 
     def __repr__(self) -> str:
         return f"<SessionContext of {self.session_id!r} on worker {self.worker}>"
 
     def __reduce__(self) -> tuple[object, ...]:
-        known = (self.session_id, self.pool, self.worker)  # the way back stays here
+        known = (self.session_id, self.pool, self.worker)  # the host channel is this worker's
         return SessionContext, known, (None, {"correlation_id": self.correlation_id})
 
     @property
@@ -143,30 +143,30 @@ class SessionContext:
         ToolNotFound, InvalidArguments
             There is no such host tool, or the arguments do not fit; nothing ran.
         ToolError
-            The function raised; ``__cause__`` is the exception itself when it can travel.
+            The function raised; ``__cause__`` is the exception itself if it can be pickled.
         RuntimeError
-            The call or cell has ended, so that nobody listens.
+            The call or cell has ended, and its host calls are no longer served.
         """
-        return self._call_back(name, (), dict(arguments or {}))
+        return self._call_host(name, (), dict(arguments or {}))
 
     async def acall_host_tool(self, name: str, arguments: Mapping[str, Any] | None = None) -> Any:
-        """Do what `call_host_tool` does, while the event loop goes on."""
+        """Do the same as `call_host_tool`, without blocking the event loop."""
         arguments = dict(arguments or {})
         try:
-            return await self._channel_to_host().acall(self._call_id, name, ((), arguments))
+            return await self._require_channel().acall(self._call_id, name, ((), arguments))
         finally:
             self._invalidate()
 
-    def _call_back(self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    def _call_host(self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         try:
-            return self._channel_to_host().call(self._call_id, name, (args, kwargs))
+            return self._require_channel().call(self._call_id, name, (args, kwargs))
         finally:
             self._invalidate()
 
     def _invalidate(self) -> None:
-        """Keep no values that a host tool may just have changed."""
-        if self._state is not None:
-            self._state.invalidate()
+        """Drop cached values, which a host tool may just have changed."""
+        if self._remote_session is not None:
+            self._remote_session.invalidate()
 
     # -- the session ---------------------------------------------------------------------------
 
@@ -182,62 +182,64 @@ class SessionContext:
 
     @property
     def metadata(self) -> Metadata:
-        """What was noted about the session."""
+        """The metadata of the session."""
         return self._session_state.metadata
 
     @property
     def _session_state(self) -> RemoteSession:
-        if self._state is None:
+        if self._remote_session is None:
             from .remote_session import RemoteSession
 
-            self._state = RemoteSession(self._ask, is_cached=self._call_id != CELL)
-        return self._state
+            self._remote_session = RemoteSession(
+                self._call_session, is_cached=self._call_id != CELL
+            )
+        return self._remote_session
 
-    def _ask(self, part: str, method: str, *args: Any, **kwargs: Any) -> Any:
-        """Ask the notebook for something of the session; an exception is raised as it is."""
-        way_back = self._channel_to_host()
+    def _call_session(self, part: str, method: str, *args: Any, **kwargs: Any) -> Any:
+        """Call a method of a part of the session in the notebook; raise its exception itself."""
+        channel = self._require_channel()
         if self._call_id == CELL and _cell is not None and self.session_id != _cell.session_id:
             raise call_ended_error(SESSION_TOOL)  # a cell of another session runs
         try:
-            return way_back.call(self._call_id, SESSION_TOOL, ((part, method, *args), kwargs))
+            return channel.call(self._call_id, SESSION_TOOL, ((part, method, *args), kwargs))
         except ToolError as error:
             if isinstance(error.__cause__, Exception):
                 raise error.__cause__ from None
             raise
         except (TypeError, ValueError) as error:  # something of it cannot travel
-            from .remote_session import told_as_in_the_notebook
+            from .remote_session import error_as_in_notebook
 
-            raise told_as_in_the_notebook(error, part, method, args) from None
+            raise error_as_in_notebook(error, part, method, args) from None
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
         """Close what was opened here, such as watches; what is stored stays."""
-        if self._state is not None:
-            self._state.close()
+        if self._remote_session is not None:
+            self._remote_session.close()
 
     # -- events --------------------------------------------------------------------------------
 
     def emit(self, name: str, /, **attributes: object) -> None:
-        """Tell those who listen in the notebook of something, see ``telemetry.subscribe`` there.
+        """Emit an event to the notebook, for the handlers of ``telemetry.subscribe`` there.
 
-        Waits for nothing. What is too much is dropped, and counted: from 1000 events of a name a
-        second on, or when nobody reads them there just now.
+        Never waits. Events are dropped, and counted, if there are more than 1000 of a name in a
+        second, or the notebook does not read them at the moment.
 
         Parameters
         ----------
         name
-            What has happened: 1 to 64 of ``A-Za-z0-9_.-``.
+            Kind of event: 1 to 64 of ``A-Za-z0-9_.-``.
         attributes
-            What is known of it, at most 32: strings, of which the first KiB is kept, numbers and
-            booleans, also those of NumPy and arrays without a dimension. Session, worker, pool and
+            Facts about it, at most 32: strings, of which the first KiB is kept, numbers and
+            booleans, also those of NumPy and zero-dimensional arrays. Session, worker, pool and
             correlation id are added.
 
         Raises
         ------
         TypeError, ValueError
-            The name or an attribute is not like that.
+            The name or an attribute is not valid.
         RuntimeError
             This context has left its worker.
         """
@@ -248,7 +250,7 @@ class SessionContext:
             self._call_id, name, attributes, self.session_id, self.correlation_id
         )
 
-    def _channel_to_host(self) -> HostChannel:
+    def _require_channel(self) -> HostChannel:
         if self._host_channel is None:
             msg = "this context has left its worker, where host tools can be called"
             raise RuntimeError(msg)
@@ -272,7 +274,7 @@ class HostTools:
             raise AttributeError(name)
 
         def call(*args: Any, **kwargs: Any) -> Any:
-            return self._context._call_back(name, args, kwargs)  # noqa: SLF001 - one idea in two classes
+            return self._context._call_host(name, args, kwargs)  # noqa: SLF001 - one idea in two classes
 
         call.__name__ = call.__qualname__ = name
         return call
@@ -291,22 +293,22 @@ _starter: ContextVar[SessionContext | None] = ContextVar("snakepit_starter", def
 _cell: SessionContext | None = None
 _has_run_cells = False
 _running: set[SessionContext] = set()
-"""The calls that run, in whatever thread."""
+"""The running calls, of all threads."""
 _threads: dict[SessionContext, list[Thread]] = {}
-"""The threads that they have started."""
+"""The threads that each running call has started."""
 
 
 def context() -> SessionContext:
     """Return the context of the call or cell that runs in this worker.
 
-    In a thread that a call or cell has started, or in a function that it has given to a
+    In a thread that a call or cell has started, or in a function that it has submitted to a
     ``ThreadPoolExecutor``, it is that of this call or cell. In other threads it is that of the
     running call, if only one runs.
 
     Raises
     ------
     RuntimeError
-        This is not a worker; or it is a thread of which nobody knows whose work it does.
+        This is not a worker; or the thread cannot be attributed to a call or cell.
     """
     if _cell is None:
         msg = "snakepit_kernel.context() works in a worker, in a tool or a cell; this is neither"
@@ -317,7 +319,9 @@ def context() -> SessionContext:
     starter = _starter.get()
     if starter is None:
         if len(_running) > 1 and not is_main_thread():
-            msg = f"{len(_running)} calls run, and this thread is of none of them; {_HAND_OVER}"
+            msg = (
+                f"{len(_running)} calls run, and this thread is of none of them; {_CONTEXT_ADVICE}"
+            )
             raise RuntimeError(msg)
         return next(iter(_running.copy()), _cell)
     if starter in _running:
@@ -326,50 +330,50 @@ def context() -> SessionContext:
         return _cell
     msg = (
         f"the {'cell' if _is_cell(starter) else 'call'} that started this thread has ended, "
-        f"and whose work the thread does is not known; {_HAND_OVER}"
+        f"and whose work the thread does is not known; {_CONTEXT_ADVICE}"
     )
     raise RuntimeError(msg)
 
 
-_HAND_OVER = (
+_CONTEXT_ADVICE = (
     "take context = snakepit_kernel.context() where the call begins, and hand it to the thread"
 )
 
 
 def context_of_here() -> SessionContext | None:
-    """Return the context that what is shown here belongs to; None if that is not known."""
+    """Return the context that output of this code belongs to; None if that is unknown."""
     return _call.get() or _starter.get()
 
 
 def call_of_here() -> SessionContext | None:
-    """Return the call that what is shown here belongs to, also if it has ended; None for none."""
+    """Return the call that output of this code belongs to, also if it has ended; None for none."""
     found = _call.get() or _starter.get()
     return None if found is None or _is_cell(found) else found
 
 
 def begin_call(value: SessionContext) -> None:
-    """Note that a call runs."""
+    """Record that a call runs, in the current task."""
     _running.add(value)
     _call.set(value)
 
 
 def end_call(value: SessionContext) -> bool:
-    """Note that a call has ended; say whether threads that it has started go on."""
+    """Record that a call has ended; return whether threads that it has started go on."""
     _running.discard(value)
     threads = _threads.pop(value, ()) if _threads else ()
     return bool(threads) and any(thread.is_alive() for thread in threads)
 
 
-def starting_here() -> SessionContext | None:
-    """Return the context of the call or cell that is about to start something."""
+def starter_of_here() -> SessionContext | None:
+    """Return the context of the call or cell that is about to start a thread."""
     found = _call.get() or _starter.get()
     if found is None and _has_run_cells and is_main_thread():
         return _cell
-    return found  # the kernel's own threads are nobody's
+    return found  # None for the kernel's own threads
 
 
-def note_thread(context: SessionContext, thread: Thread) -> None:
-    """Note that a call or cell starts a thread."""
+def record_thread(context: SessionContext, thread: Thread) -> None:
+    """Record a thread that a running call starts."""
     if context in _running:
         _threads.setdefault(context, []).append(thread)
 
@@ -378,8 +382,8 @@ def _is_cell(context: SessionContext) -> bool:
     return context._call_id == CELL  # noqa: SLF001 - one idea in two pieces
 
 
-def enter_thread(starter: SessionContext) -> None:
-    """Note in a new thread who has started it."""
+def set_starter(starter: SessionContext) -> None:
+    """Set the context of the call or cell that has started this thread."""
     _starter.set(starter)
 
 
@@ -395,15 +399,15 @@ def enter_worker(pool: str, worker: str, host_channel: HostChannel | None = None
     follow(_correlation)
 
 
-def enter_slot(worker: str) -> None:
-    """Take the name that goes with a slot of the pool."""
+def rename_worker(worker: str) -> None:
+    """Change the worker's name to that of its slot in the pool."""
     global _cell  # noqa: PLW0603
     cell = context_of_cells()
     _cell = SessionContext(cell.session_id, cell.pool, worker, cell._host_channel)  # noqa: SLF001
 
 
 def enter_cell(session_id: str | None) -> None:
-    """Name the session of the cells that come."""
+    """Set the session of the next cell."""
     global _cell, _has_run_cells  # noqa: PLW0603
     _has_run_cells = True
     cell = context_of_cells()
@@ -411,7 +415,7 @@ def enter_cell(session_id: str | None) -> None:
 
 
 def correlate_cell(correlation: str) -> None:
-    """Give the cell that is about to run its correlation id."""
+    """Set the correlation id of the cell that is about to run."""
     context_of_cells().correlation_id = correlation
 
 
@@ -432,5 +436,5 @@ def context_of_call() -> SessionContext | None:
 
 
 def enter_call(value: SessionContext | None) -> None:
-    """Make a context that of the current call, in the current task."""
+    """Set the context of the current call, in the current task."""
     _call.set(value)

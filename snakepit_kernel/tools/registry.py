@@ -1,4 +1,4 @@
-"""The tools of a worker: found in an adapter, or defined by the notebook, and run by name."""
+"""Registry of a worker's tools: those of an adapter, and functions of the notebook."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from .context import SessionContext
 
 
 class AdapterError(ValueError):
-    """An adapter cannot be used; the text says why and what a good one is."""
+    """An adapter cannot be used; the text says why, and what a valid one is."""
 
 
 class Tool:
@@ -33,7 +33,7 @@ class Tool:
     function
         The function.
     options
-        What ``@tool`` was told.
+        Those given to ``@tool``.
     owner
         The adapter's class when the function is a method.
     """
@@ -69,9 +69,9 @@ class Tool:
     def bind(
         self, context: SessionContext | None, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> Callable[[], Any]:
-        """Check the arguments; return the call, ready to run.
+        """Check the arguments; return a function that runs the call.
 
-        It gives the value, an awaitable when ``is_async``, or a generator when ``streams``, or an
+        It returns the value, an awaitable when ``is_async``, a generator when ``streams``, or an
         asynchronous one when both.
 
         Raises
@@ -84,37 +84,37 @@ class Tool:
             raise InvalidArguments(self.name, problems)
         if self._owner is None:
             return functools.partial(self._function, *args, **kwargs)
-        live: Callable[..., Any]
+        run: Callable[..., Any]
         if self.streams:
-            live = self._stream_async if self.is_async else self._stream
+            run = self._stream_async if self.is_async else self._stream
         else:
-            live = self._run_async if self.is_async else self._run
-        return functools.partial(live, context, args, kwargs)
+            run = self._run_async if self.is_async else self._run
+        return functools.partial(run, context, args, kwargs)
 
-    # One life of an adapter: initialize, the tool, cleanup.
+    # The life cycle of an adapter's instance: initialize, the tool, cleanup.
 
     def _run(
         self, context: SessionContext | None, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> Any:
-        with self._life(context) as instance:
+        with self._instance(context) as instance:
             return self._function(instance, *args, **kwargs)
 
     def _stream(
         self, context: SessionContext | None, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> Iterator[Any]:
-        with self._life(context) as instance:
+        with self._instance(context) as instance:
             yield from self._function(instance, *args, **kwargs)
 
     async def _run_async(
         self, context: SessionContext | None, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> Any:
-        async with self._life_async(context) as instance:
-            return await _settled(self._function(instance, *args, **kwargs))
+        async with self._instance_async(context) as instance:
+            return await _awaited(self._function(instance, *args, **kwargs))
 
     async def _stream_async(
         self, context: SessionContext | None, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> AsyncIterator[Any]:
-        async with self._life_async(context) as instance:
+        async with self._instance_async(context) as instance:
             chunks = self._function(instance, *args, **kwargs)
             if isinstance(chunks, AsyncIterator):
                 async with contextlib.aclosing(chunks):  # type: ignore[type-var]
@@ -126,7 +126,7 @@ class Tool:
                         yield chunk
 
     @contextlib.contextmanager
-    def _life(self, context: SessionContext | None) -> Iterator[Any]:
+    def _instance(self, context: SessionContext | None) -> Iterator[Any]:
         instance = self._new_instance(context)
         try:
             if self._initialize is not None:
@@ -143,21 +143,21 @@ class Tool:
             self._cleanup(instance)
 
     @contextlib.asynccontextmanager
-    async def _life_async(self, context: SessionContext | None) -> AsyncIterator[Any]:
+    async def _instance_async(self, context: SessionContext | None) -> AsyncIterator[Any]:
         instance = self._new_instance(context)
         try:
             if self._initialize is not None:
-                await _settled(self._initialize(instance))
+                await _awaited(self._initialize(instance))
             yield instance
         except BaseException as error:
             if self._cleanup is not None and not children.is_child:
                 try:
-                    await _settled(self._cleanup(instance))
+                    await _awaited(self._cleanup(instance))
                 except Exception as second:  # noqa: BLE001 - the first error is the one to report
                     error.add_note(f"cleanup() failed as well: {second!r}")
             raise
         if self._cleanup is not None and not children.is_child:
-            await _settled(self._cleanup(instance))
+            await _awaited(self._cleanup(instance))
 
     def _new_instance(self, context: SessionContext | None) -> Any:
         assert self._owner is not None
@@ -186,7 +186,7 @@ class ToolRegistry:
         Raises
         ------
         AdapterError
-            It is none of these, has no tools, or is not for threads.
+            It is none of these, has no tools, or is not thread-safe.
         Exception
             Whatever importing it raises.
         """
@@ -215,7 +215,7 @@ class ToolRegistry:
         self._broken.pop(name, None)
 
     def mark_broken(self, name: str, error: BaseException) -> None:
-        """Note why a function of the notebook could not be added; `get` raises it."""
+        """Record why a function of the notebook could not be added; `get` raises that error."""
         self._broken[name] = error
 
     def get(self, name: str) -> Tool:
@@ -279,8 +279,8 @@ def import_adapter(path: str) -> object:
 def _drop_stale_bytecode(name: str) -> None:
     """Remove the bytecode of a module that was changed after it was compiled.
 
-    Python compares the source's time in whole seconds, and its size: what was changed within the
-    same second, and has the same size, it takes for what it was.
+    Python compares the source's time in whole seconds, and its size: it does not notice a change
+    within the same second that keeps the size.
     """
     try:
         spec = importlib.util.find_spec(name)
@@ -290,7 +290,7 @@ def _drop_stale_bytecode(name: str) -> None:
         if Path(spec.origin).stat().st_mtime_ns > compiled.stat().st_mtime_ns:
             compiled.unlink()
     except (ImportError, OSError, ValueError):
-        return  # there is none, or it is not ours; the import itself says what is wrong
+        return  # there is none, or it belongs to another user; the import itself raises the error
 
 
 def _tools_of(target: object) -> Iterator[Tool]:
@@ -325,5 +325,5 @@ def name_of(adapter: object) -> str:
     return f"{module}:{name}" if module else name
 
 
-async def _settled(value: Any) -> Any:
+async def _awaited(value: Any) -> Any:
     return await value if inspect.isawaitable(value) else value

@@ -1,4 +1,4 @@
-"""The session of a call, in its worker: what its owner serves over the lane."""
+"""Access to a session from a worker: its owner serves it over the lane."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from ..sessions.variables import Find, Key, Variables
 from ..sessions.watch import Watch
 
 CACHE_SECONDS = 0.1
-"""Time for which a call that goes on need not ask again for a value that it has read."""
+"""Seconds for which a call caches a value that it has read."""
 
 _CACHE_BYTES = 64 * 1024
 
@@ -24,14 +24,14 @@ Ask = Callable[..., Any]
 
 
 class RemoteSession:
-    """The variables, programs and metadata of the session that a call belongs to.
+    """The variables, programs and metadata of the session that a call or cell belongs to.
 
     Parameters
     ----------
     ask
-        Asks the owner: for a part, a method of it, and its arguments.
+        Calls the owner, with a part, a method of it, and its arguments.
     is_cached
-        Whether values that were read may be kept for a moment: this is a call, that ends.
+        Whether values that were read are cached for a moment: for calls, which end.
     """
 
     def __init__(self, ask: Ask, *, is_cached: bool) -> None:
@@ -52,7 +52,7 @@ class RemoteSession:
         return watch
 
     def invalidate(self) -> None:
-        """Keep no values that were read."""
+        """Drop cached values."""
         if isinstance(self.variables, CachedVariables):
             self.variables.invalidate()
 
@@ -63,7 +63,7 @@ class RemoteSession:
 
 
 class _Changes:
-    """Finds changes by asking."""
+    """Source of a watch's changes, read from the owner."""
 
     def __init__(self, find: Find) -> None:
         self.revision: Callable[[], int] = find("revision")
@@ -71,17 +71,17 @@ class _Changes:
 
 
 class CachedVariables(Variables):
-    """Variables of a call: what it has read it need not ask for again at once.
+    """Variables of a call, with a short-lived cache of the values read.
 
     A value is never older than the call, nor than 0.1 s; and a new copy each time.
     """
 
     def __init__(self, find: Find, watch: Callable[[str], Watch]) -> None:
         self._cache: dict[Key, tuple[float, bytes | None, Any]] = {}
-        super().__init__(partial(self._find_fresh, find), watch)
+        super().__init__(partial(self._find_invalidating, find), watch)
 
     def __getitem__(self, name: Key) -> Any:
-        until, body, value = self._cache.get(name, _NOTHING)
+        until, body, value = self._cache.get(name, _NOT_CACHED)
         if time.monotonic() < until:
             return value if body is None else pickle.loads(body)  # noqa: S301 - what this process has pickled
         value = super().__getitem__(name)
@@ -89,7 +89,7 @@ class CachedVariables(Variables):
         return value
 
     def invalidate(self) -> None:
-        """Ask again for whatever is read from now on."""
+        """Drop cached values."""
         self._cache.clear()
 
     def _keep(self, name: Key, value: Any) -> None:
@@ -101,8 +101,8 @@ class CachedVariables(Variables):
             if len(body) <= _CACHE_BYTES:
                 self._cache[name] = until, body, None
 
-    def _find_fresh(self, find: Find, method: str) -> Callable[..., Any]:
-        """Give a method of the owner's; whatever it does, what was read may be old then."""
+    def _find_invalidating(self, find: Find, method: str) -> Callable[..., Any]:
+        """Return a method of the owner's that drops cached values, which it may outdate."""
         found = find(method)
         if method == "value":
             return found
@@ -116,23 +116,23 @@ class CachedVariables(Variables):
         return call
 
 
-def told_as_in_the_notebook(
+def error_as_in_notebook(
     error: Exception, part: str, method: str, args: Sequence[Any]
 ) -> Exception:
-    """Return the error that the notebook gets for a value that cannot be pickled.
+    """Return the error that the notebook would get for a value that cannot be pickled.
 
     Parameters
     ----------
     error
-        What to return if it is something else.
+        Returned if the cause is something else.
     part, method, args
-        What was asked for, see `RemoteSession`.
+        The method that was called, see `RemoteSession`.
     """
     is_batch = method in {"set_many", "register_many"}
     if is_batch:
         values = {name: _value_in(spec, method) for name, spec in args[0].items()}
-    elif method in _VALUE_AT:
-        values = {args[0]: args[_VALUE_AT[method]]}
+    elif method in _VALUE_INDEX:
+        values = {args[0]: args[_VALUE_INDEX[method]]}
     else:
         values = {}
     for name, value in values.items():
@@ -149,8 +149,8 @@ def _value_in(spec: Any, method: str) -> Any:
     return spec.get("value") if isinstance(spec, Mapping) else spec
 
 
-_VALUE_AT = {"assign": 1, "put": 1, "register": 2}
+_VALUE_INDEX = {"assign": 1, "put": 1, "register": 2}
 _KINDS = {"variables": "variable", "programs": "program", "metadata": "metadata"}
 
 _ATOMS = frozenset({type(None), bool, int, float, complex, str, bytes})
-_NOTHING: tuple[float, bytes | None, Any] = (0.0, None, None)
+_NOT_CACHED: tuple[float, bytes | None, Any] = (0.0, None, None)

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-from ..lane.replies import Interrupted, decode_error, value_of
+from ..lane.replies import Interrupted, decode_error, decode_value
 from ..lane.worker_end import WorkerLane
 from ..processes import children
 from ..protocol import messages
@@ -67,7 +67,7 @@ class HostCalls:
         """Store an answer and wake its caller; discard it if no caller waits any more."""
         awaited = self._awaited.get(message.id)
         if awaited is None:
-            self._lane.marshaller.drop(message)
+            self._lane.marshaller.discard(message)
         else:
             self._answers[message.id] = message, frame
             awaited[1]()
@@ -146,7 +146,7 @@ class HostCalls:
     def _outcome(self, tool: str, message: messages.Result | messages.Failure, frame: Frame) -> Any:
         marshaller = self._lane.marshaller
         if isinstance(message, messages.Result):
-            return value_of(marshaller, message, frame, tool)
+            return decode_value(marshaller, message, frame, tool)
         error = decode_error(marshaller, message, frame, tool, "notebook")
         if isinstance(error, Interrupted):
             raise KeyboardInterrupt

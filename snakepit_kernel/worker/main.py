@@ -30,7 +30,7 @@ from ..processes.os_limits import limit_address_space, limit_cpu, limit_files
 from ..protocol import messages
 from ..protocol.frames import Frame, pack
 from ..telemetry.correlation import METADATA_KEY
-from ..tools.context import correlate_cell, enter_cell, enter_slot, enter_worker, is_main_thread
+from ..tools.context import correlate_cell, enter_cell, enter_worker, is_main_thread, rename_worker
 from ..tools.registry import ToolRegistry
 from .autoreload import Autoreload
 from .descriptors import Descriptors
@@ -163,7 +163,7 @@ class WorkerMain:
         self.channels = KernelBuilder(
             argv,
             loop,
-            is_idle=self._server.lane.rests,
+            is_idle=self._server.lane.is_idle,
             is_free=lambda: self._server.is_free,
             on_complete=self._connect_kernel,
             within=self._isolation.for_all_sessions,
@@ -261,7 +261,7 @@ class WorkerMain:
             case messages.Configure():
                 self._configure(message, frame)
             case messages.Assign(worker=name):
-                enter_slot(name)
+                rename_worker(name)
             case messages.Follow():
                 self._follow(message)
             case messages.OpenChannels(id=call_id):

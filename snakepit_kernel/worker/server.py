@@ -135,7 +135,7 @@ class CallServer:
             answer = functools.partial(self._answer, message, frame)
             if self.lane.is_own_thread:
                 return answer
-            self.lane.hand_over(answer)
+            self.lane.run_in_own_thread(answer)
             return None
         return self._handle(message, frame)
 
@@ -181,7 +181,7 @@ class CallServer:
     def _trim(self) -> None:
         """Release memory that was needed to send large values, when the lane is idle."""
         self._trimmer = None
-        if not self._is_busy and self.lane.rests(TRIM_AFTER):
+        if not self._is_busy and self.lane.is_idle(TRIM_AFTER):
             self.lane.marshaller.trim()
         if self.lane.marshaller.is_warm:
             self._trimmer = self._loop.call_later(TRIM_AFTER, self._trim)
@@ -192,7 +192,7 @@ class CallServer:
         if recalled == self._recalled_call:
             return
         self._recalled_call = recalled
-        for frame in self.lane.take_ahead():
+        for frame in self.lane.receive_unhandled():
             message = messages.decode_for_worker(frame.header)
             if isinstance(message, _CALLS):
                 self._queued.append((message, frame))

@@ -81,9 +81,9 @@ class StreamSender:
             raise RuntimeError(msg)
         self._sent += 1
         try:
-            body, buffers = self._lane.marshaller.codec.dumps_what_can_travel(chunk)
+            body, buffers = self._lane.marshaller.codec.dumps_with_markers(chunk)
         except Exception as error:
-            raise replies.cannot_travel(f"chunk {self._sent}", chunk, error) from error
+            raise replies.not_picklable_error(f"chunk {self._sent}", chunk, error) from error
         if buffers:
             self._lane.send(self._lane.marshaller.pack(self._message, body, buffers))
         else:

@@ -18,9 +18,9 @@ from ..tools.context import (
     SessionContext,
     context_of_call,
     enter_call,
-    enter_thread,
-    note_thread,
-    starting_here,
+    record_thread,
+    set_starter,
+    starter_of_here,
 )
 
 Within = Callable[[], Callable[[], AbstractContextManager[None]]]
@@ -40,7 +40,7 @@ def propagate_contexts(current_cell: Within) -> None:
 
     @functools.wraps(start)
     def start_(thread: threading.Thread) -> None:
-        starter = starting_here()
+        starter = starter_of_here()
         if starter is None:
             start(thread)
             return
@@ -48,7 +48,7 @@ def propagate_contexts(current_cell: Within) -> None:
 
         def run_() -> None:
             vars(thread).pop("run", None)  # or the thread would refer to itself
-            enter_thread(starter)
+            set_starter(starter)
             with within():
                 run()
 
@@ -58,13 +58,13 @@ def propagate_contexts(current_cell: Within) -> None:
         except BaseException:
             vars(thread).pop("run", None)
             raise
-        note_thread(starter, thread)
+        record_thread(starter, thread)
 
     @functools.wraps(submit)
     def submit_(
         self: ThreadPoolExecutor, fn: Callable[..., Any], /, *args: Any, **kwargs: Any
     ) -> Future[Any]:
-        submitter = starting_here()
+        submitter = starter_of_here()
         if submitter is None:
             return submit(self, fn, *args, **kwargs)
         return submit(self, _in_context_of(submitter, current_cell(), fn), *args, **kwargs)

@@ -330,14 +330,14 @@ def test_more_buffers_than_the_arena_can_count_are_not_placed(arena):
 
     assert None not in places[:-1]
     assert places[-1] is None
-    writer.withdraw(places[100])
+    writer.reclaim(places[100])
     assert writer.place(memoryview(b"x")).offset == places[100].offset
 
 
 def test_a_place_that_is_withdrawn_is_free(arena):
     place = arena.put(pages(3))
 
-    arena.writer.withdraw(place)
+    arena.writer.reclaim(place)
 
     assert arena.writer.used_bytes == 0
 

@@ -233,8 +233,8 @@ def test_chunks_that_came_before_the_death_are_given_to_an_event_loop_that_is_la
     pool = open_pool(1, adapter=fragile)
     taken = []
     if moment == "looks":  # as where the system has others run first
-        look = OwnerLane._look_out
-        monkeypatch.setattr(OwnerLane, "_look_out", lambda lane: time.sleep(0.5) or look(lane))
+        look = OwnerLane._spin
+        monkeypatch.setattr(OwnerLane, "_spin", lambda lane: time.sleep(0.5) or look(lane))
 
     async def take() -> None:
         async for chunk in pool.astream("stream_and_crash", {"name": "log", "after": 2}):

@@ -315,7 +315,7 @@ def test_what_workers_may_not_ask_for_is_refused(session):
 def test_the_text_of_a_session_names_it(session):
     assert repr(session) == "<SessionState 's'>"
     assert isinstance(session, SessionState)
-    assert handle.LOOK_AGAIN > 0
+    assert handle.TOUCH_INTERVAL > 0
 
 
 def test_a_store_is_named_by_a_path_or_a_url(tmp_path):

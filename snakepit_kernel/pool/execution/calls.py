@@ -650,7 +650,7 @@ class AsyncHostCalls:
             self._awaited.remove(call.id)
             self._send(answer)
         else:  # the call has ended, and the lane may be somebody else's by now
-            self._seat.lane.marshaller.withdraw(answer)
+            self._seat.lane.marshaller.reclaim(answer)
 
     def _send(self, answer: list[Segment]) -> None:
         lane: OwnerLane = self._seat.lane

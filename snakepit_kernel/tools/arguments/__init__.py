@@ -1,4 +1,4 @@
-"""Arguments of a tool: checked against its signature and annotations, and described by a schema."""
+"""Validation of a tool's arguments by its signature and annotations, and their JSON Schema."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _NAMED = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONL
 _POSITIONAL = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
 
 _MAX_SHAPES = 64
-"""Good calls of one tool that are remembered: number, names and classes of the arguments."""
+"""Cached shapes of valid calls of a tool: number, names and classes of the arguments."""
 
 
 class Arguments:
@@ -26,11 +26,11 @@ class Arguments:
     Parameters
     ----------
     signature
-        How the function is called.
+        The function's signature.
     hints
-        What is checked, by the name of the parameter; nothing of those that are not here.
+        Annotations to check, by the name of the parameter; the others are not checked.
     descriptions
-        What the parameters mean, by name.
+        Descriptions of the parameters, by name.
     """
 
     def __init__(
@@ -48,10 +48,10 @@ class Arguments:
         self._named = [p for p in self._parameters if p.kind in _NAMED]
         self._required = [p.name for p in self._named if p.default is p.empty]
         self._positional = [p.name for p in self._parameters if p.kind in _POSITIONAL]
-        self._good_names: set[tuple[Any, ...]] = set()
-        self._good_shapes: set[tuple[Any, ...]] = set()
-        self._rest = self._name_of(inspect.Parameter.VAR_POSITIONAL)
-        self._more = self._name_of(inspect.Parameter.VAR_KEYWORD)
+        self._valid_names: set[tuple[Any, ...]] = set()
+        self._valid_shapes: set[tuple[Any, ...]] = set()
+        self._var_positional = self._name_of(inspect.Parameter.VAR_POSITIONAL)
+        self._var_keyword = self._name_of(inspect.Parameter.VAR_KEYWORD)
 
     @classmethod
     def of(cls, function: Callable[..., Any], *, skip_first: bool = False) -> Arguments:
@@ -62,14 +62,14 @@ class Arguments:
         return cls(signature.replace(parameters=parameters), hints_of(function), descriptions)
 
     def portable(self) -> bytes:
-        """Return what another process needs to check arguments, which `restored` takes there."""
+        """Return data with which another process checks arguments, see `restored`."""
         return portable.pack(self.signature, self._hints)
 
     @classmethod
     def restored(cls, data: bytes) -> Arguments:
         """Restore what `portable` made, without an import.
 
-        A parameter whose annotation names what this process does not have is not checked by type.
+        A parameter whose annotation names a class that this process does not have is not checked.
         """
         return cls(*portable.unpack(data))
 
@@ -81,36 +81,36 @@ class Arguments:
         Returns
         -------
         args, kwargs
-            The arguments, converted where an annotation asks for it (a dict to a dataclass).
+            The arguments, converted where an annotation requires it (a dict to a dataclass).
         problems
             One sentence for each argument that is wrong, missing or unknown; empty when all fit.
         """
         shape = (len(args), *kwargs, *map(type, args), *map(type, kwargs.values()))
-        if shape in self._good_shapes:
+        if shape in self._valid_shapes:
             return args, kwargs, []
         names = (len(args), *kwargs)
-        if names not in self._good_names:
+        if names not in self._valid_names:
             if problems := self._wrong_names(args, kwargs):
                 return args, kwargs, problems
-            _remember(self._good_names, names)
+            _cache(self._valid_names, names)
         named = dict(zip(self._positional, args, strict=False))
         if self._match_by_class(named | kwargs):
-            _remember(self._good_shapes, shape)
+            _cache(self._valid_shapes, shape)
         problems = []
-        rest = [self._checked(self._rest, value, problems) for value in args[len(named) :]]
-        named = {name: self._checked(name, value, problems) for name, value in named.items()}
-        kwargs = {name: self._checked(name, value, problems) for name, value in kwargs.items()}
+        rest = [self._check(self._var_positional, value, problems) for value in args[len(named) :]]
+        named = {name: self._check(name, value, problems) for name, value in named.items()}
+        kwargs = {name: self._check(name, value, problems) for name, value in kwargs.items()}
         return (*named.values(), *rest), kwargs, problems
 
     def _match_by_class(self, given: dict[str, Any]) -> bool:
-        """Whether no other values of the same classes could be wrong either."""
-        return not (self._rest or self._more) and all(
+        """Whether all values of these classes are valid."""
+        return not (self._var_positional or self._var_keyword) and all(
             self._checks[name] is None or type(value) in self._classes[name]
             for name, value in given.items()
         )
 
-    def _checked(self, name: str, value: Any, problems: list[str]) -> Any:
-        check = self._checks[name if name in self._hints else self._more]
+    def _check(self, name: str, value: Any, problems: list[str]) -> Any:
+        check = self._checks[name if name in self._hints else self._var_keyword]
         if check is None:
             return value
         try:
@@ -126,7 +126,7 @@ class Arguments:
         except TypeError as error:
             known = {p.name for p in self._named}
             given = {*self._positional[: len(args)], *kwargs}
-            unknown = [] if self._more else [name for name in kwargs if name not in known]
+            unknown = [] if self._var_keyword else [name for name in kwargs if name not in known]
             problems = [
                 *(f"unknown argument {name!r}" for name in unknown),
                 *(f"missing argument {name!r}" for name in self._required if name not in given),
@@ -145,7 +145,9 @@ class Arguments:
             "type": "object",
             "properties": properties,
             "required": list(self._required),
-            "additionalProperties": schemas.of(self._hints[self._more]) if self._more else False,
+            "additionalProperties": schemas.of(self._hints[self._var_keyword])
+            if self._var_keyword
+            else False,
         }
         if schemas.definitions:
             schema["$defs"] = schemas.definitions
@@ -168,6 +170,6 @@ def _hint_for(parameter: inspect.Parameter, kind: Any) -> Any:
     return typing.Optional[kind] if parameter.default is None and kind is not Any else kind  # noqa: UP045 - at run time
 
 
-def _remember(known: set[tuple[Any, ...]], shape: tuple[Any, ...]) -> None:
+def _cache(known: set[tuple[Any, ...]], shape: tuple[Any, ...]) -> None:
     if len(known) < _MAX_SHAPES:
         known.add(shape)

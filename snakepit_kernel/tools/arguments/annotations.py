@@ -1,4 +1,4 @@
-"""Annotations of a function or a class: resolved, and with all constraints as ``msgspec.Meta``."""
+"""Resolution of annotations, and translation of their constraints to ``msgspec.Meta``."""
 
 from __future__ import annotations
 
@@ -28,15 +28,15 @@ _CONSTRAINTS: Final[dict[str, type | tuple[type, ...]]] = {
     "description": str,
     "examples": list,
 }
-"""What ``msgspec.Meta``, annotated_types and pydantic's ``Field`` call by the same names."""
+"""Constraints with the same names in ``msgspec.Meta``, annotated_types and pydantic's ``Field``."""
 
 
 def signature_of(function: Callable[..., Any]) -> inspect.Signature:
-    """Return a signature with annotations as objects, not as texts, where they resolve."""
+    """Return a signature with annotations as objects, not strings, where they can be resolved."""
     try:
         return inspect.signature(function, eval_str=True)
-    except Exception:  # noqa: BLE001 - an annotation may be any text
-        if sys.version_info >= (3, 14):  # where what is no text may mean nothing, too
+    except Exception:  # noqa: BLE001 - an annotation may be any string
+        if sys.version_info >= (3, 14):  # where other annotations may be unresolvable, too
             from annotationlib import Format
 
             return inspect.signature(function, annotation_format=Format.STRING)
@@ -44,18 +44,18 @@ def signature_of(function: Callable[..., Any]) -> inspect.Signature:
 
 
 def hints_of(target: Any) -> dict[str, Any]:
-    """Return the annotations of a function or a class by name, without those that mean nothing."""
-    return {name: normalized(kind) for name, kind in _resolved(target).items()}
+    """Return the annotations of a function or a class by name, without unresolvable ones."""
+    return {name: normalized(kind) for name, kind in _resolve(target).items()}
 
 
 def required_keys(typed_dict: Any) -> set[str]:
     """Return the keys that a TypedDict must have.
 
-    Its own ``__required_keys__`` knows nothing of ``Required`` and ``NotRequired`` in annotations
-    that are texts, as they all are under ``from __future__ import annotations``.
+    Its own ``__required_keys__`` ignores ``Required`` and ``NotRequired`` in annotations that are
+    strings, as they all are under ``from __future__ import annotations``.
     """
     required = set(typed_dict.__required_keys__)
-    for name, kind in _resolved(typed_dict).items():
+    for name, kind in _resolve(typed_dict).items():
         match _qualifier_of(kind):
             case "Required":
                 required.add(name)
@@ -64,15 +64,15 @@ def required_keys(typed_dict: Any) -> set[str]:
     return required
 
 
-def _resolved(target: Any) -> dict[str, Any]:
+def _resolve(target: Any) -> dict[str, Any]:
     try:
         return typing.get_type_hints(target, include_extras=True)
     except Exception:  # noqa: BLE001 - an annotation may be any text
-        return _resolved_one_by_one(inspect.unwrap(target))
+        return _resolve_one_by_one(inspect.unwrap(target))
 
 
-def _resolved_one_by_one(target: Any) -> dict[str, Any]:
-    """Resolve each annotation alone, so that one that means nothing does not hide the others."""
+def _resolve_one_by_one(target: Any) -> dict[str, Any]:
+    """Resolve each annotation alone, so that an unresolvable one does not affect the others."""
     module = sys.modules.get(getattr(target, "__module__", ""))
     namespace = getattr(target, "__globals__", None) or vars(module or types)
     hints: dict[str, Any] = {}
@@ -94,10 +94,10 @@ def _unresolved(target: Any) -> Mapping[str, Any]:
 
 
 def normalized(kind: Any) -> Any:
-    """Return an annotation with its constraints as ``msgspec.Meta``, also inside of it.
+    """Return an annotation with its constraints as ``msgspec.Meta``, also nested ones.
 
-    Extras that are no constraints go, and so do the wrappings that say nothing of a value:
-    ``NewType``, ``Required``, ``NotRequired``, ``ReadOnly``.
+    Other extras are removed, and so are wrappers that do not constrain a value: ``NewType``,
+    ``Required``, ``NotRequired``, ``ReadOnly``.
     """
     if isinstance(kind, typing.NewType):
         return normalized(kind.__supertype__)
@@ -119,7 +119,7 @@ def _qualifier_of(kind: Any) -> str | None:
 
 
 def is_container(origin: Any) -> bool:
-    """Whether the arguments of a generic class are what its items have to be."""
+    """Whether the arguments of a generic class are the types of its items."""
     if not isinstance(origin, type):
         return False
     is_interface = origin.__module__ == "collections.abc"
@@ -128,7 +128,7 @@ def is_container(origin: Any) -> bool:
 
 
 def exact_classes(kind: Any) -> frozenset[type]:
-    """Return the classes whose very own instances match an annotation, whatever their value."""
+    """Return the classes whose direct instances match an annotation, whatever their value."""
     if typing.get_origin(kind) in UNIONS:
         return frozenset().union(*map(exact_classes, typing.get_args(kind)))
     return frozenset({kind} if isinstance(kind, type) else ())
@@ -137,7 +137,7 @@ def exact_classes(kind: Any) -> frozenset[type]:
 def _metas_of(extras: Iterable[Any]) -> Iterator[msgspec.Meta]:
     """Translate constraints, by the names of their attributes.
 
-    So neither annotated_types nor pydantic has to be here. A ``Field`` of pydantic keeps its
+    So neither annotated_types nor pydantic need be installed. A ``Field`` of pydantic keeps its
     constraints in ``metadata``, a grouped one of annotated_types (``Len``) has them all itself.
     """
     for extra in extras:

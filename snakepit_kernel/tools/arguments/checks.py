@@ -1,13 +1,13 @@
-"""Values checked against annotations, and converted where plain data stands for more.
+"""Checks of values against annotations, and conversion of plain data.
 
-A value that fits stays the object that it is: subclasses, and numpy's numbers. Plain data becomes
-what the annotation names: a dict a dataclass or a model, a value its enum's member, a text a date.
-Containers are looked into here, so that every annotation may stand inside any other; constraints
-and the types of the standard library are msgspec's work.
+A valid value stays the same object: also subclasses, and numpy's numbers. Plain data becomes what
+the annotation names: a dict a dataclass or a model, a value its enum's member, a text a date.
+Containers are checked here, so that every annotation may be nested in any other; constraints and
+the types of the standard library are checked by msgspec.
 
 Not pydantic's ``TypeAdapter``: strict, it copies each container, makes an int of an ``IntEnum``'s
-member, and refuses numpy's numbers and plain data that stands for more; lax, it takes ``"3"`` for a
-number. Neither takes ``typing.TypedDict`` before Python 3.12.
+member, and rejects numpy's numbers and plain data to convert; lax, it accepts ``"3"`` for a
+number. Neither accepts ``typing.TypedDict`` before Python 3.12.
 """
 
 from __future__ import annotations
@@ -35,12 +35,12 @@ _NUMBERS: Final[dict[type, type]] = {
     float: numbers.Real,
     complex: numbers.Complex,
 }
-_AS_THEY_ARE: Final = (int, float, complex, bool, str, bytes, bytearray, type(None))
-"""Nothing else stands for one of these: no text for a number, no base64 for bytes."""
+_NEVER_CONVERTED: Final = (int, float, complex, bool, str, bytes, bytearray, type(None))
+"""Types that nothing is converted to: no text to a number, no base64 to bytes."""
 
 
 def check_for(kind: Any) -> Check | None:
-    """Return what checks a value against an annotation, or None when there is nothing to check."""
+    """Return the check of an annotation, or None if every value is valid."""
     origin, args = typing.get_origin(kind), typing.get_args(kind)
     if origin is Annotated:
         return _constrained_check(args[0], kind.__metadata__)
@@ -59,7 +59,7 @@ def check_for(kind: Any) -> Check | None:
 
 
 def _deferred(make: Callable[[], Check | None]) -> Check:
-    """Make a check when it is first used: what it checks may contain itself."""
+    """Make a check when it is first used: its type may be recursive."""
     made = functools.cache(make)
 
     def check(value: Any) -> Any:
@@ -75,7 +75,7 @@ def _class_check(kind: type) -> Check | None:
     try:
         isinstance(None, kind)
     except TypeError:
-        return None  # a protocol that cannot be looked for
+        return None  # a protocol that is not checkable at runtime
     convert = _conversion_to(kind)
 
     def check(value: Any) -> Any:
@@ -89,7 +89,7 @@ def _class_check(kind: type) -> Check | None:
 
 
 def _conversion_to(kind: type) -> Check:
-    """Return what makes an instance of plain data, or refuses what it is given."""
+    """Return a function that converts plain data to a class, or rejects it."""
     if issubclass(kind, enum.Enum):
         return functools.partial(_member_of, kind)
     if kind in CONVERTED_FROM:
@@ -99,16 +99,16 @@ def _conversion_to(kind: type) -> Check:
     if dataclasses.is_dataclass(kind):
         return _deferred(lambda: _dataclass_conversion(kind))
     if issubclass(kind, pathlib.PurePath):
-        return lambda value: kind(value) if isinstance(value, str) else _refuse(kind, value)
+        return lambda value: kind(value) if isinstance(value, str) else _reject(kind, value)
     is_interface = kind.__module__ == "collections.abc"
-    if kind in _AS_THEY_ARE or is_interface or not _is_known_to_msgspec(kind):
-        return functools.partial(_refuse, kind)
+    if kind in _NEVER_CONVERTED or is_interface or not _is_known_to_msgspec(kind):
+        return functools.partial(_reject, kind)
     return functools.partial(_msgspec_convert, kind)
 
 
-def _refuse(kind: Any, value: object) -> Any:
+def _reject(kind: Any, value: object) -> Any:
     if kind is bool and type(value).__module__ == "numpy" and type(value).__name__[:4] == "bool":
-        return value  # numpy's is no subclass of bool, and no number either
+        return value  # numpy's bool is neither a subclass of bool nor a number
     raise wrong_type(kind, value)
 
 
@@ -118,7 +118,7 @@ def _member_of(kind: type[enum.Enum], value: Any) -> enum.Enum:
         member = kind(plain)
     except (ValueError, TypeError):
         member = None
-    # To an enum, 1, 1.0 and True are the same.
+    # To an enum, 1, 1.0 and True are equal.
     if member is None or type(member.value) is not type(plain):
         raise not_one_of([member.value for member in kind], value)
     return member
@@ -138,7 +138,7 @@ def _is_known_to_msgspec(kind: Any) -> bool:
         msgspec.convert(object(), kind)
     except msgspec.ValidationError:
         return True
-    except Exception:  # noqa: BLE001 - TypeError of what it does not know; any of bad annotations
+    except Exception:  # noqa: BLE001 - TypeError for unknown types; any error for bad annotations
         return False
     return True
 
@@ -156,12 +156,12 @@ def _dataclass_conversion(kind: type) -> Check:
 
 def _typed_dict_check(kind: Any) -> Check:
     hints = hints_of(kind)
-    meaningless = sorted((kind.__required_keys__ | kind.__optional_keys__) - hints.keys())
-    return _fields_check(kind, hints | dict.fromkeys(meaningless, Any), required_keys(kind))
+    unresolved = sorted((kind.__required_keys__ | kind.__optional_keys__) - hints.keys())
+    return _fields_check(kind, hints | dict.fromkeys(unresolved, Any), required_keys(kind))
 
 
 def _fields_check(kind: Any, hints: dict[str, Any], required: Collection[str]) -> Check:
-    """Return what checks a dict that has the fields of a class."""
+    """Return the check of a dict with the fields of a class."""
     checks = {name: check_for(hint) for name, hint in hints.items()}
 
     def check(value: Any) -> Any:
@@ -197,12 +197,12 @@ def _union_check(kind: Any, members: Iterable[Any]) -> Check | None:
                 mismatches.append(mismatch)
                 continue
             if checked is value:
-                return value  # "red" of ``Color | str`` is a text
+                return value  # "red" is a valid text for ``Color | str``
             converted.append(checked)
         if converted:
             return converted[0]
-        telling = [it for it in mismatches if it.path or not isinstance(it, WrongType)]
-        raise telling[0] if len(telling) == 1 else wrong_type(kind, value)
+        specific = [it for it in mismatches if it.path or not isinstance(it, WrongType)]
+        raise specific[0] if len(specific) == 1 else wrong_type(kind, value)
 
     return None if None in checks else check
 
@@ -224,7 +224,7 @@ def _literal_check(choices: tuple[Any, ...]) -> Check:
 def _is_equal(value: Any, choice: object) -> bool:
     try:
         return bool(value == choice)
-    except ValueError:  # of arrays and tables, which compare item by item
+    except ValueError:  # arrays and tables compare item by item
         return False
 
 
@@ -232,7 +232,7 @@ def _constrained_check(base: Any, metas: tuple[Any, ...]) -> Check | None:
     base_check = check_for(base)
     rule: Any = Annotated[(_without_arguments(base), *metas)]
     if not _is_known_to_msgspec(rule):
-        return base_check  # a limit of what has no length or size that msgspec knows
+        return base_check  # a constraint that msgspec cannot apply to this type
 
     def check(value: Any) -> Any:
         checked = base_check(value) if base_check else value
@@ -243,7 +243,7 @@ def _constrained_check(base: Any, metas: tuple[Any, ...]) -> Check | None:
 
 
 def _without_arguments(kind: Any) -> Any:
-    """Return ``list`` of ``list[int]``: the items are not what a constraint is about."""
+    """Return ``list`` for ``list[int]``: constraints do not concern the items."""
     origin, args = typing.get_origin(kind), typing.get_args(kind)
     if origin in UNIONS:
         return typing.Union[tuple(map(_without_arguments, args))]  # noqa: UP007 - built at run time
@@ -251,7 +251,7 @@ def _without_arguments(kind: Any) -> Any:
 
 
 def _plain_number(value: Any) -> Any:
-    """Return numpy's numbers, and others, as Python's, which msgspec and enums know."""
+    """Convert numpy's numbers, and others, to Python's, which msgspec and enums support."""
     if isinstance(value, numbers.Real) and not isinstance(value, int | float):
         return int(value) if isinstance(value, numbers.Integral) else float(value)
     return value

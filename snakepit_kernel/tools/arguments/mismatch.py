@@ -19,7 +19,7 @@ class Mismatch(ValueError):
     text
         What was expected, and what was given.
     path
-        Where in the value: ``.name`` of a field, ``[0]`` of an item.
+        Position in the value: ``.name`` for a field, ``[0]`` for an item.
     """
 
     def __init__(self, text: str, path: str = "") -> None:
@@ -31,32 +31,32 @@ class Mismatch(ValueError):
         return f"{self.text} - at `${self.path}`" if self.path else self.text
 
     def within(self, step: str) -> Self:
-        """Return the same error of the value that has this one as a part."""
+        """Return the same error for the value that contains this one."""
         return type(self)(self.text, step + self.path)
 
 
 class WrongType(Mismatch):
-    """A value is of another type altogether."""
+    """A value is of a wrong type."""
 
 
 def wrong_type(kind: Any, value: object) -> WrongType:
-    """Return the error that names the expected type and the one that was given."""
+    """Return the error with the expected type and the given one."""
     return WrongType(f"Expected `{_name_of(kind)}`, got `{_name_of(type(value))}`")
 
 
 def _name_of(kind: Any) -> str:
-    """Return an annotation as its author wrote it, more or less."""
+    """Format an annotation about as its author wrote it."""
     text = inspect.formatannotation(kind)
     return text.replace("collections.abc.", "").replace("NoneType", "None")
 
 
 def not_one_of(choices: Iterable[object], value: object) -> Mismatch:
-    """Return the error that names the values there are."""
+    """Return the error with the allowed values."""
     return Mismatch(f"Expected one of {', '.join(map(repr, choices))}, got {reprlib.repr(value)}")
 
 
 def build(make: Check, value: Any) -> Any:
-    """Build an instance; what its class objects to is a mismatch."""
+    """Build an instance; an error of its class becomes a mismatch."""
     try:
         return make(value)
     except (ValueError, TypeError) as error:
@@ -64,7 +64,7 @@ def build(make: Check, value: Any) -> Any:
 
 
 def _mismatch_of(error: ValueError | TypeError) -> Mismatch:
-    """Tell an exception in one sentence; that of pydantic has several lines, and the paths."""
+    """Summarise an exception in one sentence; pydantic's has several lines, and paths."""
     if not callable(errors := getattr(error, "errors", None)):
         return Mismatch(str(error))
     first, *others = errors(include_url=False)

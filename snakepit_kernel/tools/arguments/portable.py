@@ -1,8 +1,8 @@
-"""Signatures that travel from a worker to the owner of the pool, as data.
+"""Serialization of signatures, which workers send to the pool's owner.
 
-No pickle: to restore one imports nothing and calls nothing of a user's. A class travels by name and
-is looked up among the modules that the owner has anyway; so an annotation with a class that it does
-not have, or that looks different there, is left to the worker.
+No pickle: restoring a signature imports nothing and calls no user code. A class is sent by name and
+looked up among the modules that the owner has imported; an annotation with a class that it does not
+have, or that differs there, is checked by the worker alone.
 """
 
 from __future__ import annotations
@@ -29,33 +29,33 @@ _CONSTRAINTS: Final = (
 
 
 class Unportable(ValueError):
-    """An annotation cannot travel, or cannot be restored here."""
+    """An annotation cannot be serialized, or cannot be restored here."""
 
 
 _decode_signature = msgspec.msgpack.Decoder(
     tuple[list[tuple[str, int, bytes, str | None, str | None]], str | None]
 ).decode
-"""Of each parameter: name, kind, annotation as data, annotation and default as written."""
+"""For each parameter: name, kind, annotation as data, annotation and default as text."""
 
 
 def pack(signature: inspect.Signature, hints: dict[str, Any]) -> bytes:
-    """Make a signature portable, with what is to be checked by name."""
+    """Serialize a signature, with the annotations to check by name."""
     parameters = [
         (
             item.name,
             int(item.kind),
             _packed_hint(hints.get(item.name, Any)),
-            _written(item.annotation, inspect.formatannotation),
-            _written(item.default, repr),
+            _source_text(item.annotation, inspect.formatannotation),
+            _source_text(item.default, repr),
         )
         for item in signature.parameters.values()
     ]
-    returns = _written(signature.return_annotation, inspect.formatannotation)
+    returns = _source_text(signature.return_annotation, inspect.formatannotation)
     return msgspec.msgpack.encode((parameters, returns))
 
 
 def unpack(data: bytes) -> tuple[inspect.Signature, dict[str, Any]]:
-    """Restore what `pack` made; of what cannot be checked here the hint is ``Any``."""
+    """Restore what `pack` made; an annotation that cannot be checked here becomes ``Any``."""
     packed, returns = _decode_signature(data)
     kinds = {int(kind): kind for kind in inspect._ParameterKind}  # noqa: SLF001 - it has no other name
     parameters = [
@@ -66,8 +66,8 @@ def unpack(data: bytes) -> tuple[inspect.Signature, dict[str, Any]]:
     return signature, {name: _unpacked_hint(hint) for name, _, hint, _, _ in packed}
 
 
-class Written:
-    """An annotation or a default value as it is written in a signature; not the value."""
+class SourceText:
+    """Text of an annotation or a default value in a signature, instead of the value."""
 
     def __init__(self, text: str) -> None:
         self._text = text
@@ -76,52 +76,52 @@ class Written:
         return self._text
 
 
-def _written(value: Any, write: Callable[[Any], str]) -> str | None:
+def _source_text(value: Any, write: Callable[[Any], str]) -> str | None:
     return None if value is inspect.Parameter.empty else write(value)
 
 
 def _shown(text: str | None) -> Any:
-    return inspect.Parameter.empty if text is None else Written(text)
+    return inspect.Parameter.empty if text is None else SourceText(text)
 
 
 def _packed_hint(kind: Any) -> bytes:
     try:
-        return msgspec.msgpack.encode(_tree_of(kind))
+        return msgspec.msgpack.encode(_packed_annotation(kind))
     except (Unportable, OverflowError):  # msgpack has integers of 64 bits
         return msgspec.msgpack.encode(("any",))
 
 
 def _unpacked_hint(data: bytes) -> Any:
     try:
-        return _kind_of(msgspec.msgpack.decode(data))
-    except (ValueError, TypeError):  # of another msgspec, perhaps; the worker will say
+        return _unpacked_annotation(msgspec.msgpack.decode(data))
+    except (ValueError, TypeError):  # perhaps from another msgspec; the worker checks it
         return Any
 
 
-def _tree_of(kind: Any) -> tuple[Any, ...]:
-    """Return an annotation as data: what it is, and its parts."""
+def _packed_annotation(kind: Any) -> tuple[Any, ...]:
+    """Return an annotation as data: its kind, and its parts."""
     origin, args = typing.get_origin(kind), typing.get_args(kind)
     if kind is Any or kind is object or isinstance(kind, typing.TypeVar):
         return ("any",)
     if kind is ...:
         return ("...",)
-    if kind is None or kind is type(None):  # whose module has it not
+    if kind is None or kind is type(None):  # NoneType is not in its module
         return ("none",)
     if origin is Annotated:
-        return ("limits", _tree_of(args[0]), _limits_of(kind.__metadata__))
+        return ("limits", _packed_annotation(args[0]), _limits_of(kind.__metadata__))
     if origin is Literal:
         return ("literal", *map(_plain_choice, args))
     if origin in UNIONS:
-        return ("union", *map(_tree_of, args))
+        return ("union", *map(_packed_annotation, args))
     if is_container(origin):
-        return ("of", _tree_of_class(origin), *map(_tree_of, args))
-    return _tree_of_class(origin or kind)
+        return ("of", _packed_class(origin), *map(_packed_annotation, args))
+    return _packed_class(origin or kind)
 
 
-def _kind_of(tree: Any) -> Any:
+def _unpacked_annotation(tree: Any) -> Any:
     match tree:
-        case ["class", str(module), str(name), int(shape)]:
-            return _find_class(module, name, shape)
+        case ["class", str(module), str(name), int(checksum)]:
+            return _find_class(module, name, checksum)
         case ["any"]:
             return Any
         case ["..."]:
@@ -129,13 +129,13 @@ def _kind_of(tree: Any) -> Any:
         case ["none"]:
             return type(None)
         case ["limits", base, dict(limits)]:
-            return Annotated[(_kind_of(base), msgspec.Meta(**limits))]
+            return Annotated[(_unpacked_annotation(base), msgspec.Meta(**limits))]
         case ["literal", *choices]:
             return Literal[tuple(choices)]
         case ["union", *members]:
-            return typing.Union[tuple(map(_kind_of, members))]  # noqa: UP007 - built at run time
-        case ["of", origin, *items] if is_container(found := _kind_of(origin)):
-            return found[tuple(map(_kind_of, items))]
+            return typing.Union[tuple(map(_unpacked_annotation, members))]  # noqa: UP007 - built at run time
+        case ["of", origin, *items] if is_container(found := _unpacked_annotation(origin)):
+            return found[tuple(map(_unpacked_annotation, items))]
     raise Unportable
 
 
@@ -154,18 +154,18 @@ def _limits_of(metas: tuple[Any, ...]) -> dict[str, Any]:
     }
 
 
-def _tree_of_class(kind: Any) -> tuple[Any, ...]:
-    """Return a class by name, and what tells it from another version of it."""
+def _packed_class(kind: Any) -> tuple[Any, ...]:
+    """Return a class as its name, and a checksum of its version."""
     if not isinstance(kind, type):
         raise Unportable
-    return ("class", kind.__module__, kind.__qualname__, _shape_of(kind))
+    return ("class", kind.__module__, kind.__qualname__, _checksum_of(kind))
 
 
-def _shape_of(kind: type) -> int:
-    """Return a number by which a class is known from another one of its name.
+def _checksum_of(kind: type) -> int:
+    """Return a checksum that distinguishes a class from other versions of it.
 
-    A module may have been edited since its owner imported it. What the owner has then could refuse
-    arguments that are good in a worker.
+    A module may have been edited since the owner imported it. The owner's version could reject
+    arguments that are valid in a worker.
     """
     schemas = Schemas()
     schema = schemas.of(kind)
@@ -173,13 +173,13 @@ def _shape_of(kind: type) -> int:
     return zlib.crc32(text.encode())
 
 
-def _find_class(module: str, name: str, shape: int) -> type:
-    # By vars(), not by getattr(): a module may import on being asked, as scipy does.
+def _find_class(module: str, name: str, checksum: int) -> type:
+    # By vars(), not by getattr(): that may import modules, as in scipy.
     found: Any = sys.modules.get(module)
     for part in name.split("."):
         if not isinstance(found, type | types.ModuleType):
             raise Unportable
         found = vars(found).get(part)
-    if not isinstance(found, type) or _shape_of(found) != shape:
+    if not isinstance(found, type) or _checksum_of(found) != checksum:
         raise Unportable
     return found

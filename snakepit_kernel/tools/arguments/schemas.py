@@ -25,24 +25,24 @@ _PARAMETER: Final = re.compile(r"(?m)^(\S[^:\n]*).*\n((?:[ \t]+\S.*\n?|\n)+)")
 
 
 class Schemas:
-    """Schemas that stand in one document, and share its definitions.
+    """Schemas of one document, which share its definitions.
 
     Attributes
     ----------
     definitions
-        What ``#/$defs/NAME`` refers to.
+        The targets of ``#/$defs/NAME``.
     """
 
     def __init__(self) -> None:
         self.definitions: dict[str, Any] = {}
 
     def of(self, kind: Any) -> dict[str, Any]:
-        """Return the schema of an annotation; of what JSON cannot hold, a description."""
+        """Return the schema of an annotation; for types that JSON does not have, a description."""
         try:
             (schema,), definitions = msgspec.json.schema_components(
                 [kind], schema_hook=self._of_class, ref_template=_REFERENCE.format("{name}")
             )
-        except Exception:  # noqa: BLE001 - unions that a parser cannot tell apart, bad annotations
+        except Exception:  # noqa: BLE001 - ambiguous unions, bad annotations
             return self._by_parts(kind)
         return self._merge(schema, definitions)
 
@@ -79,7 +79,7 @@ class Schemas:
         return {"description": f"a {inspect.formatannotation(kind)}"}
 
     def _merge(self, schema: dict[str, Any], definitions: Mapping[str, Any]) -> dict[str, Any]:
-        """Take definitions over; return the schema with references to the names they got."""
+        """Add definitions; return the schema with references to their new names."""
         names = {name: self._free_name(name, item) for name, item in definitions.items()}
         for name, item in definitions.items():
             self.definitions[names[name]] = _renamed(item, names)
@@ -87,7 +87,7 @@ class Schemas:
         return renamed
 
     def _free_name(self, name: str, definition: Any) -> str:
-        """Return another name when two classes of one name differ."""
+        """Return a name that no other definition has."""
         found, number = name, 1
         while self.definitions.get(found, definition) != definition:
             number += 1
@@ -96,7 +96,7 @@ class Schemas:
 
 
 def as_json(value: Any) -> Any:
-    """Return a value as JSON holds it.
+    """Convert a value to JSON data.
 
     Raises
     ------
@@ -120,7 +120,7 @@ def _of_other_class(value: Any) -> Any:
 
 
 def parameter_descriptions(docstring: str | None) -> dict[str, str]:
-    """Return what a docstring says of each parameter, in numpydoc's form."""
+    """Return the description of each parameter in a numpydoc docstring."""
     section = _PARAMETERS.search(inspect.cleandoc(docstring or ""))
     texts: dict[str, str] = {}
     for names, text in _PARAMETER.findall(section[1] if section else ""):
