@@ -139,7 +139,7 @@ def _opened(open_for_all: Callable[..., Pool], profile: str, store: Path) -> Poo
     table = session.state.store._database
     with ThreadPoolExecutor(4) as threads:
         barrier = threading.Barrier(4)
-        list(threads.map(lambda _: (barrier.wait(), table._free.append(table._connect())), "1234"))
+        list(threads.map(lambda _: (barrier.wait(), table._idle.append(table._connect())), "1234"))
     return pool
 
 
