@@ -806,6 +806,8 @@ def test_without_wrapping_the_same_child_survives_a_restart(
     async def scenario() -> None:
         async with start_kernel(tiny) as running:
             child = process_of(int(await running.run(SHELL_CHILD)))
+            while os.getsid(child.pid) != child.pid:  # else it is of the kernel's group still
+                await asyncio.sleep(0.005)
             await running.km.restart_kernel(now=True)
             try:
                 assert child.is_alive

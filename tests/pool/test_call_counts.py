@@ -39,8 +39,8 @@ BUDGETS: dict[str, tuple[float, float]] = {
 """Calls of our own functions, at most: some per cent more than there are.
 
 The aim is 40 in each of both for a call, hardly more for one of a session or with a timeout, and no
-more for a future that is waited for at once. An `acall` takes 76 in the owner, and some 15 more where
-its answer comes when that does not look for it any more.
+more for a future that is waited for at once. An `acall` takes 76 in the owner, and some 15 more
+where its answer comes when that does not look for it any more.
 """
 
 ROUNDS = 20

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
+import select
 import signal
 import textwrap
 import time
@@ -40,12 +40,14 @@ def spares_of(pool: Pool, count: int = 1) -> list[Worker]:
 
 
 def kill(pid: int | None) -> None:
+    """Kill a process, and wait until it is gone with all its threads."""
     assert pid is not None
-    process = psutil.Process(pid)
-    os.kill(pid, signal.SIGKILL)
-    with contextlib.suppress(psutil.NoSuchProcess):  # it may take a while to come to its end
-        while process.is_running() and process.status() != psutil.STATUS_ZOMBIE:
-            time.sleep(0.001)
+    descriptor = os.pidfd_open(pid)
+    try:
+        os.kill(pid, signal.SIGKILL)
+        assert select.select([descriptor], [], [], SOON)[0]
+    finally:
+        os.close(descriptor)
 
 
 def wait_for(pool: Pool, pid: int | None) -> None:
