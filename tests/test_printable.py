@@ -9,7 +9,7 @@ import unicodedata
 from contextlib import closing
 
 import pytest
-from snakepit_magics.session_views import SessionList, StatsView, VariableList, tell_of_change
+from snakepit_magics.session_views import SessionList, StatsView, VariableList, print_change
 
 from snakepit_kernel import CellError, StartFailed, ToolError, WorkerDied
 from snakepit_kernel.errors import PoolDegraded, SnakepitError, SurvivorsError
@@ -110,7 +110,7 @@ def test_what_others_wrote_into_a_store_is_shown_printable(tmp_path, capsys) -> 
             connection.execute("UPDATE variables SET type = ?, description = ?", (EVIL, EVIL))
         again = SessionList(sessions_of(store), "s")
         stats = dataclasses.replace(session.stats(), types={EVIL: 1}, most_read=[(EVIL, 1)])
-        tell_of_change(dataclasses.replace(change, name=EVIL))
+        print_change(dataclasses.replace(change, name=EVIL))
         shown = [
             *(repr(again), again._repr_html_()),
             *(repr(each) for each in (session.variables, session.programs, session.metadata)),

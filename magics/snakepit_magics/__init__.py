@@ -14,14 +14,14 @@ def load(shell: InteractiveShell) -> None:
     if SnakepitMagics.of(shell) is None:
         magics = SnakepitMagics(shell)
         shell.register_magics(magics)
-        magics.complete_with_tab()
+        magics.register_completer()
 
 
 def unload(shell: InteractiveShell) -> None:
-    """Take the magics out of a shell, and end the pools that they opened."""
+    """Remove the magics from a shell, and end the pools that they opened."""
     magics = SnakepitMagics.of(shell)
     if magics is not None:
-        magics.withdraw()
+        magics.unregister()
 
 
 load_ipython_extension = load

@@ -19,7 +19,7 @@ from .session_commands import SessionCommands
 
 
 class Completable(Protocol):
-    """What there is to complete: the magics know it."""
+    """Source of the names to complete: the magics."""
 
     shell: InteractiveShell
     pools: dict[str, Pool]
@@ -29,12 +29,12 @@ class Completable(Protocol):
 
 
 class Completer:
-    """Knows what may follow in a line.
+    """Completes commands, options and names in a line.
 
     Parameters
     ----------
     magics
-        Knows the pools, sessions, tools and variables.
+        Source of the pools, sessions, tools and variables.
     """
 
     def __init__(self, magics: Completable) -> None:
@@ -74,14 +74,14 @@ class Completer:
         }
 
     def complete(self, line: str, symbol: str) -> list[str]:
-        """Return what may stand in the place of the last word.
+        """Return the completions of the last word.
 
         Parameters
         ----------
         line
             The line up to the cursor.
         symbol
-            The word that the cursor stands at the end of.
+            The word before the cursor.
         """
         before = line[: len(line) - len(symbol)].split()
         if not before:

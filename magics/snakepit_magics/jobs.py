@@ -29,14 +29,14 @@ class Job:
     work
         Makes the coroutine that runs it. Cancelling that interrupts the worker.
     on_end
-        Gets the job when it has ended, in the job's thread.
+        Called with the job when it has ended, in the job's thread.
 
     Attributes
     ----------
     value
-        What it gave, once it has ended well.
+        Its result, once it has succeeded.
     error
-        Why it did not: one error, or a group of them.
+        Its error, or a group of errors, if it has failed.
     """
 
     def __init__(
@@ -51,7 +51,7 @@ class Job:
         self._ended: float | None = None
         self._loop = asyncio.new_event_loop()
         # Its output belongs to the cell that started it, which ipykernel finds in the context: the
-        # task has one copy of it, the thread another.
+        # task has one copy of the context, the thread another.
         self._task: asyncio.Task[Any] = self._loop.create_task(work())
         self._thread = threading.Thread(
             target=contextvars.copy_context().run,
@@ -61,7 +61,7 @@ class Job:
         )
 
     def start(self) -> None:
-        """Begin."""
+        """Start the job's thread."""
         self._thread.start()
 
     def _run(self) -> None:
@@ -84,10 +84,10 @@ class Job:
         self._on_end(self)
 
     def cancel(self) -> bool:
-        """Interrupt what it runs; say whether it was still running."""
+        """Interrupt the job; return whether it was still running."""
         if self._ended is not None:
             return False
-        with contextlib.suppress(RuntimeError):  # it ends at this very moment
+        with contextlib.suppress(RuntimeError):  # it ends at this moment
             self._loop.call_soon_threadsafe(self._task.cancel)
         return True
 
@@ -97,7 +97,7 @@ class Job:
 
     @property
     def state(self) -> str:
-        """How it stands, in one word."""
+        """State of the job, in one word."""
         if self._ended is None:
             return "running"
         if isinstance(self.error, asyncio.CancelledError):

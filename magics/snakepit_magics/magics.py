@@ -1,4 +1,4 @@
-"""The magics themselves."""
+"""Implementation of the magics: commands of pools, tools, cells and jobs."""
 
 from __future__ import annotations
 
@@ -50,18 +50,18 @@ from .parsing import (
 from .rendering import (
     CellView,
     as_cell_error,
-    described,
-    listed,
+    format_in_full,
+    format_in_list,
     raise_here,
     show,
-    shown_in_one_line,
+    without_traceback,
 )
 from .session_commands import SessionCommands
 
 
 @magics_class
 class SnakepitMagics(Magics):
-    """``%snakepit`` and ``%%snakepit``, and the pools that they opened.
+    """The magics ``%snakepit`` and ``%%snakepit``, and the pools that they opened.
 
     Parameters
     ----------
@@ -78,13 +78,13 @@ class SnakepitMagics(Magics):
         self.jobs: dict[int, Job] = {}
         self.sessions = SessionCommands(shell)
         self._start_options: dict[str, dict[str, Any]] = {}
-        self._last_run_is_told = False
+        self._is_last_run_printed = False
         self._parser = line_parser()
         self._cell_parser = cell_parser()
 
     @classmethod
     def of(cls, shell: InteractiveShell) -> SnakepitMagics | None:
-        """Return the magics of a shell, or None when it has none."""
+        """Return the magics of a shell, or None if it has none."""
         found = shell.magics_manager.registry.get(cls.__name__)
         return found if isinstance(found, cls) else None
 
@@ -92,7 +92,7 @@ class SnakepitMagics(Magics):
     @line_cell_magic
     def snakepit(self, line: str, cell: str | None = None) -> Any:  # noqa: D102 - see below
         try:
-            self._tell_of_the_last_run()
+            self._print_last_run()
             with announcing_waits(print):
                 return self._run(line, cell)
         except CellError:
@@ -100,7 +100,7 @@ class SnakepitMagics(Magics):
         except (ToolNotFound, InvalidArguments, PoolClosed) as mistake:
             raise UsageError(str(mistake)) from mistake
         except SnakepitError as failure:
-            raise shown_in_one_line(failure) from None
+            raise without_traceback(failure) from None
         except (ValueError, TypeError, OSError) as mistake:
             raise UsageError(str(mistake)) from mistake
 
@@ -116,11 +116,11 @@ class SnakepitMagics(Magics):
             return self.sessions.run(options)
         return getattr(self, f"_{options.command}")(options)
 
-    def _tell_of_the_last_run(self) -> None:
-        """Say once, in one line, what the restart of this kernel had to end."""
-        if self._last_run_is_told:
+    def _print_last_run(self) -> None:
+        """Print once, in one line, what the restart of this kernel had to end."""
+        if self._is_last_run_printed:
             return
-        self._last_run_is_told = True
+        self._is_last_run_printed = True
         line = last_run_summary()
         if line:
             print(line)  # noqa: T201 - the output of the cell
@@ -168,7 +168,7 @@ class SnakepitMagics(Magics):
         return pool
 
     def _adapter(self, text: str | None) -> object:
-        """Return a class of the notebook of that name; else it names a module."""
+        """Return the notebook's class of that name, or else the text, which names a module."""
         found = self.shell.user_ns.get(text) if text else None
         return found if isinstance(found, type) else text
 
@@ -178,7 +178,7 @@ class SnakepitMagics(Magics):
             self.pools.pop(name).terminate()
             has_others = self._running() and not options.all
             now = f"; cells run in pool {self.chosen_pool} now" if has_others else ""
-            print(f"pool {name} has ended{now}")  # noqa: T201 - what a magic says to its user
+            print(f"pool {name} has ended{now}")  # noqa: T201 - output of the magic
 
     def _restart(self, options: Namespace) -> Pool:
         pool = self._pool(options.name)
@@ -220,7 +220,7 @@ class SnakepitMagics(Magics):
             print(f"--- {worker}\n{printable(text, lines=True) or '(nothing)'}")  # noqa: T201
 
     def _running(self) -> dict[str, Pool]:
-        """Return the pools that run; of these the one is chosen that was, or was opened last."""
+        """Return the running pools; if the chosen one has ended, choose the one opened last."""
         self.pools = {name: pool for name, pool in self.pools.items() if pool.is_open}
         if self.chosen_pool not in self.pools:
             self.chosen_pool = next(reversed(self.pools), "default")
@@ -257,9 +257,9 @@ class SnakepitMagics(Magics):
     def _tools(self, options: Namespace) -> None:
         tools = self._pool().tools
         if options.tool is not None:
-            print(described(tools[options.tool]))  # noqa: T201
+            print(format_in_full(tools[options.tool]))  # noqa: T201
             return
-        print("\n".join(listed(tools[name]) for name in tools) or "no tools")  # noqa: T201
+        print("\n".join(format_in_list(tools[name]) for name in tools) or "no tools")  # noqa: T201
         if self._session(None).host_tools:
             print(f"\nhost tools, which workers may call:\n{self._listed_host_tools(None)}")  # noqa: T201
 
@@ -269,12 +269,12 @@ class SnakepitMagics(Magics):
         limit = {} if options.timeout is None else {"timeout": options.timeout}
         streams = session.tools[options.tool].streams
         if options.background:
-            call = _streamed if streams else _called
+            call = _stream_tool if streams else _call_tool
             return self._begin_job(
                 " ".join([options.tool, *options.arguments]),
                 lambda: call(session, options.tool, arguments, limit),
-                # The chunks of a stream have been shown as they came.
-                _ignore if streams else _shown_where_it_was_asked_for,
+                # The chunks of a stream have been shown as they arrived.
+                _ignore if streams else _display_value,
             )
         try:
             if streams:
@@ -298,7 +298,7 @@ class SnakepitMagics(Magics):
         print(f"workers of {whose} may call {name}{signature}")  # noqa: T201
 
     def _listed_host_tools(self, session: str | None) -> str:
-        return "\n".join(map(listed, self._session(session).host_tools.values()))
+        return "\n".join(map(format_in_list, self._session(session).host_tools.values()))
 
     def _function(self, name: str) -> Callable[..., Any]:
         found = self.shell.user_ns.get(name)
@@ -361,23 +361,23 @@ class SnakepitMagics(Magics):
         view.end([result.error for result in results if result.error is not None][:1])
         for shown in results[0].pages:
             page(shown)
-        self._take(results)
+        self._apply_results(results)
 
-    def _take(self, results: list[CellResult]) -> None:
-        """Take over the variables that were asked for; raise the first error."""
+    def _apply_results(self, results: list[CellResult]) -> None:
+        """Copy the pulled variables to the notebook; raise the first error."""
         for result in results:
             if result.error is not None:
                 raise_here(result.error)
         if len(results) == 1:
             self.shell.push(results[0].pulled)
-        else:  # of each worker its own value
+        else:  # one value for each worker
             names = results[0].pulled
             self.shell.push({name: [result.pulled[name] for result in results] for name in names})
 
-    def _take_from_background(self, results: list[CellResult]) -> None:
+    def _apply_background_results(self, results: list[CellResult]) -> None:
         for shown in results[0].pages:  # its cell has no pager any more
             display(shown, raw=True)
-        self._take(results)
+        self._apply_results(results)
 
     def _run_in_background(
         self,
@@ -397,31 +397,31 @@ class SnakepitMagics(Magics):
             return results
 
         title = next((line for line in code.splitlines() if line.strip()), "")
-        job = self._begin_job(title, work, self._take_from_background)
+        job = self._begin_job(title, work, self._apply_background_results)
         print(f"job {job.number} started; %snakepit jobs shows it")  # noqa: T201
 
     # -- jobs ----------------------------------------------------------------------------------
 
-    def _begin_job(self, title: str, work: WorkFactory, take: Callable[[Any], None]) -> Job:
+    def _begin_job(self, title: str, work: WorkFactory, on_value: Callable[[Any], None]) -> Job:
         number = max(self.jobs, default=0) + 1
-        job = self.jobs[number] = Job(number, title, work, partial(self._end_job, take))
+        job = self.jobs[number] = Job(number, title, work, partial(self._end_job, on_value))
         job.start()
         return job
 
-    def _end_job(self, take: Callable[[Any], None], job: Job) -> None:
+    def _end_job(self, on_value: Callable[[Any], None], job: Job) -> None:
         if job.state == "done":
-            take(job.value)
+            on_value(job.value)
             return
         errors = job.error.exceptions if isinstance(job.error, ExceptionGroup) else [job.error]
         for error in errors:
             if isinstance(error, CellError):
                 print("\n".join(error.traceback), file=sys.stderr)  # noqa: T201
-        told = [
+        texts = [
             printable(str(error), lines=True)
             for error in errors
             if not isinstance(error, CellError)
         ]
-        print(": ".join([str(job), *filter(None, told)]), file=sys.stderr)  # noqa: T201
+        print(": ".join([str(job), *filter(None, texts)]), file=sys.stderr)  # noqa: T201
 
     def _jobs(self, _: Namespace) -> None:
         for job in self.jobs.values():
@@ -452,7 +452,7 @@ class SnakepitMagics(Magics):
         print(help_text(options.about))  # noqa: T201
 
     def _doctor(self, _: Namespace) -> None:
-        # In a process of its own: it looks at the installation as a shell sees it.
+        # In a separate process: it checks the installation as a shell sees it.
         done = subprocess.run(
             [sys.executable, "-P", "-m", "snakepit_kernel", "doctor"],
             capture_output=True,
@@ -463,7 +463,7 @@ class SnakepitMagics(Magics):
 
     # -- the shell -----------------------------------------------------------------------------
 
-    def complete_with_tab(self) -> None:
+    def register_completer(self) -> None:
         """Complete commands, options and names after ``%snakepit``."""
         completer = Completer(self)
 
@@ -476,8 +476,8 @@ class SnakepitMagics(Magics):
         for prefix in ("%snakepit", "%%snakepit"):
             self.shell.set_hook("complete_command", complete, str_key=prefix)
 
-    def withdraw(self) -> None:
-        """End the pools, and take the magics out of the shell."""
+    def unregister(self) -> None:
+        """End the pools, and remove the magics from the shell."""
         for job in self.jobs.values():
             job.cancel()
         self.sessions.close()
@@ -490,7 +490,7 @@ class SnakepitMagics(Magics):
                 del manager.magics[kind]["snakepit"]
 
 
-async def _called(
+async def _call_tool(
     session: Session, tool: str, arguments: dict[str, Any], limit: dict[str, Any]
 ) -> Any:
     try:
@@ -499,10 +499,10 @@ async def _called(
         raise as_cell_error(error) from None
 
 
-async def _streamed(
+async def _stream_tool(
     session: Session, tool: str, arguments: dict[str, Any], limit: dict[str, Any]
 ) -> Any:
-    """Do what `Stream.show` does, in an event loop."""
+    """Do the same as `Stream.show`, in an event loop."""
     try:
         async with contextlib.aclosing(session.astream(tool, arguments, **limit)) as chunks:
             with LiveView() as view:
@@ -513,8 +513,8 @@ async def _streamed(
     return view.last
 
 
-def _shown_where_it_was_asked_for(value: object) -> None:
-    """Display the value of a job; what its thread shows appears below the cell that began it."""
+def _display_value(value: object) -> None:
+    """Display the value of a job; output of its thread appears in the cell that started it."""
     if value is not None:
         display(value)
 

@@ -1,4 +1,4 @@
-"""What the notebook is: its path names its session, its kernel's run knows the one before."""
+"""Facts about the notebook: its session's name, its functions, its kernel's last run."""
 
 from __future__ import annotations
 
@@ -18,25 +18,26 @@ from snakepit_kernel.processes.run_registry import Registry
 SESSION_VARIABLE = "SNAKEPIT_SESSION"
 """Environment variable that names the session, whatever the notebook's path is."""
 
-_PATH_VARIABLE = "JPY_SESSION_NAME"  # jupyter_server puts the notebook's path there
+_PATH_VARIABLE = "JPY_SESSION_NAME"  # jupyter_server sets it to the notebook's path
 _PATH_NAMES = (
-    "__vsc_ipynb_file__",  # VS Code puts it among the notebook's variables,
+    "__vsc_ipynb_file__",  # VS Code sets it in the notebook's namespace,
     "PAPERMILL_OUTPUT_PATH",  # and papermill with --inject-paths
     "PAPERMILL_INPUT_PATH",
 )
 
 
 def notebook_session(shell: InteractiveShell) -> str:
-    """Return the name of the notebook's session, the same again when its kernel has restarted.
+    """Return the name of the notebook's session, which stays the same when its kernel restarts.
 
-    It is, the first that there is: what ``--session`` of the kernel or `SESSION_VARIABLE` say; a
-    name made of the notebook's path, which Jupyter Server, VS Code and papermill tell; the kernel's
-    connection file, which a restart keeps; for a plain IPython, this process.
+    It is the first of these that exists: the value of the kernel's ``--session`` or of
+    `SESSION_VARIABLE`; a name made of the notebook's path, which Jupyter Server, VS Code and
+    papermill provide; one made of the kernel's connection file, which a restart keeps; for a plain
+    IPython, one made of this process.
 
     Raises
     ------
     ValueError
-        What was given is no name of a session.
+        The given name is not valid for a session.
     """
     app = getattr(getattr(shell, "kernel", None), "parent", None)
     given = getattr(app, "notebook_session", "") or os.environ.get(SESSION_VARIABLE, "")
@@ -54,12 +55,12 @@ def notebook_session(shell: InteractiveShell) -> str:
 
 @functools.cache
 def _absolute(path: str) -> str:
-    """Return a whole path, the same again when a cell has changed the directory."""
+    """Return an absolute path, cached so that it stays the same when a cell changes directory."""
     return os.path.abspath(path)  # noqa: PTH100 - no more than text
 
 
 def _name_of(path: str) -> str:
-    """Make a name of a path: the file's own, and a digest, for others may be named like it."""
+    """Make a session name of a path: the file's stem, and a digest to make it unique."""
     stem = re.sub(r"[^A-Za-z0-9_.-]+", "-", PurePath(path).stem).strip("-._") or "notebook"
     digest = hashlib.sha256(path.encode(errors="surrogateescape")).hexdigest()[:8]
     return f"{stem[:50]}-{digest}"
@@ -67,7 +68,7 @@ def _name_of(path: str) -> str:
 
 def functions_of(shell: InteractiveShell) -> list[str]:
     """Return the names of the functions that the notebook has defined or imported."""
-    hidden = shell.user_ns_hidden  # what IPython itself has put there
+    hidden = shell.user_ns_hidden  # IPython's own names
     return [
         name
         for name, value in shell.user_ns.items()
@@ -76,7 +77,7 @@ def functions_of(shell: InteractiveShell) -> list[str]:
 
 
 def last_run_summary() -> str | None:
-    """Say in one line what was ended when this kernel was restarted; None when nothing was."""
+    """Describe in one line what the restart of this kernel had to end; None if nothing."""
     run_id = own_run_id()
     last = Registry().ended_before(run_id) if run_id is not None else None
     return (

@@ -1,4 +1,4 @@
-"""The command line of ``%snakepit``, built in plain functions."""
+"""Parsers of ``%snakepit`` and ``%%snakepit``, and of their arguments."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ SESSION_COMMANDS = frozenset(
         *("sessions", "fork", "export", "import"),
     }
 )
-"""Those that need no pool."""
+"""Commands that need no pool."""
 
 
 class Parser(argparse.ArgumentParser):
@@ -67,11 +67,11 @@ class Parser(argparse.ArgumentParser):
         super().__init__(*args, **kwargs)
 
     def error(self, message: str) -> NoReturn:
-        """Raise the one line that IPython shows for a mistake."""
+        """Raise a `UsageError`, which IPython shows as one line."""
         raise UsageError(f"%{self.prog}: {message}")
 
     def parse(self, line: str) -> argparse.Namespace:
-        """Parse a line; say what is wrong with a bad one, and what would be right."""
+        """Parse a line; the error of an invalid one says what would be right."""
         try:
             words = shlex.split(line)
         except ValueError as error:
@@ -86,7 +86,7 @@ class Parser(argparse.ArgumentParser):
         return options
 
     def all_actions(self, options: argparse.Namespace) -> list[argparse.Action]:
-        """Return the options that were possible."""
+        """Return the possible options."""
         command = getattr(options, "command", None)
         parser = command_parsers(self).get(command, self) if command else self
         return parser._actions  # noqa: SLF001 - argparse has no other way to list them
@@ -247,12 +247,12 @@ def help_text(about: str | None = None) -> str:
 
 
 def names_of(words: list[str]) -> list[str]:
-    """Return names that were given with commas, blanks or both."""
+    """Split names that are separated by commas, blanks or both."""
     return [name for word in words for name in word.split(",") if name]
 
 
 def environment_of(pairs: list[str]) -> dict[str, str]:
-    """Return environment variables of ``NAME=VALUE`` words."""
+    """Parse ``NAME=VALUE`` words to environment variables."""
     environment = {}
     for pair in pairs:
         name, separator, value = pair.partition("=")
@@ -266,9 +266,9 @@ def environment_of(pairs: list[str]) -> dict[str, str]:
 def arguments_of(
     words: list[str], variables: Mapping[str, Any], command: str = "call"
 ) -> dict[str, Any]:
-    """Return values by name of ``NAME=VALUE`` words.
+    """Parse ``NAME=VALUE`` words to values by name.
 
-    A value is a Python literal where it reads as one, ``@NAME`` for a variable of the notebook, and
+    A value is a Python literal if it parses as one, ``@NAME`` for a variable of the notebook, and
     text otherwise. Nothing is evaluated.
     """
     arguments = {}
@@ -290,7 +290,7 @@ def arguments_of(
 
 
 def literal(text: str) -> Any:
-    """Return the Python literal that a text is, or the text itself."""
+    """Parse a text as a Python literal; return the text itself if it is none."""
     try:
         return ast.literal_eval(text)
     except (ValueError, SyntaxError):

@@ -1,4 +1,4 @@
-"""Showing in the notebook what a worker shows, as if the cell had run here."""
+"""Rendering of workers' output and errors, and of tools, in the notebook."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _USAGE = f"{UsageError.__name__}: "
 
 
 def show(message: dict[str, Any]) -> None:
-    """Show an iopub message of a worker where the current cell stands; an error is raised there."""
+    """Show an iopub message of a worker in the current cell, except errors, which are raised."""
     if message["msg_type"] == "error":
         return
     content = message["content"]
@@ -28,14 +28,14 @@ def show(message: dict[str, Any]) -> None:
 
 
 class CellView:
-    """Shows the iopub messages of a worker's cell, but not twice what its error tells.
+    """Shows the iopub messages of a worker's cell, without repeating its error.
 
-    IPython prints a `UsageError` by itself. Raised here, it is printed again: so its line is kept
-    back until it is known how the cell has ended.
+    IPython prints a `UsageError` itself. Raised here, it is printed again: so its line is held back
+    until the outcome of the cell is known.
     """
 
     def __init__(self) -> None:
-        self._kept_back = ""
+        self._held_back = ""
 
     def show(self, message: dict[str, Any]) -> None:
         """Show a message."""
@@ -46,21 +46,21 @@ class CellView:
         if message["msg_type"] == "stream" and content["name"] == "stderr":
             text, mark, usage = content["text"].rpartition(_USAGE)
             if mark:
-                self._kept_back = mark + usage
+                self._held_back = mark + usage
                 message = {**message, "content": {**content, "text": text}}
         show(message)
 
     def end(self, errors: Sequence[CellError]) -> None:
-        """Show what was kept back, unless one of the errors that are raised here tells it."""
-        told = {f"{error.type_name}: {error.message}" for error in errors}
-        if self._kept_back.strip() in told:
-            self._kept_back = ""
+        """Show the line that was held back, unless an error that is raised here repeats it."""
+        repeated = {f"{error.type_name}: {error.message}" for error in errors}
+        if self._held_back.strip() in repeated:
+            self._held_back = ""
         self._release()
 
     def _release(self) -> None:
-        if self._kept_back:
-            sys.stderr.write(self._kept_back)
-            self._kept_back = ""
+        if self._held_back:
+            sys.stderr.write(self._held_back)
+            self._held_back = ""
 
 
 def raise_here(error: CellError) -> NoReturn:
@@ -73,29 +73,29 @@ def raise_here(error: CellError) -> NoReturn:
     raise kind(error.type_name, error.message, error.traceback) from None
 
 
-def shown_in_one_line(error: SnakepitError) -> SnakepitError:
-    """Make an exception show its name and text, without frames: those are all ours."""
+def without_traceback(error: SnakepitError) -> SnakepitError:
+    """Make an exception show its name and text, without frames: all are this package's."""
     shown = [f"{type(error).__name__}: {error}", *getattr(error, "__notes__", ())]
     error._render_traceback_ = lambda: shown  # type: ignore[attr-defined]
     return error
 
 
 def as_cell_error(error: ToolError) -> CellError:
-    """Make a tool's exception one that shows the worker's traceback alone."""
-    # Of plain text: the colours of a cell's traceback are IPython's, and those of a tool's are not.
+    """Convert a tool's exception to one that shows the worker's traceback alone."""
+    # As plain text: IPython colours a cell's traceback, but not a tool's.
     text = printable(error.remote_traceback.rstrip(), lines=True)
     lines = text.splitlines() or [str(error)]
     return CellError(error.type_name, error.message, lines)
 
 
-def listed(tool: ToolInfo) -> str:
-    """Return a tool as a line of a list, and its description's first line below."""
+def format_in_list(tool: ToolInfo) -> str:
+    """Format a tool for a list: its signature, and its description's first line below."""
     about = tool.description.strip().splitlines()
     return printable("\n    ".join([f"{tool.name}{tool.signature}", *about[:1]]), lines=True)
 
 
-def described(tool: ToolInfo) -> str:
-    """Return all that is known of a tool: signature, description, options, schema."""
+def format_in_full(tool: ToolInfo) -> str:
+    """Format a tool in full: signature, description, options, schema."""
     options = ["idempotent"] if tool.idempotent else []
     if tool.timeout is not None:
         options.append(f"timeout: {tool.timeout:g} s")

@@ -1,4 +1,4 @@
-"""What ``%snakepit`` does with the session: its variables, its copies, its files."""
+"""Commands of ``%snakepit`` for sessions: variables, copies, exports."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ from snakepit_kernel.store.store import Store, open_store
 
 from .notebook import notebook_session
 from .parsing import arguments_of, literal
-from .session_views import SessionList, StatsView, VariableList, tell_of_change, type_for
+from .session_views import SessionList, StatsView, VariableList, print_change, type_for
 
 CONSTRAINT_OPTIONS = ("min", "max", "choices", "pattern", "min_length", "max_length", "shape")
 
 
 class SessionCommands:
-    """The commands that work without a pool, on what is stored.
+    """The commands that work on stored sessions, without a pool.
 
     Parameters
     ----------
@@ -37,7 +37,7 @@ class SessionCommands:
     Attributes
     ----------
     chosen
-        The session that commands without a name are about; None for the notebook's own.
+        The session that commands use by default; None for the notebook's own.
     """
 
     def __init__(self, shell: InteractiveShell) -> None:
@@ -55,13 +55,13 @@ class SessionCommands:
         return name or self.chosen or notebook_session(self._shell)
 
     def state(self, name: str | None) -> SessionState:
-        """Return what a session keeps; no pool is needed for that."""
+        """Return the state of a session; no pool is needed for that."""
         found = open_session(self.name_of(name))
-        self._store = found.store  # kept open: to open it again takes longer than to use it
+        self._store = found.store  # kept open: opening takes longer than using it
         return found
 
     def close(self) -> None:
-        """Tell no more of changes."""
+        """Close the watches."""
         for watch in self._watches.values():
             watch.close()
 
@@ -122,7 +122,7 @@ class SessionCommands:
             for name, value in values.items()
             if name not in present or about or options.type not in {None, present[name].type}
         }
-        if len(new) == 1:  # its own error says it best
+        if len(new) == 1:  # its own error is clearer than that of a batch
             ((name, about),) = new.items()
             variables.register(name, about.pop("type"), about.pop("value"), **about)
         else:
@@ -131,7 +131,7 @@ class SessionCommands:
             for name in values:
                 variables.describe(name, options.description)
         changed = {name: values[name] for name in present}
-        if len(changed) == 1:  # its own error says it best
+        if len(changed) == 1:  # its own error is clearer than that of a batch
             variables.update(changed)
         else:
             variables.set_many(changed)
@@ -162,6 +162,6 @@ class SessionCommands:
         if before is not None:
             before.close()
         if not options.stop:
-            self._watches[key] = state.variables.watch(options.pattern, tell_of_change)
+            self._watches[key] = state.variables.watch(options.pattern, print_change)
         elif before is None:
             print(f"nothing like {options.pattern} is watched")  # noqa: T201

@@ -1,4 +1,4 @@
-"""Sessions and their variables as a notebook shows them: tables of html, and text."""
+"""Views of sessions and their variables in a notebook: HTML tables, and text."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from snakepit_kernel.sessions.variables import COLUMNS, row_of, shown, table_of
 
 
 class VariableList(list[Variable]):
-    """Variables; shows itself as a table."""
+    """List of variables that is displayed as a table."""
 
     def _repr_html_(self) -> str:
         return table_of(self)
@@ -25,14 +25,14 @@ class VariableList(list[Variable]):
 
 
 class SessionList(list[SessionInfo]):
-    """Sessions; shows itself as a table.
+    """List of sessions that is displayed as a table.
 
     Parameters
     ----------
     sessions
         The sessions.
     chosen
-        Name of the one that is used now.
+        Name of the chosen session.
     """
 
     def __init__(self, sessions: Iterable[SessionInfo], chosen: str) -> None:
@@ -101,8 +101,8 @@ class StatsView:
         )
 
 
-def tell_of_change(change: Change) -> None:
-    """Print a change of a variable where it is watched."""
+def print_change(change: Change) -> None:
+    """Print a change of a watched variable."""
     value = "" if change.kind == "deleted" else f" = {shown(change.value)}"
     about = f"{change.kind} by {printable(change.source)}, version {change.version}"
     sys.stdout.write(
@@ -111,7 +111,7 @@ def tell_of_change(change: Change) -> None:
 
 
 def type_for(value: object) -> str:
-    """Return the type of variables that a value of no given type is for."""
+    """Return the default variable type for a value."""
     for kind, name in _TYPES:
         if type(value) is kind:
             return name
@@ -125,7 +125,7 @@ _TYPES = (
 
 
 def _text(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """Lay a table out as text."""
+    """Format a table as text."""
     table = [columns, *rows]
     widths = [max(len(row[number]) for row in table) for number in range(len(columns))]
     lines = (
