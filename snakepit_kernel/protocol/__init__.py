@@ -1,1 +1,1 @@
-"""What travels over a lane: messages, frames, values. No I/O, no clock."""
+"""The protocol of a lane: messages, frames, and the pickling of values. No I/O, no clock."""

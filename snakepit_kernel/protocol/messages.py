@@ -156,7 +156,7 @@ class OpenChannels(_Message, frozen=True, tag="open_channels"):
 
 
 class Assign(_Message, frozen=True, tag="assign"):
-    """Take a slot, and the name that goes with it. Not answered."""
+    """Assign a slot of the pool to the worker, with its name. Not answered."""
 
     worker: str
 

@@ -206,7 +206,7 @@ class SessionContext:
             if isinstance(error.__cause__, Exception):
                 raise error.__cause__ from None
             raise
-        except (TypeError, ValueError) as error:  # something of it cannot travel
+        except (TypeError, ValueError) as error:  # a part of it cannot be pickled
             from .remote_session import error_as_in_notebook
 
             raise error_as_in_notebook(error, part, method, args) from None
