@@ -64,10 +64,10 @@ class StandbyWorkers:
 
     def take(self) -> Worker | None:
         """Return a worker that lives, or None. One that somebody has stopped is ended."""
-        for worker in self._ready:
-            if worker.is_stopped:
-                worker.condemn()
-        living = next((w for w in self._ready if not w.has_died and not w.is_stopped), None)
+        stopped = [worker for worker in self._ready if worker.is_stopped]
+        for worker in stopped:
+            worker.condemn()  # from now on it may look as if it were alive: it is continued, to end
+        living = next((w for w in self._ready if w not in stopped and not w.has_died), None)
         if living is not None:
             self._ready.remove(living)
             self._missing.set()
