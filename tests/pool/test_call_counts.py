@@ -25,21 +25,21 @@ from snakepit_kernel.telemetry.spans import SDK
 
 BUDGETS: dict[str, tuple[float, float]] = {
     # what is done                            owner, worker
-    "call": (60, 52),
-    "call of a session": (67, 52),
-    "call with a timeout": (61, 52),
-    "acall": (94, 52),
-    "submit and result": (151, 50),
-    "map, for each of 100": (85.5, 53),
+    "call": (57, 49),
+    "call of a session": (65, 49),
+    "call with a timeout": (59, 49),
+    "acall": (89, 49),
+    "submit and result": (147, 46),
+    "map, for each of 100": (85, 47.5),
     "variable read by its handle": (7, 0),
     "variable written by its handle": (25, 0),
-    "call of a tool that reads a variable": (122, 109),
-    "call of a tool that writes a variable": (139, 109),
+    "call of a tool that reads a variable": (118, 104),
+    "call of a tool that writes a variable": (135, 104),
 }
 """Calls of our own functions, at most: some per cent more than there are.
 
 The aim is 40 in each of both for a call, hardly more for one of a session or with a timeout, and no
-more for a future that is waited for at once. An `acall` takes 76 in the owner, and some 15 more
+more for a future that is waited for at once. An `acall` takes 71 in the owner, and some 15 more
 where its answer comes when that does not look for it any more.
 """
 
@@ -54,6 +54,10 @@ ITEMS = 100
 
 MORE = 3
 """Works that are counted in a worker."""
+
+NOT_COUNTED = ("lane/spin_wait.py:", "locks.py:", "FrameReader.receive", "Lane._receive_now")
+"""Parts of names. How often a thread looks whether something has come depends on the other side,
+and locks are Python functions since 3.14 only."""
 
 OWN = str(Path(snakepit_kernel.__file__).parent) + "/"
 
@@ -214,6 +218,8 @@ def test_work_takes_no_more_calls_of_our_own_functions_than_it_did(pool, profile
     with asyncio.Runner() as runner:
         for name, work in ways(pool, runner).items():
             counts = side(work, pool, profile, "session" in name or "variable" in name)
+            for where in [each for each in counts if any(part in each for part in NOT_COUNTED)]:
+                del counts[where]
             found, budget = counts.total(), BUDGETS[name][place]
             if "each of" in name:
                 found /= ITEMS

@@ -22,6 +22,7 @@ OURS = {
 OTHERS = {
     *("__future__", "_collections_abc", "errno", "select"),
     *("os", "os.path", "posixpath", "genericpath", "stat", "_stat"),
+    *("abc", "_abc"),  # which Python 3.14 imports with these
 }
 """Of the standard library: beyond what an interpreter without site-packages has anyway."""
 
