@@ -260,6 +260,28 @@ def test_python_writes_where_it_is_itself_wherever_it_runs(pool, name):
     assert "Current thread" not in caught.value.stacks
 
 
+def test_the_error_shows_where_the_call_was_and_not_the_threads_that_it_has_started(pool):
+    def wait_apart() -> None:
+        import time
+
+        time.sleep(0.5)
+
+    @pool.tool
+    def with_thread() -> None:
+        import threading
+        import time
+
+        threading.Thread(target=wait_apart).start()
+        time.sleep(60)
+
+    with pytest.raises(CallTimeout) as caught:
+        pool.call("with_thread", timeout=0.2)
+
+    assert "wait_apart" in caught.value.stacks
+    assert "in with_thread" in str(caught.value)
+    assert "wait_apart" not in str(caught.value)
+
+
 def test_a_future_on_a_deaf_worker_is_cancelled_at_once_and_the_slot_works_again(open_pool):
     pool = open_pool(grace=0.3)
     define_tools(pool)
