@@ -133,6 +133,7 @@ def test_a_kernel_whose_sockets_were_removed_is_reached_again_after_a_restart(
             assert Path(before["ip"]).parent == session / "snakepit"
             shutil.rmtree(session if left == "nothing" else session / "snakepit")
             assert await kernel.run("1 + 1") == "2"
+            kernel.kc.stop_channels()  # a manager's clients have one identity: only one is answered
 
             await kernel.km.restart_kernel(now=True)
 
@@ -140,8 +141,10 @@ def test_a_kernel_whose_sockets_were_removed_is_reached_again_after_a_restart(
             assert (after["ip"] == before["ip"]) is (left != "nothing")
             client = kernel.km.client()
             client.start_channels()
-            await client.wait_for_ready(timeout=10)
-            client.stop_channels()
+            try:
+                await client.wait_for_ready(timeout=10)
+            finally:
+                client.stop_channels()
 
     asyncio.run(scenario())
     shutil.rmtree(session, ignore_errors=True)
