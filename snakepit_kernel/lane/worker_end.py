@@ -125,8 +125,13 @@ class WorkerLane:
     def run_in_own_thread(self, action: Callable[[], None]) -> None:
         """Run a function in the lane's own thread, which may be waiting for a frame."""
         self._handed_over.append(action)
-        if self._own_loops:
-            self._own_loops[-1].call_soon_threadsafe(self._run_handed_over)
+        self._call_in_own_thread(self._run_handed_over)
+
+    def _call_in_own_thread(self, function: Callable[[], object]) -> None:
+        """Call a function in each loop of the lane's thread: the innermost may be about to end."""
+        for loop in tuple(self._own_loops):
+            with contextlib.suppress(RuntimeError):  # it is closed
+                loop.call_soon_threadsafe(function)
 
     def _run_handed_over(self) -> bool:
         """Run the functions that were handed over; return whether there were any."""
@@ -227,21 +232,32 @@ class WorkerLane:
             handled = True
         return handled
 
-    def receive_unhandled(self) -> list[Frame]:
-        """Return the frames that have arrived and were not handled; callable at any moment."""
-        frames: list[Frame] = []
-        while True:
-            self._receive_now()
-            acquired: list[bool] = []
-            try:
-                acquired.extend(map(self._reading.acquire, (False,)))
-                frame = self._reader.next_frame() if acquired[0] else None
-            finally:
-                if acquired and acquired[0]:
-                    self._reading.release()
-            if frame is None:
-                return frames
-            frames.append(frame)
+    def handle_arrived(self, handle: Callable[[Frame], None]) -> None:
+        """Handle what has arrived otherwise than usually; for a signal handler.
+
+        Parameters
+        ----------
+        handle
+            Gets each frame, in order, while no other thread reads. It must not wait for one.
+        """
+        acquired: list[bool] = []
+        try:
+            acquired.extend(map(self._reading.acquire, (False,)))
+            if acquired[0]:
+                self._handle_all(handle)
+        finally:
+            if acquired and acquired[0]:
+                self._reading.release()
+                self._notify_followers()
+            if not self._reader.is_empty:  # no loop is notified of what is read already
+                self._call_in_own_thread(self._handle_frames)
+
+    def _handle_all(self, handle: Callable[[Frame], None]) -> None:
+        with contextlib.suppress(OSError):  # there is no more, or the loop sees the end
+            while not self._reader.at_end:
+                while (frame := self._reader.next_frame()) is not None:
+                    handle(frame)
+                self._reader.receive(self._recv_now)
 
     def _handle_frame(self) -> Callable[[], None] | None:
         acquired: list[bool] = []
@@ -290,16 +306,15 @@ class WorkerLane:
         finally:
             enter_loop()
             self._notify_followers()  # one of them must become the leader
-            if not self._reader.is_empty and self._own_loops:
-                # Bytes after the last frame are read already: no loop is notified of them.
-                self._own_loops[-1].call_soon_threadsafe(self._handle_frames)
+            if not self._reader.is_empty:  # no loop is notified of what is read already
+                self._call_in_own_thread(self._handle_frames)
 
     def _lead(self) -> Callable[[], None] | None:
         """Read until a frame is complete; return its action, or None if another thread reads."""
         acquired: list[bool] = []
         try:
             acquired.extend(map(self._reading.acquire, (False,)))
-            if not acquired[0]:
+            if not acquired[0] or (self._handed_over and self.is_own_thread):
                 return None
             while (frame := self._reader.next_frame()) is None:
                 if self._reader.at_end:

@@ -192,12 +192,7 @@ class CallServer:
         if recalled == self._recalled_call:
             return
         self._recalled_call = recalled
-        for frame in self.lane.receive_unhandled():
-            message = messages.decode_for_worker(frame.header)
-            if isinstance(message, _CALLS):
-                self._queued.append((message, frame))
-            elif (act := self._handle(message, frame)) is not None:
-                self._loop.call_soon_threadsafe(act)
+        self.lane.handle_arrived(self._keep)
         ids = []
         with contextlib.suppress(IndexError):  # the lane's own thread takes calls as well
             while self._queued[0][0].id <= recalled:
@@ -205,6 +200,17 @@ class CallServer:
         self.lane.send(pack(messages.encode(messages.Requeued(ids))))
         if self._queued:
             self._loop.call_soon_threadsafe(self._run_next)
+
+    def _keep(self, frame: Frame) -> None:
+        """Keep what a signal handler has received, for whoever would have received it."""
+        message = messages.decode_for_worker(frame.header)
+        if not isinstance(message, _CALLS):
+            if (act := self._handle(message, frame)) is not None:
+                self._loop.call_soon_threadsafe(act)
+        elif message.inside:  # another call waits for it
+            self.lane.run_in_own_thread(functools.partial(self._answer, message, frame))
+        else:
+            self._queued.append((message, frame))
 
     def _handle_before_call(self) -> None:
         """Handle the messages that precede the next call, in the order of their arrival."""
