@@ -37,8 +37,8 @@ def report_work(work: WorkItem, outcome: str, pool: str) -> None:
         "queue_seconds": began - work.asked,
         "run_seconds": now - began,
     }
-    if work.seat is not None:
-        attributes["worker"] = work.seat.worker.name
+    if work.lane is not None:
+        attributes["worker"] = work.lane.worker.name
     if work.session is not None:
         attributes["session"] = work.session
     telemetry.emit("call", attributes, seconds=now - work.asked, caller=work.caller)
@@ -87,7 +87,7 @@ class HostReport:
     def __exit__(self, kind: object, error: object, traceback: object) -> None:
         if self._begun is not None:
             self._within.__exit__(None, None, None)
-            attributes = self._link.seat.origin(self._session, self._link.correlation)
+            attributes = self._link.lane.origin(self._session, self._link.correlation)
             attributes["tool"] = self._call.tool
             attributes["outcome"] = self.outcome if kind is None else "cancelled"
             seconds = time.monotonic() - self._began

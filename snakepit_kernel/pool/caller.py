@@ -14,6 +14,7 @@ from ..validation import check_count, check_priority, check_seconds
 from ..worker import namespace
 from .engine import Engine
 from .execution.host_tools import HostToolList
+from .execution.pipeline import FutureItem
 from .requests import FunctionRequest, SharedRequest, ToolRequest
 from .results import CallFuture, CellResult, Stream
 from .scheduling.affinity import Home
@@ -22,7 +23,7 @@ from .scheduling.scheduler import Purpose
 from .tools import SharedFunction, ToolDefinitions, ToolsAttribute
 from .work_item import Request, WorkItem, current_host_call
 from .workers.jupyter import Cell, OnMessage
-from .workers.worker import Seat
+from .workers.worker import PooledLane
 
 P = ParamSpec("P")
 F = TypeVar("F", bound=Callable[..., Any])
@@ -43,7 +44,7 @@ class Caller:
     _engine: Engine
     _definitions: ToolDefinitions
     _session_id: str | None = None
-    _home: Home[Seat] | None = None
+    _home: Home[PooledLane] | None = None
     _fails_fast = False
     _priority = 0
 
@@ -337,7 +338,12 @@ class Caller:
             The work was not accepted.
         """
         name, request = self._function_request(fn, args, kwargs)
-        return self._engine.submit(self._work(name, request, DEFAULT, bound="max_futures"))
+        return self._submit(name, request, bound="max_futures")
+
+    def _submit(self, name: str, request: Request, **options: Any) -> CallFuture[Any]:
+        item = self._work(name, request, DEFAULT, kind=FutureItem, **options)
+        assert isinstance(item, FutureItem)
+        return self._engine.submit(item)
 
     def _function_request(
         self,
@@ -361,8 +367,8 @@ class Caller:
             raise cannot_travel(codec, what, parts, error) from error
         return name, FunctionRequest(body, buffers)
 
-    def _shared_work(self, shared: SharedFunction, args: tuple[Any, ...]) -> WorkItem:
-        """Return the work of a call that runs a function which others run as well."""
+    def _submit_shared(self, shared: SharedFunction, args: tuple[Any, ...]) -> CallFuture[Any]:
+        """Run a function in a worker that other calls run as well; return the call's future."""
         self._engine.check_open()
         codec = self._engine.config.codec
         try:
@@ -371,7 +377,7 @@ class Caller:
             what = f"an item for {shared.name}"
             raise cannot_travel(codec, what, args, error) from error
         request = SharedRequest(shared, body, buffers)
-        return self._work(shared.name, request, DEFAULT, queue_timeout=None, bound=None)
+        return self._submit(shared.name, request, queue_timeout=None, bound=None)
 
     # -- cells ---------------------------------------------------------------------------------
 
@@ -556,6 +562,7 @@ class Caller:
         purpose: Purpose = "call",
         priority: int | None = None,
         idempotent: bool = False,
+        kind: type[WorkItem] = WorkItem,
     ) -> WorkItem:
         if self._session_id is not None:
             self._touch()
@@ -567,7 +574,7 @@ class Caller:
         if queue_timeout == DEFAULT:
             is_patient = bound != "max_queue"
             queue_timeout = config.futures_queue_timeout if is_patient else config.queue_timeout
-        return WorkItem(
+        return kind(
             name,
             request,
             session=self._session_id,

@@ -225,7 +225,7 @@ class PoolConfig:
         )
 
     @property
-    def seats(self) -> list[frozenset[Purpose]]:
+    def lanes(self) -> list[frozenset[Purpose]]:
         """What the places at each worker are good for, that of its main thread first."""
         if not self.kernel.has_lane:
             return [frozenset({"cell"})]

@@ -36,7 +36,7 @@ from .scheduling.scheduler import QueueFull, Scheduler, nothing
 from .scheduling.wait_notice import TELL_AFTER, wait_listener
 from .work_item import OUTCOMES, HostCallContext, WorkItem, call_chain
 from .workers.lifecycle import WorkerState
-from .workers.worker import Holder, Seat, Worker
+from .workers.worker import Holder, PooledLane, Worker
 
 if TYPE_CHECKING:
     from .workers.replacement import RollingReplacement
@@ -50,7 +50,7 @@ _DONE = ("ok", "error")
 
 
 class Dispatcher:
-    """The queue of a pool, its counters, and who has which seat.
+    """The queue of a pool, its counters, and who has which lane.
 
     Parameters
     ----------
@@ -62,7 +62,7 @@ class Dispatcher:
     lock
         Guards everything here.
     scheduler
-        The queue and the idle seats.
+        The queue and the idle lanes.
     crew
         The workers; set by the engine when they exist.
     closed_because
@@ -79,7 +79,7 @@ class Dispatcher:
 
     def __init__(self, config: PoolConfig) -> None:
         self.lock = RLock()
-        self.scheduler: Scheduler[Seat] = Scheduler(config.max_queue, config.max_futures)
+        self.scheduler: Scheduler[PooledLane] = Scheduler(config.max_queue, config.max_futures)
         self.closed_because: str | None = None
         self.sessions: dict[str, None] = {}
         self.circuit = CircuitBreaker(config.breaker) if config.breaker is not None else None
@@ -112,21 +112,21 @@ class Dispatcher:
         """
         if self.closed_because is None and not self.is_draining:
             return
-        if self.supervisor.is_dismissed or not self.waits_for(host_call):
+        if self.supervisor.is_draining or not self.waits_for(host_call):
             raise PoolClosed(self._config.name, self.closed_because or DRAINING)
 
-    def dismissal(self) -> PoolClosed | None:
+    def closing_error(self) -> PoolClosed | None:
         """Return what to tell of work that ends with the pool, if that ends."""
-        if not self.supervisor.is_dismissed:
+        if not self.supervisor.is_draining:
             return None
         return PoolClosed(self._config.name, self.closed_because or "it was shut down")
 
     def waits_for(self, host_call: HostCallContext | None) -> bool:
         """Whether one of a chain of host calls is of a worker of this pool."""
-        return any(self.supervisor.has(each.seat.worker) for each in call_chain(host_call))
+        return any(self.supervisor.has(each.lane.worker) for each in call_chain(host_call))
 
     def admit(self, work: WorkItem, nesting: HostCallContext | None = None) -> None:
-        """Count a piece of work, and give it a seat or a place in the queue.
+        """Count a piece of work, and give it a lane or a place in the queue.
 
         Whoever asks settles it when that raises an error.
 
@@ -141,8 +141,8 @@ class Dispatcher:
             if self.closed_because is not None or self.is_draining:
                 self.check_open(work.host_call)
             if work.slot is not None:
-                work.wanted = self._worker_in(work.slot).main_seat
-            work.settled = False
+                work.wanted = self._worker_in(work.slot).main_lane
+            work.finished = False
             self._counts["submitted"] += 1
             self._pending += 1
             if work.session is not None:
@@ -153,20 +153,20 @@ class Dispatcher:
             self._place(work, nesting)
 
     def admit_again(self, work: WorkItem) -> None:
-        """Give a piece of work that was set aside a seat or a place in the queue."""
+        """Give a piece of work that was set aside a lane or a place in the queue."""
         with self.lock:
-            if (closed := self.dismissal()) is not None:
+            if (closed := self.closing_error()) is not None:
                 raise closed
             self._place(work, None)  # it was accepted: a pool that drains, or shuts down, ends it
 
     def prepare_retry(self, work: WorkItem, attempt: Attempt) -> None:
-        """Take the seat, or the place in the queue, of work that is to be done once more."""
+        """Take the lane, or the place in the queue, of work that is to be done once more."""
         with self.lock:
             self._counts["retried"] += 1
-            if work.seat is None:
+            if work.lane is None:
                 self.scheduler.withdraw(work)
             elif not work.is_prefetched:
-                self.release(work.seat, work.name)
+                self.release(work.lane, work.name)
             work.begin_again(attempt)
 
     def rest(self, work: WorkItem, seconds: float) -> None:
@@ -196,7 +196,7 @@ class Dispatcher:
         with self.lock:
             work.on_assigned = wake
             self._resting.add(work)
-            return not self.supervisor.is_dismissed
+            return not self.supervisor.is_draining
 
     def _check(self, circuit: CircuitBreaker, work: WorkItem) -> None:
         """Ask the breaker whether it lets work through."""
@@ -207,12 +207,12 @@ class Dispatcher:
             raise BreakerOpen(self._config.name, circuit.failures, left, circuit.last)
 
     def _place(self, work: WorkItem, nesting: HostCallContext | None) -> None:
-        """Give a piece of work a seat, that of a worker that waits for it, or a queued place."""
+        """Give a piece of work a lane, that of a worker that waits for it, or a queued place."""
         if not self.supervisor.workers or (work.home is not None and work.home.is_lost):
             raise self.unserved(work)
         if self.scheduler.assign(work):
             self.hold(work)
-        elif nesting is not None and work.fits(nesting.seat):
+        elif nesting is not None and work.fits(nesting.lane):
             self._nest(work, nesting)
         else:
             self._check_wait(work)
@@ -231,13 +231,13 @@ class Dispatcher:
 
     def _nest(self, work: WorkItem, host_call: HostCallContext) -> None:
         """Let the worker that waits for a host call do it."""
-        work.seat = host_call.seat
+        work.lane = host_call.lane
         work.nested_in = host_call
-        self._count_calls(host_call.seat.worker, 1)
+        self._count_calls(host_call.lane.worker, 1)
         work.began = time.monotonic()
         if work.session is not None:
-            self.scheduler.homes.note(work.session, host_call.seat)
-            host_call.seat.worker.serve(work.session, host_call.seat)
+            self.scheduler.homes.note(work.session, host_call.lane)
+            host_call.lane.worker.serve(work.session, host_call.lane)
 
     def _check_wait(self, work: WorkItem) -> None:
         """Refuse work that must not wait for its home, or that would wait for ever.
@@ -248,7 +248,7 @@ class Dispatcher:
         if work.fails_fast and bound_to is not None:
             raise WorkerBusy(work.name, self._config.name, [bound_to.worker.name], work.session)
         if work.host_call is not None and self._would_wait_for_ever(work):
-            names = sorted({seat.worker.name for seat in self._fitting(work)})
+            names = sorted({lane.worker.name for lane in self._fitting(work)})
             raise WorkerBusy(work.name, self._config.name, names)
 
     def _would_wait_for_ever(self, work: WorkItem) -> bool:
@@ -261,25 +261,25 @@ class Dispatcher:
             each for each in (*queued, work) if isinstance(each, WorkItem) and each.host_call
         ]
         while True:
-            held = {host_call.seat for each in waiting for host_call in call_chain(each.host_call)}
+            held = {host_call.lane for each in waiting for host_call in call_chain(each.host_call)}
             stuck = [each for each in waiting if (fits := self._fitting(each)) and fits <= held]
             if len(stuck) == len(waiting):
                 return work in stuck
             waiting = stuck
 
-    def _fitting(self, work: WorkItem) -> set[Seat]:
+    def _fitting(self, work: WorkItem) -> set[PooledLane]:
         return {
-            seat for w in self.supervisor.workers.values() for seat in w.seats if work.fits(seat)
+            lane for w in self.supervisor.workers.values() for lane in w.lanes if work.fits(lane)
         }
 
     def hold(self, work: WorkItem) -> None:
-        """Note who has a seat."""
-        seat = work.seat
-        assert seat is not None
-        worker = seat.worker
-        seat.holder = work
+        """Note who has a lane."""
+        lane = work.lane
+        assert lane is not None
+        worker = lane.worker
+        lane.holder = work
         if work.session is not None:
-            worker.serve(work.session, seat)
+            worker.serve(work.session, lane)
         work.began = now = time.monotonic()
         if not worker.current:
             worker.since = now
@@ -298,13 +298,13 @@ class Dispatcher:
             worker, f"{worker.calls} calls (max_calls {self._max_calls})"
         )
 
-    def offer(self, seat: Seat) -> None:
-        """Give a free seat to the first whom it fits."""
-        ticket = self.scheduler.add(seat)
-        if ticket is not None:
-            assert isinstance(ticket, WorkItem)
-            self.hold(ticket)
-            ticket.on_assigned()
+    def offer(self, lane: PooledLane) -> None:
+        """Give a free lane to the first whom it fits."""
+        item = self.scheduler.add(lane)
+        if item is not None:
+            assert isinstance(item, WorkItem)
+            self.hold(item)
+            item.on_assigned()
             self.scheduler.assigned = None
 
     def withdraw(self, work: WorkItem) -> bool:
@@ -314,15 +314,15 @@ class Dispatcher:
 
     # -- waiting -------------------------------------------------------------------------------
 
-    def wait(self, work: WorkItem, nesting: HostCallContext | None = None) -> Seat:
-        """Admit work, and wait for its seat in this thread."""
+    def wait(self, work: WorkItem, nesting: HostCallContext | None = None) -> PooledLane:
+        """Admit work, and wait for its lane in this thread."""
         with self.lock:
-            if work.settled:
+            if work.finished:
                 self.admit(work, nesting)
             else:
                 self.admit_again(work)
-            if work.seat is not None:
-                return work.seat
+            if work.lane is not None:
+                return work.lane
             if self.supervisor.is_own_thread:
                 self.scheduler.withdraw(work)
                 msg = (
@@ -336,9 +336,9 @@ class Dispatcher:
             work.on_assigned = gate.release
         if not self._opens(gate, work) and self.withdraw(work):
             raise self.late(work)
-        if work.seat is None:
+        if work.lane is None:
             raise self.unserved(work)
-        return work.seat
+        return work.lane
 
     def _opens(self, gate: threading.Lock, work: WorkItem) -> bool:
         """Wait for a gate as long as the work may wait; say whether it was opened."""
@@ -358,7 +358,7 @@ class Dispatcher:
             busy = [
                 f"{worker.name} runs {' and '.join(worker.current)}"
                 for worker in self.supervisor.workers.values()
-                if worker.current and (work.home is None or work.home.takes(worker.seats[0]))
+                if worker.current and (work.home is None or work.home.takes(worker.lanes[0]))
             ]
             others = self.scheduler.waiting - 1
         name, doing = self._config.name, "; ".join(busy) or "its workers start"
@@ -367,16 +367,18 @@ class Dispatcher:
             f"{work.name} waits for a worker of pool {name!r}: {doing}.{queue} Stop ends the wait."
         )
 
-    async def wait_async(self, work: WorkItem, nesting: HostCallContext | None = None) -> Seat:
+    async def wait_async(
+        self, work: WorkItem, nesting: HostCallContext | None = None
+    ) -> PooledLane:
         """Do the same while the running event loop goes on."""
         loop = asyncio.get_running_loop()
         assigned = asyncio.Event()
         work.on_assigned = partial(self._grant_in, loop, assigned, work)
-        if work.settled:
+        if work.finished:
             self.admit(work, nesting)
         else:
             self.admit_again(work)
-        if work.seat is None:
+        if work.lane is None:
             until = work.queue_deadline
             try:
                 async with asyncio.timeout(None if until is None else until - time.monotonic()):
@@ -384,9 +386,9 @@ class Dispatcher:
             except TimeoutError:
                 if self.withdraw(work):
                     raise self.late(work) from None
-            if work.seat is None:
+            if work.lane is None:
                 raise self.unserved(work)
-        return work.seat
+        return work.lane
 
     def _grant_in(
         self, loop: asyncio.AbstractEventLoop, assigned: asyncio.Event, work: WorkItem
@@ -397,7 +399,7 @@ class Dispatcher:
             self.finish(work, "cancelled")
 
     def unserved(self, work: WorkItem) -> SnakepitError:
-        """Say why a piece of work will never get a seat."""
+        """Say why a piece of work will never get a lane."""
         if self.closed_because is not None:
             return PoolClosed(self._config.name, self.closed_because)
         if work.has_lost_home:
@@ -418,25 +420,25 @@ class Dispatcher:
     # -- giving back ---------------------------------------------------------------------------
 
     def finish(self, work: WorkItem, outcome: str, error: BaseException | None = None) -> None:
-        """Count how a piece of work ended, and give its seat, or its place, to the next."""
+        """Count how a piece of work ended, and give its lane, or its place, to the next."""
         with self.lock:
-            if work.settled:
+            if work.finished:
                 return
-            work.settled = True  # these three belong together: no call between them, no Ctrl-C
+            work.finished = True  # these three belong together: no call between them, no Ctrl-C
             self._counts[outcome] += 1
             self._pending -= 1
             work.on_assigned = nothing
-            seat = work.seat
-            if seat is not None and outcome in _DONE:
-                seat.worker.done += 1
-                if seat.forgets and outcome == "ok":
-                    _told(seat)
+            lane = work.lane
+            if lane is not None and outcome in _DONE:
+                lane.worker.done += 1
+                if lane.forgets and outcome == "ok":
+                    _drop_answered_forgets(lane)
             if error is not None or work.admitted is not None:
                 self._note_outcome(work, outcome, error)
-            if seat is None:
+            if lane is None:
                 self.scheduler.withdraw(work)
             elif work.nested_in is None and not work.is_prefetched:
-                self.release(seat, work.name)
+                self.release(lane, work.name)
             if work.session is not None:
                 left = self._working.pop(work.session, 1) - 1
                 if left:
@@ -448,10 +450,10 @@ class Dispatcher:
 
     def _note_outcome(self, work: WorkItem, outcome: str, error: BaseException | None) -> None:
         """Tell the breaker how work ended that it had let through, and note a worker's taint."""
-        seat, admitted = work.seat, work.admitted
+        lane, admitted = work.lane, work.admitted
         raised = error if outcome == "error" else None
-        if seat is not None and raised is not None and falls_under(raised, self._tainting):
-            self.supervisor.taint(seat.worker, raised)
+        if lane is not None and raised is not None and falls_under(raised, self._tainting):
+            self.supervisor.taint(lane.worker, raised)
         if admitted is None or self.circuit is None:
             return
         if outcome == "ok":
@@ -466,68 +468,68 @@ class Dispatcher:
         else:
             self.circuit.abandon(admitted)
 
-    def release(self, seat: Seat, name: str) -> None:
-        """Take a seat back, with the lock held, and give it to the next whom it fits."""
-        worker = seat.worker
-        seat.holder = None
+    def release(self, lane: PooledLane, name: str) -> None:
+        """Take a lane back, with the lock held, and give it to the next whom it fits."""
+        worker = lane.worker
+        lane.holder = None
         if name in worker.current:
             worker.current.remove(name)
         if not worker.current:
             worker.since = time.monotonic()
         if worker.state is WorkerState.READY and not worker.is_quarantined:
-            if seat not in self.scheduler.idle:  # else Ctrl-C came before
-                self.offer(seat)
+            if lane not in self.scheduler.idle:  # else Ctrl-C came before
+                self.offer(lane)
         elif not worker.is_held:
             if worker.state is WorkerState.DEAD:
                 worker.close_channels()
             elif worker.is_retired:
-                self.supervisor.dismiss_soon(worker)
-            elif worker.is_condemned:
-                worker.condemn()
+                self.supervisor.stop_retired(worker)
+            elif worker.is_terminating:
+                worker.terminate()
 
     # -- several at a time -------------------------------------------------------------------
 
-    def board(self, work: WorkItem, pipeline: Holder) -> None:
-        """Let a conveyor hold the seat of a piece of work, and others beside it."""
+    def start_pipeline(self, work: WorkItem, pipeline: Holder) -> None:
+        """Let a conveyor hold the lane of a piece of work, and others beside it."""
         with self.lock:
-            assert work.seat is not None
-            work.seat.holder = pipeline
+            assert work.lane is not None
+            work.lane.holder = pipeline
             work.is_prefetched = True
 
-    def take_along(self, seat: Seat, count: int) -> list[WorkItem]:
-        """Take work from the head of the queue for a seat that a conveyor holds.
+    def prefetch(self, lane: PooledLane, count: int) -> list[WorkItem]:
+        """Take work from the head of the queue for a lane that a conveyor holds.
 
-        Whoever could have this seat for itself is not overtaken; nor does that hold up anybody who
+        Whoever could have this lane for itself is not overtaken; nor does that hold up anybody who
         waits for another worker.
         """
         taken: list[WorkItem] = []
         with self.lock:
-            if seat.worker.state is not WorkerState.READY or seat.worker.replacement_reason:
+            if lane.worker.state is not WorkerState.READY or lane.worker.replacement_reason:
                 return taken  # it is to end
-            count = min(count, self._max_calls - seat.worker.calls)
-            for ticket in self.scheduler.first_after(seat, count):
-                assert isinstance(ticket, WorkItem)
-                if not ticket.fits(seat):
+            count = min(count, self._max_calls - lane.worker.calls)
+            for item in self.scheduler.first_after(lane, count):
+                assert isinstance(item, WorkItem)
+                if not item.fits(lane):
                     continue
-                is_bound = ticket.wanted is not None or ticket.session is not None
-                if ticket.item is None or is_bound or ticket.deadline is not None:
+                is_bound = item.wanted is not None or item.session is not None
+                if item.kind != "future" or is_bound or item.deadline is not None:
                     break
-                self.scheduler.withdraw(ticket)
-                ticket.seat = seat
-                ticket.began = time.monotonic()
-                ticket.is_prefetched = True
-                taken.append(ticket)
+                self.scheduler.withdraw(item)
+                item.lane = lane
+                item.began = time.monotonic()
+                item.is_prefetched = True
+                taken.append(item)
             if taken:
-                self.scheduler.pass_on(seat, taken[-1])
-            self._count_calls(seat.worker, len(taken))
+                self.scheduler.pass_on(lane, taken[-1])
+            self._count_calls(lane.worker, len(taken))
         return taken
 
     def requeue(self, work: WorkItem) -> None:
         """Put work that was not begun to the head of the queue."""
         with self.lock:
-            work.seat = work.began = None
+            work.lane = work.began = None
             work.is_prefetched = False
-            if not self.supervisor.workers or self.supervisor.is_dismissed or work.has_lost_home:
+            if not self.supervisor.workers or self.supervisor.is_draining or work.has_lost_home:
                 work.on_assigned()  # that there is none
             elif self.scheduler.assign(work):
                 self.hold(work)
@@ -540,40 +542,40 @@ class Dispatcher:
     def repair(self, work: WorkItem) -> None:
         """Put the books in order that Ctrl-C may have left in the middle of an entry.
 
-        It comes between any two calls of the main thread: when a seat has left the list of the
-        idle ones and nobody has it yet, when a ticket has left the queue and nobody was told. The
+        It comes between any two calls of the main thread: when a lane has left the list of the
+        idle ones and nobody has it yet, when an item has left the queue and nobody was told. The
         supervisor does this, because no signal handler runs in its thread.
         """
         with self.lock:
             self.finish(work, "cancelled")
             self.scheduler.withdraw(work)
-            ticket = self.scheduler.assigned
-            if isinstance(ticket, WorkItem) and ticket.seat is not None and not ticket.settled:
+            item = self.scheduler.assigned
+            if isinstance(item, WorkItem) and item.lane is not None and not item.finished:
                 self.scheduler.assigned = None
-                if ticket.seat.holder is not ticket:
-                    self.hold(ticket)
+                if item.lane.holder is not item:
+                    self.hold(item)
                 with contextlib.suppress(RuntimeError):  # it was told already
-                    ticket.on_assigned()
+                    item.on_assigned()
             for worker in self.supervisor.workers.values():
-                for seat in worker.seats:
-                    seat.defined.clear()  # what was to be sent may not have been
-                    seat.encoders = seat.follows = 0
-                    self._mend_seat(seat)
+                for lane in worker.lanes:
+                    lane.defined.clear()  # what was to be sent may not have been
+                    lane.encoders = lane.follows = 0
+                    self._repair_lane(lane)
             if self._pending == 0:
                 self._quiet.notify_all()
 
-    def _mend_seat(self, seat: Seat) -> None:
-        holder = seat.holder
-        if holder is not None and not holder.settled:
+    def _repair_lane(self, lane: PooledLane) -> None:
+        holder = lane.holder
+        if holder is not None and not holder.finished:
             return
-        if seat.worker.state is WorkerState.READY:
-            others = (other.holder for other in seat.worker.seats if other is not seat)
-            seat.worker.current[:] = [other.name for other in others if other is not None]
-            self.release(seat, "")
+        if lane.worker.state is WorkerState.READY:
+            others = (other.holder for other in lane.worker.lanes if other is not lane)
+            lane.worker.current[:] = [other.name for other in others if other is not None]
+            self.release(lane, "")
 
     # -- sessions ------------------------------------------------------------------------------
 
-    def open_home(self, session: str) -> Home[Seat]:
+    def open_home(self, session: str) -> Home[PooledLane]:
         """Return the home of a session whose work is bound to one worker."""
         with self.lock:
             return self.scheduler.homes.open(session)
@@ -634,29 +636,29 @@ class Dispatcher:
     def trim(self, seconds: float) -> None:
         """Give memory back that was needed to send large values to workers that have rested."""
         rested = time.monotonic() - seconds
-        with self.lock:  # nobody gets a seat meanwhile
+        with self.lock:  # nobody gets a lane meanwhile
             for worker in self.supervisor.workers.values():
                 if (
                     worker.state is WorkerState.READY
                     and not worker.current
                     and worker.since < rested
                 ):
-                    for seat in worker.seats:
-                        seat.lane.marshaller.trim()
+                    for lane in worker.lanes:
+                        lane.marshaller.trim()
 
     def empty_queue(self) -> None:
         """Tell all who wait that they will get nothing."""
         with self.lock:
             cancelled = [*self.scheduler.drain(), *self._resting]
             self._resting.clear()
-        for ticket in cancelled:
-            ticket.on_assigned()
+        for item in cancelled:
+            item.on_assigned()
 
 
-def _told(seat: Seat) -> None:
+def _drop_answered_forgets(lane: PooledLane) -> None:
     """Note that a worker has got what was sent ahead of a request that it has answered."""
-    while seat.forgets and seat.forgets[0].number <= seat.forgotten:
-        seat.forgets.popleft()
+    while lane.forgets and lane.forgets[0].number <= lane.forgotten:
+        lane.forgets.popleft()
 
 
 def _seconds_until(deadline: float | None) -> float:

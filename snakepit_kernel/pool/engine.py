@@ -1,8 +1,8 @@
 """The engine of a pool: its workers, its queue, and how work gets from one to the other.
 
-Three kinds of threads meet here: callers, who drive the lane of the seat they hold; the
+Three kinds of threads meet here: callers, who drive the lane that they hold; the
 supervisor, which starts and ends processes and drives the lanes of futures; and event loops of
-callers who await. What they share is in `Dispatcher`; a lane belongs to whoever holds its seat.
+callers who await. What they share is in `Dispatcher`; a lane belongs to whoever holds it.
 """
 
 from __future__ import annotations
@@ -42,6 +42,7 @@ from .dispatcher import Dispatcher
 from .execution.calls import CallRunner, interrupt_until_heard
 from .execution.futures import FutureRunner
 from .execution.host_tools import HostTools, HostToolServer
+from .execution.pipeline import FutureItem
 from .housekeeping import tell_of_activity
 from .open_sessions import PoolSessions
 from .policies import Recovery
@@ -53,7 +54,7 @@ from .work_item import HostCallContext, WorkItem, call_chain, current_host_call,
 from .workers.jupyter import Cell
 from .workers.monitor import WorkerMonitor
 from .workers.replacement import RollingReplacement
-from .workers.worker import Seat, Worker
+from .workers.worker import PooledLane, Worker
 from .workers.zmq_threads import begin_threads
 
 logger = logging.getLogger(__name__)
@@ -125,8 +126,8 @@ class Engine:
             offer=self._dispatcher.offer,
         )
         host = HostToolServer(self.host_tools, self.sessions.serve)
-        condemn = self._supervisor.condemn
-        self._driver = CallRunner(config.grace, self._context, host, condemn, self._explain)
+        terminate = self._supervisor.terminate_when_idle
+        self._driver = CallRunner(config.grace, self._context, host, terminate, self._explain)
         self._futures = FutureRunner(
             self._dispatcher,
             self._loop_thread,
@@ -134,7 +135,7 @@ class Engine:
             pool=config.name,
             grace=config.grace,
             stop_scheduling=self._supervisor.stop_scheduling,
-            condemn=condemn,
+            terminate=terminate,
             explain=self._explain,
         )
 
@@ -169,10 +170,10 @@ class Engine:
         self._supervisor.stop_scheduling(
             worker
         )  # or it is lent again before the supervisor has seen that it died
-        if (closed := self._dispatcher.dismissal()) is not None:
+        if (closed := self._dispatcher.closing_error()) is not None:
             return closed
         if death.status is None and not worker.died.is_set():
-            worker.condemn()  # it lives, but nobody can talk to it
+            worker.terminate()  # it lives, but nobody can talk to it
         return death
 
     @property
@@ -208,7 +209,7 @@ class Engine:
     def _change(self, change: Coroutine[Any, Any, None]) -> None:
         """Change the crew, and wait for that."""
         try:
-            if self._supervisor.is_dismissed:
+            if self._supervisor.is_draining:
                 raise PoolClosed(
                     self.config.name, self._dispatcher.closed_because or "it has ended"
                 )
@@ -279,9 +280,9 @@ class Engine:
         if work.host_call is None:
             return None
         for host_call in call_chain(work.host_call):
-            if self._supervisor.has(host_call.seat.worker):
+            if self._supervisor.has(host_call.lane.worker):
                 in_reach = host_call.is_here or (can_hop and host_call.loop is not None)
-                if host_call.reentrant and in_reach and work.fits(host_call.seat):
+                if host_call.reentrant and in_reach and work.fits(host_call.lane):
                     return host_call
                 if work.home is None:
                     return None
@@ -289,7 +290,7 @@ class Engine:
 
     # -- sessions ------------------------------------------------------------------------------
 
-    def open_home(self, session_id: str) -> Home[Seat]:
+    def open_home(self, session_id: str) -> Home[PooledLane]:
         """Return the home of a session whose work is bound to one worker."""
         return self._dispatcher.open_home(session_id)
 
@@ -327,13 +328,13 @@ class Engine:
 
     def _try_call(self, work: WorkItem, raise_original: bool) -> Any:
         nesting = None if work.host_call is None else self._nesting(work, can_hop=True)
-        seat = self._dispatcher.wait(work, nesting)
-        exchange = Exchange(seat.lane.new_call_id(), work.name, raise_original=raise_original)
-        segments = work.encode(seat, exchange.call_id)
+        lane = self._dispatcher.wait(work, nesting)
+        exchange = Exchange(lane.new_call_id(), work.name, raise_original=raise_original)
+        segments = work.encode(lane, exchange.call_id)
         if work.nested_in is None or work.nested_in.is_here:
-            self._driver.drive(seat, exchange, segments, work)
+            self._driver.drive(lane, exchange, segments, work)
         else:  # another thread's loop reads that lane
-            drive = self._driver.drive_async(seat, exchange, segments, work)
+            drive = self._driver.drive_async(lane, exchange, segments, work)
             assert work.nested_in.loop is not None
             asyncio.run_coroutine_threadsafe(drive, work.nested_in.loop).result()
         return self._conclude(work, exchange)
@@ -357,16 +358,16 @@ class Engine:
             raise
 
     def _try_stream(self, work: WorkItem, room: int) -> Generator[Any, None, None]:
-        seat = self._dispatcher.wait(work, self._nesting(work, can_hop=False))
-        exchange = Exchange(seat.lane.new_call_id(), work.name)
-        segments = work.encode(seat, exchange.call_id)
-        yield from self._driver.stream(seat, exchange, segments, work, room)
+        lane = self._dispatcher.wait(work, self._nesting(work, can_hop=False))
+        exchange = Exchange(lane.new_call_id(), work.name)
+        segments = work.encode(lane, exchange.call_id)
+        yield from self._driver.stream(lane, exchange, segments, work, room)
         self._conclude(work, exchange)
 
     def run_cell(self, work: WorkItem, cell: Cell) -> CellResult:
         """Run a cell on a worker, driven by this thread."""
         try:
-            return self._run_lent(self._dispatcher.wait(work), work, cell)
+            return self._run_assigned(self._dispatcher.wait(work), work, cell)
         except BaseException as error:
             self._fail(work, error)
             if isinstance(error, KeyboardInterrupt):
@@ -378,7 +379,7 @@ class Engine:
         try:
             value = exchange.outcome()
         except Interrupted as interrupted:  # by somebody else than its caller
-            if (closed := self._dispatcher.dismissal()) is not None:  # by the pool's end
+            if (closed := self._dispatcher.closing_error()) is not None:  # by the pool's end
                 raise closed from None
             work.ends_as = "cancelled"
             message = f"{work.name} was interrupted in its worker"
@@ -406,7 +407,7 @@ class Engine:
 
     def _pause_after(self, work: WorkItem, error: BaseException) -> float | None:
         """Return how long to wait before work that failed is done again; None for never."""
-        if work.settled or self._supervisor.is_dismissed:
+        if work.finished or self._supervisor.is_draining:
             return None
         if work.nested_in is not None or work.ends_as == "cancelled" or work.has_given:
             return None
@@ -434,10 +435,10 @@ class Engine:
             await self._rest(work, pause)
 
     async def _try_acall(self, work: WorkItem, raise_original: bool) -> Any:
-        seat = await self._dispatcher.wait_async(work, self._nesting(work, can_hop=True))
-        exchange = Exchange(seat.lane.new_call_id(), work.name, raise_original=raise_original)
-        segments = work.encode(seat, exchange.call_id)
-        drive = self._driver.drive_async(seat, exchange, segments, work)
+        lane = await self._dispatcher.wait_async(work, self._nesting(work, can_hop=True))
+        exchange = Exchange(lane.new_call_id(), work.name, raise_original=raise_original)
+        segments = work.encode(lane, exchange.call_id)
+        drive = self._driver.drive_async(lane, exchange, segments, work)
         nested = work.nested_in
         if nested is None or nested.is_here:
             await drive
@@ -460,11 +461,11 @@ class Engine:
         work.kind = "stream"
         while True:
             try:
-                seat = await self._dispatcher.wait_async(work, self._nesting(work, can_hop=False))
-                exchange = Exchange(seat.lane.new_call_id(), work.name)
-                segments = work.encode(seat, exchange.call_id)
+                lane = await self._dispatcher.wait_async(work, self._nesting(work, can_hop=False))
+                exchange = Exchange(lane.new_call_id(), work.name)
+                segments = work.encode(lane, exchange.call_id)
                 async with self._driver.stream_async(
-                    seat, exchange, segments, work, room
+                    lane, exchange, segments, work, room
                 ) as stream:
                     while await stream.has_more():
                         yield exchange.next_chunk()
@@ -479,30 +480,30 @@ class Engine:
     async def arun_cell(self, work: WorkItem, cell: Cell) -> CellResult:
         """Run a cell on a worker, driven by a thread, while the running event loop goes on."""
         try:
-            seat = await self._dispatcher.wait_async(work)
+            lane = await self._dispatcher.wait_async(work)
         except BaseException as error:
             self._fail(work, error)
             raise
         context = contextvars.copy_context()
         # Not a task: asyncio.run() cancels those that are left, and the thread would go on alone.
         run = asyncio.get_running_loop().run_in_executor(
-            None, context.run, self._run_lent, seat, work, cell
+            None, context.run, self._run_assigned, lane, work, cell
         )
         try:
             return await asyncio.shield(run)
         except asyncio.CancelledError:
             work.is_given_up = True
-            with interrupt_until_heard(seat, seat.lane.new_call_id()):
+            with interrupt_until_heard(lane, lane.new_call_id()):
                 done, _ = await asyncio.wait({run}, timeout=self.config.grace)
             if not done:
-                self._supervisor.condemn(seat)
+                self._supervisor.terminate_when_idle(lane)
             await asyncio.gather(run, return_exceptions=True)
             raise
 
-    def _run_lent(self, seat: Seat, work: WorkItem, cell: Cell) -> CellResult:
-        """Run a cell; the thread that does is the one to give the seat back."""
+    def _run_assigned(self, lane: PooledLane, work: WorkItem, cell: Cell) -> CellResult:
+        """Run a cell; the thread that does is the one to give the lane back."""
         try:
-            result = self._driver.run_cell(seat, work, cell)
+            result = self._driver.run_cell(lane, work, cell)
         except BaseException as error:
             self._fail(work, error, "cancelled" if work.is_given_up else "")
             raise
@@ -514,9 +515,9 @@ class Engine:
 
     # -- work nobody waits for -----------------------------------------------------------------
 
-    def submit(self, work: WorkItem) -> CallFuture[Any]:
+    def submit(self, item: FutureItem) -> CallFuture[Any]:
         """Run a call on a worker, driven by the supervisor; return its future."""
-        return self._futures.submit(work)
+        return self._futures.submit(item)
 
     # -- looking -------------------------------------------------------------------------------
 
@@ -639,7 +640,7 @@ class Engine:
         self._dispatcher.closed_because = (
             f"it belongs to process {self.pid}; a forked child cannot use it"
         )
-        self._supervisor.is_dismissed = True
+        self._supervisor.is_draining = True
 
     def close(self, reason: str = "it was shut down", grace: float | None = None) -> None:
         """End everything now; return when it is verified gone. What runs is interrupted.
@@ -679,7 +680,7 @@ class Engine:
             self._is_ending = True
             with self._dispatcher.lock:
                 self._dispatcher.closed_because = self._dispatcher.closed_because or reason
-                self._supervisor.is_dismissed = True
+                self._supervisor.is_draining = True
             self.stop_accepting(cancel_queued=True)
             try:
                 self._take_down(grace)

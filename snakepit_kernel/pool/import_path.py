@@ -7,7 +7,7 @@ import sys
 
 from ..protocol.frames import Segment, pack
 from ..protocol.messages import Follow, encode
-from .workers.worker import Seat
+from .workers.worker import PooledLane
 
 
 class SearchPath:
@@ -40,12 +40,12 @@ search_path = SearchPath()
 """That of this process."""
 
 
-def follow(seat: Seat) -> list[Segment]:
+def follow(lane: PooledLane) -> list[Segment]:
     """Return the frame by which a worker looks where this process does; nothing if it does."""
     number = search_path.look()
-    if seat.follows == number:
+    if lane.follows == number:
         return []
-    seat.follows = number
-    config = seat.worker.config
+    lane.follows = number
+    config = lane.worker.config
     directory = search_path.directory if config.follows_cwd else None
     return pack(encode(Follow(config.kernel.import_path(), directory)))

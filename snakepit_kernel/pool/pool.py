@@ -416,13 +416,9 @@ class Pool(Caller, concurrent.futures.Executor):
         # It holds the pool, which nobody else may hold, as long as there is something to submit.
         name = getattr(fn, "__qualname__", None) or type(fn).__name__
         shared = SharedFunction(self._engine.config.codec, partial(_map_all, fn), name)
-        to_come = (self._submit_chunk(shared, chunk) for chunk in _chunks(iterables, chunksize))
+        chunks = _chunks(iterables, chunksize)
+        to_come = (self._submit_shared(shared, tuple(chunk)) for chunk in chunks)
         return _in_order(deque(itertools.islice(to_come, buffersize)), to_come, end)
-
-    def _submit_chunk(
-        self, shared: SharedFunction, chunk: Sequence[Sequence[Any]]
-    ) -> CallFuture[list[Any]]:
-        return self._engine.submit(self._shared_work(shared, tuple(chunk)))
 
     # -- changing it ---------------------------------------------------------------------------
 

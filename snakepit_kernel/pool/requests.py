@@ -6,7 +6,7 @@ from ..protocol.frames import Segment
 from ..protocol.messages import Apply, Call
 from .tools import SharedFunction, ToolDefinitions, ahead
 from .work_item import WorkItem
-from .workers.worker import Seat
+from .workers.worker import PooledLane
 
 
 class ToolRequest:
@@ -40,7 +40,7 @@ class ToolRequest:
         self._buffers = buffers
         self._room = room
 
-    def encode(self, seat: Seat, call_id: int, work: WorkItem) -> list[Segment]:
+    def encode(self, lane: PooledLane, call_id: int, work: WorkItem) -> list[Segment]:
         """Lay out the frames for one worker, with the id of the call there."""
         nested = work.nested_in
         message = Call(
@@ -51,8 +51,8 @@ class ToolRequest:
             0 if nested is None else nested.call_id,
             work.correlation,
         )
-        segments = seat.lane.marshaller.pack(message, self._body, self._buffers)
-        missing = self._definitions.missing(seat, self._tool)
+        segments = lane.marshaller.pack(message, self._body, self._buffers)
+        missing = self._definitions.missing(lane, self._tool)
         return [*missing, *segments] if missing else segments
 
 
@@ -71,10 +71,10 @@ class FunctionRequest:
         self._body = body
         self._buffers = buffers
 
-    def encode(self, seat: Seat, call_id: int, work: WorkItem) -> list[Segment]:
+    def encode(self, lane: PooledLane, call_id: int, work: WorkItem) -> list[Segment]:
         """Lay out the frames for one worker, with the id of the call there."""
         message = Apply(call_id, work.session, work.inside, work.correlation)
-        return [*ahead(seat), *seat.lane.marshaller.pack(message, self._body, self._buffers)]
+        return [*ahead(lane), *lane.marshaller.pack(message, self._body, self._buffers)]
 
 
 class SharedRequest:
@@ -95,9 +95,9 @@ class SharedRequest:
         self._body = body
         self._buffers = buffers
 
-    def encode(self, seat: Seat, call_id: int, work: WorkItem) -> list[Segment]:
+    def encode(self, lane: PooledLane, call_id: int, work: WorkItem) -> list[Segment]:
         """Lay out the frames for one worker, with the id of the call there."""
         shared = self._shared
         message = Apply(call_id, work.session, work.inside, work.correlation, shared.number)
-        segments = seat.lane.marshaller.pack(message, self._body, self._buffers)
-        return [*shared.missing(seat), *segments]
+        segments = lane.marshaller.pack(message, self._body, self._buffers)
+        return [*shared.missing(lane), *segments]

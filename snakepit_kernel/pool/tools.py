@@ -17,7 +17,7 @@ from ..protocol.frames import Segment, pack
 from ..protocol.messages import Define, Encode, Prepare, Release, ToolInfo
 from ..tools.arguments import Arguments
 from .import_path import follow, search_path
-from .workers.worker import Seat
+from .workers.worker import PooledLane
 
 
 class ToolDefinitions:
@@ -42,15 +42,15 @@ class ToolDefinitions:
         self._frames[info.name] = (version, pack(messages.encode(Define(info.name)), body, buffers))
         self.infos[info.name] = info
 
-    def missing(self, seat: Seat, name: str) -> list[Segment]:
+    def missing(self, lane: PooledLane, name: str) -> list[Segment]:
         """Return the frame that a worker needs before it can call a tool, or nothing."""
         definition = self._frames.get(name)
-        if definition is None or seat.defined.get(name) == definition[0]:
-            if _is_up_to_date(seat):
+        if definition is None or lane.defined.get(name) == definition[0]:
+            if _is_up_to_date(lane):
                 return []
-            return ahead(seat)
-        seat.defined[name] = definition[0]
-        return [*ahead(seat), *definition[1]]
+            return ahead(lane)
+        lane.defined[name] = definition[0]
+        return [*ahead(lane), *definition[1]]
 
 
 class SharedFunction:
@@ -90,45 +90,45 @@ class SharedFunction:
             ) from error
         self.name = name
         self.number = next(_numbers)
-        self._seats: weakref.WeakSet[Seat] = weakref.WeakSet()
-        weakref.finalize(self, _release, self.number, self._seats).atexit = False
+        self._lanes: weakref.WeakSet[PooledLane] = weakref.WeakSet()
+        weakref.finalize(self, _release, self.number, self._lanes).atexit = False
 
-    def missing(self, seat: Seat) -> list[Segment]:
+    def missing(self, lane: PooledLane) -> list[Segment]:
         """Return the frames that a worker needs before it can run the function."""
-        frames = ahead(seat)
-        if seat.defined.get(self._name_at_a_seat):
+        frames = ahead(lane)
+        if lane.defined.get(self._name_on_a_lane):
             return frames
-        self._seats.add(seat)
-        seat.defined[self._name_at_a_seat] = 1
-        return [*frames, *seat.lane.marshaller.pack(Prepare(self.number), *self._pickled)]
+        self._lanes.add(lane)
+        lane.defined[self._name_on_a_lane] = 1
+        return [*frames, *lane.marshaller.pack(Prepare(self.number), *self._pickled)]
 
     @property
-    def _name_at_a_seat(self) -> str:
+    def _name_on_a_lane(self) -> str:
         return f"#{self.number}"  # no tool is called like that
 
 
 _numbers = itertools.count(1)
 
 
-def _release(number: int, seats: weakref.WeakSet[Seat]) -> None:
-    for seat in seats:
-        seat.released.append(number)
+def _release(number: int, lanes: weakref.WeakSet[PooledLane]) -> None:
+    for lane in lanes:
+        lane.released.append(number)
 
 
-def _is_up_to_date(seat: Seat) -> bool:
+def _is_up_to_date(lane: PooledLane) -> bool:
     """Whether a worker needs nothing before its next request but what that asks for."""
-    is_ready = seat.encoders == len(encoders.known) and not seat.forgets and not seat.released
-    return is_ready and seat.follows == search_path.look()
+    is_ready = lane.encoders == len(encoders.known) and not lane.forgets and not lane.released
+    return is_ready and lane.follows == search_path.look()
 
 
-def ahead(seat: Seat) -> list[Segment]:
+def ahead(lane: PooledLane) -> list[Segment]:
     """Return the frames that a worker needs before its next request, whatever that is."""
-    if _is_up_to_date(seat):
+    if _is_up_to_date(lane):
         return []
     known = encoders.known
-    frames = follow(seat)
-    missing, seat.encoders = known[seat.encoders :], len(known)
-    marshaller = seat.lane.marshaller
+    frames = follow(lane)
+    missing, lane.encoders = known[lane.encoders :], len(known)
+    marshaller = lane.marshaller
     for each in missing:
         try:
             frames += marshaller.pack_value(Encode(), each)
@@ -136,14 +136,14 @@ def ahead(seat: Seat) -> list[Segment]:
             if not marshaller.codec.why_no_code:
                 raise
             # A worker of another Python cannot have it: whoever sends what it is for, is told so.
-    if seat.released:
-        numbers = [seat.released.popleft() for _ in range(len(seat.released))]
+    if lane.released:
+        numbers = [lane.released.popleft() for _ in range(len(lane.released))]
         frames += pack(messages.encode(Release(numbers)))
         for number in numbers:
-            seat.defined.pop(f"#{number}", None)
-    for forget in list(seat.forgets):
+            lane.defined.pop(f"#{number}", None)
+    for forget in list(lane.forgets):
         frames += pack(messages.encode(forget))
-        seat.forgotten = forget.number
+        lane.forgotten = forget.number
     return frames
 
 

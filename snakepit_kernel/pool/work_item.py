@@ -8,7 +8,7 @@ import time
 from collections.abc import Iterator
 from contextvars import ContextVar
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Protocol
 
 from .. import telemetry
 from ..call_details import Attempt, CallDetails
@@ -18,8 +18,8 @@ from ..telemetry.correlation import correlation_of_work
 from .policies import category_of
 from .scheduling.affinity import Home
 from .scheduling.fair_queue import Bound
-from .scheduling.scheduler import Purpose, Ticket
-from .workers.worker import Seat
+from .scheduling.scheduler import Purpose, QueueItem
+from .workers.worker import PooledLane
 
 OUTCOMES = ("ok", "error", "cancelled", "timeout", "saturated", "lost")
 """What may become of a piece of work: the names of its counters."""
@@ -28,11 +28,11 @@ OUTCOMES = ("ok", "error", "cancelled", "timeout", "saturated", "lost")
 class Request(Protocol):
     """What a piece of work asks of a worker."""
 
-    def encode(self, seat: Seat, call_id: int, work: WorkItem) -> list[Segment]:
+    def encode(self, lane: PooledLane, call_id: int, work: WorkItem) -> list[Segment]:
         """Lay out the frames for one worker, with the id of the call there."""
 
 
-class WorkItem(Ticket[Seat]):
+class WorkItem(QueueItem[PooledLane]):
     """One call or cell on its way through the pool.
 
     What is rare has its value in the class, and costs nothing until it is set.
@@ -54,7 +54,7 @@ class WorkItem(Ticket[Seat]):
     slot
         The slot whose worker is to do it; None for any.
     purpose
-        What it needs a seat for.
+        What it needs a lane for.
     host_call
         The host call that it is made from, if it is.
     home
@@ -75,7 +75,7 @@ class WorkItem(Ticket[Seat]):
     caller
         Whose it is, for `telemetry.emit`; None when nobody listened when it was asked for.
     asked, began
-        `time.monotonic` when it was asked for, and when it last got a seat; None without one.
+        `time.monotonic` when it was asked for, and when it last got a lane; None without one.
     queued
         `time.monotonic` when its present attempt began to wait.
     attempts
@@ -84,18 +84,16 @@ class WorkItem(Ticket[Seat]):
         Whether its caller has a chunk of it already.
     ends_as
         Its counter, where that does not follow from its error; else empty.
-    settled
-        Whether its outcome is counted and its seat released.
+    finished
+        Whether its outcome is counted and its lane released.
     is_given_up
         Whether its caller has left while it runs.
     admitted
         What the breaker is told its end with, see `CircuitBreaker.admit`; None without one.
     nested_in
         The host call inside which it runs, at a worker that waits for that; else None.
-    item
-        Its future, if it has one.
     is_prefetched
-        Whether a pipeline has it, which releases the seat by itself.
+        Whether a pipeline has it, which releases the lane by itself.
     """
 
     kind: str = "call"
@@ -104,11 +102,10 @@ class WorkItem(Ticket[Seat]):
     attempts: tuple[Attempt, ...] = ()
     has_given = False
     ends_as = ""
-    settled = True  # until it is admitted there is nothing to count or to release
+    finished = True  # until it is admitted there is nothing to count or to release
     is_given_up = False
     admitted: int | None = None
     nested_in: HostCallContext | None = None
-    item: Any = None
     is_prefetched = False
     host_call: HostCallContext | None = None
     slot: int | None = None
@@ -131,7 +128,7 @@ class WorkItem(Ticket[Seat]):
         slot: int | None = None,
         purpose: Purpose = "call",
         host_call: HostCallContext | None = None,
-        home: Home[Seat] | None = None,
+        home: Home[PooledLane] | None = None,
         fails_fast: bool = False,
         priority: int = 0,
         idempotent: bool = False,
@@ -167,10 +164,10 @@ class WorkItem(Ticket[Seat]):
         if queue_timeout is not None:
             self.wait_in_queue(queue_timeout)
 
-    def encode(self, seat: Seat, call_id: int) -> list[Segment]:
+    def encode(self, lane: PooledLane, call_id: int) -> list[Segment]:
         """Lay out its request for one worker, with the id of the call there."""
         assert self.request is not None
-        return self.request.encode(seat, call_id, self)
+        return self.request.encode(lane, call_id, self)
 
     def _limit_wait(self) -> None:
         self.queue_deadline = self.deadline
@@ -180,14 +177,14 @@ class WorkItem(Ticket[Seat]):
                 self.queue_deadline = wait_until
 
     def wait_in_queue(self, seconds: float | None) -> None:
-        """Wait for a seat for so long, from when it was queued, instead of as long as was said."""
+        """Wait for a lane for so long, from when it was queued, instead of as long as was said."""
         self.queue_timeout = seconds
         self._limit_wait()
 
     def begin_again(self, attempt: Attempt) -> None:
         """Be asked for once more, after an attempt that failed; the deadline stays."""
         self.attempts = (*self.attempts, attempt)
-        self.seat = self.began = None
+        self.lane = self.began = None
         self.nested_in = None
         self.ends_as = ""
         self.queued = time.monotonic()
@@ -198,7 +195,7 @@ class WorkItem(Ticket[Seat]):
         now = time.monotonic()
         began = now if self.began is None else self.began
         return Attempt(
-            worker=None if self.seat is None else self.seat.worker.name,
+            worker=None if self.lane is None else self.lane.worker.name,
             category=category_of(error),
             reason=(str(error).splitlines() or [""])[0] or type(error).__name__,
             queue_seconds=began - self.queued,
@@ -209,7 +206,7 @@ class WorkItem(Ticket[Seat]):
         """Return what an error of it tells of it, when it has ended."""
         now = time.monotonic()
         began = now if self.began is None else self.began
-        worker = None if self.seat is None else self.seat.worker
+        worker = None if self.lane is None else self.lane.worker
         return CallDetails(
             pool=pool,
             call=self.name,
@@ -231,7 +228,7 @@ class WorkItem(Ticket[Seat]):
             if not self.idempotent:
                 return "it was not tried again: a tool may be if it says @tool(idempotent=True)"
         if isinstance(error, CallTimeout):
-            if self.seat is None:
+            if self.lane is None:
                 return "all workers were busy: give the pool more (resize), or the call more time"
             return "give it more time (timeout=), or let it run in the background (submit)"
         return ""
@@ -281,7 +278,7 @@ class HostCallContext:
 
     Attributes
     ----------
-    seat, call_id
+    lane, call_id
         The worker that waits for it, and its id there.
     reentrant
         Whether that worker serves other calls meanwhile.
@@ -301,7 +298,7 @@ class HostCallContext:
         Streams that may run inside the worker that waits; they end with the host call.
     """
 
-    seat: Seat
+    lane: PooledLane
     call_id: int
     reentrant: bool
     deadline: float | None

@@ -413,13 +413,13 @@ def test_a_forked_child_does_not_wait_for_the_work_of_its_parent(open_pool):
 
 
 def test_a_recall_that_comes_late_takes_back_no_other_call(pool):
-    seat = pool._engine._supervisor.workers[1].main_seat
+    lane = pool._engine._supervisor.workers[1].main_lane
     over = threading.Event()
 
     def recall_what_has_ended() -> None:
         while not over.is_set():
-            seat.lane.slot.recalled_call = max(0, seat.lane.last_call_id - 1)
-            seat.worker.signal(RECALL_SIGNAL)
+            lane.slot.recalled_call = max(0, lane.last_call_id - 1)
+            lane.worker.signal(RECALL_SIGNAL)
 
     thread = threading.Thread(target=recall_what_has_ended)
     thread.start()

@@ -9,10 +9,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from snakepit_kernel.pool.scheduling.affinity import MAX_LAST, Homes
-from snakepit_kernel.pool.scheduling.scheduler import Scheduler, Ticket
+from snakepit_kernel.pool.scheduling.scheduler import QueueItem, Scheduler
 
 
-class Seat(str):
+class PooledLane(str):
     """A place of that name, the only one at its worker."""
 
     __slots__ = ()
@@ -20,28 +20,28 @@ class Seat(str):
     load = 0
 
     @property
-    def neighbours(self) -> list[Seat]:
+    def neighbours(self) -> list[PooledLane]:
         return [self]
 
 
-A, B = Seat("a"), Seat("b")
+A, B = PooledLane("a"), PooledLane("b")
 
 
 @pytest.fixture
-def homes() -> Homes[Seat]:
+def homes() -> Homes[PooledLane]:
     return Homes()
 
 
 @pytest.fixture
-def scheduler() -> Scheduler[Seat]:
-    scheduler: Scheduler[Seat] = Scheduler(max_queue=3)
-    for seat in (A, B):
-        scheduler.add(seat)
+def scheduler() -> Scheduler[PooledLane]:
+    scheduler: Scheduler[PooledLane] = Scheduler(max_queue=3)
+    for lane in (A, B):
+        scheduler.add(lane)
     return scheduler
 
 
-def strict(scheduler: Scheduler[Seat], session: str = "s") -> Ticket[Seat]:
-    return Ticket(lambda: None, session, home=scheduler.homes.open(session))
+def strict(scheduler: Scheduler[PooledLane], session: str = "s") -> QueueItem[PooledLane]:
+    return QueueItem(lambda: None, session, home=scheduler.homes.open(session))
 
 
 def test_a_home_is_where_the_first_work_was_done_and_does_not_move(homes):
@@ -114,10 +114,10 @@ def test_strict_work_waits_for_its_home_while_others_are_idle(scheduler):
 
 def test_strict_work_that_waits_for_its_first_worker_shares_it(scheduler):
     for _ in range(2):
-        scheduler.request(Ticket(lambda: None))
+        scheduler.request(QueueItem(lambda: None))
     first, second = strict(scheduler), strict(scheduler)
-    for ticket in (first, second):
-        scheduler.request(ticket)
+    for item in (first, second):
+        scheduler.request(item)
 
     assert scheduler.add(B) is first
     assert scheduler.add(A) is None
@@ -126,8 +126,8 @@ def test_strict_work_that_waits_for_its_first_worker_shares_it(scheduler):
 
 def test_strict_work_that_waits_for_a_worker_that_goes_is_given_back(scheduler):
     first, second, other = strict(scheduler), strict(scheduler), strict(scheduler, "t")
-    for ticket in (first, second, other):
-        scheduler.request(ticket)
+    for item in (first, second, other):
+        scheduler.request(item)
 
     assert scheduler.remove(A) == [second]
     assert second.has_lost_home
@@ -140,29 +140,29 @@ ACTIONS = st.tuples(st.sampled_from(["ask", "end", "die", "reopen", "forget"]), 
 
 @given(st.lists(ACTIONS, max_size=80))
 def test_whatever_happens_strict_work_is_done_at_its_home_or_told_that_it_is_lost(actions):
-    scheduler: Scheduler[Seat] = Scheduler(max_queue=1000)
-    names = (Seat(f"seat {number}") for number in itertools.count())
+    scheduler: Scheduler[PooledLane] = Scheduler(max_queue=1000)
+    names = (PooledLane(f"lane {number}") for number in itertools.count())
     for _ in range(2):
         scheduler.add(next(names))
     homes = [scheduler.homes.open(str(number)) for number in range(3)]
-    lent: list[Ticket[Seat]] = []
-    queue: list[Ticket[Seat]] = []
+    lent: list[QueueItem[PooledLane]] = []
+    queue: list[QueueItem[PooledLane]] = []
 
-    def take(seat: Seat) -> None:
-        served = scheduler.add(seat)
+    def take(lane: PooledLane) -> None:
+        served = scheduler.add(lane)
         if served is not None:
             queue.remove(served)
             lent.append(served)
 
     for action, number in actions:
         if action == "ask" and not homes[number].is_lost:
-            ticket: Ticket[Seat] = Ticket(lambda: None, str(number), home=homes[number])
-            (lent if scheduler.request(ticket) else queue).append(ticket)
-            assert ticket in queue or ticket.home.place == ticket.seat
+            item: QueueItem[PooledLane] = QueueItem(lambda: None, str(number), home=homes[number])
+            (lent if scheduler.request(item) else queue).append(item)
+            assert item in queue or item.home.place == item.lane
         elif action == "end" and lent:
-            take(lent.pop(0).seat)
+            take(lent.pop(0).lane)
         elif action == "die" and lent:
-            died = lent.pop().seat
+            died = lent.pop().lane
             stranded = scheduler.remove(died)
             assert all(each.home.is_lost for each in stranded)
             queue = [each for each in queue if each not in stranded]

@@ -9,77 +9,77 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from snakepit_kernel.pool.scheduling.affinity import MAX_LAST
-from snakepit_kernel.pool.scheduling.scheduler import QueueFull, Scheduler, Ticket
+from snakepit_kernel.pool.scheduling.scheduler import QueueFull, QueueItem, Scheduler
 
 
-class Seat(str):  # noqa: SLOT000 - its tests give it attributes
+class PooledLane(str):  # noqa: SLOT000 - its tests give it attributes
     """A place of that name, the only one at its worker unless it is told otherwise."""
 
     purposes = frozenset({"call", "cell"})
     load = 0
 
     @property
-    def neighbours(self) -> list[Seat]:
+    def neighbours(self) -> list[PooledLane]:
         return [self]
 
 
-def ticket(
+def item(
     session: str | None = None, wanted: str | None = None, *, bound: str | None = "max_queue"
-) -> Ticket[Seat]:
-    return Ticket(lambda: None, session, wanted, bound=bound)
+) -> QueueItem[PooledLane]:
+    return QueueItem(lambda: None, session, wanted, bound=bound)
 
 
 @pytest.fixture
-def scheduler() -> Scheduler[Seat]:
-    scheduler: Scheduler[Seat] = Scheduler(max_queue=3)
+def scheduler() -> Scheduler[PooledLane]:
+    scheduler: Scheduler[PooledLane] = Scheduler(max_queue=3)
     for worker in ("a", "b"):
-        scheduler.add(Seat(worker))
+        scheduler.add(PooledLane(worker))
     return scheduler
 
 
-def assign(scheduler: Scheduler[Seat], request: Ticket[Seat]) -> Seat | None:
+def assign(scheduler: Scheduler[PooledLane], request: QueueItem[PooledLane]) -> PooledLane | None:
     scheduler.request(request)
-    return request.seat
+    return request.lane
 
 
 def test_the_worker_that_rested_longest_is_taken_first(scheduler):
-    assert assign(scheduler, ticket()) == "a"
-    scheduler.add(Seat("a"))
-    assert assign(scheduler, ticket()) == "b"
+    assert assign(scheduler, item()) == "a"
+    scheduler.add(PooledLane("a"))
+    assert assign(scheduler, item()) == "b"
 
 
 def test_a_session_gets_its_last_worker_again_when_that_is_free(scheduler):
-    assert assign(scheduler, ticket("s")) == "a"
-    scheduler.add(Seat("a"))  # behind b now
-    assert assign(scheduler, ticket("s")) == "a"
+    assert assign(scheduler, item("s")) == "a"
+    scheduler.add(PooledLane("a"))  # behind b now
+    assert assign(scheduler, item("s")) == "a"
 
 
 def test_a_session_does_not_wait_for_its_last_worker(scheduler):
-    assign(scheduler, ticket("s"))
-    assert assign(scheduler, ticket("s")) == "b"
+    assign(scheduler, item("s"))
+    assert assign(scheduler, item("s")) == "b"
 
 
 def test_work_for_one_worker_waits_for_that_one(scheduler):
-    assign(scheduler, ticket())
-    bound = ticket(wanted="a")
+    assign(scheduler, item())
+    bound = item(wanted="a")
 
     assert assign(scheduler, bound) is None
-    assert scheduler.add(Seat("a")) is bound
+    assert scheduler.add(PooledLane("a")) is bound
 
 
 def test_who_waits_for_one_worker_does_not_hold_up_the_others(scheduler):
     for _ in range(2):
-        assign(scheduler, ticket())
-    bound, anyone = ticket(wanted="a"), ticket()
+        assign(scheduler, item())
+    bound, anyone = item(wanted="a"), item()
     for request in (bound, anyone):
         scheduler.request(request)
 
-    assert scheduler.add(Seat("b")) is anyone
+    assert scheduler.add(PooledLane("b")) is anyone
 
 
 def test_who_waits_for_a_worker_that_goes_is_given_back(scheduler):
-    assign(scheduler, ticket())
-    bound = ticket(wanted="a")
+    assign(scheduler, item())
+    bound = item(wanted="a")
     scheduler.request(bound)
 
     assert scheduler.remove("a") == [bound]
@@ -88,64 +88,64 @@ def test_who_waits_for_a_worker_that_goes_is_given_back(scheduler):
 
 def test_a_full_queue_refuses_and_an_unbounded_request_neither_cares_nor_counts(scheduler):
     for _ in range(2):
-        assign(scheduler, ticket())
+        assign(scheduler, item())
     for _ in range(5):
-        assert scheduler.request(ticket(bound=None)) is False
-    bounded = [ticket() for _ in range(3)]
+        assert scheduler.request(item(bound=None)) is False
+    bounded = [item() for _ in range(3)]
     for each in bounded:
         scheduler.request(each)
 
     with pytest.raises(QueueFull):
-        scheduler.request(ticket())
-    assert scheduler.request(ticket(bound=None)) is False
+        scheduler.request(item())
+    assert scheduler.request(item(bound=None)) is False
     assert scheduler.waiting == 9
     scheduler.withdraw(bounded[0])
-    assert scheduler.request(ticket()) is False
+    assert scheduler.request(item()) is False
 
 
 def test_a_withdrawn_ticket_is_passed_over(scheduler):
     for _ in range(2):
-        assign(scheduler, ticket())
-    first, second = ticket(), ticket()
+        assign(scheduler, item())
+    first, second = item(), item()
     for request in (first, second):
         scheduler.request(request)
 
     assert scheduler.withdraw(first) is True
     assert scheduler.withdraw(first) is False
-    assert scheduler.add(Seat("a")) is second
+    assert scheduler.add(PooledLane("a")) is second
 
 
 def test_a_worker_that_was_removed_is_not_lent(scheduler):
     scheduler.remove("a")
 
-    assert [assign(scheduler, ticket()) for _ in range(2)] == ["b", None]
+    assert [assign(scheduler, item()) for _ in range(2)] == ["b", None]
 
 
 def test_sessions_that_came_and_went_are_forgotten():
-    scheduler: Scheduler[Seat] = Scheduler(max_queue=0)
+    scheduler: Scheduler[PooledLane] = Scheduler(max_queue=0)
     for number in range(MAX_LAST + 10):
-        scheduler.add(Seat("a"))
-        assign(scheduler, ticket(f"s{number}"))
+        scheduler.add(PooledLane("a"))
+        assign(scheduler, item(f"s{number}"))
 
     assert len(scheduler.homes._last) == MAX_LAST
 
 
 @given(st.lists(st.sampled_from(["request", "release", "withdraw", "die"]), max_size=80))
 def test_no_worker_is_lent_twice_and_the_queue_keeps_its_order(actions):
-    scheduler: Scheduler[Seat] = Scheduler(max_queue=1000)
-    names = map(Seat, itertools.count())
+    scheduler: Scheduler[PooledLane] = Scheduler(max_queue=1000)
+    names = map(PooledLane, itertools.count())
     for _ in range(3):
         scheduler.add(next(names))
-    lent: dict[Seat, Ticket[Seat]] = {}
-    queue: list[Ticket[Seat]] = []
+    lent: dict[PooledLane, QueueItem[PooledLane]] = {}
+    queue: list[QueueItem[PooledLane]] = []
 
     for action in actions:
         if action == "request":
-            request: Ticket[Seat] = ticket()
+            request: QueueItem[PooledLane] = item()
             if scheduler.request(request):
-                assert request.seat not in lent
+                assert request.lane not in lent
                 assert not queue, "nobody overtakes those who wait"
-                lent[request.seat] = request
+                lent[request.lane] = request
             else:
                 queue.append(request)
         elif action == "release" and lent:
@@ -168,29 +168,29 @@ def test_no_worker_is_lent_twice_and_the_queue_keeps_its_order(actions):
 
 
 def test_who_waits_for_one_worker_waits_for_its_successor(scheduler):
-    assign(scheduler, ticket())
-    wants_a = ticket(wanted="a")
+    assign(scheduler, item())
+    wants_a = item(wanted="a")
     scheduler.request(wants_a)
     scheduler.remove("b")
 
     scheduler.replace("a", "c")
 
-    assert scheduler.add(Seat("c")) is wants_a
-    assert wants_a.seat == "c"
+    assert scheduler.add(PooledLane("c")) is wants_a
+    assert wants_a.lane == "c"
 
 
 def test_a_ticket_from_the_queue_is_remembered_until_its_owner_was_told(scheduler):
-    assign(scheduler, ticket())
-    assign(scheduler, ticket())
-    waiting = ticket()
+    assign(scheduler, item())
+    assign(scheduler, item())
+    waiting = item()
     scheduler.request(waiting)
 
     assert scheduler.assigned is None
-    scheduler.add(Seat("a"))
+    scheduler.add(PooledLane("a"))
     assert scheduler.assigned is waiting
 
 
-class SharedRegion(Seat):
+class SharedRegion(PooledLane):
     """One of several places at a worker."""
 
     def __new__(cls, name, worker, purposes=("call",)):
@@ -206,38 +206,38 @@ class SharedRegion(Seat):
 
     @property
     def load(self):
-        return sum(seat.is_lent for seat in self.worker)
+        return sum(lane.is_lent for lane in self.worker)
 
     is_lent = False
 
 
 def test_work_goes_to_the_worker_that_has_least_to_do():
-    scheduler: Scheduler[Seat] = Scheduler(max_queue=3)
+    scheduler: Scheduler[PooledLane] = Scheduler(max_queue=3)
     busy, free = [], []
     for name, worker in (("a", busy), ("b", busy), ("c", free)):
         scheduler.add(SharedRegion(name, worker))
-    first = assign(scheduler, ticket())
+    first = assign(scheduler, item())
     first.is_lent = True
 
-    assert (first, assign(scheduler, ticket())) == ("a", "c")
+    assert (first, assign(scheduler, item())) == ("a", "c")
 
 
 def test_a_session_gets_another_place_at_its_last_worker():
-    scheduler: Scheduler[Seat] = Scheduler(max_queue=3)
+    scheduler: Scheduler[PooledLane] = Scheduler(max_queue=3)
     first, second = [], []
     for name, worker in (("a", first), ("b", second), ("c", second)):
         scheduler.add(SharedRegion(name, worker))
-    assign(scheduler, ticket())
-    assert assign(scheduler, ticket("s")) == "b"
+    assign(scheduler, item())
+    assert assign(scheduler, item("s")) == "b"
 
-    assert assign(scheduler, ticket("s")) == "c"
+    assert assign(scheduler, item("s")) == "c"
 
 
 def test_a_place_for_cells_is_not_lent_for_calls():
-    scheduler: Scheduler[Seat] = Scheduler(max_queue=3)
+    scheduler: Scheduler[PooledLane] = Scheduler(max_queue=3)
     worker = []
     scheduler.add(SharedRegion("main", worker, ["cell"]))
-    call, cell = ticket(), Ticket(lambda: None, purpose="cell")
+    call, cell = item(), QueueItem(lambda: None, purpose="cell")
 
     assert assign(scheduler, call) is None
     assert assign(scheduler, cell) == "main"

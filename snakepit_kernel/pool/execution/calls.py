@@ -30,7 +30,7 @@ from ..results import CellResult
 from ..tools import ahead
 from ..work_item import HostCallContext, WorkItem
 from ..workers.jupyter import Cell, CellClient, CellRun
-from ..workers.worker import Seat, Worker
+from ..workers.worker import PooledLane, Worker
 from .host_tools import HostToolServer
 
 logger = logging.getLogger(__name__)
@@ -69,7 +69,7 @@ class CallRunner:
         ZeroMQ context for the Jupyter channels.
     host
         Serves the calls that come back.
-    condemn
+    terminate
         Has a worker ended that does not heed an interrupt.
     explain
         Makes of the death of a worker that was held the error for whoever held it.
@@ -80,71 +80,74 @@ class CallRunner:
         grace: float,
         context: zmq.Context[Any],
         host: HostToolServer,
-        condemn: Callable[[Seat], None],
+        terminate: Callable[[PooledLane], None],
         explain: Callable[[Worker, WorkerDied], SnakepitError],
     ) -> None:
         self._grace = grace
         self._context = context
         self.host = host
-        self.condemn = condemn
+        self.terminate = terminate
         self.explain = explain
 
     # -- calls ---------------------------------------------------------------------------------
 
     def drive(
-        self, seat: Seat, exchange: Exchange, segments: list[Segment], work: WorkItem
+        self, lane: PooledLane, exchange: Exchange, segments: list[Segment], work: WorkItem
     ) -> None:
         """Send a request and wait for its answer."""
-        lane = seat.lane
         deadline = work.deadline
         lane.begin(exchange)
         try:
             if not lane.ask(exchange, segments, deadline):
-                exchange.on_host_call = partial(self._serve_here, seat, work, exchange)
+                exchange.on_host_call = partial(self._serve_here, lane, work, exchange)
                 while not exchange.is_answered:
-                    self._receive(seat, exchange, work)
+                    self._receive(lane, exchange, work)
         except LaneClosed:
-            raise self.explain(seat.worker, seat.worker.death()) from None
+            raise self.explain(lane.worker, lane.worker.death()) from None
         except TimeoutError:
-            raise self._stop_late(seat, exchange, work) from None
+            raise self._stop_late(lane, exchange, work) from None
         except RecursionError:  # a chain of host calls that has no end
             limit = sys.getrecursionlimit()
             sys.setrecursionlimit(limit + ROOM_TO_STOP)
             try:
-                self._stop(seat, exchange)
+                self._stop(lane, exchange)
             finally:
                 sys.setrecursionlimit(limit)
             raise
         except BaseException:
-            self._stop(seat, exchange)
+            self._stop(lane, exchange)
             raise
         finally:
             lane.end(exchange)
 
     async def drive_async(
-        self, seat: Seat, exchange: Exchange, segments: list[Segment], work: WorkItem
+        self, lane: PooledLane, exchange: Exchange, segments: list[Segment], work: WorkItem
     ) -> None:
         """Do what `drive` does, while the running event loop goes on."""
-        async with AsyncCall(self, seat, exchange, work, segments=segments):
+        async with AsyncCall(self, lane, exchange, work, segments=segments):
             while not exchange.is_answered:
-                await _news(seat.lane, exchange, work.deadline)
+                await _news(lane, exchange, work.deadline)
 
     # -- streams -------------------------------------------------------------------------------
 
     def stream(
-        self, seat: Seat, exchange: Exchange, segments: list[Segment], work: WorkItem, room: int
+        self,
+        lane: PooledLane,
+        exchange: Exchange,
+        segments: list[Segment],
+        work: WorkItem,
+        room: int,
     ) -> Generator[Any, None, None]:
         """Send a request and yield the chunks, until the answer comes or the consumer leaves."""
-        lane = seat.lane
         deadline = work.deadline
-        exchange.on_host_call = partial(self._serve_here, seat, work, exchange)
+        exchange.on_host_call = partial(self._serve_here, lane, work, exchange)
         lane.begin(exchange)
         try:
             lane.send(segments, deadline)
             taken = 0
             while True:
                 while not exchange.chunks and not exchange.is_answered:
-                    self._receive(seat, exchange, work)
+                    self._receive(lane, exchange, work)
                 if not exchange.chunks:
                     return
                 taken += 1
@@ -157,82 +160,86 @@ class CallRunner:
                 work.has_given = True
                 yield exchange.next_chunk()
         except LaneClosed:
-            raise self.explain(seat.worker, seat.worker.death()) from None
+            raise self.explain(lane.worker, lane.worker.death()) from None
         except TimeoutError:
-            raise self._stop_late(seat, exchange, work) from None
+            raise self._stop_late(lane, exchange, work) from None
         except GeneratorExit:
-            self._leave(seat, exchange)
+            self._leave(lane, exchange)
             raise
         except BaseException:
-            self._stop(seat, exchange)
+            self._stop(lane, exchange)
             raise
         finally:
             lane.end(exchange)
 
     def stream_async(
-        self, seat: Seat, exchange: Exchange, segments: list[Segment], work: WorkItem, room: int
+        self,
+        lane: PooledLane,
+        exchange: Exchange,
+        segments: list[Segment],
+        work: WorkItem,
+        room: int,
     ) -> AsyncStream:
         """Do what `stream` does, while the running event loop goes on."""
-        return AsyncStream(self, seat, exchange, work, segments=segments, room=room)
+        return AsyncStream(self, lane, exchange, work, segments=segments, room=room)
 
-    def _leave(self, seat: Seat, exchange: Exchange) -> None:
+    def _leave(self, lane: PooledLane, exchange: Exchange) -> None:
         """Close a stream that nobody wants, and wait for that; interrupt one that takes long."""
         until = time.monotonic() + LEAVE_PATIENCE
-        seat.lane.slot.left_call = exchange.call_id
+        lane.slot.left_call = exchange.call_id
         try:
-            seat.lane.send(pack(messages.encode(CancelStream(exchange.call_id))), until)
+            lane.send(pack(messages.encode(CancelStream(exchange.call_id))), until)
             while not exchange.is_answered:
                 exchange.chunks.clear()
-                seat.lane.receive(until)
+                lane.receive(until)
         except LaneClosed:
             pass
         except TimeoutError:
-            self._stop(seat, exchange)
+            self._stop(lane, exchange)
         except BaseException:  # Ctrl-C
-            self._stop(seat, exchange)
+            self._stop(lane, exchange)
             raise
 
-    async def leave_async(self, seat: Seat, exchange: Exchange) -> None:
+    async def leave_async(self, lane: PooledLane, exchange: Exchange) -> None:
         """Close a stream that nobody wants, while the running event loop goes on."""
         until = time.monotonic() + LEAVE_PATIENCE
-        seat.lane.slot.left_call = exchange.call_id
+        lane.slot.left_call = exchange.call_id
         try:
-            seat.lane.put(pack(messages.encode(CancelStream(exchange.call_id))))
+            lane.put(pack(messages.encode(CancelStream(exchange.call_id))))
             while not exchange.is_answered:
                 exchange.chunks.clear()
-                await _news(seat.lane, exchange, until)
+                await _news(lane, exchange, until)
         except LaneClosed:
             pass
         except TimeoutError:
-            await self.stop_async(seat, exchange)
+            await self.stop_async(lane, exchange)
         except BaseException:  # cancelled while it leaves
-            await self.stop_async(seat, exchange)
+            await self.stop_async(lane, exchange)
             raise
 
     # -- calls that come back ------------------------------------------------------------------
 
-    def _receive(self, seat: Seat, exchange: Exchange, work: WorkItem) -> None:
+    def _receive(self, lane: PooledLane, exchange: Exchange, work: WorkItem) -> None:
         """Take in the next frame of a call, or serve a host call that had to wait."""
         if exchange.deferred:
-            self._serve_here(seat, work, exchange, *exchange.deferred.popleft())
+            self._serve_here(lane, work, exchange, *exchange.deferred.popleft())
         else:
-            seat.lane.receive(work.deadline)
+            lane.receive(work.deadline)
 
     def _serve_here(
-        self, seat: Seat, work: WorkItem, exchange: Exchange, call: HostCall, frame: Frame
+        self, lane: PooledLane, work: WorkItem, exchange: Exchange, call: HostCall, frame: Frame
     ) -> None:
         """Serve a host call in this thread, which drives the lane."""
-        lane = seat.lane
         if lane.depth >= MAX_DEPTH and not lane.is_innermost(exchange):
             exchange.deferred.append((call, frame))
             return
-        host_call = _link(seat, work, call, None)
+        host_call = _link(lane, work, call, None)
         lane.depth += 1
         try:
             answer = self.host.serve(host_call, call, frame, work.session)
         except BaseException:
             # Ctrl-C: who waits in the worker must not wait on.
-            interrupted = replies.with_error(seat.lane.marshaller, call.id, KeyboardInterrupt())
+            interrupted = replies.with_error(lane.marshaller, call.id, KeyboardInterrupt())
             lane.put(interrupted)
             raise
         finally:
@@ -241,116 +248,116 @@ class CallRunner:
 
     # -- cells ---------------------------------------------------------------------------------
 
-    def run_cell(self, seat: Seat, work: WorkItem, cell: Cell) -> CellResult:
+    def run_cell(self, lane: PooledLane, work: WorkItem, cell: Cell) -> CellResult:
         """Run a cell, and what belongs to it: variables to push and to pull."""
-        worker = seat.worker
-        cells = worker.cells or self._open_channels(seat, work)
-        if cell.encode_value and (seat.forgets or seat.follows != search_path.look()):
-            self._apply_on(seat, work, abs, 0)  # it is to be heard before the cell
+        worker = lane.worker
+        cells = worker.cells or self._open_channels(lane, work)
+        if cell.encode_value and (lane.forgets or lane.follows != search_path.look()):
+            self._apply_on(lane, work, abs, 0)  # it is to be heard before the cell
         if cell.push:
             try:
-                self._apply_on(seat, work, push, dict(cell.push))
+                self._apply_on(lane, work, push, dict(cell.push))
             except Exception:
-                pickled(seat.lane.marshaller.codec, "the cell", (), cell.push, kind="variable")
+                pickled(lane.marshaller.codec, "the cell", (), cell.push, kind="variable")
                 raise  # it was not that one of them cannot travel, or is too large
-        with self._serving_cell(seat, work):
+        with self._serving_cell(lane, work):
             run = cells.begin(cell, work.session, work.correlation)
             try:
-                cells.follow(run, work.deadline, lambda: not worker.died.is_set(), seat.lane)
+                cells.follow(run, work.deadline, lambda: not worker.died.is_set(), lane)
             except TimeoutError:
                 stacks = worker.stacks()
-                was_replaced = not self._stop_cell(seat, run)
-                raise _timed_out(seat, work, stacks, was_replaced) from None
+                was_replaced = not self._stop_cell(lane, run)
+                raise _timed_out(lane, work, stacks, was_replaced) from None
             except ConnectionError:
                 raise self.explain(worker, worker.death()) from None
             except BaseException:
-                self._stop_cell(seat, run)
+                self._stop_cell(lane, run)
                 raise
         if run.asks_exit:
             worker.note_quitting()
         result = run.result
         if result.ok and cell.pull:
-            result.pulled = self._apply_on(seat, work, pull, list(cell.pull))
+            result.pulled = self._apply_on(lane, work, pull, list(cell.pull))
         if result.ok and cell.encode_value:
             try:
-                result.value = self._apply_on(seat, work, last_value)
+                result.value = self._apply_on(lane, work, last_value)
             except ToolError as error:
                 result.value_error = error
         return result
 
     @contextlib.contextmanager
-    def _serving_cell(self, seat: Seat, work: WorkItem) -> Iterator[None]:
+    def _serving_cell(self, lane: PooledLane, work: WorkItem) -> Iterator[None]:
         """Serve the host calls of the cell that runs."""
         exchange = Exchange(CELL, work.name)
-        exchange.on_host_call = partial(self._serve_here, seat, work, exchange)
-        seat.lane.begin(exchange)
-        seat.lane.slot.serves_cell = True
+        exchange.on_host_call = partial(self._serve_here, lane, work, exchange)
+        lane.begin(exchange)
+        lane.slot.serves_cell = True
         try:
             yield
         finally:
-            seat.lane.slot.serves_cell = False
-            seat.lane.end(exchange)
+            lane.slot.serves_cell = False
+            lane.end(exchange)
 
-    def _open_channels(self, seat: Seat, work: WorkItem) -> CellClient:
+    def _open_channels(self, lane: PooledLane, work: WorkItem) -> CellClient:
         """Open the Jupyter channels to a worker; with its first cell."""
-        worker = seat.worker
+        worker = lane.worker
         with contextlib.suppress(OSError):  # the worker says so, if it needs it
             remake_folder(worker.log_path.parent)
-        exchange = Exchange(seat.lane.new_call_id(), work.name)
+        exchange = Exchange(lane.new_call_id(), work.name)
         segments = pack(messages.encode(OpenChannels(exchange.call_id)))
-        self.drive(seat, exchange, segments, work)
+        self.drive(lane, exchange, segments, work)
         try:
             exchange.outcome()
         except ToolError as error:
             if error.type_name not in _OF_THE_SYSTEM:
                 raise
-            raise self._replace(seat, f"cannot open its channels ({error.message})") from None
+            raise self._replace(lane, f"cannot open its channels ({error.message})") from None
         if missing := worker.missing_socket():
-            raise self._replace(seat, _lost(missing))
+            raise self._replace(lane, _lost(missing))
         connection = worker.manager.get_connection_info()
         cells = CellClient(worker.name, connection, self._context)
         try:
             is_heard = cells.await_welcome(work.deadline, lambda: not worker.died.is_set())
             if not is_heard and (missing := worker.missing_socket()):
-                raise self._replace(seat, _lost(missing))
+                raise self._replace(lane, _lost(missing))
         except BaseException as error:
             cells.close()
             if isinstance(error, TimeoutError):
-                raise _timed_out(seat, work) from None
+                raise _timed_out(lane, work) from None
             if isinstance(error, ConnectionError):
                 raise self.explain(worker, worker.death()) from None
             raise
         worker.cells = cells
         return cells
 
-    def _replace(self, seat: Seat, reason: str) -> SnakepitError:
+    def _replace(self, lane: PooledLane, reason: str) -> SnakepitError:
         """Have a worker replaced that can run no cells; return the error for whoever holds it."""
-        worker = seat.worker
+        worker = lane.worker
         worker.end_reason = worker.end_reason or reason
-        self.condemn(seat)
+        self.terminate(lane)
         return self.explain(worker, worker.death())
 
     def _apply_on(
-        self, seat: Seat, work: WorkItem, function: Callable[..., Any], *args: Any
+        self, lane: PooledLane, work: WorkItem, function: Callable[..., Any], *args: Any
     ) -> Any:
         """Call a function in a worker that is held."""
-        exchange = Exchange(seat.lane.new_call_id(), work.name)
+        exchange = Exchange(lane.new_call_id(), work.name)
         message = Apply(
             exchange.call_id, work.session, correlation=work.correlation, belongs_to_cell=True
         )
-        segments = seat.lane.marshaller.pack_value(message, (function, args, {}))
-        self.drive(seat, exchange, [*ahead(seat), *segments], work)
+        segments = lane.marshaller.pack_value(message, (function, args, {}))
+        self.drive(lane, exchange, [*ahead(lane), *segments], work)
         return exchange.outcome()
 
     # -- stopping ------------------------------------------------------------------------------
 
-    def _stop_late(self, seat: Seat, exchange: Exchange, work: WorkItem) -> CallTimeout:
+    def _stop_late(self, lane: PooledLane, exchange: Exchange, work: WorkItem) -> CallTimeout:
         """Stop a call whose deadline has passed; return the error for its caller."""
-        stacks = seat.worker.stacks()  # before it is interrupted: where it was is what matters
-        was_replaced = not self._stop(seat, exchange)
-        return _timed_out(seat, work, stacks, was_replaced)
+        stacks = lane.worker.stacks()  # before it is interrupted: where it was is what matters
+        was_replaced = not self._stop(lane, exchange)
+        return _timed_out(lane, work, stacks, was_replaced)
 
-    def _stop(self, seat: Seat, exchange: Exchange) -> bool:
+    def _stop(self, lane: PooledLane, exchange: Exchange) -> bool:
         """Interrupt a call and wait for that; end a worker that does not listen.
 
         Returns
@@ -358,32 +365,34 @@ class CallRunner:
         bool
             Whether it listened.
         """
-        if not seat.lane.has_request_of(exchange):
+        if not lane.has_request_of(exchange):
             return True  # the worker will never hear of it
         until = time.monotonic() + self._grace
         try:
-            seat.interrupt(exchange.call_id)
+            lane.interrupt(exchange.call_id)
             while not exchange.is_answered:
                 exchange.chunks.clear()
-                seat.lane.send([], until)  # what an interrupt, or the deadline, kept back
+                lane.send([], until)  # what an interrupt, or the deadline, kept back
                 try:
                     again = time.monotonic() + INTERRUPT_AGAIN
-                    seat.lane.receive(min(until, again))
+                    lane.receive(min(until, again))
                 except TimeoutError:
                     if time.monotonic() >= until:
                         raise
-                    seat.interrupt(exchange.call_id)
+                    lane.interrupt(exchange.call_id)
         except LaneClosed:
             pass
         except BaseException as error:
-            self.condemn(seat)
+            self.terminate(lane)
             if not isinstance(error, TimeoutError):
                 raise  # a second Ctrl-C
-            logger.warning("%s did not heed an interrupt; it is replaced", seat.worker.name)
+            logger.warning("%s did not heed an interrupt; it is replaced", lane.worker.name)
             return False
         return True
 
-    async def stop_async(self, seat: Seat, exchange: Exchange, *, streams: bool = False) -> bool:
+    async def stop_async(
+        self, lane: PooledLane, exchange: Exchange, *, streams: bool = False
+    ) -> bool:
         """Interrupt a call, while the running event loop goes on; say whether it listened.
 
         It goes on when it is cancelled, for the time that the worker has: an outer call may have
@@ -394,42 +403,42 @@ class CallRunner:
         ends = (asyncio.CancelledError, GeneratorExit) if streams else asyncio.CancelledError
         cancelled: BaseException | None = None
         try:
-            with interrupt_until_heard(seat, exchange.call_id):
+            with interrupt_until_heard(lane, exchange.call_id):
                 while not exchange.is_answered:
                     exchange.chunks.clear()
                     try:
-                        await _news(seat.lane, exchange, until)
+                        await _news(lane, exchange, until)
                     except ends as error:
                         cancelled = cancelled or error
         except LaneClosed:
             pass
         except BaseException as error:
-            self.condemn(seat)
+            self.terminate(lane)
             if not isinstance(error, TimeoutError):
                 raise  # cancelled again and again
-            logger.warning("%s did not heed an interrupt; it is replaced", seat.worker.name)
+            logger.warning("%s did not heed an interrupt; it is replaced", lane.worker.name)
             return False
         if cancelled is not None:
             raise cancelled
         return True
 
-    def _stop_cell(self, seat: Seat, run: CellRun) -> bool:
+    def _stop_cell(self, lane: PooledLane, run: CellRun) -> bool:
         """Interrupt a cell and wait for that; a worker that does not listen is ended."""
-        worker = seat.worker
+        worker = lane.worker
         assert worker.cells is not None
         until = time.monotonic() + self._grace
-        call_id = seat.lane.new_call_id()
+        call_id = lane.new_call_id()
         try:
             while not run.is_idle and not worker.died.is_set():
-                seat.interrupt(call_id)
+                lane.interrupt(call_id)
                 if time.monotonic() > until:
-                    self.condemn(seat)
+                    self.terminate(lane)
                     return False
                 step = min(until, time.monotonic() + INTERRUPT_AGAIN)
                 with contextlib.suppress(TimeoutError, ConnectionError):
-                    worker.cells.follow(run, step, lambda: not worker.died.is_set(), seat.lane)
+                    worker.cells.follow(run, step, lambda: not worker.died.is_set(), lane)
         except BaseException:  # a second Ctrl-C
-            self.condemn(seat)
+            self.terminate(lane)
             raise
         return True
 
@@ -444,7 +453,7 @@ class AsyncCall:
     ----------
     driver
         Whose it is.
-    seat, exchange, work, segments
+    lane, exchange, work, segments
         As for `CallRunner.drive_async`.
     """
 
@@ -453,21 +462,21 @@ class AsyncCall:
     def __init__(
         self,
         driver: CallRunner,
-        seat: Seat,
+        lane: PooledLane,
         exchange: Exchange,
         work: WorkItem,
         *,
         segments: list[Segment],
     ) -> None:
         self._driver = driver
-        self._seat = seat
+        self._lane = lane
         self._exchange = exchange
         self._segments = segments
         self._work = work
-        self._served = AsyncHostCalls(driver.host, seat, exchange, work, contextvars.copy_context())
+        self._served = AsyncHostCalls(driver.host, lane, exchange, work, contextvars.copy_context())
 
     async def __aenter__(self) -> Self:
-        lane = self._seat.lane
+        lane = self._lane
         self._exchange.on_host_call = self._served.begin
         lane.begin(self._exchange)
         lane.put(self._segments)
@@ -479,12 +488,12 @@ class AsyncCall:
                 await self._end_early(error)
         finally:
             self._served.end()
-            self._seat.lane.end(self._exchange)
+            self._lane.end(self._exchange)
 
     async def _end_early(self, error: BaseException) -> None:
-        driver, seat, exchange = self._driver, self._seat, self._exchange
+        driver, lane, exchange = self._driver, self._lane, self._exchange
         if isinstance(error, LaneClosed):
-            raise driver.explain(seat.worker, await seat.worker.adeath()) from None
+            raise driver.explain(lane.worker, await lane.worker.adeath()) from None
         if isinstance(error, GeneratorExit):
             await self._leave()
             return
@@ -492,15 +501,15 @@ class AsyncCall:
         try:
             await self._served.cancel()
             if isinstance(error, TimeoutError):
-                stacks = await asyncio.to_thread(seat.worker.stacks)
+                stacks = await asyncio.to_thread(lane.worker.stacks)
         finally:  # an outer call may have the same deadline, and cancels this one meanwhile
-            listened = await driver.stop_async(seat, exchange, streams=self.streams)
+            listened = await driver.stop_async(lane, exchange, streams=self.streams)
         if isinstance(error, TimeoutError):
-            raise _timed_out(seat, self._work, stacks, not listened) from None
+            raise _timed_out(lane, self._work, stacks, not listened) from None
 
     async def _leave(self) -> None:
         # The loop was closed with this in it: nobody can wait for the stop.
-        self._driver.condemn(self._seat)
+        self._driver.terminate(self._lane)
 
 
 class AsyncStream(AsyncCall):
@@ -508,7 +517,7 @@ class AsyncStream(AsyncCall):
 
     Parameters
     ----------
-    driver, seat, exchange, work, segments
+    driver, lane, exchange, work, segments
         As for `AsyncCall`.
     room
         Chunks that the worker may be ahead.
@@ -519,20 +528,20 @@ class AsyncStream(AsyncCall):
     def __init__(
         self,
         driver: CallRunner,
-        seat: Seat,
+        lane: PooledLane,
         exchange: Exchange,
         work: WorkItem,
         *,
         segments: list[Segment],
         room: int,
     ) -> None:
-        super().__init__(driver, seat, exchange, work, segments=segments)
+        super().__init__(driver, lane, exchange, work, segments=segments)
         self._room = room
         self._taken = 0
 
     async def has_more(self) -> bool:
         """Wait for the next chunk; say whether there is one, which is to be taken now."""
-        lane, exchange = self._seat.lane, self._exchange
+        lane, exchange = self._lane, self._exchange
         while not exchange.chunks and not exchange.is_answered:
             try:
                 await _news(lane, exchange, self._work.deadline)
@@ -551,7 +560,7 @@ class AsyncStream(AsyncCall):
         return True
 
     async def _leave(self) -> None:
-        await self._driver.leave_async(self._seat, self._exchange)
+        await self._driver.leave_async(self._lane, self._exchange)
 
 
 class AsyncHostCalls:
@@ -564,7 +573,7 @@ class AsyncHostCalls:
     ----------
     host
         Serves them.
-    seat, work
+    lane, work
         Where the call runs, and which it is.
     context
         That of the caller.
@@ -575,7 +584,7 @@ class AsyncHostCalls:
     def __init__(
         self,
         host: HostToolServer,
-        seat: Seat,
+        lane: PooledLane,
         exchange: Exchange,
         work: WorkItem,
         context: contextvars.Context,
@@ -583,7 +592,7 @@ class AsyncHostCalls:
         in_threads: bool = False,
     ) -> None:
         self._host = host
-        self._seat = seat
+        self._lane = lane
         self._exchange = exchange
         self._work = work
         self._in_threads = in_threads
@@ -600,8 +609,8 @@ class AsyncHostCalls:
     def _begin(self, call: HostCall, frame: Frame) -> None:
         if call.id not in self._awaited:
             return
-        lane, session = self._seat.lane, self._work.session
-        host_call = _link(self._seat, self._work, call, self._loop)
+        lane, session = self._lane, self._work.session
+        host_call = _link(self._lane, self._work, call, self._loop)
         if self._in_threads:
             serve = partial(self._context.copy().run, self._serve_apart, host_call, call, frame)
             threading.Thread(target=serve, daemon=True).start()
@@ -635,14 +644,14 @@ class AsyncHostCalls:
         try:
             answer = self._host.serve(host_call, call, frame, self._work.session)
         except BaseException as error:  # noqa: BLE001 - sys.exit() there; the worker must hear of it
-            answer = replies.with_error(self._seat.lane.marshaller, call.id, error)
+            answer = replies.with_error(self._lane.marshaller, call.id, error)
         with contextlib.suppress(RuntimeError):  # the pool has ended meanwhile
             self._loop.call_soon_threadsafe(self._answer, call, answer)
 
     def _answer_interrupted(self, number: int) -> None:
         if number in self._awaited:
             self._awaited.remove(number)
-            marshaller = self._seat.lane.marshaller
+            marshaller = self._lane.marshaller
             self._send(replies.with_error(marshaller, number, KeyboardInterrupt()))
 
     def _answer(self, call: HostCall, answer: list[Segment]) -> None:
@@ -650,10 +659,10 @@ class AsyncHostCalls:
             self._awaited.remove(call.id)
             self._send(answer)
         else:  # the call has ended, and the lane may be somebody else's by now
-            self._seat.lane.marshaller.reclaim(answer)
+            self._lane.marshaller.reclaim(answer)
 
     def _send(self, answer: list[Segment]) -> None:
-        lane: OwnerLane = self._seat.lane
+        lane: OwnerLane = self._lane
         with contextlib.suppress(LaneClosed):  # seen by who waits for the call itself
             lane.put(answer)
             if lane.fileno() >= 0:
@@ -680,13 +689,13 @@ class AsyncHostCalls:
 
 
 @contextlib.contextmanager
-def interrupt_until_heard(seat: Seat, call_id: int) -> Iterator[None]:
+def interrupt_until_heard(lane: PooledLane, call_id: int) -> Iterator[None]:
     """Interrupt a call until it has heard, while the running event loop goes on."""
     loop = asyncio.get_running_loop()
     timers: list[asyncio.TimerHandle] = []
 
     def again() -> None:
-        seat.interrupt(call_id)
+        lane.interrupt(call_id)
         timers[:] = [loop.call_later(INTERRUPT_AGAIN, again)]
 
     again()
@@ -697,10 +706,10 @@ def interrupt_until_heard(seat: Seat, call_id: int) -> Iterator[None]:
 
 
 def _link(
-    seat: Seat, work: WorkItem, call: HostCall, loop: asyncio.AbstractEventLoop | None
+    lane: PooledLane, work: WorkItem, call: HostCall, loop: asyncio.AbstractEventLoop | None
 ) -> HostCallContext:
     return HostCallContext(
-        seat=seat,
+        lane=lane,
         call_id=call.id,
         reentrant=call.reentrant,
         deadline=work.deadline,
@@ -726,7 +735,7 @@ def _lost(socket: str) -> str:
 
 
 def _timed_out(
-    seat: Seat, work: WorkItem, stacks: str = "", was_replaced: bool = False
+    lane: PooledLane, work: WorkItem, stacks: str = "", was_replaced: bool = False
 ) -> CallTimeout:
     assert work.timeout is not None
-    return CallTimeout(work.name, work.timeout, seat.worker.name, stacks, was_replaced)
+    return CallTimeout(work.name, work.timeout, lane.worker.name, stacks, was_replaced)

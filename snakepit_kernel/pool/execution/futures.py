@@ -13,8 +13,8 @@ from ...processes.concurrency import LoopThread
 from ..call_events import describe_error
 from ..dispatcher import Dispatcher
 from ..results import CallFuture
-from ..work_item import WorkItem, outcome_of
-from ..workers.worker import Seat, Worker
+from ..work_item import outcome_of
+from ..workers.worker import PooledLane, Worker
 from .host_tools import HostToolServer
 from .pipeline import FutureItem, LanePipeline, PrefetchWindow
 
@@ -36,7 +36,7 @@ class FutureRunner:
         Seconds that a worker may take to heed an interrupt.
     strand
         Has a worker lent no more.
-    condemn, explain
+    terminate, explain
         As `CallRunner` has them.
     """
 
@@ -49,41 +49,38 @@ class FutureRunner:
         pool: str,
         grace: float,
         stop_scheduling: Callable[[Worker], None],
-        condemn: Callable[[Seat], None],
+        terminate: Callable[[PooledLane], None],
         explain: Callable[[Worker, WorkerDied], SnakepitError],
     ) -> None:
         self._pool = pool
         self.host = host
         self.grace = grace
         self.stop_scheduling = stop_scheduling
-        self.condemn = condemn
-        self.pace = PrefetchWindow()
+        self.terminate = terminate
+        self.window = PrefetchWindow()
         self._dispatcher = dispatcher
         self._loop_thread = loop_thread
         self._explain = explain
 
-    def submit(self, work: WorkItem) -> CallFuture[Any]:
+    def submit(self, item: FutureItem) -> CallFuture[Any]:
         """Run a call on a worker; return its future."""
-        item = FutureItem(work)
-        item.future.correlation_id = work.correlation
+        item.future.correlation_id = item.correlation
         item.future.keeper = self._loop_thread
-        work.item = item
-        work.kind = "future"
         begin = partial(self._loop_thread.soon, self._begin, item)
-        work.on_assigned = begin
+        item.on_assigned = begin
         item.future.on_cancel(partial(self._cancel_queued, item))
         try:
-            self._dispatcher.admit(work)
-            if work.seat is not None:
+            self._dispatcher.admit(item)
+            if item.lane is not None:
                 begin()
-            elif work.queue_deadline is not None:
+            elif item.queue_deadline is not None:
                 self._loop_thread.soon(self._expire_later, item)
         except KeyboardInterrupt:
             self._loop_thread.soon(self._abandon, item)
             raise
         except SnakepitError as error:
-            describe_error(error, work, self._pool)
-            self._dispatcher.finish(work, outcome_of(error), error)
+            describe_error(error, item, self._pool)
+            self._dispatcher.finish(item, outcome_of(error), error)
             raise
         return item.future
 
@@ -92,23 +89,23 @@ class FutureRunner:
         if item.future.running():
             item.future.cancel()
         else:
-            self._dispatcher.repair(item.work)
+            self._dispatcher.repair(item)
 
     def _begin(self, item: FutureItem) -> None:
-        work, future = item.work, item.future
-        if future.running():  # told twice, see Admission.mend
+        future = item.future
+        if future.running():  # told twice, see Dispatcher.repair
             return
         item.set_timer(None)
-        if work.settled or not future.begin():
+        if item.finished or not future.begin():
             self._end_cancelled(item)
-        elif work.seat is None and self._dispatcher.closed_because is not None:
+        elif item.lane is None and self._dispatcher.closed_because is not None:
             self._end_cancelled(item)
             future.cancel()
-        elif work.seat is None:
-            self.end(item, "lost", self._dispatcher.unserved(work))
+        elif item.lane is None:
+            self.end(item, "lost", self._dispatcher.unserved(item))
         else:
-            pipeline = LanePipeline(self, work.seat, work.name)
-            self._dispatcher.board(work, pipeline)
+            pipeline = LanePipeline(self, item.lane, item.name)
+            self._dispatcher.start_pipeline(item, pipeline)
             self._watch(item, pipeline)
             pipeline.begin(item)
 
@@ -120,17 +117,17 @@ class FutureRunner:
 
     def closed(self) -> PoolClosed | None:
         """Return what to tell of work that ends with the pool, if that ends."""
-        return self._dispatcher.dismissal()
+        return self._dispatcher.closing_error()
 
-    def take_along(self, seat: Seat, count: int) -> list[FutureItem]:
-        """Return errands from the head of the queue that a seat can have as well."""
+    def prefetch(self, lane: PooledLane, count: int) -> list[FutureItem]:
+        """Return errands from the head of the queue that a lane can have as well."""
         items = []
-        for work in self._dispatcher.take_along(seat, count):
-            item: FutureItem = work.item
+        for item in self._dispatcher.prefetch(lane, count):
+            assert isinstance(item, FutureItem)
             item.set_timer(None)
-            assert isinstance(seat.holder, LanePipeline)
+            assert isinstance(lane.holder, LanePipeline)
             if item.future.begin():
-                self._watch(item, seat.holder)
+                self._watch(item, lane.holder)
                 items.append(item)
             else:
                 self._end_cancelled(item)
@@ -142,22 +139,22 @@ class FutureRunner:
             self._end_cancelled(item)
             return
         item.future.on_cancel(partial(self._cancel_queued, item))
-        if item.work.queue_deadline is not None:
+        if item.queue_deadline is not None:
             self._expire_later(item)
-        self._dispatcher.requeue(item.work)
+        self._dispatcher.requeue(item)
         if item.future.cancelled():  # just before
             self._cancel_queued(item)
 
     def release(self, pipeline: LanePipeline) -> None:
-        """Give the seat of a conveyor back."""
+        """Give the lane of a conveyor back."""
         with self._dispatcher.lock:
-            self._dispatcher.release(pipeline.seat, pipeline.name)
+            self._dispatcher.release(pipeline.lane, pipeline.name)
 
-    def bury(self, seat: Seat, items: list[FutureItem]) -> None:
+    def report_death(self, lane: PooledLane, items: list[FutureItem]) -> None:
         """Tell the one who was being served that the worker died; the others go to another one."""
-        self._loop_thread.spawn(self._bury(seat.worker, items))
+        self._loop_thread.spawn(self._report_death(lane.worker, items))
 
-    async def _bury(self, worker: Worker, items: list[FutureItem]) -> None:
+    async def _report_death(self, worker: Worker, items: list[FutureItem]) -> None:
         error = self._explain(worker, await worker.adeath())
         for item in reversed(items[1:]):
             if self.closed() is None:
@@ -180,34 +177,32 @@ class FutureRunner:
         """Count how an errand ended, and tell its future."""
         if item.future.cancelled():
             outcome = "cancelled"
-        describe_error(error, item.work, self._pool)
-        self._dispatcher.finish(item.work, outcome, error)
+        describe_error(error, item, self._pool)
+        self._dispatcher.finish(item, outcome, error)
         self._let_go(item)
         item.future.deliver(value, error)
 
     def _end_cancelled(self, item: FutureItem) -> None:
         """Count an errand whose future was cancelled before it was begun."""
-        self._dispatcher.finish(item.work, "cancelled")
+        self._dispatcher.finish(item, "cancelled")
         self._let_go(item)
 
     def _let_go(self, item: FutureItem) -> None:
         """Refer no more to one another: the garbage collector need not come for them."""
-        item.work.item = None
         item.future.on_cancel(None)
 
     def _cancel_queued(self, item: FutureItem) -> None:
-        if self._dispatcher.withdraw(item.work):
+        if self._dispatcher.withdraw(item):
             self._end_cancelled(item)
             self._loop_thread.soon(item.set_timer, None)
 
     def _expire_later(self, item: FutureItem) -> None:
-        work = item.work
-        assert work.queue_deadline is not None
-        if work.settled or item.future.running():
+        assert item.queue_deadline is not None
+        if item.finished or item.future.running():
             return
-        left = max(0.0, work.queue_deadline - time.monotonic())
+        left = max(0.0, item.queue_deadline - time.monotonic())
         item.set_timer(asyncio.get_running_loop().call_later(left, self._expire, item))
 
     def _expire(self, item: FutureItem) -> None:
-        if self._dispatcher.withdraw(item.work):
-            self.end(item, "timeout", self._dispatcher.late(item.work))
+        if self._dispatcher.withdraw(item):
+            self.end(item, "timeout", self._dispatcher.late(item))

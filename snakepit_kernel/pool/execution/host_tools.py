@@ -169,7 +169,7 @@ class HostToolServer:
         session: str | None,
         report: HostReport,
     ) -> list[Segment]:
-        marshaller = host_call.seat.lane.marshaller
+        marshaller = host_call.lane.marshaller
         try:
             ready = self._prepare(host_call, call, frame, session)
         except Exception as error:  # noqa: BLE001 - the worker that asked must hear of it
@@ -204,7 +204,7 @@ class HostToolServer:
         session: str | None,
         report: HostReport,
     ) -> list[Segment]:
-        marshaller = host_call.seat.lane.marshaller
+        marshaller = host_call.lane.marshaller
         try:
             ready: Callable[[], Awaitable[Any]] = self._prepare(host_call, call, frame, session)
         except Exception as error:  # noqa: BLE001 - the worker that asked must hear of it
@@ -220,11 +220,11 @@ class HostToolServer:
     def _prepare(
         self, host_call: HostCallContext, call: HostCall, frame: Frame, session: str | None
     ) -> Callable[[], Any]:
-        marshaller = host_call.seat.lane.marshaller
+        marshaller = host_call.lane.marshaller
         args, kwargs = marshaller.load(call, frame)
         if call.tool == SESSION_TOOL:
             part, method, *rest = args
-            found = self._serve_session(session, host_call.seat.worker.name, part, method)
+            found = self._serve_session(session, host_call.lane.worker.name, part, method)
             return partial(found, *rest, **kwargs)
         tool = self._tools.find(call.tool, session)
         return tool.bind(None, args, kwargs)

@@ -23,7 +23,7 @@ from ...protocol.frames import Frame, Segment
 from ...protocol.messages import HostCall
 from ..results import CallFuture
 from ..work_item import WorkItem, outcome_of
-from ..workers.worker import Seat, Worker
+from ..workers.worker import PooledLane, Worker
 from .calls import INTERRUPT_AGAIN, AsyncHostCalls
 from .host_tools import HostToolServer
 
@@ -37,36 +37,35 @@ PATIENCE = 5e-3
 """Seconds that a call may take before those behind it are called back."""
 
 
-class FutureItem:
-    """One future's work.
-
-    Parameters
-    ----------
-    work
-        The work.
+class FutureItem(WorkItem):
+    """Work that nobody waits for. The parameters are those of `WorkItem`.
 
     Attributes
     ----------
     future
         Told of its end.
-    exchange
-        Its conversation with a worker, while that has it.
     context
         That of the caller.
+    exchange
+        Its conversation with a worker, while that has it.
+    timer
+        What ends its wait, or its run.
     error
         Why it is being ended, if it is.
     served
         Its host calls, if it has made any.
     """
 
-    def __init__(self, work: WorkItem) -> None:
-        self.work = work
+    kind = "future"
+    exchange: Exchange | None = None
+    timer: asyncio.TimerHandle | None = None
+    error: BaseException | None = None
+    served: AsyncHostCalls | None = None
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
         self.future: CallFuture[Any] = CallFuture()
-        self.exchange: Exchange | None = None
         self.context = contextvars.copy_context()
-        self.timer: asyncio.TimerHandle | None = None
-        self.error: BaseException | None = None
-        self.served: AsyncHostCalls | None = None
 
     def set_timer(self, timer: asyncio.TimerHandle | None) -> None:
         """Have one timer, or none: what ends its wait, or its run."""
@@ -100,15 +99,15 @@ class PipelineHost(Protocol):
 
     host: HostToolServer
     grace: float
-    pace: PrefetchWindow
-    condemn: Callable[[Seat], None]
+    window: PrefetchWindow
+    terminate: Callable[[PooledLane], None]
     stop_scheduling: Callable[[Worker], None]
 
     def closed(self) -> PoolClosed | None:
         """Return what to tell of work that ends with the pool, if that ends."""
 
-    def take_along(self, seat: Seat, count: int) -> list[FutureItem]:
-        """Return errands that a seat can have beside its first."""
+    def prefetch(self, lane: PooledLane, count: int) -> list[FutureItem]:
+        """Return errands that a lane can have beside its first."""
 
     def requeue(self, item: FutureItem) -> None:
         """Take back an errand that was not begun."""
@@ -123,15 +122,15 @@ class PipelineHost(Protocol):
     ) -> None:
         """Hear how an errand ended."""
 
-    def bury(self, seat: Seat, items: list[FutureItem]) -> None:
+    def report_death(self, lane: PooledLane, items: list[FutureItem]) -> None:
         """Hear that a worker is gone, and what it had; the first of these it had begun."""
 
     def release(self, pipeline: LanePipeline) -> None:
-        """Take the seat back."""
+        """Take the lane back."""
 
 
 class LanePipeline:
-    """Takes errands to one seat, which it holds, and their answers back, until none is left.
+    """Takes errands to one lane, which it holds, and their answers back, until none is left.
 
     It runs in the loop of the pool's supervisor.
 
@@ -139,23 +138,22 @@ class LanePipeline:
     ----------
     dispatcher
         Where it gets them from.
-    seat
-        The seat.
+    lane
+        The lane.
 
     Attributes
     ----------
     name
         What it does, for people.
-    settled
-        Whether it has given the seat back.
+    finished
+        Whether it has given the lane back.
     """
 
-    def __init__(self, dispatcher: PipelineHost, seat: Seat, name: str) -> None:
+    def __init__(self, dispatcher: PipelineHost, lane: PooledLane, name: str) -> None:
         self.name = name
-        self.settled = False
+        self.finished = False
         self._dispatcher = dispatcher
-        self._seat = seat
-        self._lane = seat.lane
+        self._lane = lane
         self._loop = asyncio.get_running_loop()
         self._under_way: dict[int, FutureItem] = {}  # in the order in which the worker does them
         self._since = time.perf_counter()  # the first of them is being done
@@ -177,7 +175,7 @@ class LanePipeline:
         for item in items:
             exchange = Exchange(
                 self._lane.new_call_id(),
-                item.work.name,
+                item.name,
                 display=Display(item.context),  # to the cell that submitted it
                 raise_original=True,
             )
@@ -185,14 +183,14 @@ class LanePipeline:
             exchange.on_host_call = partial(self._serve, item)
             item.exchange = exchange
             try:
-                segments += item.work.encode(self._seat, exchange.call_id)
+                segments += item.encode(self._lane, exchange.call_id)
             except Exception as error:  # noqa: BLE001 - it is the future's outcome
                 self._dispatcher.end(item, outcome_of(error), error)
                 continue
             self._lane.begin(exchange)
             self._under_way[exchange.call_id] = item
-            if item.work.deadline is not None:
-                left = item.work.deadline - time.monotonic()
+            if item.deadline is not None:
+                left = item.deadline - time.monotonic()
                 item.set_timer(self._loop.call_later(left, self._time_out, item))
         self._lane.put(segments)
         try:
@@ -210,25 +208,25 @@ class LanePipeline:
             self._loop.call_soon(self._go_on)
 
     def _go_on(self) -> None:
-        """Take more errands along, or give the seat back; then tell of those that are done."""
+        """Take more errands along, or give the lane back; then tell of those that are done."""
         self._is_going_on = False
-        if not self.settled:
-            self._take_along()
+        if not self.finished:
+            self._prefetch()
         done, self._done = self._done, []
         for item, exchange in done:
             self._conclude(item, exchange)
 
-    def _take_along(self) -> None:
-        ahead = self._dispatcher.pace.ahead
+    def _prefetch(self) -> None:
+        ahead = self._dispatcher.window.ahead
         if len(self._under_way) * 2 <= ahead:
-            more = self._dispatcher.take_along(self._seat, ahead - len(self._under_way))
+            more = self._dispatcher.prefetch(self._lane, ahead - len(self._under_way))
             if more:
                 self._load(more)
         if not self._under_way:
             self._end()
 
     def _end(self) -> None:
-        self.settled = True
+        self.finished = True
         self._lane.on_returned = None
         if self._patience is not None:
             self._patience.cancel()
@@ -236,28 +234,28 @@ class LanePipeline:
         self._dispatcher.release(self)
 
     @property
-    def seat(self) -> Seat:
-        """The seat that it holds."""
-        return self._seat
+    def lane(self) -> PooledLane:
+        """The lane that it holds."""
+        return self._lane
 
     def caller_of(self, call_id: int) -> object:
         """Return whose a call is that it has at the worker."""
         item = self._under_way.get(call_id)
-        return None if item is None else item.work.caller_of(call_id)
+        return None if item is None else item.caller_of(call_id)
 
     # -- and back ------------------------------------------------------------------------------
 
     def _hear(self, item: FutureItem, error: BaseException | None) -> None:
         """Take in the answer to an errand, or that the lane has failed."""
         if error is not None:
-            if not self.settled:
+            if not self.finished:
                 self._fail()
             return
         assert item.exchange is not None
         if not item.exchange.is_answered:
             return
         now = time.perf_counter()
-        self._dispatcher.pace.note(now - self._since)
+        self._dispatcher.window.note(now - self._since)
         self._since = now
         self._drop(item)
         self._done.append((item, item.exchange))
@@ -297,18 +295,18 @@ class LanePipeline:
         items = list(self._under_way.values())
         for item in items:
             self._drop(item)
-        self._dispatcher.stop_scheduling(self._seat.worker)  # or its seat is lent again
+        self._dispatcher.stop_scheduling(self._lane.worker)  # or its lane is lent again
         self._end()
-        self._dispatcher.bury(self._seat, items)
+        self._dispatcher.report_death(self._lane, items)
 
     def _serve(self, item: FutureItem, call: HostCall, frame: Frame) -> None:
         if item.served is None:
             assert item.exchange is not None
             item.served = AsyncHostCalls(
                 self._dispatcher.host,
-                self._seat,
+                self._lane,
                 item.exchange,
-                item.work,
+                item,
                 item.context,
                 in_threads=True,
             )
@@ -323,8 +321,8 @@ class LanePipeline:
             return
         waited = time.perf_counter() - self._since
         if waited >= PATIENCE:
-            self._dispatcher.pace.slow_down()
-            self._seat.recall()
+            self._dispatcher.window.slow_down()
+            self._lane.recall()
             waited -= INTERRUPT_AGAIN  # the signal may be lost
         self._patience = self._loop.call_later(PATIENCE - waited, self._lose_patience)
 
@@ -347,22 +345,22 @@ class LanePipeline:
         if next(iter(self._under_way.values())) is item:
             self._interrupt(item, time.monotonic() + self._dispatcher.grace)
         else:  # until it is returned, or begins: then it is interrupted, or its worker replaced
-            self._seat.recall()
+            self._lane.recall()
             self._loop.call_later(INTERRUPT_AGAIN, self.cancel, item)
 
     def _time_out(self, item: FutureItem) -> None:
         """Note where a call is whose time is up, and end it."""
-        timeout = item.work.timeout
+        timeout = item.timeout
         assert timeout is not None
         until = time.monotonic() + self._dispatcher.grace
 
         def stop(stacks: asyncio.Future[str]) -> None:
-            name = self._seat.worker.name
-            item.error = CallTimeout(item.work.name, timeout, name, stacks.result())
+            name = self._lane.worker.name
+            item.error = CallTimeout(item.name, timeout, name, stacks.result())
             self._interrupt(item, until)
 
         # In a thread: it takes a moment, and other workers have their turn here meanwhile.
-        self._loop.run_in_executor(None, self._seat.worker.stacks).add_done_callback(stop)
+        self._loop.run_in_executor(None, self._lane.worker.stacks).add_done_callback(stop)
 
     def _interrupt(self, item: FutureItem, until: float) -> None:
         """Interrupt a call until it has heard; replace a worker that does not."""
@@ -374,9 +372,9 @@ class LanePipeline:
                 item.error = CallTimeout(
                     late.what, late.timeout, late.worker, late.stacks, was_replaced=True
                 )
-            self._dispatcher.condemn(self._seat)
+            self._dispatcher.terminate(self._lane)
             return
         if item.served is not None:
             item.served.release()
-        self._seat.interrupt(item.exchange.call_id)
+        self._lane.interrupt(item.exchange.call_id)
         self._loop.call_later(INTERRUPT_AGAIN, self._interrupt, item, until)

@@ -34,7 +34,7 @@ Line = OrderedDict[T, None]
 
 
 class FairQueue(Generic[T]):
-    """Tickets in the order in which they are to be served.
+    """Items in the order in which they are to be served.
 
     Higher priority goes first. Within one, the session that holds the fewest places does; among
     those that hold as many, the one that was served the longest ago; within a session, whoever came
@@ -59,10 +59,10 @@ class FairQueue(Generic[T]):
     def __len__(self) -> int:
         return self.size
 
-    def __contains__(self, ticket: T) -> bool:
-        lines = self._levels.get(ticket.priority)
-        line = None if lines is None else lines.get(ticket.session)
-        return line is not None and ticket in line
+    def __contains__(self, item: T) -> bool:
+        lines = self._levels.get(item.priority)
+        line = None if lines is None else lines.get(item.session)
+        return line is not None and item in line
 
     def __iter__(self) -> Iterator[T]:
         """Iterate in the order of service; nothing may be added or removed meanwhile."""
@@ -88,68 +88,68 @@ class FairQueue(Generic[T]):
             if not turns:
                 return
             for ahead in turns.pop(held, ()):
-                for ticket in itertools.islice(ahead, 1):
-                    yield ticket
+                for item in itertools.islice(ahead, 1):
+                    yield item
                     turns.setdefault(held + 1, []).append(ahead)
 
-    def append(self, ticket: T) -> None:
-        """Take a ticket in, behind the others of its session."""
-        self._line_of(ticket)[ticket] = None
+    def append(self, item: T) -> None:
+        """Take an item in, behind the others of its session."""
+        self._line_of(item)[item] = None
         self.size += 1
-        self.waiting[ticket.bound] += 1
+        self.waiting[item.bound] += 1
 
-    def put_first(self, ticket: T) -> None:
-        """Take a ticket in, before all others of its priority."""
-        line = self._line_of(ticket)
-        line[ticket] = None
-        line.move_to_end(ticket, last=False)
-        self._levels[ticket.priority].move_to_end(ticket.session, last=False)
+    def put_first(self, item: T) -> None:
+        """Take an item in, before all others of its priority."""
+        line = self._line_of(item)
+        line[item] = None
+        line.move_to_end(item, last=False)
+        self._levels[item.priority].move_to_end(item.session, last=False)
         self.size += 1
-        self.waiting[ticket.bound] += 1
+        self.waiting[item.bound] += 1
 
-    def _line_of(self, ticket: T) -> Line[T]:
-        lines = self._levels.get(ticket.priority)
+    def _line_of(self, item: T) -> Line[T]:
+        lines = self._levels.get(item.priority)
         if lines is None:
-            lines = self._levels[ticket.priority] = OrderedDict()
+            lines = self._levels[item.priority] = OrderedDict()
             self._priorities = sorted(self._levels, reverse=True)
-        line = lines.get(ticket.session)
+        line = lines.get(item.session)
         if line is None:
-            line = lines[ticket.session] = OrderedDict()
+            line = lines[item.session] = OrderedDict()
         return line
 
-    def remove(self, ticket: T) -> bool:
-        """Take a ticket out; say whether it was there."""
-        lines = self._levels.get(ticket.priority)
-        line = None if lines is None else lines.get(ticket.session)
-        if lines is None or line is None or ticket not in line:
+    def remove(self, item: T) -> bool:
+        """Take an item out; say whether it was there."""
+        lines = self._levels.get(item.priority)
+        line = None if lines is None else lines.get(item.session)
+        if lines is None or line is None or item not in line:
             return False
-        del line[ticket]
+        del line[item]
         self.size -= 1
-        self.waiting[ticket.bound] -= 1
+        self.waiting[item.bound] -= 1
         if not line:
-            del lines[ticket.session]
+            del lines[item.session]
             if not lines:
-                del self._levels[ticket.priority]
-                self._priorities.remove(ticket.priority)
+                del self._levels[item.priority]
+                self._priorities.remove(item.priority)
         return True
 
     def clear(self) -> list[T]:
-        """Take all tickets out, and return them."""
-        tickets = list(self)
+        """Take all items out, and return them."""
+        items = list(self)
         self._levels.clear()
         self._priorities.clear()
         self.size = 0
         self.waiting.clear()
-        return tickets
+        return items
 
     # -- who holds what ------------------------------------------------------------------------
 
-    def hold(self, ticket: T) -> None:
-        """Note that a ticket, out of the queue, got a place: its session has had its turn."""
-        session = ticket.session
+    def hold(self, item: T) -> None:
+        """Note that an item, out of the queue, got a place: its session has had its turn."""
+        session = item.session
         self._held[session] = self._held.get(session, 0) + 1
         if self.size:
-            lines = self._levels.get(ticket.priority)
+            lines = self._levels.get(item.priority)
             if lines is not None and session in lines:
                 lines.move_to_end(session)
 

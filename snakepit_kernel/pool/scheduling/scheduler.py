@@ -13,7 +13,7 @@ from .fair_queue import Bound, FairQueue
 Purpose = Literal["call", "cell"]
 
 
-class Place(Hashable, Protocol):
+class AssignableLane(Hashable, Protocol):
     """What is lent: a place at a worker, for one piece of work at a time."""
 
     @property
@@ -29,7 +29,7 @@ class Place(Hashable, Protocol):
         """The places at the same worker, itself included."""
 
 
-W = TypeVar("W", bound=Place)
+W = TypeVar("W", bound=AssignableLane)
 
 
 def nothing() -> None:
@@ -40,13 +40,13 @@ class QueueFull(Exception):
     """The queue is at a bound, which is its argument."""
 
 
-class Ticket(Generic[W]):
+class QueueItem(Generic[W]):
     """One request for a place.
 
     Parameters
     ----------
     on_grant
-        Called when a queued ticket gets its place, with the pool's lock held: brief, never
+        Called when a queued item gets its place, with the pool's lock held: brief, never
         blocking.
     session
         The session of the work; its last worker is preferred.
@@ -67,7 +67,7 @@ class Ticket(Generic[W]):
     on_assigned: Callable[[], None] = staticmethod(nothing)
     priority = 0
     purpose: Purpose = "call"
-    seat: W | None = None
+    lane: W | None = None
     session: str | None = None
     wanted: W | None = None
 
@@ -90,11 +90,11 @@ class Ticket(Generic[W]):
         self.wanted = wanted
         self.purpose = purpose
 
-    def fits(self, seat: W) -> bool:
+    def fits(self, lane: W) -> bool:
         """Whether a place will do."""
         if self.wanted is not None:
-            return self.wanted == seat
-        return self.purpose in seat.purposes and (self.home is None or self.home.takes(seat))
+            return self.wanted == lane
+        return self.purpose in lane.purposes and (self.home is None or self.home.takes(lane))
 
     @property
     def has_lost_home(self) -> bool:
@@ -113,7 +113,7 @@ class Scheduler(Generic[W]):
     Parameters
     ----------
     max_queue, max_futures
-        Tickets that may wait, of those that count against each of these; None for any number.
+        Items that may wait, of those that count against each of these; None for any number.
 
     Attributes
     ----------
@@ -122,7 +122,7 @@ class Scheduler(Generic[W]):
     homes
         Which worker each session had last, or is bound to.
     granted
-        The ticket from the queue that got a place last, until its owner knows of it and clears
+        The item from the queue that got a place last, until its owner knows of it and clears
         this. Ctrl-C may come between any two calls; then this says what was under way.
     """
 
@@ -132,158 +132,158 @@ class Scheduler(Generic[W]):
             "max_futures": max_futures,
         }
         self.idle: OrderedDict[W, None] = OrderedDict()
-        self._queue: FairQueue[Ticket[W]] = FairQueue()
-        self._lent: dict[W, str | None] = {}  # to whose work
+        self._queue: FairQueue[QueueItem[W]] = FairQueue()
+        self._sessions: dict[W, str | None] = {}  # to whose work
         self.homes: Homes[W] = Homes()
-        self.assigned: Ticket[W] | None = None
+        self.assigned: QueueItem[W] | None = None
 
     @property
     def waiting(self) -> int:
-        """Number of tickets that wait."""
+        """Number of items that wait."""
         return len(self._queue)
 
-    def request(self, ticket: Ticket[W]) -> bool:
-        """Grant a place at once, or queue the ticket.
+    def request(self, item: QueueItem[W]) -> bool:
+        """Grant a place at once, or queue the item.
 
         Returns
         -------
         bool
-            Whether the ticket has its place.
+            Whether the item has its place.
 
         Raises
         ------
         QueueFull
-            The queue is at its bound, which counts for this ticket.
+            The queue is at its bound, which counts for this item.
         """
-        if self.assign(ticket):
+        if self.assign(item):
             return True
-        most = self._bounds.get(ticket.bound)
-        if most is not None and self._queue.waiting[ticket.bound] >= most:
+        most = self._bounds.get(item.bound)
+        if most is not None and self._queue.waiting[item.bound] >= most:
             raise QueueFull(most)
-        self._queue.append(ticket)
+        self._queue.append(item)
         return False
 
-    def assign(self, ticket: Ticket[W]) -> bool:
+    def assign(self, item: QueueItem[W]) -> bool:
         """Grant a place at once if one is free that fits; say whether it was."""
-        session = ticket.session
-        seat: W | None = None
-        if session is None and ticket.wanted is None and ticket.home is None:
+        session = item.session
+        lane: W | None = None
+        if session is None and item.wanted is None and item.home is None:
             for free in self.idle:
-                if ticket.purpose in free.purposes and free.load == 0:
-                    seat = free
+                if item.purpose in free.purposes and free.load == 0:
+                    lane = free
                     break
             else:
-                seat = self._least_loaded(ticket)
+                lane = self._least_loaded(item)
         else:
-            seat = self._choose(ticket)
-        if seat is None:
+            lane = self._choose(item)
+        if lane is None:
             return False
-        ticket.seat = seat
-        del self.idle[seat]
-        self._lent[seat] = session
-        self._queue.hold(ticket)
+        item.lane = lane
+        del self.idle[lane]
+        self._sessions[lane] = session
+        self._queue.hold(item)
         if session is not None:
-            self.homes.note(session, seat)
+            self.homes.note(session, lane)
         return True
 
-    def withdraw(self, ticket: Ticket[W]) -> bool:
-        """Take a ticket out of the queue; say whether it was still there."""
-        return self._queue.remove(ticket)
+    def withdraw(self, item: QueueItem[W]) -> bool:
+        """Take a item out of the queue; say whether it was still there."""
+        return self._queue.remove(item)
 
-    def add(self, seat: W) -> Ticket[W] | None:
-        """Take in a place that is free; return the ticket that gets it at once, if any waits."""
-        if seat in self._lent:
-            self._queue.let_go(self._lent.pop(seat))
+    def add(self, lane: W) -> QueueItem[W] | None:
+        """Take in a place that is free; return the item that gets it at once, if any waits."""
+        if lane in self._sessions:
+            self._queue.let_go(self._sessions.pop(lane))
         if self._queue.size:
-            for ticket in self._queue:
-                if ticket.fits(seat):
-                    ticket.seat = seat
-                    self.assigned = ticket
-                    self._queue.remove(ticket)
-                    self._assign(seat, ticket)
-                    return ticket
-        self.idle[seat] = None
+            for item in self._queue:
+                if item.fits(lane):
+                    item.lane = lane
+                    self.assigned = item
+                    self._queue.remove(item)
+                    self._assign(lane, item)
+                    return item
+        self.idle[lane] = None
         return None
 
-    def quarantine(self, seat: W) -> None:
+    def quarantine(self, lane: W) -> None:
         """Lend a place no more until it is added again; who is bound to its worker stays so."""
-        self.idle.pop(seat, None)
+        self.idle.pop(lane, None)
 
-    def remove(self, seat: W) -> list[Ticket[W]]:
+    def remove(self, lane: W) -> list[QueueItem[W]]:
         """Forget a place that is not to be lent any more; return what waited for it alone."""
-        self.idle.pop(seat, None)
-        self._unassign(seat)
-        self.homes.leave(seat)
+        self.idle.pop(lane, None)
+        self._unassign(lane)
+        self.homes.leave(lane)
         stranded = [
-            ticket
-            for ticket in self._queue
-            if ticket.wanted == seat or (ticket.wanted is None and ticket.has_lost_home)
+            item
+            for item in self._queue
+            if item.wanted == lane or (item.wanted is None and item.has_lost_home)
         ]
-        for ticket in stranded:
-            self._queue.remove(ticket)
+        for item in stranded:
+            self._queue.remove(item)
         return stranded
 
-    def replace(self, seat: W, successor: W) -> None:
+    def replace(self, lane: W, successor: W) -> None:
         """Let those who wait for one place alone wait for its successor."""
-        for ticket in self._queue:
-            if ticket.wanted == seat:
-                ticket.wanted = successor
+        for item in self._queue:
+            if item.wanted == lane:
+                item.wanted = successor
 
-    def first(self, count: int) -> list[Ticket[W]]:
+    def first(self, count: int) -> list[QueueItem[W]]:
         """Return those whose turn comes first."""
         return list(itertools.islice(self._queue, count))
 
-    def first_after(self, seat: W, count: int) -> list[Ticket[W]]:
+    def first_after(self, lane: W, count: int) -> list[QueueItem[W]]:
         """Return those whose turn comes first if a place that is lent were given back."""
-        session = self._lent[seat]
+        session = self._sessions[lane]
         self._queue.let_go(session)
-        tickets = self.first(count)
+        items = self.first(count)
         self._queue.count(session)
-        return tickets
+        return items
 
-    def pass_on(self, seat: W, ticket: Ticket[W]) -> None:
-        """Count a place that is lent as that of another ticket, which has left the queue."""
-        self._unassign(seat)
-        self._assign(seat, ticket)
+    def pass_on(self, lane: W, item: QueueItem[W]) -> None:
+        """Count a place that is lent as that of another item, which has left the queue."""
+        self._unassign(lane)
+        self._assign(lane, item)
 
-    def put_first(self, ticket: Ticket[W]) -> None:
-        """Put a ticket back to the head of the queue."""
-        self._queue.put_first(ticket)
+    def put_first(self, item: QueueItem[W]) -> None:
+        """Put a item back to the head of the queue."""
+        self._queue.put_first(item)
 
-    def drain(self) -> list[Ticket[W]]:
+    def drain(self) -> list[QueueItem[W]]:
         """Empty the queue; return what waited."""
         return self._queue.clear()
 
-    def _choose(self, ticket: Ticket[W]) -> W | None:
-        if ticket.home is not None and ticket.has_lost_home:
+    def _choose(self, item: QueueItem[W]) -> W | None:
+        if item.home is not None and item.has_lost_home:
             return None
-        if ticket.wanted is not None:
-            return ticket.wanted if ticket.wanted in self.idle else None
-        home = self.homes.preferred(ticket.session) if ticket.session is not None else None
+        if item.wanted is not None:
+            return item.wanted if item.wanted in self.idle else None
+        home = self.homes.preferred(item.session) if item.session is not None else None
         if home is not None:
-            for seat in home.neighbours:
-                if seat in self.idle and ticket.fits(seat):
-                    found: W = seat
+            for lane in home.neighbours:
+                if lane in self.idle and item.fits(lane):
+                    found: W = lane
                     return found
-        return self._least_loaded(ticket)
+        return self._least_loaded(item)
 
-    def _least_loaded(self, ticket: Ticket[W]) -> W | None:
+    def _least_loaded(self, item: QueueItem[W]) -> W | None:
         """Return the idle place that fits whose worker has least to do."""
         best = None
-        for seat in self.idle:
-            if ticket.fits(seat):
-                if seat.load == 0:
-                    return seat
-                if best is None or seat.load < best.load:
-                    best = seat
+        for lane in self.idle:
+            if item.fits(lane):
+                if lane.load == 0:
+                    return lane
+                if best is None or lane.load < best.load:
+                    best = lane
         return best
 
-    def _unassign(self, seat: W) -> None:
-        if seat in self._lent:
-            self._queue.let_go(self._lent.pop(seat))
+    def _unassign(self, lane: W) -> None:
+        if lane in self._sessions:
+            self._queue.let_go(self._sessions.pop(lane))
 
-    def _assign(self, seat: W, ticket: Ticket[W]) -> None:
-        self._lent[seat] = ticket.session
-        self._queue.hold(ticket)
-        if ticket.session is not None:
-            self.homes.note(ticket.session, seat)
+    def _assign(self, lane: W, item: QueueItem[W]) -> None:
+        self._sessions[lane] = item.session
+        self._queue.hold(item)
+        if item.session is not None:
+            self.homes.note(item.session, lane)

@@ -132,10 +132,10 @@ class ForeignWorker(Worker):
     # -- ending --------------------------------------------------------------------------------
 
     def _hang_up(self) -> None:
-        for seat in self.seats:
-            if seat.holder is not None:
-                seat.interrupt()
-            seat.lane.hang_up()
+        for lane in self.lanes:
+            if lane.holder is not None:
+                lane.interrupt()
+            lane.hang_up()
 
     async def _say_goodbye(self) -> None:
         await self.manager.request_shutdown()

@@ -84,7 +84,7 @@ class Slot:
 
 
 class WorkerState(Enum):
-    """Where a worker is in its life. A ready one is busy while somebody has one of its seats."""
+    """Where a worker is in its life. A ready one is busy while somebody has one of its lanes."""
 
     RESERVED = "reserved"
     STARTING = "starting"
@@ -96,14 +96,14 @@ class WorkerState(Enum):
 
 
 BUSY: Final = "busy"
-"""What a ready worker is called while somebody has one of its seats."""
+"""What a ready worker is called while somebody has one of its lanes."""
 
 
 class WorkerEvent(Enum):
     """What happens to a worker."""
 
     SPAWN = "spawn"  # its process is being started
-    ANSWER = "answer"  # it has answered: its seats can be leased
+    ANSWER = "answer"  # it has answered: its lanes can be leased
     STOP = "stop"  # it is not wanted any more
     EXIT = "exit"  # its process has ended
 

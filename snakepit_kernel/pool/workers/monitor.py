@@ -77,7 +77,7 @@ class WorkerMonitor:
         for worker in list(self._without_main_thread & before):
             worker.end_reason = "lost its main thread (it called pthread_exit)"
             logger.warning("worker %s %s", worker.name, worker.end_reason)
-            self._supervisor.give_up(worker)
+            self._supervisor.terminate(worker)
 
     # -- memory --------------------------------------------------------------------------------
 
@@ -111,7 +111,7 @@ class WorkerMonitor:
                 if vigil is None:
                     vigil = vigils[worker] = LivenessProbe(policy, now)
                 if not vigil.hears(now, worker.pulse) and self._looks_dead(worker, vigil, now):
-                    await self._give_up(worker, vigil.silence(now), vigil.misses)
+                    await self._terminate(worker, vigil.silence(now), vigil.misses)
 
     def _looks_dead(self, worker: Worker, vigil: LivenessProbe, now: float) -> bool:
         try:
@@ -131,12 +131,12 @@ class WorkerMonitor:
             ),
         )
 
-    async def _give_up(self, worker: Worker, silence: float, misses: int) -> None:
+    async def _terminate(self, worker: Worker, silence: float, misses: int) -> None:
         stacks = await in_thread(worker.stacks)
         worker.end_reason = f"gave no sign of life for {silence:.3g} s ({misses} heartbeats missed)"
         where = stacks and f":\n{printable(stacks, lines=True)}"
         logger.warning("worker %s %s%s", worker.name, worker.end_reason, where)
-        self._supervisor.give_up(worker)
+        self._supervisor.terminate(worker)
 
 
 def _too_much(memory: TreeMemory, limit: int) -> str:

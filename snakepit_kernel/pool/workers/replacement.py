@@ -77,8 +77,8 @@ class RollingReplacement(WorkerSupervisor):
             worker.keep_while_home = keep_while_home
             if at_once:
                 worker.is_quarantined = True
-                for seat in worker.seats:
-                    self._scheduler.quarantine(seat)
+                for lane in worker.lanes:
+                    self._scheduler.quarantine(lane)
         with contextlib.suppress(RuntimeError):  # the pool has ended
             self._loop_thread.soon(self._due.set)
 
@@ -114,12 +114,12 @@ class RollingReplacement(WorkerSupervisor):
         From any thread. What it was sent ahead goes to others.
         """
         self._withdraw(worker, "it was told to end", "its code has told it to end")
-        for seat in worker.seats:
-            if seat.lane.on_returned is not None:
-                seat.recall()
+        for lane in worker.lanes:
+            if lane.on_returned is not None:
+                lane.recall()
 
     def _is_home(self, worker: Worker) -> bool:
-        return self._scheduler.homes.has_home(worker.main_seat)
+        return self._scheduler.homes.has_home(worker.main_lane)
 
     # -- replacing -----------------------------------------------------------------------------
 
@@ -148,9 +148,9 @@ class RollingReplacement(WorkerSupervisor):
         with self._lock:
             if worker.is_quarantined and not worker.tainted and worker.state is WorkerState.READY:
                 worker.is_quarantined = False
-                for seat in worker.seats:
-                    if seat.holder is None:
-                        self._offer(seat)
+                for lane in worker.lanes:
+                    if lane.holder is None:
+                        self._offer(lane)
 
     async def replace(self, worker: Worker, reason: str) -> bool:
         """Start a successor of a worker, and let the worker go when that is ready.
@@ -173,7 +173,7 @@ class RollingReplacement(WorkerSupervisor):
             try:
                 successor = await self._provide(slot)
             except BaseException:
-                if worker.died.is_set() and not self.is_dismissed:
+                if worker.died.is_set() and not self.is_draining:
                     self.watch_over(self._fill(slot))
                 else:
                     slot.is_filling = False
@@ -189,7 +189,7 @@ class RollingReplacement(WorkerSupervisor):
 
     def _succeed(self, worker: Worker, successor: Worker, reason: str) -> None:
         """Put a successor in the place of a worker; the lock is held."""
-        self._seat(successor)
+        self._install(successor)
         if not worker.died.is_set():
             self.recycled += 1
             self._retire(worker, reason)
@@ -210,18 +210,18 @@ class RollingReplacement(WorkerSupervisor):
         self._retired.add(worker)
         self.stop_scheduling(worker)
         if not worker.is_held:
-            self.dismiss_soon(worker)
+            self.stop_retired(worker)
 
-    def dismiss_soon(self, worker: Worker) -> None:
+    def stop_retired(self, worker: Worker) -> None:
         """Have a worker ended that was retired and that nobody holds any more."""
         with contextlib.suppress(RuntimeError):  # the pool has ended
-            self._loop_thread.soon(self._dismiss_later, worker)
+            self._loop_thread.soon(self._stop_retired_later, worker)
 
-    def _dismiss_later(self, worker: Worker) -> None:
-        if not self.is_dismissed:
-            self.watch_over(self._dismiss(worker))
+    def _stop_retired_later(self, worker: Worker) -> None:
+        if not self.is_draining:
+            self.watch_over(self._stop_retired(worker))
 
-    async def _dismiss(self, worker: Worker) -> None:
+    async def _stop_retired(self, worker: Worker) -> None:
         await self._end_worker(worker, self._config.grace)
         self._retired.discard(worker)
         self._note_end(worker, worker.end_reason, was_wanted=False)
@@ -235,7 +235,7 @@ class RollingReplacement(WorkerSupervisor):
         self._watchers.add(task)
         task.add_done_callback(self._watchers.discard)
         try:
-            if self.is_dismissed:
+            if self.is_draining:
                 raise asyncio.CancelledError
             async with self._changing:
                 await change
@@ -254,7 +254,7 @@ class RollingReplacement(WorkerSupervisor):
         if fewer > 0:
             with self._lock:
                 for slot in sorted(self._slots.values(), key=self._loss)[:fewer]:
-                    self._give_up_slot(slot, f"the pool was resized to {count}")
+                    self._remove_slot(slot, f"the pool was resized to {count}")
             return
         numbers = (n for n in itertools.count(1) if n not in self._slots)
         new = [Slot(number) for number in itertools.islice(numbers, -fewer)]
@@ -266,7 +266,7 @@ class RollingReplacement(WorkerSupervisor):
         except BaseException:
             with self._lock:
                 for slot in new:
-                    self._give_up_slot(slot, "the pool was not resized")
+                    self._remove_slot(slot, "the pool was not resized")
             raise
         finally:
             for slot in new:
@@ -279,7 +279,7 @@ class RollingReplacement(WorkerSupervisor):
             return False, False, False, -slot.number
         return self._is_home(worker), worker.is_held, True, -slot.number
 
-    def _give_up_slot(self, slot: Slot, reason: str) -> None:
+    def _remove_slot(self, slot: Slot, reason: str) -> None:
         """Have a slot no more. The lock is held.
 
         Its worker ends what it does; one that starts, or dies, is ended by whoever sees to that.

@@ -66,7 +66,7 @@ class StandbyWorkers:
         """Return a worker that lives, or None. One that somebody has stopped is ended."""
         stopped = [worker for worker in self._ready if worker.is_stopped]
         for worker in stopped:
-            worker.condemn()  # from now on it may look as if it were alive: it is continued, to end
+            worker.terminate()  # which continues it, so that it may look alive from now on
         living = next((w for w in self._ready if w not in stopped and not w.has_died), None)
         if living is not None:
             self._ready.remove(living)
@@ -77,7 +77,7 @@ class StandbyWorkers:
         """End those whose main thread has ended; they are replaced."""
         for worker in self._ready:
             if worker.has_lost_its_main_thread:
-                worker.condemn()
+                worker.terminate()
 
     def take_all(self) -> list[Worker]:
         """Return all of them, to be ended."""

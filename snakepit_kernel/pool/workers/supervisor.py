@@ -26,7 +26,7 @@ from .foreign import ForeignWorker
 from .jupyter import KernelSpecs
 from .lifecycle import Slot, WorkerEvent, WorkerState
 from .standby import SPARE_SLOT, StandbyWorkers
-from .worker import Seat, Worker
+from .worker import PooledLane, Worker
 
 logger = logging.getLogger(__name__)
 
@@ -64,7 +64,7 @@ class WorkerSupervisor:
     scheduler
         Lends the workers; what waits for one that leaves is told.
     lend
-        Called, under the lock, with each seat of a worker that is free for the first time.
+        Called, under the lock, with each lane of a worker that is free for the first time.
 
     Attributes
     ----------
@@ -78,7 +78,7 @@ class WorkerSupervisor:
         How workers ended lately.
     started, died, recycled
         How many workers were started, died unasked, and were replaced on purpose.
-    is_dismissed
+    is_draining
         No worker is replaced any more.
     """
 
@@ -90,8 +90,8 @@ class WorkerSupervisor:
         *,
         loop_thread: LoopThread,
         lock: threading.RLock,
-        scheduler: Scheduler[Seat],
-        offer: Callable[[Seat], None],
+        scheduler: Scheduler[PooledLane],
+        offer: Callable[[PooledLane], None],
     ) -> None:
         self.workers: dict[int, Worker] = {}
         self.tools: dict[str, ToolInfo] = {}
@@ -100,7 +100,7 @@ class WorkerSupervisor:
         self.started = 0
         self.died = 0
         self.recycled = 0
-        self.is_dismissed = False
+        self.is_draining = False
         self._config = config
         self._folder = folder
         self._context = context
@@ -192,7 +192,7 @@ class WorkerSupervisor:
         while self._has_slot(slot):
             worker = self._make_worker(slot.number)
             with self._lock:
-                self._seat(worker)
+                self._install(worker)
             await self._make_ready(worker)
             with self._lock:
                 if self._has_slot(slot) and worker.config is self._config:
@@ -231,12 +231,12 @@ class WorkerSupervisor:
         self._made.add(worker)
         return worker
 
-    def _seat(self, worker: Worker) -> None:
+    def _install(self, worker: Worker) -> None:
         """Make a worker the one of its slot. The lock is held."""
         predecessor = self.workers.get(worker.slot)
         if predecessor is not None:
-            for seat, successor in zip(predecessor.seats, worker.seats, strict=True):
-                self._scheduler.replace(seat, successor)
+            for lane, successor in zip(predecessor.lanes, worker.lanes, strict=True):
+                self._scheduler.replace(lane, successor)
         self.workers[worker.slot] = worker
         self.started += 1
 
@@ -261,8 +261,8 @@ class WorkerSupervisor:
         self.tools = worker.tools | self.tools
         self._slots[worker.slot].fill()
         worker.ready_at = time.monotonic()
-        for seat in worker.seats:
-            self._offer(seat)
+        for lane in worker.lanes:
+            self._offer(lane)
         self.watch_over(self._watch(worker))
 
     def watch_over(self, work: Coroutine[Any, Any, object]) -> None:
@@ -278,7 +278,7 @@ class WorkerSupervisor:
         await worker.died.wait()
         with self._lock:
             self.stop_scheduling(worker)  # or whoever gives it back now would have it lent again
-            is_lost = not self.is_dismissed and not worker.is_retired
+            is_lost = not self.is_draining and not worker.is_retired
             self.died += is_lost
         if not is_lost:
             return
@@ -299,14 +299,14 @@ class WorkerSupervisor:
         """Give an empty slot a worker, unless that fails too often."""
         slot.is_filling = True
         try:
-            while not self.is_dismissed and self._has_slot(slot):
+            while not self.is_draining and self._has_slot(slot):
                 try:
                     if (spare := self._spares.take()) is None:
                         await self._start_worker(slot)
                     else:
                         spare.take_slot(slot.number, self._next_incarnation(slot.number))
                         with self._lock:
-                            self._seat(spare)
+                            self._install(spare)
                             self._put_to_work(spare)
                 except StartFailed as error:
                     logger.warning("pool %s: %s", self._config.name, error)
@@ -335,8 +335,8 @@ class WorkerSupervisor:
             given_up = self.workers.pop(slot.number, None)
             if given_up is not None:
                 self._tell_stranded(given_up)
-            for ticket in [] if self.workers else self._scheduler.drain():
-                ticket.on_assigned()
+            for item in [] if self.workers else self._scheduler.drain():
+                item.on_assigned()
 
     def reconcile(self) -> None:
         """Compare the slots with their workers; fill those that are empty, a few at a time."""
@@ -379,32 +379,32 @@ class WorkerSupervisor:
                 self._tell_stranded(worker)
 
     def _tell_stranded(self, worker: Worker) -> None:
-        for seat in worker.seats:
-            for ticket in self._scheduler.remove(seat):
-                ticket.on_assigned()
+        for lane in worker.lanes:
+            for item in self._scheduler.remove(lane):
+                item.on_assigned()
 
-    def condemn(self, seat: Seat) -> None:
+    def terminate_when_idle(self, lane: PooledLane) -> None:
         """Have a worker ended that does not listen; its slot is refilled when it is gone.
 
         Other calls that it serves at the same time come to their end first.
         """
-        worker = seat.worker
+        worker = lane.worker
         with self._lock:
             self.stop_scheduling(worker)
-            worker.is_condemned = True
-            others = [other for other in worker.seats if other is not seat]
+            worker.is_terminating = True
+            others = [other for other in worker.lanes if other is not lane]
             if any(other.holder is not None for other in others):
                 return
-        worker.condemn()
+        worker.terminate()
 
     def end_spares_without_main_thread(self) -> None:
         """End those that are kept ready and whose main thread has ended."""
         self._spares.end_those_without_main_thread()
 
-    def give_up(self, worker: Worker) -> None:
+    def terminate(self, worker: Worker) -> None:
         """End a worker that has stopped; its slot is refilled when it is gone."""
         self.stop_scheduling(worker)
-        worker.condemn()
+        worker.terminate()
 
     # -- ending --------------------------------------------------------------------------------
 

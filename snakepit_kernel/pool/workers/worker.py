@@ -32,8 +32,9 @@ from ...errors import (
     describe_exit,
     suggest,
 )
-from ...lane.control_page import RECALL_SIGNAL, ControlPage
+from ...lane.control_page import RECALL_SIGNAL, ControlPage, ControlWords
 from ...lane.exchange import Exchange
+from ...lane.marshalling import Marshaller
 from ...lane.owner_end import LaneClosed, OwnerLane
 from ...printable import printable
 from ...processes import logs
@@ -72,34 +73,39 @@ DEATH_PATIENCE = 2.0
 
 
 class Holder(Protocol):
-    """Whoever has a seat."""
+    """What a lane is assigned to."""
 
     name: str
-    settled: bool
+    finished: bool
 
     def caller_of(self, call_id: int) -> object:
         """Return whose a call is that it has at the worker, for `telemetry.emit`."""
 
 
-class Seat:
-    """A place at a worker for one piece of work at a time: what a pool lends.
+class PooledLane(OwnerLane):
+    """A lane that a pool assigns to one piece of work at a time.
+
+    Parameters
+    ----------
+    worker
+        Whose it is.
+    sock, slot, marshaller
+        As `OwnerLane` has them.
+    purposes
+        What it is good for.
 
     Attributes
     ----------
-    worker, lane
-        Whose it is, and the lane that its holder drives.
-    purposes
-        What it is good for.
     holder
         The work that has it, if any.
     defined
-        The functions of the notebook that were sent on its lane, by name, with their version.
+        The functions of the notebook that were sent on it, by name, with their version.
     encoders
-        How many encoders were sent on its lane.
+        How many encoders were sent on it.
     follows
-        The state of the owner's search path that was sent on its lane last, see `SearchPath`.
+        The state of the owner's search path that was sent on it last, see `SearchPath`.
     released
-        Functions that were sent on its lane for several calls, of which there will be no more.
+        Functions that were sent on it for several calls, of which there will be no more.
     forgets
         What its worker is to be told ahead of each request until one of them was answered: the
         sessions that begin again.
@@ -107,32 +113,26 @@ class Seat:
         Number of the last of these that was sent.
     """
 
-    __slots__ = (
-        "__weakref__",
-        "defined",
-        "encoders",
-        "follows",
-        "forgets",
-        "forgotten",
-        "holder",
-        "lane",
-        "purposes",
-        "released",
-        "worker",
-    )
-
-    def __init__(self, worker: Worker, lane: OwnerLane, purposes: frozenset[Purpose]) -> None:
+    def __init__(
+        self,
+        worker: Worker,
+        sock: socket.socket,
+        slot: ControlWords,
+        marshaller: Marshaller,
+        purposes: frozenset[Purpose],
+    ) -> None:
+        super().__init__(sock, slot, marshaller)
         self.worker = worker
-        self.lane = lane
         self.purposes = purposes
         self.holder: Holder | None = None
         self.defined: dict[str, int] = {}
         self.encoders = 0
         self.follows = 0
         self.released: deque[int] = deque()
-        lane.on_event = self._report_event
         self.forgets: deque[Forget] = deque()
         self.forgotten = 0
+        self.on_event = self._report_event
+        self.on_quitting = worker.note_quitting
 
     def origin(self, session: str | None, correlation: str) -> dict[str, Scalar]:
         """Return what an event tells of where it comes from."""
@@ -155,30 +155,29 @@ class Seat:
 
     @property
     def load(self) -> int:
-        """How many places at its worker are lent."""
+        """How many lanes of its worker are assigned."""
         return len(self.worker.current)
 
     @property
-    def neighbours(self) -> Sequence[Seat]:
-        """The places at its worker."""
-        return self.worker.seats
+    def neighbours(self) -> Sequence[PooledLane]:
+        """The lanes of its worker, itself included."""
+        return self.worker.lanes
 
     def interrupt(self, call_id: int = 0) -> None:
         """Interrupt a call if it still is the running one and has not heard, from any thread.
 
         A cell is interrupted by whatever id; 0 stands for whatever runs.
         """
-        if self.lane.fileno() < 0:
+        if self.fileno() < 0:
             return
-        slot = self.lane.slot
-        if not call_id or slot.acknowledged_call != call_id:
-            slot.interrupted_call = call_id
+        if not call_id or self.slot.acknowledged_call != call_id:
+            self.slot.interrupted_call = call_id
             self.worker.interrupt(call_id)
 
     def recall(self) -> None:
         """Ask for the calls back that were sent so far and have not begun."""
-        if self.lane.fileno() >= 0:
-            self.lane.slot.recalled_call = self.lane.last_call_id
+        if self.fileno() >= 0:
+            self.slot.recalled_call = self.last_call_id
             self.worker.signal(RECALL_SIGNAL)
 
 
@@ -217,7 +216,7 @@ class Worker:
         self.incarnation = incarnation
         self.state = WorkerState.RESERVED
         self.calls = 0
-        self.current: list[str] = []  # what it does, one for each seat that is lent
+        self.current: list[str] = []  # what it does, one for each lane that is lent
         self.since = time.monotonic()
         self._served: set[str] = set()  # sessions that have something in its main thread
         self._forgets = itertools.count(1)
@@ -225,7 +224,7 @@ class Worker:
         self.configured: Configured | None = None
         self.died = asyncio.Event()
         self._last_words = ""
-        self.is_condemned = False  # to be ended when nobody holds a seat any more
+        self.is_terminating = False  # to be ended when nobody holds a lane any more
         self.is_retired = False  # the same, in peace: it has a successor
         self.replacement_reason = ""  # why it is to be replaced
         self.keep_while_home = False  # not while a session is bound to it
@@ -240,20 +239,17 @@ class Worker:
         self.config = config
         base = folder / f"{slot}.{incarnation}"
         self.log_path = base.with_name(f"{base.name}.log")
-        self._page = ControlPage.create(len(config.seats))
+        self._page = ControlPage.create(len(config.lanes))
         self._theirs: list[socket.socket] = []
-        self.seats = [
-            Seat(self, self._make_lane(number), purposes)
-            for number, purposes in enumerate(config.seats)
+        self.lanes = [
+            self._make_lane(number, purposes) for number, purposes in enumerate(config.lanes)
         ]
-        self.main_seat = self.seats[0]
+        self.main_lane = self.lanes[0]
         self._late, theirs = socket.socketpair()
         self._late.setblocking(False)
         self._pipes: list[int] = []  # the ends of those that its output goes through
         self._words = b""  # the last that came out of them
         self._theirs.append(theirs)
-        for seat in self.seats:
-            seat.lane.on_quitting = self.note_quitting
         self._exit_fd: int | None = None
         self._group = None if config.group is None else Cgroup(config.group)
         self._ran_out_of_memory = False
@@ -279,30 +275,30 @@ class Worker:
         """Return how its Jupyter channels are reached."""
         return {"transport": "ipc", "ip": str(base)}
 
-    def _make_lane(self, number: int) -> OwnerLane:
+    def _make_lane(self, number: int, purposes: frozenset[Purpose]) -> PooledLane:
         ours, theirs = socket.socketpair()
         self._theirs.append(theirs)
         marshaller = self._page.marshaller(number, is_owner=True)
         marshaller.codec = self.config.codec
-        return OwnerLane(ours, self._page.slot(number), marshaller)
+        return PooledLane(self, ours, self._page.slot(number), marshaller, purposes)
 
     # -- state ---------------------------------------------------------------------------------
 
     @property
     def is_held(self) -> bool:
-        """Whether somebody has a seat."""
-        return any(seat.holder is not None for seat in self.seats)
+        """Whether somebody has a lane."""
+        return any(lane.holder is not None for lane in self.lanes)
 
-    def serve(self, session: str, seat: Seat) -> None:
-        """Note that a session has work at a seat. Called with the pool's lock held."""
-        if seat is self.main_seat:
+    def serve(self, session: str, lane: PooledLane) -> None:
+        """Note that a session has work at a lane. Called with the pool's lock held."""
+        if lane is self.main_lane:
             self._served.add(session)
 
     def forget(self, session: str) -> None:
         """Have a session begin again with the next request. Called with the pool's lock held."""
         if session in self._served:
             self._served.remove(session)
-            self.main_seat.forgets.append(Forget(session, next(self._forgets)))
+            self.main_lane.forgets.append(Forget(session, next(self._forgets)))
 
     def note_quitting(self) -> None:
         """Take in that its code has told it to end."""
@@ -336,7 +332,7 @@ class Worker:
     @property
     def pulse(self) -> int:
         """What it has counted up to while Python ran there; 0 if it does not count."""
-        return 0 if self.main_seat.lane.fileno() < 0 else self.main_seat.lane.slot.pulse
+        return 0 if self.main_lane.fileno() < 0 else self.main_lane.slot.pulse
 
     @property
     def tools(self) -> dict[str, ToolInfo]:
@@ -413,7 +409,7 @@ class Worker:
         return f"worker {self.name}"
 
     async def _begin(self, setup: WorkerSetup) -> Configured:
-        lane = self.main_seat.lane
+        lane = self.main_lane
         lane.on_hello = self._check_hello
         exchange = Exchange(lane.new_call_id(), "configuring the worker")
         codec = replace(self.config.codec, resolves_annotations=True)  # those of an adapter's tools
@@ -467,7 +463,7 @@ class Worker:
         message = messages.decode_late(frame.header)
         try:
             if not message.cell:
-                self.seats[message.lane].lane.show_late(message, frame)
+                self.lanes[message.lane].show_late(message, frame)
             elif self.cells is not None:
                 self.cells.show_late(message, frame)
         except Exception:  # of a callback of the user's
@@ -570,7 +566,7 @@ class Worker:
         return configured
 
     async def _answer(self, exchange: Exchange) -> None:
-        lane = self.main_seat.lane
+        lane = self.main_lane
         lane.begin(exchange)
         try:
             while not exchange.is_answered:
@@ -585,7 +581,7 @@ class Worker:
     def take_slot(self, slot: int, incarnation: int) -> None:
         """Become the worker of a slot, and tell the process so."""
         self._rename(slot, incarnation)
-        lane = self.main_seat.lane
+        lane = self.main_lane
         lane.put(pack(messages.encode(Assign(self.name))))
         with contextlib.suppress(LaneClosed):  # it has just died, and that is noticed elsewhere
             lane.send_ready()
@@ -651,25 +647,25 @@ class Worker:
 
     def _hang_up(self) -> None:
         """Interrupt what it does, and close the lanes."""
-        for seat in self.seats:
-            if seat.holder is not None:
-                seat.recall()
-                seat.interrupt()
-            seat.lane.hang_up()
+        for lane in self.lanes:
+            if lane.holder is not None:
+                lane.recall()
+                lane.interrupt()
+            lane.hang_up()
 
     async def _say_goodbye(self) -> None:
         """Ask it to end; that the lanes are closed says so already."""
 
     def close_channels(self) -> None:
         """Close the lanes and the Jupyter channels. Only when nobody holds the worker."""
-        for seat in self.seats:
-            seat.lane.close()
+        for lane in self.lanes:
+            lane.close()
         self._page.close()
         if self.cells is not None:
             self.cells.close()
             self.cells = None
 
-    def condemn(self) -> None:
+    def terminate(self) -> None:
         """Have the worker ended at once, from any thread; its pool notices and refills the slot."""
         if self.process is not None:
             self.process.request_end(0.0)
