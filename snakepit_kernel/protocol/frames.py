@@ -8,7 +8,8 @@ Reader and writer survive an exception between any two of their steps. Ctrl-C ma
 KeyboardInterrupt after a system call has moved bytes and before Python has stored how many; a
 stream that loses count is lost. So a count goes straight from the system call into a list
 (``list.extend(map(...))`` runs in C, where no signal handler does), and states are replaced by
-assignments without a call between them, where CPython runs no handler either.
+assignments without a call between them, where CPython runs no handler either. A handler may send
+as well, between the creation of the ``map`` and its use: it empties the list that this iterates.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from __future__ import annotations
 import struct
 from collections.abc import Callable, Sequence
 from itertools import accumulate, pairwise
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 _PREFIX = struct.Struct("<IIQ")
 _LENGTH = struct.Struct("<Q")
@@ -314,6 +315,9 @@ class FrameWriter:
     def __init__(self) -> None:
         self.taken = 0
         self._outbox: Sequence[Segment] = ()
+        self._batch: list[
+            Any
+        ] = []  # what the next system call sends; emptied by who sends it first
         self._counts: list[int] = []
 
     def put(self, segments: Sequence[Segment]) -> None:
@@ -322,6 +326,7 @@ class FrameWriter:
             self._account()
         if not segments:
             return
+        self._batch.clear()
         outbox = [*self._outbox, *segments] if self._outbox else segments
         self._outbox = outbox
         self.taken += 1
@@ -338,7 +343,9 @@ class FrameWriter:
             self._account()
         if not self._outbox:
             return True
-        self._counts.extend(map(sendmsg, (self._outbox[:MAX_SEGMENTS],)))
+        self._batch.clear()
+        self._batch = batch = [self._outbox[:MAX_SEGMENTS]]
+        self._counts.extend(map(sendmsg, batch))
         self._account()
         return not self._outbox
 
@@ -359,15 +366,16 @@ class FrameWriter:
             return False
         size, counts = len(frame), self._counts
         fresh: list[int] = []
+        self._batch = batch = [frame]
         self._outbox = (frame,)
         self.taken += 1
-        counts.extend(map(send, (frame,), (flags,)))
-        if counts[0] == size:
+        counts.extend(map(send, batch, (flags,)))
+        if counts == [size]:
             self._counts = fresh
             self._outbox = ()
             return True
         self._account()
-        return False
+        return not self._outbox
 
     def _account(self) -> None:
         """Account for the count of a finished system call."""

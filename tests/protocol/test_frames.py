@@ -162,26 +162,47 @@ def test_exceptions_at_any_moment_leave_the_stream_whole():
     assert interrupts > 10, "the alarm must have rung, or nothing was tested"
 
 
-def test_a_send_may_be_interrupted_by_another_one():
-    """A signal handler or a finalizer prints in the middle of a send."""
+@pytest.mark.parametrize("when", ["before its system call", "after its system call"])
+@pytest.mark.parametrize("way", ["put and send", "send_whole"])
+def test_a_send_may_be_interrupted_by_another_one(way, when):
+    """A signal handler or a finalizer prints in the middle of a send: each is sent, and once."""
     writer = FrameWriter()
     sent: list[bytes] = []
 
+    def send(data: bytes, _flags: int = 0) -> int:
+        sent.append(data)
+        return len(data)
+
     def sendmsg(segments):
-        sent.append(b"".join(segments))
-        return len(sent[-1])
+        return send(b"".join(segments))
 
     class Interrupted(list):
+        """The list that system calls put their counts into; the first is interrupted."""
+
         def extend(self, counts):
-            super().extend(counts)
+            if writer.taken > 1:
+                super().extend(counts)
+            elif when == "before its system call":
+                self.interrupt()
+                super().extend(counts)
+            else:
+                super().extend(counts)
+                self.interrupt()
+
+        def interrupt(self):
             writer.put([b" inner"])
             assert writer.send(sendmsg)
 
-    writer.put([b"outer"])
     writer._counts = Interrupted()
 
+    if way == "send_whole":
+        assert writer.send_whole(b"outer", send)
+    else:
+        writer.put([b"outer"])
+        assert writer.send(sendmsg)
+    assert b"".join(sent) == b"outer inner"
     assert writer.send(sendmsg)
-    assert sent == [b"outer", b" inner"]
+    assert b"".join(sent) == b"outer inner"
 
 
 def announced(header: int, body: int, *buffers: int) -> bytes:
