@@ -104,7 +104,7 @@ class ControlPage:
             ArenaReader(self.descriptor, to_worker, ARENA_BYTES),
         )
 
-    def slot(self, number: int) -> ControlWords:
+    def control(self, number: int) -> ControlWords:
         """Return the words of one of the worker's lanes, counted from 0."""
         return ControlWords(self._memory, number)
 

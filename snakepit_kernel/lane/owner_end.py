@@ -53,7 +53,7 @@ class OwnerLane:
     ----------
     sock
         Connected stream socket.
-    slot
+    control
         The lane's control words.
     marshaller
         Encodes and decodes values.
@@ -68,7 +68,7 @@ class OwnerLane:
         Gets the worker's first message; what it raises is raised by `receive`.
     """
 
-    def __init__(self, sock: socket.socket, slot: ControlWords, marshaller: Marshaller) -> None:
+    def __init__(self, sock: socket.socket, control: ControlWords, marshaller: Marshaller) -> None:
         self._socket = sock
         self._timeout: float | None = sock.gettimeout()
         self._incoming = select.poll()
@@ -80,7 +80,7 @@ class OwnerLane:
         self._spin_wait = SpinWait()
         self._exchanges: dict[int, Exchange] = {}
         self._loops: dict[asyncio.AbstractEventLoop, int] = {}  # loops that read it, with counts
-        self.slot = slot
+        self.control = control
         self.on_returned: Callable[[list[int]], None] | None = None
         self.on_event: Callable[[messages.Event], None] | None = None
         self.on_quitting: Callable[[], None] | None = None

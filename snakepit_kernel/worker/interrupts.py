@@ -31,7 +31,7 @@ class InterruptRouter:
 
     Parameters
     ----------
-    slot
+    control
         The lane's words in the control page, which the owner writes.
 
     Attributes
@@ -40,9 +40,9 @@ class InterruptRouter:
         The last call that was interrupted; 0 for none.
     """
 
-    def __init__(self, slot: ControlWords) -> None:
+    def __init__(self, control: ControlWords) -> None:
         self.interrupted = 0
-        self._slot = slot
+        self._control = control
         self._calls: list[int] = []  # running in the lane's thread, each nested in the one before
         self._cancels: dict[int, Callable[[], object]] = {}  # of coroutine calls
         self._cancelled: set[int] = set()
@@ -89,7 +89,7 @@ class InterruptRouter:
         try:
             calls.append(call_id)
             self._last_begun = max(self._last_begun, call_id)
-            if self._slot.interrupted_call == call_id and self.is_new():
+            if self._control.interrupted_call == call_id and self.is_new():
                 self.interrupted = call_id
                 raise KeyboardInterrupt
             return function()
@@ -109,7 +109,7 @@ class InterruptRouter:
         self._cancels[call_id] = partial(loop.call_soon_threadsafe, task.cancel)
         self._last_begun = max(self._last_begun, call_id)
         try:
-            if self._slot.interrupted_call == call_id and self.is_new():
+            if self._control.interrupted_call == call_id and self.is_new():
                 self._cancelled.add(call_id)
                 task.cancel()
             value, ended_by = await task
@@ -130,15 +130,15 @@ class InterruptRouter:
     def is_new(self) -> bool:
         """Acknowledge an interrupt; return whether it is new, and no repetition."""
         call_id = self._named_call()
-        if call_id and self._slot.acknowledged_call == call_id:
+        if call_id and self._control.acknowledged_call == call_id:
             return False
-        self._slot.acknowledged_call = self._slot.interrupted_call
+        self._control.acknowledged_call = self._control.interrupted_call
         return True
 
     def has_pending(self) -> bool:
         """Whether the page names a call of this lane that has not been interrupted yet."""
-        call_id = self._slot.interrupted_call
-        return call_id != self._slot.acknowledged_call and self._is_running_or_ahead(call_id)
+        call_id = self._control.interrupted_call
+        return call_id != self._control.acknowledged_call and self._is_running_or_ahead(call_id)
 
     def _is_running_or_ahead(self, call_id: int) -> bool:
         """Whether a call runs, or has not begun yet."""
@@ -147,10 +147,10 @@ class InterruptRouter:
 
     def _named_call(self) -> int:
         """Return the call that the page names; 0 if it was handled long ago."""
-        call_id = self._slot.interrupted_call
+        call_id = self._control.interrupted_call
         if call_id != self._last_named[0]:
             self._last_named = call_id, monotonic()
-        if call_id != self._slot.acknowledged_call and self._is_running_or_ahead(call_id):
+        if call_id != self._control.acknowledged_call and self._is_running_or_ahead(call_id):
             return call_id
         return call_id if monotonic() - self._last_named[1] < REPEAT_SECONDS else 0
 
@@ -189,8 +189,8 @@ class ThreadInterruptRouter(InterruptRouter):
     raises when it next runs Python code: it does not interrupt a system call.
     """
 
-    def __init__(self, slot: ControlWords) -> None:
-        super().__init__(slot)
+    def __init__(self, control: ControlWords) -> None:
+        super().__init__(control)
         # The handler runs in the main thread, where the next signal may come in the middle of it.
         self._lock = RLock()
 

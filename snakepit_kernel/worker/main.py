@@ -284,12 +284,12 @@ class WorkerMain:
             for thread in self._threads:
                 thread.start()
             if setup.has_threads:
-                slot = self._page.slot(0)
-                self._output.show_descriptors_in_cells(lambda: slot.serves_cell)
+                control = self._page.control(0)
+                self._output.show_descriptors_in_cells(lambda: control.serves_cell)
             else:
                 self._isolation.begin()
             if setup.beat_seconds:
-                beat(self._page.slot(0), setup.beat_seconds)
+                beat(self._page.control(0), setup.beat_seconds)
             if "address_space_bytes" in setup.limits:
                 room = int(setup.limits["address_space_bytes"])
                 limit_address_space(os.getpid(), room, finally_so=True)
@@ -401,12 +401,12 @@ def _preload(name: str) -> str:
     return ""
 
 
-def beat(slot: ControlWords, interval: float) -> None:
+def beat(control: ControlWords, interval: float) -> None:
     """Increment the worker's pulse regularly, in its own thread.
 
     Parameters
     ----------
-    slot
+    control
         The words in which the owner reads it.
     interval
         Seconds between two beats.
@@ -414,7 +414,7 @@ def beat(slot: ControlWords, interval: float) -> None:
 
     def run() -> None:
         while True:
-            slot.pulse += 1
+            control.pulse += 1
             time.sleep(interval)
 
     threading.Thread(target=run, name="snakepit-pulse", daemon=True).start()

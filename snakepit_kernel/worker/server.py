@@ -87,14 +87,14 @@ class CallServer:
         on_close: Callable[[], None],
         isolation: SessionIsolation,
     ) -> None:
-        slot = page.slot(number)
+        control = page.control(number)
         marshaller = page.marshaller(number, is_owner=False)
         self.lane = WorkerLane(sock, marshaller, self._on_frame, on_close)
-        self.host_calls = HostCalls(self.lane, lambda: slot.serves_cell)
+        self.host_calls = HostCalls(self.lane, lambda: control.serves_cell)
         self.output = make_output(self.lane, number)
         self._finish = finish
-        self.interrupts = interrupts(slot)
-        self._slot = slot
+        self.interrupts = interrupts(control)
+        self._control = control
         self._loop = loop
         self._registry = registry
         self._isolation = isolation
@@ -188,7 +188,7 @@ class CallServer:
 
     def return_unstarted(self) -> None:
         """Return unstarted calls to the owner, if it has asked; called by a signal handler."""
-        recalled = self._slot.recalled_call
+        recalled = self._control.recalled_call
         if recalled == self._recalled_call:
             return
         self._recalled_call = recalled
@@ -324,7 +324,9 @@ class CallServer:
         if not call.credit:
             msg = f"tool {call.tool!r} streams, and was called for one value"
             raise AdapterError(msg)
-        sender = self._senders[call.id] = StreamSender(call.id, call.credit, self.lane, self._slot)
+        sender = self._senders[call.id] = StreamSender(
+            call.id, call.credit, self.lane, self._control
+        )
         if is_async:
             return lambda: sender.drain_async(ready())
         return lambda: sender.drain(ready())

@@ -24,14 +24,14 @@ class StreamSender:
         The stream's call.
     credit
         Chunks that may be sent before the consumer grants more.
-    lane, slot
+    lane, control
         The lane, and its words, in which the owner records that the consumer has left.
     """
 
-    def __init__(self, call_id: int, credit: int, lane: WorkerLane, slot: ControlWords) -> None:
+    def __init__(self, call_id: int, credit: int, lane: WorkerLane, control: ControlWords) -> None:
         self._credit = credit
         self._lane = lane
-        self._slot = slot
+        self._control = control
         self._call_id = call_id
         self._message = messages.Chunk(call_id)
         self._header = messages.encode(self._message)
@@ -95,4 +95,4 @@ class StreamSender:
 
     def _has_consumer_left(self) -> bool:
         # The page is read as well: a busy producer reads nothing from the lane.
-        return self._is_cancelled or self._slot.left_call == self._call_id
+        return self._is_cancelled or self._control.left_call == self._call_id

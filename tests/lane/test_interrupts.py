@@ -24,14 +24,14 @@ def page() -> Iterator[ControlPage]:
 
 
 def test_an_interrupt_waits_for_what_must_not_be_half_done(page):
-    slot = page.slot(0)
-    interrupts = InterruptRouter(slot)
+    control = page.control(0)
+    interrupts = InterruptRouter(control)
     install(interrupts, [])
     done: list[str] = []
 
     def call() -> None:
         with interrupts.deferred():
-            slot.interrupted_call = CALL
+            control.interrupted_call = CALL
             signal.raise_signal(signal.SIGINT)
             time.sleep(0.01)
             done.append("all of it")
@@ -42,18 +42,18 @@ def test_an_interrupt_waits_for_what_must_not_be_half_done(page):
         interrupts.run(CALL, call)
 
     assert done == ["all of it"]
-    assert slot.acknowledged_call == CALL
+    assert control.acknowledged_call == CALL
 
 
 def test_it_waits_for_the_outer_one_when_one_of_them_is_inside_of_another(page):
-    slot = page.slot(0)
-    interrupts = InterruptRouter(slot)
+    control = page.control(0)
+    interrupts = InterruptRouter(control)
     install(interrupts, [])
     done: list[str] = []
 
     def call() -> None:
         with interrupts.deferred():
-            slot.interrupted_call = CALL
+            control.interrupted_call = CALL
             with interrupts.deferred():
                 signal.raise_signal(signal.SIGINT)
             time.sleep(0.01)
@@ -67,14 +67,14 @@ def test_it_waits_for_the_outer_one_when_one_of_them_is_inside_of_another(page):
 
 
 def test_an_interrupt_that_comes_later_is_not_put_off(page):
-    slot = page.slot(0)
-    interrupts = InterruptRouter(slot)
+    control = page.control(0)
+    interrupts = InterruptRouter(control)
     install(interrupts, [])
     with interrupts.deferred():
         pass
 
     def call() -> None:
-        slot.interrupted_call = CALL
+        control.interrupted_call = CALL
         signal.raise_signal(signal.SIGINT)
 
     with pytest.raises(KeyboardInterrupt):

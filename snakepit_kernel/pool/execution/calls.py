@@ -186,7 +186,7 @@ class CallRunner:
     def _leave(self, lane: PooledLane, exchange: Exchange) -> None:
         """Close a stream that nobody wants, and wait for that; interrupt one that takes long."""
         until = time.monotonic() + LEAVE_PATIENCE
-        lane.slot.left_call = exchange.call_id
+        lane.control.left_call = exchange.call_id
         try:
             lane.send(pack(messages.encode(CancelStream(exchange.call_id))), until)
             while not exchange.is_answered:
@@ -203,7 +203,7 @@ class CallRunner:
     async def leave_async(self, lane: PooledLane, exchange: Exchange) -> None:
         """Close a stream that nobody wants, while the running event loop goes on."""
         until = time.monotonic() + LEAVE_PATIENCE
-        lane.slot.left_call = exchange.call_id
+        lane.control.left_call = exchange.call_id
         try:
             lane.put(pack(messages.encode(CancelStream(exchange.call_id))))
             while not exchange.is_answered:
@@ -291,11 +291,11 @@ class CallRunner:
         exchange = Exchange(CELL, work.name)
         exchange.on_host_call = partial(self._serve_here, lane, work, exchange)
         lane.begin(exchange)
-        lane.slot.serves_cell = True
+        lane.control.serves_cell = True
         try:
             yield
         finally:
-            lane.slot.serves_cell = False
+            lane.control.serves_cell = False
             lane.end(exchange)
 
     def _open_channels(self, lane: PooledLane, work: WorkItem) -> CellClient:

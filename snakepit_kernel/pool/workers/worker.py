@@ -89,7 +89,7 @@ class PooledLane(OwnerLane):
     ----------
     worker
         Whose it is.
-    sock, slot, marshaller
+    sock, control, marshaller
         As `OwnerLane` has them.
     purposes
         What it is good for.
@@ -117,11 +117,11 @@ class PooledLane(OwnerLane):
         self,
         worker: Worker,
         sock: socket.socket,
-        slot: ControlWords,
+        control: ControlWords,
         marshaller: Marshaller,
         purposes: frozenset[Purpose],
     ) -> None:
-        super().__init__(sock, slot, marshaller)
+        super().__init__(sock, control, marshaller)
         self.worker = worker
         self.purposes = purposes
         self.holder: Holder | None = None
@@ -170,14 +170,14 @@ class PooledLane(OwnerLane):
         """
         if self.fileno() < 0:
             return
-        if not call_id or self.slot.acknowledged_call != call_id:
-            self.slot.interrupted_call = call_id
+        if not call_id or self.control.acknowledged_call != call_id:
+            self.control.interrupted_call = call_id
             self.worker.interrupt(call_id)
 
     def recall(self) -> None:
         """Ask for the calls back that were sent so far and have not begun."""
         if self.fileno() >= 0:
-            self.slot.recalled_call = self.last_call_id
+            self.control.recalled_call = self.last_call_id
             self.worker.signal(RECALL_SIGNAL)
 
 
@@ -280,7 +280,7 @@ class Worker:
         self._theirs.append(theirs)
         marshaller = self._page.marshaller(number, is_owner=True)
         marshaller.codec = self.config.codec
-        return PooledLane(self, ours, self._page.slot(number), marshaller, purposes)
+        return PooledLane(self, ours, self._page.control(number), marshaller, purposes)
 
     # -- state ---------------------------------------------------------------------------------
 
@@ -332,7 +332,7 @@ class Worker:
     @property
     def pulse(self) -> int:
         """What it has counted up to while Python ran there; 0 if it does not count."""
-        return 0 if self.main_lane.fileno() < 0 else self.main_lane.slot.pulse
+        return 0 if self.main_lane.fileno() < 0 else self.main_lane.control.pulse
 
     @property
     def tools(self) -> dict[str, ToolInfo]:
