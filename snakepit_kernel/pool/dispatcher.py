@@ -33,7 +33,7 @@ from .config import PoolConfig
 from .policies import CircuitBreaker, falls_under
 from .scheduling.affinity import Home
 from .scheduling.scheduler import QueueFull, Scheduler, nothing
-from .scheduling.wait_notice import TELL_AFTER, wait_listener
+from .scheduling.wait_notice import NOTICE_AFTER, wait_listener
 from .work_item import OUTCOMES, HostCallContext, WorkItem, call_chain
 from .workers.lifecycle import WorkerState
 from .workers.worker import Holder, PooledLane, Worker
@@ -244,7 +244,7 @@ class Dispatcher:
 
         Who is refused had no place: the scheduler knows nothing of it.
         """
-        bound_to = work.wanted or (work.home.place if work.home is not None else None)
+        bound_to = work.wanted or (work.home.lane if work.home is not None else None)
         if work.fails_fast and bound_to is not None:
             raise WorkerBusy(work.name, self._config.name, [bound_to.worker.name], work.session)
         if work.host_call is not None and self._would_wait_for_ever(work):
@@ -345,8 +345,8 @@ class Dispatcher:
         tell = wait_listener()
         if tell is not None:
             work.wait_in_queue(self._config.futures_queue_timeout)
-            if _seconds_until(work.queue_deadline) > TELL_AFTER:
-                if gate.acquire(timeout=TELL_AFTER):
+            if _seconds_until(work.queue_deadline) > NOTICE_AFTER:
+                if gate.acquire(timeout=NOTICE_AFTER):
                     return True
                 tell(self._description_of_wait(work))
         seconds = _seconds_until(work.queue_deadline)
@@ -403,9 +403,9 @@ class Dispatcher:
         if self.closed_because is not None:
             return PoolClosed(self._config.name, self.closed_because)
         if work.has_lost_home:
-            assert work.home is not None and work.home.place is not None  # noqa: PT018
+            assert work.home is not None and work.home.lane is not None  # noqa: PT018
             assert work.session is not None
-            worker = work.home.place.worker
+            worker = work.home.lane.worker
             return SessionLost(work.session, worker.name, worker.end_reason)
         if work.wanted is not None and self.supervisor.workers:
             return work.wanted.worker.death()
