@@ -18,7 +18,7 @@ from ...tools.adapter import ToolOptions, options_of
 from ...tools.context import LIST_HOST_TOOLS, SESSION_TOOL
 from ...tools.registry import Tool
 from ..call_events import HostReport
-from ..work_item import HostCallContext, _link
+from ..work_item import HostCallContext, _host_call
 
 ServeSession = Callable[[str | None, str, str, str], Callable[..., Any]]
 
@@ -152,13 +152,13 @@ class HostToolServer:
 
         What is no `Exception` (Ctrl-C) is raised here.
         """
-        token, told = _link.set(host_call), correlation.serve(host_call.correlation)
+        token, told = _host_call.set(host_call), correlation.serve(host_call.correlation)
         try:
             with HostReport(host_call, call, session) as report:
                 return self._serve(host_call, call, frame, session, report)
         finally:
             correlation.leave(told)
-            _link.reset(token)
+            _host_call.reset(token)
             _close_all(host_call)
 
     def _serve(
@@ -188,7 +188,7 @@ class HostToolServer:
         self, host_call: HostCallContext, call: HostCall, frame: Frame, session: str | None
     ) -> list[Segment]:
         """Do the same for a coroutine function, in a task of its own."""
-        _link.set(host_call)
+        _host_call.set(host_call)
         correlation.serve(host_call.correlation)
         try:
             with HostReport(host_call, call, session) as report:
