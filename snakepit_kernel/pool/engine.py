@@ -139,7 +139,7 @@ class Engine:
             grace=config.grace,
             stop_scheduling=self._supervisor.stop_scheduling,
             terminate=terminate,
-            explain=self._error_for_death,
+            error_for_death=self._error_for_death,
         )
 
     # -- workers -------------------------------------------------------------------------------

@@ -35,17 +35,17 @@ from .host_tools import HostToolServer
 
 logger = logging.getLogger(__name__)
 
-INTERRUPT_AGAIN = 0.1
+INTERRUPT_INTERVAL = 0.1
 """Seconds after which an interrupt that was not heard is repeated."""
 
-LEAVE_PATIENCE = 0.25
+CLOSE_PATIENCE = 0.25
 """Seconds that a stream may take to its next chunk when nobody wants it; then it is interrupted."""
 
 
-ROOM_TO_STOP = 100
+EXTRA_FRAMES_TO_STOP = 100
 """Frames that stopping a call may take beyond what Python allows, where that is used up."""
 
-_OF_THE_SYSTEM = {"ZMQError", "OSError", *(kind.__name__ for kind in OSError.__subclasses__())}
+_SYSTEM_ERRORS = {"ZMQError", "OSError", *(kind.__name__ for kind in OSError.__subclasses__())}
 """What a worker raises that cannot make its sockets. It will not be able to later either."""
 
 MAX_DEPTH = 16
@@ -71,7 +71,7 @@ class CallRunner:
         Serves the calls that come back.
     terminate
         Has a worker ended that does not heed an interrupt.
-    explain
+    error_for_death
         Makes of the death of a worker that was held the error for whoever held it.
     """
 
@@ -81,13 +81,13 @@ class CallRunner:
         context: zmq.Context[Any],
         host: HostToolServer,
         terminate: Callable[[PooledLane], None],
-        explain: Callable[[Worker, WorkerDied], SnakepitError],
+        error_for_death: Callable[[Worker, WorkerDied], SnakepitError],
     ) -> None:
         self._grace = grace
         self._context = context
         self.host = host
         self.terminate = terminate
-        self.explain = explain
+        self.error_for_death = error_for_death
 
     # -- calls ---------------------------------------------------------------------------------
 
@@ -103,12 +103,12 @@ class CallRunner:
                 while not exchange.is_answered:
                     self._receive(lane, exchange, work)
         except LaneClosed:
-            raise self.explain(lane.worker, lane.worker.death()) from None
+            raise self.error_for_death(lane.worker, lane.worker.death()) from None
         except TimeoutError:
             raise self._stop_late(lane, exchange, work) from None
         except RecursionError:  # a chain of host calls that has no end
             limit = sys.getrecursionlimit()
-            sys.setrecursionlimit(limit + ROOM_TO_STOP)
+            sys.setrecursionlimit(limit + EXTRA_FRAMES_TO_STOP)
             try:
                 self._stop(lane, exchange)
             finally:
@@ -126,7 +126,7 @@ class CallRunner:
         """Do what `drive` does, while the running event loop goes on."""
         async with AsyncCall(self, lane, exchange, work, segments=segments):
             while not exchange.is_answered:
-                await _news(lane, exchange, work.deadline)
+                await _wait_for_news(lane, exchange, work.deadline)
 
     # -- streams -------------------------------------------------------------------------------
 
@@ -160,11 +160,11 @@ class CallRunner:
                 work.has_given = True
                 yield exchange.next_chunk()
         except LaneClosed:
-            raise self.explain(lane.worker, lane.worker.death()) from None
+            raise self.error_for_death(lane.worker, lane.worker.death()) from None
         except TimeoutError:
             raise self._stop_late(lane, exchange, work) from None
         except GeneratorExit:
-            self._leave(lane, exchange)
+            self._close_stream(lane, exchange)
             raise
         except BaseException:
             self._stop(lane, exchange)
@@ -183,9 +183,9 @@ class CallRunner:
         """Do what `stream` does, while the running event loop goes on."""
         return AsyncStream(self, lane, exchange, work, segments=segments, room=room)
 
-    def _leave(self, lane: PooledLane, exchange: Exchange) -> None:
+    def _close_stream(self, lane: PooledLane, exchange: Exchange) -> None:
         """Close a stream that nobody wants, and wait for that; interrupt one that takes long."""
-        until = time.monotonic() + LEAVE_PATIENCE
+        until = time.monotonic() + CLOSE_PATIENCE
         lane.slot.left_call = exchange.call_id
         try:
             lane.send(pack(messages.encode(CancelStream(exchange.call_id))), until)
@@ -200,15 +200,15 @@ class CallRunner:
             self._stop(lane, exchange)
             raise
 
-    async def leave_async(self, lane: PooledLane, exchange: Exchange) -> None:
+    async def close_stream_async(self, lane: PooledLane, exchange: Exchange) -> None:
         """Close a stream that nobody wants, while the running event loop goes on."""
-        until = time.monotonic() + LEAVE_PATIENCE
+        until = time.monotonic() + CLOSE_PATIENCE
         lane.slot.left_call = exchange.call_id
         try:
             lane.put(pack(messages.encode(CancelStream(exchange.call_id))))
             while not exchange.is_answered:
                 exchange.chunks.clear()
-                await _news(lane, exchange, until)
+                await _wait_for_news(lane, exchange, until)
         except LaneClosed:
             pass
         except TimeoutError:
@@ -233,7 +233,7 @@ class CallRunner:
         if lane.depth >= MAX_DEPTH and not lane.is_innermost(exchange):
             exchange.deferred.append((call, frame))
             return
-        host_call = _link(lane, work, call, None)
+        host_call = _host_call_context(lane, work, call, None)
         lane.depth += 1
         try:
             answer = self.host.serve(host_call, call, frame, work.session)
@@ -269,7 +269,7 @@ class CallRunner:
                 was_replaced = not self._stop_cell(lane, run)
                 raise _timed_out(lane, work, stacks, was_replaced) from None
             except ConnectionError:
-                raise self.explain(worker, worker.death()) from None
+                raise self.error_for_death(worker, worker.death()) from None
             except BaseException:
                 self._stop_cell(lane, run)
                 raise
@@ -309,23 +309,23 @@ class CallRunner:
         try:
             exchange.outcome()
         except ToolError as error:
-            if error.type_name not in _OF_THE_SYSTEM:
+            if error.type_name not in _SYSTEM_ERRORS:
                 raise
             raise self._replace(lane, f"cannot open its channels ({error.message})") from None
         if missing := worker.missing_socket():
-            raise self._replace(lane, _lost(missing))
+            raise self._replace(lane, _lost_sockets(missing))
         connection = worker.manager.get_connection_info()
         cells = CellClient(worker.name, connection, self._context)
         try:
             is_heard = cells.await_welcome(work.deadline, lambda: not worker.died.is_set())
             if not is_heard and (missing := worker.missing_socket()):
-                raise self._replace(lane, _lost(missing))
+                raise self._replace(lane, _lost_sockets(missing))
         except BaseException as error:
             cells.close()
             if isinstance(error, TimeoutError):
                 raise _timed_out(lane, work) from None
             if isinstance(error, ConnectionError):
-                raise self.explain(worker, worker.death()) from None
+                raise self.error_for_death(worker, worker.death()) from None
             raise
         worker.cells = cells
         return cells
@@ -335,7 +335,7 @@ class CallRunner:
         worker = lane.worker
         worker.end_reason = worker.end_reason or reason
         self.terminate(lane)
-        return self.explain(worker, worker.death())
+        return self.error_for_death(worker, worker.death())
 
     def _apply_on(
         self, lane: PooledLane, work: WorkItem, function: Callable[..., Any], *args: Any
@@ -374,7 +374,7 @@ class CallRunner:
                 exchange.chunks.clear()
                 lane.send([], until)  # what an interrupt, or the deadline, kept back
                 try:
-                    again = time.monotonic() + INTERRUPT_AGAIN
+                    again = time.monotonic() + INTERRUPT_INTERVAL
                     lane.receive(min(until, again))
                 except TimeoutError:
                     if time.monotonic() >= until:
@@ -407,7 +407,7 @@ class CallRunner:
                 while not exchange.is_answered:
                     exchange.chunks.clear()
                     try:
-                        await _news(lane, exchange, until)
+                        await _wait_for_news(lane, exchange, until)
                     except ends as error:
                         cancelled = cancelled or error
         except LaneClosed:
@@ -434,7 +434,7 @@ class CallRunner:
                 if time.monotonic() > until:
                     self.terminate(lane)
                     return False
-                step = min(until, time.monotonic() + INTERRUPT_AGAIN)
+                step = min(until, time.monotonic() + INTERRUPT_INTERVAL)
                 with contextlib.suppress(TimeoutError, ConnectionError):
                     worker.cells.follow(run, step, lambda: not worker.died.is_set(), lane)
         except BaseException:  # a second Ctrl-C
@@ -451,7 +451,7 @@ class AsyncCall:
 
     Parameters
     ----------
-    driver
+    runner
         Whose it is.
     lane, exchange, work, segments
         As for `CallRunner.drive_async`.
@@ -461,19 +461,19 @@ class AsyncCall:
 
     def __init__(
         self,
-        driver: CallRunner,
+        runner: CallRunner,
         lane: PooledLane,
         exchange: Exchange,
         work: WorkItem,
         *,
         segments: list[Segment],
     ) -> None:
-        self._driver = driver
+        self._runner = runner
         self._lane = lane
         self._exchange = exchange
         self._segments = segments
         self._work = work
-        self._served = AsyncHostCalls(driver.host, lane, exchange, work, contextvars.copy_context())
+        self._served = AsyncHostCalls(runner.host, lane, exchange, work, contextvars.copy_context())
 
     async def __aenter__(self) -> Self:
         lane = self._lane
@@ -491,11 +491,11 @@ class AsyncCall:
             self._lane.end(self._exchange)
 
     async def _end_early(self, error: BaseException) -> None:
-        driver, lane, exchange = self._driver, self._lane, self._exchange
+        runner, lane, exchange = self._runner, self._lane, self._exchange
         if isinstance(error, LaneClosed):
-            raise driver.explain(lane.worker, await lane.worker.adeath()) from None
+            raise runner.error_for_death(lane.worker, await lane.worker.adeath()) from None
         if isinstance(error, GeneratorExit):
-            await self._leave()
+            await self._on_abandoned()
             return
         stacks, listened = "", False
         try:
@@ -503,13 +503,13 @@ class AsyncCall:
             if isinstance(error, TimeoutError):
                 stacks = await asyncio.to_thread(lane.worker.stacks)
         finally:  # an outer call may have the same deadline, and cancels this one meanwhile
-            listened = await driver.stop_async(lane, exchange, streams=self.streams)
+            listened = await runner.stop_async(lane, exchange, streams=self.streams)
         if isinstance(error, TimeoutError):
             raise _timed_out(lane, self._work, stacks, not listened) from None
 
-    async def _leave(self) -> None:
+    async def _on_abandoned(self) -> None:
         # The loop was closed with this in it: nobody can wait for the stop.
-        self._driver.terminate(self._lane)
+        self._runner.terminate(self._lane)
 
 
 class AsyncStream(AsyncCall):
@@ -517,7 +517,7 @@ class AsyncStream(AsyncCall):
 
     Parameters
     ----------
-    driver, lane, exchange, work, segments
+    runner, lane, exchange, work, segments
         As for `AsyncCall`.
     room
         Chunks that the worker may be ahead.
@@ -527,7 +527,7 @@ class AsyncStream(AsyncCall):
 
     def __init__(
         self,
-        driver: CallRunner,
+        runner: CallRunner,
         lane: PooledLane,
         exchange: Exchange,
         work: WorkItem,
@@ -535,7 +535,7 @@ class AsyncStream(AsyncCall):
         segments: list[Segment],
         room: int,
     ) -> None:
-        super().__init__(driver, lane, exchange, work, segments=segments)
+        super().__init__(runner, lane, exchange, work, segments=segments)
         self._room = room
         self._taken = 0
 
@@ -544,7 +544,7 @@ class AsyncStream(AsyncCall):
         lane, exchange = self._lane, self._exchange
         while not exchange.chunks and not exchange.is_answered:
             try:
-                await _news(lane, exchange, self._work.deadline)
+                await _wait_for_news(lane, exchange, self._work.deadline)
             except LaneClosed:
                 if not exchange.chunks:  # first what has come before the end
                     raise
@@ -559,8 +559,8 @@ class AsyncStream(AsyncCall):
             self._taken = 0
         return True
 
-    async def _leave(self) -> None:
-        await self._driver.leave_async(self._lane, self._exchange)
+    async def _on_abandoned(self) -> None:
+        await self._runner.close_stream_async(self._lane, self._exchange)
 
 
 class AsyncHostCalls:
@@ -610,14 +610,14 @@ class AsyncHostCalls:
         if call.id not in self._awaited:
             return
         lane, session = self._lane, self._work.session
-        host_call = _link(self._lane, self._work, call, self._loop)
+        host_call = _host_call_context(self._lane, self._work, call, self._loop)
         if self._in_threads:
-            serve = partial(self._context.copy().run, self._serve_apart, host_call, call, frame)
+            serve = partial(self._context.copy().run, self._serve_in_thread, host_call, call, frame)
             threading.Thread(target=serve, daemon=True).start()
         elif self._host.is_async(call, session):
             # In a copy of the caller's context, not in that of the loop's reader.
             task = self._loop.create_task(
-                self._serve_soon(host_call, call, frame), context=self._context.copy()
+                self._serve_in_task(host_call, call, frame), context=self._context.copy()
             )
             self._tasks.add(task)
             task.add_done_callback(self._tasks.discard)
@@ -632,7 +632,9 @@ class AsyncHostCalls:
                 lane.depth -= 1
             self._answer(call, answer)
 
-    async def _serve_soon(self, host_call: HostCallContext, call: HostCall, frame: Frame) -> None:
+    async def _serve_in_task(
+        self, host_call: HostCallContext, call: HostCall, frame: Frame
+    ) -> None:
         try:
             answer = await self._host.serve_async(host_call, call, frame, self._work.session)
         except BaseException:
@@ -640,7 +642,7 @@ class AsyncHostCalls:
             raise
         self._answer(call, answer)
 
-    def _serve_apart(self, host_call: HostCallContext, call: HostCall, frame: Frame) -> None:
+    def _serve_in_thread(self, host_call: HostCallContext, call: HostCall, frame: Frame) -> None:
         try:
             answer = self._host.serve(host_call, call, frame, self._work.session)
         except BaseException as error:  # noqa: BLE001 - sys.exit() there; the worker must hear of it
@@ -696,7 +698,7 @@ def interrupt_until_heard(lane: PooledLane, call_id: int) -> Iterator[None]:
 
     def again() -> None:
         lane.interrupt(call_id)
-        timers[:] = [loop.call_later(INTERRUPT_AGAIN, again)]
+        timers[:] = [loop.call_later(INTERRUPT_INTERVAL, again)]
 
     again()
     try:
@@ -705,7 +707,7 @@ def interrupt_until_heard(lane: PooledLane, call_id: int) -> Iterator[None]:
         timers[0].cancel()
 
 
-def _link(
+def _host_call_context(
     lane: PooledLane, work: WorkItem, call: HostCall, loop: asyncio.AbstractEventLoop | None
 ) -> HostCallContext:
     return HostCallContext(
@@ -721,7 +723,7 @@ def _link(
     )
 
 
-async def _news(lane: OwnerLane, exchange: Exchange, deadline: float | None) -> None:
+async def _wait_for_news(lane: OwnerLane, exchange: Exchange, deadline: float | None) -> None:
     """Wait, until a deadline, for something new of an exchange."""
     if deadline is None:
         await lane.converse(exchange)
@@ -730,7 +732,7 @@ async def _news(lane: OwnerLane, exchange: Exchange, deadline: float | None) -> 
             await lane.converse(exchange)
 
 
-def _lost(socket: str) -> str:
+def _lost_sockets(socket: str) -> str:
     return f"has lost its sockets ({socket} was removed)"
 
 

@@ -36,7 +36,7 @@ class FutureRunner:
         Seconds that a worker may take to heed an interrupt.
     strand
         Has a worker lent no more.
-    terminate, explain
+    terminate, error_for_death
         As `CallRunner` has them.
     """
 
@@ -50,7 +50,7 @@ class FutureRunner:
         grace: float,
         stop_scheduling: Callable[[Worker], None],
         terminate: Callable[[PooledLane], None],
-        explain: Callable[[Worker, WorkerDied], SnakepitError],
+        error_for_death: Callable[[Worker, WorkerDied], SnakepitError],
     ) -> None:
         self._pool = pool
         self.host = host
@@ -60,7 +60,7 @@ class FutureRunner:
         self.window = PrefetchWindow()
         self._dispatcher = dispatcher
         self._loop_thread = loop_thread
-        self._explain = explain
+        self._error_for_death = error_for_death
 
     def submit(self, item: FutureItem) -> CallFuture[Any]:
         """Run a call on a worker; return its future."""
@@ -155,7 +155,7 @@ class FutureRunner:
         self._loop_thread.spawn(self._report_death(lane.worker, items))
 
     async def _report_death(self, worker: Worker, items: list[FutureItem]) -> None:
-        error = self._explain(worker, await worker.adeath())
+        error = self._error_for_death(worker, await worker.adeath())
         for item in reversed(items[1:]):
             if self.closed() is None:
                 self.requeue(item)
@@ -179,15 +179,15 @@ class FutureRunner:
             outcome = "cancelled"
         describe_error(error, item, self._pool)
         self._dispatcher.finish(item, outcome, error)
-        self._let_go(item)
+        self._break_cycle(item)
         item.future.deliver(value, error)
 
     def _end_cancelled(self, item: FutureItem) -> None:
         """Count an errand whose future was cancelled before it was begun."""
         self._dispatcher.finish(item, "cancelled")
-        self._let_go(item)
+        self._break_cycle(item)
 
-    def _let_go(self, item: FutureItem) -> None:
+    def _break_cycle(self, item: FutureItem) -> None:
         """Refer no more to one another: the garbage collector need not come for them."""
         item.future.on_cancel(None)
 

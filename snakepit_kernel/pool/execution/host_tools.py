@@ -79,9 +79,9 @@ class HostTools:
             return found
         if name == LIST_HOST_TOOLS:
             return Tool(lambda: self.names(session), ToolOptions(name=name))
-        raise ToolNotFound(name, self.names(session), self._trace(name, session))
+        raise ToolNotFound(name, self.names(session), self._hint_for_missing(name, session))
 
-    def _trace(self, name: str, session: str | None) -> str:
+    def _hint_for_missing(self, name: str, session: str | None) -> str:
         """Say where a function has gone that a session had."""
         if session is None or name not in self._remembered(session):
             return ""
@@ -152,14 +152,17 @@ class HostToolServer:
 
         What is no `Exception` (Ctrl-C) is raised here.
         """
-        token, told = _host_call.set(host_call), correlation.serve(host_call.correlation)
+        token, correlation_token = (
+            _host_call.set(host_call),
+            correlation.serve(host_call.correlation),
+        )
         try:
             with HostReport(host_call, call, session) as report:
                 return self._serve(host_call, call, frame, session, report)
         finally:
-            correlation.leave(told)
+            correlation.leave(correlation_token)
             _host_call.reset(token)
-            _close_all(host_call)
+            _close_streams(host_call)
 
     def _serve(
         self,
@@ -171,14 +174,14 @@ class HostToolServer:
     ) -> list[Segment]:
         marshaller = host_call.lane.marshaller
         try:
-            ready = self._prepare(host_call, call, frame, session)
+            bound = self._prepare(host_call, call, frame, session)
         except Exception as error:  # noqa: BLE001 - the worker that asked must hear of it
             report.outcome = "error"
             return replies.with_error(marshaller, call.id, error, before_running=True)
         try:
-            value = ready()
+            value = bound()
             if asyncio.iscoroutine(value):
-                value = _run_apart(value)
+                value = _run_coroutine(value)
         except Exception as error:  # noqa: BLE001 - the same
             report.outcome = "error"
             return replies.with_error(marshaller, call.id, error)
@@ -194,7 +197,7 @@ class HostToolServer:
             with HostReport(host_call, call, session) as report:
                 return await self._serve_async(host_call, call, frame, session, report)
         finally:
-            await _close_all_async(host_call)
+            await _close_streams_async(host_call)
 
     async def _serve_async(
         self,
@@ -206,12 +209,12 @@ class HostToolServer:
     ) -> list[Segment]:
         marshaller = host_call.lane.marshaller
         try:
-            ready: Callable[[], Awaitable[Any]] = self._prepare(host_call, call, frame, session)
+            bound: Callable[[], Awaitable[Any]] = self._prepare(host_call, call, frame, session)
         except Exception as error:  # noqa: BLE001 - the worker that asked must hear of it
             report.outcome = "error"
             return replies.with_error(marshaller, call.id, error, before_running=True)
         try:
-            value = await ready()
+            value = await bound()
         except Exception as error:  # noqa: BLE001 - the same
             report.outcome = "error"
             return replies.with_error(marshaller, call.id, error)
@@ -230,19 +233,19 @@ class HostToolServer:
         return tool.bind(None, args, kwargs)
 
 
-def _close_all(host_call: HostCallContext) -> None:
+def _close_streams(host_call: HostCallContext) -> None:
     while host_call.streams:
         host_call.streams.pop().close()
 
 
-async def _close_all_async(host_call: HostCallContext) -> None:
+async def _close_streams_async(host_call: HostCallContext) -> None:
     while host_call.async_streams:
         with contextlib.suppress(RuntimeError):  # another task is taking its next chunk
             await host_call.async_streams.pop().aclose()
-    _close_all(host_call)
+    _close_streams(host_call)
 
 
-def _run_apart(running: Any) -> Any:
+def _run_coroutine(running: Any) -> Any:
     """Run a coroutine in a loop of its own, also inside a cell, where the notebook's loop runs."""
     leave_loop, enter_loop = around_another_loop()
     try:
