@@ -1,8 +1,9 @@
-"""Futures on their way to a worker and back, several at a time.
+"""Pipelines several futures on one lane.
 
-A worker that gets its next call when the answer to the last one has been read does nothing most of
-the time, if calls are short. So it gets some ahead, as many as it is likely to do within a moment.
-When one of them takes long, those behind it are called back, and go to other workers.
+With short calls, a worker would be idle most of the time if it got its next call only after the
+answer to the last one had been read. So calls are prefetched: as many as it is likely to run within
+`PREFETCH_SECONDS`. When a call takes long, those queued behind it in the worker are recalled, and
+go to other workers.
 """
 
 from __future__ import annotations
@@ -28,31 +29,31 @@ from .calls import INTERRUPT_INTERVAL, AsyncHostCalls
 from .host_tools import HostToolServer
 
 PREFETCH_SECONDS = 2e-3
-"""Seconds of work that a worker is given ahead."""
+"""Seconds of work that is prefetched for a worker."""
 
 MAX_PREFETCHED = 64
-"""Calls that a worker is given ahead at most."""
+"""Most calls in flight to a worker."""
 
 RECALL_AFTER = 5e-3
-"""Seconds that a call may take before those behind it are called back."""
+"""Seconds that a call may take before those behind it are recalled."""
 
 
 class FutureItem(WorkItem):
-    """Work that nobody waits for. The parameters are those of `WorkItem`.
+    """A work item of a submitted future. The parameters are those of `WorkItem`.
 
     Attributes
     ----------
     future
-        Told of its end.
+        Receives the outcome.
     context
-        That of the caller.
+        The context variables of the caller.
     exchange
-        Its conversation with a worker, while that has it.
+        The exchange of its last attempt with a worker, if any.
     timer
-        What ends its wait, or its run.
+        The timer of its queue timeout, or of its timeout.
     error
-        Why it is being ended, if it is.
-    served
+        The reason why it is being stopped, if it is.
+    host_calls
         Its host calls, if it has made any.
     """
 
@@ -68,34 +69,34 @@ class FutureItem(WorkItem):
         self.context = contextvars.copy_context()
 
     def set_timer(self, timer: asyncio.TimerHandle | None) -> None:
-        """Have one timer, or none: what ends its wait, or its run."""
+        """Replace the timer, and cancel the previous one; None for no timer."""
         if self.timer is not None:
             self.timer.cancel()
         self.timer = timer
 
 
 class PrefetchWindow:
-    """How long a pool's futures take lately, and so how many a worker is given ahead."""
+    """The number of calls to keep in flight to a worker, from a pool's recent run times."""
 
     def __init__(self) -> None:
         self._seconds = PREFETCH_SECONDS
 
     def record(self, seconds: float) -> None:
-        """Take in how long one took."""
+        """Add the run time of a call to the moving average."""
         self._seconds += (seconds - self._seconds) / 8
 
     def slow_down(self) -> None:
-        """Give nothing ahead until it is known again that it goes fast."""
+        """Prefetch nothing until calls are seen to be short again."""
         self._seconds = max(self._seconds, RECALL_AFTER)
 
     @property
     def size(self) -> int:
-        """Calls that may be under way to a worker at a time."""
+        """Most calls that may be in flight to a worker."""
         return max(1, min(MAX_PREFETCHED, int(PREFETCH_SECONDS / self._seconds)))
 
 
 class PipelineHost(Protocol):
-    """Who has the errands, and hears of them; `FutureRunner` is one."""
+    """The owner of a pipeline, which supplies its items; `FutureRunner` is one."""
 
     host: HostToolServer
     grace: float
@@ -104,13 +105,13 @@ class PipelineHost(Protocol):
     stop_scheduling: Callable[[Worker], None]
 
     def closed(self) -> PoolClosed | None:
-        """Return what to tell of work that ends with the pool, if that ends."""
+        """Return the error for work that the pool's shutdown ends; None while it is not closing."""
 
     def prefetch(self, lane: PooledLane, count: int) -> list[FutureItem]:
-        """Return errands that a lane can have beside its first."""
+        """Return further queued items for a lane."""
 
     def requeue(self, item: FutureItem) -> None:
-        """Take back an errand that was not begun."""
+        """Requeue an item that was not started."""
 
     def end(
         self,
@@ -120,33 +121,35 @@ class PipelineHost(Protocol):
         *,
         value: Any = None,
     ) -> None:
-        """Hear how an errand ended."""
+        """Finish an item with its outcome."""
 
     def report_death(self, lane: PooledLane, items: list[FutureItem]) -> None:
-        """Hear that a worker is gone, and what it had; the first of these it had begun."""
+        """Handle the death of a worker and its unanswered items, the first of which was running."""
 
     def release(self, pipeline: LanePipeline) -> None:
-        """Take the lane back."""
+        """Release the lane of a pipeline."""
 
 
 class LanePipeline:
-    """Takes errands to one lane, which it holds, and their answers back, until none is left.
+    """Runs futures on one lane, which it holds until no queued item is left for it.
 
-    It runs in the loop of the pool's supervisor.
+    It runs in the event loop of the pool's supervisor.
 
     Parameters
     ----------
-    dispatcher
-        Where it gets them from.
+    runner
+        The owner, which supplies the items.
     lane
         The lane.
+    name
+        A name for status displays.
 
     Attributes
     ----------
     name
-        What it does, for people.
+        The name for status displays.
     finished
-        Whether it has given the lane back.
+        Whether it has released the lane.
     """
 
     def __init__(self, runner: PipelineHost, lane: PooledLane, name: str) -> None:
@@ -155,8 +158,8 @@ class LanePipeline:
         self._runner = runner
         self._lane = lane
         self._loop = asyncio.get_running_loop()
-        self._in_flight: dict[int, FutureItem] = {}  # in the order in which the worker does them
-        self._since = time.perf_counter()  # the first of them is being done
+        self._in_flight: dict[int, FutureItem] = {}  # in the order in which the worker runs them
+        self._since = time.perf_counter()  # when the first of them became the running one
         self._recall_timer: asyncio.TimerHandle | None = None
         self._is_continuing = False
         self._answered: list[tuple[FutureItem, Exchange]] = []
@@ -164,19 +167,19 @@ class LanePipeline:
         self._lane.on_returned = self._requeue_returned
 
     def begin(self, item: FutureItem) -> None:
-        """Take the first errand."""
+        """Send the first item, and start reading the lane."""
         self._reading.__enter__()
-        self._load([item])
+        self._send([item])
 
-    # -- there ---------------------------------------------------------------------------------
+    # -- sending -------------------------------------------------------------------------------
 
-    def _load(self, items: Iterable[FutureItem]) -> None:
+    def _send(self, items: Iterable[FutureItem]) -> None:
         segments: list[Segment] = []
         for item in items:
             exchange = Exchange(
                 self._lane.new_call_id(),
                 item.name,
-                display=Display(item.context),  # to the cell that submitted it
+                display=Display(item.context),  # of the cell that submitted it
                 raise_original=True,
             )
             exchange.on_news = partial(self._on_news, item)
@@ -208,20 +211,20 @@ class LanePipeline:
             self._loop.call_soon(self._continue)
 
     def _continue(self) -> None:
-        """Take more errands along, or give the lane back; then tell of those that are done."""
+        """Prefetch more items, or release the lane; then finish the answered items."""
         self._is_continuing = False
         if not self.finished:
             self._prefetch()
-        done, self._answered = self._answered, []
-        for item, exchange in done:
+        answered, self._answered = self._answered, []
+        for item, exchange in answered:
             self._conclude(item, exchange)
 
     def _prefetch(self) -> None:
-        ahead = self._runner.window.size
-        if len(self._in_flight) * 2 <= ahead:
-            more = self._runner.prefetch(self._lane, ahead - len(self._in_flight))
+        size = self._runner.window.size
+        if len(self._in_flight) * 2 <= size:
+            more = self._runner.prefetch(self._lane, size - len(self._in_flight))
             if more:
-                self._load(more)
+                self._send(more)
         if not self._in_flight:
             self._end()
 
@@ -239,14 +242,14 @@ class LanePipeline:
         return self._lane
 
     def caller_of(self, call_id: int) -> object:
-        """Return whose a call is that it has at the worker."""
+        """Return the parent span of what a call in flight does."""
         item = self._in_flight.get(call_id)
         return None if item is None else item.caller_of(call_id)
 
-    # -- and back ------------------------------------------------------------------------------
+    # -- receiving -----------------------------------------------------------------------------
 
     def _on_news(self, item: FutureItem, error: BaseException | None) -> None:
-        """Take in the answer to an errand, or that the lane has failed."""
+        """Handle the answer to an item, or the failure of the lane."""
         if error is not None:
             if not self.finished:
                 self._fail()
@@ -265,22 +268,22 @@ class LanePipeline:
         try:
             value = exchange.outcome()
         except Interrupted as interrupted:
-            if item.error is not None:  # its time was up
+            if item.error is not None:  # it timed out
                 self._runner.end(item, "timeout", item.error)
             elif (closed := self._runner.closed()) is not None:
                 self._runner.end(item, "lost", closed)
             else:
                 message = f"{exchange.name} was interrupted in its worker"
-                told = ToolError("KeyboardInterrupt", message, interrupted.traceback)
-                self._runner.end(item, "cancelled", told)
+                cancelled = ToolError("KeyboardInterrupt", message, interrupted.traceback)
+                self._runner.end(item, "cancelled", cancelled)
         except BaseException as error:  # noqa: BLE001 - it is the future's outcome
-            # Less the frames here, which refer to the future, and say nothing to its owner.
+            # Without the frames here, which refer to the future, and do not help its owner.
             self._runner.end(item, "error", error.with_traceback(None))
         else:
             self._runner.end(item, "ok", value=value)
 
     def _drop(self, item: FutureItem) -> None:
-        """Have nothing more to do with an errand."""
+        """Detach an item that was answered, requeued or lost from this pipeline."""
         assert item.exchange is not None
         self._lane.end(item.exchange)
         self._in_flight.pop(item.exchange.call_id, None)
@@ -291,11 +294,11 @@ class LanePipeline:
         item.set_timer(None)
 
     def _fail(self) -> None:
-        """Tell who was being served that the worker is gone; the others go to another one."""
+        """Give up the lane of a dead worker, and report the items that it had."""
         items = list(self._in_flight.values())
         for item in items:
             self._drop(item)
-        self._runner.stop_scheduling(self._lane.worker)  # or its lane is lent again
+        self._runner.stop_scheduling(self._lane.worker)  # or its lane is assigned again
         self._end()
         self._runner.report_death(self._lane, items)
 
@@ -312,10 +315,10 @@ class LanePipeline:
             )
         item.host_calls.begin(call, frame)
 
-    # -- calling back --------------------------------------------------------------------------
+    # -- recalling and stopping ----------------------------------------------------------------
 
     def _recall_waiting(self) -> None:
-        """Call back what stands behind a call that takes long."""
+        """Recall the items behind a call that takes long."""
         self._recall_timer = None
         if len(self._in_flight) < 2:
             return
@@ -327,19 +330,19 @@ class LanePipeline:
         self._recall_timer = self._loop.call_later(RECALL_AFTER - waited, self._recall_waiting)
 
     def _requeue_returned(self, ids: list[int]) -> None:
-        """Take back what the worker had not begun."""
-        for call_id in sorted(ids, reverse=True):  # each to the head of the queue
+        """Requeue the items that the worker returned without starting them."""
+        for call_id in sorted(ids, reverse=True):  # each goes to the head of the queue
             item = self._in_flight.get(call_id)
             if item is not None:
                 self._drop(item)
                 self._runner.requeue(item)
         for item in list(self._in_flight.values()):
-            if item.future.cancelled():  # it had begun
+            if item.future.cancelled():  # it was not returned: the worker had started it
                 self._interrupt(item, time.monotonic() + self._runner.grace)
         self._continue_soon()
 
     def cancel(self, item: FutureItem) -> None:
-        """End an errand that nobody wants any more."""
+        """Stop an item whose future was cancelled."""
         if item.exchange is None or item.exchange.call_id not in self._in_flight:
             return
         if next(iter(self._in_flight.values())) is item:
@@ -349,7 +352,7 @@ class LanePipeline:
             self._loop.call_later(INTERRUPT_INTERVAL, self.cancel, item)
 
     def _time_out(self, item: FutureItem) -> None:
-        """Note where a call is whose time is up, and end it."""
+        """Record the stacks of a call that timed out, and stop it."""
         timeout = item.timeout
         assert timeout is not None
         until = time.monotonic() + self._runner.grace
@@ -359,11 +362,11 @@ class LanePipeline:
             item.error = CallTimeout(item.name, timeout, name, stacks.result())
             self._interrupt(item, until)
 
-        # In a thread: it takes a moment, and other workers have their turn here meanwhile.
+        # In a thread: it takes a moment, and this loop serves other workers meanwhile.
         self._loop.run_in_executor(None, self._lane.worker.stacks).add_done_callback(stop)
 
     def _interrupt(self, item: FutureItem, until: float) -> None:
-        """Interrupt a call until it has heard; replace a worker that does not."""
+        """Interrupt a call repeatedly until it ends; terminate a worker that ignores it."""
         assert item.exchange is not None
         if item.exchange.call_id not in self._in_flight:
             return
