@@ -15,15 +15,15 @@ _listener: ContextVar[Listener | None] = ContextVar("snakepit_listener_to_waits"
 
 
 @contextlib.contextmanager
-def announcing_waits(tell: Listener) -> Iterator[None]:
+def announcing_waits(listener: Listener) -> Iterator[None]:
     """Let calls and cells wait for a busy pool as long as futures do: by default until Ctrl-C.
 
     Parameters
     ----------
-    tell
+    listener
         Called with a sentence, in the waiting thread, when it has waited for a second.
     """
-    token = _listener.set(tell)
+    token = _listener.set(listener)
     try:
         yield
     finally:
