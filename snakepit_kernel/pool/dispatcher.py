@@ -1,6 +1,6 @@
-"""How work gets a place at a worker, and gives it back: one path for calls, streams and cells.
+"""Admission of work and allocation of lanes: one path for calls, streams, futures and cells.
 
-``lock`` guards the scheduler, the states of workers and the counters, and is held for moments only.
+``lock`` guards the scheduler, the states of workers and the counters, and is only held briefly.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from .config import PoolConfig
 from .policies import CircuitBreaker, falls_under
 from .scheduling.affinity import Home
 from .scheduling.scheduler import QueueFull, Scheduler, nothing
-from .scheduling.wait_notice import TELL_AFTER, wait_listener
+from .scheduling.wait_notice import NOTICE_AFTER, wait_listener
 from .work_item import OUTCOMES, HostCallContext, WorkItem, call_chain
 from .workers.lifecycle import WorkerState
 from .workers.worker import Holder, PooledLane, Worker
@@ -46,11 +46,11 @@ DRAINING = "it takes no new work, because it drains; resume() lets it"
 COUNTERS = ("submitted", *OUTCOMES, "retried")
 
 _DONE = ("ok", "error")
-"""Outcomes of work that its worker has come to the end of."""
+"""Outcomes of work that its worker has completed."""
 
 
 class Dispatcher:
-    """The queue of a pool, its counters, and who has which lane.
+    """Queues a pool's work, assigns lanes to it, and counts its outcomes.
 
     Parameters
     ----------
@@ -63,16 +63,16 @@ class Dispatcher:
         Guards everything here.
     scheduler
         The queue and the idle lanes.
-    crew
-        The workers; set by the engine when they exist.
+    supervisor
+        The supervisor of the workers; set by the engine.
     closed_because
-        Why the pool takes no more work; None while it does.
+        Why the pool accepts no more work; None while it does.
     sessions
-        The sessions that work was done for.
+        The sessions that the pool has done work for.
     circuit
-        The breaker, if the pool has one.
+        The circuit breaker, if the pool has one.
     is_draining
-        Whether it takes no new work for a while.
+        Whether it accepts no new work until `resume`.
     """
 
     supervisor: RollingReplacement
@@ -87,28 +87,28 @@ class Dispatcher:
         self._max_calls = config.max_calls or sys.maxsize
         self._tainting = config.crash_barrier.taint_on if config.crash_barrier else ()
         self._quiet = Condition(self.lock)
-        self._awaiting_quiet = 0  # threads that do
+        self._awaiting_quiet = 0  # number of threads in `wait_until_quiet`
         self._counts = dict.fromkeys(COUNTERS, 0)
         self._pending = 0
         self.is_draining = False
-        self._resting: set[WorkItem] = set()  # between two attempts
-        self._working: dict[str, int] = {}  # pieces of work under way, by session
+        self._backing_off: set[WorkItem] = set()  # between two attempts
+        self._pending_by_session: dict[str, int] = {}  # number of unfinished work items
 
-    # -- asking --------------------------------------------------------------------------------
+    # -- admission -----------------------------------------------------------------------------
 
     def check_open(self, host_call: HostCallContext | None = None) -> None:
-        """Do nothing while the pool takes work.
+        """Raise an error unless the pool accepts work.
 
         Parameters
         ----------
-        link
-            The host call that the work is made from. A pool that has work to end first takes what
-            belongs to that.
+        host_call
+            The host call that the work is made from. A pool that first finishes its accepted work
+            also accepts work that this work depends on.
 
         Raises
         ------
         PoolClosed
-            It does not any more.
+            The pool accepts no more work.
         """
         if self.closed_because is None and not self.is_draining:
             return
@@ -116,26 +116,26 @@ class Dispatcher:
             raise PoolClosed(self._config.name, self.closed_because or DRAINING)
 
     def closing_error(self) -> PoolClosed | None:
-        """Return what to tell of work that ends with the pool, if that ends."""
+        """Return the error for work that the pool's shutdown ends; None while it is not closing."""
         if not self.supervisor.is_draining:
             return None
         return PoolClosed(self._config.name, self.closed_because or "it was shut down")
 
     def waits_for(self, host_call: HostCallContext | None) -> bool:
-        """Whether one of a chain of host calls is of a worker of this pool."""
+        """Whether a worker of this pool waits for one of a chain of host calls."""
         return any(self.supervisor.has(each.lane.worker) for each in call_chain(host_call))
 
     def admit(self, work: WorkItem, nesting: HostCallContext | None = None) -> None:
-        """Count a piece of work, and give it a lane or a place in the queue.
+        """Count a work item, and assign it a lane or queue it.
 
-        Whoever asks settles it when that raises an error.
+        If this raises an error, the caller must `finish` the item.
 
         Parameters
         ----------
         work
-            The work.
+            The work item.
         nesting
-            A host call whose worker can do it, if no other one is free.
+            A host call whose worker can run it, if no other worker is free.
         """
         with self.lock:
             if self.closed_because is not None or self.is_draining:
@@ -147,20 +147,22 @@ class Dispatcher:
             self._pending += 1
             if work.session is not None:
                 self.sessions[work.session] = None
-                self._working[work.session] = self._working.get(work.session, 0) + 1
+                pending = self._pending_by_session.get(work.session, 0)
+                self._pending_by_session[work.session] = pending + 1
             if self.circuit is not None:
                 self._check(self.circuit, work)
-            self._place(work, nesting)
+            self._assign_or_queue(work, nesting)
 
     def admit_again(self, work: WorkItem) -> None:
-        """Give a piece of work that was set aside a lane or a place in the queue."""
+        """Assign a lane to a work item that is retried, or queue it."""
         with self.lock:
             if (closed := self.closing_error()) is not None:
                 raise closed
-            self._place(work, None)  # it was accepted: a pool that drains, or shuts down, ends it
+            # Even if the pool drains or shuts down: it finishes what it has accepted.
+            self._assign_or_queue(work, None)
 
     def prepare_retry(self, work: WorkItem, attempt: Attempt) -> None:
-        """Take the lane, or the place in the queue, of work that is to be done once more."""
+        """Release the lane, or leave the queue, of a work item that is to be retried."""
         with self.lock:
             self._counts["retried"] += 1
             if work.lane is None:
@@ -169,45 +171,45 @@ class Dispatcher:
                 self.release(work.lane, work.name)
             work.begin_again(attempt)
 
-    def rest(self, work: WorkItem, seconds: float) -> None:
-        """Wait in this thread before work that was set aside is done again."""
+    def back_off(self, work: WorkItem, seconds: float) -> None:
+        """Block this thread for the back-off before a retry, or until the pool is closed."""
         gate = threading.Lock()
         gate.acquire()
-        if self._set_to_rest(work, gate.release):
+        if self._begin_backoff(work, gate.release):
             try:
                 gate.acquire(timeout=seconds)
             finally:
-                self._resting.discard(work)
+                self._backing_off.discard(work)
 
-    async def rest_async(self, work: WorkItem, seconds: float) -> None:
-        """Do the same while the running event loop goes on."""
-        assigned = asyncio.Event()
-        wake = partial(self._grant_in, asyncio.get_running_loop(), assigned, work)
-        if self._set_to_rest(work, wake):
+    async def back_off_async(self, work: WorkItem, seconds: float) -> None:
+        """Wait for the back-off before a retry without blocking the event loop."""
+        woken = asyncio.Event()
+        wake = partial(self._notify_in, asyncio.get_running_loop(), woken, work)
+        if self._begin_backoff(work, wake):
             try:
-                await asyncio.wait_for(assigned.wait(), seconds)
+                await asyncio.wait_for(woken.wait(), seconds)
             except TimeoutError:
                 pass
             finally:
-                self._resting.discard(work)
+                self._backing_off.discard(work)
 
-    def _set_to_rest(self, work: WorkItem, wake: Callable[[], None]) -> bool:
-        """Have work woken when the pool ends; say whether it has not ended yet."""
+    def _begin_backoff(self, work: WorkItem, wake: Callable[[], None]) -> bool:
+        """Register work to be woken when the pool is closed; return whether it is still open."""
         with self.lock:
             work.on_assigned = wake
-            self._resting.add(work)
+            self._backing_off.add(work)
             return not self.supervisor.is_draining
 
     def _check(self, circuit: CircuitBreaker, work: WorkItem) -> None:
-        """Ask the breaker whether it lets work through."""
+        """Raise an error if the circuit breaker refuses the work."""
         now = time.monotonic()
         work.admitted = circuit.admit(now)
         if work.admitted is None:
             left = circuit.seconds_left(now)
             raise BreakerOpen(self._config.name, circuit.failures, left, circuit.last)
 
-    def _place(self, work: WorkItem, nesting: HostCallContext | None) -> None:
-        """Give a piece of work a lane, that of a worker that waits for it, or a queued place."""
+    def _assign_or_queue(self, work: WorkItem, nesting: HostCallContext | None) -> None:
+        """Assign an idle lane, or the lane of a worker that waits for the work; else queue it."""
         if not self.supervisor.workers or (work.home is not None and work.home.is_lost):
             raise self.unserved(work)
         if self.scheduler.assign(work):
@@ -230,7 +232,7 @@ class Dispatcher:
         return workers[slot]
 
     def _nest(self, work: WorkItem, host_call: HostCallContext) -> None:
-        """Let the worker that waits for a host call do it."""
+        """Run work on the worker that waits for the host call that it is made from."""
         work.lane = host_call.lane
         work.nested_in = host_call
         self._count_calls(host_call.lane.worker, 1)
@@ -240,21 +242,21 @@ class Dispatcher:
             host_call.lane.worker.serve(work.session, host_call.lane)
 
     def _check_wait(self, work: WorkItem) -> None:
-        """Refuse work that must not wait for its home, or that would wait for ever.
+        """Refuse work that must not wait for its home, or that would deadlock.
 
-        Who is refused had no place: the scheduler knows nothing of it.
+        A refused item was never scheduled: the scheduler does not have it.
         """
-        bound_to = work.wanted or (work.home.place if work.home is not None else None)
+        bound_to = work.wanted or (work.home.lane if work.home is not None else None)
         if work.fails_fast and bound_to is not None:
             raise WorkerBusy(work.name, self._config.name, [bound_to.worker.name], work.session)
-        if work.host_call is not None and self._would_wait_for_ever(work):
-            names = sorted({lane.worker.name for lane in self._fitting(work)})
+        if work.host_call is not None and self._would_deadlock(work):
+            names = sorted({lane.worker.name for lane in self._fitting_lanes(work)})
             raise WorkerBusy(work.name, self._config.name, names)
 
-    def _would_wait_for_ever(self, work: WorkItem) -> bool:
-        """Whether all who could do it wait for host calls which wait for it, or for each other.
+    def _would_deadlock(self, work: WorkItem) -> bool:
+        """Whether all lanes that fit wait for host calls that wait for it, or for each other.
 
-        Two strict sessions, each called from the other one's home, are such a ring.
+        Two strict sessions, each called from the other one's home, are such a cycle.
         """
         queued = self.scheduler.first(self.scheduler.waiting)
         waiting = [
@@ -262,18 +264,22 @@ class Dispatcher:
         ]
         while True:
             held = {host_call.lane for each in waiting for host_call in call_chain(each.host_call)}
-            stuck = [each for each in waiting if (fits := self._fitting(each)) and fits <= held]
+            stuck = [
+                each
+                for each in waiting
+                if (fitting := self._fitting_lanes(each)) and fitting <= held
+            ]
             if len(stuck) == len(waiting):
                 return work in stuck
             waiting = stuck
 
-    def _fitting(self, work: WorkItem) -> set[PooledLane]:
+    def _fitting_lanes(self, work: WorkItem) -> set[PooledLane]:
         return {
             lane for w in self.supervisor.workers.values() for lane in w.lanes if work.fits(lane)
         }
 
     def hold(self, work: WorkItem) -> None:
-        """Note who has a lane."""
+        """Record that a work item holds its assigned lane."""
         lane = work.lane
         assert lane is not None
         worker = lane.worker
@@ -299,7 +305,7 @@ class Dispatcher:
         )
 
     def offer(self, lane: PooledLane) -> None:
-        """Give a free lane to the first whom it fits."""
+        """Assign an idle lane to the first queued item that it fits, or keep it as idle."""
         item = self.scheduler.add(lane)
         if item is not None:
             assert isinstance(item, WorkItem)
@@ -308,14 +314,14 @@ class Dispatcher:
             self.scheduler.assigned = None
 
     def withdraw(self, work: WorkItem) -> bool:
-        """Take work out of the queue; say whether it was still there."""
+        """Remove work from the queue; return whether it was still queued."""
         with self.lock:
             return self.scheduler.withdraw(work)
 
     # -- waiting -------------------------------------------------------------------------------
 
     def wait(self, work: WorkItem, nesting: HostCallContext | None = None) -> PooledLane:
-        """Admit work, and wait for its lane in this thread."""
+        """Admit work, and block this thread until a lane is assigned."""
         with self.lock:
             if work.finished:
                 self.admit(work, nesting)
@@ -334,26 +340,26 @@ class Dispatcher:
             gate = threading.Lock()
             gate.acquire()
             work.on_assigned = gate.release
-        if not self._opens(gate, work) and self.withdraw(work):
+        if not self._wait_for_gate(gate, work) and self.withdraw(work):
             raise self.late(work)
         if work.lane is None:
             raise self.unserved(work)
         return work.lane
 
-    def _opens(self, gate: threading.Lock, work: WorkItem) -> bool:
-        """Wait for a gate as long as the work may wait; say whether it was opened."""
-        tell = wait_listener()
-        if tell is not None:
+    def _wait_for_gate(self, gate: threading.Lock, work: WorkItem) -> bool:
+        """Wait for a gate until the queue deadline; return whether it was opened in time."""
+        listener = wait_listener()
+        if listener is not None:
             work.wait_in_queue(self._config.futures_queue_timeout)
-            if _seconds_until(work.queue_deadline) > TELL_AFTER:
-                if gate.acquire(timeout=TELL_AFTER):
+            if _seconds_until(work.queue_deadline) > NOTICE_AFTER:
+                if gate.acquire(timeout=NOTICE_AFTER):
                     return True
-                tell(self._description_of_wait(work))
+                listener(self._description_of_wait(work))
         seconds = _seconds_until(work.queue_deadline)
         return gate.acquire(timeout=min(seconds, threading.TIMEOUT_MAX))
 
     def _description_of_wait(self, work: WorkItem) -> str:
-        """Say what queued work waits for."""
+        """Describe to the user what queued work waits for."""
         with self.lock:
             busy = [
                 f"{worker.name} runs {' and '.join(worker.current)}"
@@ -370,10 +376,10 @@ class Dispatcher:
     async def wait_async(
         self, work: WorkItem, nesting: HostCallContext | None = None
     ) -> PooledLane:
-        """Do the same while the running event loop goes on."""
+        """Admit work, and wait until a lane is assigned without blocking the event loop."""
         loop = asyncio.get_running_loop()
         assigned = asyncio.Event()
-        work.on_assigned = partial(self._grant_in, loop, assigned, work)
+        work.on_assigned = partial(self._notify_in, loop, assigned, work)
         if work.finished:
             self.admit(work, nesting)
         else:
@@ -390,41 +396,41 @@ class Dispatcher:
                 raise self.unserved(work)
         return work.lane
 
-    def _grant_in(
-        self, loop: asyncio.AbstractEventLoop, assigned: asyncio.Event, work: WorkItem
+    def _notify_in(
+        self, loop: asyncio.AbstractEventLoop, event: asyncio.Event, work: WorkItem
     ) -> None:
         try:
-            loop.call_soon_threadsafe(assigned.set)
-        except RuntimeError:  # the loop was closed with the task still in it
+            loop.call_soon_threadsafe(event.set)
+        except RuntimeError:  # the loop was closed while the task was still waiting
             self.finish(work, "cancelled")
 
     def unserved(self, work: WorkItem) -> SnakepitError:
-        """Say why a piece of work will never get a lane."""
+        """Return the error of a work item that will never be assigned a lane."""
         if self.closed_because is not None:
             return PoolClosed(self._config.name, self.closed_because)
         if work.has_lost_home:
-            assert work.home is not None and work.home.place is not None  # noqa: PT018
+            assert work.home is not None and work.home.lane is not None  # noqa: PT018
             assert work.session is not None
-            worker = work.home.place.worker
+            worker = work.home.lane.worker
             return SessionLost(work.session, worker.name, worker.end_reason)
         if work.wanted is not None and self.supervisor.workers:
             return work.wanted.worker.death()
         return PoolDegraded(self._config.name, self.supervisor.last_problem)
 
     def late(self, work: WorkItem) -> SnakepitError:
-        """Say that a piece of work waited too long."""
+        """Return the error of a work item that was queued for too long."""
         if work.timeout is not None and work.queue_deadline == work.deadline:
             return CallTimeout(work.name, work.timeout)
         return QueueTimeout(self._config.name, time.monotonic() - work.queued)
 
-    # -- giving back ---------------------------------------------------------------------------
+    # -- completion ----------------------------------------------------------------------------
 
     def finish(self, work: WorkItem, outcome: str, error: BaseException | None = None) -> None:
-        """Count how a piece of work ended, and give its lane, or its place, to the next."""
+        """Count the outcome of a work item, and release its lane or remove it from the queue."""
         with self.lock:
             if work.finished:
                 return
-            work.finished = True  # these three belong together: no call between them, no Ctrl-C
+            work.finished = True  # these three are atomic: no call between them, so no Ctrl-C
             self._counts[outcome] += 1
             self._pending -= 1
             work.on_assigned = nothing
@@ -440,16 +446,16 @@ class Dispatcher:
             elif work.nested_in is None and not work.is_prefetched:
                 self.release(lane, work.name)
             if work.session is not None:
-                left = self._working.pop(work.session, 1) - 1
+                left = self._pending_by_session.pop(work.session, 1) - 1
                 if left:
-                    self._working[work.session] = left
+                    self._pending_by_session[work.session] = left
             if self._pending == 0 and self._awaiting_quiet:
                 self._quiet.notify_all()
         if work.caller is not None:
             report_work(work, outcome, self._config.name)
 
     def _note_outcome(self, work: WorkItem, outcome: str, error: BaseException | None) -> None:
-        """Tell the breaker how work ended that it had let through, and note a worker's taint."""
+        """Report the outcome of admitted work to the circuit breaker, and mark a tainted worker."""
         lane, admitted = work.lane, work.admitted
         raised = error if outcome == "error" else None
         if lane is not None and raised is not None and falls_under(raised, self._tainting):
@@ -469,7 +475,7 @@ class Dispatcher:
             self.circuit.abandon(admitted)
 
     def release(self, lane: PooledLane, name: str) -> None:
-        """Take a lane back, with the lock held, and give it to the next whom it fits."""
+        """Release a lane, with the lock held, and assign it to the next item that it fits."""
         worker = lane.worker
         lane.holder = None
         if name in worker.current:
@@ -477,7 +483,7 @@ class Dispatcher:
         if not worker.current:
             worker.since = time.monotonic()
         if worker.state is WorkerState.READY and not worker.is_quarantined:
-            if lane not in self.scheduler.idle:  # else Ctrl-C came before
+            if lane not in self.scheduler.idle:  # else Ctrl-C interrupted an earlier release
                 self.offer(lane)
         elif not worker.is_held:
             if worker.state is WorkerState.DEAD:
@@ -487,25 +493,24 @@ class Dispatcher:
             elif worker.is_terminating:
                 worker.terminate()
 
-    # -- several at a time -------------------------------------------------------------------
+    # -- pipelines ---------------------------------------------------------------------------
 
     def start_pipeline(self, work: WorkItem, pipeline: Holder) -> None:
-        """Let a conveyor hold the lane of a piece of work, and others beside it."""
+        """Hand the lane of a work item to a pipeline, which runs further items on it."""
         with self.lock:
             assert work.lane is not None
             work.lane.holder = pipeline
             work.is_prefetched = True
 
     def prefetch(self, lane: PooledLane, count: int) -> list[WorkItem]:
-        """Take work from the head of the queue for a lane that a conveyor holds.
+        """Take futures from the head of the queue for a lane that a pipeline holds.
 
-        Whoever could have this lane for itself is not overtaken; nor does that hold up anybody who
-        waits for another worker.
+        No item that this lane fits is overtaken; items that wait for another worker are skipped.
         """
         taken: list[WorkItem] = []
         with self.lock:
             if lane.worker.state is not WorkerState.READY or lane.worker.replacement_reason:
-                return taken  # it is to end
+                return taken  # it will be ended or replaced
             count = min(count, self._max_calls - lane.worker.calls)
             for item in self.scheduler.first_after(lane, count):
                 assert isinstance(item, WorkItem)
@@ -525,26 +530,26 @@ class Dispatcher:
         return taken
 
     def requeue(self, work: WorkItem) -> None:
-        """Put work that was not begun to the head of the queue."""
+        """Return prefetched work that was not started to the head of the queue."""
         with self.lock:
             work.lane = work.began = None
             work.is_prefetched = False
             if not self.supervisor.workers or self.supervisor.is_draining or work.has_lost_home:
-                work.on_assigned()  # that there is none
+                work.on_assigned()  # without a lane: it will never get one
             elif self.scheduler.assign(work):
                 self.hold(work)
                 work.on_assigned()
             else:
                 self.scheduler.put_first(work)
 
-    # -- putting in order ------------------------------------------------------------------
+    # -- repair after Ctrl-C -----------------------------------------------------------------
 
     def repair(self, work: WorkItem) -> None:
-        """Put the books in order that Ctrl-C may have left in the middle of an entry.
+        """Repair the state that a KeyboardInterrupt may have left inconsistent.
 
-        It comes between any two calls of the main thread: when a lane has left the list of the
-        idle ones and nobody has it yet, when an item has left the queue and nobody was told. The
-        supervisor does this, because no signal handler runs in its thread.
+        It may come between any two calls of the main thread: after a lane was removed from the idle
+        lanes and before it has a holder, or after an item was removed from the queue and before it
+        was notified. This runs in the supervisor's thread, where no signal handler runs.
         """
         with self.lock:
             self.finish(work, "cancelled")
@@ -554,11 +559,11 @@ class Dispatcher:
                 self.scheduler.assigned = None
                 if item.lane.holder is not item:
                     self.hold(item)
-                with contextlib.suppress(RuntimeError):  # it was told already
+                with contextlib.suppress(RuntimeError):  # it was notified already
                     item.on_assigned()
             for worker in self.supervisor.workers.values():
                 for lane in worker.lanes:
-                    lane.defined.clear()  # what was to be sent may not have been
+                    lane.defined.clear()  # the definitions may not have been sent
                     lane.encoders = lane.follows = 0
                     self._repair_lane(lane)
             if self._pending == 0:
@@ -576,12 +581,12 @@ class Dispatcher:
     # -- sessions ------------------------------------------------------------------------------
 
     def open_home(self, session: str) -> Home[PooledLane]:
-        """Return the home of a session whose work is bound to one worker."""
+        """Return the home of a strict session."""
         with self.lock:
             return self.scheduler.homes.open(session)
 
     def forget_session(self, session: str) -> None:
-        """Let a session begin again: without a home, and with nothing in any worker."""
+        """Forget a session: its home, and its state in every worker."""
         with self.lock:
             self.scheduler.homes.forget(session)
             self.sessions.pop(session, None)
@@ -589,11 +594,11 @@ class Dispatcher:
                 worker.forget(session)
 
     def working_sessions(self) -> set[str]:
-        """Return the sessions of which something is queued or runs."""
+        """Return the sessions with queued or running work."""
         with self.lock:
-            return set(self._working)
+            return set(self._pending_by_session)
 
-    # -- counting ------------------------------------------------------------------------------
+    # -- status --------------------------------------------------------------------------------
 
     def counts(self) -> dict[str, int]:
         """Return the counters."""
@@ -602,7 +607,7 @@ class Dispatcher:
             return {**self._counts, "queued": waiting, "running": self._pending - waiting}
 
     def problem(self) -> str | None:
-        """Say why the pool takes no work, or not all of it; None while it does."""
+        """Return why the pool refuses some or all work; None while it accepts all."""
         if self.closed_because is not None:
             return self.closed_because
         if self.is_draining:
@@ -613,19 +618,19 @@ class Dispatcher:
         return f"its breaker is {state}: {self.circuit.last}"
 
     def drain(self, timeout: float | None) -> bool:
-        """Take no new work until `resume`; say whether all that was accepted has ended in time."""
+        """Accept no new work until `resume`; return whether all accepted work ended in time."""
         self.is_draining = True
         self.wait_until_quiet(timeout)
         return self._pending == 0
 
     def resume(self) -> None:
-        """Take work again."""
+        """Accept work again."""
         if self.closed_because is not None:
             raise PoolClosed(self._config.name, self.closed_because)
         self.is_draining = False
 
     def wait_until_quiet(self, timeout: float | None = None) -> None:
-        """Return when nothing is queued or running."""
+        """Wait until nothing is queued or running, or for a timeout in seconds."""
         with self.lock:
             self._awaiting_quiet += 1
             try:
@@ -634,29 +639,29 @@ class Dispatcher:
                 self._awaiting_quiet -= 1
 
     def trim(self, seconds: float) -> None:
-        """Give memory back that was needed to send large values to workers that have rested."""
-        rested = time.monotonic() - seconds
-        with self.lock:  # nobody gets a lane meanwhile
+        """Free the buffers for large values of workers that have been idle for so many seconds."""
+        idle_since = time.monotonic() - seconds
+        with self.lock:  # no lane is assigned meanwhile
             for worker in self.supervisor.workers.values():
                 if (
                     worker.state is WorkerState.READY
                     and not worker.current
-                    and worker.since < rested
+                    and worker.since < idle_since
                 ):
                     for lane in worker.lanes:
                         lane.marshaller.trim()
 
     def empty_queue(self) -> None:
-        """Tell all who wait that they will get nothing."""
+        """Cancel all queued work and pending retries, and notify their callers."""
         with self.lock:
-            cancelled = [*self.scheduler.drain(), *self._resting]
-            self._resting.clear()
+            cancelled = [*self.scheduler.drain(), *self._backing_off]
+            self._backing_off.clear()
         for item in cancelled:
             item.on_assigned()
 
 
 def _drop_answered_forgets(lane: PooledLane) -> None:
-    """Note that a worker has got what was sent ahead of a request that it has answered."""
+    """Drop the session removals that a worker has received: it answered a later request."""
     while lane.forgets and lane.forgets[0].number <= lane.forgotten:
         lane.forgets.popleft()
 

@@ -1,8 +1,9 @@
-"""The engine of a pool: its workers, its queue, and how work gets from one to the other.
+"""The engine of a pool: owns its workers, its queue and its threads, and runs work on the workers.
 
-Three kinds of threads meet here: callers, who drive the lane that they hold; the
-supervisor, which starts and ends processes and drives the lanes of futures; and event loops of
-callers who await. What they share is in `Dispatcher`; a lane belongs to whoever holds it.
+Three kinds of threads use it: threads of callers, which drive the lanes assigned to their calls;
+the supervisor's event loop thread, which starts and ends processes and drives the lanes of futures;
+and event loops of asynchronous callers. Shared state is in `Dispatcher`; a lane is used only by its
+holder.
 """
 
 from __future__ import annotations
@@ -60,18 +61,18 @@ from .workers.zmq_threads import begin_threads
 logger = logging.getLogger(__name__)
 
 STATUS_INTERVAL = 1.0
-"""Seconds between looks whether the file that `snakepit status` reads is out of date, and between
-messages that keep a notebook from being culled while its pool works."""
+"""Seconds between updates of the file that `snakepit status` reads, and between messages that keep
+a notebook from being culled while its pool works."""
 
 CONTEXT_PATIENCE = 5.0
 """Seconds that the sockets of a pool may take to close."""
 
-FAREWELL = 0.5
-"""Seconds that those who held the workers of a pool that has ended may take to let go."""
+RELEASE_PATIENCE = 0.5
+"""Seconds that callers may take to release their lanes after the pool's workers have ended."""
 
 
 class Engine:
-    """Runs a pool's work on its workers.
+    """Runs calls, streams, cells and futures on the workers of one pool.
 
     Parameters
     ----------
@@ -93,7 +94,7 @@ class Engine:
         self._closing = Lock()
         self._is_ending = self._has_ended = False
         self._failure: Exception | None = None
-        self._waiting: list[threading.Lock] = []  # a gate for each who waits for the end
+        self._waiting: list[threading.Lock] = []  # a gate for each thread that waits in `close`
         self._published: object = None
         sweep_folders()
         self._folder = Folder(config.name)
@@ -127,7 +128,9 @@ class Engine:
         )
         host = HostToolServer(self.host_tools, self.sessions.serve)
         terminate = self._supervisor.terminate_when_idle
-        self._driver = CallRunner(config.grace, self._context, host, terminate, self._explain)
+        self._runner = CallRunner(
+            config.grace, self._context, host, terminate, self._error_for_death
+        )
         self._futures = FutureRunner(
             self._dispatcher,
             self._loop_thread,
@@ -136,18 +139,18 @@ class Engine:
             grace=config.grace,
             stop_scheduling=self._supervisor.stop_scheduling,
             terminate=terminate,
-            explain=self._explain,
+            error_for_death=self._error_for_death,
         )
 
     # -- workers -------------------------------------------------------------------------------
 
     def open(self) -> None:
-        """Start all workers; return when each is ready.
+        """Start all workers; return when all are ready.
 
         Raises
         ------
         StartFailed
-            One of them could not start. Nothing is left running.
+            A worker could not start. Nothing is left running.
         """
         starting: concurrent.futures.Future[None] | None = None
         try:
@@ -165,24 +168,23 @@ class Engine:
         self._publish()
         self._loop_thread.spawn(self._publish_status())
 
-    def _explain(self, worker: Worker, death: WorkerDied) -> SnakepitError:
-        """Say why a worker left whoever held it."""
-        self._supervisor.stop_scheduling(
-            worker
-        )  # or it is lent again before the supervisor has seen that it died
+    def _error_for_death(self, worker: Worker, death: WorkerDied) -> SnakepitError:
+        """Return the error that a worker's death causes for its current caller."""
+        # Or it is assigned again before the supervisor has noticed that it died.
+        self._supervisor.stop_scheduling(worker)
         if (closed := self._dispatcher.closing_error()) is not None:
             return closed
         if death.status is None and not worker.died.is_set():
-            worker.terminate()  # it lives, but nobody can talk to it
+            worker.terminate()  # its process is alive, but its lane is closed
         return death
 
     @property
     def size(self) -> int:
-        """How many workers there are to be."""
+        """The number of workers that the pool is configured to have."""
         return self._supervisor.size
 
     def resize(self, count: int) -> None:
-        """Have another number of workers."""
+        """Change the number of workers; return when the change is complete."""
         self._change(self._supervisor.resize(count))
 
     def reload(self, adapter: object) -> None:
@@ -199,7 +201,7 @@ class Engine:
             self.config = self._supervisor.config
 
     def recycle(self, slot: int | None) -> None:
-        """Replace the worker of a slot, or all."""
+        """Replace the worker of a slot; None for all workers."""
         known = self.slots()
         if slot is not None and slot not in known:
             msg = f"there is no worker {slot}; there are {known}"
@@ -207,7 +209,7 @@ class Engine:
         self._change(self._supervisor.recycle(known if slot is None else [slot]))
 
     def _change(self, change: Coroutine[Any, Any, None]) -> None:
-        """Change the crew, and wait for that."""
+        """Apply a change of the workers, and wait for it."""
         try:
             if self._supervisor.is_draining:
                 raise PoolClosed(
@@ -233,28 +235,28 @@ class Engine:
         self._publish()
 
     def drain(self, timeout: float | None) -> bool:
-        """Take no work until `resume`; say whether all that was accepted has ended in time."""
+        """Accept no new work until `resume`; return whether all accepted work ended in time."""
         if self.is_awaited:
             msg = "the pool waits for the code that would wait for it to drain; use another thread"
             raise RuntimeError(msg)
         return self._dispatcher.drain(timeout)
 
     def resume(self) -> None:
-        """Take work again."""
+        """Accept work again."""
         self._dispatcher.resume()
 
     @property
     def tools(self) -> dict[str, ToolInfo]:
-        """What the workers offer, by name."""
+        """The tools of the workers, by name."""
         return self._supervisor.tools
 
     def check_open(self) -> None:
-        """Do nothing while the pool takes work.
+        """Raise an error unless the pool accepts work.
 
         Raises
         ------
         PoolClosed
-            It does not any more.
+            The pool accepts no more work.
         """
         dispatcher = self._dispatcher
         if dispatcher.closed_because is not None or dispatcher.is_draining:
@@ -262,20 +264,20 @@ class Engine:
 
     @property
     def is_awaited(self) -> bool:
-        """Whether this pool waits for the code that asks: its thread, or a host tool."""
+        """Whether this pool waits for the calling code: in its own thread, or in a host tool."""
         return self.is_own_thread or self._dispatcher.waits_for(current_host_call())
 
     def _nesting(self, work: WorkItem, *, can_hop: bool) -> HostCallContext | None:
-        """Return the host call that the work is made from, if its worker can do it meanwhile.
+        """Return the host call that the work is made from, if its worker can run it meanwhile.
 
-        Work that is bound to a worker may come from it by way of others, which wait as well.
+        For work that is bound to a worker, outer host calls of the chain qualify as well.
 
         Parameters
         ----------
         work
             The work.
         can_hop
-            Whether it may be driven by the event loop that drives that worker's lane.
+            Whether the event loop that drives that worker's lane may drive the work.
         """
         if work.host_call is None:
             return None
@@ -291,19 +293,19 @@ class Engine:
     # -- sessions ------------------------------------------------------------------------------
 
     def open_home(self, session_id: str) -> Home[PooledLane]:
-        """Return the home of a session whose work is bound to one worker."""
+        """Return the home of a strict session."""
         return self._dispatcher.open_home(session_id)
 
     def forget_session(self, session_id: str) -> None:
-        """Drop what a session has in this pool, and in its workers before their next request.
+        """Remove a session's state from this pool, and from each worker before its next request.
 
-        That is its home, its host tools, and in each worker its names, its working directory and
-        its environment. Work of the session that runs goes on, with nothing around it.
+        That is its home, its host tools, and in each worker its namespace, working directory and
+        environment. Running work of the session goes on without them.
         """
         self.host_tools.forget(session_id)
         self._dispatcher.forget_session(session_id)
 
-    # -- work of a thread that waits -----------------------------------------------------------
+    # -- blocking calls ------------------------------------------------------------------------
 
     def call(
         self,
@@ -317,10 +319,10 @@ class Engine:
                 try:
                     return self._try_call(work, raise_original)
                 except BaseException as error:
-                    pause = self._set_aside(work, error)
+                    pause = self._prepare_retry(work, error)
                     if pause is None:
                         raise
-                self._dispatcher.rest(work, pause)
+                self._dispatcher.back_off(work, pause)
         except KeyboardInterrupt as error:
             self._fail(work, error)
             self._loop_thread.soon(self._dispatcher.repair, work)
@@ -332,15 +334,15 @@ class Engine:
         exchange = Exchange(lane.new_call_id(), work.name, raise_original=raise_original)
         segments = work.encode(lane, exchange.call_id)
         if work.nested_in is None or work.nested_in.is_here:
-            self._driver.drive(lane, exchange, segments, work)
+            self._runner.drive(lane, exchange, segments, work)
         else:  # another thread's loop reads that lane
-            drive = self._driver.drive_async(lane, exchange, segments, work)
+            drive = self._runner.drive_async(lane, exchange, segments, work)
             assert work.nested_in.loop is not None
             asyncio.run_coroutine_threadsafe(drive, work.nested_in.loop).result()
         return self._conclude(work, exchange)
 
     def stream(self, work: WorkItem, room: int) -> Generator[Any, None, None]:
-        """Run a stream on a worker, driven by the thread that takes its chunks."""
+        """Run a stream on a worker, driven by the thread that consumes its chunks."""
         work.kind = "stream"
         try:
             while True:
@@ -348,10 +350,10 @@ class Engine:
                     yield from self._try_stream(work, room)
                     break
                 except BaseException as error:
-                    pause = self._set_aside(work, error)
+                    pause = self._prepare_retry(work, error)
                     if pause is None:
                         raise
-                self._dispatcher.rest(work, pause)
+                self._dispatcher.back_off(work, pause)
         except KeyboardInterrupt as error:
             self._fail(work, error)
             self._loop_thread.soon(self._dispatcher.repair, work)
@@ -361,7 +363,7 @@ class Engine:
         lane = self._dispatcher.wait(work, self._nesting(work, can_hop=False))
         exchange = Exchange(lane.new_call_id(), work.name)
         segments = work.encode(lane, exchange.call_id)
-        yield from self._driver.stream(lane, exchange, segments, work, room)
+        yield from self._runner.stream(lane, exchange, segments, work, room)
         self._conclude(work, exchange)
 
     def run_cell(self, work: WorkItem, cell: Cell) -> CellResult:
@@ -375,11 +377,11 @@ class Engine:
             raise
 
     def _conclude(self, work: WorkItem, exchange: Exchange) -> Any:
-        """Return the value of a call that has its answer, or raise its exception."""
+        """Return the value of an answered call, or raise its exception."""
         try:
             value = exchange.outcome()
-        except Interrupted as interrupted:  # by somebody else than its caller
-            if (closed := self._dispatcher.closing_error()) is not None:  # by the pool's end
+        except Interrupted as interrupted:  # not by its caller
+            if (closed := self._dispatcher.closing_error()) is not None:  # by the pool's shutdown
                 raise closed from None
             work.ends_as = "cancelled"
             message = f"{work.name} was interrupted in its worker"
@@ -390,13 +392,13 @@ class Engine:
         self._dispatcher.finish(work, "ok")
         return value
 
-    def _set_aside(self, work: WorkItem, error: BaseException) -> float | None:
-        """Return how long work that failed is to rest before it is done again.
+    def _prepare_retry(self, work: WorkItem, error: BaseException) -> float | None:
+        """Prepare failed work for a retry, or finish it.
 
         Returns
         -------
         float or None
-            Seconds; None for never: then it has been counted.
+            Seconds to back off before the retry; None if there is none, and the work is finished.
         """
         pause = self._pause_after(work, error)
         if pause is None:
@@ -406,7 +408,7 @@ class Engine:
         return pause
 
     def _pause_after(self, work: WorkItem, error: BaseException) -> float | None:
-        """Return how long to wait before work that failed is done again; None for never."""
+        """Return the seconds to back off before failed work is retried; None for no retry."""
         if work.finished or self._supervisor.is_draining:
             return None
         if work.nested_in is not None or work.ends_as == "cancelled" or work.has_given:
@@ -417,11 +419,11 @@ class Engine:
         )
 
     def _fail(self, work: WorkItem, error: BaseException, outcome: str = "") -> None:
-        """Count work that ended with an error, which tells from now on whose it is."""
+        """Finish work that ended with an error, and add the call's details to the error."""
         describe_error(error, work, self.config.name)
         self._dispatcher.finish(work, outcome or work.ends_as or outcome_of(error), error)
 
-    # -- work of an event loop -----------------------------------------------------------------
+    # -- calls of an event loop ----------------------------------------------------------------
 
     async def acall(self, work: WorkItem, *, raise_original: bool = False) -> Any:
         """Run a call on a worker, driven by the running event loop, and return its value."""
@@ -429,16 +431,16 @@ class Engine:
             try:
                 return await self._try_acall(work, raise_original)
             except BaseException as error:
-                pause = self._set_aside(work, error)
+                pause = self._prepare_retry(work, error)
                 if pause is None:
                     raise
-            await self._rest(work, pause)
+            await self._back_off(work, pause)
 
     async def _try_acall(self, work: WorkItem, raise_original: bool) -> Any:
         lane = await self._dispatcher.wait_async(work, self._nesting(work, can_hop=True))
         exchange = Exchange(lane.new_call_id(), work.name, raise_original=raise_original)
         segments = work.encode(lane, exchange.call_id)
-        drive = self._driver.drive_async(lane, exchange, segments, work)
+        drive = self._runner.drive_async(lane, exchange, segments, work)
         nested = work.nested_in
         if nested is None or nested.is_here:
             await drive
@@ -447,10 +449,10 @@ class Engine:
             await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(drive, nested.loop))
         return self._conclude(work, exchange)
 
-    async def _rest(self, work: WorkItem, pause: float) -> None:
-        """Wait before the next attempt of a piece of work."""
+    async def _back_off(self, work: WorkItem, pause: float) -> None:
+        """Wait for the back-off before the next attempt of a work item."""
         try:
-            await self._dispatcher.rest_async(work, pause)
+            await self._dispatcher.back_off_async(work, pause)
         except BaseException as error:
             self._fail(work, error)
             raise
@@ -464,7 +466,7 @@ class Engine:
                 lane = await self._dispatcher.wait_async(work, self._nesting(work, can_hop=False))
                 exchange = Exchange(lane.new_call_id(), work.name)
                 segments = work.encode(lane, exchange.call_id)
-                async with self._driver.stream_async(
+                async with self._runner.stream_async(
                     lane, exchange, segments, work, room
                 ) as stream:
                     while await stream.has_more():
@@ -472,20 +474,20 @@ class Engine:
                 self._conclude(work, exchange)
                 break
             except BaseException as error:
-                pause = self._set_aside(work, error)
+                pause = self._prepare_retry(work, error)
                 if pause is None:
                     raise
-            await self._rest(work, pause)
+            await self._back_off(work, pause)
 
     async def arun_cell(self, work: WorkItem, cell: Cell) -> CellResult:
-        """Run a cell on a worker, driven by a thread, while the running event loop goes on."""
+        """Run a cell on a worker, driven by a thread, without blocking the event loop."""
         try:
             lane = await self._dispatcher.wait_async(work)
         except BaseException as error:
             self._fail(work, error)
             raise
         context = contextvars.copy_context()
-        # Not a task: asyncio.run() cancels those that are left, and the thread would go on alone.
+        # Not a task: asyncio.run() cancels the remaining tasks, and the thread would go on alone.
         run = asyncio.get_running_loop().run_in_executor(
             None, context.run, self._run_assigned, lane, work, cell
         )
@@ -501,9 +503,9 @@ class Engine:
             raise
 
     def _run_assigned(self, lane: PooledLane, work: WorkItem, cell: Cell) -> CellResult:
-        """Run a cell; the thread that does is the one to give the lane back."""
+        """Run a cell on its assigned lane, and release the lane from the same thread."""
         try:
-            result = self._driver.run_cell(lane, work, cell)
+            result = self._runner.run_cell(lane, work, cell)
         except BaseException as error:
             self._fail(work, error, "cancelled" if work.is_given_up else "")
             raise
@@ -513,13 +515,13 @@ class Engine:
         self._dispatcher.finish(work, "cancelled" if work.is_given_up else outcome, result.error)
         return result
 
-    # -- work nobody waits for -----------------------------------------------------------------
+    # -- futures -------------------------------------------------------------------------------
 
     def submit(self, item: FutureItem) -> CallFuture[Any]:
-        """Run a call on a worker, driven by the supervisor; return its future."""
+        """Run a call on a worker, driven by the supervisor's event loop; return its future."""
         return self._futures.submit(item)
 
-    # -- looking -------------------------------------------------------------------------------
+    # -- status --------------------------------------------------------------------------------
 
     def stats(self) -> PoolStats:
         """Return the counters."""
@@ -532,7 +534,7 @@ class Engine:
             )
 
     def status(self) -> PoolStatus:
-        """Return what the pool looks like now."""
+        """Return the current status of the pool and its workers."""
         now = time.monotonic()
         with self._dispatcher.lock:
             workers = [
@@ -568,27 +570,27 @@ class Engine:
         return {worker.name: worker.last_output() for worker in workers}
 
     def slots(self) -> list[int]:
-        """Return the numbers of the workers."""
+        """Return the numbers of the slots that have a worker."""
         with self._dispatcher.lock:
             return sorted(self._supervisor.workers)
 
     @property
     def is_own_thread(self) -> bool:
-        """Whether this is the supervisor's thread, in which the callbacks of futures run."""
+        """Whether the current thread is the supervisor's, in which callbacks of futures run."""
         return self._loop_thread.is_current
 
     @property
     def is_open(self) -> bool:
-        """Whether the pool takes work."""
+        """Whether the pool has not been shut down."""
         return self._dispatcher.closed_because is None
 
     async def _publish_status(self) -> None:
-        """Keep the file that `snakepit status` reads up to date, and memory in bounds."""
+        """Periodically update the status file, free memory, and keep sessions alive."""
         while True:
-            # A look at intervals: telling of each call would cost the call.
+            # Polled, because an event for each call would make every call slower.
             await asyncio.sleep(STATUS_INTERVAL)
             if not self._folder.path.is_dir():
-                self._published = None  # somebody has removed what was
+                self._published = None  # the published file has been removed
             self._publish()
             stats = self.stats()
             if stats.queued or stats.running:
@@ -597,14 +599,14 @@ class Engine:
                 await in_thread(self._share.note, self._supervisor.size)
             self._dispatcher.trim(TRIM_AFTER)
             if self.sessions.are_used:
-                await in_thread(self._care_for_sessions)
+                await in_thread(self._maintain_sessions)
 
-    def _care_for_sessions(self) -> None:
-        """Keep those alive that work, and delete what has expired."""
+    def _maintain_sessions(self) -> None:
+        """Extend the expiry of sessions with unfinished work, and delete expired sessions."""
         try:
             self.sessions.keep_alive(self._dispatcher.working_sessions())
             self.sessions.sweep()
-        except SnakepitError as error:  # they are used again, and swept again
+        except SnakepitError as error:  # the next interval tries again
             logger.warning("%s", error)
 
     def _publish(self) -> None:
@@ -614,15 +616,15 @@ class Engine:
             self._published = news
             try:
                 path = status_path(self._folder.present())
-                check_file(path)  # a pipe in its place would be written to, and waited for
+                check_file(path)  # writing to a pipe in its place would block
                 write_file(path, json.dumps(status.as_json()))
-            except OSError as error:  # a full disk; the pool works, and only does not show it
+            except OSError as error:  # such as a full disk; the pool works without the file
                 logger.warning("snakepit status cannot show pool %s: %s", self.config.name, error)
 
-    # -- ending --------------------------------------------------------------------------------
+    # -- shutdown ------------------------------------------------------------------------------
 
     def stop_accepting(self, *, cancel_queued: bool) -> None:
-        """Take no more work; what is queued still runs, unless it is to be cancelled."""
+        """Accept no more work; queued work still runs unless `cancel_queued` is set."""
         if os.getpid() != self.pid:
             return
         with self._dispatcher.lock:
@@ -631,31 +633,31 @@ class Engine:
             self._dispatcher.empty_queue()
 
     def wait_until_quiet(self) -> None:
-        """Return when nothing is queued or running."""
-        if os.getpid() == self.pid:  # else what runs, runs for the parent of this forked child
+        """Wait until nothing is queued or running."""
+        if os.getpid() == self.pid:  # in a forked child, the running work is the parent's
             self._dispatcher.wait_until_quiet()
 
     def disown(self) -> None:
-        """Take no work in a forked child, which has neither the thread nor the processes."""
+        """Accept no work in a forked child, which has neither the thread nor the processes."""
         self._dispatcher.closed_because = (
             f"it belongs to process {self.pid}; a forked child cannot use it"
         )
         self._supervisor.is_draining = True
 
     def close(self, reason: str = "it was shut down", grace: float | None = None) -> None:
-        """End everything now; return when it is verified gone. What runs is interrupted.
+        """Interrupt running work, and end all workers; return when they are verified to be gone.
 
-        A thread does it, which no Ctrl-C hits; whoever calls again waits for the same end.
+        A separate thread does it, which Ctrl-C does not interrupt; repeated calls wait for it too.
         """
         if os.getpid() != self.pid:
             return  # a forked child has neither the thread nor the processes
         gate = threading.Lock()
         gate.acquire()
-        self._waiting.append(gate)  # before the look whether it has ended: one of both is in time
+        self._waiting.append(gate)  # before `_has_ended` is read, so that no end is missed
         if self.is_own_thread:
             self.stop_accepting(cancel_queued=True)
         if not self._is_ending:
-            self._begin_to_end(reason, self.config.grace if grace is None else grace)
+            self._start_shutdown(reason, self.config.grace if grace is None else grace)
         if self.is_own_thread:  # a future's callback closes the pool: it cannot wait for itself
             return
         if not self._has_ended:
@@ -663,10 +665,10 @@ class Engine:
         if self._failure is not None:
             raise self._failure
 
-    def _begin_to_end(self, reason: str, grace: float) -> None:
+    def _start_shutdown(self, reason: str, grace: float) -> None:
         end = partial(self._end, reason, grace)
         try:
-            # Ctrl-C may come before anybody knows that it runs; then there are two, and one waits.
+            # A Ctrl-C right after this may let `close` start a second thread, which only waits.
             threading.Thread(target=end, name="snakepit-end", daemon=True).start()
         except RuntimeError:  # the interpreter exits, or there are no more threads
             if self.is_own_thread:
@@ -690,11 +692,11 @@ class Engine:
                     gate.release()
 
     def _take_down(self, grace: float) -> None:
-        """Do all of it, one after the other, also if a part fails; keep the first failure."""
+        """Do all steps in order, even if one fails; keep the first failure for `close`."""
         steps: tuple[Callable[[], object], ...] = (
             lambda: self._loop_thread.ask(self._supervisor.end(grace)).result(),
-            # Who held a worker has noticed, unless its event loop stands.
-            lambda: self._dispatcher.wait_until_quiet(FAREWELL),
+            # Callers of the workers notice the end, unless their event loops are blocked.
+            lambda: self._dispatcher.wait_until_quiet(RELEASE_PATIENCE),
             self._loop_thread.close,
             self.sessions.close,
             self._end_context,
@@ -705,27 +707,27 @@ class Engine:
         for step in steps:
             try:
                 step()
-            except Exception as error:  # noqa: BLE001 - whoever waits for the end is told
+            except Exception as error:  # noqa: BLE001 - raised in the threads that wait in `close`
                 self._failure = self._failure or error
 
     def _end_context(self) -> None:
-        """Close all ZeroMQ sockets and their context, and wait for that, but not for ever.
+        """Close all ZeroMQ sockets and their context, and wait for `CONTEXT_PATIENCE` at most.
 
-        ZeroMQ waits until each socket is closed. jupyter_client forgets one that it could not
-        connect; and who holds a worker may be in the middle of something.
+        ZeroMQ waits until each socket is closed. jupyter_client leaves a socket open that it could
+        not connect; and a caller may still be using a worker's socket.
         """
 
         def destroy() -> None:
-            for forgotten in list(self._managers_context._sockets):  # noqa: SLF001 - no other list
+            for leaked in list(self._managers_context._sockets):  # noqa: SLF001 - no other list
                 with contextlib.suppress(RuntimeError):  # its event loop is closed
-                    forgotten.close(linger=0)
+                    leaked.close(linger=0)
             self._context.destroy(linger=0)
 
         ending = threading.Thread(target=destroy, name="snakepit-zmq-end", daemon=True)
         try:
             ending.start()
-        except RuntimeError:  # there are as many threads as there may be
-            if threading.main_thread().is_alive():  # else Python ends; 3.12.1 starts none then
+        except RuntimeError:  # the limit of threads is reached
+            if threading.main_thread().is_alive():  # else Python exits; 3.12.1 starts none then
                 destroy()
             return
         ending.join(CONTEXT_PATIENCE)

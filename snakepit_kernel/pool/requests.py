@@ -1,4 +1,4 @@
-"""Requests: pickled before a worker is leased, and laid out for its lane then."""
+"""Requests of calls: pickled before a lane is assigned, encoded for that lane afterwards."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ from .workers.worker import PooledLane
 
 
 class ToolRequest:
-    """Arguments of a tool.
+    """A call of a tool.
 
     Parameters
     ----------
     definitions
-        The notebook's functions that are tools, which a worker may have to be sent first.
+        The tools defined in the notebook, which a worker may have to be sent first.
     tool
         Name of the tool.
     body, buffers
-        Its arguments, pickled.
+        The pickled arguments.
     room
         Chunks that a stream may send ahead; 0 for a tool that returns its value.
     """
@@ -41,7 +41,7 @@ class ToolRequest:
         self._room = room
 
     def encode(self, lane: PooledLane, call_id: int, work: WorkItem) -> list[Segment]:
-        """Lay out the frames for one worker, with the id of the call there."""
+        """Encode the request for a lane, with the call's id there."""
         nested = work.nested_in
         message = Call(
             call_id,
@@ -57,12 +57,12 @@ class ToolRequest:
 
 
 class FunctionRequest:
-    """A function and its arguments.
+    """A call of a function that is sent with its arguments.
 
     Parameters
     ----------
     body, buffers
-        Both, pickled.
+        The pickled function and arguments.
     """
 
     __slots__ = ("_body", "_buffers")
@@ -72,20 +72,20 @@ class FunctionRequest:
         self._buffers = buffers
 
     def encode(self, lane: PooledLane, call_id: int, work: WorkItem) -> list[Segment]:
-        """Lay out the frames for one worker, with the id of the call there."""
+        """Encode the request for a lane, with the call's id there."""
         message = Apply(call_id, work.session, work.inside, work.correlation)
         return [*ahead(lane), *lane.marshaller.pack(message, self._body, self._buffers)]
 
 
 class SharedRequest:
-    """Arguments of a function that many calls run, which is sent once to each worker.
+    """A call of a function that many calls share, and that is sent once to each worker.
 
     Parameters
     ----------
     shared
         The function.
     body, buffers
-        The arguments, pickled.
+        The pickled arguments.
     """
 
     __slots__ = ("_body", "_buffers", "_shared")
@@ -96,7 +96,7 @@ class SharedRequest:
         self._buffers = buffers
 
     def encode(self, lane: PooledLane, call_id: int, work: WorkItem) -> list[Segment]:
-        """Lay out the frames for one worker, with the id of the call there."""
+        """Encode the request for a lane, with the call's id there."""
         shared = self._shared
         message = Apply(call_id, work.session, work.inside, work.correlation, shared.number)
         segments = lane.marshaller.pack(message, self._body, self._buffers)

@@ -1,4 +1,4 @@
-"""What a cell in a worker gave."""
+"""Results of work in a pool: cell results, futures of calls, and streams."""
 
 from __future__ import annotations
 
@@ -28,23 +28,23 @@ class CellResult:
     Attributes
     ----------
     outputs
-        What the cell showed, as in a notebook file (nbformat 4 output dictionaries), in order;
-        neighbouring texts of one stream are one output.
+        The cell's outputs in order, as in a notebook file (nbformat 4 output dictionaries);
+        consecutive texts of one stream are one output.
     error
         The exception that ended the cell, or None.
     value
-        The value of the cell's last expression, or None. An object that cannot travel is an error
-        of `CellResult.value_error`, and its text is in ``outputs`` all the same.
+        The value of the cell's last expression, or None. If it cannot be pickled, the error is in
+        `CellResult.value_error`, and its text is in ``outputs`` all the same.
     pulled
-        The variables that were asked for by ``pull``, by name.
+        The variables requested by ``pull``, by name.
     value_error
-        Why ``value`` could not travel, or None.
+        Why ``value`` could not be sent back, or None.
     execution_count
         The worker's prompt number.
     worker
         Name of the worker that ran it.
     pages
-        What the cell had for the pager, as ``len?`` has it: dictionaries by MIME type.
+        The cell's output for the pager, such as that of ``len?``: dictionaries by MIME type.
     """
 
     outputs: list[dict[str, Any]] = field(default_factory=list)
@@ -83,25 +83,25 @@ T = TypeVar("T")
 
 
 class CallFuture(concurrent.futures.Future[T]):
-    """A future whose `cancel` also reaches a call that runs.
+    """A future of a call, whose `cancel` also stops a call that is running.
 
-    A queued call is taken out of the queue and never runs. A running one is interrupted; the
-    future is cancelled at once, and the worker serves others as soon as it has stopped.
+    A queued call is removed from the queue and never runs. A running one is interrupted; the
+    future is cancelled at once, and the worker serves others as soon as the call has stopped.
 
     Attributes
     ----------
     correlation_id
-        Of the call, as its worker, host tools and events have it.
+        Correlation id of the call, the same in its worker, its host tools and its events.
     keeper
-        Whoever brings the outcome.
+        The event loop thread that delivers the outcome.
     """
 
     correlation_id: str = ""
     keeper: LoopThread | None = None
 
     def __init__(self) -> None:
-        # What the base class does, with one condition instead of two: there may be many thousands.
-        self._condition = Condition()  # no Ctrl-C may leave it locked
+        # As in the base class, but with one condition instead of two: there may be many thousands.
+        self._condition = Condition()  # one that Ctrl-C cannot leave locked
         self._state = PENDING
         self._result: Any = None
         self._exception: BaseException | None = None
@@ -112,17 +112,17 @@ class CallFuture(concurrent.futures.Future[T]):
         self._on_cancel: Callable[[], None] = _nothing
 
     def on_cancel(self, function: Callable[[], None] | None) -> None:
-        """Set what ends the work when the future is cancelled; None when it has ended."""
+        """Set the function that stops the call on cancellation; None once the call has ended."""
         self._on_cancel = function or _nothing
 
     def cancel(self) -> bool:
-        """Cancel the call; return whether it is cancelled, false when it has ended."""
+        """Cancel the call; return whether it is cancelled: False if it had ended before."""
         with self._guard:
             if self.cancelled():
                 return True
             if not super().cancel():
                 return False
-            self.set_running_or_notify_cancel()  # tells those who wait for several futures
+            self.set_running_or_notify_cancel()  # wakes `concurrent.futures.wait`
         self._on_cancel()
         return True
 
@@ -132,15 +132,15 @@ class CallFuture(concurrent.futures.Future[T]):
         Parameters
         ----------
         timeout
-            Seconds, up to infinity; None for as long as it takes.
+            Seconds, up to infinity; None for no limit.
 
         Raises
         ------
         TimeoutError
-            There was none in time.
+            There was no outcome in time.
         RuntimeError
-            The pool's own thread asks, in the callback of a future or while it restores a result:
-            it would wait for itself.
+            It was called in the pool's own thread, by the callback of a future or while a result
+            is unpickled: the thread would wait for itself.
         """
         try:
             self._check_wait(timeout)
@@ -149,7 +149,7 @@ class CallFuture(concurrent.futures.Future[T]):
             self = None  # type: ignore[assignment] # noqa: PLW0642 - the traceback has this frame
 
     def exception(self, timeout: float | None = None) -> BaseException | None:
-        """Wait for the outcome; return the exception, or None. The rest is as in `result`."""
+        """Wait for the outcome; return the exception, or None. Otherwise the same as `result`."""
         self._check_wait(timeout)
         return super().exception(bounded(timeout))
 
@@ -165,21 +165,21 @@ class CallFuture(concurrent.futures.Future[T]):
             raise RuntimeError(msg)
 
     def running(self) -> bool:
-        """Whether the call is on a worker."""
+        """Whether the call has been sent to a worker, and has not ended."""
         return self._is_running and not self.done()
 
     def begin(self) -> bool:
-        """Note that a worker has the call; say whether it is still wanted."""
+        """Mark the call as running; return whether it is still wanted: not cancelled."""
         self._is_running = True
         return not self.cancelled()
 
     def wait_again(self) -> bool:
-        """Note that no worker has the call any more; say whether it is still wanted."""
+        """Mark the call as queued again; return whether it is still wanted: not cancelled."""
         self._is_running = False
         return not self.cancelled()
 
     def deliver(self, value: Any = None, exception: BaseException | None = None) -> bool:
-        """Set the outcome, unless the future was cancelled meanwhile; say whether it was set."""
+        """Set the outcome, unless the future was cancelled; return whether it was set."""
         with self._guard:
             if self.cancelled():
                 return False
@@ -198,21 +198,23 @@ def _nothing() -> None:
 class Stream(Iterator[Any]):
     """The chunks of a streaming tool, in order.
 
-    The tool starts when the first chunk is asked for. It is never further ahead than the room that
-    the stream was given. Whoever leaves a stream before its end, by ``break``, `close` or by
-    letting go of it, closes the generator in the worker, whose ``finally`` runs then.
+    The tool starts when the first chunk is requested, and never runs further ahead than the
+    stream's ``room``. Leaving the stream before its end, by ``break``, by `close` or by dropping
+    the last reference to it, closes the generator in the worker, whose ``finally`` runs then.
 
     Parameters
     ----------
     chunks
         The generator that drives it.
-    is_awkward
-        Asked whether this thread must not wait for a worker.
+    must_not_block
+        Returns whether the current thread must not wait for a worker.
     """
 
-    def __init__(self, chunks: Generator[Any, None, None], is_awkward: Callable[[], bool]) -> None:
+    def __init__(
+        self, chunks: Generator[Any, None, None], must_not_block: Callable[[], bool]
+    ) -> None:
         self._chunks = chunks
-        self._is_awkward = is_awkward
+        self._must_not_block = must_not_block
 
     def __next__(self) -> Any:
         return next(self._chunks)
@@ -222,10 +224,10 @@ class Stream(Iterator[Any]):
         self._chunks.close()
 
     def show(self) -> Any:
-        """Take the stream to its end, and show it as it comes.
+        """Consume the stream to its end, and show the chunks as they arrive.
 
-        A chunk that is a dictionary with a number from 0 to 1 as ``"progress"`` moves one bar; what
-        else is in it stands beside the bar. All other chunks are displayed in a notebook, and
+        A chunk that is a dictionary with a number from 0 to 1 as ``"progress"`` moves one bar; its
+        other entries are shown next to the bar. All other chunks are displayed in a notebook, and
         printed elsewhere.
 
         Returns
@@ -236,7 +238,7 @@ class Stream(Iterator[Any]):
         Raises
         ------
         ToolError, CallTimeout, WorkerDied
-            As for taking the chunks one by one. Ctrl-C leaves the stream, too.
+            As when iterating over the chunks. Ctrl-C closes the stream, too.
         """
         with self, LiveView() as view:
             for chunk in self:
@@ -256,8 +258,8 @@ class Stream(Iterator[Any]):
 
     def __del__(self) -> None:
         if inspect.getgeneratorstate(self._chunks) != inspect.GEN_SUSPENDED:
-            return  # it has ended, or never begun
-        if self._is_awkward():  # the garbage collector may run in any thread
+            return  # it has ended, or was never started
+        if self._must_not_block():  # the garbage collector may run in any thread
             with contextlib.suppress(RuntimeError):
                 threading.Thread(target=self._chunks.close, daemon=True).start()
         else:
@@ -265,7 +267,7 @@ class Stream(Iterator[Any]):
 
 
 class LiveView:
-    """Shows the chunks of a stream as they come, see `Stream.show`. To be used in a ``with``.
+    """Context manager that shows the chunks of a stream as they arrive, see `Stream.show`.
 
     Attributes
     ----------
@@ -298,30 +300,30 @@ class LiveView:
         self._display.close()
 
 
-_TOLD_ALONE = {"message", "desc"}
-"""What stands beside a bar without its name."""
+_SHOWN_WITHOUT_NAME = {"message", "desc"}
+"""Entries of a progress chunk whose names are not shown next to the bar."""
 
 
 def _progress_of(chunk: object) -> float | None:
-    """Return how far a chunk says that its stream is; None for one that is a value."""
+    """Return the progress that a chunk reports, from 0 to 1; None for an ordinary chunk."""
     number = chunk.get("progress") if isinstance(chunk, dict) else None
     if not isinstance(number, Real) or isinstance(number, bool):
         return None
     progress = float(number)
-    # The sum of many small steps may be a little more than 1. 45 is no part of 1, nor is nan.
+    # The sum of many small steps may slightly exceed 1. Values such as 45 and nan are no fraction.
     return min(progress, 1.0) if 0 <= progress <= 1 + 1e-6 else None
 
 
 def _bar_at(progress: float, chunk: Mapping[str, Any]) -> Settings:
-    told = [
-        str(value) if name in _TOLD_ALONE else f"{name}={_short(value)}"
+    entries = [
+        str(value) if name in _SHOWN_WITHOUT_NAME else f"{name}={_short(value)}"
         for name, value in chunk.items()
         if name != "progress" and value is not None
     ]
     return {
         "n": progress,
         "total": 1.0,
-        "postfix": ", ".join(told) or None,
+        "postfix": ", ".join(entries) or None,
         "bar_format": "{l_bar}{bar}| [{elapsed}<{remaining}{postfix}]",
     }
 

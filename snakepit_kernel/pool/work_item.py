@@ -1,4 +1,4 @@
-"""One piece of work on its way through the pool."""
+"""Work items of a pool: a call or a cell from its admission to its outcome."""
 
 from __future__ import annotations
 
@@ -22,78 +22,78 @@ from .scheduling.scheduler import Purpose, QueueItem
 from .workers.worker import PooledLane
 
 OUTCOMES = ("ok", "error", "cancelled", "timeout", "saturated", "lost")
-"""What may become of a piece of work: the names of its counters."""
+"""The possible outcomes of a work item: the names of their counters."""
 
 
 class Request(Protocol):
-    """What a piece of work asks of a worker."""
+    """The request that a work item sends to a worker."""
 
     def encode(self, lane: PooledLane, call_id: int, work: WorkItem) -> list[Segment]:
-        """Lay out the frames for one worker, with the id of the call there."""
+        """Encode the request for a lane, with the call's id there."""
 
 
 class WorkItem(QueueItem[PooledLane]):
-    """One call or cell on its way through the pool.
+    """One call or cell from its admission to its outcome.
 
-    What is rare has its value in the class, and costs nothing until it is set.
+    Rarely used attributes have their defaults in the class, and cost nothing until they are set.
 
     Parameters
     ----------
     name
-        What it is, for errors and for people.
+        A name for errors and status displays.
     request
-        Its request; None for a cell.
+        The request to send; None for a cell.
     session
         The session that it belongs to.
     timeout
-        Seconds for the wait, the run and the reply together.
+        Seconds for queueing, execution and reply together.
     queue_timeout
-        Seconds that it may wait for a worker.
+        Seconds that it may wait for a lane.
     bound
-        The bound of the queue that it counts against.
+        The queue limit that it counts against.
     slot
-        The slot whose worker is to do it; None for any.
+        The slot whose worker must run it; None for any.
     purpose
-        What it needs a lane for.
+        The kind of lane that it needs.
     host_call
-        The host call that it is made from, if it is.
+        The host call that it is made from, if any.
     home
-        The home of its session, if it is bound to that.
+        The home of its session, if it is bound to one.
     fails_fast
-        Whether it is refused where it would have to wait for its home.
+        Whether it is refused instead of waiting for its home.
     priority
-        Higher goes first.
+        Higher is served first.
     idempotent
-        Whether it may be done twice.
+        Whether it may run twice.
 
     Attributes
     ----------
     kind
-        What it is, for people: ``"call"``, ``"stream"``, ``"future"`` or ``"cell"``.
+        Its kind, for display: ``"call"``, ``"stream"``, ``"future"`` or ``"cell"``.
     correlation
-        Id of the outermost call that it is done for.
+        Id of the outermost call that it is part of.
     caller
-        Whose it is, for `telemetry.emit`; None when nobody listened when it was asked for.
+        Its span, for `telemetry.emit`; None if telemetry was off when it was created.
     asked, began
-        `time.monotonic` when it was asked for, and when it last got a lane; None without one.
+        `time.monotonic` of its creation, and of its last lane assignment; None without a lane.
     queued
-        `time.monotonic` when its present attempt began to wait.
+        `time.monotonic` at which the current attempt was queued.
     attempts
-        Those that failed, and were not the last.
+        The failed attempts that were retried.
     has_given
-        Whether its caller has a chunk of it already.
+        Whether its caller has received a chunk of it.
     ends_as
         Its counter, where that does not follow from its error; else empty.
     finished
         Whether its outcome is counted and its lane released.
     is_given_up
-        Whether its caller has left while it runs.
+        Whether its caller was cancelled while it runs.
     admitted
-        What the breaker is told its end with, see `CircuitBreaker.admit`; None without one.
+        The breaker's token for reporting the outcome, see `CircuitBreaker.admit`; None without one.
     nested_in
-        The host call inside which it runs, at a worker that waits for that; else None.
+        The host call inside which it runs, on the worker that waits for that call; else None.
     is_prefetched
-        Whether a pipeline has it, which releases the lane by itself.
+        Whether a pipeline has it, which releases the lane itself.
     """
 
     kind: str = "call"
@@ -165,7 +165,7 @@ class WorkItem(QueueItem[PooledLane]):
             self.wait_in_queue(queue_timeout)
 
     def encode(self, lane: PooledLane, call_id: int) -> list[Segment]:
-        """Lay out its request for one worker, with the id of the call there."""
+        """Encode its request for a lane, with the call's id there."""
         assert self.request is not None
         return self.request.encode(lane, call_id, self)
 
@@ -177,12 +177,12 @@ class WorkItem(QueueItem[PooledLane]):
                 self.queue_deadline = wait_until
 
     def wait_in_queue(self, seconds: float | None) -> None:
-        """Wait for a lane for so long, from when it was queued, instead of as long as was said."""
+        """Replace its queue timeout: seconds from when it was queued; None for no limit."""
         self.queue_timeout = seconds
         self._limit_wait()
 
     def begin_again(self, attempt: Attempt) -> None:
-        """Be asked for once more, after an attempt that failed; the deadline stays."""
+        """Start another attempt after a failed one; the deadline stays."""
         self.attempts = (*self.attempts, attempt)
         self.lane = self.began = None
         self.nested_in = None
@@ -191,7 +191,7 @@ class WorkItem(QueueItem[PooledLane]):
         self._limit_wait()
 
     def attempt_that_failed(self, error: BaseException) -> Attempt:
-        """Return what there is to tell of the last attempt."""
+        """Return a record of the last attempt, which failed."""
         now = time.monotonic()
         began = now if self.began is None else self.began
         return Attempt(
@@ -203,7 +203,7 @@ class WorkItem(QueueItem[PooledLane]):
         )
 
     def details(self, pool: str, error: BaseException) -> CallDetails:
-        """Return what an error of it tells of it, when it has ended."""
+        """Return the details that its error carries, after it has ended."""
         now = time.monotonic()
         began = now if self.began is None else self.began
         worker = None if self.lane is None else self.lane.worker
@@ -221,7 +221,7 @@ class WorkItem(QueueItem[PooledLane]):
         )
 
     def _advice(self, error: BaseException) -> str:
-        """Say what to do about an error that does not say so itself."""
+        """Return a hint for an error whose own text has none; else an empty string."""
         if isinstance(error, WorkerDied) and self.kind in {"call", "stream"}:
             if self.has_given:
                 return "a stream is not begun again when a part of it was taken"
@@ -235,16 +235,16 @@ class WorkItem(QueueItem[PooledLane]):
 
     @property
     def inside(self) -> int:
-        """The host call, in the worker that does it, on behalf of which it is done; 0 for none."""
+        """Id, in the worker that runs it, of the host call that it is made for; 0 for none."""
         return 0 if self.nested_in is None else self.nested_in.call_id
 
     def caller_of(self, _: int) -> object:
-        """Return whose the calls are that it makes."""
+        """Return the span that is the parent of the calls that it makes."""
         return None if self.caller is None else self.caller.inside
 
 
 def outcome_of(error: BaseException) -> str:
-    """Return the counter of work that ended with an error of the pool itself."""
+    """Return the counter of a work item that ended with an error."""
     if isinstance(error, CallTimeout | QueueTimeout):
         return "timeout"
     if isinstance(error, PoolSaturated):
@@ -259,14 +259,14 @@ def outcome_of(error: BaseException) -> str:
 
 
 class Closable(Protocol):
-    """What has to be closed."""
+    """An object with a blocking `close`."""
 
     def close(self) -> None:
         """Close it."""
 
 
 class AsyncClosable(Protocol):
-    """What has to be closed, and takes its time."""
+    """An object with an asynchronous `aclose`."""
 
     async def aclose(self) -> None:
         """Close it."""
@@ -274,28 +274,28 @@ class AsyncClosable(Protocol):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HostCallContext:
-    """A host call that is being served: the last link of a chain of calls.
+    """A host call in progress: the innermost of a chain of calls.
 
     Attributes
     ----------
     lane, call_id
-        The worker that waits for it, and its id there.
+        The lane of the worker that waits for it, and its id there.
     reentrant
         Whether that worker serves other calls meanwhile.
     deadline
-        `time.monotonic` at which the whole chain ends.
+        `time.monotonic` at which the whole chain times out.
     thread
-        The thread that drives the lane of that worker, and serves the call.
+        The thread that drives that lane, and serves the call.
     loop
-        The event loop that drives it; None when the thread itself does.
-    above
-        The link before.
+        The event loop that drives the lane; None when the thread does so itself.
+    parent
+        The enclosing host call, if any.
     correlation
         Id of the outermost call of the chain.
     caller
-        Whose it is, for `telemetry.begin`.
+        The parent span, for `telemetry.begin`.
     streams, async_streams
-        Streams that may run inside the worker that waits; they end with the host call.
+        Streams that may run inside the waiting worker; they are closed when the host call ends.
     """
 
     lane: PooledLane
@@ -312,20 +312,20 @@ class HostCallContext:
 
     @property
     def is_here(self) -> bool:
-        """Whether this very thread drives the worker's lane."""
+        """Whether the current thread drives the worker's lane."""
         return self.thread == threading.get_ident()
 
 
-_link: ContextVar[HostCallContext | None] = ContextVar("snakepit_link", default=None)
+_host_call: ContextVar[HostCallContext | None] = ContextVar("snakepit_link", default=None)
 
 
 def current_host_call() -> HostCallContext | None:
-    """Return the host call that is being served here, if one is."""
-    return _link.get()
+    """Return the host call that is being served in this context, if any."""
+    return _host_call.get()
 
 
 def call_chain(host_call: HostCallContext | None) -> Iterator[HostCallContext]:
-    """Give a chain of host calls, the innermost first."""
+    """Iterate over a chain of host calls, the innermost first."""
     while host_call is not None:
         yield host_call
         host_call = host_call.parent

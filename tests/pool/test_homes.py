@@ -13,7 +13,7 @@ from snakepit_kernel.pool.scheduling.scheduler import QueueItem, Scheduler
 
 
 class PooledLane(str):
-    """A place of that name, the only one at its worker."""
+    """A lane of that name, the only one of its worker."""
 
     __slots__ = ()
     purposes = frozenset({"call", "cell"})
@@ -50,7 +50,7 @@ def test_a_home_is_where_the_first_work_was_done_and_does_not_move(homes):
     homes.note("s", A)
     homes.note("s", B)
 
-    assert home.place == A
+    assert home.lane == A
     assert homes.open("s") is home
 
 
@@ -58,7 +58,7 @@ def test_a_session_that_was_not_strict_has_its_last_worker_as_its_home(homes):
     homes.note("s", A)
     homes.note("s", B)
 
-    assert homes.open("s").place == B
+    assert homes.open("s").lane == B
 
 
 def test_a_lost_home_stays_lost_and_who_opens_the_session_gets_another(homes):
@@ -70,7 +70,7 @@ def test_a_lost_home_stays_lost_and_who_opens_the_session_gets_another(homes):
 
     assert lost.is_lost
     assert not homes.open("s").is_lost
-    assert homes.open("s").place == B
+    assert homes.open("s").lane == B
 
 
 def test_many_sessions_that_came_do_not_push_out_a_home(homes):
@@ -81,7 +81,7 @@ def test_many_sessions_that_came_do_not_push_out_a_home(homes):
     for number in range(MAX_LAST + 10):
         homes.note(f"s{number}", B)
 
-    assert homes.open("s").place == A
+    assert homes.open("s").lane == A
 
 
 def test_a_forgotten_session_begins_again_for_those_who_have_it_open(homes):
@@ -90,7 +90,7 @@ def test_a_forgotten_session_begins_again_for_those_who_have_it_open(homes):
 
     homes.forget("s")
 
-    assert (home.place, home.is_lost) == (None, False)
+    assert (home.lane, home.is_lost) == (None, False)
     assert homes.open("s") is home
     homes.note("s", B)
     homes.leave(A)
@@ -158,7 +158,7 @@ def test_whatever_happens_strict_work_is_done_at_its_home_or_told_that_it_is_los
         if action == "ask" and not homes[number].is_lost:
             item: QueueItem[PooledLane] = QueueItem(lambda: None, str(number), home=homes[number])
             (lent if scheduler.request(item) else queue).append(item)
-            assert item in queue or item.home.place == item.lane
+            assert item in queue or item.home.lane == item.lane
         elif action == "end" and lent:
             take(lent.pop(0).lane)
         elif action == "die" and lent:

@@ -13,7 +13,7 @@ from snakepit_kernel.pool.scheduling.scheduler import QueueFull, QueueItem, Sche
 
 
 class PooledLane(str):  # noqa: SLOT000 - its tests give it attributes
-    """A place of that name, the only one at its worker unless it is told otherwise."""
+    """A lane of that name, by default the only one of its worker."""
 
     purposes = frozenset({"call", "cell"})
     load = 0
@@ -191,7 +191,7 @@ def test_a_ticket_from_the_queue_is_remembered_until_its_owner_was_told(schedule
 
 
 class SharedRegion(PooledLane):
-    """One of several places at a worker."""
+    """One of several lanes of a worker."""
 
     def __new__(cls, name, worker, purposes=("call",)):
         self = super().__new__(cls, name)

@@ -1,1 +1,1 @@
-"""Driving workers that are lent: calls, streams, futures, cells, and calls that come back."""
+"""Execution of work on assigned lanes: calls, streams, cells, futures and host calls."""

@@ -1,4 +1,4 @@
-"""Driving a worker that is held: a call or a cell from its request to its answer or its stop."""
+"""Runs calls, streams and cells on an assigned lane, from the request to the answer or the stop."""
 
 from __future__ import annotations
 
@@ -35,44 +35,46 @@ from .host_tools import HostToolServer
 
 logger = logging.getLogger(__name__)
 
-INTERRUPT_AGAIN = 0.1
-"""Seconds after which an interrupt that was not heard is repeated."""
+INTERRUPT_INTERVAL = 0.1
+"""Seconds after which an unanswered interrupt is repeated."""
 
-LEAVE_PATIENCE = 0.25
-"""Seconds that a stream may take to its next chunk when nobody wants it; then it is interrupted."""
+CLOSE_PATIENCE = 0.25
+"""Seconds that an abandoned stream may take to its next chunk; then it is interrupted."""
 
 
-ROOM_TO_STOP = 100
-"""Frames that stopping a call may take beyond what Python allows, where that is used up."""
+EXTRA_FRAMES_TO_STOP = 100
+"""Python frames beyond the recursion limit that may be used to stop a call after that limit."""
 
-_OF_THE_SYSTEM = {"ZMQError", "OSError", *(kind.__name__ for kind in OSError.__subclasses__())}
-"""What a worker raises that cannot make its sockets. It will not be able to later either."""
+_SYSTEM_ERRORS = {"ZMQError", "OSError", *(kind.__name__ for kind in OSError.__subclasses__())}
+"""Errors of a worker that cannot create its sockets. A later attempt would fail as well."""
 
 MAX_DEPTH = 16
-"""Host calls that are served each inside the one before, unless that has led to it.
+"""Most host calls of a lane that are served on one stack, each inside the one before.
 
-A tool may make hundreds at the same time (`asyncio.gather`). Whoever serves one of them, and calls
-a tool for it, finds the next one on the lane while it waits.
+A tool may make hundreds at the same time (`asyncio.gather`). A host tool that itself calls a tool
+receives the next host call from the lane while it waits. Calls that the innermost one has caused
+are served beyond this limit, as it waits for them.
 """
 
 
 class CallRunner:
-    """Talks to workers for whoever holds them, and stops what has to be stopped.
+    """Runs calls, streams and cells on assigned lanes, and stops those that are cancelled or late.
 
-    Every method ends with the worker quiet, or condemned: it can be given back.
+    When a method returns or raises, the lane is quiet or its worker is being terminated: the lane
+    can be released.
 
     Parameters
     ----------
     grace
-        Seconds that a worker may take to heed an interrupt.
+        Seconds that a worker may take to respond to an interrupt.
     context
         ZeroMQ context for the Jupyter channels.
     host
-        Serves the calls that come back.
+        Serves the host calls.
     terminate
-        Has a worker ended that does not heed an interrupt.
-    explain
-        Makes of the death of a worker that was held the error for whoever held it.
+        Terminates a worker that ignores an interrupt.
+    error_for_death
+        Maps a worker's death to the error that its current caller gets.
     """
 
     def __init__(
@@ -81,13 +83,13 @@ class CallRunner:
         context: zmq.Context[Any],
         host: HostToolServer,
         terminate: Callable[[PooledLane], None],
-        explain: Callable[[Worker, WorkerDied], SnakepitError],
+        error_for_death: Callable[[Worker, WorkerDied], SnakepitError],
     ) -> None:
         self._grace = grace
         self._context = context
         self.host = host
         self.terminate = terminate
-        self.explain = explain
+        self.error_for_death = error_for_death
 
     # -- calls ---------------------------------------------------------------------------------
 
@@ -103,12 +105,12 @@ class CallRunner:
                 while not exchange.is_answered:
                     self._receive(lane, exchange, work)
         except LaneClosed:
-            raise self.explain(lane.worker, lane.worker.death()) from None
+            raise self.error_for_death(lane.worker, lane.worker.death()) from None
         except TimeoutError:
             raise self._stop_late(lane, exchange, work) from None
         except RecursionError:  # a chain of host calls that has no end
             limit = sys.getrecursionlimit()
-            sys.setrecursionlimit(limit + ROOM_TO_STOP)
+            sys.setrecursionlimit(limit + EXTRA_FRAMES_TO_STOP)
             try:
                 self._stop(lane, exchange)
             finally:
@@ -123,10 +125,10 @@ class CallRunner:
     async def drive_async(
         self, lane: PooledLane, exchange: Exchange, segments: list[Segment], work: WorkItem
     ) -> None:
-        """Do what `drive` does, while the running event loop goes on."""
+        """Send a request and wait for its answer, without blocking the event loop."""
         async with AsyncCall(self, lane, exchange, work, segments=segments):
             while not exchange.is_answered:
-                await _news(lane, exchange, work.deadline)
+                await _wait_for_news(lane, exchange, work.deadline)
 
     # -- streams -------------------------------------------------------------------------------
 
@@ -138,7 +140,7 @@ class CallRunner:
         work: WorkItem,
         room: int,
     ) -> Generator[Any, None, None]:
-        """Send a request and yield the chunks, until the answer comes or the consumer leaves."""
+        """Send a request and yield its chunks, until it is answered or the generator is closed."""
         deadline = work.deadline
         exchange.on_host_call = partial(self._serve_here, lane, work, exchange)
         lane.begin(exchange)
@@ -152,7 +154,7 @@ class CallRunner:
                     return
                 taken += 1
                 if taken * 2 >= room and not exchange.is_answered:
-                    with contextlib.suppress(LaneClosed):  # first what has come before the end
+                    with contextlib.suppress(LaneClosed):  # the chunks before the end come first
                         lane.send(pack(messages.encode(Credit(exchange.call_id, taken))), deadline)
                     taken = 0
                 if deadline is not None and time.monotonic() > deadline:
@@ -160,11 +162,11 @@ class CallRunner:
                 work.has_given = True
                 yield exchange.next_chunk()
         except LaneClosed:
-            raise self.explain(lane.worker, lane.worker.death()) from None
+            raise self.error_for_death(lane.worker, lane.worker.death()) from None
         except TimeoutError:
             raise self._stop_late(lane, exchange, work) from None
         except GeneratorExit:
-            self._leave(lane, exchange)
+            self._close_stream(lane, exchange)
             raise
         except BaseException:
             self._stop(lane, exchange)
@@ -180,12 +182,12 @@ class CallRunner:
         work: WorkItem,
         room: int,
     ) -> AsyncStream:
-        """Do what `stream` does, while the running event loop goes on."""
+        """Return the context manager of a stream that the running event loop drives."""
         return AsyncStream(self, lane, exchange, work, segments=segments, room=room)
 
-    def _leave(self, lane: PooledLane, exchange: Exchange) -> None:
-        """Close a stream that nobody wants, and wait for that; interrupt one that takes long."""
-        until = time.monotonic() + LEAVE_PATIENCE
+    def _close_stream(self, lane: PooledLane, exchange: Exchange) -> None:
+        """Close an abandoned stream, and wait until it is closed; interrupt it if it takes long."""
+        until = time.monotonic() + CLOSE_PATIENCE
         lane.control.left_call = exchange.call_id
         try:
             lane.send(pack(messages.encode(CancelStream(exchange.call_id))), until)
@@ -200,27 +202,27 @@ class CallRunner:
             self._stop(lane, exchange)
             raise
 
-    async def leave_async(self, lane: PooledLane, exchange: Exchange) -> None:
-        """Close a stream that nobody wants, while the running event loop goes on."""
-        until = time.monotonic() + LEAVE_PATIENCE
+    async def close_stream_async(self, lane: PooledLane, exchange: Exchange) -> None:
+        """Close an abandoned stream in the same way, without blocking the event loop."""
+        until = time.monotonic() + CLOSE_PATIENCE
         lane.control.left_call = exchange.call_id
         try:
             lane.put(pack(messages.encode(CancelStream(exchange.call_id))))
             while not exchange.is_answered:
                 exchange.chunks.clear()
-                await _news(lane, exchange, until)
+                await _wait_for_news(lane, exchange, until)
         except LaneClosed:
             pass
         except TimeoutError:
             await self.stop_async(lane, exchange)
-        except BaseException:  # cancelled while it leaves
+        except BaseException:  # cancelled while it waits
             await self.stop_async(lane, exchange)
             raise
 
-    # -- calls that come back ------------------------------------------------------------------
+    # -- host calls ----------------------------------------------------------------------------
 
     def _receive(self, lane: PooledLane, exchange: Exchange, work: WorkItem) -> None:
-        """Take in the next frame of a call, or serve a host call that had to wait."""
+        """Receive the next frame of the lane, or serve a deferred host call."""
         if exchange.deferred:
             self._serve_here(lane, work, exchange, *exchange.deferred.popleft())
         else:
@@ -233,12 +235,12 @@ class CallRunner:
         if lane.depth >= MAX_DEPTH and not lane.is_innermost(exchange):
             exchange.deferred.append((call, frame))
             return
-        host_call = _link(lane, work, call, None)
+        host_call = _host_call_context(lane, work, call, None)
         lane.depth += 1
         try:
             answer = self.host.serve(host_call, call, frame, work.session)
         except BaseException:
-            # Ctrl-C: who waits in the worker must not wait on.
+            # Ctrl-C: the caller in the worker must not wait for ever.
             interrupted = replies.with_error(lane.marshaller, call.id, KeyboardInterrupt())
             lane.put(interrupted)
             raise
@@ -249,17 +251,17 @@ class CallRunner:
     # -- cells ---------------------------------------------------------------------------------
 
     def run_cell(self, lane: PooledLane, work: WorkItem, cell: Cell) -> CellResult:
-        """Run a cell, and what belongs to it: variables to push and to pull."""
+        """Run a cell; push variables before it, and pull variables and its value after it."""
         worker = lane.worker
         cells = worker.cells or self._open_channels(lane, work)
         if cell.encode_value and (lane.forgets or lane.follows != search_path.look()):
-            self._apply_on(lane, work, abs, 0)  # it is to be heard before the cell
+            self._apply_on(lane, work, abs, 0)  # so that the worker has these before the cell
         if cell.push:
             try:
                 self._apply_on(lane, work, push, dict(cell.push))
             except Exception:
                 pickled(lane.marshaller.codec, "the cell", (), cell.push, kind="variable")
-                raise  # it was not that one of them cannot travel, or is too large
+                raise  # the cause is not a variable that cannot be pickled, or is too large
         with self._serving_cell(lane, work):
             run = cells.begin(cell, work.session, work.correlation)
             try:
@@ -269,7 +271,7 @@ class CallRunner:
                 was_replaced = not self._stop_cell(lane, run)
                 raise _timed_out(lane, work, stacks, was_replaced) from None
             except ConnectionError:
-                raise self.explain(worker, worker.death()) from None
+                raise self.error_for_death(worker, worker.death()) from None
             except BaseException:
                 self._stop_cell(lane, run)
                 raise
@@ -287,7 +289,7 @@ class CallRunner:
 
     @contextlib.contextmanager
     def _serving_cell(self, lane: PooledLane, work: WorkItem) -> Iterator[None]:
-        """Serve the host calls of the cell that runs."""
+        """Serve the host calls of the running cell."""
         exchange = Exchange(CELL, work.name)
         exchange.on_host_call = partial(self._serve_here, lane, work, exchange)
         lane.begin(exchange)
@@ -299,9 +301,9 @@ class CallRunner:
             lane.end(exchange)
 
     def _open_channels(self, lane: PooledLane, work: WorkItem) -> CellClient:
-        """Open the Jupyter channels to a worker; with its first cell."""
+        """Open the Jupyter channels of a worker, for its first cell."""
         worker = lane.worker
-        with contextlib.suppress(OSError):  # the worker says so, if it needs it
+        with contextlib.suppress(OSError):  # the worker reports it, if it needs the folder
             remake_folder(worker.log_path.parent)
         exchange = Exchange(lane.new_call_id(), work.name)
         segments = pack(messages.encode(OpenChannels(exchange.call_id)))
@@ -309,38 +311,38 @@ class CallRunner:
         try:
             exchange.outcome()
         except ToolError as error:
-            if error.type_name not in _OF_THE_SYSTEM:
+            if error.type_name not in _SYSTEM_ERRORS:
                 raise
             raise self._replace(lane, f"cannot open its channels ({error.message})") from None
         if missing := worker.missing_socket():
-            raise self._replace(lane, _lost(missing))
+            raise self._replace(lane, _lost_sockets(missing))
         connection = worker.manager.get_connection_info()
         cells = CellClient(worker.name, connection, self._context)
         try:
             is_heard = cells.await_welcome(work.deadline, lambda: not worker.died.is_set())
             if not is_heard and (missing := worker.missing_socket()):
-                raise self._replace(lane, _lost(missing))
+                raise self._replace(lane, _lost_sockets(missing))
         except BaseException as error:
             cells.close()
             if isinstance(error, TimeoutError):
                 raise _timed_out(lane, work) from None
             if isinstance(error, ConnectionError):
-                raise self.explain(worker, worker.death()) from None
+                raise self.error_for_death(worker, worker.death()) from None
             raise
         worker.cells = cells
         return cells
 
     def _replace(self, lane: PooledLane, reason: str) -> SnakepitError:
-        """Have a worker replaced that can run no cells; return the error for whoever holds it."""
+        """Terminate a worker that can run no cells; return the error for its caller."""
         worker = lane.worker
         worker.end_reason = worker.end_reason or reason
         self.terminate(lane)
-        return self.explain(worker, worker.death())
+        return self.error_for_death(worker, worker.death())
 
     def _apply_on(
         self, lane: PooledLane, work: WorkItem, function: Callable[..., Any], *args: Any
     ) -> Any:
-        """Call a function in a worker that is held."""
+        """Call a function in the worker of an assigned lane, as part of a cell."""
         exchange = Exchange(lane.new_call_id(), work.name)
         message = Apply(
             exchange.call_id, work.session, correlation=work.correlation, belongs_to_cell=True
@@ -353,28 +355,28 @@ class CallRunner:
 
     def _stop_late(self, lane: PooledLane, exchange: Exchange, work: WorkItem) -> CallTimeout:
         """Stop a call whose deadline has passed; return the error for its caller."""
-        stacks = lane.worker.stacks()  # before it is interrupted: where it was is what matters
+        stacks = lane.worker.stacks()  # before the interrupt: they show where the call was
         was_replaced = not self._stop(lane, exchange)
         return _timed_out(lane, work, stacks, was_replaced)
 
     def _stop(self, lane: PooledLane, exchange: Exchange) -> bool:
-        """Interrupt a call and wait for that; end a worker that does not listen.
+        """Interrupt a call and wait until it has ended; terminate a worker that ignores it.
 
         Returns
         -------
         bool
-            Whether it listened.
+            Whether the call ended in time.
         """
         if not lane.has_request_of(exchange):
-            return True  # the worker will never hear of it
+            return True  # the request was not sent, and never will be
         until = time.monotonic() + self._grace
         try:
             lane.interrupt(exchange.call_id)
             while not exchange.is_answered:
                 exchange.chunks.clear()
-                lane.send([], until)  # what an interrupt, or the deadline, kept back
+                lane.send([], until)  # frames that an interrupt, or the deadline, held back
                 try:
-                    again = time.monotonic() + INTERRUPT_AGAIN
+                    again = time.monotonic() + INTERRUPT_INTERVAL
                     lane.receive(min(until, again))
                 except TimeoutError:
                     if time.monotonic() >= until:
@@ -393,11 +395,11 @@ class CallRunner:
     async def stop_async(
         self, lane: PooledLane, exchange: Exchange, *, streams: bool = False
     ) -> bool:
-        """Interrupt a call, while the running event loop goes on; say whether it listened.
+        """Interrupt a call without blocking the event loop; return whether it ended in time.
 
-        It goes on when it is cancelled, for the time that the worker has: an outer call may have
-        the same deadline, and a group of tasks end in that moment. A stream that is left when
-        `asyncio.run` ends may get its GeneratorExit behind a cancellation.
+        A cancellation does not stop this before the worker's grace period ends: an outer call may
+        have the same deadline, and a group of tasks may be cancelled at that moment. A stream that
+        is still open when `asyncio.run` ends may get its GeneratorExit after a cancellation.
         """
         until = time.monotonic() + self._grace
         ends = (asyncio.CancelledError, GeneratorExit) if streams else asyncio.CancelledError
@@ -407,7 +409,7 @@ class CallRunner:
                 while not exchange.is_answered:
                     exchange.chunks.clear()
                     try:
-                        await _news(lane, exchange, until)
+                        await _wait_for_news(lane, exchange, until)
                     except ends as error:
                         cancelled = cancelled or error
         except LaneClosed:
@@ -423,7 +425,7 @@ class CallRunner:
         return True
 
     def _stop_cell(self, lane: PooledLane, run: CellRun) -> bool:
-        """Interrupt a cell and wait for that; a worker that does not listen is ended."""
+        """Interrupt a cell; return whether it ended in time. If not, its worker is terminated."""
         worker = lane.worker
         assert worker.cells is not None
         until = time.monotonic() + self._grace
@@ -434,7 +436,7 @@ class CallRunner:
                 if time.monotonic() > until:
                     self.terminate(lane)
                     return False
-                step = min(until, time.monotonic() + INTERRUPT_AGAIN)
+                step = min(until, time.monotonic() + INTERRUPT_INTERVAL)
                 with contextlib.suppress(TimeoutError, ConnectionError):
                     worker.cells.follow(run, step, lambda: not worker.died.is_set(), lane)
         except BaseException:  # a second Ctrl-C
@@ -444,15 +446,15 @@ class CallRunner:
 
 
 class AsyncCall:
-    """Serves and stops a call that an event loop drives, around what waits for its answer.
+    """Context manager of a call that an event loop drives: sends it, serves it and stops it.
 
-    A class, and no generator: at its end an event loop closes each asynchronous generator that is
-    suspended, all at the same time, and so would close the parts of a stream apart from each other.
+    It is a class, not a generator: at its end an event loop closes all suspended asynchronous
+    generators at the same time, and so would close the parts of a stream independently.
 
     Parameters
     ----------
-    driver
-        Whose it is.
+    runner
+        The runner of the call.
     lane, exchange, work, segments
         As for `CallRunner.drive_async`.
     """
@@ -461,19 +463,19 @@ class AsyncCall:
 
     def __init__(
         self,
-        driver: CallRunner,
+        runner: CallRunner,
         lane: PooledLane,
         exchange: Exchange,
         work: WorkItem,
         *,
         segments: list[Segment],
     ) -> None:
-        self._driver = driver
+        self._runner = runner
         self._lane = lane
         self._exchange = exchange
         self._segments = segments
         self._work = work
-        self._served = AsyncHostCalls(driver.host, lane, exchange, work, contextvars.copy_context())
+        self._served = AsyncHostCalls(runner.host, lane, exchange, work, contextvars.copy_context())
 
     async def __aenter__(self) -> Self:
         lane = self._lane
@@ -491,43 +493,43 @@ class AsyncCall:
             self._lane.end(self._exchange)
 
     async def _end_early(self, error: BaseException) -> None:
-        driver, lane, exchange = self._driver, self._lane, self._exchange
+        runner, lane, exchange = self._runner, self._lane, self._exchange
         if isinstance(error, LaneClosed):
-            raise driver.explain(lane.worker, await lane.worker.adeath()) from None
+            raise runner.error_for_death(lane.worker, await lane.worker.adeath()) from None
         if isinstance(error, GeneratorExit):
-            await self._leave()
+            await self._on_abandoned()
             return
-        stacks, listened = "", False
+        stacks, ended_in_time = "", False
         try:
             await self._served.cancel()
             if isinstance(error, TimeoutError):
                 stacks = await asyncio.to_thread(lane.worker.stacks)
         finally:  # an outer call may have the same deadline, and cancels this one meanwhile
-            listened = await driver.stop_async(lane, exchange, streams=self.streams)
+            ended_in_time = await runner.stop_async(lane, exchange, streams=self.streams)
         if isinstance(error, TimeoutError):
-            raise _timed_out(lane, self._work, stacks, not listened) from None
+            raise _timed_out(lane, self._work, stacks, not ended_in_time) from None
 
-    async def _leave(self) -> None:
-        # The loop was closed with this in it: nobody can wait for the stop.
-        self._driver.terminate(self._lane)
+    async def _on_abandoned(self) -> None:
+        # The loop was closed while this was suspended: nothing can wait for the call to stop.
+        self._runner.terminate(self._lane)
 
 
 class AsyncStream(AsyncCall):
-    """The same for a stream.
+    """Context manager of a stream that an event loop drives.
 
     Parameters
     ----------
-    driver, lane, exchange, work, segments
+    runner, lane, exchange, work, segments
         As for `AsyncCall`.
     room
-        Chunks that the worker may be ahead.
+        Chunks that the worker may send ahead.
     """
 
     streams = True
 
     def __init__(
         self,
-        driver: CallRunner,
+        runner: CallRunner,
         lane: PooledLane,
         exchange: Exchange,
         work: WorkItem,
@@ -535,18 +537,18 @@ class AsyncStream(AsyncCall):
         segments: list[Segment],
         room: int,
     ) -> None:
-        super().__init__(driver, lane, exchange, work, segments=segments)
+        super().__init__(runner, lane, exchange, work, segments=segments)
         self._room = room
         self._taken = 0
 
     async def has_more(self) -> bool:
-        """Wait for the next chunk; say whether there is one, which is to be taken now."""
+        """Wait for the next chunk; return whether there is one, which the caller must take."""
         lane, exchange = self._lane, self._exchange
         while not exchange.chunks and not exchange.is_answered:
             try:
-                await _news(lane, exchange, self._work.deadline)
+                await _wait_for_news(lane, exchange, self._work.deadline)
             except LaneClosed:
-                if not exchange.chunks:  # first what has come before the end
+                if not exchange.chunks:  # the chunks before the end come first
                     raise
         if not exchange.chunks:
             return False
@@ -559,24 +561,24 @@ class AsyncStream(AsyncCall):
             self._taken = 0
         return True
 
-    async def _leave(self) -> None:
-        await self._driver.leave_async(self._lane, self._exchange)
+    async def _on_abandoned(self) -> None:
+        await self._runner.close_stream_async(self._lane, self._exchange)
 
 
 class AsyncHostCalls:
-    """The host calls of one call that an event loop drives.
+    """Serves the host calls of one call that an event loop drives.
 
-    A plain function of the notebook runs in the loop's own thread, as a callback would; a coroutine
-    function in a task. Where the loop is the pool's own, each runs in a thread instead.
+    A plain host tool runs in the loop's thread, like a callback; a coroutine function in a task. If
+    the loop is the pool's own, each runs in a thread instead.
 
     Parameters
     ----------
     host
-        Serves them.
-    lane, work
-        Where the call runs, and which it is.
+        Runs the host tools.
+    lane, exchange, work
+        The lane, the exchange and the work item of the call.
     context
-        That of the caller.
+        The context variables of the caller.
     in_threads
         Whether the loop is the pool's own.
     """
@@ -610,19 +612,19 @@ class AsyncHostCalls:
         if call.id not in self._awaited:
             return
         lane, session = self._lane, self._work.session
-        host_call = _link(self._lane, self._work, call, self._loop)
+        host_call = _host_call_context(self._lane, self._work, call, self._loop)
         if self._in_threads:
-            serve = partial(self._context.copy().run, self._serve_apart, host_call, call, frame)
+            serve = partial(self._context.copy().run, self._serve_in_thread, host_call, call, frame)
             threading.Thread(target=serve, daemon=True).start()
         elif self._host.is_async(call, session):
-            # In a copy of the caller's context, not in that of the loop's reader.
+            # In a copy of the caller's context, not in the context of the loop's reader.
             task = self._loop.create_task(
-                self._serve_soon(host_call, call, frame), context=self._context.copy()
+                self._serve_in_task(host_call, call, frame), context=self._context.copy()
             )
             self._tasks.add(task)
             task.add_done_callback(self._tasks.discard)
         elif lane.depth >= MAX_DEPTH and not lane.is_innermost(self._exchange):
-            self._loop.call_soon(self._begin, call, frame)  # which runs when these have ended
+            self._loop.call_soon(self._begin, call, frame)  # runs after the host calls on the stack
         else:
             serve = partial(self._host.serve, host_call, call, frame, session)
             lane.depth += 1
@@ -632,7 +634,9 @@ class AsyncHostCalls:
                 lane.depth -= 1
             self._answer(call, answer)
 
-    async def _serve_soon(self, host_call: HostCallContext, call: HostCall, frame: Frame) -> None:
+    async def _serve_in_task(
+        self, host_call: HostCallContext, call: HostCall, frame: Frame
+    ) -> None:
         try:
             answer = await self._host.serve_async(host_call, call, frame, self._work.session)
         except BaseException:
@@ -640,12 +644,12 @@ class AsyncHostCalls:
             raise
         self._answer(call, answer)
 
-    def _serve_apart(self, host_call: HostCallContext, call: HostCall, frame: Frame) -> None:
+    def _serve_in_thread(self, host_call: HostCallContext, call: HostCall, frame: Frame) -> None:
         try:
             answer = self._host.serve(host_call, call, frame, self._work.session)
-        except BaseException as error:  # noqa: BLE001 - sys.exit() there; the worker must hear of it
+        except BaseException as error:  # noqa: BLE001 - such as sys.exit(); the worker must get an answer
             answer = replies.with_error(self._lane.marshaller, call.id, error)
-        with contextlib.suppress(RuntimeError):  # the pool has ended meanwhile
+        with contextlib.suppress(RuntimeError):  # the pool was closed meanwhile
             self._loop.call_soon_threadsafe(self._answer, call, answer)
 
     def _answer_interrupted(self, number: int) -> None:
@@ -658,18 +662,18 @@ class AsyncHostCalls:
         if call.id in self._awaited:
             self._awaited.remove(call.id)
             self._send(answer)
-        else:  # the call has ended, and the lane may be somebody else's by now
+        else:  # the call has ended, and the lane may have been assigned again
             self._lane.marshaller.reclaim(answer)
 
     def _send(self, answer: list[Segment]) -> None:
         lane: OwnerLane = self._lane
-        with contextlib.suppress(LaneClosed):  # seen by who waits for the call itself
+        with contextlib.suppress(LaneClosed):  # the code that waits for the call handles it
             lane.put(answer)
             if lane.fileno() >= 0:
                 lane.flush_soon()
 
     async def cancel(self) -> None:
-        """Cancel what is under way, and wait for that: what it called is stopped with it."""
+        """Cancel the tasks of host calls, and wait for them: the calls that they made stop too."""
         tasks = list(self._tasks)
         for task in tasks:
             task.cancel()
@@ -677,12 +681,12 @@ class AsyncHostCalls:
         self.release()
 
     def release(self) -> None:
-        """Let the worker wait no more for host calls whose thread cannot be stopped."""
+        """Answer the host calls whose threads cannot be stopped, so that the worker goes on."""
         for number in list(self._awaited):
             self._answer_interrupted(number)
 
     def end(self) -> None:
-        """Send no more answers: what is still under way was left behind by the call."""
+        """Send no more answers, and cancel the tasks that the ended call left behind."""
         self._awaited.clear()
         for task in self._tasks:
             task.cancel()
@@ -690,13 +694,13 @@ class AsyncHostCalls:
 
 @contextlib.contextmanager
 def interrupt_until_heard(lane: PooledLane, call_id: int) -> Iterator[None]:
-    """Interrupt a call until it has heard, while the running event loop goes on."""
+    """Interrupt a call repeatedly while the body waits for its end, without blocking the loop."""
     loop = asyncio.get_running_loop()
     timers: list[asyncio.TimerHandle] = []
 
     def again() -> None:
         lane.interrupt(call_id)
-        timers[:] = [loop.call_later(INTERRUPT_AGAIN, again)]
+        timers[:] = [loop.call_later(INTERRUPT_INTERVAL, again)]
 
     again()
     try:
@@ -705,7 +709,7 @@ def interrupt_until_heard(lane: PooledLane, call_id: int) -> Iterator[None]:
         timers[0].cancel()
 
 
-def _link(
+def _host_call_context(
     lane: PooledLane, work: WorkItem, call: HostCall, loop: asyncio.AbstractEventLoop | None
 ) -> HostCallContext:
     return HostCallContext(
@@ -721,8 +725,8 @@ def _link(
     )
 
 
-async def _news(lane: OwnerLane, exchange: Exchange, deadline: float | None) -> None:
-    """Wait, until a deadline, for something new of an exchange."""
+async def _wait_for_news(lane: OwnerLane, exchange: Exchange, deadline: float | None) -> None:
+    """Wait until a deadline for a chunk, an answer or another event of an exchange."""
     if deadline is None:
         await lane.converse(exchange)
     else:
@@ -730,7 +734,7 @@ async def _news(lane: OwnerLane, exchange: Exchange, deadline: float | None) -> 
             await lane.converse(exchange)
 
 
-def _lost(socket: str) -> str:
+def _lost_sockets(socket: str) -> str:
     return f"has lost its sockets ({socket} was removed)"
 
 

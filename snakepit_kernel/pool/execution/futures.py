@@ -1,4 +1,4 @@
-"""Work that nobody waits for: futures, which the pool's supervisor takes to the workers."""
+"""Runs submitted futures on the event loop of the pool's supervisor."""
 
 from __future__ import annotations
 
@@ -20,24 +20,24 @@ from .pipeline import FutureItem, LanePipeline, PrefetchWindow
 
 
 class FutureRunner:
-    """Takes futures to workers.
+    """Queues futures, runs them in pipelines on the lanes of workers, and delivers their outcomes.
 
     Parameters
     ----------
-    admission
-        The queue.
-    supervisor
-        The loop that does it.
+    dispatcher
+        Admits the futures and assigns lanes to them.
+    loop_thread
+        The thread of the event loop that runs them.
     host
-        Serves the calls that come back.
+        Serves the host calls that they make.
     pool
         Name of the pool.
     grace
-        Seconds that a worker may take to heed an interrupt.
-    strand
-        Has a worker lent no more.
-    terminate, explain
-        As `CallRunner` has them.
+        Seconds that a worker may take to respond to an interrupt.
+    stop_scheduling
+        Stops the assignment of a worker's lanes.
+    terminate, error_for_death
+        As for `CallRunner`.
     """
 
     def __init__(
@@ -50,7 +50,7 @@ class FutureRunner:
         grace: float,
         stop_scheduling: Callable[[Worker], None],
         terminate: Callable[[PooledLane], None],
-        explain: Callable[[Worker, WorkerDied], SnakepitError],
+        error_for_death: Callable[[Worker, WorkerDied], SnakepitError],
     ) -> None:
         self._pool = pool
         self.host = host
@@ -60,7 +60,7 @@ class FutureRunner:
         self.window = PrefetchWindow()
         self._dispatcher = dispatcher
         self._loop_thread = loop_thread
-        self._explain = explain
+        self._error_for_death = error_for_death
 
     def submit(self, item: FutureItem) -> CallFuture[Any]:
         """Run a call on a worker; return its future."""
@@ -85,7 +85,7 @@ class FutureRunner:
         return item.future
 
     def _abandon(self, item: FutureItem) -> None:
-        """End work whose future nobody got, because Ctrl-C came first."""
+        """Stop an item whose future was not returned, because of a KeyboardInterrupt."""
         if item.future.running():
             item.future.cancel()
         else:
@@ -93,7 +93,7 @@ class FutureRunner:
 
     def _begin(self, item: FutureItem) -> None:
         future = item.future
-        if future.running():  # told twice, see Dispatcher.repair
+        if future.running():  # notified twice, see Dispatcher.repair
             return
         item.set_timer(None)
         if item.finished or not future.begin():
@@ -112,15 +112,15 @@ class FutureRunner:
     def _watch(self, item: FutureItem, pipeline: LanePipeline) -> None:
         cancel = partial(self._loop_thread.soon, pipeline.cancel, item)
         item.future.on_cancel(cancel)
-        if item.future.cancelled():  # just before
+        if item.future.cancelled():  # before `on_cancel` was set
             cancel()
 
     def closed(self) -> PoolClosed | None:
-        """Return what to tell of work that ends with the pool, if that ends."""
+        """Return the error for work that the pool's shutdown ends; None while it is not closing."""
         return self._dispatcher.closing_error()
 
     def prefetch(self, lane: PooledLane, count: int) -> list[FutureItem]:
-        """Return errands from the head of the queue that a lane can have as well."""
+        """Take further items for a lane from the head of the queue."""
         items = []
         for item in self._dispatcher.prefetch(lane, count):
             assert isinstance(item, FutureItem)
@@ -134,7 +134,7 @@ class FutureRunner:
         return items
 
     def requeue(self, item: FutureItem) -> None:
-        """Put an errand that was not begun to the head of the queue."""
+        """Return an item that was not started to the head of the queue."""
         if not item.future.wait_again():
             self._end_cancelled(item)
             return
@@ -142,20 +142,20 @@ class FutureRunner:
         if item.queue_deadline is not None:
             self._expire_later(item)
         self._dispatcher.requeue(item)
-        if item.future.cancelled():  # just before
+        if item.future.cancelled():  # before it was queued
             self._cancel_queued(item)
 
     def release(self, pipeline: LanePipeline) -> None:
-        """Give the lane of a conveyor back."""
+        """Release the lane of a pipeline."""
         with self._dispatcher.lock:
             self._dispatcher.release(pipeline.lane, pipeline.name)
 
     def report_death(self, lane: PooledLane, items: list[FutureItem]) -> None:
-        """Tell the one who was being served that the worker died; the others go to another one."""
+        """Fail the running item, and requeue the others, after a worker died."""
         self._loop_thread.spawn(self._report_death(lane.worker, items))
 
     async def _report_death(self, worker: Worker, items: list[FutureItem]) -> None:
-        error = self._explain(worker, await worker.adeath())
+        error = self._error_for_death(worker, await worker.adeath())
         for item in reversed(items[1:]):
             if self.closed() is None:
                 self.requeue(item)
@@ -174,21 +174,21 @@ class FutureRunner:
         *,
         value: Any = None,
     ) -> None:
-        """Count how an errand ended, and tell its future."""
+        """Count the outcome of an item, and deliver it to its future."""
         if item.future.cancelled():
             outcome = "cancelled"
         describe_error(error, item, self._pool)
         self._dispatcher.finish(item, outcome, error)
-        self._let_go(item)
+        self._break_cycle(item)
         item.future.deliver(value, error)
 
     def _end_cancelled(self, item: FutureItem) -> None:
-        """Count an errand whose future was cancelled before it was begun."""
+        """Count an item whose future was cancelled before it was started."""
         self._dispatcher.finish(item, "cancelled")
-        self._let_go(item)
+        self._break_cycle(item)
 
-    def _let_go(self, item: FutureItem) -> None:
-        """Refer no more to one another: the garbage collector need not come for them."""
+    def _break_cycle(self, item: FutureItem) -> None:
+        """Break the reference cycle of item and future, so that the garbage collector need not."""
         item.future.on_cancel(None)
 
     def _cancel_queued(self, item: FutureItem) -> None:

@@ -1,4 +1,4 @@
-"""Calls that come back: functions of the notebook that workers may call."""
+"""Host tools: functions of the notebook that workers may call, run in the notebook's process."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from ...tools.adapter import ToolOptions, options_of
 from ...tools.context import LIST_HOST_TOOLS, SESSION_TOOL
 from ...tools.registry import Tool
 from ..call_events import HostReport
-from ..work_item import HostCallContext, _link
+from ..work_item import HostCallContext, _host_call
 
 ServeSession = Callable[[str | None, str, str, str], Callable[..., Any]]
 
@@ -29,7 +29,7 @@ class HostTools:
     Parameters
     ----------
     remembered
-        Gives the names of those that a session had, also in an earlier kernel.
+        Returns the names of the host tools that a session had, also in an earlier kernel.
     """
 
     def __init__(self, remembered: Callable[[str], Iterable[str]]) -> None:
@@ -37,12 +37,12 @@ class HostTools:
         self._tools: dict[str | None, dict[str, Tool]] = {}
 
     def add(self, function: Callable[..., Any], session: str | None = None) -> Tool:
-        """Add a function, or replace it; for one session alone if that is given.
+        """Add or replace a function; with a session, for that session only.
 
         Raises
         ------
         TypeError
-            It cannot be a host tool.
+            The function cannot be a host tool.
         """
         if not callable(function):
             msg = f"a host tool is a function, not {type(function).__name__} {function!r}"
@@ -55,11 +55,11 @@ class HostTools:
         return tool
 
     def forget(self, session: str) -> None:
-        """Drop the functions of one session."""
+        """Remove the functions of one session."""
         self._tools.pop(session, None)
 
     def own_names(self, session: str) -> list[str]:
-        """Return the names of the functions that one session alone has."""
+        """Return the names of the functions that only one session has."""
         return sorted(self._tools.get(session, {}))
 
     def names(self, session: str | None = None) -> list[str]:
@@ -67,22 +67,22 @@ class HostTools:
         return sorted({**self._tools.get(None, {}), **self._tools.get(session, {})})
 
     def find(self, name: str, session: str | None) -> Tool:
-        """Return a function; a session's own comes first.
+        """Return a function; a session's own takes precedence.
 
         Raises
         ------
         ToolNotFound
-            There is none of that name.
+            There is no function of that name.
         """
         found = self._tools.get(session, {}).get(name) or self._tools.get(None, {}).get(name)
         if found is not None:
             return found
         if name == LIST_HOST_TOOLS:
             return Tool(lambda: self.names(session), ToolOptions(name=name))
-        raise ToolNotFound(name, self.names(session), self._trace(name, session))
+        raise ToolNotFound(name, self.names(session), self._hint_for_missing(name, session))
 
-    def _trace(self, name: str, session: str | None) -> str:
-        """Say where a function has gone that a session had."""
+    def _hint_for_missing(self, name: str, session: str | None) -> str:
+        """Return a hint for a missing function that the session had before, else an empty text."""
         if session is None or name not in self._remembered(session):
             return ""
         return (
@@ -97,8 +97,10 @@ class HostToolList(Mapping[str, ToolInfo]):
 
     Parameters
     ----------
-    tools, session
-        All of a pool, and the session or None.
+    tools
+        All host tools of the pool.
+    session
+        The session; None for the tools of the pool.
     """
 
     def __init__(self, tools: HostTools, session: str | None) -> None:
@@ -122,14 +124,15 @@ class HostToolList(Mapping[str, ToolInfo]):
 
 
 class HostToolServer:
-    """Serves the host calls of workers.
+    """Serves the host calls of workers, in the notebook's process.
 
     Parameters
     ----------
     tools
         The functions.
     serve_session
-        Gives what a worker asks of a session: for that, the worker, a part and its method.
+        Returns the function for a worker's request to a session, from the session's id, the
+        worker's name, the part of the session and the method.
     """
 
     def __init__(self, tools: HostTools, serve_session: ServeSession) -> None:
@@ -137,7 +140,7 @@ class HostToolServer:
         self._serve_session = serve_session
 
     def is_async(self, call: HostCall, session: str | None) -> bool:
-        """Whether a call is of a coroutine function."""
+        """Whether the host tool of a call is a coroutine function."""
         if call.tool == SESSION_TOOL:
             return False
         try:
@@ -148,18 +151,21 @@ class HostToolServer:
     def serve(
         self, host_call: HostCallContext, call: HostCall, frame: Frame, session: str | None
     ) -> list[Segment]:
-        """Run a function of the notebook in this thread; return the answer.
+        """Run a host tool in this thread; return the encoded answer.
 
-        What is no `Exception` (Ctrl-C) is raised here.
+        An exception that is no `Exception`, such as KeyboardInterrupt, propagates.
         """
-        token, told = _link.set(host_call), correlation.serve(host_call.correlation)
+        token, correlation_token = (
+            _host_call.set(host_call),
+            correlation.serve(host_call.correlation),
+        )
         try:
             with HostReport(host_call, call, session) as report:
                 return self._serve(host_call, call, frame, session, report)
         finally:
-            correlation.leave(told)
-            _link.reset(token)
-            _close_all(host_call)
+            correlation.leave(correlation_token)
+            _host_call.reset(token)
+            _close_streams(host_call)
 
     def _serve(
         self,
@@ -171,14 +177,14 @@ class HostToolServer:
     ) -> list[Segment]:
         marshaller = host_call.lane.marshaller
         try:
-            ready = self._prepare(host_call, call, frame, session)
-        except Exception as error:  # noqa: BLE001 - the worker that asked must hear of it
+            bound = self._prepare(host_call, call, frame, session)
+        except Exception as error:  # noqa: BLE001 - it is the answer to the worker
             report.outcome = "error"
             return replies.with_error(marshaller, call.id, error, before_running=True)
         try:
-            value = ready()
+            value = bound()
             if asyncio.iscoroutine(value):
-                value = _run_apart(value)
+                value = _run_coroutine(value)
         except Exception as error:  # noqa: BLE001 - the same
             report.outcome = "error"
             return replies.with_error(marshaller, call.id, error)
@@ -187,14 +193,14 @@ class HostToolServer:
     async def serve_async(
         self, host_call: HostCallContext, call: HostCall, frame: Frame, session: str | None
     ) -> list[Segment]:
-        """Do the same for a coroutine function, in a task of its own."""
-        _link.set(host_call)
+        """Run a coroutine function that is a host tool, in its own task; return the answer."""
+        _host_call.set(host_call)
         correlation.serve(host_call.correlation)
         try:
             with HostReport(host_call, call, session) as report:
                 return await self._serve_async(host_call, call, frame, session, report)
         finally:
-            await _close_all_async(host_call)
+            await _close_streams_async(host_call)
 
     async def _serve_async(
         self,
@@ -206,12 +212,12 @@ class HostToolServer:
     ) -> list[Segment]:
         marshaller = host_call.lane.marshaller
         try:
-            ready: Callable[[], Awaitable[Any]] = self._prepare(host_call, call, frame, session)
-        except Exception as error:  # noqa: BLE001 - the worker that asked must hear of it
+            bound: Callable[[], Awaitable[Any]] = self._prepare(host_call, call, frame, session)
+        except Exception as error:  # noqa: BLE001 - it is the answer to the worker
             report.outcome = "error"
             return replies.with_error(marshaller, call.id, error, before_running=True)
         try:
-            value = await ready()
+            value = await bound()
         except Exception as error:  # noqa: BLE001 - the same
             report.outcome = "error"
             return replies.with_error(marshaller, call.id, error)
@@ -230,20 +236,20 @@ class HostToolServer:
         return tool.bind(None, args, kwargs)
 
 
-def _close_all(host_call: HostCallContext) -> None:
+def _close_streams(host_call: HostCallContext) -> None:
     while host_call.streams:
         host_call.streams.pop().close()
 
 
-async def _close_all_async(host_call: HostCallContext) -> None:
+async def _close_streams_async(host_call: HostCallContext) -> None:
     while host_call.async_streams:
-        with contextlib.suppress(RuntimeError):  # another task is taking its next chunk
+        with contextlib.suppress(RuntimeError):  # another task is awaiting its next chunk
             await host_call.async_streams.pop().aclose()
-    _close_all(host_call)
+    _close_streams(host_call)
 
 
-def _run_apart(running: Any) -> Any:
-    """Run a coroutine in a loop of its own, also inside a cell, where the notebook's loop runs."""
+def _run_coroutine(running: Any) -> Any:
+    """Run a coroutine in a new event loop, also in a cell, where the notebook's loop is running."""
     leave_loop, enter_loop = around_another_loop()
     try:
         leave_loop()

@@ -1,8 +1,9 @@
-"""Futures on their way to a worker and back, several at a time.
+"""Pipelines several futures on one lane.
 
-A worker that gets its next call when the answer to the last one has been read does nothing most of
-the time, if calls are short. So it gets some ahead, as many as it is likely to do within a moment.
-When one of them takes long, those behind it are called back, and go to other workers.
+With short calls, a worker would be idle most of the time if it got its next call only after the
+answer to the last one had been read. So calls are prefetched: as many as it is likely to run within
+`PREFETCH_SECONDS`. When a call takes long, those queued behind it in the worker are recalled, and
+go to other workers.
 """
 
 from __future__ import annotations
@@ -24,35 +25,35 @@ from ...protocol.messages import HostCall
 from ..results import CallFuture
 from ..work_item import WorkItem, outcome_of
 from ..workers.worker import PooledLane, Worker
-from .calls import INTERRUPT_AGAIN, AsyncHostCalls
+from .calls import INTERRUPT_INTERVAL, AsyncHostCalls
 from .host_tools import HostToolServer
 
 PREFETCH_SECONDS = 2e-3
-"""Seconds of work that a worker is given ahead."""
+"""Seconds of work that is prefetched for a worker."""
 
 MAX_PREFETCHED = 64
-"""Calls that a worker is given ahead at most."""
+"""Most calls in flight to a worker."""
 
-PATIENCE = 5e-3
-"""Seconds that a call may take before those behind it are called back."""
+RECALL_AFTER = 5e-3
+"""Seconds that a call may take before those behind it are recalled."""
 
 
 class FutureItem(WorkItem):
-    """Work that nobody waits for. The parameters are those of `WorkItem`.
+    """A work item of a submitted future. The parameters are those of `WorkItem`.
 
     Attributes
     ----------
     future
-        Told of its end.
+        Receives the outcome.
     context
-        That of the caller.
+        The context variables of the caller.
     exchange
-        Its conversation with a worker, while that has it.
+        The exchange of its last attempt with a worker, if any.
     timer
-        What ends its wait, or its run.
+        The timer of its queue timeout, or of its timeout.
     error
-        Why it is being ended, if it is.
-    served
+        The reason why it is being stopped, if it is.
+    host_calls
         Its host calls, if it has made any.
     """
 
@@ -60,7 +61,7 @@ class FutureItem(WorkItem):
     exchange: Exchange | None = None
     timer: asyncio.TimerHandle | None = None
     error: BaseException | None = None
-    served: AsyncHostCalls | None = None
+    host_calls: AsyncHostCalls | None = None
 
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
@@ -68,34 +69,34 @@ class FutureItem(WorkItem):
         self.context = contextvars.copy_context()
 
     def set_timer(self, timer: asyncio.TimerHandle | None) -> None:
-        """Have one timer, or none: what ends its wait, or its run."""
+        """Replace the timer, and cancel the previous one; None for no timer."""
         if self.timer is not None:
             self.timer.cancel()
         self.timer = timer
 
 
 class PrefetchWindow:
-    """How long a pool's futures take lately, and so how many a worker is given ahead."""
+    """The number of calls to keep in flight to a worker, from a pool's recent run times."""
 
     def __init__(self) -> None:
         self._seconds = PREFETCH_SECONDS
 
-    def note(self, seconds: float) -> None:
-        """Take in how long one took."""
+    def record(self, seconds: float) -> None:
+        """Add the run time of a call to the moving average."""
         self._seconds += (seconds - self._seconds) / 8
 
     def slow_down(self) -> None:
-        """Give nothing ahead until it is known again that it goes fast."""
-        self._seconds = max(self._seconds, PATIENCE)
+        """Prefetch nothing until calls are seen to be short again."""
+        self._seconds = max(self._seconds, RECALL_AFTER)
 
     @property
-    def ahead(self) -> int:
-        """Calls that may be under way to a worker at a time."""
+    def size(self) -> int:
+        """Most calls that may be in flight to a worker."""
         return max(1, min(MAX_PREFETCHED, int(PREFETCH_SECONDS / self._seconds)))
 
 
 class PipelineHost(Protocol):
-    """Who has the errands, and hears of them; `FutureRunner` is one."""
+    """The owner of a pipeline, which supplies its items; `FutureRunner` is one."""
 
     host: HostToolServer
     grace: float
@@ -104,13 +105,13 @@ class PipelineHost(Protocol):
     stop_scheduling: Callable[[Worker], None]
 
     def closed(self) -> PoolClosed | None:
-        """Return what to tell of work that ends with the pool, if that ends."""
+        """Return the error for work that the pool's shutdown ends; None while it is not closing."""
 
     def prefetch(self, lane: PooledLane, count: int) -> list[FutureItem]:
-        """Return errands that a lane can have beside its first."""
+        """Return further queued items for a lane."""
 
     def requeue(self, item: FutureItem) -> None:
-        """Take back an errand that was not begun."""
+        """Requeue an item that was not started."""
 
     def end(
         self,
@@ -120,75 +121,77 @@ class PipelineHost(Protocol):
         *,
         value: Any = None,
     ) -> None:
-        """Hear how an errand ended."""
+        """Finish an item with its outcome."""
 
     def report_death(self, lane: PooledLane, items: list[FutureItem]) -> None:
-        """Hear that a worker is gone, and what it had; the first of these it had begun."""
+        """Handle the death of a worker and its unanswered items, the first of which was running."""
 
     def release(self, pipeline: LanePipeline) -> None:
-        """Take the lane back."""
+        """Release the lane of a pipeline."""
 
 
 class LanePipeline:
-    """Takes errands to one lane, which it holds, and their answers back, until none is left.
+    """Runs futures on one lane, which it holds until no queued item is left for it.
 
-    It runs in the loop of the pool's supervisor.
+    It runs in the event loop of the pool's supervisor.
 
     Parameters
     ----------
-    dispatcher
-        Where it gets them from.
+    runner
+        The owner, which supplies the items.
     lane
         The lane.
+    name
+        A name for status displays.
 
     Attributes
     ----------
     name
-        What it does, for people.
+        The name for status displays.
     finished
-        Whether it has given the lane back.
+        Whether it has released the lane.
     """
 
-    def __init__(self, dispatcher: PipelineHost, lane: PooledLane, name: str) -> None:
+    def __init__(self, runner: PipelineHost, lane: PooledLane, name: str) -> None:
         self.name = name
         self.finished = False
-        self._dispatcher = dispatcher
+        self._runner = runner
         self._lane = lane
         self._loop = asyncio.get_running_loop()
-        self._under_way: dict[int, FutureItem] = {}  # in the order in which the worker does them
-        self._since = time.perf_counter()  # the first of them is being done
-        self._patience: asyncio.TimerHandle | None = None
-        self._is_going_on = False
-        self._done: list[tuple[FutureItem, Exchange]] = []
+        self._in_flight: dict[int, FutureItem] = {}  # in the order in which the worker runs them
+        self._since = time.perf_counter()  # when the first of them became the running one
+        self._recall_timer: asyncio.TimerHandle | None = None
+        self._is_continuing = False
+        self._answered: list[tuple[FutureItem, Exchange]] = []
         self._reading = self._lane.read_in(self._loop)
-        self._lane.on_returned = self._unassign
+        self._lane.on_returned = self._requeue_returned
 
     def begin(self, item: FutureItem) -> None:
-        """Take the first errand."""
+        """Send the first item, and start reading the lane."""
         self._reading.__enter__()
-        self._load([item])
+        self._send([item])
 
-    # -- there ---------------------------------------------------------------------------------
+    # -- sending -------------------------------------------------------------------------------
 
-    def _load(self, items: Iterable[FutureItem]) -> None:
+    def _send(self, items: Iterable[FutureItem]) -> None:
         segments: list[Segment] = []
         for item in items:
             exchange = Exchange(
                 self._lane.new_call_id(),
                 item.name,
-                display=Display(item.context),  # to the cell that submitted it
+                display=Display(item.context),  # of the cell that submitted it
                 raise_original=True,
             )
-            exchange.on_news = partial(self._hear, item)
+            exchange.on_news = partial(self._on_news, item)
             exchange.on_host_call = partial(self._serve, item)
             item.exchange = exchange
             try:
                 segments += item.encode(self._lane, exchange.call_id)
             except Exception as error:  # noqa: BLE001 - it is the future's outcome
-                self._dispatcher.end(item, outcome_of(error), error)
+                self._runner.end(item, outcome_of(error), error)
                 continue
             self._lane.begin(exchange)
-            self._under_way[exchange.call_id] = item
+            self._in_flight[exchange.call_id] = item
             if item.deadline is not None:
                 left = item.deadline - time.monotonic()
                 item.set_timer(self._loop.call_later(left, self._time_out, item))
@@ -198,40 +201,40 @@ class LanePipeline:
         except LaneClosed:
             self._fail()
             return
-        self._go_on_soon()
-        if len(self._under_way) > 1 and self._patience is None:
-            self._patience = self._loop.call_later(PATIENCE, self._lose_patience)
+        self._continue_soon()
+        if len(self._in_flight) > 1 and self._recall_timer is None:
+            self._recall_timer = self._loop.call_later(RECALL_AFTER, self._recall_waiting)
 
-    def _go_on_soon(self) -> None:
-        if not self._is_going_on:
-            self._is_going_on = True
-            self._loop.call_soon(self._go_on)
+    def _continue_soon(self) -> None:
+        if not self._is_continuing:
+            self._is_continuing = True
+            self._loop.call_soon(self._continue)
 
-    def _go_on(self) -> None:
-        """Take more errands along, or give the lane back; then tell of those that are done."""
-        self._is_going_on = False
+    def _continue(self) -> None:
+        """Prefetch more items, or release the lane; then finish the answered items."""
+        self._is_continuing = False
         if not self.finished:
             self._prefetch()
-        done, self._done = self._done, []
-        for item, exchange in done:
+        answered, self._answered = self._answered, []
+        for item, exchange in answered:
             self._conclude(item, exchange)
 
     def _prefetch(self) -> None:
-        ahead = self._dispatcher.window.ahead
-        if len(self._under_way) * 2 <= ahead:
-            more = self._dispatcher.prefetch(self._lane, ahead - len(self._under_way))
+        size = self._runner.window.size
+        if len(self._in_flight) * 2 <= size:
+            more = self._runner.prefetch(self._lane, size - len(self._in_flight))
             if more:
-                self._load(more)
-        if not self._under_way:
+                self._send(more)
+        if not self._in_flight:
             self._end()
 
     def _end(self) -> None:
         self.finished = True
         self._lane.on_returned = None
-        if self._patience is not None:
-            self._patience.cancel()
+        if self._recall_timer is not None:
+            self._recall_timer.cancel()
         self._reading.__exit__(None, None, None)
-        self._dispatcher.release(self)
+        self._runner.release(self)
 
     @property
     def lane(self) -> PooledLane:
@@ -239,14 +242,14 @@ class LanePipeline:
         return self._lane
 
     def caller_of(self, call_id: int) -> object:
-        """Return whose a call is that it has at the worker."""
-        item = self._under_way.get(call_id)
+        """Return the parent span of what a call in flight does."""
+        item = self._in_flight.get(call_id)
         return None if item is None else item.caller_of(call_id)
 
-    # -- and back ------------------------------------------------------------------------------
+    # -- receiving -----------------------------------------------------------------------------
 
-    def _hear(self, item: FutureItem, error: BaseException | None) -> None:
-        """Take in the answer to an errand, or that the lane has failed."""
+    def _on_news(self, item: FutureItem, error: BaseException | None) -> None:
+        """Handle the answer to an item, or the failure of the lane."""
         if error is not None:
             if not self.finished:
                 self._fail()
@@ -255,126 +258,126 @@ class LanePipeline:
         if not item.exchange.is_answered:
             return
         now = time.perf_counter()
-        self._dispatcher.window.note(now - self._since)
+        self._runner.window.record(now - self._since)
         self._since = now
         self._drop(item)
-        self._done.append((item, item.exchange))
-        self._go_on_soon()
+        self._answered.append((item, item.exchange))
+        self._continue_soon()
 
     def _conclude(self, item: FutureItem, exchange: Exchange) -> None:
         try:
             value = exchange.outcome()
         except Interrupted as interrupted:
-            if item.error is not None:  # its time was up
-                self._dispatcher.end(item, "timeout", item.error)
-            elif (closed := self._dispatcher.closed()) is not None:
-                self._dispatcher.end(item, "lost", closed)
+            if item.error is not None:  # it timed out
+                self._runner.end(item, "timeout", item.error)
+            elif (closed := self._runner.closed()) is not None:
+                self._runner.end(item, "lost", closed)
             else:
                 message = f"{exchange.name} was interrupted in its worker"
-                told = ToolError("KeyboardInterrupt", message, interrupted.traceback)
-                self._dispatcher.end(item, "cancelled", told)
+                cancelled = ToolError("KeyboardInterrupt", message, interrupted.traceback)
+                self._runner.end(item, "cancelled", cancelled)
         except BaseException as error:  # noqa: BLE001 - it is the future's outcome
-            # Less the frames here, which refer to the future, and say nothing to its owner.
-            self._dispatcher.end(item, "error", error.with_traceback(None))
+            # Without the frames here, which refer to the future, and do not help its owner.
+            self._runner.end(item, "error", error.with_traceback(None))
         else:
-            self._dispatcher.end(item, "ok", value=value)
+            self._runner.end(item, "ok", value=value)
 
     def _drop(self, item: FutureItem) -> None:
-        """Have nothing more to do with an errand."""
+        """Detach an item that was answered, requeued or lost from this pipeline."""
         assert item.exchange is not None
         self._lane.end(item.exchange)
-        self._under_way.pop(item.exchange.call_id, None)
+        self._in_flight.pop(item.exchange.call_id, None)
         item.exchange.on_news = item.exchange.on_host_call = None
-        if item.served is not None:
-            item.served.end()
-            item.served = None
+        if item.host_calls is not None:
+            item.host_calls.end()
+            item.host_calls = None
         item.set_timer(None)
 
     def _fail(self) -> None:
-        """Tell who was being served that the worker is gone; the others go to another one."""
-        items = list(self._under_way.values())
+        """Give up the lane of a dead worker, and report the items that it had."""
+        items = list(self._in_flight.values())
         for item in items:
             self._drop(item)
-        self._dispatcher.stop_scheduling(self._lane.worker)  # or its lane is lent again
+        self._runner.stop_scheduling(self._lane.worker)  # or its lane is assigned again
         self._end()
-        self._dispatcher.report_death(self._lane, items)
+        self._runner.report_death(self._lane, items)
 
     def _serve(self, item: FutureItem, call: HostCall, frame: Frame) -> None:
-        if item.served is None:
+        if item.host_calls is None:
             assert item.exchange is not None
-            item.served = AsyncHostCalls(
-                self._dispatcher.host,
+            item.host_calls = AsyncHostCalls(
+                self._runner.host,
                 self._lane,
                 item.exchange,
                 item,
                 item.context,
                 in_threads=True,
             )
-        item.served.begin(call, frame)
+        item.host_calls.begin(call, frame)
 
-    # -- calling back --------------------------------------------------------------------------
+    # -- recalling and stopping ----------------------------------------------------------------
 
-    def _lose_patience(self) -> None:
-        """Call back what stands behind a call that takes long."""
-        self._patience = None
-        if len(self._under_way) < 2:
+    def _recall_waiting(self) -> None:
+        """Recall the items behind a call that takes long."""
+        self._recall_timer = None
+        if len(self._in_flight) < 2:
             return
         waited = time.perf_counter() - self._since
-        if waited >= PATIENCE:
-            self._dispatcher.window.slow_down()
+        if waited >= RECALL_AFTER:
+            self._runner.window.slow_down()
             self._lane.recall()
-            waited -= INTERRUPT_AGAIN  # the signal may be lost
-        self._patience = self._loop.call_later(PATIENCE - waited, self._lose_patience)
+            waited -= INTERRUPT_INTERVAL  # the signal may be lost
+        self._recall_timer = self._loop.call_later(RECALL_AFTER - waited, self._recall_waiting)
 
-    def _unassign(self, ids: list[int]) -> None:
-        """Take back what the worker had not begun."""
-        for call_id in sorted(ids, reverse=True):  # each to the head of the queue
-            item = self._under_way.get(call_id)
+    def _requeue_returned(self, ids: list[int]) -> None:
+        """Requeue the items that the worker returned without starting them."""
+        for call_id in sorted(ids, reverse=True):  # each goes to the head of the queue
+            item = self._in_flight.get(call_id)
             if item is not None:
                 self._drop(item)
-                self._dispatcher.requeue(item)
-        for item in list(self._under_way.values()):
-            if item.future.cancelled():  # it had begun
-                self._interrupt(item, time.monotonic() + self._dispatcher.grace)
-        self._go_on_soon()
+                self._runner.requeue(item)
+        for item in list(self._in_flight.values()):
+            if item.future.cancelled():  # it was not returned: the worker had started it
+                self._interrupt(item, time.monotonic() + self._runner.grace)
+        self._continue_soon()
 
     def cancel(self, item: FutureItem) -> None:
-        """End an errand that nobody wants any more."""
-        if item.exchange is None or item.exchange.call_id not in self._under_way:
+        """Stop an item whose future was cancelled."""
+        if item.exchange is None or item.exchange.call_id not in self._in_flight:
             return
-        if next(iter(self._under_way.values())) is item:
-            self._interrupt(item, time.monotonic() + self._dispatcher.grace)
+        if next(iter(self._in_flight.values())) is item:
+            self._interrupt(item, time.monotonic() + self._runner.grace)
         else:  # until it is returned, or begins: then it is interrupted, or its worker replaced
             self._lane.recall()
-            self._loop.call_later(INTERRUPT_AGAIN, self.cancel, item)
+            self._loop.call_later(INTERRUPT_INTERVAL, self.cancel, item)
 
     def _time_out(self, item: FutureItem) -> None:
-        """Note where a call is whose time is up, and end it."""
+        """Record the stacks of a call that timed out, and stop it."""
         timeout = item.timeout
         assert timeout is not None
-        until = time.monotonic() + self._dispatcher.grace
+        until = time.monotonic() + self._runner.grace
 
         def stop(stacks: asyncio.Future[str]) -> None:
             name = self._lane.worker.name
             item.error = CallTimeout(item.name, timeout, name, stacks.result())
             self._interrupt(item, until)
 
-        # In a thread: it takes a moment, and other workers have their turn here meanwhile.
+        # In a thread: it takes a moment, and this loop serves other workers meanwhile.
         self._loop.run_in_executor(None, self._lane.worker.stacks).add_done_callback(stop)
 
     def _interrupt(self, item: FutureItem, until: float) -> None:
-        """Interrupt a call until it has heard; replace a worker that does not."""
+        """Interrupt a call repeatedly until it ends; terminate a worker that ignores it."""
         assert item.exchange is not None
-        if item.exchange.call_id not in self._under_way:
+        if item.exchange.call_id not in self._in_flight:
             return
         if time.monotonic() >= until:
             if isinstance(late := item.error, CallTimeout):
                 item.error = CallTimeout(
                     late.what, late.timeout, late.worker, late.stacks, was_replaced=True
                 )
-            self._dispatcher.terminate(self._lane)
+            self._runner.terminate(self._lane)
             return
-        if item.served is not None:
-            item.served.release()
+        if item.host_calls is not None:
+            item.host_calls.release()
         self._lane.interrupt(item.exchange.call_id)
-        self._loop.call_later(INTERRUPT_AGAIN, self._interrupt, item, until)
+        self._loop.call_later(INTERRUPT_INTERVAL, self._interrupt, item, until)

@@ -1,1 +1,1 @@
-"""Whose turn it is: the queue, the places that are lent, and the books of what was asked for."""
+"""Scheduling of a pool's work: the queue, the idle lanes, session affinity and wait notices."""

@@ -1,4 +1,4 @@
-"""Which worker each session belongs to. Pure, like the scheduler that asks."""
+"""Session affinity: the worker that each session prefers or is bound to. Pure: no clock, no I/O."""
 
 from __future__ import annotations
 
@@ -8,48 +8,48 @@ from typing import Any, Generic, Protocol, TypeVar
 from weakref import WeakValueDictionary
 
 MAX_LAST = 10_000
-"""Sessions without a strict home whose last worker is remembered; the oldest are forgotten."""
+"""Most sessions without a home whose last worker is remembered; the oldest are forgotten."""
 
 
 class Neighbour(Hashable, Protocol):
-    """A place at a worker."""
+    """A lane that knows the other lanes of its worker."""
 
     @property
     def neighbours(self) -> Iterable[Any]:
-        """The places at the same worker, itself included."""
+        """The lanes of the same worker, itself included."""
 
 
 W = TypeVar("W", bound=Neighbour)
 
 
 class Home(Generic[W]):
-    """The worker that a session's strict work is bound to: one incarnation of it.
+    """The worker that a strict session is bound to: one process, not its slot.
 
-    All who have the session open hold the same one. When that worker goes, it is lost for them for
-    good; who opens the session then gets another one.
+    All handles of an open session share one home. When its worker ends, the home is lost to them
+    for good; opening the session again then creates another one.
 
     Attributes
     ----------
-    place
-        A place at that worker; None until the session's first work has one.
+    lane
+        A lane of that worker; None until the session's first work is assigned one.
     is_lost
         Whether that worker is gone.
     """
 
-    def __init__(self, place: W | None = None) -> None:
-        self.place = place
+    def __init__(self, lane: W | None = None) -> None:
+        self.lane = lane
         self.is_lost = False
 
-    def takes(self, place: W) -> bool:
-        """Whether a place is at that worker, or could become it."""
-        return self.place is None or place in self.place.neighbours
+    def takes(self, lane: W) -> bool:
+        """Whether a lane belongs to that worker, or there is no such worker yet."""
+        return self.lane is None or lane in self.lane.neighbours
 
 
 class Homes(Generic[W]):
-    """The homes of sessions, and the last workers of those that are bound to none.
+    """The homes of strict sessions, and the last workers of the other sessions.
 
-    A home stays until its worker goes or its session is forgotten: a bound would lose names without
-    a word. One that no work was done in stays as long as somebody holds it.
+    A home is kept until its worker ends or its session is forgotten: a limit on their number would
+    silently lose a session's variables. A home without work lives as long as a reference to it.
     """
 
     def __init__(self) -> None:
@@ -58,48 +58,48 @@ class Homes(Generic[W]):
         self._kept: dict[str, Home[W]] = {}
 
     def open(self, session: str) -> Home[W]:
-        """Return the home of a session; it is the worker that served it last, if one did."""
+        """Return the home of a session: the worker that served the session last, if one did."""
         home = self._homes.get(session)
         if home is None:
             home = self._homes[session] = Home(self._last.pop(session, None))
-            if home.place is not None:
+            if home.lane is not None:
                 self._kept[session] = home
         return home
 
     def preferred(self, session: str) -> W | None:
-        """Return a place at the worker that a session had last, or has as its home."""
+        """Return a lane of a session's home, or of its last worker if it has no home."""
         home = self._homes.get(session)
-        return self._last.get(session) if home is None else home.place
+        return self._last.get(session) if home is None else home.lane
 
-    def note(self, session: str, place: W) -> None:
-        """Take in that a session's work is done at a place; a home stays where it is."""
+    def note(self, session: str, lane: W) -> None:
+        """Record the lane that a session's work is assigned; an existing home does not move."""
         home = self._homes.get(session)
         if home is None:
-            self._last[session] = place
+            self._last[session] = lane
             self._last.move_to_end(session)
             if len(self._last) > MAX_LAST:
                 self._last.popitem(last=False)
-        elif home.place is None:
-            home.place = place
+        elif home.lane is None:
+            home.lane = lane
             self._kept[session] = home
 
-    def has_home(self, place: W) -> bool:
-        """Whether a session is bound to the worker of a place."""
-        neighbours = set(place.neighbours)
-        return any(home.place in neighbours for home in self._kept.values())
+    def has_home(self, lane: W) -> bool:
+        """Whether any session is bound to the worker of a lane."""
+        neighbours = set(lane.neighbours)
+        return any(home.lane in neighbours for home in self._kept.values())
 
-    def leave(self, place: W) -> None:
-        """Take in that a worker is gone."""
-        for session in [session for session, last in self._last.items() if last == place]:
+    def leave(self, lane: W) -> None:
+        """Forget a lane whose worker is gone; homes on it are lost."""
+        for session in [session for session, last in self._last.items() if last == lane]:
             del self._last[session]
         for session, home in list(self._kept.items()):
-            if home.place == place:
+            if home.lane == lane:
                 home.is_lost = True
                 del self._kept[session], self._homes[session]
 
     def forget(self, session: str) -> None:
-        """Let a session begin again, as if it had never had a worker."""
+        """Forget a session's home and last worker."""
         self._last.pop(session, None)
         home = self._kept.pop(session, None)
         if home is not None:
-            home.place = None
+            home.lane = None

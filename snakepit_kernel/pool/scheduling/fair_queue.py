@@ -1,4 +1,4 @@
-"""The queue of a pool: fair between sessions. Pure: no clock, no lock, no I/O."""
+"""Priority queue of a pool, fair between sessions. Pure: no clock, no lock, no I/O."""
 
 from __future__ import annotations
 
@@ -8,51 +8,51 @@ from collections.abc import Hashable, Iterator
 from typing import Generic, Literal, Protocol, TypeVar
 
 Bound = Literal["max_queue", "max_futures"]
-"""What of a queue is bounded: who waits, and what nobody waits for in a thread."""
+"""The limit that an item counts against: waiting callers, or futures, which block no thread."""
 
 
 class Waiting(Hashable, Protocol):
-    """Who waits."""
+    """An item of the queue."""
 
     @property
     def session(self) -> str | None:
-        """Whose it is; all work without a session is one more."""
+        """The session of the item; all items without a session count as one session."""
 
     @property
     def priority(self) -> int:
-        """Higher goes first."""
+        """Higher is served first."""
 
     @property
     def bound(self) -> Bound | None:
-        """The bound of the queue that it counts against."""
+        """The queue limit that the item counts against."""
 
 
 T = TypeVar("T", bound=Waiting)
 
 Line = OrderedDict[T, None]
-"""What one session has waiting, first come, first served."""
+"""The queued items of one session, first in, first out."""
 
 
 class FairQueue(Generic[T]):
-    """Items in the order in which they are to be served.
+    """Queued items in the order of service.
 
-    Higher priority goes first. Within one, the session that holds the fewest places does; among
-    those that hold as many, the one that was served the longest ago; within a session, whoever came
-    first. So a session that asks for a thousand things at once delays another one by what runs, and
-    not by what waits. With one session, or none, it is first come, first served.
+    Higher priority is served first. Within a priority, the session that holds the fewest lanes is
+    served first; among sessions with equally many, the least recently served; within a session,
+    the oldest item. So a session that queues a thousand items delays another session only by the
+    items that run, not by those that wait. With one session, or none, it is first in, first out.
 
     Attributes
     ----------
     size
-        How many there are.
+        Number of items.
     waiting
-        How many of them count against each bound.
+        Number of items that count against each limit.
     """
 
     def __init__(self) -> None:
         self._levels: dict[int, OrderedDict[str | None, Line[T]]] = {}
         self._priorities: list[int] = []  # of the levels, the highest first
-        self._held: dict[str | None, int] = {}  # places, by session; no zeros
+        self._held: dict[str | None, int] = {}  # number of lanes held by each session; no zeros
         self.size = 0
         self.waiting: Counter[Bound | None] = Counter()
 
@@ -65,7 +65,7 @@ class FairQueue(Generic[T]):
         return line is not None and item in line
 
     def __iter__(self) -> Iterator[T]:
-        """Iterate in the order of service; nothing may be added or removed meanwhile."""
+        """Iterate in the order of service; the queue must not change during the iteration."""
         for priority in self._priorities:
             lines = self._levels[priority]
             if len(lines) == 1:
@@ -74,32 +74,32 @@ class FairQueue(Generic[T]):
                 yield from self._in_turns(lines)
 
     def _in_turns(self, lines: OrderedDict[str | None, Line[T]]) -> Iterator[T]:
-        """Iterate over what several sessions have waiting, as if each place given were kept."""
+        """Iterate over the items of several sessions, as if each assigned lane were kept."""
         turns: dict[int, list[Iterator[T]]] = {}
         for session, line in lines.items():
             held = self._held.get(session, 0)
-            if held == 0:  # the most likely one first: mostly nobody asks for a second
-                ahead = iter(line)
-                yield next(ahead)
-                turns.setdefault(1, []).append(ahead)
+            if held == 0:  # the fast path: most consumers take only the first item
+                rest = iter(line)
+                yield next(rest)
+                turns.setdefault(1, []).append(rest)
             else:
                 turns.setdefault(held, []).append(iter(line))
         for held in itertools.count(1):
             if not turns:
                 return
-            for ahead in turns.pop(held, ()):
-                for item in itertools.islice(ahead, 1):
+            for rest in turns.pop(held, ()):
+                for item in itertools.islice(rest, 1):
                     yield item
-                    turns.setdefault(held + 1, []).append(ahead)
+                    turns.setdefault(held + 1, []).append(rest)
 
     def append(self, item: T) -> None:
-        """Take an item in, behind the others of its session."""
+        """Queue an item behind the others of its session."""
         self._line_of(item)[item] = None
         self.size += 1
         self.waiting[item.bound] += 1
 
     def put_first(self, item: T) -> None:
-        """Take an item in, before all others of its priority."""
+        """Queue an item ahead of all others of its priority."""
         line = self._line_of(item)
         line[item] = None
         line.move_to_end(item, last=False)
@@ -118,7 +118,7 @@ class FairQueue(Generic[T]):
         return line
 
     def remove(self, item: T) -> bool:
-        """Take an item out; say whether it was there."""
+        """Remove an item; return whether it was queued."""
         lines = self._levels.get(item.priority)
         line = None if lines is None else lines.get(item.session)
         if lines is None or line is None or item not in line:
@@ -134,7 +134,7 @@ class FairQueue(Generic[T]):
         return True
 
     def clear(self) -> list[T]:
-        """Take all items out, and return them."""
+        """Remove all items, and return them in the order of service."""
         items = list(self)
         self._levels.clear()
         self._priorities.clear()
@@ -142,10 +142,10 @@ class FairQueue(Generic[T]):
         self.waiting.clear()
         return items
 
-    # -- who holds what ------------------------------------------------------------------------
+    # -- lanes held by each session --------------------------------------------------------------
 
     def hold(self, item: T) -> None:
-        """Note that an item, out of the queue, got a place: its session has had its turn."""
+        """Record that an item, no longer queued, was assigned a lane: its session had its turn."""
         session = item.session
         self._held[session] = self._held.get(session, 0) + 1
         if self.size:
@@ -154,11 +154,11 @@ class FairQueue(Generic[T]):
                 lines.move_to_end(session)
 
     def count(self, session: str | None) -> None:
-        """Note that a session has one place more, without a turn of its own."""
+        """Record that a session holds one more lane, without counting it as its turn."""
         self._held[session] = self._held.get(session, 0) + 1
 
     def let_go(self, session: str | None) -> None:
-        """Note that a session gave a place back."""
+        """Record that a session released a lane."""
         left = self._held.pop(session, 0) - 1
         if left > 0:
             self._held[session] = left

@@ -1,4 +1,4 @@
-"""Who gets which worker. Pure: no clock, no lock, no I/O."""
+"""Assignment of idle lanes to queued items. Pure: no clock, no lock, no I/O."""
 
 from __future__ import annotations
 
@@ -14,52 +14,52 @@ Purpose = Literal["call", "cell"]
 
 
 class AssignableLane(Hashable, Protocol):
-    """What is lent: a place at a worker, for one piece of work at a time."""
+    """A lane of a worker, assigned to one item at a time."""
 
     @property
     def purposes(self) -> frozenset[Purpose]:
-        """What it is good for."""
+        """The kinds of work that the lane can carry."""
 
     @property
     def load(self) -> int:
-        """How many other places at the same worker are lent."""
+        """Number of other lanes of the same worker that are assigned."""
 
     @property
     def neighbours(self) -> Iterable[Any]:
-        """The places at the same worker, itself included."""
+        """The lanes of the same worker, itself included."""
 
 
 W = TypeVar("W", bound=AssignableLane)
 
 
 def nothing() -> None:
-    """Stand in for a callback that nobody has set, or needs any more."""
+    """Do nothing: the callback where none is set, or none is needed any more."""
 
 
 class QueueFull(Exception):
-    """The queue is at a bound, which is its argument."""
+    """The queue is at a limit, which is the argument."""
 
 
 class QueueItem(Generic[W]):
-    """One request for a place.
+    """A request for a lane.
 
     Parameters
     ----------
-    on_grant
-        Called when a queued item gets its place, with the pool's lock held: brief, never
-        blocking.
+    on_assigned
+        Called when a queued item is assigned its lane, with the pool's lock held: it must be brief
+        and never block.
     session
         The session of the work; its last worker is preferred.
     wanted
-        The one place that will do; None for any.
+        The only acceptable lane; None for any.
     purpose
-        What it is wanted for.
+        The kind of work.
     home
-        The worker that alone will do; None where the session's last one is only preferred.
+        The only acceptable worker; None where the session's last worker is merely preferred.
     priority
-        Higher goes first.
+        Higher is served first.
     bound
-        The bound of the queue that it counts against.
+        The queue limit that the item counts against.
     """
 
     bound: Bound | None = "max_queue"
@@ -91,39 +91,40 @@ class QueueItem(Generic[W]):
         self.purpose = purpose
 
     def fits(self, lane: W) -> bool:
-        """Whether a place will do."""
+        """Whether a lane is acceptable."""
         if self.wanted is not None:
             return self.wanted == lane
         return self.purpose in lane.purposes and (self.home is None or self.home.takes(lane))
 
     @property
     def has_lost_home(self) -> bool:
-        """Whether the worker that alone would do is gone."""
+        """Whether the only acceptable worker is gone."""
         return self.home is not None and self.home.is_lost
 
 
 class Scheduler(Generic[W]):
-    """One queue in front of idle places.
+    """The queue of a pool and its idle lanes.
 
-    A free place goes to the first in the queue whom it fits, as `FairQueue` puts them. Free places
-    are taken from the worker that has least to do, and least recently used first, except that a
-    session gets its last worker again when that has a free place, and a strict one waits for its
-    home.
+    A released lane is assigned to the first queued item that it fits, in the order of `FairQueue`.
+    A new item gets an idle lane of the least loaded worker, the least recently used first, except
+    that a session gets its last worker again when that has an idle lane, and a strict session waits
+    for its home.
 
     Parameters
     ----------
     max_queue, max_futures
-        Items that may wait, of those that count against each of these; None for any number.
+        Most items that may wait, of those that count against each limit; None for any number.
 
     Attributes
     ----------
     idle
-        The places that are free, the least recently used first.
+        The idle lanes, the least recently used first.
     homes
-        Which worker each session had last, or is bound to.
-    granted
-        The item from the queue that got a place last, until its owner knows of it and clears
-        this. Ctrl-C may come between any two calls; then this says what was under way.
+        The worker that each session had last, or is bound to.
+    assigned
+        The queued item that was last assigned a lane, until its owner has been notified and clears
+        this. A KeyboardInterrupt may come between any two calls; this then says which item was
+        affected.
     """
 
     def __init__(self, max_queue: int, max_futures: int | None = None) -> None:
@@ -133,38 +134,38 @@ class Scheduler(Generic[W]):
         }
         self.idle: OrderedDict[W, None] = OrderedDict()
         self._queue: FairQueue[QueueItem[W]] = FairQueue()
-        self._sessions: dict[W, str | None] = {}  # to whose work
+        self._sessions: dict[W, str | None] = {}  # of the work that each assigned lane has
         self.homes: Homes[W] = Homes()
         self.assigned: QueueItem[W] | None = None
 
     @property
     def waiting(self) -> int:
-        """Number of items that wait."""
+        """Number of queued items."""
         return len(self._queue)
 
     def request(self, item: QueueItem[W]) -> bool:
-        """Grant a place at once, or queue the item.
+        """Assign a lane at once, or queue the item.
 
         Returns
         -------
         bool
-            Whether the item has its place.
+            Whether the item was assigned a lane.
 
         Raises
         ------
         QueueFull
-            The queue is at its bound, which counts for this item.
+            The queue is at the limit that the item counts against.
         """
         if self.assign(item):
             return True
-        most = self._bounds.get(item.bound)
-        if most is not None and self._queue.waiting[item.bound] >= most:
-            raise QueueFull(most)
+        limit = self._bounds.get(item.bound)
+        if limit is not None and self._queue.waiting[item.bound] >= limit:
+            raise QueueFull(limit)
         self._queue.append(item)
         return False
 
     def assign(self, item: QueueItem[W]) -> bool:
-        """Grant a place at once if one is free that fits; say whether it was."""
+        """Assign an idle lane that fits, if there is one; return whether there was."""
         session = item.session
         lane: W | None = None
         if session is None and item.wanted is None and item.home is None:
@@ -187,11 +188,11 @@ class Scheduler(Generic[W]):
         return True
 
     def withdraw(self, item: QueueItem[W]) -> bool:
-        """Take a item out of the queue; say whether it was still there."""
+        """Remove an item from the queue; return whether it was still queued."""
         return self._queue.remove(item)
 
     def add(self, lane: W) -> QueueItem[W] | None:
-        """Take in a place that is free; return the item that gets it at once, if any waits."""
+        """Add an idle lane; return the queued item that is assigned it at once, if one is."""
         if lane in self._sessions:
             self._queue.let_go(self._sessions.pop(lane))
         if self._queue.size:
@@ -206,11 +207,11 @@ class Scheduler(Generic[W]):
         return None
 
     def quarantine(self, lane: W) -> None:
-        """Lend a place no more until it is added again; who is bound to its worker stays so."""
+        """Assign a lane to nothing until it is added again; homes on its worker stay."""
         self.idle.pop(lane, None)
 
     def remove(self, lane: W) -> list[QueueItem[W]]:
-        """Forget a place that is not to be lent any more; return what waited for it alone."""
+        """Remove a lane for good; return the items that only it could have served."""
         self.idle.pop(lane, None)
         self._unassign(lane)
         self.homes.leave(lane)
@@ -224,17 +225,17 @@ class Scheduler(Generic[W]):
         return stranded
 
     def replace(self, lane: W, successor: W) -> None:
-        """Let those who wait for one place alone wait for its successor."""
+        """Redirect the items that wait for one particular lane to its successor."""
         for item in self._queue:
             if item.wanted == lane:
                 item.wanted = successor
 
     def first(self, count: int) -> list[QueueItem[W]]:
-        """Return those whose turn comes first."""
+        """Return the first queued items, in the order of service."""
         return list(itertools.islice(self._queue, count))
 
     def first_after(self, lane: W, count: int) -> list[QueueItem[W]]:
-        """Return those whose turn comes first if a place that is lent were given back."""
+        """Return the first queued items as they would be if an assigned lane were released."""
         session = self._sessions[lane]
         self._queue.let_go(session)
         items = self.first(count)
@@ -242,16 +243,16 @@ class Scheduler(Generic[W]):
         return items
 
     def pass_on(self, lane: W, item: QueueItem[W]) -> None:
-        """Count a place that is lent as that of another item, which has left the queue."""
+        """Reassign an assigned lane to another item, which has left the queue."""
         self._unassign(lane)
         self._assign(lane, item)
 
     def put_first(self, item: QueueItem[W]) -> None:
-        """Put a item back to the head of the queue."""
+        """Put an item back at the head of the queue."""
         self._queue.put_first(item)
 
     def drain(self) -> list[QueueItem[W]]:
-        """Empty the queue; return what waited."""
+        """Empty the queue; return its items."""
         return self._queue.clear()
 
     def _choose(self, item: QueueItem[W]) -> W | None:
@@ -268,7 +269,7 @@ class Scheduler(Generic[W]):
         return self._least_loaded(item)
 
     def _least_loaded(self, item: QueueItem[W]) -> W | None:
-        """Return the idle place that fits whose worker has least to do."""
+        """Return the idle lane that fits on the least loaded worker."""
         best = None
         for lane in self.idle:
             if item.fits(lane):

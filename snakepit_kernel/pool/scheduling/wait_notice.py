@@ -1,4 +1,4 @@
-"""Waiting for a busy pool as somebody at a notebook does: until Stop, and told what for."""
+"""Notices about waits for a busy pool, and waits that end only with Stop, for notebook cells."""
 
 from __future__ import annotations
 
@@ -6,30 +6,30 @@ import contextlib
 from collections.abc import Callable, Iterator
 from contextvars import ContextVar
 
-TELL_AFTER = 1.0
-"""Seconds of waiting after which it is told."""
+NOTICE_AFTER = 1.0
+"""Seconds that a wait lasts before the listener is notified."""
 
-Tell = Callable[[str], object]
+Listener = Callable[[str], object]
 
-_listener: ContextVar[Tell | None] = ContextVar("snakepit_listener_to_waits", default=None)
+_listener: ContextVar[Listener | None] = ContextVar("snakepit_listener_to_waits", default=None)
 
 
 @contextlib.contextmanager
-def announcing_waits(tell: Tell) -> Iterator[None]:
+def announcing_waits(listener: Listener) -> Iterator[None]:
     """Let calls and cells wait for a busy pool as long as futures do: by default until Ctrl-C.
 
     Parameters
     ----------
-    tell
-        Called with a sentence, in the thread that waits, when that has waited for a second.
+    listener
+        Called with a sentence, in the waiting thread, when it has waited for a second.
     """
-    token = _listener.set(tell)
+    token = _listener.set(listener)
     try:
         yield
     finally:
         _listener.reset(token)
 
 
-def wait_listener() -> Tell | None:
-    """Return who wants to know of waits, if somebody does in this context."""
+def wait_listener() -> Listener | None:
+    """Return the function to notify of waits in this context, if there is one."""
     return _listener.get()
