@@ -67,28 +67,28 @@ class HostReport:
         ``"ok"`` or ``"error"``; ``"cancelled"`` when an exception leaves the block.
     """
 
-    __slots__ = ("_began", "_begun", "_call", "_link", "_session", "_within", "outcome")
+    __slots__ = ("_began", "_call", "_host_call", "_scope", "_session", "_span", "outcome")
 
     def __init__(self, host_call: HostCallContext, call: HostCall, session: str | None) -> None:
         self.outcome = "ok"
-        self._link = host_call
+        self._host_call = host_call
         self._call = call
         self._session = session
 
     def __enter__(self) -> Self:
         self._began = time.monotonic()
-        self._begun: telemetry.Begun | None = None
+        self._span: telemetry.Begun | None = None
         if telemetry.is_on():
-            self._begun = telemetry.begin("host_call", self._link.caller)
-            self._within = telemetry.within(self._begun)
-            self._within.__enter__()
+            self._span = telemetry.begin("host_call", self._host_call.caller)
+            self._scope = telemetry.within(self._span)
+            self._scope.__enter__()
         return self
 
     def __exit__(self, kind: object, error: object, traceback: object) -> None:
-        if self._begun is not None:
-            self._within.__exit__(None, None, None)
-            attributes = self._link.lane.origin(self._session, self._link.correlation)
+        if self._span is not None:
+            self._scope.__exit__(None, None, None)
+            attributes = self._host_call.lane.origin(self._session, self._host_call.correlation)
             attributes["tool"] = self._call.tool
             attributes["outcome"] = self.outcome if kind is None else "cancelled"
             seconds = time.monotonic() - self._began
-            telemetry.emit("host_call", attributes, seconds=seconds, caller=self._begun)
+            telemetry.emit("host_call", attributes, seconds=seconds, caller=self._span)

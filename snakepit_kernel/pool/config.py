@@ -53,7 +53,7 @@ class PoolConfig:
     """The checked options of a pool. See `Pool` for what each means."""
 
     workers: int
-    takes_what_is_left: bool
+    is_auto_sized: bool
     adapter: object
     name: str
     profile: Profile
@@ -168,7 +168,7 @@ class PoolConfig:
             raise ValueError(msg)
         return cls(
             workers=count,
-            takes_what_is_left=workers == "auto",
+            is_auto_sized=workers == "auto",
             adapter=check_adapter(adapter),
             name=check_name("pool", name),
             profile="thread" if profile == "thread" else "process",

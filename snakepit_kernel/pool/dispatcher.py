@@ -559,7 +559,7 @@ class Dispatcher:
             for worker in self.supervisor.workers.values():
                 for lane in worker.lanes:
                     lane.defined.clear()  # what was to be sent may not have been
-                    lane.encoders = lane.follows = 0
+                    lane.encoders = lane.search_path_version = 0
                     self._repair_lane(lane)
             if self._pending == 0:
                 self._quiet.notify_all()

@@ -20,7 +20,7 @@ MESSAGE = "snakepit_activity"
 the server takes for the kernel's state: its parent is empty, so it says nothing of any cell."""
 
 
-def tell_of_activity() -> None:
+def send_activity() -> None:
     """Send a message that only says that this process, if it is a notebook's kernel, is at work."""
     kernel = _kernel()
     if kernel is None:

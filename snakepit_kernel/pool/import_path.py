@@ -24,7 +24,7 @@ class SearchPath:
         self._entries: list[str] = []
         self._number = 0
 
-    def look(self) -> int:
+    def version(self) -> int:
         """Return the number of the present state, which no earlier one had."""
         try:
             directory = os.getcwd()  # noqa: PTH109 - much faster
@@ -40,12 +40,12 @@ search_path = SearchPath()
 """That of this process."""
 
 
-def follow(lane: PooledLane) -> list[Segment]:
+def search_path_frames(lane: PooledLane) -> list[Segment]:
     """Return the frame by which a worker looks where this process does; nothing if it does."""
-    number = search_path.look()
-    if lane.follows == number:
+    number = search_path.version()
+    if lane.search_path_version == number:
         return []
-    lane.follows = number
+    lane.search_path_version = number
     config = lane.worker.config
     directory = search_path.directory if config.follows_cwd else None
     return pack(encode(Follow(config.kernel.import_path(), directory)))

@@ -228,7 +228,7 @@ class Pool(Caller, concurrent.futures.Executor):
         self._engine.open()
         # The engine does not know this object, so that can be collected; then the engine ends,
         # when its work is done. At the exit of the interpreter the engine ends by itself.
-        weakref.finalize(self, _close_apart, self._engine).atexit = False
+        weakref.finalize(self, _close_in_thread, self._engine).atexit = False
 
     # -- looking -------------------------------------------------------------------------------
 
@@ -417,8 +417,8 @@ class Pool(Caller, concurrent.futures.Executor):
         name = getattr(fn, "__qualname__", None) or type(fn).__name__
         shared = SharedFunction(self._engine.config.codec, partial(_map_all, fn), name)
         chunks = _chunks(iterables, chunksize)
-        to_come = (self._submit_shared(shared, tuple(chunk)) for chunk in chunks)
-        return _in_order(deque(itertools.islice(to_come, buffersize)), to_come, end)
+        upcoming = (self._submit_shared(shared, tuple(chunk)) for chunk in chunks)
+        return _ordered_values(deque(itertools.islice(upcoming, buffersize)), upcoming, end)
 
     # -- changing it ---------------------------------------------------------------------------
 
@@ -573,9 +573,9 @@ def _check_buffersize(buffersize: object) -> None:
         raise ValueError(msg)
 
 
-def _in_order(
+def _ordered_values(
     futures: deque[CallFuture[list[T]]],
-    to_come: Iterator[CallFuture[list[T]]],
+    upcoming: Iterator[CallFuture[list[T]]],
     end: float | None,
 ) -> Iterator[T]:
     """Yield the values of futures in their order; cancel the rest when the consumer leaves.
@@ -584,7 +584,7 @@ def _in_order(
     """
     try:
         while futures:
-            futures.extend(itertools.islice(to_come, 1))
+            futures.extend(itertools.islice(upcoming, 1))
             remaining = None if end is None else max(0.0, end - time.monotonic())
             values = futures[0].result(remaining)
             futures.popleft()
@@ -606,7 +606,7 @@ def _close_when_unused(engine: Engine) -> None:
     _close_when_quiet(engine)
 
 
-def _close_apart(engine: Engine) -> None:
+def _close_in_thread(engine: Engine) -> None:
     """End an engine whose pool was collected, when its futures are done, as executors do.
 
     The garbage collector may run in any thread at any moment, even in the engine's own thread, or

@@ -16,7 +16,7 @@ from ..protocol.encoders import encoders
 from ..protocol.frames import Segment, pack
 from ..protocol.messages import Define, Encode, Prepare, Release, ToolInfo
 from ..tools.arguments import Arguments
-from .import_path import follow, search_path
+from .import_path import search_path, search_path_frames
 from .workers.worker import PooledLane
 
 
@@ -48,9 +48,9 @@ class ToolDefinitions:
         if definition is None or lane.defined.get(name) == definition[0]:
             if _is_up_to_date(lane):
                 return []
-            return ahead(lane)
+            return preamble(lane)
         lane.defined[name] = definition[0]
-        return [*ahead(lane), *definition[1]]
+        return [*preamble(lane), *definition[1]]
 
 
 class SharedFunction:
@@ -95,15 +95,15 @@ class SharedFunction:
 
     def missing(self, lane: PooledLane) -> list[Segment]:
         """Return the frames that a worker needs before it can run the function."""
-        frames = ahead(lane)
-        if lane.defined.get(self._name_on_a_lane):
+        frames = preamble(lane)
+        if lane.defined.get(self._lane_key):
             return frames
         self._lanes.add(lane)
-        lane.defined[self._name_on_a_lane] = 1
+        lane.defined[self._lane_key] = 1
         return [*frames, *lane.marshaller.pack(Prepare(self.number), *self._pickled)]
 
     @property
-    def _name_on_a_lane(self) -> str:
+    def _lane_key(self) -> str:
         return f"#{self.number}"  # no tool is called like that
 
 
@@ -118,15 +118,15 @@ def _release(number: int, lanes: weakref.WeakSet[PooledLane]) -> None:
 def _is_up_to_date(lane: PooledLane) -> bool:
     """Whether a worker needs nothing before its next request but what that asks for."""
     is_ready = lane.encoders == len(encoders.known) and not lane.forgets and not lane.released
-    return is_ready and lane.follows == search_path.look()
+    return is_ready and lane.search_path_version == search_path.version()
 
 
-def ahead(lane: PooledLane) -> list[Segment]:
+def preamble(lane: PooledLane) -> list[Segment]:
     """Return the frames that a worker needs before its next request, whatever that is."""
     if _is_up_to_date(lane):
         return []
     known = encoders.known
-    frames = follow(lane)
+    frames = search_path_frames(lane)
     missing, lane.encoders = known[lane.encoders :], len(known)
     marshaller = lane.marshaller
     for each in missing:

@@ -68,36 +68,36 @@ class Dashboard(anywidget.AnyWidget):
 
     def __init__(self, pool: Watched) -> None:
         self._has_ended = threading.Event()
-        self._ended_before, self._looked = 0, -math.inf  # its first rate is 0
-        super().__init__(view=self._look(pool))
+        self._ended_before, self._read_at = 0, -math.inf  # its first rate is 0
+        super().__init__(view=self._read_view(pool))
         # What it sends belongs to the cell that opened it, which ipykernel finds in the context.
         self._thread = threading.Thread(
             target=contextvars.copy_context().run,
-            args=(self._follow, pool),
+            args=(self._run, pool),
             name=f"snakepit-dashboard-{self.view['name']}",
             daemon=True,
         )
         self._thread.start()
 
-    def _follow(self, pool: Watched) -> None:
+    def _run(self, pool: Watched) -> None:
         is_open = True
         while is_open and not self._has_ended.wait(INTERVAL):
             is_open = pool.is_open
             if is_open and not self.shown:
                 continue
-            view = self._look(pool)
+            view = self._read_view(pool)
             if _without_ages(view) != _without_ages(self.view):
                 with contextlib.suppress(
                     zmq.ZMQError
                 ):  # the kernel ends, and its channels are closed
                     self.view = view
 
-    def _look(self, pool: Watched) -> dict[str, Any]:
+    def _read_view(self, pool: Watched) -> dict[str, Any]:
         is_open = pool.is_open
         status = pool.status()
         ended, now = _ended(status), time.monotonic()
-        rate = (ended - self._ended_before) / (now - self._looked)
-        self._ended_before, self._looked = ended, now
+        rate = (ended - self._ended_before) / (now - self._read_at)
+        self._ended_before, self._read_at = ended, now
         return {**_as_view(status), "is_open": is_open, "rate": round(rate, 1)}
 
     def close(self) -> None:

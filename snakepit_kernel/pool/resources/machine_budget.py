@@ -58,7 +58,7 @@ class MachineReservation:
         self._pool = pool
         self._bytes_each = bytes_each
 
-    def take_what_is_left(self, most: int) -> Self:
+    def reserve_remaining(self, most: int) -> Self:
         """Book as many workers as others have left, one in any case."""
         self.workers = self._registry.book(
             self._name,
@@ -70,10 +70,10 @@ class MachineReservation:
         )
         return self
 
-    def note(self, workers: int) -> None:
+    def update(self, workers: int) -> None:
         """Book a number of workers, whether they are left or not; warn of too much memory."""
         if not self.workers:
-            self.take_what_is_left(1)
+            self.reserve_remaining(1)
         self.workers = workers
         self._registry.rebook(self._name, workers, workers * self._bytes_each)
         booked = sum(booking.memory_bytes for booking in self._registry.bookings())
@@ -86,7 +86,7 @@ class MachineReservation:
                 memory / 2**30,
             )
 
-    def give_back(self) -> None:
+    def release(self) -> None:
         """Book nothing any more."""
         if self.workers:
             self._registry.unbook(self._name)

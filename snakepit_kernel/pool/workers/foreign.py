@@ -48,10 +48,10 @@ class ForeignWorker(Worker):
         await self._launch()
         try:
             if limits.open_files is not None:
-                limit_files(self._present_pid(), limits.open_files)
+                limit_files(self._require_pid(), limits.open_files)
             if limits.cpu_seconds is not None:
-                limit_cpu(self._present_pid(), limits.cpu_seconds)
-            self.cells = await self._answering_cells()
+                limit_cpu(self._require_pid(), limits.cpu_seconds)
+            self.cells = await self._connect_cells()
             if limits.address_space_bytes is not None:
                 self._limit_address_space(limits.address_space_bytes)
         except (ConnectionError, ProcessLookupError, FileNotFoundError):
@@ -63,34 +63,34 @@ class ForeignWorker(Worker):
 
     def _limit_address_space(self, size_bytes: int) -> None:
         """Limit what it takes beyond what it has, and so for what it has started until now."""
-        pid = self._present_pid()
+        pid = self._require_pid()
         for child in descendants(pid):
             with contextlib.suppress(OSError):  # it has ended
                 limit_address_space(child.pid, size_bytes, finally_so=True)
         limit_address_space(pid, size_bytes, finally_so=True)
 
-    def _present_pid(self) -> int:
+    def _require_pid(self) -> int:
         if self.pid is None:
             raise ProcessLookupError
         return self.pid
 
-    async def _answering_cells(self) -> CellClient:
+    async def _connect_cells(self) -> CellClient:
         """Open the channels in a thread, and wait there for the kernel's first answer."""
-        is_given_up = threading.Event()
-        waiting = asyncio.ensure_future(asyncio.to_thread(self._open_cells, is_given_up))
+        is_cancelled = threading.Event()
+        waiting = asyncio.ensure_future(asyncio.to_thread(self._open_cells, is_cancelled))
         try:
             return await asyncio.shield(waiting)
         except asyncio.CancelledError:
-            is_given_up.set()
+            is_cancelled.set()
             with contextlib.suppress(ConnectionError):
                 (await waiting).close()
             raise
 
-    def _open_cells(self, is_given_up: threading.Event) -> CellClient:
+    def _open_cells(self, is_cancelled: threading.Event) -> CellClient:
         context: zmq.Context[Any] = zmq.Context(self.manager.context)  # the same, not asyncio's
         cells = CellClient(self.name, self.manager.get_connection_info(), context)
         try:
-            cells.await_kernel(lambda: not (self.died.is_set() or is_given_up.is_set()))
+            cells.await_kernel(lambda: not (self.died.is_set() or is_cancelled.is_set()))
         except BaseException:
             cells.close()
             raise
@@ -131,11 +131,11 @@ class ForeignWorker(Worker):
 
     # -- ending --------------------------------------------------------------------------------
 
-    def _hang_up(self) -> None:
+    def _interrupt_and_close(self) -> None:
         for lane in self.lanes:
             if lane.holder is not None:
                 lane.interrupt()
             lane.hang_up()
 
-    async def _say_goodbye(self) -> None:
+    async def _request_exit(self) -> None:
         await self.manager.request_shutdown()

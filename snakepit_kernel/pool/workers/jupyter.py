@@ -33,7 +33,7 @@ OnMessage = Callable[[dict[str, Any]], None]
 WELCOME_PATIENCE = 5.0
 """Seconds to wait until the subscription to a worker's output is in force."""
 
-HEARING_PATIENCE = 0.2
+OUTPUT_PATIENCE = 0.2
 """Seconds after the answer to a request in which the output that belongs to it comes."""
 
 
@@ -91,7 +91,7 @@ class CellClient:
         self._shell = self._client.shell_channel
         self._iopub = self._client.iopub_channel
         self._poller = zmq.Poller()
-        self._places: dict[str, tuple[contextvars.Context, OnMessage]] = {}
+        self._late_handlers: dict[str, tuple[contextvars.Context, OnMessage]] = {}
         for channel in (self._shell, self._iopub):
             self._poller.register(channel.socket, zmq.POLLIN)
 
@@ -123,13 +123,13 @@ class CellClient:
             It is gone.
         """
         until: float | None = None
-        while not self._is_heard(is_alive):
+        while not self._answers_with_output(is_alive):
             if until is None:
                 until = time.monotonic() + WELCOME_PATIENCE
             elif time.monotonic() > until:  # it tells nobody what it does
                 return
 
-    def _is_heard(self, is_alive: Callable[[], bool]) -> bool:
+    def _answers_with_output(self, is_alive: Callable[[], bool]) -> bool:
         """Ask the kernel what it is; say whether there came output with the answer."""
         request = self._client.session.msg("kernel_info_request", {})
         self._shell.send(request)
@@ -145,13 +145,13 @@ class CellClient:
                 if message["parent_header"].get("msg_id") == request["header"]["msg_id"]:
                     missing.discard(channel)
             if until is None and self._shell not in missing:
-                until = time.monotonic() + HEARING_PATIENCE
+                until = time.monotonic() + OUTPUT_PATIENCE
         return True
 
     def close(self) -> None:
         """Close the channels."""
         # Not stop_channels(): it would open the other channels to close them.
-        self._places.clear()
+        self._late_handlers.clear()
         self._iopub.stop()
         self._shell.stop()
 
@@ -172,18 +172,18 @@ class CellClient:
         result = CellResult(worker=self.worker)
         request_id: str = request["header"]["msg_id"]
         if cell.on_message is not None:
-            self._places[request_id] = contextvars.copy_context(), cell.on_message
-            if len(self._places) > MAX_LINGERING:
-                del self._places[next(iter(self._places))]
+            self._late_handlers[request_id] = contextvars.copy_context(), cell.on_message
+            if len(self._late_handlers) > MAX_LINGERING:
+                del self._late_handlers[next(iter(self._late_handlers))]
         return CellRun(request_id, result, cell.on_message)
 
     def show_late(self, message: Late, frame: Frame) -> None:
         """Show what a cell shows that has ended, in any thread, if it is known where that stood."""
-        if message.cell not in self._places:
+        if message.cell not in self._late_handlers:
             return
-        context, on_message = self._places[message.cell]
+        context, on_message = self._late_handlers[message.cell]
         content, metadata = shown(frame.body)
-        told = {
+        displayed = {
             "msg_type": message.kind,
             "header": {"msg_type": message.kind},
             "parent_header": {"msg_id": message.cell},
@@ -191,7 +191,7 @@ class CellClient:
             "metadata": metadata,
             "buffers": frame.buffers,
         }
-        context.copy().run(on_message, told)
+        context.copy().run(on_message, displayed)
 
     def follow(
         self, run: CellRun, deadline: float | None, is_alive: Callable[[], bool], lane: OwnerLane
@@ -262,7 +262,7 @@ class CellRun:
     Attributes
     ----------
     asks_exit
-        The cell has told its kernel to end.
+        The cell has told its kernel to exit.
     """
 
     def __init__(self, request_id: str, result: CellResult, on_message: OnMessage | None) -> None:
@@ -380,7 +380,7 @@ class KernelSpecs(KernelSpecManager):
         return self._kernel.spec
 
 
-# jupyter_client tells each error of a start with its traceback; here it is raised, and told once.
+# jupyter_client tells each error of a start with its traceback; here it is raised, and logged once.
 _log_of_managers = logging.getLogger(__name__)
 _log_of_managers.addFilter(lambda record: record.exc_info is None)
 

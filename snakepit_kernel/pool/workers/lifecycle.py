@@ -12,10 +12,10 @@ MAX_RESTARTS = 3
 RESTART_WINDOW = 5.0
 """Seconds; a worker that lives that long, or ends a piece of work, was of use."""
 
-FIRST_REST = 1.0
+FIRST_BACKOFF = 1.0
 """Seconds that a degraded slot stays empty; twice as long each further time."""
 
-LONGEST_REST = 30.0
+LONGEST_BACKOFF = 30.0
 
 
 class Slot:
@@ -40,18 +40,18 @@ class Slot:
         self.problem: str | None = None
         self._ends: deque[float] = deque()
         self._failed_starts = 0
-        self._rest = FIRST_REST
-        self._rest_until = 0.0
-        self._is_doubtful = False
+        self._backoff = FIRST_BACKOFF
+        self._backoff_until = 0.0
+        self._is_on_probation = False
 
-    def prove(self) -> None:
+    def record_success(self) -> None:
         """Take in that its worker is of use: what was before counts no more."""
         self._ends.clear()
         self._failed_starts = 0
-        self._rest = FIRST_REST
-        self._is_doubtful = False
+        self._backoff = FIRST_BACKOFF
+        self._is_on_probation = False
 
-    def fail(self, now: float, problem: str, *, has_started: bool = True) -> bool:
+    def record_failure(self, now: float, problem: str, *, has_started: bool = True) -> bool:
         """Take in that a worker ended, or did not start, without having been of use.
 
         However long a start takes, it is not tried again and again.
@@ -66,21 +66,21 @@ class Slot:
         self._ends.append(now)
         self._failed_starts = 0 if has_started else self._failed_starts + 1
         is_too_often = max(len(self._ends), self._failed_starts) > MAX_RESTARTS
-        if not self._is_doubtful and not is_too_often:
+        if not self._is_on_probation and not is_too_often:
             return False
         self.problem = problem
-        self._rest_until = now + self._rest
-        self._rest = min(2 * self._rest, LONGEST_REST)
-        self._is_doubtful = True  # until it has proved itself one failure is one too many
+        self._backoff_until = now + self._backoff
+        self._backoff = min(2 * self._backoff, LONGEST_BACKOFF)
+        self._is_on_probation = True  # until it has proved itself one failure is one too many
         return True
 
-    def fill(self) -> None:
+    def mark_filled(self) -> None:
         """Take in that a worker is ready."""
         self.problem = None
 
-    def seconds_to_rest(self, now: float) -> float:
+    def backoff_left(self, now: float) -> float:
         """Return how long it is to stay empty."""
-        return max(0.0, self._rest_until - now)
+        return max(0.0, self._backoff_until - now)
 
 
 class WorkerState(Enum):

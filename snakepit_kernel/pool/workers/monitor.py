@@ -46,10 +46,10 @@ class WorkerMonitor:
 
     def begin(self) -> None:
         """Do so from now on, until the crew ends."""
-        self._supervisor.watch_over(self._reconcile())
-        self._supervisor.watch_over(self._supervisor.renew())
+        self._supervisor.run_in_background(self._reconcile())
+        self._supervisor.run_in_background(self._supervisor.replace_due())
         if self._config.heartbeat is not None:
-            self._supervisor.watch_over(self._listen(self._config.heartbeat))
+            self._supervisor.run_in_background(self._check_liveness(self._config.heartbeat))
 
     async def _reconcile(self) -> None:
         while True:
@@ -61,14 +61,14 @@ class WorkerMonitor:
             if self._config.kernel.is_python:  # other programs may do well without
                 self._end_those_without_main_thread()
             if self._config.max_memory_bytes is not None:
-                await self._weigh(self._config.max_memory_bytes)
+                await self._check_memory(self._config.max_memory_bytes)
 
     def _end_those_without_main_thread(self) -> None:
         """Replace workers whose main thread has ended.
 
         Nothing else tells: the process lives, and a thread beside beats its pulse.
         """
-        self._supervisor.end_spares_without_main_thread()
+        self._supervisor.end_standby_without_main_thread()
         before = self._without_main_thread
         # Seen once, it may be one that is just about to end: its threads do so one by one.
         self._without_main_thread = WeakSet(
@@ -81,7 +81,7 @@ class WorkerMonitor:
 
     # -- memory --------------------------------------------------------------------------------
 
-    async def _weigh(self, limit: int) -> None:
+    async def _check_memory(self, limit: int) -> None:
         """Have workers replaced that take too much memory, with all that they have started."""
         workers = {
             worker.process.guardian.pid: worker
@@ -92,34 +92,34 @@ class WorkerMonitor:
             if memory.total_bytes <= limit:
                 continue
             if workers[pid].calls:
-                self._supervisor.note_due(workers[pid], _too_much(memory, limit))
+                self._supervisor.request_replacement(workers[pid], _describe_excess(memory, limit))
             elif not self._has_warned:  # a successor would take as much
                 self._has_warned = True
-                told = _too_much(memory, limit)
+                told = _describe_excess(memory, limit)
                 logger.warning("%s takes %s before its first call", workers[pid].name, told)
 
     # -- liveness ------------------------------------------------------------------------------
 
-    async def _listen(self, policy: Heartbeat) -> None:
+    async def _check_liveness(self, policy: Heartbeat) -> None:
         """Replace workers that have stopped without having ended."""
-        vigils: WeakKeyDictionary[Worker, LivenessProbe] = WeakKeyDictionary()
+        probes: WeakKeyDictionary[Worker, LivenessProbe] = WeakKeyDictionary()
         while True:
             await asyncio.sleep(policy.interval)
             now = time.monotonic()
             for worker in self._supervisor.living():
-                vigil = vigils.get(worker)
-                if vigil is None:
-                    vigil = vigils[worker] = LivenessProbe(policy, now)
-                if not vigil.hears(now, worker.pulse) and self._looks_dead(worker, vigil, now):
-                    await self._terminate(worker, vigil.silence(now), vigil.misses)
+                probe = probes.get(worker)
+                if probe is None:
+                    probe = probes[worker] = LivenessProbe(policy, now)
+                if not probe.heartbeat(now, worker.pulse) and self._looks_dead(worker, probe, now):
+                    await self._terminate(worker, probe.silence(now), probe.misses)
 
-    def _looks_dead(self, worker: Worker, vigil: LivenessProbe, now: float) -> bool:
+    def _looks_dead(self, worker: Worker, probe: LivenessProbe, now: float) -> bool:
         try:
             process = psutil.Process(worker.pid)
             times, state = process.cpu_times(), process.status()
         except psutil.Error:  # its end is noticed elsewhere
             return False
-        return vigil.finds_dead(
+        return probe.is_dead(
             now,
             cpu=times.user + times.system,
             is_stopped=state == psutil.STATUS_STOPPED,
@@ -139,7 +139,7 @@ class WorkerMonitor:
         self._supervisor.terminate(worker)
 
 
-def _too_much(memory: TreeMemory, limit: int) -> str:
+def _describe_excess(memory: TreeMemory, limit: int) -> str:
     mebibytes = memory.total_bytes / 2**20
     of = "its process" if memory.processes == 1 else f"its {memory.processes} processes"
     return (
@@ -234,14 +234,14 @@ class LivenessProbe:
         """Return the seconds since the last sign of life."""
         return now - self._last_sign
 
-    def hears(self, now: float, pulse: int) -> bool:
+    def heartbeat(self, now: float, pulse: int) -> bool:
         """Take in the worker's pulse, a number that it counts up; say whether that will do."""
         if pulse != self._pulse:
             self._pulse = pulse
-            self._see_sign(now)
+            self._record_sign(now)
         return self.silence(now) <= self._policy.timeout
 
-    def finds_dead(self, now: float, *, cpu: float, is_stopped: bool, is_busy: bool) -> bool:
+    def is_dead(self, now: float, *, cpu: float, is_stopped: bool, is_busy: bool) -> bool:
         """Look at the process of a worker without a pulse; say whether it is to be given up.
 
         Parameters
@@ -258,11 +258,11 @@ class LivenessProbe:
         works = is_busy or (self._cpu is not None and cpu != self._cpu)
         self._cpu = cpu
         if works and not is_stopped:
-            self._see_sign(now)
+            self._record_sign(now)
         elif self.silence(now) > self._policy.timeout:
             self.misses += 1
         return self.misses >= self._policy.misses
 
-    def _see_sign(self, now: float) -> None:
+    def _record_sign(self, now: float) -> None:
         self._last_sign = now
         self.misses = 0

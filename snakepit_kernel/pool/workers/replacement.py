@@ -18,7 +18,7 @@ from .worker import Worker
 
 logger = logging.getLogger(__name__)
 
-FAILED_RENEWAL_REST = 5.0
+REPLACEMENT_BACKOFF = 5.0
 """Seconds after which the replacement of a worker that lives is tried again."""
 
 
@@ -32,25 +32,25 @@ class RollingReplacement(WorkerSupervisor):
         super().__init__(config, *arguments, **options)
         self._changing = asyncio.Lock()  # one change of all at a time
         self._replacing = asyncio.Lock()  # one replacement at a time
-        self._due = asyncio.Event()
+        self._replacement_due = asyncio.Event()
 
     # -- who is due ----------------------------------------------------------------------------
 
-    def _put_to_work(self, worker: Worker) -> None:
-        super()._put_to_work(worker)
+    def _activate(self, worker: Worker) -> None:
+        super()._activate(worker)
         if self._config.max_age is not None:
             reason = f"{self._config.max_age:g} s old (max_age)"
-            grow_old = partial(self.note_due, worker, reason, keep_while_home=True)
+            on_max_age = partial(self.request_replacement, worker, reason, keep_while_home=True)
             loop = asyncio.get_running_loop()
-            worker.retirement = loop.call_later(self._config.max_age, grow_old)
+            worker.retirement = loop.call_later(self._config.max_age, on_max_age)
 
     def reconcile(self) -> None:
         """Start missing workers, and retry those that could not be replaced."""
         super().reconcile()
         if any(worker.replacement_reason for worker in self.workers.values()):
-            self._due.set()
+            self._replacement_due.set()
 
-    def note_due(
+    def request_replacement(
         self, worker: Worker, reason: str, *, at_once: bool = False, keep_while_home: bool = False
     ) -> None:
         """Have a worker replaced soon, from any thread; its successor is made ready first.
@@ -80,7 +80,7 @@ class RollingReplacement(WorkerSupervisor):
                 for lane in worker.lanes:
                     self._scheduler.quarantine(lane)
         with contextlib.suppress(RuntimeError):  # the pool has ended
-            self._loop_thread.soon(self._due.set)
+            self._loop_thread.soon(self._replacement_due.set)
 
     def note_limit_reached(self, worker: Worker, reason: str) -> None:
         """Have a worker replaced soon that has done what it may do; the lock is held.
@@ -89,31 +89,31 @@ class RollingReplacement(WorkerSupervisor):
         """
         if not worker.replacement_reason:
             is_home = self._is_home(worker)
-            self.note_due(worker, reason, at_once=not is_home, keep_while_home=is_home)
+            self.request_replacement(worker, reason, at_once=not is_home, keep_while_home=is_home)
 
     def taint(self, worker: Worker, error: BaseException) -> None:
         """Give no more work to a worker that an error left unusable, and have it replaced."""
         cause = (str(error).splitlines() or [type(error).__name__])[0]
-        self._withdraw(worker, cause, f"tainted by {cause}")
+        self._quarantine(worker, cause, f"tainted by {cause}")
 
-    def _withdraw(self, worker: Worker, cause: str, reason: str) -> None:
+    def _quarantine(self, worker: Worker, cause: str, reason: str) -> None:
         with self._lock:
             worker.tainted = worker.tainted or cause
             if not worker.is_quarantined:  # else it is due for good, and may not have had its turn
                 worker.replacement_reason = ""
-                self.note_due(worker, reason, at_once=True)
+                self.request_replacement(worker, reason, at_once=True)
 
     def _make_worker(self, number: int) -> Worker:
         worker = super()._make_worker(number)
-        worker.on_quitting = self.let_go
+        worker.on_quitting = self.replace_quitting
         return worker
 
-    def let_go(self, worker: Worker) -> None:
+    def replace_quitting(self, worker: Worker) -> None:
         """Give no more work to a worker that its code has told to end, and have it replaced.
 
         From any thread. What it was sent ahead goes to others.
         """
-        self._withdraw(worker, "it was told to end", "its code has told it to end")
+        self._quarantine(worker, "it was told to end", "its code has told it to end")
         for lane in worker.lanes:
             if lane.on_returned is not None:
                 lane.recall()
@@ -123,11 +123,11 @@ class RollingReplacement(WorkerSupervisor):
 
     # -- replacing -----------------------------------------------------------------------------
 
-    async def renew(self) -> None:
+    async def replace_due(self) -> None:
         """Replace workers that are due, one at a time, until this is cancelled."""
         while True:
-            await self._due.wait()
-            self._due.clear()
+            await self._replacement_due.wait()
+            self._replacement_due.clear()
             for worker in [each for each in self.workers.values() if each.replacement_reason]:
                 if worker.keep_while_home and self._is_home(worker):
                     continue
@@ -141,7 +141,7 @@ class RollingReplacement(WorkerSupervisor):
                         error,
                     )
                     self._offer_again(worker)
-                    await asyncio.sleep(FAILED_RENEWAL_REST)
+                    await asyncio.sleep(REPLACEMENT_BACKOFF)
 
     def _offer_again(self, worker: Worker) -> None:
         """Lend a worker that was withheld, unless it is unusable."""
@@ -171,10 +171,10 @@ class RollingReplacement(WorkerSupervisor):
                 return False
             slot.is_filling = True
             try:
-                successor = await self._provide(slot)
+                successor = await self._take_or_start(slot)
             except BaseException:
                 if worker.died.is_set() and not self.is_draining:
-                    self.watch_over(self._fill(slot))
+                    self.run_in_background(self._fill(slot))
                 else:
                     slot.is_filling = False
                 raise
@@ -193,13 +193,13 @@ class RollingReplacement(WorkerSupervisor):
         if not worker.died.is_set():
             self.recycled += 1
             self._retire(worker, reason)
-        self._put_to_work(successor)
+        self._activate(successor)
 
-    async def _provide(self, slot: Slot) -> Worker:
+    async def _take_or_start(self, slot: Slot) -> Worker:
         """Return a worker that is ready for a slot."""
-        successor = self._spares.take()
+        successor = self._standby.take()
         if successor is None:
-            return await self._start_apart(slot.number)
+            return await self._start_detached(slot.number)
         successor.take_slot(slot.number, self._next_incarnation(slot.number))
         return successor
 
@@ -219,12 +219,12 @@ class RollingReplacement(WorkerSupervisor):
 
     def _stop_retired_later(self, worker: Worker) -> None:
         if not self.is_draining:
-            self.watch_over(self._stop_retired(worker))
+            self.run_in_background(self._stop_retired(worker))
 
     async def _stop_retired(self, worker: Worker) -> None:
         await self._end_worker(worker, self._config.grace)
         self._retired.discard(worker)
-        self._note_end(worker, worker.end_reason, was_wanted=False)
+        self._record_end(worker, worker.end_reason, was_wanted=False)
 
     # -- changing all --------------------------------------------------------------------------
 
@@ -253,7 +253,7 @@ class RollingReplacement(WorkerSupervisor):
         fewer = self.size - count
         if fewer > 0:
             with self._lock:
-                for slot in sorted(self._slots.values(), key=self._loss)[:fewer]:
+                for slot in sorted(self._slots.values(), key=self._removal_cost)[:fewer]:
                     self._remove_slot(slot, f"the pool was resized to {count}")
             return
         numbers = (n for n in itertools.count(1) if n not in self._slots)
@@ -272,7 +272,7 @@ class RollingReplacement(WorkerSupervisor):
             for slot in new:
                 slot.is_filling = False
 
-    def _loss(self, slot: Slot) -> tuple[bool, bool, bool, int]:
+    def _removal_cost(self, slot: Slot) -> tuple[bool, bool, bool, int]:
         """Return what is lost with a slot, to compare; among equals the last one goes first."""
         worker = self.workers.get(slot.number)
         if worker is None or worker.state is not WorkerState.READY:
@@ -292,7 +292,7 @@ class RollingReplacement(WorkerSupervisor):
             self._retire(worker, reason)
         else:
             worker.end_reason = worker.end_reason or reason
-            self._tell_stranded(worker)
+            self._notify_waiting(worker)
 
     async def reload(self, config: PoolConfig) -> None:
         """Replace every worker, one after the other, by one with other options.
@@ -303,8 +303,8 @@ class RollingReplacement(WorkerSupervisor):
             A worker could not start with them; it, and those after it, go on as they are.
         """
         previous, self._config = self._config, config
-        for spare in self._spares.take_all():
-            self.watch_over(self._end_worker(spare, config.grace))
+        for standby in self._standby.take_all():
+            self.run_in_background(self._end_worker(standby, config.grace))
         replaced = 0
         try:
             for worker in list(self.workers.values()):

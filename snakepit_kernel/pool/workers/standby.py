@@ -12,12 +12,12 @@ from .worker import Worker
 logger = logging.getLogger(__name__)
 
 DELAY = 0.2
-"""Seconds between a need for a spare and its start: what the others do comes first."""
+"""Seconds between a need for a standby and its start: what the others do comes first."""
 
 BACKOFF = 5.0
 """Seconds before a start that failed is tried again; nobody waits for it."""
 
-SPARE_SLOT = 0
+STANDBY_SLOT = 0
 """Stands for a slot in the names of workers that have none yet."""
 
 
@@ -73,7 +73,7 @@ class StandbyWorkers:
             self._missing.set()
         return living
 
-    def end_those_without_main_thread(self) -> None:
+    def end_without_main_thread(self) -> None:
         """End those whose main thread has ended; they are replaced."""
         for worker in self._ready:
             if worker.has_lost_its_main_thread:

@@ -25,7 +25,7 @@ from ..status import WorkerEnd
 from .foreign import ForeignWorker
 from .jupyter import KernelSpecs
 from .lifecycle import Slot, WorkerEvent, WorkerState
-from .standby import SPARE_SLOT, StandbyWorkers
+from .standby import STANDBY_SLOT, StandbyWorkers
 from .worker import PooledLane, Worker
 
 logger = logging.getLogger(__name__)
@@ -114,7 +114,7 @@ class WorkerSupervisor:
         self._made: WeakSet[Worker] = WeakSet()
         self._retired: set[Worker] = set()
         self._watchers: set[asyncio.Task[Any]] = set()
-        self._spares = StandbyWorkers(config.standby, partial(self._start_apart, SPARE_SLOT))
+        self._standby = StandbyWorkers(config.standby, partial(self._start_detached, STANDBY_SLOT))
 
     # -- looking -------------------------------------------------------------------------------
 
@@ -166,7 +166,7 @@ class WorkerSupervisor:
         """
         await self._start_workers(self._slots.values())
         if self._config.standby:
-            self.watch_over(self._spares.keep())
+            self.run_in_background(self._standby.keep())
 
     async def _start_workers(self, slots: Iterable[Slot]) -> None:
         """Fill some slots, not too many at the same time; the first failure ends that."""
@@ -196,11 +196,11 @@ class WorkerSupervisor:
             await self._make_ready(worker)
             with self._lock:
                 if self._has_slot(slot) and worker.config is self._config:
-                    self._put_to_work(worker)
+                    self._activate(worker)
                     return
             await self._end_worker(worker, 0.0)
 
-    async def _start_apart(self, number: int) -> Worker:
+    async def _start_detached(self, number: int) -> Worker:
         """Return a worker that is ready, with the options that the pool has by then."""
         while True:
             worker = self._make_worker(number)
@@ -256,16 +256,16 @@ class WorkerSupervisor:
         await worker.start(setup)
         worker.apply(WorkerEvent.ANSWER)
 
-    def _put_to_work(self, worker: Worker) -> None:
+    def _activate(self, worker: Worker) -> None:
         """Have a worker lent, and watch it. The lock is held."""
         self.tools = worker.tools | self.tools
-        self._slots[worker.slot].fill()
+        self._slots[worker.slot].mark_filled()
         worker.ready_at = time.monotonic()
         for lane in worker.lanes:
             self._offer(lane)
-        self.watch_over(self._watch(worker))
+        self.run_in_background(self._watch(worker))
 
-    def watch_over(self, work: Coroutine[Any, Any, object]) -> None:
+    def run_in_background(self, work: Coroutine[Any, Any, object]) -> None:
         """Do something beside, until it is done or the crew ends."""
         watcher = self._loop_thread.spawn(work)
         self._watchers.add(watcher)
@@ -283,14 +283,14 @@ class WorkerSupervisor:
         if not is_lost:
             return
         await self._end_worker(worker, 0.0)
-        reason = worker.death_in_words()
-        self._note_end(worker, reason, was_wanted=True)
+        reason = worker.describe_end()
+        self._record_end(worker, reason, was_wanted=True)
         slot = self._slots.get(worker.slot)
         if slot is None or slot.is_filling or self.workers.get(slot.number) is not worker:
             return
         if worker.is_proven:
-            slot.prove()
-        elif slot.fail(time.monotonic(), reason):
+            slot.record_success()
+        elif slot.record_failure(time.monotonic(), reason):
             self._degrade(slot)
             return
         await self._fill(slot)
@@ -301,16 +301,16 @@ class WorkerSupervisor:
         try:
             while not self.is_draining and self._has_slot(slot):
                 try:
-                    if (spare := self._spares.take()) is None:
+                    if (standby := self._standby.take()) is None:
                         await self._start_worker(slot)
                     else:
-                        spare.take_slot(slot.number, self._next_incarnation(slot.number))
+                        standby.take_slot(slot.number, self._next_incarnation(slot.number))
                         with self._lock:
-                            self._install(spare)
-                            self._put_to_work(spare)
+                            self._install(standby)
+                            self._activate(standby)
                 except StartFailed as error:
                     logger.warning("pool %s: %s", self._config.name, error)
-                    if slot.fail(time.monotonic(), str(error), has_started=False):
+                    if slot.record_failure(time.monotonic(), str(error), has_started=False):
                         self._degrade(slot)
                         return
                     await asyncio.sleep(RESTART_BACKOFF)  # else it fails as fast as it can
@@ -322,7 +322,7 @@ class WorkerSupervisor:
     def _degrade(self, slot: Slot) -> None:
         """Leave a slot empty for a while; with no worker left, tell everybody who waits."""
         assert slot.problem is not None
-        rest = slot.seconds_to_rest(time.monotonic())
+        rest = slot.backoff_left(time.monotonic())
         logger.warning(
             "pool %s: slot %d is degraded, and tried again in %.0f s: %s",
             self._config.name,
@@ -332,9 +332,9 @@ class WorkerSupervisor:
         )
         with self._lock:
             self.last_problem = slot.problem
-            given_up = self.workers.pop(slot.number, None)
-            if given_up is not None:
-                self._tell_stranded(given_up)
+            removed = self.workers.pop(slot.number, None)
+            if removed is not None:
+                self._notify_waiting(removed)
             for item in [] if self.workers else self._scheduler.drain():
                 item.on_assigned()
 
@@ -345,15 +345,15 @@ class WorkerSupervisor:
         for slot in self._slots.values():
             worker = self.workers.get(slot.number)
             if worker is not None and worker.is_proven:
-                slot.prove()
+                slot.record_success()
             is_empty = worker is None or worker.state is WorkerState.DEAD
-            if is_empty and not slot.is_filling and not slot.seconds_to_rest(now):
+            if is_empty and not slot.is_filling and not slot.backoff_left(now):
                 empty.append(slot)
         for slot in empty[:RESPAWNS]:
             slot.is_filling = True
-            self.watch_over(self._fill(slot))
+            self.run_in_background(self._fill(slot))
 
-    def _note_end(self, worker: Worker, reason: str, *, was_wanted: bool) -> None:
+    def _record_end(self, worker: Worker, reason: str, *, was_wanted: bool) -> None:
         end = WorkerEnd(
             name=worker.name,
             pid=worker.pid,
@@ -376,9 +376,9 @@ class WorkerSupervisor:
         with self._lock:
             if worker.state not in {WorkerState.STOPPING, WorkerState.DEAD}:
                 worker.apply(WorkerEvent.STOP)
-                self._tell_stranded(worker)
+                self._notify_waiting(worker)
 
-    def _tell_stranded(self, worker: Worker) -> None:
+    def _notify_waiting(self, worker: Worker) -> None:
         for lane in worker.lanes:
             for item in self._scheduler.remove(lane):
                 item.on_assigned()
@@ -397,9 +397,9 @@ class WorkerSupervisor:
                 return
         worker.terminate()
 
-    def end_spares_without_main_thread(self) -> None:
+    def end_standby_without_main_thread(self) -> None:
         """End those that are kept ready and whose main thread has ended."""
-        self._spares.end_those_without_main_thread()
+        self._standby.end_without_main_thread()
 
     def terminate(self, worker: Worker) -> None:
         """End a worker that has stopped; its slot is refilled when it is gone."""
@@ -418,7 +418,7 @@ class WorkerSupervisor:
         with self._lock:
             self.workers.clear()
             self._retired.clear()
-        self._spares.take_all()
+        self._standby.take_all()
 
     async def _end_worker(self, worker: Worker, grace: float) -> None:
         try:

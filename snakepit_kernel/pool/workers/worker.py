@@ -127,7 +127,7 @@ class PooledLane(OwnerLane):
         self.holder: Holder | None = None
         self.defined: dict[str, int] = {}
         self.encoders = 0
-        self.follows = 0
+        self.search_path_version = 0
         self.released: deque[int] = deque()
         self.forgets: deque[Forget] = deque()
         self.forgotten = 0
@@ -223,7 +223,7 @@ class Worker:
         self.cells: CellClient | None = None
         self.configured: Configured | None = None
         self.died = asyncio.Event()
-        self._last_words = ""
+        self._final_output = ""
         self.is_terminating = False  # to be ended when nobody holds a lane any more
         self.is_retired = False  # the same, in peace: it has a successor
         self.replacement_reason = ""  # why it is to be replaced
@@ -240,16 +240,16 @@ class Worker:
         base = folder / f"{slot}.{incarnation}"
         self.log_path = base.with_name(f"{base.name}.log")
         self._page = ControlPage.create(len(config.lanes))
-        self._theirs: list[socket.socket] = []
+        self._worker_ends: list[socket.socket] = []
         self.lanes = [
             self._make_lane(number, purposes) for number, purposes in enumerate(config.lanes)
         ]
         self.main_lane = self.lanes[0]
-        self._late, theirs = socket.socketpair()
+        self._late, worker_end = socket.socketpair()
         self._late.setblocking(False)
         self._pipes: list[int] = []  # the ends of those that its output goes through
-        self._words = b""  # the last that came out of them
-        self._theirs.append(theirs)
+        self._piped_output = b""  # the last that came out of them
+        self._worker_ends.append(worker_end)
         self._exit_fd: int | None = None
         self._group = None if config.group is None else Cgroup(config.group)
         self._ran_out_of_memory = False
@@ -276,8 +276,8 @@ class Worker:
         return {"transport": "ipc", "ip": str(base)}
 
     def _make_lane(self, number: int, purposes: frozenset[Purpose]) -> PooledLane:
-        ours, theirs = socket.socketpair()
-        self._theirs.append(theirs)
+        ours, worker_end = socket.socketpair()
+        self._worker_ends.append(worker_end)
         marshaller = self._page.marshaller(number, is_owner=True)
         marshaller.codec = self.config.codec
         return PooledLane(self, ours, self._page.slot(number), marshaller, purposes)
@@ -416,7 +416,7 @@ class Worker:
         lane.put(lane.marshaller.pack(Configure(exchange.call_id), *codec.dumps(setup)))
         if self._group is None:  # sent first: the worker finds it when it comes up
             lane.send_ready()
-        *lanes, late = [theirs.fileno() for theirs in self._theirs]
+        *lanes, late = [worker_end.fileno() for worker_end in self._worker_ends]
         page = self._page.descriptor
         self._show_late_output()
         try:
@@ -425,7 +425,7 @@ class Worker:
                 pass_fds=(*lanes, page, late),
             )
         finally:
-            self._close_theirs()
+            self._close_worker_ends()
         return await self._configure(exchange)
 
     def _show_late_output(self) -> None:
@@ -452,12 +452,12 @@ class Worker:
 
         loop.add_reader(self._late, read)
 
-    def _hear_last_words(self) -> None:
+    def _drain_pipes(self) -> None:
         """Take what the worker had written, and not put into its log, when it ended."""
         for end in self._pipes:
             with contextlib.suppress(BlockingIOError):
                 while words := os.read(end, 16 * OUTPUT_BYTES):
-                    self._words = (self._words + words)[-OUTPUT_BYTES:]
+                    self._piped_output = (self._piped_output + words)[-OUTPUT_BYTES:]
 
     def _show_late(self, frame: Frame) -> None:
         message = messages.decode_late(frame.header)
@@ -550,7 +550,7 @@ class Worker:
 
     async def _configure(self, exchange: Exchange) -> Configured:
         try:
-            await self._answer(exchange)
+            await self._await_reply(exchange)
             configured: Configured = exchange.outcome()
         except LaneClosed:
             await self._wait_for_status()
@@ -565,7 +565,7 @@ class Worker:
             logger.warning("%s could not preload %s: %s", self.name, module, told)
         return configured
 
-    async def _answer(self, exchange: Exchange) -> None:
+    async def _await_reply(self, exchange: Exchange) -> None:
         lane = self.main_lane
         lane.begin(exchange)
         try:
@@ -574,9 +574,9 @@ class Worker:
         finally:
             lane.end(exchange)
 
-    def _close_theirs(self) -> None:
-        for theirs in self._theirs:
-            theirs.close()
+    def _close_worker_ends(self) -> None:
+        for worker_end in self._worker_ends:
+            worker_end.close()
 
     def take_slot(self, slot: int, incarnation: int) -> None:
         """Become the worker of a slot, and tell the process so."""
@@ -603,8 +603,8 @@ class Worker:
         self.apply(WorkerEvent.STOP)
         if self.retirement is not None:
             self.retirement.cancel()
-        self._close_theirs()
-        self._hang_up()
+        self._close_worker_ends()
+        self._interrupt_and_close()
         try:
             await self._end_run(grace)
         except OSError as error:  # no descriptors, for example; its guardian ends it all the same
@@ -623,7 +623,7 @@ class Worker:
         self.apply(WorkerEvent.EXIT)
         if not self.is_held:  # else whoever holds it closes them when it gives the worker back
             self.close_channels()
-        self._last_words = self.last_output()  # somebody may still have to be told
+        self._final_output = self.last_output()  # somebody may still have to be told
         with contextlib.suppress(OSError):  # where nothing can be written; it goes with the folder
             logs.remove(self.log_path)
         pipes, self._pipes = self._pipes, []
@@ -636,7 +636,7 @@ class Worker:
         if not isinstance(provisioner, SnakepitProvisioner):
             return
         if self.process is not None and grace > 0:
-            await self._say_goodbye()
+            await self._request_exit()
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self.died.wait(), grace)
         # Not manager.shutdown_kernel(): it interrupts, and looks every 100 ms.
@@ -645,7 +645,7 @@ class Worker:
             logger.warning("%s: %s", self.name, SurvivorsError(self.run_id, report.survivors))
         await self.manager.cleanup_resources()
 
-    def _hang_up(self) -> None:
+    def _interrupt_and_close(self) -> None:
         """Interrupt what it does, and close the lanes."""
         for lane in self.lanes:
             if lane.holder is not None:
@@ -653,7 +653,7 @@ class Worker:
                 lane.interrupt()
             lane.hang_up()
 
-    async def _say_goodbye(self) -> None:
+    async def _request_exit(self) -> None:
         """Ask it to end; that the lanes are closed says so already."""
 
     def close_channels(self) -> None:
@@ -696,17 +696,17 @@ class Worker:
     def last_output(self) -> str:
         """Return the last that the worker wrote on its real stdout and stderr."""
         if self.died.is_set():
-            self._hear_last_words()
+            self._drain_pipes()
         try:
             output = logs.read_end(self.log_path, 16 * OUTPUT_BYTES)
         except OSError:
-            return self._last_words
+            return self._final_output
         crash = output.rfind(b"Fatal Python error")  # faulthandler: what matters comes first
         if crash >= 0:
             # Written before that, by what has brought the crash about.
-            shown = (self._words[-OUTPUT_BYTES // 4 :] + output[crash:])[:OUTPUT_BYTES]
+            shown = (self._piped_output[-OUTPUT_BYTES // 4 :] + output[crash:])[:OUTPUT_BYTES]
         else:
-            shown = (output + self._words)[-OUTPUT_BYTES:]
+            shown = (output + self._piped_output)[-OUTPUT_BYTES:]
         return shown.decode("utf-8", "replace").strip()
 
     def death(self) -> WorkerDied:
@@ -735,7 +735,7 @@ class Worker:
             status, ran_out_of_memory=self._ran_out_of_memory
         )
 
-    def death_in_words(self) -> str:
+    def describe_end(self) -> str:
         """Say how it ended, after its end, in one line."""
         status = self.process.status if self.process is not None else None
         reason = self._why_ended(status)

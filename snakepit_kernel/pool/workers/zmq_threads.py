@@ -20,7 +20,7 @@ EXIT_PATIENCE = 1.0
 """Seconds that a thread which has ended may still count as one."""
 
 
-def begin_threads(context: zmq.Context[Any]) -> None:
+def start_threads(context: zmq.Context[Any]) -> None:
     """Have a context start its threads, if as many can be started.
 
     Raises
