@@ -1,4 +1,4 @@
-"""What a pool looks after while it is open. Its coroutines run in the supervisor's loop."""
+"""Periodic health checks of workers. The coroutines run in the pool's loop thread."""
 
 from __future__ import annotations
 
@@ -24,18 +24,18 @@ from .worker import Worker
 logger = logging.getLogger(__name__)
 
 RECONCILE_INTERVAL = 1.0
-"""Seconds between two comparisons of what there is with what there is to be."""
+"""Seconds between two reconciliations of the slots with their workers."""
 
 
 class WorkerMonitor:
-    """Looks at a pool's workers at intervals, and has the crew replace those that need it.
+    """Checks a pool's workers at intervals, and requests replacement of unhealthy ones.
 
     Parameters
     ----------
     config
         The pool's options.
-    crew
-        The workers.
+    supervisor
+        Owns the workers.
     """
 
     def __init__(self, config: PoolConfig, supervisor: RollingReplacement) -> None:
@@ -45,7 +45,7 @@ class WorkerMonitor:
         self._without_main_thread: WeakSet[Worker] = WeakSet()
 
     def begin(self) -> None:
-        """Do so from now on, until the crew ends."""
+        """Start the checks, which end with the pool."""
         self._supervisor.run_in_background(self._reconcile())
         self._supervisor.run_in_background(self._supervisor.replace_due())
         if self._config.heartbeat is not None:
@@ -53,12 +53,16 @@ class WorkerMonitor:
 
     async def _reconcile(self) -> None:
         while True:
-            # Deaths are seen at once; this finds what was left to be done later.
+            # Deaths are noticed at once; this retries what was postponed.
             await asyncio.sleep(RECONCILE_INTERVAL)
             self._supervisor.reconcile()
             for worker in self._supervisor.living():
-                logs.bound_file(worker.log_path)  # ours do it themselves: other kernels do not
-            if self._config.kernel.is_python:  # other programs may do well without
+                logs.bound_file(
+                    worker.log_path
+                )  # our kernel bounds its own log; other kernels do not
+            if (
+                self._config.kernel.is_python
+            ):  # in other programs an ended main thread may be normal
                 self._end_those_without_main_thread()
             if self._config.max_memory_bytes is not None:
                 await self._check_memory(self._config.max_memory_bytes)
@@ -66,11 +70,11 @@ class WorkerMonitor:
     def _end_those_without_main_thread(self) -> None:
         """Replace workers whose main thread has ended.
 
-        Nothing else tells: the process lives, and a thread beside beats its pulse.
+        No other check finds them: the process lives, and another thread sends its heartbeats.
         """
         self._supervisor.end_standby_without_main_thread()
         before = self._without_main_thread
-        # Seen once, it may be one that is just about to end: its threads do so one by one.
+        # Seen only once, the process may just be exiting: its threads end one by one.
         self._without_main_thread = WeakSet(
             worker for worker in self._supervisor.living() if worker.has_lost_its_main_thread
         )
@@ -82,7 +86,7 @@ class WorkerMonitor:
     # -- memory --------------------------------------------------------------------------------
 
     async def _check_memory(self, limit: int) -> None:
-        """Have workers replaced that take too much memory, with all that they have started."""
+        """Request replacement of workers that, with their descendants, use too much memory."""
         workers = {
             worker.process.guardian.pid: worker
             for worker in self._supervisor.workers.values()
@@ -95,13 +99,13 @@ class WorkerMonitor:
                 self._supervisor.request_replacement(workers[pid], _describe_excess(memory, limit))
             elif not self._has_warned:  # a successor would take as much
                 self._has_warned = True
-                told = _describe_excess(memory, limit)
-                logger.warning("%s takes %s before its first call", workers[pid].name, told)
+                excess = _describe_excess(memory, limit)
+                logger.warning("%s takes %s before its first call", workers[pid].name, excess)
 
     # -- liveness ------------------------------------------------------------------------------
 
     async def _check_liveness(self, policy: Heartbeat) -> None:
-        """Replace workers that have stopped without having ended."""
+        """Terminate workers that hang or are stopped; they are replaced."""
         probes: WeakKeyDictionary[Worker, LivenessProbe] = WeakKeyDictionary()
         while True:
             await asyncio.sleep(policy.interval)
@@ -117,7 +121,7 @@ class WorkerMonitor:
         try:
             process = psutil.Process(worker.pid)
             times, state = process.cpu_times(), process.status()
-        except psutil.Error:  # its end is noticed elsewhere
+        except psutil.Error:  # it has ended, which its watcher handles
             return False
         return probe.is_dead(
             now,
@@ -126,8 +130,8 @@ class WorkerMonitor:
             is_busy=(
                 worker.state is not WorkerState.READY
                 or bool(worker.current)
-                or worker.pulse == 0  # another kernel, which has none
-                or state == psutil.STATUS_TRACING_STOP  # somebody debugs it
+                or worker.pulse == 0  # a foreign kernel, which has no heartbeat
+                or state == psutil.STATUS_TRACING_STOP  # a debugger traces it
             ),
         )
 
@@ -150,14 +154,14 @@ def _describe_excess(memory: TreeMemory, limit: int) -> str:
 
 @dataclass(frozen=True, slots=True)
 class TreeMemory:
-    """The memory of a process and of all below it.
+    """The memory of a process tree.
 
     Attributes
     ----------
     total_bytes
         Memory that no other process shares (USS).
     processes
-        How many they are.
+        Number of processes in the tree.
     """
 
     total_bytes: int
@@ -165,15 +169,15 @@ class TreeMemory:
 
 
 def tree_memory(roots: Iterable[int], more_than: int = 0) -> dict[int, TreeMemory]:
-    """Measure the trees below some processes.
+    """Measure the process trees below some processes.
 
     Parameters
     ----------
     roots
-        Their pids; they are not counted themselves: guardians.
+        Pids of the guardians; these are not counted themselves.
     more_than
-        Bytes. Of a tree that takes no more even with what it shares nothing is told: what is shared
-        is quickly read, what is not takes a while.
+        Bytes. Trees whose resident memory, shared pages included, is no more than this are left
+        out: resident memory is quick to read, unshared memory is slow.
 
     Returns
     -------
@@ -208,7 +212,7 @@ def _own(pid: int) -> int:
 
 
 class LivenessProbe:
-    """Watches one worker for signs of life.
+    """Tracks the signs of life of one worker. Pure: no clock, no I/O.
 
     Parameters
     ----------
@@ -235,14 +239,14 @@ class LivenessProbe:
         return now - self._last_sign
 
     def heartbeat(self, now: float, pulse: int) -> bool:
-        """Take in the worker's pulse, a number that it counts up; say whether that will do."""
+        """Record the worker's heartbeat counter; return whether it was alive within the timeout."""
         if pulse != self._pulse:
             self._pulse = pulse
             self._record_sign(now)
         return self.silence(now) <= self._policy.timeout
 
     def is_dead(self, now: float, *, cpu: float, is_stopped: bool, is_busy: bool) -> bool:
-        """Look at the process of a worker without a pulse; say whether it is to be given up.
+        """Record the state of a process without a heartbeat; return whether to treat it as dead.
 
         Parameters
         ----------
@@ -253,7 +257,7 @@ class LivenessProbe:
         is_stopped
             Whether a signal has stopped it.
         is_busy
-            Whether it has work, which may keep Python from running for as long as it likes.
+            Whether it runs a call, which may keep Python from running for any length of time.
         """
         works = is_busy or (self._cpu is not None and cpu != self._cpu)
         self._cpu = cpu

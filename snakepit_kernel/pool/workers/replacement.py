@@ -1,4 +1,4 @@
-"""The workers of a pool, and how those that live are replaced: a successor is ready before."""
+"""Rolling replacement of living workers: the successor is ready before a worker ends."""
 
 from __future__ import annotations
 
@@ -19,22 +19,22 @@ from .worker import Worker
 logger = logging.getLogger(__name__)
 
 REPLACEMENT_BACKOFF = 5.0
-"""Seconds after which the replacement of a worker that lives is tried again."""
+"""Seconds before a failed replacement of a living worker is retried."""
 
 
 class RollingReplacement(WorkerSupervisor):
-    """The workers of a pool, which can be replaced, more, or fewer while work goes on.
+    """Supervisor that also replaces, adds and removes workers while work goes on.
 
     The parameters are those of `WorkerSupervisor`.
     """
 
     def __init__(self, config: PoolConfig, *arguments: Any, **options: Any) -> None:
         super().__init__(config, *arguments, **options)
-        self._changing = asyncio.Lock()  # one change of all at a time
+        self._changing = asyncio.Lock()  # one resize, reload or recycle at a time
         self._replacing = asyncio.Lock()  # one replacement at a time
         self._replacement_due = asyncio.Event()
 
-    # -- who is due ----------------------------------------------------------------------------
+    # -- requests for replacement --------------------------------------------------------------
 
     def _activate(self, worker: Worker) -> None:
         super()._activate(worker)
@@ -45,7 +45,7 @@ class RollingReplacement(WorkerSupervisor):
             worker.retirement = loop.call_later(self._config.max_age, on_max_age)
 
     def reconcile(self) -> None:
-        """Start missing workers, and retry those that could not be replaced."""
+        """Start missing workers, and retry replacements that failed."""
         super().reconcile()
         if any(worker.replacement_reason for worker in self.workers.values()):
             self._replacement_due.set()
@@ -53,7 +53,7 @@ class RollingReplacement(WorkerSupervisor):
     def request_replacement(
         self, worker: Worker, reason: str, *, at_once: bool = False, keep_while_home: bool = False
     ) -> None:
-        """Have a worker replaced soon, from any thread; its successor is made ready first.
+        """Request that a worker is replaced soon, from any thread; its successor starts first.
 
         Parameters
         ----------
@@ -62,8 +62,8 @@ class RollingReplacement(WorkerSupervisor):
         reason
             Why, in words.
         at_once
-            Whether it gets no more work even until then.
-        spares_home
+            Whether it is quarantined until then: it gets no more work.
+        keep_while_home
             Whether it stays as long as a session is bound to it.
         """
         with self._lock:
@@ -83,7 +83,7 @@ class RollingReplacement(WorkerSupervisor):
             self._loop_thread.soon(self._replacement_due.set)
 
     def note_limit_reached(self, worker: Worker, reason: str) -> None:
-        """Have a worker replaced soon that has done what it may do; the lock is held.
+        """Request the replacement of a worker that has reached a limit; the lock is held.
 
         It gets no more work, unless a session is bound to it.
         """
@@ -92,14 +92,16 @@ class RollingReplacement(WorkerSupervisor):
             self.request_replacement(worker, reason, at_once=not is_home, keep_while_home=is_home)
 
     def taint(self, worker: Worker, error: BaseException) -> None:
-        """Give no more work to a worker that an error left unusable, and have it replaced."""
+        """Quarantine a worker that an error left unusable, and request its replacement."""
         cause = (str(error).splitlines() or [type(error).__name__])[0]
         self._quarantine(worker, cause, f"tainted by {cause}")
 
     def _quarantine(self, worker: Worker, cause: str, reason: str) -> None:
         with self._lock:
             worker.tainted = worker.tainted or cause
-            if not worker.is_quarantined:  # else it is due for good, and may not have had its turn
+            if (
+                not worker.is_quarantined
+            ):  # else its replacement is already requested and will not wait for a session
                 worker.replacement_reason = ""
                 self.request_replacement(worker, reason, at_once=True)
 
@@ -109,9 +111,9 @@ class RollingReplacement(WorkerSupervisor):
         return worker
 
     def replace_quitting(self, worker: Worker) -> None:
-        """Give no more work to a worker that its code has told to end, and have it replaced.
+        """Quarantine a worker whose own code asked it to exit, and request its replacement.
 
-        From any thread. What it was sent ahead goes to others.
+        From any thread. Calls that were prefetched to it go to other workers.
         """
         self._quarantine(worker, "it was told to end", "its code has told it to end")
         for lane in worker.lanes:
@@ -124,7 +126,7 @@ class RollingReplacement(WorkerSupervisor):
     # -- replacing -----------------------------------------------------------------------------
 
     async def replace_due(self) -> None:
-        """Replace workers that are due, one at a time, until this is cancelled."""
+        """Perform requested replacements, one at a time, until this is cancelled."""
         while True:
             await self._replacement_due.wait()
             self._replacement_due.clear()
@@ -144,7 +146,7 @@ class RollingReplacement(WorkerSupervisor):
                     await asyncio.sleep(REPLACEMENT_BACKOFF)
 
     def _offer_again(self, worker: Worker) -> None:
-        """Lend a worker that was withheld, unless it is unusable."""
+        """Take a worker out of quarantine, unless it is tainted."""
         with self._lock:
             if worker.is_quarantined and not worker.tainted and worker.state is WorkerState.READY:
                 worker.is_quarantined = False
@@ -153,12 +155,12 @@ class RollingReplacement(WorkerSupervisor):
                         self._offer(lane)
 
     async def replace(self, worker: Worker, reason: str) -> bool:
-        """Start a successor of a worker, and let the worker go when that is ready.
+        """Start a successor of a worker, and retire the worker when the successor is ready.
 
         Returns
         -------
         bool
-            Whether it was replaced; false when it had ended by itself.
+            Whether it was replaced; False when it had ended by itself.
 
         Raises
         ------
@@ -188,7 +190,7 @@ class RollingReplacement(WorkerSupervisor):
             return is_wanted
 
     def _succeed(self, worker: Worker, successor: Worker, reason: str) -> None:
-        """Put a successor in the place of a worker; the lock is held."""
+        """Install a successor in the slot of a worker; the lock is held."""
         self._install(successor)
         if not worker.died.is_set():
             self.recycled += 1
@@ -196,7 +198,7 @@ class RollingReplacement(WorkerSupervisor):
         self._activate(successor)
 
     async def _take_or_start(self, slot: Slot) -> Worker:
-        """Return a worker that is ready for a slot."""
+        """Return a ready worker for a slot: a standby one if there is one, else a new one."""
         successor = self._standby.take()
         if successor is None:
             return await self._start_detached(slot.number)
@@ -204,7 +206,7 @@ class RollingReplacement(WorkerSupervisor):
         return successor
 
     def _retire(self, worker: Worker, reason: str) -> None:
-        """Let a worker end what it does, and then itself; the lock is held."""
+        """Let a worker finish its work, then end it; the lock is held."""
         worker.is_retired = True
         worker.end_reason = reason
         self._retired.add(worker)
@@ -213,7 +215,7 @@ class RollingReplacement(WorkerSupervisor):
             self.stop_retired(worker)
 
     def stop_retired(self, worker: Worker) -> None:
-        """Have a worker ended that was retired and that nobody holds any more."""
+        """End a retired worker that has no assigned lane any more; from any thread."""
         with contextlib.suppress(RuntimeError):  # the pool has ended
             self._loop_thread.soon(self._stop_retired_later, worker)
 
@@ -226,10 +228,10 @@ class RollingReplacement(WorkerSupervisor):
         self._retired.discard(worker)
         self._record_end(worker, worker.end_reason, was_wanted=False)
 
-    # -- changing all --------------------------------------------------------------------------
+    # -- changing all workers ------------------------------------------------------------------
 
     async def in_turn(self, change: Coroutine[Any, Any, None]) -> None:
-        """Do one of the following when those before are done; the end of the crew cancels it."""
+        """Run one of the following changes after earlier ones; the pool's end cancels it."""
         task = asyncio.current_task()
         assert task is not None
         self._watchers.add(task)
@@ -243,12 +245,12 @@ class RollingReplacement(WorkerSupervisor):
             change.close()
 
     async def resize(self, count: int) -> None:
-        """Have more workers, or fewer; those that go end what they do.
+        """Change the number of workers; those that are removed finish their work first.
 
         Raises
         ------
         StartFailed
-            A worker could not start; the pool has as many as before.
+            A worker could not start; the number of workers is unchanged.
         """
         fewer = self.size - count
         if fewer > 0:
@@ -273,16 +275,17 @@ class RollingReplacement(WorkerSupervisor):
                 slot.is_filling = False
 
     def _removal_cost(self, slot: Slot) -> tuple[bool, bool, bool, int]:
-        """Return what is lost with a slot, to compare; among equals the last one goes first."""
+        """Return a sort key: slots with the least to lose first, among equals the last slot."""
         worker = self.workers.get(slot.number)
         if worker is None or worker.state is not WorkerState.READY:
             return False, False, False, -slot.number
         return self._is_home(worker), worker.is_held, True, -slot.number
 
     def _remove_slot(self, slot: Slot, reason: str) -> None:
-        """Have a slot no more. The lock is held.
+        """Remove a slot. The lock is held.
 
-        Its worker ends what it does; one that starts, or dies, is ended by whoever sees to that.
+        A ready worker finishes its work. One that is starting or dying is ended by the task that
+        starts or watches it.
         """
         del self._slots[slot.number]
         worker = self.workers.pop(slot.number, None)
@@ -295,12 +298,12 @@ class RollingReplacement(WorkerSupervisor):
             self._notify_waiting(worker)
 
     async def reload(self, config: PoolConfig) -> None:
-        """Replace every worker, one after the other, by one with other options.
+        """Replace every worker, one after the other, by one with new options.
 
         Raises
         ------
         StartFailed
-            A worker could not start with them; it, and those after it, go on as they are.
+            A successor could not start; the worker it was for, and those after it, stay.
         """
         previous, self._config = self._config, config
         for standby in self._standby.take_all():
