@@ -1,4 +1,4 @@
-"""What a pool tells of its work, when somebody listens."""
+"""Telemetry events of a pool's work items and host calls, and details of their errors."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ Attributes = dict[str, Scalar]
 
 
 def report_work(work: WorkItem, outcome: str, pool: str) -> None:
-    """Tell how a piece of work has ended.
+    """Emit the event of a work item that has ended.
 
     Parameters
     ----------
     work
-        The work.
+        The work item.
     outcome
-        Its counter.
+        Name of its counter.
     pool
         Name of the pool.
     """
@@ -45,21 +45,21 @@ def report_work(work: WorkItem, outcome: str, pool: str) -> None:
 
 
 def describe_error(error: BaseException | None, work: WorkItem, pool: str) -> None:
-    """Have an error of this package tell which call it is of, where that ran and for how long."""
+    """Add to an error of this package which call it is of, where that ran and for how long."""
     if isinstance(error, SnakepitError) and error.details is None:
         error.correlation_id = work.correlation
         error.details = work.details(pool, error)
-        if not isinstance(error, ToolError):  # whose notes are those of the exception there
+        if not isinstance(error, ToolError):  # its notes are those of the exception in the worker
             error.add_note(str(error.details))
 
 
 class HostReport:
-    """Tells how a host call has ended, when that leaves a ``with`` block.
+    """Context manager around a host call that emits its event at the end.
 
     Parameters
     ----------
-    link, call, session
-        The host call.
+    host_call, call, session
+        Context, message and session of the host call.
 
     Attributes
     ----------

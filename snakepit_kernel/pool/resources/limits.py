@@ -24,8 +24,8 @@ class Limits:
     ----------
     address_space_bytes
         Memory that a worker's process may ask for beyond what it has when it is ready, whether or
-        not it uses it; then `MemoryError` is raised in it. So much may the adapter's own import
-        take before that, too. Each process that the worker starts has the same total as its limit.
+        not it uses it; then `MemoryError` is raised in it. The adapter's own import may take the
+        same amount before that. Each process that the worker starts has the same total limit.
     cpu_seconds
         CPU time of a worker's process in all its life, rounded up to whole seconds; then it is
         ended, `WorkerDied` says why, and another one takes its place.
