@@ -76,19 +76,18 @@ def _names_of(kind: type) -> set[str]:
 class Heartbeat:
     """Detection of workers that hang or are stopped, though their process lives.
 
-    A worker that works is never taken for dead, however long it takes: it is one that shows no sign
-    of life, neither the beat of a thread of its own nor any use of the CPU, and that is stopped, or
-    has nothing to do.
+    A working worker is never taken for dead, however long a call takes. A dead one shows no sign
+    of life, neither heartbeats from a thread of its own nor use of the CPU, and is stopped or idle.
 
     Parameters
     ----------
     interval
-        Seconds between two looks.
+        Seconds between two checks.
     timeout
-        Seconds without a sign of life after which a look finds a beat missed. Default: five times
+        Seconds without a sign of life after which a check counts a missed beat. Default: five times
         the interval.
     misses
-        Beats missed one after the other until the worker is replaced.
+        Consecutive missed beats after which the worker is replaced.
     """
 
     interval: float = 2.0
@@ -110,7 +109,7 @@ class CrashBarrier:
     Parameters
     ----------
     retries
-        Times that a call of an idempotent tool is made again, on another worker. Calls of other
+        Times that a call of an idempotent tool is repeated, on another worker. Calls of other
         tools, functions and cells never are: they may have done half of their work.
     backoff
         Seconds before each of these retries.
@@ -131,15 +130,15 @@ class CrashBarrier:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Retry:
-    """Which calls are made again when they fail.
+    """Which calls are repeated when they fail.
 
-    What may have begun is repeated for tools that are declared idempotent only; what had to wait in
-    vain (``"queue"``) has not begun.
+    Calls that may have begun are repeated only for tools declared idempotent; those that failed in
+    the queue (``"queue"``) have not begun.
 
     Parameters
     ----------
     attempts
-        Times that a call is made in all.
+        Total number of times that a call is made.
     backoff
         Seconds before each attempt after the first; the last one stands for all further.
     on
@@ -159,15 +158,15 @@ class Retry:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Breaker:
-    """When a pool that fails again and again refuses work at once, for a while.
+    """When a pool whose calls keep failing refuses work at once, for a while.
 
     Parameters
     ----------
     failures
-        Failures one after the other that open it.
+        Consecutive failures that open it.
     seconds
-        How long it stays open. Then one call is let through: it closes the breaker if it goes well,
-        and else opens it again.
+        Seconds that it stays open. Then one call is admitted: it closes the breaker if it succeeds,
+        and otherwise opens it again.
     on
         What counts as a failure, as for `Retry`.
     """

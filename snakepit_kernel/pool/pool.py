@@ -119,8 +119,8 @@ class Pool(Caller, concurrent.futures.Executor):
     max_age, max_calls, max_memory_bytes
         Seconds that a worker may live, calls that it may serve, and bytes of unshared memory that
         it and its descendants may take, before it is replaced. Its successor is ready before it
-        ends, and it finishes its calls: no call fails for that. A
-        worker that is the home of a strict session is not replaced for its age or its calls.
+        ends, and it finishes its calls: no call fails for that. A worker that is the home of a
+        strict session is not replaced for its age or its calls.
     heartbeat
         When a worker that has stopped, without having ended, is replaced; see `Heartbeat`. This and
         the next three take such an object, a mapping with its parameters, a number for the first of

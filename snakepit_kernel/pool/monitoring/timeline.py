@@ -148,8 +148,8 @@ class Timeline:
         else:
             began, ended = span_of(calls)
             outcomes = Counter(call.outcome for call in calls)
-            told = ", ".join(f"{count} {name}" for name, count in outcomes.most_common())
-            text = f"pool {self.pool}: {len(calls)} calls in {seconds(ended - began)}: {told}"
+            counts = ", ".join(f"{count} {name}" for name, count in outcomes.most_common())
+            text = f"pool {self.pool}: {len(calls)} calls in {seconds(ended - began)}: {counts}"
         return f"{text}; {self.dropped} more are missing" if self.dropped else text
 
     def __repr__(self) -> str:
@@ -321,7 +321,7 @@ def _axis(began: float, ended: float, scale: float, height: float) -> Iterator[s
 def _bar(call: TimelineCall, began: float, scale: float, y: float) -> str:
     queued, x = (_LABEL + (at - began) * scale for at in (call.queued_at, call.began_at))
     width = max(call.ran * scale, 1.0)
-    told = [
+    lines = [
         f"{call.kind} {call.tool}: {call.outcome}",
         f"waited {seconds(call.waited)}, ran {seconds(call.ran)}",
         *([f"session {call.session}"] if call.session else []),
@@ -330,7 +330,7 @@ def _bar(call: TimelineCall, began: float, scale: float, y: float) -> str:
     ]
     outcome = call.outcome if call.outcome in _FINE else "failed"
     return (
-        f'<g data-outcome="{outcome}"><title>{shown(chr(10).join(told))}</title>'
+        f'<g data-outcome="{outcome}"><title>{shown(chr(10).join(lines))}</title>'
         f'<rect class="snakepit-wait" x="{queued:.1f}" y="{y + 18}" '
         f'width="{max(x - queued, 0):.1f}" height="2"/>'
         f'<rect x="{x:.1f}" y="{y + 3}" width="{width:.1f}" height="14" rx="2"/></g>'
