@@ -1,4 +1,4 @@
-"""What a pool tells of its work, when somebody listens."""
+"""Telemetry events of a pool's work items and host calls, and details of their errors."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ Attributes = dict[str, Scalar]
 
 
 def report_work(work: WorkItem, outcome: str, pool: str) -> None:
-    """Tell how a piece of work has ended.
+    """Emit the event of a work item that has ended.
 
     Parameters
     ----------
     work
-        The work.
+        The work item.
     outcome
-        Its counter.
+        Name of its counter.
     pool
         Name of the pool.
     """
@@ -45,21 +45,21 @@ def report_work(work: WorkItem, outcome: str, pool: str) -> None:
 
 
 def describe_error(error: BaseException | None, work: WorkItem, pool: str) -> None:
-    """Have an error of this package tell which call it is of, where that ran and for how long."""
+    """Add to an error of this package which call it is of, where that ran and for how long."""
     if isinstance(error, SnakepitError) and error.details is None:
         error.correlation_id = work.correlation
         error.details = work.details(pool, error)
-        if not isinstance(error, ToolError):  # whose notes are those of the exception there
+        if not isinstance(error, ToolError):  # its notes are those of the exception in the worker
             error.add_note(str(error.details))
 
 
 class HostReport:
-    """Tells how a host call has ended, when that leaves a ``with`` block.
+    """Context manager around a host call that emits its event at the end.
 
     Parameters
     ----------
-    link, call, session
-        The host call.
+    host_call, call, session
+        Context, message and session of the host call.
 
     Attributes
     ----------
@@ -67,28 +67,28 @@ class HostReport:
         ``"ok"`` or ``"error"``; ``"cancelled"`` when an exception leaves the block.
     """
 
-    __slots__ = ("_began", "_begun", "_call", "_link", "_session", "_within", "outcome")
+    __slots__ = ("_began", "_call", "_host_call", "_scope", "_session", "_span", "outcome")
 
     def __init__(self, host_call: HostCallContext, call: HostCall, session: str | None) -> None:
         self.outcome = "ok"
-        self._link = host_call
+        self._host_call = host_call
         self._call = call
         self._session = session
 
     def __enter__(self) -> Self:
         self._began = time.monotonic()
-        self._begun: telemetry.Begun | None = None
+        self._span: telemetry.Begun | None = None
         if telemetry.is_on():
-            self._begun = telemetry.begin("host_call", self._link.caller)
-            self._within = telemetry.within(self._begun)
-            self._within.__enter__()
+            self._span = telemetry.begin("host_call", self._host_call.caller)
+            self._scope = telemetry.within(self._span)
+            self._scope.__enter__()
         return self
 
     def __exit__(self, kind: object, error: object, traceback: object) -> None:
-        if self._begun is not None:
-            self._within.__exit__(None, None, None)
-            attributes = self._link.lane.origin(self._session, self._link.correlation)
+        if self._span is not None:
+            self._scope.__exit__(None, None, None)
+            attributes = self._host_call.lane.origin(self._session, self._host_call.correlation)
             attributes["tool"] = self._call.tool
             attributes["outcome"] = self.outcome if kind is None else "cancelled"
             seconds = time.monotonic() - self._began
-            telemetry.emit("host_call", attributes, seconds=seconds, caller=self._begun)
+            telemetry.emit("host_call", attributes, seconds=seconds, caller=self._span)

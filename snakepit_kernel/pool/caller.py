@@ -1,4 +1,4 @@
-"""What a pool and its sessions have in common: calls, cells and functions."""
+"""Common base of pools and sessions: calls, streams, functions and cells."""
 
 from __future__ import annotations
 
@@ -30,10 +30,10 @@ F = TypeVar("F", bound=Callable[..., Any])
 T = TypeVar("T")
 
 STREAM_BUFFER = 100
-"""Chunks that a stream may be ahead of who takes them."""
+"""Default number of chunks that a stream may be ahead of its consumer."""
 
 DEFAULT: Final = "default"
-"""Stands for: what the tool or the pool was told."""
+"""Stands for the setting of the tool or of the pool."""
 
 Timeout = float | None | Literal["default"]
 
@@ -84,13 +84,13 @@ class Caller:
         Raises
         ------
         ToolNotFound, InvalidArguments, CellsOnly
-            The call cannot be right; nothing ran.
+            The call is wrong; nothing ran.
         ToolError
-            The tool raised; ``__cause__`` is the exception itself when it can travel.
+            The tool raised; ``__cause__`` is the exception itself when it can be pickled.
         CallTimeout, QueueTimeout, PoolSaturated
-            There was no time, or no room. After a CallTimeout the work was interrupted.
+            The time was over, or the queue full. After a CallTimeout the work was interrupted.
         WorkerDied
-            The worker died under the call.
+            The worker died during the call.
         SessionLost, WorkerBusy
             The worker that a strict session is bound to has ended, or is busy; nothing ran.
         PoolClosed
@@ -129,7 +129,7 @@ class Caller:
         buffer: int = STREAM_BUFFER,
         priority: int | None = None,
     ) -> Stream:
-        """Call a tool that yields, and give its chunks as they come.
+        """Call a tool that yields, and return an iterator of its chunks as they arrive.
 
         Parameters
         ----------
@@ -138,24 +138,24 @@ class Caller:
         arguments
             Its arguments by name.
         timeout
-            Seconds from the first chunk that is asked for until the last one is there.
+            Seconds from the request of the first chunk until the arrival of the last one.
         buffer
-            Chunks that the tool may be ahead of who takes them.
+            Chunks that the tool may be ahead of the consumer.
         priority
             As for `call`.
 
         Returns
         -------
         Stream
-            An iterator; a worker is taken when the first chunk is asked for.
+            An iterator; a worker is assigned when the first chunk is requested.
 
         Raises
         ------
         TypeError
             The tool does not stream.
         ToolNotFound, InvalidArguments
-            As for `call`. What else `call` raises is raised in the place of the next chunk, when
-            all chunks before have been taken.
+            As for `call`. The other errors of `call` are raised in place of the next chunk, after
+            all earlier chunks have been consumed.
         """
         return self._stream(tool, (), dict(arguments or {}), timeout, buffer, priority=priority)
 
@@ -214,7 +214,7 @@ class Caller:
         priority: int | None,
         bound: Bound = "max_queue",
     ) -> Callable[[], WorkItem]:
-        """Check and pickle a stream's request; return what makes its work when it begins."""
+        """Check and pickle a stream's request; return a factory of its work item."""
         self._engine.check_open()
         info = self._find_tool(tool)
         if not info.streams:
@@ -272,7 +272,7 @@ class Caller:
     def _tool_request(
         self, info: ToolInfo, args: tuple[Any, ...], kwargs: dict[str, Any], room: int = 0
     ) -> ToolRequest:
-        """Check and pickle a request before a worker is taken."""
+        """Check and pickle a request before a worker is assigned."""
         self._definitions.validator.check(info, args, kwargs)
         body, buffers = pickled(self._engine.config.codec, info.name, args, kwargs)
         return ToolRequest(self._definitions, info.name, body, buffers, room)
@@ -300,7 +300,7 @@ class Caller:
 
         Workers reach it by ``context.call_host_tool("name", {…})`` or ``context.host_tools.name``
         while a call, or a cell, of this pool or session runs. It runs here, in the thread that
-        waits for that call, and may call tools itself. Of a future it runs in a thread of its own.
+        waits for that call, and may call tools itself. For a future it runs in a separate thread.
         Decorating a function of the same name again replaces it.
 
         Raises
@@ -320,7 +320,7 @@ class Caller:
         Parameters
         ----------
         fn
-            Any function, also one that was defined in the notebook, or a coroutine function.
+            Any function, including those defined in the notebook, or a coroutine function.
         args, kwargs
             Its arguments.
 
@@ -332,7 +332,7 @@ class Caller:
         Raises
         ------
         TypeError
-            The function or an argument cannot travel; or the pool's kernel runs cells only
+            The function or an argument cannot be pickled; or the pool's kernel runs cells only
             (`CellsOnly`).
         PoolSaturated, SessionLost, WorkerBusy, PoolClosed
             The work was not accepted.
@@ -368,7 +368,7 @@ class Caller:
         return name, FunctionRequest(body, buffers)
 
     def _submit_shared(self, shared: SharedFunction, args: tuple[Any, ...]) -> CallFuture[Any]:
-        """Run a function in a worker that other calls run as well; return the call's future."""
+        """Submit a call of a shared function; return its future."""
         self._engine.check_open()
         codec = self._engine.config.codec
         try:
@@ -392,12 +392,12 @@ class Caller:
         on_message: OnMessage | None = None,
         priority: int | None = None,
     ) -> CellResult:
-        """Run a cell in a worker and return what it gave.
+        """Run a cell in a worker and return its result.
 
         Parameters
         ----------
         code
-            The cell: anything that a notebook cell may hold.
+            Source of the cell: anything that a notebook cell may contain.
         timeout
             Seconds for the wait in the queue and the run; None for no limit. Default: the pool's.
         worker
@@ -408,14 +408,14 @@ class Caller:
         pull
             Names of variables to fetch from it afterwards, into the result's ``pulled``.
         on_message
-            Gets each iopub message of the cell (a dictionary) the moment it arrives.
+            Called with each iopub message of the cell (a dictionary) as soon as it arrives.
         priority
             As for `call`.
 
         Returns
         -------
         CellResult
-            A cell that raised is a result too; its exception is ``error``.
+            A cell that raised gives a result too; its exception is ``error``.
 
         Raises
         ------
@@ -482,7 +482,7 @@ class Caller:
 
         slots = self._engine.slots()
         with concurrent.futures.ThreadPoolExecutor(max_workers=max(1, len(slots))) as threads:
-            # Each in a copy of the context, by which the notebook knows the cell of an output.
+            # Each in a copy of the context, which tells the notebook the cell of an output.
             contexts = [contextvars.copy_context() for _ in slots]
             running = [
                 threads.submit(context.run, run, slot)
@@ -547,7 +547,7 @@ class Caller:
         )
 
     def _touch(self) -> None:
-        """Note that work is to be done."""
+        """Refresh the session's expiry, because it has work. A pool has no expiry."""
 
     def _work(
         self,

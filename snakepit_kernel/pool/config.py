@@ -1,4 +1,4 @@
-"""What a pool was asked to be: every option, checked before anything starts."""
+"""Configuration of a pool: every option, checked before anything starts."""
 
 from __future__ import annotations
 
@@ -33,10 +33,10 @@ MAX_WORKERS = 150
 MAX_THREADS = MAX_LANES - 1
 
 DEFAULT_QUEUE_TIMEOUT = 10.0
-"""Seconds that a caller who waits may stay in the queue when the pool was not told otherwise."""
+"""Default limit, in seconds, of the time that a waiting caller spends in the queue."""
 
 _OWN_THREAD_CAPS = ("VECLIB_MAXIMUM_THREADS",)
-"""Of libraries that do not look at ``OMP_NUM_THREADS``."""
+"""Variables of libraries that ignore ``OMP_NUM_THREADS``."""
 
 _THREAD_CAPS = (
     "OMP_NUM_THREADS",
@@ -50,10 +50,10 @@ _THREAD_CAPS = (
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PoolConfig:
-    """The checked options of a pool. See `Pool` for what each means."""
+    """The checked options of a pool; see `Pool` for their meaning."""
 
     workers: int
-    takes_what_is_left: bool
+    is_auto_sized: bool
     adapter: object
     name: str
     profile: Profile
@@ -123,7 +123,7 @@ class PoolConfig:
         gpus: Gpus,
         limits: Limits | Mapping[str, object] | None,
     ) -> PoolConfig:
-        """Check options as a user gave them.
+        """Check options as the user gave them.
 
         Raises
         ------
@@ -168,7 +168,7 @@ class PoolConfig:
             raise ValueError(msg)
         return cls(
             workers=count,
-            takes_what_is_left=workers == "auto",
+            is_auto_sized=workers == "auto",
             adapter=check_adapter(adapter),
             name=check_name("pool", name),
             profile="thread" if profile == "thread" else "process",
@@ -226,7 +226,7 @@ class PoolConfig:
 
     @property
     def lanes(self) -> list[frozenset[Purpose]]:
-        """What the places at each worker are good for, that of its main thread first."""
+        """The purposes of each lane of a worker; the lane of its main thread comes first."""
         if not self.kernel.has_lane:
             return [frozenset({"cell"})]
         if self.profile == "process":
@@ -236,20 +236,20 @@ class PoolConfig:
 
     @property
     def bytes_each(self) -> int:
-        """What a worker may take of the machine's memory; 0 for no limit."""
+        """Memory limit of a worker in bytes; 0 for no limit."""
         return self.limits.memory_bytes or self.max_memory_bytes or 0
 
     @property
     def adapter_name(self) -> str:
-        """The adapter, for people."""
+        """Name of the adapter as users see it."""
         return "none" if self.adapter is None else name_of(self.adapter)
 
     def worker_environment(self, slot: int) -> dict[str, str]:
-        """Return the whole environment of the worker in a slot.
+        """Return all environment variables of the worker in a slot.
 
         Numeric libraries get one thread a worker unless the user set another number: several
-        workers with a thread for each core each would get in each other's way. Where the user set
-        ``OMP_NUM_THREADS``, those that heed it unless their own variable is set heed it here.
+        workers with one thread per core each would oversubscribe the cores. If the user set
+        ``OMP_NUM_THREADS``, it decides for all libraries that fall back on it.
         """
         given = {**os.environ, **self.env}
         caps = _OWN_THREAD_CAPS if "OMP_NUM_THREADS" in given else _THREAD_CAPS
@@ -268,7 +268,7 @@ def _grace(value: float | None) -> float:
 
 
 def check_adapter(value: object) -> object:
-    """Return what may be an adapter; say what is wrong with anything else."""
+    """Return a value that can be an adapter; raise TypeError for any other."""
     if value is None or isinstance(value, str | type | types.ModuleType):
         return value
     msg = (
@@ -279,7 +279,7 @@ def check_adapter(value: object) -> object:
 
 
 def check_affinity(value: object) -> Affinity:
-    """Return one of the three modes; name them when it is none."""
+    """Return one of the three modes; raise ValueError, which names them, for anything else."""
     if value in get_args(Affinity):
         return cast("Affinity", value)
     modes = ", ".join(map(repr, get_args(Affinity)))

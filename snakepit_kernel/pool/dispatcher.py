@@ -564,7 +564,7 @@ class Dispatcher:
             for worker in self.supervisor.workers.values():
                 for lane in worker.lanes:
                     lane.defined.clear()  # the definitions may not have been sent
-                    lane.encoders = lane.follows = 0
+                    lane.encoders = lane.search_path_version = 0
                     self._repair_lane(lane)
             if self._pending == 0:
                 self._quiet.notify_all()

@@ -44,7 +44,7 @@ from .execution.calls import CallRunner, interrupt_until_heard
 from .execution.futures import FutureRunner
 from .execution.host_tools import HostTools, HostToolServer
 from .execution.pipeline import FutureItem
-from .housekeeping import tell_of_activity
+from .housekeeping import send_activity
 from .open_sessions import PoolSessions
 from .policies import Recovery
 from .resources.machine_budget import MachineReservation
@@ -56,7 +56,7 @@ from .workers.jupyter import Cell
 from .workers.monitor import WorkerMonitor
 from .workers.replacement import RollingReplacement
 from .workers.worker import PooledLane, Worker
-from .workers.zmq_threads import begin_threads
+from .workers.zmq_threads import start_threads
 
 logger = logging.getLogger(__name__)
 
@@ -81,9 +81,9 @@ class Engine:
     """
 
     def __init__(self, config: PoolConfig) -> None:
-        self._share = MachineReservation(config.name, config.bytes_each)
-        if config.takes_what_is_left:
-            left = self._share.take_what_is_left(config.workers).workers
+        self._reservation = MachineReservation(config.name, config.bytes_each)
+        if config.is_auto_sized:
+            left = self._reservation.reserve_remaining(config.workers).workers
             config = replace(config, workers=left)
         self.config = config
         self.pid = os.getpid()
@@ -102,7 +102,7 @@ class Engine:
             self._build()
         except BaseException as error:  # no threads, no memory, Ctrl-C
             remove_folder(self._folder.path)
-            self._share.give_back()
+            self._reservation.release()
             if isinstance(error, RuntimeError):
                 raise StartFailed(
                     f"pool {config.name}", f"{error}; {TOO_MANY_PROCESSES}"
@@ -114,7 +114,7 @@ class Engine:
     def _build(self) -> None:
         config = self.config
         self._context: zmq.Context[Any] = zmq.Context()
-        begin_threads(self._context)
+        start_threads(self._context)
         self._managers_context = zmq.asyncio.Context(self._context)
         self._loop_thread = LoopThread(f"snakepit-{config.name}")
         self._supervisor = self._dispatcher.supervisor = RollingReplacement(
@@ -594,9 +594,9 @@ class Engine:
             self._publish()
             stats = self.stats()
             if stats.queued or stats.running:
-                tell_of_activity()
-            if self._share.workers != self._supervisor.size:
-                await in_thread(self._share.note, self._supervisor.size)
+                send_activity()
+            if self._reservation.workers != self._supervisor.size:
+                await in_thread(self._reservation.update, self._supervisor.size)
             self._dispatcher.trim(TRIM_AFTER)
             if self.sessions.are_used:
                 await in_thread(self._maintain_sessions)
@@ -701,7 +701,7 @@ class Engine:
             self.sessions.close,
             self._end_context,
             lambda: remove_folder(self._folder.path),
-            self._share.give_back,
+            self._reservation.release,
             partial(atexit.unregister, self.close),
         )
         for step in steps:

@@ -1,4 +1,4 @@
-"""What all html of a pool has in common: its style, in the colours of the theme, and its texts."""
+"""Common parts of a pool's html: the style sheet, in the theme's colours, and escaped text."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from ..printable import printable
 
 @functools.cache
 def style() -> str:
-    """Return the style sheet of all that shows a pool."""
+    """Return the style sheet of all html of pools."""
     return files(__package__).joinpath("pool.css").read_text(encoding="utf-8")
 
 
 def shown(text: str) -> str:
-    """Return a text of others as html shows it."""
+    """Return an untrusted text as escaped, printable html."""
     return escape(printable(text, lines=True))

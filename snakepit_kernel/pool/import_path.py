@@ -1,4 +1,4 @@
-"""Where the owner of a pool finds modules and files, which its workers follow."""
+"""Search path and working directory of a pool's owner, which its workers follow."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from .workers.worker import PooledLane
 
 
 class SearchPath:
-    """``sys.path`` and the working directory of this process, with a number for each state.
+    """Versioned ``sys.path`` and working directory of this process.
 
     Attributes
     ----------
     directory
-        The working directory; the last one if it was removed since.
+        The working directory; the last known one if it was removed since.
     """
 
     def __init__(self) -> None:
@@ -24,8 +24,8 @@ class SearchPath:
         self._entries: list[str] = []
         self._number = 0
 
-    def look(self) -> int:
-        """Return the number of the present state, which no earlier one had."""
+    def version(self) -> int:
+        """Return the version number of the current state, which increases with each change."""
         try:
             directory = os.getcwd()  # noqa: PTH109 - much faster
         except FileNotFoundError:
@@ -37,15 +37,15 @@ class SearchPath:
 
 
 search_path = SearchPath()
-"""That of this process."""
+"""The search path of this process."""
 
 
-def follow(lane: PooledLane) -> list[Segment]:
-    """Return the frame by which a worker looks where this process does; nothing if it does."""
-    number = search_path.look()
-    if lane.follows == number:
+def search_path_frames(lane: PooledLane) -> list[Segment]:
+    """Return the frame that updates a worker's search path; empty if it is up to date."""
+    number = search_path.version()
+    if lane.search_path_version == number:
         return []
-    lane.follows = number
+    lane.search_path_version = number
     config = lane.worker.config
     directory = search_path.directory if config.follows_cwd else None
     return pack(encode(Follow(config.kernel.import_path(), directory)))

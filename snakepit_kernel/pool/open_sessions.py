@@ -1,4 +1,4 @@
-"""The sessions that a pool works for, and what its workers may ask of them."""
+"""Sessions that a pool has open, and the requests that its workers make to them."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from .config import PoolConfig
 
 
 class PoolSessions:
-    """Opens sessions for a pool, keeps them alive while they work, and serves them to workers.
+    """Opens sessions for a pool, refreshes them while they have work, and serves workers.
 
-    The store is opened with the first session: a pool without one never touches it.
+    The store is opened with the first session: a pool without sessions never opens it.
 
     Parameters
     ----------
     config
         The pool's options.
     forget
-        Called with the name of a session that is gone, or is another one than before.
+        Called with the name of a session that was deleted, or was created again.
     """
 
     def __init__(self, config: PoolConfig, forget: Callable[[str], None]) -> None:
@@ -39,13 +39,13 @@ class PoolSessions:
 
     @property
     def are_used(self) -> bool:
-        """Whether there is one to care for."""
+        """Whether any session is open."""
         return bool(self._states)
 
     def open(
         self, session_id: str, ttl: float | str | None, metadata: Mapping[str, Any] | None
     ) -> SessionState:
-        """Return a session; make it if there is none. Errors are those of `open_session`."""
+        """Return a session; create it if there is none. Errors are those of `open_session`."""
         state = open_session(
             session_id,
             ttl=ttl,
@@ -56,7 +56,7 @@ class PoolSessions:
         with self._lock:
             known = self._states.get(session_id)
             if known is not None and known.number == state.number:
-                known.refresh()  # its time to live may be another one now
+                known.refresh()  # its time to live may have changed
                 return known
             self._states[session_id] = state
         if known is not None:
@@ -71,7 +71,7 @@ class PoolSessions:
             self.drop(state)
 
     def drop(self, state: SessionState) -> None:
-        """Remember a session no more."""
+        """Forget a session."""
         with self._lock:
             if self._states.get(state.id) is state:
                 del self._states[state.id]
@@ -83,7 +83,7 @@ class PoolSessions:
 
     @property
     def global_state(self) -> SessionState:
-        """What belongs to no session."""
+        """State that belongs to no session."""
         if self._global is None:
             self._global = global_state(self.store)
         return self._global
@@ -91,7 +91,7 @@ class PoolSessions:
     def serve(
         self, session_id: str | None, worker: str, part: str, method: str
     ) -> Callable[..., Any]:
-        """Return what a worker asks for in a call of a session, or of none.
+        """Return the method that a worker requests in a call of a session, or of none.
 
         Raises
         ------
@@ -109,7 +109,7 @@ class PoolSessions:
                 raise RuntimeError(msg)
             return self.global_state.serve(worker, part, method)
         state = self._states.get(session_id)
-        if state is None:  # deleted while its work goes on, which must not bring it back
+        if state is None:  # deleted while its work goes on, which must not recreate it
             raise SessionNotFound(session_id)
         return state.serve(worker, part, method)
 
@@ -118,11 +118,11 @@ class PoolSessions:
         state = self._states.get(session_id)
         try:
             return [] if state is None else state.host_tools
-        except SnakepitError:  # whoever asks has an error to tell of already
+        except SnakepitError:  # the caller is already about to report an error
             return []
 
     def close(self) -> None:
-        """Let go of the store; who still holds one of the sessions opens it again."""
+        """Close the store; sessions that are still in use open it again."""
         with self._lock:
             used = [*self._states.values(), *([self._global] if self._global is not None else [])]
             self._states.clear()
@@ -133,17 +133,17 @@ class PoolSessions:
     # -- in the background -----------------------------------------------------------------------
 
     def keep_alive(self, working: set[str]) -> None:
-        """Note that sessions are used, because work of theirs is under way."""
+        """Refresh the expiry of sessions that have work in progress."""
         for session_id in working:
             state = self._states.get(session_id)
             if state is not None:
                 try:
                     state.touch()
-                except SessionNotFound:  # as its work will find out
+                except SessionNotFound:  # its work will raise the error
                     self.drop(state)
 
     def sweep(self) -> None:
-        """Delete what has expired, once in a while."""
+        """Delete expired sessions, if a sweep is due."""
         over = {row.number for row in self.store.sweep_if_due()}
         for state in list(self._states.values()):
             if state.number in over:

@@ -1,4 +1,4 @@
-"""What a pool does about failure, as users set it: heartbeat, crash barrier, retry, breaker."""
+"""Failure policies of a pool: heartbeat, crash barrier, retry, circuit breaker. Pure."""
 
 from __future__ import annotations
 
@@ -33,16 +33,16 @@ CATEGORIES: Final[Mapping[str, tuple[type[Exception], ...]]] = {
 """The categories of errors that policies name."""
 
 REFUSALS = (PoolClosed, SessionLost, BreakerOpen)
-"""What a pool says to work that it will not do, however often it is asked."""
+"""Errors of work that a pool refuses, and that is refused again on a retry."""
 
 BACKOFF = (0.05, 0.1, 0.2)
-"""Seconds before each attempt after the first; the last one stands for all further."""
+"""Seconds before each attempt after the first; the last value is used for all later ones."""
 
 
 def category_of(error: BaseException) -> str:
     """Return the category of an error; what user code raised is ``"tool"``.
 
-    That a pool refuses work, and that nobody wants it any more, are none that a policy names.
+    Refused and cancelled work have categories of their own, which no policy can name.
     """
     for name, kinds in CATEGORIES.items():
         if isinstance(error, kinds):
@@ -53,10 +53,10 @@ def category_of(error: BaseException) -> str:
 
 
 def falls_under(error: BaseException, names: Iterable[str]) -> bool:
-    """Whether an error is of one of several categories, or of types of that name.
+    """Whether an error is of one of several categories or named types.
 
-    A type is named by its last part or in full: ``"ConnectionError"``, ``"requests.Timeout"``. The
-    type of an exception of a tool is that which it had in the worker.
+    A type is named by its last part or in full: ``"ConnectionError"``, ``"requests.Timeout"``. For
+    an exception of a tool its type in the worker counts.
     """
     if isinstance(error, ToolError):
         types = {error.type_name, error.type_name.rpartition(".")[2]}
@@ -74,21 +74,20 @@ def _names_of(kind: type) -> set[str]:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Heartbeat:
-    """How a pool notices that a worker has stopped without having ended.
+    """Detection of workers that hang or are stopped, though their process lives.
 
-    A worker that works is never taken for dead, however long it takes: it is one that shows no sign
-    of life, neither the beat of a thread of its own nor any use of the CPU, and that is stopped, or
-    has nothing to do.
+    A working worker is never taken for dead, however long a call takes. A dead one shows no sign
+    of life, neither heartbeats from a thread of its own nor use of the CPU, and is stopped or idle.
 
     Parameters
     ----------
     interval
-        Seconds between two looks.
+        Seconds between two checks.
     timeout
-        Seconds without a sign of life after which a look finds a beat missed. Default: five times
+        Seconds without a sign of life after which a check counts a missed beat. Default: five times
         the interval.
     misses
-        Beats missed one after the other until the worker is replaced.
+        Consecutive missed beats after which the worker is replaced.
     """
 
     interval: float = 2.0
@@ -105,15 +104,15 @@ class Heartbeat:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CrashBarrier:
-    """What happens to a call whose worker dies under it, and to a worker that is unusable.
+    """Handling of calls whose worker dies, and of workers that an error left unusable.
 
     Parameters
     ----------
     retries
-        Times that a call of an idempotent tool is made again, on another worker. Calls of other
+        Times that a call of an idempotent tool is repeated, on another worker. Calls of other
         tools, functions and cells never are: they may have done half of their work.
     backoff
-        Seconds before each of these.
+        Seconds before each of these retries.
     taint_on
         Names of exception types of tools after which a worker gets no more work and is replaced,
         such as the errors that leave a GPU's context unusable.
@@ -131,15 +130,15 @@ class CrashBarrier:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Retry:
-    """Which calls are made again when they fail.
+    """Which calls are repeated when they fail.
 
-    What may have begun is repeated for tools that are declared idempotent only; what had to wait in
-    vain (``"queue"``) has not begun.
+    Calls that may have begun are repeated only for tools declared idempotent; those that failed in
+    the queue (``"queue"``) have not begun.
 
     Parameters
     ----------
     attempts
-        Times that a call is made in all.
+        Total number of times that a call is made.
     backoff
         Seconds before each attempt after the first; the last one stands for all further.
     on
@@ -159,15 +158,15 @@ class Retry:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Breaker:
-    """When a pool that fails again and again refuses work at once, for a while.
+    """When a pool whose calls keep failing refuses work at once, for a while.
 
     Parameters
     ----------
     failures
-        Failures one after the other that open it.
+        Consecutive failures that open it.
     seconds
-        How long it stays open. Then one call is let through: it closes the breaker if it goes well,
-        and else opens it again.
+        Seconds that it stays open. Then one call is admitted: it closes the breaker if it succeeds,
+        and otherwise opens it again.
     on
         What counts as a failure, as for `Retry`.
     """
@@ -186,22 +185,22 @@ P = TypeVar("P", bound=Heartbeat | CrashBarrier | Retry | Breaker)
 
 
 def check_policy(name: str, kind: type[P], value: object) -> P | None:
-    """Return a policy as a user gave it: an instance, a mapping, a number, True, False or None.
+    """Return a policy from an option: an instance, a mapping, a number, True, False or None.
 
     Parameters
     ----------
     name
-        The option.
+        Name of the option.
     kind
-        What it takes.
+        Class of the policy.
     value
-        What was given. A number is its first parameter. True stands for the numbers that the policy
-        has by itself, False and None for no such policy.
+        The option's value. A number is the first parameter of the policy. True stands for its
+        defaults, False and None for no such policy.
 
     Raises
     ------
     TypeError, ValueError
-        It is none of these, or one of its numbers is wrong; the text names it.
+        It is none of these, or one of its parameters is wrong; the text names it.
     """
     if isinstance(value, kind):
         return value
@@ -263,7 +262,7 @@ def _set_names(policy: object, title: str, name: str, names: Any) -> None:
 
 
 class CircuitBreaker:
-    """Opens after failures one after the other, and closes when one call goes well again.
+    """State of a circuit breaker: opens after consecutive failures, closes after a success.
 
     Parameters
     ----------
@@ -273,7 +272,7 @@ class CircuitBreaker:
     Attributes
     ----------
     failures
-        How many there were since the last success.
+        Number of failures since the last success.
     last
         The last failure, in words.
     """
@@ -282,64 +281,64 @@ class CircuitBreaker:
         self.policy = policy
         self.last = ""
         self.failures = 0
-        self._opened: float | None = None
+        self._opened_at: float | None = None
         self._generation = 0
-        self._is_tried = False
+        self._has_trial = False
 
     def state(self, now: float) -> str:
         """Return ``"closed"``, ``"open"`` or ``"half-open"``."""
-        if self._opened is None:
+        if self._opened_at is None:
             return "closed"
         return "open" if self.seconds_left(now) > 0 else "half-open"
 
     def seconds_left(self, now: float) -> float:
-        """Return how long nothing is let through."""
-        if self._opened is None:
+        """Return the seconds for which it still refuses all calls."""
+        if self._opened_at is None:
             return 0.0
-        return max(0.0, self._opened + self.policy.seconds - now)
+        return max(0.0, self._opened_at + self.policy.seconds - now)
 
     def admit(self, now: float) -> int | None:
-        """Let a call through; half-open that is one alone, the trial.
+        """Admit a call; a half-open breaker admits a single one, the trial.
 
         Returns
         -------
         int or None
-            What its end is told with; None when it is refused. The ends of calls that were let
-            through before the breaker opened tell nothing.
+            Token to report the call's outcome with; None when the call is refused. Outcomes of
+            calls that were admitted before the breaker opened are ignored.
         """
-        if self._opened is not None:
-            if self._is_tried or self.seconds_left(now) > 0:
+        if self._opened_at is not None:
+            if self._has_trial or self.seconds_left(now) > 0:
                 return None
-            self._is_tried = True
+            self._has_trial = True
         return self._generation
 
     def succeed(self, admitted: int) -> None:
-        """Take in that a call went well."""
+        """Record that a call succeeded."""
         if admitted == self._generation:
             self.failures = 0
-            self._opened = None
-            self._is_tried = False
+            self._opened_at = None
+            self._has_trial = False
 
     def fail(self, admitted: int, now: float, reason: str) -> None:
-        """Take in that a call failed, and why."""
+        """Record that a call failed, and why."""
         if admitted != self._generation:
             return
         self.failures += 1
         self.last = reason
-        if self._is_tried or self.failures >= self.policy.failures:
-            self._opened = now
-            self._is_tried = False
+        if self._has_trial or self.failures >= self.policy.failures:
+            self._opened_at = now
+            self._has_trial = False
             self._generation += 1
 
     def abandon(self, admitted: int) -> None:
-        """Take in that a call ended in a way that tells nothing: the next one may be the trial."""
+        """Record that a call ended without a verdict: the next one may be the trial."""
         if admitted == self._generation:
-            self._is_tried = False
+            self._has_trial = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Recovery:
-    """The policies of a pool, as one answer.
+    """Retry decisions of a pool, from its crash barrier and its retry policy.
 
     Parameters
     ----------
@@ -358,7 +357,7 @@ class Recovery:
         idempotent: bool,
         seconds_left: float | None,
     ) -> float | None:
-        """Return the seconds to wait before the next attempt; None when there is to be none.
+        """Return the seconds to wait before the next attempt; None for no further attempt.
 
         Parameters
         ----------
@@ -367,7 +366,7 @@ class Recovery:
         earlier
             The attempts before that.
         idempotent
-            Whether what was called may be done twice.
+            Whether the call may be made twice.
         seconds_left
             Until the deadline of the call; None when it has none.
         """

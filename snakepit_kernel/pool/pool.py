@@ -1,4 +1,4 @@
-"""The pool, as users hold it."""
+"""The public class `Pool`."""
 
 from __future__ import annotations
 
@@ -67,11 +67,12 @@ class Pool(Caller, concurrent.futures.Executor):
         that served it last, if that is free. ``"strict_queue"``: that one alone, its home; the work
         waits for it. ``"strict_fail_fast"``: the same, and `WorkerBusy` is raised where it would
         have to wait. When a strict session's home ends, its work raises `SessionLost`, until the
-        session is opened anew.
+        session is opened again.
     max_queue
-        Calls, streams and cells that threads may wait for; one more raises `PoolSaturated`.
+        Calls, streams and cells that threads wait for in the queue; one more raises
+        `PoolSaturated`.
     max_futures
-        The same for what no thread waits for: futures (`submit`) and work of event loops
+        The same for work that no thread waits for: futures (`submit`) and work of event loops
         (`acall`, `arun`, `astream`). None for any number.
     queue_timeout
         Seconds that one may wait before `QueueTimeout`; None for ever. Default: 10 for threads
@@ -80,49 +81,50 @@ class Pool(Caller, concurrent.futures.Executor):
     timeout
         Seconds for the wait, the run and the reply together; None for no limit.
     grace
-        Seconds that a worker may take to heed an interrupt, and what it started to end by itself.
+        Seconds that a worker may take to respond to an interrupt, and its children to exit.
     preload
         Modules that are imported before a worker's first call: once, in the template that the
         workers are forked from, where that is safe.
     autoreload
-        Whether workers load modules anew that were edited, before each piece of work, as
+        Whether workers reload modules that were edited, before each call or cell, as
         ``%autoreload 2`` does; installed packages excepted.
     standby
-        Workers that are started ahead, beside the others, to replace those that die.
+        Additional workers that are started in advance, to replace those that die.
     env
-        Environment variables beside those of this process. Numeric libraries (OpenMP, OpenBLAS,
-        MKL, BLIS, numexpr, Accelerate) get one thread a worker unless ``OMP_NUM_THREADS``, for all
-        but the last, or one of their own variables says otherwise, here or in this process.
+        Environment variables in addition to those of this process. Numeric libraries (OpenMP,
+        OpenBLAS, MKL, BLIS, numexpr, Accelerate) get one thread a worker unless
+        ``OMP_NUM_THREADS``, for all but the last, or one of their own variables says otherwise,
+        here or in this process.
     cwd
         Working directory of the workers. Default: that of this process, which they follow when it
         changes.
     kernel_name
         Kernelspec of the workers: any that is installed. One of Python does everything where
-        snakepit-kernel is installed in its environment; any other one runs cells, and nothing else:
+        snakepit-kernel is installed in its environment; any other one runs cells only:
         then ``adapter``, ``preload``, ``autoreload`` and the profile ``"thread"`` are refused
         (`CellsOnly`).
     start_timeout
         Seconds that a worker may take to become ready.
     max_value_bytes
-        What one value may take on its way to a worker or back.
+        Largest size of one value that is sent to a worker or back.
     unserializable
-        What becomes of a part of a result that cannot travel (a lock, an open file): ``"type"``, an
-        `Unserializable` with its type stands in its place; ``"repr"``, one with its text as well,
+        Treatment of parts of a result that cannot be pickled (a lock, an open file): ``"type"``, an
+        `Unserializable` with its type replaces it; ``"repr"``, one with its text as well,
         shortened and without secrets; ``"error"``, the call raises.
     store
         Where sessions are kept: a path, or ``sqlite:///PATH``. Default: ``sessions.sqlite`` in
         Jupyter's data directory.
     max_variable_bytes
-        What the value of one variable of a session may take in the store.
+        Largest size of the value of one session variable in the store.
     max_age, max_calls, max_memory_bytes
-        Seconds that a worker may live, calls that it may serve, and bytes that it may take together
-        with all that it has started (memory that nobody else shares), before it is replaced. Its
-        successor is ready before it goes, and it ends what it does: no call fails for that. A
-        worker that is the home of a strict session is not replaced for its age or its calls.
+        Seconds that a worker may live, calls that it may serve, and bytes of unshared memory that
+        it and its descendants may take, before it is replaced. Its successor is ready before it
+        ends, and it finishes its calls: no call fails for that. A worker that is the home of a
+        strict session is not replaced for its age or its calls.
     heartbeat
         When a worker that has stopped, without having ended, is replaced; see `Heartbeat`. This and
         the next three take such an object, a mapping with its parameters, a number for the first of
-        them, True for what it is by itself, or None.
+        them, True for its defaults, or None.
     crash_barrier
         What happens to calls whose worker dies; see `CrashBarrier`.
     retry
@@ -132,11 +134,11 @@ class Pool(Caller, concurrent.futures.Executor):
         When work is refused at once because calls fail again and again; see `Breaker`. Default:
         never.
     gpus
-        Accelerators (CUDA, ROCm) of the workers: each sees its own alone, from before any code of
-        yours runs there, and whoever replaces it sees the same. ``"auto"``: one for each worker, if
-        there are any; a number: so many for each, 0 to hide them all; a list of numbers or ids, as
-        ``CUDA_VISIBLE_DEVICES`` takes them: those, one for each. Where there are fewer than
-        workers, these share them in turn, which a warning says. None leaves all as it is.
+        Accelerators (CUDA, ROCm) of the workers: each sees its own alone, from before any of your
+        code runs there, and so does the worker that replaces it. ``"auto"``: one for each worker,
+        if there are any; a number: that many for each, 0 to hide them all; a list of numbers or
+        ids, as ``CUDA_VISIBLE_DEVICES`` takes them: those, one for each. Where there are fewer
+        than workers, these share them in turn, with a warning. None leaves all as it is.
 
     limits
         What each worker may take: `Limits`, or a mapping with the names of its attributes.
@@ -226,9 +228,9 @@ class Pool(Caller, concurrent.futures.Executor):
         self._definitions = ToolDefinitions(config.codec)
         self._engine = Engine(config)
         self._engine.open()
-        # The engine does not know this object, so that can be collected; then the engine ends,
-        # when its work is done. At the exit of the interpreter the engine ends by itself.
-        weakref.finalize(self, _close_apart, self._engine).atexit = False
+        # The engine has no reference to this object, so that it can be collected; then the engine
+        # ends when its work is done. At the exit of the interpreter the engine ends by itself.
+        weakref.finalize(self, _close_in_thread, self._engine).atexit = False
 
     # -- looking -------------------------------------------------------------------------------
 
@@ -243,7 +245,7 @@ class Pool(Caller, concurrent.futures.Executor):
         return self._engine.is_open
 
     def status(self) -> PoolStatus:
-        """Return what the pool looks like now; shows itself as a table."""
+        """Return the pool's present status, which displays itself as a table."""
         return self._engine.status()
 
     def stats(self) -> PoolStats:
@@ -253,20 +255,20 @@ class Pool(Caller, concurrent.futures.Executor):
     def dashboard(self) -> Dashboard:
         """Return a widget that shows the pool live in a notebook, until the pool is closed.
 
-        It looks at the pool once a second while it is on the screen. ``close()`` ends it.
+        It is updated once a second while it is on the screen. ``close()`` ends it.
         """
         from .monitoring.dashboard import Dashboard
 
         return Dashboard(self._engine)
 
     def prometheus(self) -> str:
-        """Return the pool's numbers in the text format of Prometheus."""
+        """Return the pool's metrics in the text format of Prometheus."""
         from .monitoring.prometheus import exposition
 
         return exposition([self.status()])
 
     def timeline(self, limit: int = LIMIT) -> Timeline:
-        """Record each call that is asked for and ends inside a ``with`` block.
+        """Record each call that begins and ends inside a ``with`` block.
 
         ``calls`` lists when each waited, ran and ended, and where; it shows itself as bars, and
         ``save(path)`` writes a trace for Perfetto.
@@ -274,7 +276,7 @@ class Pool(Caller, concurrent.futures.Executor):
         Parameters
         ----------
         limit
-            Calls that are kept: the last ones.
+            Number of calls to keep: the last ones.
         """
         return Timeline(self.name, check_count("limit", limit, 1))
 
@@ -304,17 +306,17 @@ class Pool(Caller, concurrent.futures.Executor):
     ) -> Session:
         """Return the session of that id; make it if there is none.
 
-        Its variables, programs and metadata outlive the pool, the kernel and the server. All who
-        name the same session of the same store share them. A strict session that has lost its home
-        begins again with another worker.
+        Its variables, programs and metadata outlive the pool, the kernel and the server. All
+        sessions of the same id in the same store share them. A strict session that has lost its
+        home begins again with another worker.
 
         Parameters
         ----------
         session_id
             1 to 64 characters of ``[A-Za-z0-9_.-]`` that start with a letter or a digit.
         ttl
-            Seconds that it lives without being used; None for ever. Default: what the session has;
-            for a new one 24 hours in a notebook, an hour elsewhere.
+            Seconds that it lives without being used; None for no limit. Default: unchanged; for a
+            new one 24 hours in a notebook, an hour elsewhere.
         affinity
             Which worker does its work, see `Pool`. Default: the pool's.
         metadata
@@ -349,12 +351,12 @@ class Pool(Caller, concurrent.futures.Executor):
     def tool(self, function: F) -> F:
         """Make a function of the notebook a tool of this pool; a decorator.
 
-        The function travels by value. Decorating a function of the same name again replaces it.
+        The function is sent by value. Decorating a function of the same name again replaces it.
 
         Raises
         ------
         TypeError
-            It cannot be a tool, or cannot travel; or the pool's kernel runs cells only
+            It cannot be a tool, or cannot be pickled; or the pool's kernel runs cells only
             (`CellsOnly`).
         """
         self._engine.config.kernel.check_serves("a tool")
@@ -389,11 +391,11 @@ class Pool(Caller, concurrent.futures.Executor):
         fn
             Takes as many arguments as there are iterables.
         iterables
-            They are read at once, unless ``buffersize`` is given.
+            They are consumed at once, unless ``buffersize`` is given.
         timeout
             Seconds from this call until the last value; then `TimeoutError`.
         chunksize
-            Items that travel together; more is faster for short functions.
+            Items that are sent together; more is faster for short functions.
         buffersize
             Chunks that are submitted and whose values have not been taken: the iterables are read
             no further ahead, and may have no end. None for all of them at once.
@@ -413,25 +415,25 @@ class Pool(Caller, concurrent.futures.Executor):
         _check_buffersize(buffersize)
         self._engine.config.kernel.check_serves("map()")
         end = None if timeout is None else time.monotonic() + bounded(timeout)
-        # It holds the pool, which nobody else may hold, as long as there is something to submit.
+        # The generator keeps the pool, which may have no other reference, until all is submitted.
         name = getattr(fn, "__qualname__", None) or type(fn).__name__
         shared = SharedFunction(self._engine.config.codec, partial(_map_all, fn), name)
         chunks = _chunks(iterables, chunksize)
-        to_come = (self._submit_shared(shared, tuple(chunk)) for chunk in chunks)
-        return _in_order(deque(itertools.islice(to_come, buffersize)), to_come, end)
+        upcoming = (self._submit_shared(shared, tuple(chunk)) for chunk in chunks)
+        return _ordered_values(deque(itertools.islice(upcoming, buffersize)), upcoming, end)
 
     # -- changing it ---------------------------------------------------------------------------
 
     def resize(self, workers: int) -> None:
-        """Have another number of workers from now on.
+        """Change the number of workers.
 
-        More are started; this returns when they are ready. Of fewer, those go with which the least
-        is lost, and end what they do first.
+        Additional ones are started; this returns when they are ready. Workers with the least to
+        lose are removed first, and finish their work before they end.
 
         Parameters
         ----------
         workers
-            How many, 1 to 150.
+            The new number, 1 to 150.
 
         Raises
         ------
@@ -447,29 +449,29 @@ class Pool(Caller, concurrent.futures.Executor):
     def reload(self, adapter: object = None) -> None:
         """Replace all workers, one after the other, while work goes on: no call fails for it.
 
-        Each successor imports the tools anew and is ready before its predecessor goes, which ends
-        what it does first.
+        Each successor imports the tools again and is ready before its predecessor ends, which
+        finishes its work first.
 
         Parameters
         ----------
         adapter
-            Other tools, as for `Pool`. Default: those that it has, as they are on disk now.
+            Other tools, as for `Pool`. Default: the present ones, as they are on disk now.
 
         Raises
         ------
         TypeError
             It cannot be an adapter.
         StartFailed
-            A successor could not start. The worker that it was for goes on as it is, and so do
-            those whose turn had not come; if one was replaced already, their successors will be as
-            that one.
+            A successor could not start. The worker that it was for goes on, and so do those that
+            had not been replaced yet; if one had been replaced, later successors use the new
+            tools.
         PoolClosed
             The pool has ended.
         """
         self._engine.reload(None if adapter is None else check_adapter(adapter))
 
     def recycle(self, worker: int | None = None) -> None:
-        """Replace a worker by a new one with nothing in its memory, while work goes on.
+        """Replace a worker by a new one with an empty memory, while work goes on.
 
         Parameters
         ----------
@@ -490,8 +492,8 @@ class Pool(Caller, concurrent.futures.Executor):
     def drain(self, timeout: float | None = None) -> bool:
         """Take no new work, and wait until all that was accepted is done; workers stay.
 
-        Until `resume`, new work raises `PoolClosed`; what host tools ask for on behalf of work that
-        is being done still goes on.
+        Until `resume`, new work raises `PoolClosed`; calls that host tools make for running work
+        are still accepted.
 
         Parameters
         ----------
@@ -506,7 +508,7 @@ class Pool(Caller, concurrent.futures.Executor):
         Raises
         ------
         RuntimeError
-            The callback of a future, or a host tool, asks: what the pool would wait for.
+            The callback of a future, or a host tool, calls it: the pool would wait for its caller.
         """
         return self._engine.drain(check_seconds("timeout", timeout, allow_zero=True))
 
@@ -528,25 +530,25 @@ class Pool(Caller, concurrent.futures.Executor):
         Parameters
         ----------
         wait
-            Return when all is done and every process is verified gone. Else that goes on in the
-            background.
+            Return when all work is done and every process is verified gone. Else that happens in
+            the background.
         cancel_futures
-            Cancel what still waits in the queue.
+            Cancel work that still waits in the queue.
         """
         self._engine.stop_accepting(cancel_queued=cancel_futures)
-        if wait and not self._engine.is_awaited:  # a callback, a host tool: who waits for whom?
+        if wait and not self._engine.is_awaited:  # a callback or a host tool would wait for itself
             self._engine.wait_until_quiet()
             self._engine.close()
         else:
             threading.Thread(target=_close_when_quiet, args=(self._engine,), daemon=True).start()
 
     def terminate(self) -> None:
-        """End the pool now: what runs is interrupted, what waits is lost, nothing is left."""
+        """End the pool now: running work is interrupted, queued work is lost, nothing is left."""
         self._engine.close()
 
 
 def _chunks(iterables: Sequence[Iterable[Any]], size: int) -> Iterator[Sequence[Sequence[Any]]]:
-    """Cut iterables into pieces of a size: columns, which travel faster than rows."""
+    """Cut iterables into chunks of columns, which are pickled faster than rows."""
     if len(iterables) == 1:
         items = iter(iterables[0])
         while piece := list(itertools.islice(items, size)):
@@ -562,7 +564,7 @@ def _map_all(fn: Callable[..., T], *columns: Sequence[Any]) -> list[T]:
 
 
 def _check_buffersize(buffersize: object) -> None:
-    """Refuse what the standard library's executors refuse, in the same words."""
+    """Raise the errors of the standard library's executors, in the same words."""
     if buffersize is None:
         return
     if not isinstance(buffersize, int):
@@ -573,18 +575,18 @@ def _check_buffersize(buffersize: object) -> None:
         raise ValueError(msg)
 
 
-def _in_order(
+def _ordered_values(
     futures: deque[CallFuture[list[T]]],
-    to_come: Iterator[CallFuture[list[T]]],
+    upcoming: Iterator[CallFuture[list[T]]],
     end: float | None,
 ) -> Iterator[T]:
-    """Yield the values of futures in their order; cancel the rest when the consumer leaves.
+    """Yield the values of futures in their order; cancel the rest when the consumer stops.
 
-    For each that is taken one more is submitted. No value is kept that was yielded.
+    For each future that is consumed one more is submitted. No yielded value is kept.
     """
     try:
         while futures:
-            futures.extend(itertools.islice(to_come, 1))
+            futures.extend(itertools.islice(upcoming, 1))
             remaining = None if end is None else max(0.0, end - time.monotonic())
             values = futures[0].result(remaining)
             futures.popleft()
@@ -606,11 +608,13 @@ def _close_when_unused(engine: Engine) -> None:
     _close_when_quiet(engine)
 
 
-def _close_apart(engine: Engine) -> None:
+def _close_in_thread(engine: Engine) -> None:
     """End an engine whose pool was collected, when its futures are done, as executors do.
 
     The garbage collector may run in any thread at any moment, even in the engine's own thread, or
-    with its lock held; so the end happens in a thread of its own.
+    with its lock held; so the engine is closed in a separate thread.
     """
-    with contextlib.suppress(RuntimeError):  # the interpreter exits: then the engine ends itself
+    with contextlib.suppress(
+        RuntimeError
+    ):  # at the exit of the interpreter the engine ends by itself
         threading.Thread(target=_close_when_unused, args=(engine,), daemon=True).start()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from ..protocol.frames import Segment
 from ..protocol.messages import Apply, Call
-from .tools import SharedFunction, ToolDefinitions, ahead
+from .tools import SharedFunction, ToolDefinitions, preamble
 from .work_item import WorkItem
 from .workers.worker import PooledLane
 
@@ -74,7 +74,7 @@ class FunctionRequest:
     def encode(self, lane: PooledLane, call_id: int, work: WorkItem) -> list[Segment]:
         """Encode the request for a lane, with the call's id there."""
         message = Apply(call_id, work.session, work.inside, work.correlation)
-        return [*ahead(lane), *lane.marshaller.pack(message, self._body, self._buffers)]
+        return [*preamble(lane), *lane.marshaller.pack(message, self._body, self._buffers)]
 
 
 class SharedRequest:

@@ -1,4 +1,4 @@
-"""A session, as users hold it."""
+"""The public class `Session`."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ class Session(Caller):
         self._home = None if affinity == "hint" else engine.open_home(state.id)
         self._fails_fast = affinity == "strict_fail_fast"
         self.priority = self._priority = check_priority(priority)
-        self._pool = pool  # a pool that nobody holds any more is ended
+        self._pool = pool  # keeps the pool alive: a pool is ended when it is collected
         self._engine = engine
         self._definitions = definitions
 
@@ -80,11 +80,11 @@ class Session(Caller):
 
     @property
     def ttl(self) -> float | None:
-        """Seconds that it lives without being used; None for ever."""
+        """Seconds that it lives without being used; None for no limit."""
         return self.state.ttl
 
     def stats(self) -> SessionStats:
-        """Return what the session has become: its size, growth, and what is read most."""
+        """Return statistics of the session: its size, growth, and most read variables."""
         return self.state.stats()
 
     # -- its life ------------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""What a pool looks like at one moment: for people, in a notebook or a terminal."""
+"""Status of a pool at one moment, and its display in a notebook or a terminal."""
 
 from __future__ import annotations
 
@@ -17,26 +17,26 @@ from .html import shown, style
 HEADINGS = ("worker", "pid", "state", "since", "calls", "memory", "running")
 
 SHOWN_ENDS = 5
-"""Ends of workers that people see; JSON has all."""
+"""Ends of workers that are displayed; JSON has all."""
 
 SHOWN_SESSIONS = 20
-"""Sessions that people see; JSON has all."""
+"""Sessions that are displayed; JSON has all."""
 
 MAX_RUNNING = 100
-"""Characters that people see of what a worker runs."""
+"""Displayed characters of the name of what a worker runs."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PoolStats:
     """Counters of a pool since it was opened.
 
-    Every piece of work that was asked for is exactly one of ``ok, error, cancelled, timeout,
+    Every submitted work item counts as exactly one of ``ok, error, cancelled, timeout,
     saturated, lost``, or still one of ``queued, running``; their sum is ``submitted``.
 
     Attributes
     ----------
     submitted
-        Calls, cells and futures asked for.
+        Calls, cells and futures that were submitted.
     ok, error
         Ended with a value; with an exception of their own.
     cancelled
@@ -46,13 +46,13 @@ class PoolStats:
     saturated
         Refused because the queue was full.
     lost
-        Their worker died, or was busy and not to be waited for; or the pool was closed.
+        Their worker died, or was busy and they fail fast; or the pool was closed.
     queued, running
         Not ended yet.
     started, died, recycled
-        Workers that were started; that ended unasked; that were replaced on purpose.
+        Workers that were started; that died unexpectedly; that were replaced on purpose.
     retried
-        Attempts that failed and were made again: their work is counted once, by its end.
+        Failed attempts that were repeated: their work is counted once, by its final outcome.
     """
 
     submitted: int = 0
@@ -81,7 +81,7 @@ class WorkerEnd:
     seconds
         How long it had lived.
     was_wanted
-        Whether it ended unasked; false for one that was replaced on purpose.
+        Whether it ended unexpectedly; False for one that was replaced on purpose.
     reason
         Why, in words.
     """
@@ -96,7 +96,7 @@ class WorkerEnd:
 
     @property
     def story(self) -> str:
-        """What became of it, in one line."""
+        """How it ended, in one line."""
         kind = "died" if self.was_wanted else "was replaced"
         reason = printable(" ".join(self.reason.split()))
         return f"{kind} after {duration(self.seconds)} and {self.calls} calls: {reason}"
@@ -109,18 +109,18 @@ class WorkerEnd:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WorkerStatus:
-    """One worker.
+    """Status of one worker.
 
     Attributes
     ----------
     tainted
-        Why no more work goes to it while it lives on, or None.
+        Why it gets no more work although it is alive, or None.
     seconds
         How long it has been in its state.
     memory_bytes
         Resident memory of its process, or None when it cannot be read.
     device
-        The accelerators that it alone sees, or None.
+        The accelerators assigned to it alone, or None.
     """
 
     name: str
@@ -150,14 +150,14 @@ class WorkerStatus:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PoolStatus:
-    """A pool and its workers; shows itself as a table.
+    """Status of a pool and its workers; displays itself as a table.
 
     Attributes
     ----------
     problem
-        Why the pool cannot replace a worker, or takes no work; None while all is well.
+        Why the pool cannot replace a worker, or refuses work; None when there is no problem.
     ends
-        How workers ended lately, the last one last.
+        The most recent ends of workers, the last one last.
     """
 
     name: str
@@ -175,7 +175,7 @@ class PoolStatus:
 
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> PoolStatus:
-        """Restore what `as_json` gave, also that of a newer version, which may say more."""
+        """Restore a status from `as_json`; fields of a newer version are ignored."""
         workers = [_from_fields(WorkerStatus, worker) for worker in data["workers"]]
         stats = _from_fields(PoolStats, data["stats"])
         ends = [_from_fields(WorkerEnd, end) for end in data.get("ends", [])]
@@ -195,24 +195,24 @@ class PoolStatus:
 
     @property
     def memory_bytes(self) -> int:
-        """Resident memory of all workers; what they share counts for each of them."""
+        """Resident memory of all workers; shared memory counts once for each of them."""
         return sum(worker.memory_bytes or 0 for worker in self.workers)
 
     @property
     def last_ends(self) -> list[WorkerEnd]:
-        """The ends that are shown to people, the last one first."""
+        """The ends that are displayed, the last one first."""
         return self.ends[: -SHOWN_ENDS - 1 : -1]
 
     @property
     def some_sessions(self) -> str:
-        """The sessions that are shown to people, and how many there are besides."""
+        """The sessions that are displayed, and the number of the others."""
         more = len(self.sessions) - SHOWN_SESSIONS
         text = printable(", ".join(self.sessions[:SHOWN_SESSIONS]))
         return text if more <= 0 else f"{text} and {more} more"
 
     @property
     def headings(self) -> tuple[str, ...]:
-        """Those of its table: with the devices, if a worker has one of its own."""
+        """Headings of its table: with the devices, if a worker has its own."""
         return (*HEADINGS[:-1], "device", HEADINGS[-1]) if self._has_devices else HEADINGS
 
     @property
@@ -220,7 +220,7 @@ class PoolStatus:
         return any(worker.device is not None for worker in self.workers)
 
     def rows(self) -> list[tuple[str, ...]]:
-        """Return those of its table."""
+        """Return the rows of its table."""
         return [worker.as_row(with_device=self._has_devices) for worker in self.workers]
 
     @property
@@ -230,7 +230,7 @@ class PoolStatus:
 
     @property
     def about(self) -> str:
-        """What stands beside its name in a notebook."""
+        """The text next to its name in a notebook."""
         return printable(f"process {self.owner_pid} · adapter {self.adapter}")
 
     @property
@@ -295,7 +295,7 @@ _NUMBERS = frozenset({"pid", "calls", "memory"})
 
 
 def page(pool: PoolStatus) -> str:
-    """Return a status as html. All texts of the user's are escaped."""
+    """Return a status as html. All texts of users are escaped."""
     parts = [
         f"<style>{style()}</style>",
         _heading(pool),
@@ -312,7 +312,7 @@ def page(pool: PoolStatus) -> str:
 
 
 def tiles(pool: PoolStatus) -> list[tuple[str, str]]:
-    """Return the numbers that stand above the table: what they count, and how they read."""
+    """Return the numbers above the table: their names and their values as text."""
     stats = pool.stats
     return [
         ("queued", f"{stats.queued:,}"),
@@ -325,7 +325,7 @@ def tiles(pool: PoolStatus) -> list[tuple[str, str]]:
 
 
 def failed(stats: PoolStats) -> int:
-    """Return how many pieces of work ended neither well nor because their caller wished it."""
+    """Return the number of work items that ended neither in success nor by cancellation."""
     return stats.error + stats.timeout + stats.saturated + stats.lost
 
 

@@ -1,4 +1,4 @@
-"""What a pool knows of its tools: the notebook's own functions, and how arguments are prepared."""
+"""Tools of a pool: definitions from the notebook, shared functions, and argument checks."""
 
 from __future__ import annotations
 
@@ -16,21 +16,21 @@ from ..protocol.encoders import encoders
 from ..protocol.frames import Segment, pack
 from ..protocol.messages import Define, Encode, Prepare, Release, ToolInfo
 from ..tools.arguments import Arguments
-from .import_path import follow, search_path
+from .import_path import search_path, search_path_frames
 from .workers.worker import PooledLane
 
 
 class ToolDefinitions:
-    """The notebook's functions that are tools of a pool, ready to travel, each with a version.
+    """The notebook's functions that are tools of a pool, pickled, each with a version.
 
     Parameters
     ----------
     codec
-        How they are pickled.
+        Pickles them.
     """
 
     def __init__(self, codec: Codec) -> None:
-        self._codec = replace(codec, resolves_annotations=True)  # arguments are checked there, too
+        self._codec = replace(codec, resolves_annotations=True)  # workers check arguments as well
         self._frames: dict[str, tuple[int, list[Segment]]] = {}
         self.infos: dict[str, ToolInfo] = {}
         self.validator = Validator()
@@ -43,42 +43,41 @@ class ToolDefinitions:
         self.infos[info.name] = info
 
     def missing(self, lane: PooledLane, name: str) -> list[Segment]:
-        """Return the frame that a worker needs before it can call a tool, or nothing."""
+        """Return the frames that a worker needs before it can call a tool; empty for none."""
         definition = self._frames.get(name)
         if definition is None or lane.defined.get(name) == definition[0]:
             if _is_up_to_date(lane):
                 return []
-            return ahead(lane)
+            return preamble(lane)
         lane.defined[name] = definition[0]
-        return [*ahead(lane), *definition[1]]
+        return [*preamble(lane), *definition[1]]
 
 
 class SharedFunction:
-    """A function that many calls run: it is pickled once, and sent once to each lane.
+    """A function that many calls run: pickled once, and sent once on each lane.
 
-    When nothing refers to it any more, the workers that have it are told so ahead of their next
-    request.
+    When it is garbage collected, the workers that have it are notified before their next request.
 
     Parameters
     ----------
     codec
-        How it is pickled.
+        Pickles it.
     function
         The function.
     name
-        For errors.
+        Its name in errors.
 
     Attributes
     ----------
     name
-        The same.
+        Its name in errors.
     number
-        By which calls refer to it.
+        Number by which calls refer to it.
 
     Raises
     ------
     TypeError, ValueError
-        It cannot travel, or is too large.
+        It cannot be pickled, or is too large.
     """
 
     def __init__(self, codec: Codec, function: Callable[..., Any], name: str) -> None:
@@ -95,16 +94,16 @@ class SharedFunction:
 
     def missing(self, lane: PooledLane) -> list[Segment]:
         """Return the frames that a worker needs before it can run the function."""
-        frames = ahead(lane)
-        if lane.defined.get(self._name_on_a_lane):
+        frames = preamble(lane)
+        if lane.defined.get(self._lane_key):
             return frames
         self._lanes.add(lane)
-        lane.defined[self._name_on_a_lane] = 1
+        lane.defined[self._lane_key] = 1
         return [*frames, *lane.marshaller.pack(Prepare(self.number), *self._pickled)]
 
     @property
-    def _name_on_a_lane(self) -> str:
-        return f"#{self.number}"  # no tool is called like that
+    def _lane_key(self) -> str:
+        return f"#{self.number}"  # which is no valid name of a tool
 
 
 _numbers = itertools.count(1)
@@ -116,17 +115,17 @@ def _release(number: int, lanes: weakref.WeakSet[PooledLane]) -> None:
 
 
 def _is_up_to_date(lane: PooledLane) -> bool:
-    """Whether a worker needs nothing before its next request but what that asks for."""
+    """Whether a worker needs no preamble before its next request."""
     is_ready = lane.encoders == len(encoders.known) and not lane.forgets and not lane.released
-    return is_ready and lane.follows == search_path.look()
+    return is_ready and lane.search_path_version == search_path.version()
 
 
-def ahead(lane: PooledLane) -> list[Segment]:
-    """Return the frames that a worker needs before its next request, whatever that is."""
+def preamble(lane: PooledLane) -> list[Segment]:
+    """Return the frames that a worker needs before its next request of any kind."""
     if _is_up_to_date(lane):
         return []
     known = encoders.known
-    frames = follow(lane)
+    frames = search_path_frames(lane)
     missing, lane.encoders = known[lane.encoders :], len(known)
     marshaller = lane.marshaller
     for each in missing:
@@ -135,7 +134,7 @@ def ahead(lane: PooledLane) -> list[Segment]:
         except TypeError:
             if not marshaller.codec.why_no_code:
                 raise
-            # A worker of another Python cannot have it: whoever sends what it is for, is told so.
+            # A worker with another Python cannot get it: the call that needs it raises an error.
     if lane.released:
         numbers = [lane.released.popleft() for _ in range(len(lane.released))]
         frames += pack(messages.encode(Release(numbers)))
@@ -148,12 +147,12 @@ def ahead(lane: PooledLane) -> list[Segment]:
 
 
 class ToolCaller(Protocol):
-    """What calls tools: a pool or a session."""
+    """A caller of tools: a pool or a session."""
 
     _definitions: ToolDefinitions
 
     def tool_names(self) -> list[str]:
-        """Return the names of the tools there are."""
+        """Return the names of all tools."""
 
     def _find_tool(self, name: str) -> ToolInfo: ...
 
@@ -218,7 +217,7 @@ class ToolMethods:
 class ToolsAttribute:
     """The tools as methods: ``pool.tools.price(item="tea")``. Tab completes their names.
 
-    A property would do, but IPython completes nothing behind one: it does not run its code.
+    This is no property, since IPython completes nothing behind one: it does not run its code.
     """
 
     @overload
@@ -232,10 +231,10 @@ class ToolsAttribute:
 
 
 class Validator:
-    """Checks arguments by what the workers say of their tools.
+    """Checks arguments against the signatures that workers report for their tools.
 
-    Nothing is imported for it. What cannot be judged here is left to the worker, which checks again
-    and converts; the arguments travel as they were given.
+    Nothing is imported for it. What cannot be checked here is left to the worker, which checks all
+    and converts; the arguments are sent as they were given.
     """
 
     def __init__(self) -> None:
@@ -253,16 +252,16 @@ class Validator:
             known = self._restored.get(info.checks) or self._arguments(info)
             if not known.bind(args, kwargs)[2]:
                 return
-            # A module that was reloaded since has other classes now: the verdict is theirs.
+            # A module that was reloaded since has other classes now: check against those.
             self._restored.pop(info.checks, None)
             problems = self._arguments(info).bind(args, kwargs)[2]
-        except Exception:  # noqa: BLE001 - a class of the user's may do anything; its worker will tell
+        except Exception:  # noqa: BLE001 - a user's class may raise anything; the worker will report it
             return
         if problems:
             raise InvalidArguments(info.name, problems)
 
     def signature(self, info: ToolInfo) -> inspect.Signature:
-        """Return the signature of a tool; its annotations and defaults can be read only."""
+        """Return the signature of a tool; its annotations and defaults are for display only."""
         return self._arguments(info).signature
 
     def _arguments(self, info: ToolInfo) -> Arguments:

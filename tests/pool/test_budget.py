@@ -115,12 +115,12 @@ def test_the_pools_of_the_machine_are_listed_with_what_they_have_booked(other):
 
 
 def test_whoever_books_more_memory_than_there_is_is_warned(caplog):
-    share = MachineReservation("big", usable_memory())
-    share.note(1)
+    reservation = MachineReservation("big", usable_memory())
+    reservation.update(1)
     assert not caplog.records
 
-    share.note(2)
-    share.give_back()
+    reservation.update(2)
+    reservation.release()
 
     assert "may take" in caplog.text
     assert Registry().bookings() == []

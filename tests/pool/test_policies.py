@@ -18,7 +18,7 @@ from snakepit_kernel import (
     WorkerDied,
 )
 from snakepit_kernel.pool.policies import CircuitBreaker, Recovery, check_policy, falls_under
-from snakepit_kernel.pool.workers.lifecycle import FIRST_REST, MAX_RESTARTS, RESTART_WINDOW, Slot
+from snakepit_kernel.pool.workers.lifecycle import FIRST_BACKOFF, MAX_RESTARTS, RESTART_WINDOW, Slot
 from snakepit_kernel.pool.workers.monitor import LivenessProbe
 
 # -- what they accept ------------------------------------------------------------------------------
@@ -196,13 +196,13 @@ POLICY = Heartbeat(interval=2, timeout=10, misses=3)
 
 
 def looks(
-    vigil: LivenessProbe, until: int, *, pulse: int = 1, cpu: object = 0.0, **facts: bool
+    probe: LivenessProbe, until: int, *, pulse: int = 1, cpu: object = 0.0, **facts: bool
 ) -> float:
     """Look every two seconds at a worker that is silent; return when it is given up, or inf."""
     for now in range(2, until, 2):
         used = float(now) if cpu == "used" else 0.0
         facts = {"is_stopped": False, "is_busy": False, **facts}
-        if not vigil.hears(now, pulse) and vigil.finds_dead(now, cpu=used, **facts):
+        if not probe.heartbeat(now, pulse) and probe.is_dead(now, cpu=used, **facts):
             return now
     return float("inf")
 
@@ -221,16 +221,16 @@ def test_only_what_is_stopped_or_stands_idle_without_a_pulse_is_given_up(facts, 
 
 
 def test_misses_count_only_one_after_the_other():
-    vigil = LivenessProbe(POLICY, 0.0)
+    probe = LivenessProbe(POLICY, 0.0)
     stopped = {"cpu": 0.0, "is_stopped": True, "is_busy": False}
     for now in (11, 13):
-        assert not vigil.hears(now, 0)
-        assert not vigil.finds_dead(now, **stopped)
-    assert vigil.hears(14, 7)
+        assert not probe.heartbeat(now, 0)
+        assert not probe.is_dead(now, **stopped)
+    assert probe.heartbeat(14, 7)
     for now in (25, 27):
-        assert not vigil.hears(now, 7)
-        assert not vigil.finds_dead(now, **stopped)
-    assert vigil.finds_dead(29, **stopped)
+        assert not probe.heartbeat(now, 7)
+        assert not probe.is_dead(now, **stopped)
+    assert probe.is_dead(29, **stopped)
 
 
 # -- restart intensity -----------------------------------------------------------------------------
@@ -239,28 +239,28 @@ def test_misses_count_only_one_after_the_other():
 def test_a_slot_is_degraded_when_its_workers_end_too_often_without_use():
     slot = Slot(1)
     for _ in range(MAX_RESTARTS):
-        assert not slot.fail(0.0, "exited")
+        assert not slot.record_failure(0.0, "exited")
 
-    assert slot.fail(RESTART_WINDOW - 0.1, "exited again")
+    assert slot.record_failure(RESTART_WINDOW - 0.1, "exited again")
     assert slot.problem == "exited again"
-    assert slot.seconds_to_rest(RESTART_WINDOW - 0.1) == FIRST_REST
+    assert slot.backoff_left(RESTART_WINDOW - 0.1) == FIRST_BACKOFF
 
 
 def test_ends_that_lie_far_apart_do_not_degrade_a_slot():
     slot = Slot(1)
 
-    assert not any(slot.fail(number * 2.0, "exited") for number in range(50))
+    assert not any(slot.record_failure(number * 2.0, "exited") for number in range(50))
 
 
 def test_a_degraded_slot_rests_longer_each_time_until_it_has_proved_itself():
     slot = Slot(1)
     now, rests = 0.0, []
     for _ in range(MAX_RESTARTS + 8):
-        if slot.fail(now, "exited"):
-            rests.append(slot.seconds_to_rest(now))
+        if slot.record_failure(now, "exited"):
+            rests.append(slot.backoff_left(now))
             now += rests[-1]
-            slot.fill()
+            slot.mark_filled()
 
     assert rests == [1, 2, 4, 8, 16, 30, 30, 30]
-    slot.prove()
-    assert not slot.fail(now, "exited")
+    slot.record_success()
+    assert not slot.record_failure(now, "exited")

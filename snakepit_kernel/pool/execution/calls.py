@@ -27,7 +27,7 @@ from ...protocol.messages import CELL, Apply, CancelStream, Credit, HostCall, Op
 from ...worker.namespace import last_value, pull, push
 from ..import_path import search_path
 from ..results import CellResult
-from ..tools import ahead
+from ..tools import preamble
 from ..work_item import HostCallContext, WorkItem
 from ..workers.jupyter import Cell, CellClient, CellRun
 from ..workers.worker import PooledLane, Worker
@@ -254,7 +254,9 @@ class CallRunner:
         """Run a cell; push variables before it, and pull variables and its value after it."""
         worker = lane.worker
         cells = worker.cells or self._open_channels(lane, work)
-        if cell.encode_value and (lane.forgets or lane.follows != search_path.look()):
+        if cell.encode_value and (
+            lane.forgets or lane.search_path_version != search_path.version()
+        ):
             self._apply_on(lane, work, abs, 0)  # so that the worker has these before the cell
         if cell.push:
             try:
@@ -348,7 +350,7 @@ class CallRunner:
             exchange.call_id, work.session, correlation=work.correlation, belongs_to_cell=True
         )
         segments = lane.marshaller.pack_value(message, (function, args, {}))
-        self.drive(lane, exchange, [*ahead(lane), *segments], work)
+        self.drive(lane, exchange, [*preamble(lane), *segments], work)
         return exchange.outcome()
 
     # -- stopping ------------------------------------------------------------------------------

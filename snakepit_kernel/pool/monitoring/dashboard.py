@@ -1,4 +1,4 @@
-"""A widget that shows a pool live. Only this module imports anywidget."""
+"""Notebook widget that shows a pool live. Only this module imports anywidget."""
 
 from __future__ import annotations
 
@@ -23,29 +23,29 @@ if TYPE_CHECKING:
     from ..status import PoolStatus, WorkerStatus
 
 INTERVAL = 1.0
-"""Seconds between two looks at the pool."""
+"""Seconds between two readings of the pool's status."""
 
 MAX_WORKERS = 150
-"""Workers that are shown."""
+"""Most workers that are shown."""
 
 
 class Watched(Protocol):
-    """What the dashboard looks at."""
+    """A pool, as far as the dashboard needs it."""
 
     @property
     def is_open(self) -> bool:
         """Whether it takes work."""
 
     def status(self) -> PoolStatus:
-        """Return what it looks like now."""
+        """Return its present status."""
 
 
 class Dashboard(anywidget.AnyWidget):
-    """Shows a pool as long as it is open, in each place where it is displayed.
+    """Live view of an open pool, in each place where it is displayed.
 
-    A thread looks at the pool about once a second while the widget is on somebody's screen, and
-    sends what has changed: an idle pool sends nothing, so that it does not keep its notebook from
-    being culled. The thread ends with the pool, or by `close`.
+    A thread reads the pool's status about once a second while the widget is on a screen, and
+    sends what has changed: an idle pool sends nothing, so that its notebook can still be
+    culled. The thread ends with the pool, or by `close`.
 
     Parameters
     ----------
@@ -55,9 +55,9 @@ class Dashboard(anywidget.AnyWidget):
     Attributes
     ----------
     view
-        What is shown: the status as plain data, with the calls that ended in a second.
+        The shown status as plain data, with the rate of ended calls per second.
     shown
-        Whether it can be seen; the browser tells.
+        Whether it is visible; set by the browser.
     """
 
     _esm = files(__package__).joinpath("dashboard.js").read_text(encoding="utf-8")
@@ -68,40 +68,40 @@ class Dashboard(anywidget.AnyWidget):
 
     def __init__(self, pool: Watched) -> None:
         self._has_ended = threading.Event()
-        self._ended_before, self._looked = 0, -math.inf  # its first rate is 0
-        super().__init__(view=self._look(pool))
-        # What it sends belongs to the cell that opened it, which ipykernel finds in the context.
+        self._ended_before, self._read_at = 0, -math.inf  # its first rate is 0
+        super().__init__(view=self._read_view(pool))
+        # Its messages belong to the cell that opened it, which ipykernel finds in the context.
         self._thread = threading.Thread(
             target=contextvars.copy_context().run,
-            args=(self._follow, pool),
+            args=(self._run, pool),
             name=f"snakepit-dashboard-{self.view['name']}",
             daemon=True,
         )
         self._thread.start()
 
-    def _follow(self, pool: Watched) -> None:
+    def _run(self, pool: Watched) -> None:
         is_open = True
         while is_open and not self._has_ended.wait(INTERVAL):
             is_open = pool.is_open
             if is_open and not self.shown:
                 continue
-            view = self._look(pool)
+            view = self._read_view(pool)
             if _without_ages(view) != _without_ages(self.view):
                 with contextlib.suppress(
                     zmq.ZMQError
-                ):  # the kernel ends, and its channels are closed
+                ):  # the kernel exits, and its channels are closed
                     self.view = view
 
-    def _look(self, pool: Watched) -> dict[str, Any]:
+    def _read_view(self, pool: Watched) -> dict[str, Any]:
         is_open = pool.is_open
         status = pool.status()
         ended, now = _ended(status), time.monotonic()
-        rate = (ended - self._ended_before) / (now - self._looked)
-        self._ended_before, self._looked = ended, now
+        rate = (ended - self._ended_before) / (now - self._read_at)
+        self._ended_before, self._read_at = ended, now
         return {**_as_view(status), "is_open": is_open, "rate": round(rate, 1)}
 
     def close(self) -> None:
-        """Show nothing more, and end the thread."""
+        """Stop updating, and end the thread."""
         self._has_ended.set()
         super().close()
 
@@ -115,7 +115,7 @@ def _ended(status: PoolStatus) -> int:
 
 
 def _as_view(status: PoolStatus) -> dict[str, Any]:
-    """Return a status with moments instead of ages, for these do not change by themselves."""
+    """Return a status with points in time instead of ages, which would change constantly."""
     return {
         "name": printable(status.name),
         "about": status.about,
@@ -133,7 +133,7 @@ def _as_view(status: PoolStatus) -> dict[str, Any]:
 
 
 def _worker(worker: WorkerStatus) -> dict[str, Any]:
-    # Less than a MiB comes and goes without meaning.
+    # Changes below a MiB are noise.
     memory = None if worker.memory_bytes is None else round(worker.memory_bytes / 2**20)
     return {
         "name": printable(worker.name),

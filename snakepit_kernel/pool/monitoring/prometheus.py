@@ -1,4 +1,4 @@
-"""The numbers of pools as Prometheus reads them. Only this module imports prometheus_client."""
+"""Metrics of pools in the text format of Prometheus. Only this module imports its client."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from ..work_item import OUTCOMES
 from ..workers.lifecycle import BUSY, WorkerState
 
 POOL = ("pool", "owner")
-"""Labels of all metrics: the pool's name, and the pid of the process that has opened it, for two
-processes may have pools of one name."""
+"""Labels of all metrics: the pool's name, and the pid of its owner, since two processes may have
+pools of the same name."""
 
 _COUNTERS = (
     ("snakepit_pool_worker_starts", "started", "Workers that were started."),
@@ -30,10 +30,10 @@ _GAUGES = (
 
 
 def exposition(pools: Iterable[PoolStatus]) -> str:
-    """Return the numbers of pools in the text format of Prometheus.
+    """Return the metrics of pools in the text format of Prometheus.
 
-    There are as many series as there are workers and states: nothing that users name but the pool
-    is a label, and a worker that replaces another one goes on with its series.
+    The number of series depends only on the numbers of workers and states: no name of the user's
+    but the pool's is a label, and a worker that replaces another one continues its series.
     """
     registry = CollectorRegistry(auto_describe=False)
     registry.register(_Pools(list(pools)))
@@ -91,5 +91,5 @@ def _labels(pool: PoolStatus) -> list[str]:
 
 
 def _slot(worker: WorkerStatus) -> str:
-    """Return the number of a worker's slot: its name is ``POOL-SLOT.INCARNATION``."""
+    """Return the slot number from a worker's name, ``POOL-SLOT.INCARNATION``."""
     return worker.name.rpartition("-")[2].partition(".")[0]

@@ -1,4 +1,4 @@
-"""What a pool did, call by call: recorded while somebody wants to know, then shown or saved."""
+"""Timeline of a pool's calls: recorded in a ``with`` block, then shown or saved."""
 
 from __future__ import annotations
 
@@ -19,16 +19,17 @@ from ..html import shown, style
 from ..status import duration
 
 LIMIT = 10_000
-"""Calls that a timeline keeps: the last ones."""
+"""Default number of calls that a timeline keeps: the last ones."""
 
 SHOWN_LINES = 20
-"""Calls in the text; the page and the file have all."""
+"""Calls in the text form; the html page and the saved file have all."""
 
 OVERLAP = 2e-3
-"""Seconds: a worker may have its next call before the end of the last one is written down."""
+"""Seconds of tolerated overlap: a worker may begin its next call before the end of the last is
+recorded."""
 
 NOTEBOOK = "notebook"
-"""The track of host calls, which run here."""
+"""Track of host calls, which run in the notebook."""
 
 _HEADINGS = ("at", "waited", "ran", "kind", "tool", "worker", "session", "outcome")
 
@@ -42,15 +43,15 @@ class TimelineCall:
     kind
         ``"call"``, ``"stream"``, ``"future"``, ``"cell"`` or ``"host_call"``.
     session, worker
-        Of which session it was, and who did it; None for none. A host call's worker is the one that
-        asked for it.
+        Session that it belongs to and worker that ran it; None for none. A host call's worker is
+        the one that requested it.
     correlation_id
-        Of the outermost call that it was done for.
+        Id of the outermost call that it was made for.
     queued_at, began_at, ended_at
-        When it was asked for, got its worker (again, after an attempt that failed) and had ended:
-        seconds since 1970.
+        When it was submitted, was assigned to a worker (by its last attempt) and ended: seconds
+        since 1970.
     outcome
-        As the counters of `Pool.stats` are named.
+        Name of the counter of `Pool.stats` that it increments.
     """
 
     kind: str
@@ -75,19 +76,19 @@ class TimelineCall:
 
     @property
     def track(self) -> str | None:
-        """Where it ran: its worker, or the notebook; None for what never ran."""
+        """Where it ran: its worker, or the notebook; None if it never ran."""
         return NOTEBOOK if self.kind == "host_call" else self.worker
 
 
 class Timeline:
-    """Records the calls of a pool that are asked for and end inside a ``with`` block; shows them.
+    """Records and shows the calls of a pool that begin and end inside a ``with`` block.
 
     Parameters
     ----------
     pool
         Name of the pool.
     limit
-        Calls that are kept.
+        Number of calls to keep.
     """
 
     def __init__(self, pool: str, limit: int = LIMIT) -> None:
@@ -120,7 +121,7 @@ class Timeline:
 
     @property
     def calls(self) -> list[TimelineCall]:
-        """What has ended so far, in the order in which it was asked for."""
+        """The calls that have ended so far, in the order in which they were submitted."""
         if self._subscription is not None:
             telemetry.flush()
         return sorted(self._calls, key=lambda call: call.queued_at)
@@ -129,7 +130,7 @@ class Timeline:
     def dropped(self) -> int:
         """How many calls are missing: those beyond the limit, and events that were dropped.
 
-        No more than 1000 events of a name are handed on in a second, see `telemetry.set_limit`.
+        At most 1000 events of a name are delivered per second, see `telemetry.set_limit`.
         """
         lost = self._lost
         if self._subscription is not None:
@@ -140,15 +141,15 @@ class Timeline:
 
     @property
     def title(self) -> str:
-        """What there was, in one line."""
+        """A summary in one line."""
         calls = self.calls
         if not calls:
             text = f"pool {self.pool}: no calls"
         else:
             began, ended = span_of(calls)
             outcomes = Counter(call.outcome for call in calls)
-            told = ", ".join(f"{count} {name}" for name, count in outcomes.most_common())
-            text = f"pool {self.pool}: {len(calls)} calls in {seconds(ended - began)}: {told}"
+            counts = ", ".join(f"{count} {name}" for name, count in outcomes.most_common())
+            text = f"pool {self.pool}: {len(calls)} calls in {seconds(ended - began)}: {counts}"
         return f"{text}; {self.dropped} more are missing" if self.dropped else text
 
     def __repr__(self) -> str:
@@ -169,8 +170,8 @@ class Timeline:
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write it as a trace that https://ui.perfetto.dev and Chrome's ``about:tracing`` open.
 
-        The file is private (mode 0600), or has the rights of the one in whose place it is; a link
-        there is replaced.
+        The file is private (mode 0600), or keeps the mode of the file that it replaces; a symbolic
+        link is replaced.
         """
         trace = {"traceEvents": list(_trace(self.pool, self.calls)), "displayTimeUnit": "ms"}
         write_file(Path(path), json.dumps(trace))
@@ -193,15 +194,15 @@ def _call_of(event: telemetry.Event) -> TimelineCall:
 
 
 def span_of(calls: Iterable[TimelineCall]) -> tuple[float, float]:
-    """Return when the first of some calls was asked for, and when the last one had ended."""
+    """Return when the first of some calls was submitted, and when the last one ended."""
     calls = list(calls)
     return min(call.queued_at for call in calls), max(call.ended_at for call in calls)
 
 
 def tracks(calls: Iterable[TimelineCall]) -> list[tuple[str, list[TimelineCall]]]:
-    """Lay calls out so that those of one track do not overlap, by where they ran.
+    """Arrange calls in named tracks, in each of which they do not overlap.
 
-    A worker has several tracks where it runs several calls at a time, or serves one inside another.
+    A worker has several tracks if it runs several calls at a time, or one inside another.
     """
     found: dict[str, list[list[TimelineCall]]] = {}
     for call in sorted(calls, key=lambda call: call.began_at):
@@ -237,7 +238,7 @@ def _row(call: TimelineCall, began: float) -> tuple[str, ...]:
 
 
 def _trace(pool: str, calls: list[TimelineCall]) -> Iterable[dict[str, Any]]:
-    """Give the events of Chrome's trace format: spans on tracks, and waits beside them."""
+    """Yield events of Chrome's trace format: calls as spans on tracks, waits as async spans."""
     process = os.getpid()
     yield _named("process_name", f"pool {pool}", pid=process)
     for number, (name, row) in enumerate(tracks(calls), start=1):
@@ -272,7 +273,7 @@ def _named(kind: str, name: str, **where: int) -> dict[str, Any]:
 
 
 MAX_BARS = 2000
-"""Calls that are drawn: a browser has to show each of them."""
+"""Most calls that are drawn, since each is an element in the browser."""
 
 _WIDTH, _LABEL, _ROW, _TOP, _TICKS = 900, 130, 22, 20, 5
 
@@ -280,7 +281,7 @@ _FINE = {"ok", "cancelled"}
 
 
 def page(title: str, calls: Sequence[TimelineCall]) -> str:
-    """Return a timeline as html with an inline picture. All texts of the user's are escaped."""
+    """Return a timeline as html with an inline SVG. All texts of users are escaped."""
     drawn = calls[-MAX_BARS:]
     about = "" if len(drawn) == len(calls) else f" (the last {MAX_BARS} are drawn)"
     picture = _picture(drawn) if drawn else ""
@@ -320,7 +321,7 @@ def _axis(began: float, ended: float, scale: float, height: float) -> Iterator[s
 def _bar(call: TimelineCall, began: float, scale: float, y: float) -> str:
     queued, x = (_LABEL + (at - began) * scale for at in (call.queued_at, call.began_at))
     width = max(call.ran * scale, 1.0)
-    told = [
+    lines = [
         f"{call.kind} {call.tool}: {call.outcome}",
         f"waited {seconds(call.waited)}, ran {seconds(call.ran)}",
         *([f"session {call.session}"] if call.session else []),
@@ -329,7 +330,7 @@ def _bar(call: TimelineCall, began: float, scale: float, y: float) -> str:
     ]
     outcome = call.outcome if call.outcome in _FINE else "failed"
     return (
-        f'<g data-outcome="{outcome}"><title>{shown(chr(10).join(told))}</title>'
+        f'<g data-outcome="{outcome}"><title>{shown(chr(10).join(lines))}</title>'
         f'<rect class="snakepit-wait" x="{queued:.1f}" y="{y + 18}" '
         f'width="{max(x - queued, 0):.1f}" height="2"/>'
         f'<rect x="{x:.1f}" y="{y + 3}" width="{width:.1f}" height="14" rx="2"/></g>'

@@ -1,1 +1,1 @@
-"""What workers are made of and may use: kernelspecs, accelerators, limits, the machine."""
+"""Resources of workers: kernelspecs, accelerators, limits, and the machine's budget."""

@@ -1,6 +1,6 @@
-"""Which accelerators there are, and which worker sees which of them.
+"""Detection of accelerators, and their assignment to workers.
 
-No framework is imported for that: files, and what the environment allows, say enough.
+No framework is imported for that: device files and environment variables are sufficient.
 """
 
 from __future__ import annotations
@@ -38,11 +38,11 @@ class Accelerators:
     Attributes
     ----------
     kind
-        ``"cuda"``, ``"rocm"``, ``"mps"``, or nothing when there are none.
+        ``"cuda"``, ``"rocm"``, ``"mps"``, or empty when there are none.
     variable
-        Environment variable that says which of them a process sees; empty where there is none.
+        Environment variable that selects which of them a process sees; empty if none does.
     devices
-        Their names, as that variable takes them.
+        Their names, in the form that this variable takes.
     """
 
     kind: str = ""
@@ -61,7 +61,7 @@ def detect(environ: Mapping[str, str], root: Path = ROOT) -> Accelerators:
     Parameters
     ----------
     environ
-        The environment, which may hide some.
+        Environment variables, which may hide some accelerators.
     root
         Where ``/proc``, ``/dev`` and ``/sys`` are.
     """
@@ -80,8 +80,8 @@ def detect(environ: Mapping[str, str], root: Path = ROOT) -> Accelerators:
 def cuda_devices(environ: Mapping[str, str], root: Path = ROOT) -> tuple[str, ...]:
     """Return the names of the CUDA devices that a process may use.
 
-    Where ``CUDA_VISIBLE_DEVICES`` is set, those are its words, which may be the ids of GPUs or of
-    MIG instances; else numbers, or the ids of MIG instances where GPUs are divided into such.
+    Where ``CUDA_VISIBLE_DEVICES`` is set, these are its entries, which may be the ids of GPUs or of
+    MIG instances; else numbers, or the ids of MIG instances where GPUs are partitioned.
     """
     if CUDA in environ:
         return visible(environ[CUDA])
@@ -94,9 +94,9 @@ def cuda_devices(environ: Mapping[str, str], root: Path = ROOT) -> tuple[str, ..
 
 
 def visible(text: str) -> tuple[str, ...]:
-    """Return the devices that ``CUDA_VISIBLE_DEVICES`` or its like names.
+    """Parse the value of ``CUDA_VISIBLE_DEVICES`` or a similar variable.
 
-    As CUDA does, it reads until the first word that names none.
+    Like CUDA, it stops at the first entry that names no device.
     """
     names: list[str] = []
     for word in (word.strip() for word in text.split(",")):
@@ -108,14 +108,14 @@ def visible(text: str) -> tuple[str, ...]:
 
 
 def listed_devices(text: str) -> tuple[str, ...]:
-    """Return the devices that ``nvidia-smi -L`` lists: of a divided GPU its MIG instances."""
+    """Return the devices that ``nvidia-smi -L`` lists: for a partitioned GPU its MIG instances."""
     devices: list[str] = []
     for line in text.splitlines():
         if found := re.match(r"GPU (\d+):", line):
             devices.append(found[1])
         elif found := re.match(r"\s+MIG .*\(UUID: (MIG-[^)\s]+)\)", line):
             if devices and devices[-1].isdecimal():
-                devices.pop()  # its GPU, which cannot be used as a whole
+                devices.pop()  # its GPU, which cannot be used whole
             devices.append(found[1])
     return tuple(devices)
 
@@ -135,19 +135,19 @@ def _nvidia_smi(environ: Mapping[str, str]) -> str:
             check=True,
         )
     except (OSError, subprocess.SubprocessError, UnicodeDecodeError):
-        return ""  # it cannot reach the driver: then nothing else can
+        return ""  # without access to the driver nothing else can use the GPUs either
     return done.stdout
 
 
 def rocm_devices(environ: Mapping[str, str], root: Path = ROOT) -> tuple[str, ...]:
     """Return the names of the ROCm devices that a process may use.
 
-    Where ``HIP_VISIBLE_DEVICES`` or ``ROCR_VISIBLE_DEVICES`` is set, those are its words.
+    Where ``HIP_VISIBLE_DEVICES`` or ``ROCR_VISIBLE_DEVICES`` is set, these are its entries.
     """
     nodes = [
         node
         for node in root.glob("sys/class/kfd/kfd/topology/nodes/*/properties")
-        if _simd_count(node) > 0  # else a processor
+        if _simd_count(node) > 0  # else it is a CPU
     ]
     for variable in (HIP, ROCR):
         if variable in environ:
@@ -172,14 +172,14 @@ def _entries(folder: Path) -> list[str]:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Allotment:
-    """Which worker sees which accelerators: one slot always the same.
+    """Assignment of accelerators to workers: a slot always gets the same ones.
 
     Attributes
     ----------
     found
-        What is shared out.
+        The accelerators to assign.
     each
-        How many a worker gets; None to leave all as it is.
+        How many each worker gets; None to leave the environment unchanged.
     """
 
     found: Accelerators = Accelerators()
@@ -192,7 +192,7 @@ class Allotment:
         return tuple(devices[(first + i) % len(devices)] for i in range(each))
 
     def environment(self, slot: int) -> dict[str, str]:
-        """Return the variables by which the worker in a slot sees its devices alone."""
+        """Return the variables that restrict the worker in a slot to its own devices."""
         if self.each is None:
             return {}
         if self.each == 0:
@@ -202,28 +202,28 @@ class Allotment:
         return {self.found.variable: ",".join(self.devices(slot))}
 
     def label(self, slot: int) -> str | None:
-        """Return what the worker in a slot has, for people; None if it has nothing of its own."""
+        """Return a label of the devices of a slot; None if it has none of its own."""
         return f"{self.found.kind} {','.join(self.devices(slot))}" if self.each else None
 
 
 def allot(gpus: Gpus, workers: int, environ: Mapping[str, str], root: Path = ROOT) -> Allotment:
-    """Share accelerators out among workers.
+    """Assign accelerators to workers.
 
     Parameters
     ----------
     gpus
-        What was asked for, see `Pool`.
+        The pool's option, see `Pool`.
     workers
-        How many workers there are.
+        Number of workers.
     environ
-        Their environment.
+        Environment variables of the workers.
     root
         Where ``/proc``, ``/dev`` and ``/sys`` are.
 
     Raises
     ------
     TypeError, ValueError
-        It cannot be had; the text names what was found.
+        The option is wrong or cannot be satisfied; the text names what was found.
     """
     if gpus is None:
         return Allotment()

@@ -1,7 +1,7 @@
-"""What the workers of a kernelspec can do, found out before one is started.
+"""Resolution of a kernelspec: what its workers can do, before one is started.
 
-A worker with a lane does everything: it runs `snakepit_kernel.kernel`. Any other kernel that speaks
-the Jupyter protocol runs cells, and nothing else.
+A worker with a lane supports everything: it runs `snakepit_kernel.kernel`. Any other kernel that
+speaks the Jupyter protocol runs cells only.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ PROVISIONER = "snakepit-provisioner"
 STOCK_PROVISIONER = "local-provisioner"
 
 PROBE_PATIENCE = 10.0
-"""Seconds that an interpreter may take to say what is installed for it."""
+"""Seconds that an interpreter may take to report what is installed for it."""
 
 _PROBE = """
 import importlib.util, json, os, sys
@@ -52,9 +52,9 @@ class Interpreter:
     python
         Its version: major and minor.
     prefix
-        Its environment.
+        Its ``sys.prefix``.
     snakepit
-        Version of snakepit_kernel that it can import; empty for none.
+        Version of snakepit_kernel that it can import; empty when it cannot.
     """
 
     path: str
@@ -64,28 +64,28 @@ class Interpreter:
 
     @property
     def is_elsewhere(self) -> bool:
-        """Whether its packages are not those of this process."""
+        """Whether it uses other packages than this process."""
         return self.prefix != sys.prefix or self.python != sys.version_info[:2]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WorkerKernel:
-    """The kernel that a pool's workers are.
+    """The kernel that a pool's workers run.
 
     Attributes
     ----------
     name
         Name of the kernelspec.
     spec
-        The kernelspec, under our provisioner; None when there is none of that name.
+        The kernelspec, set to our provisioner; None when there is none of that name.
     cells_only
-        Why it runs cells only; empty when it does everything.
+        Why it runs cells only; empty when it supports everything.
     remedy
         What to do about that.
     problem
-        Why it cannot be started; empty when nothing is known to be in the way.
+        Why it cannot be started; empty when no obstacle is known.
     interpreter
-        Its interpreter, where it is another one than that of this process, and could be asked.
+        Its interpreter; None when it is that of this process or could not be queried.
     """
 
     name: str
@@ -97,22 +97,22 @@ class WorkerKernel:
 
     @property
     def has_lane(self) -> bool:
-        """Whether its workers do more than cells."""
+        """Whether its workers support more than cells."""
         return not self.cells_only
 
     @property
     def is_python(self) -> bool:
-        """Whether it is IPython's kernel, or ours."""
+        """Whether it is ipykernel or our own kernel."""
         return self.spec is not None and is_ipythons(self.spec.argv)
 
     @property
     def python(self) -> tuple[int, int]:
-        """Version of Python, as far as is known, that it runs."""
+        """Version of Python that it runs; assumed to be ours when it is not known."""
         return sys.version_info[:2] if self.interpreter is None else self.interpreter.python
 
     @property
     def why_no_code(self) -> str:
-        """Why functions cannot travel by value; empty when they can."""
+        """Why functions cannot be sent by value; empty when they can."""
         if self.python == sys.version_info[:2]:
             return ""
         here, there = (".".join(map(str, v)) for v in (sys.version_info[:2], self.python))
@@ -123,22 +123,22 @@ class WorkerKernel:
         )
 
     def check_serves(self, what: str) -> None:
-        """Do nothing if its workers do more than cells.
+        """Check that its workers support more than cells.
 
         Raises
         ------
         CellsOnly
-            They do not; ``what`` was asked for.
+            They do not; the error says that ``what`` was requested.
         """
         if self.cells_only:
             raise CellsOnly(what, self.name, self.cells_only, self.remedy)
 
     def import_path(self) -> list[str]:
-        """Return where this process finds modules, as far as that is good for its workers.
+        """Return the entries of ``sys.path`` that suit its workers.
 
-        As absolute paths, in its order; an empty entry, for the working directory of a worker,
-        stands before that of this process. The packages of another environment are left out: they
-        are for another Python, or stand beside other packages.
+        They are absolute and in the same order; an empty entry, for the working directory of a
+        worker, precedes that of this process. For an interpreter of another environment the
+        packages of this one are left out: they may not suit its Python or its other packages.
         """
         paths: dict[str, None] = {}
         for entry in sys.path:
@@ -153,14 +153,14 @@ class WorkerKernel:
 
 
 def find_kernel(name: str, env: Mapping[str, str]) -> WorkerKernel:
-    """Look up a kernelspec, and find out what its workers can do.
+    """Look up a kernelspec, and determine what its workers can do.
 
     Parameters
     ----------
     name
         Name of the kernelspec.
     env
-        The workers' environment.
+        The workers' environment variables.
     """
     manager = KernelSpecManager()
     try:
@@ -207,7 +207,7 @@ def _of_snakepit(name: str, spec: KernelSpec, env: Mapping[str, str]) -> WorkerK
 
 
 def _of_ipykernel(name: str, spec: KernelSpec, env: Mapping[str, str]) -> WorkerKernel:
-    """Run our kernel in the place of IPython's, if that interpreter has it."""
+    """Replace ipykernel by our own kernel, if the interpreter has it installed."""
     interpreter = _interpreter_of(spec, env)
     is_own = interpreter is None and _program_of(spec, env) == sys.executable
     if is_own or (interpreter is not None and interpreter.snakepit == __version__):
@@ -227,7 +227,7 @@ def _of_ipykernel(name: str, spec: KernelSpec, env: Mapping[str, str]) -> Worker
 
 
 def _installed(interpreter: Interpreter) -> str:
-    """Say what an interpreter has of ours."""
+    """Describe an interpreter and its version of snakepit-kernel, for errors."""
     has = (
         f"snakepit-kernel {interpreter.snakepit}" if interpreter.snakepit else "no snakepit-kernel"
     )
@@ -239,19 +239,19 @@ def _installation(interpreter: Interpreter) -> str:
 
 
 def _program_of(spec: KernelSpec, env: Mapping[str, str]) -> str | None:
-    """Return the program of a kernelspec as a path; None when there is no such program."""
+    """Return the path of a kernelspec's program; None when there is no such program."""
     program = spec.argv[0]
     for key, value in (("resource_dir", spec.resource_dir), ("prefix", sys.prefix)):
         program = program.replace(f"{{{key}}}", value)  # as jupyter_client does
     program = os.path.expanduser(program)  # noqa: PTH111 - a name without a slash stays one
     own = {"python", f"python{sys.version_info[0]}", "python{}.{}".format(*sys.version_info)}
-    if program in own:  # for these jupyter_client takes the interpreter that it runs in itself
+    if program in own:  # for these jupyter_client uses its own interpreter
         return sys.executable
     return shutil.which(program, path=spec.env.get("PATH", env.get("PATH")))
 
 
 def _interpreter_of(spec: KernelSpec, env: Mapping[str, str]) -> Interpreter | None:
-    """Ask the interpreter of a kernelspec what it is; None for our own, or if it does not say."""
+    """Query the interpreter of a kernelspec; None when it is our own or the query fails."""
     program = _program_of(spec, env)
     if program is None or program == sys.executable:
         return None
@@ -259,7 +259,7 @@ def _interpreter_of(spec: KernelSpec, env: Mapping[str, str]) -> Interpreter | N
         done = subprocess.run(  # noqa: S603 - the interpreter of an installed kernelspec
             [program, "-c", _PROBE],
             env={**env, **spec.env},
-            cwd="/",  # or modules of the working directory would count as installed
+            cwd="/",  # else modules in the working directory would count as installed
             stdin=subprocess.DEVNULL,
             capture_output=True,
             timeout=PROBE_PATIENCE,
@@ -267,13 +267,13 @@ def _interpreter_of(spec: KernelSpec, env: Mapping[str, str]) -> Interpreter | N
         )
         python, prefix, version = json.loads(done.stdout.splitlines()[-1])
     except (OSError, subprocess.SubprocessError, ValueError, IndexError):
-        return None  # its start will say what is wrong
+        return None  # its start will report what is wrong
     major, minor = python
     return Interpreter(path=program, python=(major, minor), prefix=prefix, snakepit=version)
 
 
 def _own_packages() -> tuple[str, ...]:
-    """Return the beginnings of paths below which the packages of this interpreter lie."""
+    """Return the path prefixes of the packages of this interpreter."""
     places = {sysconfig.get_path(name) for name in ("stdlib", "platstdlib", "purelib", "platlib")}
     zipped = Path(sysconfig.get_path("stdlib")).with_name(
         "python{}{}.zip".format(*sys.version_info)

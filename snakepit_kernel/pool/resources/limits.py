@@ -1,4 +1,4 @@
-"""What one worker may take."""
+"""Resource limits of one worker."""
 
 from __future__ import annotations
 
@@ -11,21 +11,21 @@ from ...errors import suggest
 from ...processes.os_limits import NotDelegated, find_parent
 
 LEAST_FILES = 128
-"""A worker itself has about 70 open."""
+"""Lowest ``open_files``; a worker itself has about 70 open."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Limits:
-    """What each worker of a pool may take; None for what is not limited.
+    """Resource limits of each worker of a pool; None for what is not limited.
 
-    The operating system holds a worker to it, not this package; the guardian has no limits.
+    The operating system enforces them, not this package; the guardian has no limits.
 
     Attributes
     ----------
     address_space_bytes
         Memory that a worker's process may ask for beyond what it has when it is ready, whether or
-        not it uses it; then `MemoryError` is raised in it. So much may the adapter's own import
-        take before that, too. What the worker starts is held to the same total, each for itself.
+        not it uses it; then `MemoryError` is raised in it. The adapter's own import may take the
+        same amount before that. Each process that the worker starts has the same total limit.
     cpu_seconds
         CPU time of a worker's process in all its life, rounded up to whole seconds; then it is
         ended, `WorkerDied` says why, and another one takes its place.
@@ -33,8 +33,9 @@ class Limits:
         Files and sockets that are open at a time, the worker's own 70 or so included; at least 128.
     memory_bytes, cpus
         Memory in use, and cores, of a worker and all that it starts together: by a control group,
-        which needs cgroup v2 and its delegation to this user. Who takes more memory is ended with
-        all it started, and `WorkerDied` says why; who takes more CPU time is slowed down.
+        which needs cgroup v2 and its delegation to this user. A worker that uses more memory is
+        ended with all that it started, and `WorkerDied` says why; one that uses more CPU time is
+        throttled.
     """
 
     address_space_bytes: int | None = None
@@ -45,17 +46,17 @@ class Limits:
 
     @property
     def controllers(self) -> tuple[str, ...]:
-        """What a control group is needed for."""
+        """The cgroup controllers that these limits need."""
         wanted = {"memory": self.memory_bytes, "cpu": self.cpus}
         return tuple(name for name, value in wanted.items() if value is not None)
 
     def of_process(self) -> dict[str, float]:
-        """Return those that hold for one process, by name."""
+        """Return the limits that apply to a single process, by name."""
         names = ("address_space_bytes", "cpu_seconds", "open_files")
         return {name: value for name in names if (value := getattr(self, name)) is not None}
 
     def why_ended(self, status: int | None, *, ran_out_of_memory: bool) -> str:
-        """Say which of them ended a worker, by its exit status; nothing for none of them."""
+        """Describe which limit ended a worker, by its exit status; empty for none of them."""
         if status == -signal.SIGXCPU and self.cpu_seconds is not None:
             return f"used its {self.cpu_seconds:g} s of CPU time (limits.cpu_seconds)"
         if ran_out_of_memory:
@@ -69,7 +70,7 @@ def check_limits(given: Limits | Mapping[str, object] | None) -> Limits:
     Raises
     ------
     TypeError, ValueError
-        One of them is not known, or makes no sense; it is named.
+        A limit is unknown or invalid; the text names it.
     """
     if given is None:
         return Limits()
@@ -105,12 +106,12 @@ def _check(name: str, value: object) -> None:
 
 
 def find_group(limits: Limits) -> Path | None:
-    """Return the control group in which those of the workers are made; None if none are needed.
+    """Return the parent of the workers' control groups; None if none are needed.
 
     Raises
     ------
     ValueError
-        They are needed, and cannot be made here; the text says why, and what to use.
+        They are needed but cannot be created here; the text says why, and what to use.
     """
     if not limits.controllers:
         return None

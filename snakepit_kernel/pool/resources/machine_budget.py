@@ -1,7 +1,7 @@
-"""The cores and the memory of the machine, as one budget that the pools of all notebooks share.
+"""Budget of the machine's cores and memory, shared by the pools of all notebooks.
 
-It is advice: whoever says how many workers a pool is to have gets them. A pool of ``"auto"``
-workers takes what others have left.
+The budget is advisory: a pool with a given number of workers always gets them. A pool of
+``"auto"`` workers gets what other pools have left.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ def usable_cores() -> int:
 
 
 def usable_memory() -> int:
-    """Return the bytes of memory that this machine has, or the container that this runs in."""
+    """Return the bytes of memory of this machine, or of the container that this runs in."""
     total: int = psutil.virtual_memory().total
     try:
         return min(total, int(_GROUP_LIMIT.read_text()))
@@ -36,19 +36,19 @@ def usable_memory() -> int:
 
 
 class MachineReservation:
-    """What one pool has booked of the machine.
+    """The part of the machine's budget that one pool has reserved.
 
     Parameters
     ----------
     pool
         Name of the pool.
     bytes_each
-        Memory that a worker may take; 0 for no limit.
+        Memory limit of a worker; 0 for none.
 
     Attributes
     ----------
     workers
-        How many it has booked.
+        Number of reserved workers; 0 before the first reservation.
     """
 
     def __init__(self, pool: str, bytes_each: int) -> None:
@@ -58,8 +58,8 @@ class MachineReservation:
         self._pool = pool
         self._bytes_each = bytes_each
 
-    def take_what_is_left(self, most: int) -> Self:
-        """Book as many workers as others have left, one in any case."""
+    def reserve_remaining(self, most: int) -> Self:
+        """Reserve at most ``most`` of the workers that other pools have left, at least one."""
         self.workers = self._registry.book(
             self._name,
             self._pool,
@@ -70,10 +70,10 @@ class MachineReservation:
         )
         return self
 
-    def note(self, workers: int) -> None:
-        """Book a number of workers, whether they are left or not; warn of too much memory."""
+    def update(self, workers: int) -> None:
+        """Reserve a number of workers, even beyond the budget; warn if memory is overcommitted."""
         if not self.workers:
-            self.take_what_is_left(1)
+            self.reserve_remaining(1)
         self.workers = workers
         self._registry.rebook(self._name, workers, workers * self._bytes_each)
         booked = sum(booking.memory_bytes for booking in self._registry.bookings())
@@ -86,15 +86,15 @@ class MachineReservation:
                 memory / 2**30,
             )
 
-    def give_back(self) -> None:
-        """Book nothing any more."""
+    def release(self) -> None:
+        """Release the reservation."""
         if self.workers:
             self._registry.unbook(self._name)
             self.workers = 0
 
 
 def describe_machine() -> str:
-    """Say in one line what pools have booked of this machine; empty when there are none."""
+    """Describe in one line what all pools have reserved; empty when there are none."""
     bookings = Registry().bookings()
     if not bookings:
         return ""

@@ -1,6 +1,6 @@
-"""A worker that is any Jupyter kernel, of any language: it runs cells.
+"""Workers that are any Jupyter kernel, of any language, and run cells only.
 
-It knows nothing of lanes. Ours stay open at both ends, in this process, for as long as it lives.
+Such a kernel knows nothing of lanes: this process holds both ends of them while it lives.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ from .jupyter import CellClient
 from .worker import Worker
 
 INTERRUPT_INTERVAL = 0.5
-"""Seconds before a kernel is interrupted again that does not say whether it has heard."""
+"""Seconds before a kernel, which does not acknowledge interrupts, is interrupted again."""
 
 
 class ForeignWorker(Worker):
-    """One incarnation of a slot whose kernel is not ours. The parameters are those of `Worker`."""
+    """One incarnation of a slot with a foreign kernel. The parameters are those of `Worker`."""
 
     _loop: asyncio.AbstractEventLoop
     _interrupted = (0, 0.0)  # which cell, and when
@@ -37,7 +37,7 @@ class ForeignWorker(Worker):
         self._requests: set[asyncio.Future[None]] = set()
 
     def _transport(self, base: Path) -> dict[str, Any]:
-        # Not every kernel knows ipc, which the protocol leaves open; each knows tcp.
+        # The protocol leaves ipc optional; every kernel supports tcp.
         return super()._transport(base) if self.config.kernel.is_python else {"transport": "tcp"}
 
     # -- starting ------------------------------------------------------------------------------
@@ -48,10 +48,10 @@ class ForeignWorker(Worker):
         await self._launch()
         try:
             if limits.open_files is not None:
-                limit_files(self._present_pid(), limits.open_files)
+                limit_files(self._require_pid(), limits.open_files)
             if limits.cpu_seconds is not None:
-                limit_cpu(self._present_pid(), limits.cpu_seconds)
-            self.cells = await self._answering_cells()
+                limit_cpu(self._require_pid(), limits.cpu_seconds)
+            self.cells = await self._connect_cells()
             if limits.address_space_bytes is not None:
                 self._limit_address_space(limits.address_space_bytes)
         except (ConnectionError, ProcessLookupError, FileNotFoundError):
@@ -62,42 +62,42 @@ class ForeignWorker(Worker):
         return Configured(0, [], {})
 
     def _limit_address_space(self, size_bytes: int) -> None:
-        """Limit what it takes beyond what it has, and so for what it has started until now."""
-        pid = self._present_pid()
+        """Limit further address space of the process and of those it has started so far."""
+        pid = self._require_pid()
         for child in descendants(pid):
             with contextlib.suppress(OSError):  # it has ended
                 limit_address_space(child.pid, size_bytes, finally_so=True)
         limit_address_space(pid, size_bytes, finally_so=True)
 
-    def _present_pid(self) -> int:
+    def _require_pid(self) -> int:
         if self.pid is None:
             raise ProcessLookupError
         return self.pid
 
-    async def _answering_cells(self) -> CellClient:
-        """Open the channels in a thread, and wait there for the kernel's first answer."""
-        is_given_up = threading.Event()
-        waiting = asyncio.ensure_future(asyncio.to_thread(self._open_cells, is_given_up))
+    async def _connect_cells(self) -> CellClient:
+        """Open the channels in a thread, and wait there for the kernel's first reply."""
+        is_cancelled = threading.Event()
+        waiting = asyncio.ensure_future(asyncio.to_thread(self._open_cells, is_cancelled))
         try:
             return await asyncio.shield(waiting)
         except asyncio.CancelledError:
-            is_given_up.set()
+            is_cancelled.set()
             with contextlib.suppress(ConnectionError):
                 (await waiting).close()
             raise
 
-    def _open_cells(self, is_given_up: threading.Event) -> CellClient:
+    def _open_cells(self, is_cancelled: threading.Event) -> CellClient:
         context: zmq.Context[Any] = zmq.Context(self.manager.context)  # the same, not asyncio's
         cells = CellClient(self.name, self.manager.get_connection_info(), context)
         try:
-            cells.await_kernel(lambda: not (self.died.is_set() or is_given_up.is_set()))
+            cells.await_kernel(lambda: not (self.died.is_set() or is_cancelled.is_set()))
         except BaseException:
             cells.close()
             raise
         return cells
 
     def take_slot(self, slot: int, incarnation: int) -> None:
-        """Become the worker of a slot; its process is not told."""
+        """Become the worker of a slot; the process is not notified."""
         self._rename(slot, incarnation)
         if self.cells is not None:
             self.cells.worker = self.name
@@ -105,7 +105,7 @@ class ForeignWorker(Worker):
     # -- working -------------------------------------------------------------------------------
 
     def forget(self, session: str) -> None:
-        """Do nothing: sessions are not kept apart in it."""
+        """Do nothing: a foreign kernel does not isolate sessions."""
 
     def interrupt(self, call_id: int) -> None:
         """Interrupt the cell in the kernel's own way, from any thread."""
@@ -115,7 +115,7 @@ class ForeignWorker(Worker):
         self._interrupted = (call_id, now)
         spec = self.manager.kernel_spec
         if spec is not None and spec.interrupt_mode == "message":
-            with contextlib.suppress(RuntimeError):  # the pool has ended meanwhile
+            with contextlib.suppress(RuntimeError):  # the pool has ended in the meantime
                 self._loop.call_soon_threadsafe(self._send_interrupt)
         else:
             self.signal(signal.SIGINT)
@@ -126,16 +126,16 @@ class ForeignWorker(Worker):
         task.add_done_callback(self._requests.discard)
 
     def stacks(self) -> str:
-        """Return nothing: it cannot be asked."""
+        """Return an empty text: a foreign kernel cannot report its stacks."""
         return ""
 
     # -- ending --------------------------------------------------------------------------------
 
-    def _hang_up(self) -> None:
+    def _interrupt_and_close(self) -> None:
         for lane in self.lanes:
             if lane.holder is not None:
                 lane.interrupt()
             lane.hang_up()
 
-    async def _say_goodbye(self) -> None:
+    async def _request_exit(self) -> None:
         await self.manager.request_shutdown()

@@ -1,4 +1,4 @@
-"""A worker as a Jupyter kernel: its manager, its client, and the run of a cell."""
+"""Jupyter kernel manager and client of a worker, and the execution of cells."""
 
 from __future__ import annotations
 
@@ -31,25 +31,25 @@ if TYPE_CHECKING:
 OnMessage = Callable[[dict[str, Any]], None]
 
 WELCOME_PATIENCE = 5.0
-"""Seconds to wait until the subscription to a worker's output is in force."""
+"""Seconds to wait for the confirmation that the subscription to iopub is in force."""
 
-HEARING_PATIENCE = 0.2
-"""Seconds after the answer to a request in which the output that belongs to it comes."""
+OUTPUT_PATIENCE = 0.2
+"""Seconds after the reply to a request within which its output must arrive."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Cell:
-    """A cell to be run.
+    """A cell to run, and the variables to exchange with it.
 
     Attributes
     ----------
     code
-        Its text.
+        Its source.
     on_message
-        Gets each of its iopub messages as it arrives; what comes when the cell has ended, in the
-        pool's own thread and the caller's context.
-    with_value
-        Whether the value of its last expression is wanted.
+        Called with each of its iopub messages as it arrives; for messages after the end of the
+        cell, in the pool's own thread and the caller's context.
+    encode_value
+        Whether the value of its last expression is fetched.
     push
         Variables to set in the worker before it.
     pull
@@ -64,21 +64,21 @@ class Cell:
 
 
 class CellClient:
-    """A worker's Jupyter channels, used by whoever holds the worker.
+    """Client of a worker's shell and iopub channels, used by the holder of its lane.
 
     Parameters
     ----------
     worker
         Name of the worker.
     connection
-        What its connection file holds.
+        Content of its connection file.
     context
-        ZeroMQ context, the synchronous one.
+        Synchronous ZeroMQ context.
 
     Attributes
     ----------
     worker
-        Name of the worker, which one that was kept ready gets anew.
+        Name of the worker; a standby worker is renamed when it gets a slot.
     """
 
     def __init__(
@@ -91,14 +91,14 @@ class CellClient:
         self._shell = self._client.shell_channel
         self._iopub = self._client.iopub_channel
         self._poller = zmq.Poller()
-        self._places: dict[str, tuple[contextvars.Context, OnMessage]] = {}
+        self._late_handlers: dict[str, tuple[contextvars.Context, OnMessage]] = {}
         for channel in (self._shell, self._iopub):
             self._poller.register(channel.socket, zmq.POLLIN)
 
     def await_welcome(self, deadline: float | None, is_alive: Callable[[], bool]) -> bool:
-        """Wait for the kernel's word that it has our subscription; say whether that came.
+        """Wait for ``iopub_welcome``; return whether it came.
 
-        Output before it is lost.
+        Output before the subscription is lost.
 
         Parameters and errors are those of `follow`.
         """
@@ -115,22 +115,22 @@ class CellClient:
         return False
 
     def await_kernel(self, is_alive: Callable[[], bool]) -> None:
-        """Wait until a kernel that says nothing by itself answers, and its output is heard.
+        """Wait until a kernel without ``iopub_welcome`` replies and its output arrives.
 
         Raises
         ------
         ConnectionError
-            It is gone.
+            The kernel has ended.
         """
         until: float | None = None
-        while not self._is_heard(is_alive):
+        while not self._answers_with_output(is_alive):
             if until is None:
                 until = time.monotonic() + WELCOME_PATIENCE
-            elif time.monotonic() > until:  # it tells nobody what it does
+            elif time.monotonic() > until:  # it sends no output for such requests at all
                 return
 
-    def _is_heard(self, is_alive: Callable[[], bool]) -> bool:
-        """Ask the kernel what it is; say whether there came output with the answer."""
+    def _answers_with_output(self, is_alive: Callable[[], bool]) -> bool:
+        """Send ``kernel_info_request``; return whether output arrived with the reply."""
         request = self._client.session.msg("kernel_info_request", {})
         self._shell.send(request)
         until: float | None = None
@@ -145,18 +145,18 @@ class CellClient:
                 if message["parent_header"].get("msg_id") == request["header"]["msg_id"]:
                     missing.discard(channel)
             if until is None and self._shell not in missing:
-                until = time.monotonic() + HEARING_PATIENCE
+                until = time.monotonic() + OUTPUT_PATIENCE
         return True
 
     def close(self) -> None:
         """Close the channels."""
         # Not stop_channels(): it would open the other channels to close them.
-        self._places.clear()
+        self._late_handlers.clear()
         self._iopub.stop()
         self._shell.stop()
 
     def begin(self, cell: Cell, session: str | None, correlation: str) -> CellRun:
-        """Send a cell of a session to the worker, with its correlation id."""
+        """Send a session's cell to the worker, with its correlation id; return its run."""
         content = {
             "code": cell.code,
             "silent": False,
@@ -172,18 +172,18 @@ class CellClient:
         result = CellResult(worker=self.worker)
         request_id: str = request["header"]["msg_id"]
         if cell.on_message is not None:
-            self._places[request_id] = contextvars.copy_context(), cell.on_message
-            if len(self._places) > MAX_LINGERING:
-                del self._places[next(iter(self._places))]
+            self._late_handlers[request_id] = contextvars.copy_context(), cell.on_message
+            if len(self._late_handlers) > MAX_LINGERING:
+                del self._late_handlers[next(iter(self._late_handlers))]
         return CellRun(request_id, result, cell.on_message)
 
     def show_late(self, message: Late, frame: Frame) -> None:
-        """Show what a cell shows that has ended, in any thread, if it is known where that stood."""
-        if message.cell not in self._places:
+        """Pass output that arrived after a cell's end to that cell's callback, in any thread."""
+        if message.cell not in self._late_handlers:
             return
-        context, on_message = self._places[message.cell]
+        context, on_message = self._late_handlers[message.cell]
         content, metadata = shown(frame.body)
-        told = {
+        displayed = {
             "msg_type": message.kind,
             "header": {"msg_type": message.kind},
             "parent_header": {"msg_id": message.cell},
@@ -191,30 +191,30 @@ class CellClient:
             "metadata": metadata,
             "buffers": frame.buffers,
         }
-        context.copy().run(on_message, told)
+        context.copy().run(on_message, displayed)
 
     def follow(
         self, run: CellRun, deadline: float | None, is_alive: Callable[[], bool], lane: OwnerLane
     ) -> None:
-        """Collect what a cell gives until it has ended. Can be called again after an exception.
+        """Collect the outputs of a cell until it has ended; can be repeated after an exception.
 
         Parameters
         ----------
         run
-            The cell.
+            The run of the cell.
         deadline
-            `time.monotonic` at which to give up; the cell goes on.
+            `time.monotonic` at which to stop waiting; the cell goes on.
         is_alive
-            Says whether the worker still lives; asked whenever nothing arrives.
+            Returns whether the worker still lives; called whenever nothing arrives.
         lane
-            Where the cell calls host tools.
+            Carries the cell's calls of host tools.
 
         Raises
         ------
         TimeoutError
             The deadline passed.
         ConnectionError
-            The worker is gone.
+            The worker has ended.
         """
         descriptor = lane.fileno()
         self._poller.register(descriptor, zmq.POLLIN)
@@ -230,13 +230,13 @@ class CellClient:
     def _ready(
         self, deadline: float | None, is_alive: Callable[[], bool], lane: OwnerLane | None = None
     ) -> list[Any]:
-        """Wait until a channel has a message; return those that have."""
+        """Wait until a channel has a message; return the channels that do."""
         while True:
             step = 0.1 if deadline is None else min(0.1, deadline - time.monotonic())
             if step <= 0:
                 raise TimeoutError
-            # The step is not for output, which wakes us; it is for the death of the worker, of
-            # which a ZeroMQ socket says nothing.
+            # Output wakes us by itself; the step is for the death of the worker, which a ZeroMQ
+            # socket does not report.
             events = dict(self._poller.poll(max(1, int(step * 1000))))
             if lane is not None and lane.fileno() in events:
                 lane.receive_ready()
@@ -248,21 +248,21 @@ class CellClient:
 
 
 class CellRun:
-    """A cell on its way: makes notebook outputs of messages until the last one is here.
+    """The run of a cell: turns its messages into notebook outputs until it has ended.
 
     Parameters
     ----------
     request_id
         Id of the execute request.
     result
-        Gets the outputs.
+        Receives the outputs.
     on_message
-        Gets each iopub message as it arrives.
+        Called with each iopub message as it arrives.
 
     Attributes
     ----------
     asks_exit
-        The cell has told its kernel to end.
+        Whether the cell has asked its kernel to exit.
     """
 
     def __init__(self, request_id: str, result: CellResult, on_message: OnMessage | None) -> None:
@@ -277,16 +277,16 @@ class CellRun:
 
     @property
     def has_ended(self) -> bool:
-        """Whether the reply and the last output are here."""
+        """Whether the reply and the last output have arrived."""
         return self._replied and self._idle
 
     @property
     def is_idle(self) -> bool:
-        """Whether the kernel has done with it; some give no reply to what was interrupted."""
+        """Whether the kernel is idle again; some send no reply to an interrupted cell."""
         return self._idle
 
     def take(self, message: dict[str, Any]) -> None:
-        """Take in a message of this cell."""
+        """Process a message of this cell."""
         content = message["content"]
         if message["msg_type"] == "execute_reply":
             self._replied = True
@@ -361,12 +361,12 @@ def _take_reply(content: dict[str, Any], result: CellResult) -> None:
 
 
 class KernelSpecs(KernelSpecManager):
-    """Gives all workers of a pool the one kernelspec that the pool has found.
+    """Kernelspec manager of a pool: returns the one kernelspec that the pool resolved.
 
     Parameters
     ----------
     kernel
-        What was found.
+        The resolved kernel.
     """
 
     def __init__(self, kernel: WorkerKernel) -> None:
@@ -380,13 +380,13 @@ class KernelSpecs(KernelSpecManager):
         return self._kernel.spec
 
 
-# jupyter_client tells each error of a start with its traceback; here it is raised, and told once.
+# jupyter_client logs each start error with its traceback; here it is raised, and logged once.
 _log_of_managers = logging.getLogger(__name__)
 _log_of_managers.addFilter(lambda record: record.exc_info is None)
 
 
 class WorkerManager(AsyncKernelManager):
-    """Starts a kernel without the sleep that jupyter_client adds when it has been launched."""
+    """Kernel manager that starts without the sleep that jupyter_client adds after a launch."""
 
     def __init__(self, **traits: Any) -> None:
         super().__init__(log=_log_of_managers, **traits)
@@ -398,7 +398,7 @@ class WorkerManager(AsyncKernelManager):
         self._is_launched.set()
 
     async def launch(self, **arguments: Any) -> None:
-        """Start the kernel; return when it runs. The parameters are those of `start_kernel`."""
+        """Launch the kernel process. The parameters are those of `start_kernel`."""
         self._start = asyncio.ensure_future(self.start_kernel(**arguments))
         launched = asyncio.ensure_future(self._is_launched.wait())
         try:
@@ -413,6 +413,6 @@ class WorkerManager(AsyncKernelManager):
             self._start.result()
 
     async def settled(self) -> None:
-        """Wait until nothing of a start is left to do."""
+        """Wait until a start in progress is over."""
         if self._start is not None:
             await asyncio.wait({self._start})

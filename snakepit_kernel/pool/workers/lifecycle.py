@@ -1,4 +1,4 @@
-"""The life of a worker, as a table, and the restart back-off of its slot. Pure."""
+"""State table of a worker, and restart back-off of its slot. Pure: no clock, no I/O."""
 
 from __future__ import annotations
 
@@ -7,19 +7,19 @@ from enum import Enum
 from typing import Final
 
 MAX_RESTARTS = 3
-"""Times that a slot is refilled at once within `RESTART_WINDOW`, if its workers were of no use."""
+"""Immediate restarts of a slot within `RESTART_WINDOW` whose workers did no work."""
 
 RESTART_WINDOW = 5.0
-"""Seconds; a worker that lives that long, or ends a piece of work, was of use."""
+"""Seconds; a worker that lives that long, or finishes a work item, counts as a success."""
 
-FIRST_REST = 1.0
-"""Seconds that a degraded slot stays empty; twice as long each further time."""
+FIRST_BACKOFF = 1.0
+"""Seconds that a degraded slot stays empty; doubled each further time."""
 
-LONGEST_REST = 30.0
+LONGEST_BACKOFF = 30.0
 
 
 class Slot:
-    """One slot of a pool.
+    """Restart back-off of one slot of a pool.
 
     Parameters
     ----------
@@ -29,7 +29,7 @@ class Slot:
     Attributes
     ----------
     is_filling
-        Whether one is being started.
+        Whether a worker is being started in it.
     problem
         Why it is empty; None while it is not degraded.
     """
@@ -40,51 +40,51 @@ class Slot:
         self.problem: str | None = None
         self._ends: deque[float] = deque()
         self._failed_starts = 0
-        self._rest = FIRST_REST
-        self._rest_until = 0.0
-        self._is_doubtful = False
+        self._backoff = FIRST_BACKOFF
+        self._backoff_until = 0.0
+        self._is_on_probation = False
 
-    def prove(self) -> None:
-        """Take in that its worker is of use: what was before counts no more."""
+    def record_success(self) -> None:
+        """Record that its worker did work: earlier failures no longer count."""
         self._ends.clear()
         self._failed_starts = 0
-        self._rest = FIRST_REST
-        self._is_doubtful = False
+        self._backoff = FIRST_BACKOFF
+        self._is_on_probation = False
 
-    def fail(self, now: float, problem: str, *, has_started: bool = True) -> bool:
-        """Take in that a worker ended, or did not start, without having been of use.
+    def record_failure(self, now: float, problem: str, *, has_started: bool = True) -> bool:
+        """Record that a worker did not start, or ended without having done any work.
 
-        However long a start takes, it is not tried again and again.
+        Failed starts in a row are limited however long each takes.
 
         Returns
         -------
         bool
-            Whether the slot is degraded now: that happened too often.
+            Whether the slot is degraded now, after too many failures.
         """
         while self._ends and self._ends[0] <= now - RESTART_WINDOW:
             self._ends.popleft()
         self._ends.append(now)
         self._failed_starts = 0 if has_started else self._failed_starts + 1
         is_too_often = max(len(self._ends), self._failed_starts) > MAX_RESTARTS
-        if not self._is_doubtful and not is_too_often:
+        if not self._is_on_probation and not is_too_often:
             return False
         self.problem = problem
-        self._rest_until = now + self._rest
-        self._rest = min(2 * self._rest, LONGEST_REST)
-        self._is_doubtful = True  # until it has proved itself one failure is one too many
+        self._backoff_until = now + self._backoff
+        self._backoff = min(2 * self._backoff, LONGEST_BACKOFF)
+        self._is_on_probation = True  # until a success, one more failure degrades it again
         return True
 
-    def fill(self) -> None:
-        """Take in that a worker is ready."""
+    def mark_filled(self) -> None:
+        """Record that its worker is ready."""
         self.problem = None
 
-    def seconds_to_rest(self, now: float) -> float:
-        """Return how long it is to stay empty."""
-        return max(0.0, self._rest_until - now)
+    def backoff_left(self, now: float) -> float:
+        """Return the seconds for which it stays empty."""
+        return max(0.0, self._backoff_until - now)
 
 
 class WorkerState(Enum):
-    """Where a worker is in its life. A ready one is busy while somebody has one of its lanes."""
+    """State of a worker. A ready one is shown as busy while one of its lanes is assigned."""
 
     RESERVED = "reserved"
     STARTING = "starting"
@@ -96,7 +96,7 @@ class WorkerState(Enum):
 
 
 BUSY: Final = "busy"
-"""What a ready worker is called while somebody has one of its lanes."""
+"""Shown state of a ready worker while one of its lanes is assigned."""
 
 
 class WorkerEvent(Enum):
@@ -104,7 +104,7 @@ class WorkerEvent(Enum):
 
     SPAWN = "spawn"  # its process is being started
     ANSWER = "answer"  # it has answered: its lanes can be leased
-    STOP = "stop"  # it is not wanted any more
+    STOP = "stop"  # it is to end
     EXIT = "exit"  # its process has ended
 
     __hash__ = object.__hash__
@@ -128,7 +128,7 @@ TRANSITIONS: Final[dict[tuple[WorkerState, WorkerEvent], WorkerState]] = {
 
 
 def next_state(state: WorkerState, event: WorkerEvent) -> WorkerState:
-    """Return the state that follows.
+    """Return the state that follows an event.
 
     Raises
     ------

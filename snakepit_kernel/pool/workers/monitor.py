@@ -1,4 +1,4 @@
-"""What a pool looks after while it is open. Its coroutines run in the supervisor's loop."""
+"""Periodic health checks of workers. The coroutines run in the pool's loop thread."""
 
 from __future__ import annotations
 
@@ -24,18 +24,18 @@ from .worker import Worker
 logger = logging.getLogger(__name__)
 
 RECONCILE_INTERVAL = 1.0
-"""Seconds between two comparisons of what there is with what there is to be."""
+"""Seconds between two reconciliations of the slots with their workers."""
 
 
 class WorkerMonitor:
-    """Looks at a pool's workers at intervals, and has the crew replace those that need it.
+    """Checks a pool's workers at intervals, and requests replacement of unhealthy ones.
 
     Parameters
     ----------
     config
         The pool's options.
-    crew
-        The workers.
+    supervisor
+        Owns the workers.
     """
 
     def __init__(self, config: PoolConfig, supervisor: RollingReplacement) -> None:
@@ -45,32 +45,36 @@ class WorkerMonitor:
         self._without_main_thread: WeakSet[Worker] = WeakSet()
 
     def begin(self) -> None:
-        """Do so from now on, until the crew ends."""
-        self._supervisor.watch_over(self._reconcile())
-        self._supervisor.watch_over(self._supervisor.renew())
+        """Start the checks, which end with the pool."""
+        self._supervisor.run_in_background(self._reconcile())
+        self._supervisor.run_in_background(self._supervisor.replace_due())
         if self._config.heartbeat is not None:
-            self._supervisor.watch_over(self._listen(self._config.heartbeat))
+            self._supervisor.run_in_background(self._check_liveness(self._config.heartbeat))
 
     async def _reconcile(self) -> None:
         while True:
-            # Deaths are seen at once; this finds what was left to be done later.
+            # Deaths are noticed at once; this retries what was postponed.
             await asyncio.sleep(RECONCILE_INTERVAL)
             self._supervisor.reconcile()
             for worker in self._supervisor.living():
-                logs.bound_file(worker.log_path)  # ours do it themselves: other kernels do not
-            if self._config.kernel.is_python:  # other programs may do well without
+                logs.bound_file(
+                    worker.log_path
+                )  # our kernel bounds its own log; other kernels do not
+            if (
+                self._config.kernel.is_python
+            ):  # in other programs an ended main thread may be normal
                 self._end_those_without_main_thread()
             if self._config.max_memory_bytes is not None:
-                await self._weigh(self._config.max_memory_bytes)
+                await self._check_memory(self._config.max_memory_bytes)
 
     def _end_those_without_main_thread(self) -> None:
         """Replace workers whose main thread has ended.
 
-        Nothing else tells: the process lives, and a thread beside beats its pulse.
+        No other check finds them: the process lives, and another thread sends its heartbeats.
         """
-        self._supervisor.end_spares_without_main_thread()
+        self._supervisor.end_standby_without_main_thread()
         before = self._without_main_thread
-        # Seen once, it may be one that is just about to end: its threads do so one by one.
+        # Seen only once, the process may just be exiting: its threads end one by one.
         self._without_main_thread = WeakSet(
             worker for worker in self._supervisor.living() if worker.has_lost_its_main_thread
         )
@@ -81,8 +85,8 @@ class WorkerMonitor:
 
     # -- memory --------------------------------------------------------------------------------
 
-    async def _weigh(self, limit: int) -> None:
-        """Have workers replaced that take too much memory, with all that they have started."""
+    async def _check_memory(self, limit: int) -> None:
+        """Request replacement of workers that, with their descendants, use too much memory."""
         workers = {
             worker.process.guardian.pid: worker
             for worker in self._supervisor.workers.values()
@@ -92,42 +96,42 @@ class WorkerMonitor:
             if memory.total_bytes <= limit:
                 continue
             if workers[pid].calls:
-                self._supervisor.note_due(workers[pid], _too_much(memory, limit))
+                self._supervisor.request_replacement(workers[pid], _describe_excess(memory, limit))
             elif not self._has_warned:  # a successor would take as much
                 self._has_warned = True
-                told = _too_much(memory, limit)
-                logger.warning("%s takes %s before its first call", workers[pid].name, told)
+                excess = _describe_excess(memory, limit)
+                logger.warning("%s takes %s before its first call", workers[pid].name, excess)
 
     # -- liveness ------------------------------------------------------------------------------
 
-    async def _listen(self, policy: Heartbeat) -> None:
-        """Replace workers that have stopped without having ended."""
-        vigils: WeakKeyDictionary[Worker, LivenessProbe] = WeakKeyDictionary()
+    async def _check_liveness(self, policy: Heartbeat) -> None:
+        """Terminate workers that hang or are stopped; they are replaced."""
+        probes: WeakKeyDictionary[Worker, LivenessProbe] = WeakKeyDictionary()
         while True:
             await asyncio.sleep(policy.interval)
             now = time.monotonic()
             for worker in self._supervisor.living():
-                vigil = vigils.get(worker)
-                if vigil is None:
-                    vigil = vigils[worker] = LivenessProbe(policy, now)
-                if not vigil.hears(now, worker.pulse) and self._looks_dead(worker, vigil, now):
-                    await self._terminate(worker, vigil.silence(now), vigil.misses)
+                probe = probes.get(worker)
+                if probe is None:
+                    probe = probes[worker] = LivenessProbe(policy, now)
+                if not probe.heartbeat(now, worker.pulse) and self._looks_dead(worker, probe, now):
+                    await self._terminate(worker, probe.silence(now), probe.misses)
 
-    def _looks_dead(self, worker: Worker, vigil: LivenessProbe, now: float) -> bool:
+    def _looks_dead(self, worker: Worker, probe: LivenessProbe, now: float) -> bool:
         try:
             process = psutil.Process(worker.pid)
             times, state = process.cpu_times(), process.status()
-        except psutil.Error:  # its end is noticed elsewhere
+        except psutil.Error:  # it has ended, which its watcher handles
             return False
-        return vigil.finds_dead(
+        return probe.is_dead(
             now,
             cpu=times.user + times.system,
             is_stopped=state == psutil.STATUS_STOPPED,
             is_busy=(
                 worker.state is not WorkerState.READY
                 or bool(worker.current)
-                or worker.pulse == 0  # another kernel, which has none
-                or state == psutil.STATUS_TRACING_STOP  # somebody debugs it
+                or worker.pulse == 0  # a foreign kernel, which has no heartbeat
+                or state == psutil.STATUS_TRACING_STOP  # a debugger traces it
             ),
         )
 
@@ -139,7 +143,7 @@ class WorkerMonitor:
         self._supervisor.terminate(worker)
 
 
-def _too_much(memory: TreeMemory, limit: int) -> str:
+def _describe_excess(memory: TreeMemory, limit: int) -> str:
     mebibytes = memory.total_bytes / 2**20
     of = "its process" if memory.processes == 1 else f"its {memory.processes} processes"
     return (
@@ -150,14 +154,14 @@ def _too_much(memory: TreeMemory, limit: int) -> str:
 
 @dataclass(frozen=True, slots=True)
 class TreeMemory:
-    """The memory of a process and of all below it.
+    """The memory of a process tree.
 
     Attributes
     ----------
     total_bytes
         Memory that no other process shares (USS).
     processes
-        How many they are.
+        Number of processes in the tree.
     """
 
     total_bytes: int
@@ -165,15 +169,15 @@ class TreeMemory:
 
 
 def tree_memory(roots: Iterable[int], more_than: int = 0) -> dict[int, TreeMemory]:
-    """Measure the trees below some processes.
+    """Measure the process trees below some processes.
 
     Parameters
     ----------
     roots
-        Their pids; they are not counted themselves: guardians.
+        Pids of the guardians; these are not counted themselves.
     more_than
-        Bytes. Of a tree that takes no more even with what it shares nothing is told: what is shared
-        is quickly read, what is not takes a while.
+        Bytes. Trees whose resident memory, shared pages included, is no more than this are left
+        out: resident memory is quick to read, unshared memory is slow.
 
     Returns
     -------
@@ -208,7 +212,7 @@ def _own(pid: int) -> int:
 
 
 class LivenessProbe:
-    """Watches one worker for signs of life.
+    """Tracks the signs of life of one worker. Pure: no clock, no I/O.
 
     Parameters
     ----------
@@ -234,15 +238,15 @@ class LivenessProbe:
         """Return the seconds since the last sign of life."""
         return now - self._last_sign
 
-    def hears(self, now: float, pulse: int) -> bool:
-        """Take in the worker's pulse, a number that it counts up; say whether that will do."""
+    def heartbeat(self, now: float, pulse: int) -> bool:
+        """Record the worker's heartbeat counter; return whether it was alive within the timeout."""
         if pulse != self._pulse:
             self._pulse = pulse
-            self._see_sign(now)
+            self._record_sign(now)
         return self.silence(now) <= self._policy.timeout
 
-    def finds_dead(self, now: float, *, cpu: float, is_stopped: bool, is_busy: bool) -> bool:
-        """Look at the process of a worker without a pulse; say whether it is to be given up.
+    def is_dead(self, now: float, *, cpu: float, is_stopped: bool, is_busy: bool) -> bool:
+        """Record the state of a process without a heartbeat; return whether to treat it as dead.
 
         Parameters
         ----------
@@ -253,16 +257,16 @@ class LivenessProbe:
         is_stopped
             Whether a signal has stopped it.
         is_busy
-            Whether it has work, which may keep Python from running for as long as it likes.
+            Whether it runs a call, which may keep Python from running for any length of time.
         """
         works = is_busy or (self._cpu is not None and cpu != self._cpu)
         self._cpu = cpu
         if works and not is_stopped:
-            self._see_sign(now)
+            self._record_sign(now)
         elif self.silence(now) > self._policy.timeout:
             self.misses += 1
         return self.misses >= self._policy.misses
 
-    def _see_sign(self, now: float) -> None:
+    def _record_sign(self, now: float) -> None:
         self._last_sign = now
         self.misses = 0

@@ -1,4 +1,4 @@
-"""The workers of a pool, and how those that live are replaced: a successor is ready before."""
+"""Rolling replacement of living workers: the successor is ready before a worker ends."""
 
 from __future__ import annotations
 
@@ -18,42 +18,42 @@ from .worker import Worker
 
 logger = logging.getLogger(__name__)
 
-FAILED_RENEWAL_REST = 5.0
-"""Seconds after which the replacement of a worker that lives is tried again."""
+REPLACEMENT_BACKOFF = 5.0
+"""Seconds before a failed replacement of a living worker is retried."""
 
 
 class RollingReplacement(WorkerSupervisor):
-    """The workers of a pool, which can be replaced, more, or fewer while work goes on.
+    """Supervisor that also replaces, adds and removes workers while work goes on.
 
     The parameters are those of `WorkerSupervisor`.
     """
 
     def __init__(self, config: PoolConfig, *arguments: Any, **options: Any) -> None:
         super().__init__(config, *arguments, **options)
-        self._changing = asyncio.Lock()  # one change of all at a time
+        self._changing = asyncio.Lock()  # one resize, reload or recycle at a time
         self._replacing = asyncio.Lock()  # one replacement at a time
-        self._due = asyncio.Event()
+        self._replacement_due = asyncio.Event()
 
-    # -- who is due ----------------------------------------------------------------------------
+    # -- requests for replacement --------------------------------------------------------------
 
-    def _put_to_work(self, worker: Worker) -> None:
-        super()._put_to_work(worker)
+    def _activate(self, worker: Worker) -> None:
+        super()._activate(worker)
         if self._config.max_age is not None:
             reason = f"{self._config.max_age:g} s old (max_age)"
-            grow_old = partial(self.note_due, worker, reason, keep_while_home=True)
+            on_max_age = partial(self.request_replacement, worker, reason, keep_while_home=True)
             loop = asyncio.get_running_loop()
-            worker.retirement = loop.call_later(self._config.max_age, grow_old)
+            worker.retirement = loop.call_later(self._config.max_age, on_max_age)
 
     def reconcile(self) -> None:
-        """Start missing workers, and retry those that could not be replaced."""
+        """Start missing workers, and retry replacements that failed."""
         super().reconcile()
         if any(worker.replacement_reason for worker in self.workers.values()):
-            self._due.set()
+            self._replacement_due.set()
 
-    def note_due(
+    def request_replacement(
         self, worker: Worker, reason: str, *, at_once: bool = False, keep_while_home: bool = False
     ) -> None:
-        """Have a worker replaced soon, from any thread; its successor is made ready first.
+        """Request that a worker is replaced soon, from any thread; its successor starts first.
 
         Parameters
         ----------
@@ -62,8 +62,8 @@ class RollingReplacement(WorkerSupervisor):
         reason
             Why, in words.
         at_once
-            Whether it gets no more work even until then.
-        spares_home
+            Whether it is quarantined until then: it gets no more work.
+        keep_while_home
             Whether it stays as long as a session is bound to it.
         """
         with self._lock:
@@ -80,40 +80,42 @@ class RollingReplacement(WorkerSupervisor):
                 for lane in worker.lanes:
                     self._scheduler.quarantine(lane)
         with contextlib.suppress(RuntimeError):  # the pool has ended
-            self._loop_thread.soon(self._due.set)
+            self._loop_thread.soon(self._replacement_due.set)
 
     def note_limit_reached(self, worker: Worker, reason: str) -> None:
-        """Have a worker replaced soon that has done what it may do; the lock is held.
+        """Request the replacement of a worker that has reached a limit; the lock is held.
 
         It gets no more work, unless a session is bound to it.
         """
         if not worker.replacement_reason:
             is_home = self._is_home(worker)
-            self.note_due(worker, reason, at_once=not is_home, keep_while_home=is_home)
+            self.request_replacement(worker, reason, at_once=not is_home, keep_while_home=is_home)
 
     def taint(self, worker: Worker, error: BaseException) -> None:
-        """Give no more work to a worker that an error left unusable, and have it replaced."""
+        """Quarantine a worker that an error left unusable, and request its replacement."""
         cause = (str(error).splitlines() or [type(error).__name__])[0]
-        self._withdraw(worker, cause, f"tainted by {cause}")
+        self._quarantine(worker, cause, f"tainted by {cause}")
 
-    def _withdraw(self, worker: Worker, cause: str, reason: str) -> None:
+    def _quarantine(self, worker: Worker, cause: str, reason: str) -> None:
         with self._lock:
             worker.tainted = worker.tainted or cause
-            if not worker.is_quarantined:  # else it is due for good, and may not have had its turn
+            if (
+                not worker.is_quarantined
+            ):  # else its replacement is already requested and will not wait for a session
                 worker.replacement_reason = ""
-                self.note_due(worker, reason, at_once=True)
+                self.request_replacement(worker, reason, at_once=True)
 
     def _make_worker(self, number: int) -> Worker:
         worker = super()._make_worker(number)
-        worker.on_quitting = self.let_go
+        worker.on_quitting = self.replace_quitting
         return worker
 
-    def let_go(self, worker: Worker) -> None:
-        """Give no more work to a worker that its code has told to end, and have it replaced.
+    def replace_quitting(self, worker: Worker) -> None:
+        """Quarantine a worker whose own code asked it to exit, and request its replacement.
 
-        From any thread. What it was sent ahead goes to others.
+        From any thread. Calls that were prefetched to it go to other workers.
         """
-        self._withdraw(worker, "it was told to end", "its code has told it to end")
+        self._quarantine(worker, "it was told to end", "its code has told it to end")
         for lane in worker.lanes:
             if lane.on_returned is not None:
                 lane.recall()
@@ -123,11 +125,11 @@ class RollingReplacement(WorkerSupervisor):
 
     # -- replacing -----------------------------------------------------------------------------
 
-    async def renew(self) -> None:
-        """Replace workers that are due, one at a time, until this is cancelled."""
+    async def replace_due(self) -> None:
+        """Perform requested replacements, one at a time, until this is cancelled."""
         while True:
-            await self._due.wait()
-            self._due.clear()
+            await self._replacement_due.wait()
+            self._replacement_due.clear()
             for worker in [each for each in self.workers.values() if each.replacement_reason]:
                 if worker.keep_while_home and self._is_home(worker):
                     continue
@@ -141,10 +143,10 @@ class RollingReplacement(WorkerSupervisor):
                         error,
                     )
                     self._offer_again(worker)
-                    await asyncio.sleep(FAILED_RENEWAL_REST)
+                    await asyncio.sleep(REPLACEMENT_BACKOFF)
 
     def _offer_again(self, worker: Worker) -> None:
-        """Lend a worker that was withheld, unless it is unusable."""
+        """Take a worker out of quarantine, unless it is tainted."""
         with self._lock:
             if worker.is_quarantined and not worker.tainted and worker.state is WorkerState.READY:
                 worker.is_quarantined = False
@@ -153,12 +155,12 @@ class RollingReplacement(WorkerSupervisor):
                         self._offer(lane)
 
     async def replace(self, worker: Worker, reason: str) -> bool:
-        """Start a successor of a worker, and let the worker go when that is ready.
+        """Start a successor of a worker, and retire the worker when the successor is ready.
 
         Returns
         -------
         bool
-            Whether it was replaced; false when it had ended by itself.
+            Whether it was replaced; False when it had ended by itself.
 
         Raises
         ------
@@ -171,10 +173,10 @@ class RollingReplacement(WorkerSupervisor):
                 return False
             slot.is_filling = True
             try:
-                successor = await self._provide(slot)
+                successor = await self._take_or_start(slot)
             except BaseException:
                 if worker.died.is_set() and not self.is_draining:
-                    self.watch_over(self._fill(slot))
+                    self.run_in_background(self._fill(slot))
                 else:
                     slot.is_filling = False
                 raise
@@ -188,23 +190,23 @@ class RollingReplacement(WorkerSupervisor):
             return is_wanted
 
     def _succeed(self, worker: Worker, successor: Worker, reason: str) -> None:
-        """Put a successor in the place of a worker; the lock is held."""
+        """Install a successor in the slot of a worker; the lock is held."""
         self._install(successor)
         if not worker.died.is_set():
             self.recycled += 1
             self._retire(worker, reason)
-        self._put_to_work(successor)
+        self._activate(successor)
 
-    async def _provide(self, slot: Slot) -> Worker:
-        """Return a worker that is ready for a slot."""
-        successor = self._spares.take()
+    async def _take_or_start(self, slot: Slot) -> Worker:
+        """Return a ready worker for a slot: a standby one if there is one, else a new one."""
+        successor = self._standby.take()
         if successor is None:
-            return await self._start_apart(slot.number)
+            return await self._start_detached(slot.number)
         successor.take_slot(slot.number, self._next_incarnation(slot.number))
         return successor
 
     def _retire(self, worker: Worker, reason: str) -> None:
-        """Let a worker end what it does, and then itself; the lock is held."""
+        """Let a worker finish its work, then end it; the lock is held."""
         worker.is_retired = True
         worker.end_reason = reason
         self._retired.add(worker)
@@ -213,23 +215,23 @@ class RollingReplacement(WorkerSupervisor):
             self.stop_retired(worker)
 
     def stop_retired(self, worker: Worker) -> None:
-        """Have a worker ended that was retired and that nobody holds any more."""
+        """End a retired worker that has no assigned lane any more; from any thread."""
         with contextlib.suppress(RuntimeError):  # the pool has ended
             self._loop_thread.soon(self._stop_retired_later, worker)
 
     def _stop_retired_later(self, worker: Worker) -> None:
         if not self.is_draining:
-            self.watch_over(self._stop_retired(worker))
+            self.run_in_background(self._stop_retired(worker))
 
     async def _stop_retired(self, worker: Worker) -> None:
         await self._end_worker(worker, self._config.grace)
         self._retired.discard(worker)
-        self._note_end(worker, worker.end_reason, was_wanted=False)
+        self._record_end(worker, worker.end_reason, was_wanted=False)
 
-    # -- changing all --------------------------------------------------------------------------
+    # -- changing all workers ------------------------------------------------------------------
 
     async def in_turn(self, change: Coroutine[Any, Any, None]) -> None:
-        """Do one of the following when those before are done; the end of the crew cancels it."""
+        """Run one of the following changes after earlier ones; the pool's end cancels it."""
         task = asyncio.current_task()
         assert task is not None
         self._watchers.add(task)
@@ -243,17 +245,17 @@ class RollingReplacement(WorkerSupervisor):
             change.close()
 
     async def resize(self, count: int) -> None:
-        """Have more workers, or fewer; those that go end what they do.
+        """Change the number of workers; those that are removed finish their work first.
 
         Raises
         ------
         StartFailed
-            A worker could not start; the pool has as many as before.
+            A worker could not start; the number of workers is unchanged.
         """
         fewer = self.size - count
         if fewer > 0:
             with self._lock:
-                for slot in sorted(self._slots.values(), key=self._loss)[:fewer]:
+                for slot in sorted(self._slots.values(), key=self._removal_cost)[:fewer]:
                     self._remove_slot(slot, f"the pool was resized to {count}")
             return
         numbers = (n for n in itertools.count(1) if n not in self._slots)
@@ -272,17 +274,18 @@ class RollingReplacement(WorkerSupervisor):
             for slot in new:
                 slot.is_filling = False
 
-    def _loss(self, slot: Slot) -> tuple[bool, bool, bool, int]:
-        """Return what is lost with a slot, to compare; among equals the last one goes first."""
+    def _removal_cost(self, slot: Slot) -> tuple[bool, bool, bool, int]:
+        """Return a sort key: slots with the least to lose first, among equals the last slot."""
         worker = self.workers.get(slot.number)
         if worker is None or worker.state is not WorkerState.READY:
             return False, False, False, -slot.number
         return self._is_home(worker), worker.is_held, True, -slot.number
 
     def _remove_slot(self, slot: Slot, reason: str) -> None:
-        """Have a slot no more. The lock is held.
+        """Remove a slot. The lock is held.
 
-        Its worker ends what it does; one that starts, or dies, is ended by whoever sees to that.
+        A ready worker finishes its work. One that is starting or dying is ended by the task that
+        starts or watches it.
         """
         del self._slots[slot.number]
         worker = self.workers.pop(slot.number, None)
@@ -292,19 +295,19 @@ class RollingReplacement(WorkerSupervisor):
             self._retire(worker, reason)
         else:
             worker.end_reason = worker.end_reason or reason
-            self._tell_stranded(worker)
+            self._notify_waiting(worker)
 
     async def reload(self, config: PoolConfig) -> None:
-        """Replace every worker, one after the other, by one with other options.
+        """Replace every worker, one after the other, by one with new options.
 
         Raises
         ------
         StartFailed
-            A worker could not start with them; it, and those after it, go on as they are.
+            A successor could not start; the worker it was for, and those after it, stay.
         """
         previous, self._config = self._config, config
-        for spare in self._spares.take_all():
-            self.watch_over(self._end_worker(spare, config.grace))
+        for standby in self._standby.take_all():
+            self.run_in_background(self._end_worker(standby, config.grace))
         replaced = 0
         try:
             for worker in list(self.workers.values()):

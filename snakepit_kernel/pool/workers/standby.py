@@ -1,4 +1,4 @@
-"""Workers that are started ahead, for slots whose worker dies."""
+"""Standby workers: started in advance to replace workers that die."""
 
 from __future__ import annotations
 
@@ -12,22 +12,22 @@ from .worker import Worker
 logger = logging.getLogger(__name__)
 
 DELAY = 0.2
-"""Seconds between a need for a spare and its start: what the others do comes first."""
+"""Seconds before a missing standby worker is started: the pool's own work comes first."""
 
 BACKOFF = 5.0
-"""Seconds before a start that failed is tried again; nobody waits for it."""
+"""Seconds before a failed start is retried; no caller waits for it."""
 
-SPARE_SLOT = 0
-"""Stands for a slot in the names of workers that have none yet."""
+STANDBY_SLOT = 0
+"""Slot number in the names of workers that have no slot yet."""
 
 
 class StandbyWorkers:
-    """Keeps some workers ready. Its coroutines run in the supervisor's loop.
+    """Keeps a number of standby workers. Its coroutines run in the pool's loop thread.
 
     Parameters
     ----------
     count
-        How many.
+        How many to keep.
     start
         Starts a worker.
     """
@@ -39,7 +39,7 @@ class StandbyWorkers:
         self._missing = asyncio.Event()
 
     async def keep(self) -> None:
-        """Start them, and those that replace them, one at a time, until this is cancelled."""
+        """Start them and replace those that are taken or die, one at a time, until cancelled."""
         while True:
             while len(self._ready) < self._count:
                 await asyncio.sleep(DELAY)
@@ -63,23 +63,23 @@ class StandbyWorkers:
                 await worker.end(0.0)
 
     def take(self) -> Worker | None:
-        """Return a worker that lives, or None. One that somebody has stopped is ended."""
+        """Return a living standby worker, or None. One that a signal has stopped is terminated."""
         stopped = [worker for worker in self._ready if worker.is_stopped]
         for worker in stopped:
-            worker.terminate()  # which continues it, so that it may look alive from now on
+            worker.terminate()  # which continues it, so that it no longer looks stopped
         living = next((w for w in self._ready if w not in stopped and not w.has_died), None)
         if living is not None:
             self._ready.remove(living)
             self._missing.set()
         return living
 
-    def end_those_without_main_thread(self) -> None:
-        """End those whose main thread has ended; they are replaced."""
+    def end_without_main_thread(self) -> None:
+        """Terminate those whose main thread has ended; they are replaced."""
         for worker in self._ready:
             if worker.has_lost_its_main_thread:
                 worker.terminate()
 
     def take_all(self) -> list[Worker]:
-        """Return all of them, to be ended."""
+        """Return all of them; the caller ends them."""
         workers, self._ready = self._ready, []
         return workers

@@ -1,4 +1,4 @@
-"""The workers of a pool: one in each slot, started, watched, replaced when they die, and ended."""
+"""Supervision of a pool's workers: start, watch, restart after a death, and shutdown."""
 
 from __future__ import annotations
 
@@ -25,61 +25,61 @@ from ..status import WorkerEnd
 from .foreign import ForeignWorker
 from .jupyter import KernelSpecs
 from .lifecycle import Slot, WorkerEvent, WorkerState
-from .standby import SPARE_SLOT, StandbyWorkers
+from .standby import STANDBY_SLOT, StandbyWorkers
 from .worker import PooledLane, Worker
 
 logger = logging.getLogger(__name__)
 
 START_BATCH = 8
-"""Workers that are executed at the same time at most."""
+"""Most worker processes that start at the same time when each is executed."""
 
 FORK_BATCH = 64
-"""The same where they are forked from a template."""
+"""The same when they are forked from a template."""
 
 RESTART_BACKOFF = 0.2
-"""Seconds before a failed start is tried again."""
+"""Seconds before a failed start is retried."""
 
 RESPAWNS = 2
-"""Empty slots that are filled at one reconciliation at most."""
+"""Most empty slots that one reconciliation fills."""
 
 MAX_ENDS = 20
-"""Ends of workers that are remembered."""
+"""Most recent ends of workers that are kept."""
 
 
 class WorkerSupervisor:
-    """The slots of a pool, and who is in them. Its coroutines run in the supervisor's loop.
+    """The slots of a pool and the workers in them. Its coroutines run in the pool's loop thread.
 
     Parameters
     ----------
     config
         The pool's options.
     folder
-        Where the sockets and logs of new workers lie.
+        Holds the sockets and logs of new workers.
     context
-        For the workers' Jupyter channels.
-    supervisor
-        The loop that watches the workers.
+        ZeroMQ context of the workers' Jupyter channels.
+    loop_thread
+        Runs the event loop that watches the workers.
     lock
         Guards ``workers`` and the scheduler.
     scheduler
-        Lends the workers; what waits for one that leaves is told.
-    lend
-        Called, under the lock, with each lane of a worker that is free for the first time.
+        Assigns the workers' lanes; its items are notified when the worker they wait for leaves.
+    offer
+        Called, under the lock, with each lane of a worker that has become available.
 
     Attributes
     ----------
     workers
-        The present worker of each slot.
+        The current worker of each slot.
     tools
-        What the workers offer, by name.
+        The tools that the workers offer, by name.
     last_problem
-        How the last worker ended that was of no use.
+        How the last worker ended that did no work.
     ends
-        How workers ended lately.
+        The most recent ends of workers.
     started, died, recycled
-        How many workers were started, died unasked, and were replaced on purpose.
+        How many workers were started, died unexpectedly, and were replaced on purpose.
     is_draining
-        No worker is replaced any more.
+        Whether the pool is shutting down: no worker is replaced any more.
     """
 
     def __init__(
@@ -110,32 +110,32 @@ class WorkerSupervisor:
         self._offer = offer
         self._specs = KernelSpecs(config.kernel)
         self._slots = {number: Slot(number) for number in range(1, config.workers + 1)}
-        self._incarnations: Counter[int] = Counter()  # by slot, also of those that are gone
+        self._incarnations: Counter[int] = Counter()  # by slot, including removed slots
         self._made: WeakSet[Worker] = WeakSet()
         self._retired: set[Worker] = set()
         self._watchers: set[asyncio.Task[Any]] = set()
-        self._spares = StandbyWorkers(config.standby, partial(self._start_apart, SPARE_SLOT))
+        self._standby = StandbyWorkers(config.standby, partial(self._start_detached, STANDBY_SLOT))
 
     # -- looking -------------------------------------------------------------------------------
 
     @property
     def size(self) -> int:
-        """How many workers there are to be."""
+        """The number of workers that the pool should have."""
         return len(self._slots)
 
     @property
     def is_own_thread(self) -> bool:
-        """Whether the code that asks keeps workers from being started and given back."""
+        """Whether the caller runs in the loop thread, where it would block starts and releases."""
         return self._loop_thread.is_current
 
     @property
     def config(self) -> PoolConfig:
-        """The options that workers are started with now."""
+        """The options that new workers are started with."""
         return self._config
 
     @property
     def problem(self) -> str | None:
-        """Why there are fewer, while slots are degraded."""
+        """Why slots are degraded, if any are; else None."""
         problems = {slot.number: slot.problem for slot in self._slots.values() if slot.problem}
         if not problems:
             return None
@@ -143,12 +143,12 @@ class WorkerSupervisor:
         return f"slot {numbers} is degraded: {problems[min(problems)]}"
 
     def living(self) -> list[Worker]:
-        """Return the workers that have become ready and not begun to end."""
+        """Return the workers that are ready."""
         with self._lock:
             return [worker for worker in self.workers.values() if worker.state is WorkerState.READY]
 
     def has(self, worker: Worker) -> bool:
-        """Whether a worker is one of the pool's, be it that it only ends what it does."""
+        """Whether a worker belongs to the pool; retired ones that finish their work count."""
         return self.workers.get(worker.slot) is worker or worker in self._retired
 
     def _has_slot(self, slot: Slot) -> bool:
@@ -162,14 +162,14 @@ class WorkerSupervisor:
         Raises
         ------
         StartFailed
-            One of them could not start.
+            A worker could not start.
         """
         await self._start_workers(self._slots.values())
         if self._config.standby:
-            self.watch_over(self._spares.keep())
+            self.run_in_background(self._standby.keep())
 
     async def _start_workers(self, slots: Iterable[Slot]) -> None:
-        """Fill some slots, not too many at the same time; the first failure ends that."""
+        """Fill slots, a limited number at the same time; stop at the first failure."""
         is_forked = self._config.kernel.has_lane and not why_not()
         gate = asyncio.Semaphore(FORK_BATCH if is_forked else START_BATCH)
 
@@ -185,10 +185,10 @@ class WorkerSupervisor:
         except ExceptionGroup as failures:
             failure = failures.exceptions[0]
         if failure is not None:
-            raise failure  # by itself: a group in its context is all that IPython would show
+            raise failure  # outside of its group: IPython would show only the group
 
     async def _start_worker(self, slot: Slot) -> None:
-        """Start the worker of a slot, unless the pool has that no more when it is ready."""
+        """Start the worker of a slot; end it if the slot was removed in the meantime."""
         while self._has_slot(slot):
             worker = self._make_worker(slot.number)
             with self._lock:
@@ -196,18 +196,18 @@ class WorkerSupervisor:
             await self._make_ready(worker)
             with self._lock:
                 if self._has_slot(slot) and worker.config is self._config:
-                    self._put_to_work(worker)
+                    self._activate(worker)
                     return
             await self._end_worker(worker, 0.0)
 
-    async def _start_apart(self, number: int) -> Worker:
-        """Return a worker that is ready, with the options that the pool has by then."""
+    async def _start_detached(self, number: int) -> Worker:
+        """Start a worker with the current options and return it, not yet installed in a slot."""
         while True:
             worker = self._make_worker(number)
             await self._make_ready(worker)
             if worker.config is self._config:
                 return worker
-            await self._end_worker(worker, 0.0)  # the pool was reloaded meanwhile
+            await self._end_worker(worker, 0.0)  # the pool was reloaded in the meantime
 
     def _next_incarnation(self, number: int) -> int:
         self._incarnations[number] += 1
@@ -232,7 +232,7 @@ class WorkerSupervisor:
         return worker
 
     def _install(self, worker: Worker) -> None:
-        """Make a worker the one of its slot. The lock is held."""
+        """Make a worker the current one of its slot. The lock is held."""
         predecessor = self.workers.get(worker.slot)
         if predecessor is not None:
             for lane, successor in zip(predecessor.lanes, worker.lanes, strict=True):
@@ -256,17 +256,17 @@ class WorkerSupervisor:
         await worker.start(setup)
         worker.apply(WorkerEvent.ANSWER)
 
-    def _put_to_work(self, worker: Worker) -> None:
-        """Have a worker lent, and watch it. The lock is held."""
+    def _activate(self, worker: Worker) -> None:
+        """Offer the lanes of a worker for assignment, and watch it. The lock is held."""
         self.tools = worker.tools | self.tools
-        self._slots[worker.slot].fill()
+        self._slots[worker.slot].mark_filled()
         worker.ready_at = time.monotonic()
         for lane in worker.lanes:
             self._offer(lane)
-        self.watch_over(self._watch(worker))
+        self.run_in_background(self._watch(worker))
 
-    def watch_over(self, work: Coroutine[Any, Any, object]) -> None:
-        """Do something beside, until it is done or the crew ends."""
+    def run_in_background(self, work: Coroutine[Any, Any, object]) -> None:
+        """Run a coroutine as a task, which is cancelled when the pool ends."""
         watcher = self._loop_thread.spawn(work)
         self._watchers.add(watcher)
         watcher.add_done_callback(self._watchers.discard)
@@ -274,55 +274,57 @@ class WorkerSupervisor:
     # -- replacing those that end --------------------------------------------------------------
 
     async def _watch(self, worker: Worker) -> None:
-        """Wait for the end of a worker; refill its slot if nobody asked for it."""
+        """Wait for the end of a worker; refill its slot if the end was unexpected."""
         await worker.died.wait()
         with self._lock:
-            self.stop_scheduling(worker)  # or whoever gives it back now would have it lent again
+            self.stop_scheduling(worker)  # else a lane released now would be assigned again
             is_lost = not self.is_draining and not worker.is_retired
             self.died += is_lost
         if not is_lost:
             return
         await self._end_worker(worker, 0.0)
-        reason = worker.death_in_words()
-        self._note_end(worker, reason, was_wanted=True)
+        reason = worker.describe_end()
+        self._record_end(worker, reason, was_wanted=True)
         slot = self._slots.get(worker.slot)
         if slot is None or slot.is_filling or self.workers.get(slot.number) is not worker:
             return
         if worker.is_proven:
-            slot.prove()
-        elif slot.fail(time.monotonic(), reason):
+            slot.record_success()
+        elif slot.record_failure(time.monotonic(), reason):
             self._degrade(slot)
             return
         await self._fill(slot)
 
     async def _fill(self, slot: Slot) -> None:
-        """Give an empty slot a worker, unless that fails too often."""
+        """Start a worker in an empty slot; degrade the slot when that fails too often."""
         slot.is_filling = True
         try:
             while not self.is_draining and self._has_slot(slot):
                 try:
-                    if (spare := self._spares.take()) is None:
+                    if (standby := self._standby.take()) is None:
                         await self._start_worker(slot)
                     else:
-                        spare.take_slot(slot.number, self._next_incarnation(slot.number))
+                        standby.take_slot(slot.number, self._next_incarnation(slot.number))
                         with self._lock:
-                            self._install(spare)
-                            self._put_to_work(spare)
+                            self._install(standby)
+                            self._activate(standby)
                 except StartFailed as error:
                     logger.warning("pool %s: %s", self._config.name, error)
-                    if slot.fail(time.monotonic(), str(error), has_started=False):
+                    if slot.record_failure(time.monotonic(), str(error), has_started=False):
                         self._degrade(slot)
                         return
-                    await asyncio.sleep(RESTART_BACKOFF)  # else it fails as fast as it can
+                    await asyncio.sleep(
+                        RESTART_BACKOFF
+                    )  # else failed starts would follow each other in a tight loop
                 else:
                     return
         finally:
             slot.is_filling = False
 
     def _degrade(self, slot: Slot) -> None:
-        """Leave a slot empty for a while; with no worker left, tell everybody who waits."""
+        """Leave a slot empty for its back-off; with no worker left, notify all queued items."""
         assert slot.problem is not None
-        rest = slot.seconds_to_rest(time.monotonic())
+        rest = slot.backoff_left(time.monotonic())
         logger.warning(
             "pool %s: slot %d is degraded, and tried again in %.0f s: %s",
             self._config.name,
@@ -332,28 +334,28 @@ class WorkerSupervisor:
         )
         with self._lock:
             self.last_problem = slot.problem
-            given_up = self.workers.pop(slot.number, None)
-            if given_up is not None:
-                self._tell_stranded(given_up)
+            removed = self.workers.pop(slot.number, None)
+            if removed is not None:
+                self._notify_waiting(removed)
             for item in [] if self.workers else self._scheduler.drain():
                 item.on_assigned()
 
     def reconcile(self) -> None:
-        """Compare the slots with their workers; fill those that are empty, a few at a time."""
+        """Compare the slots with their workers; fill empty slots, a few at a time."""
         now = time.monotonic()
         empty = []
         for slot in self._slots.values():
             worker = self.workers.get(slot.number)
             if worker is not None and worker.is_proven:
-                slot.prove()
+                slot.record_success()
             is_empty = worker is None or worker.state is WorkerState.DEAD
-            if is_empty and not slot.is_filling and not slot.seconds_to_rest(now):
+            if is_empty and not slot.is_filling and not slot.backoff_left(now):
                 empty.append(slot)
         for slot in empty[:RESPAWNS]:
             slot.is_filling = True
-            self.watch_over(self._fill(slot))
+            self.run_in_background(self._fill(slot))
 
-    def _note_end(self, worker: Worker, reason: str, *, was_wanted: bool) -> None:
+    def _record_end(self, worker: Worker, reason: str, *, was_wanted: bool) -> None:
         end = WorkerEnd(
             name=worker.name,
             pid=worker.pid,
@@ -366,27 +368,27 @@ class WorkerSupervisor:
         with self._lock:
             self.ends.append(end)
 
-    # -- letting go ----------------------------------------------------------------------------
+    # -- taking out of service -----------------------------------------------------------------
 
     def stop_scheduling(self, worker: Worker) -> None:
-        """Lend a worker no more, and tell those who wait for it alone.
+        """Assign no more work to a worker, and notify items that wait for it alone.
 
-        Who asks for it later waits for its successor.
+        Later requests for it wait for its successor.
         """
         with self._lock:
             if worker.state not in {WorkerState.STOPPING, WorkerState.DEAD}:
                 worker.apply(WorkerEvent.STOP)
-                self._tell_stranded(worker)
+                self._notify_waiting(worker)
 
-    def _tell_stranded(self, worker: Worker) -> None:
+    def _notify_waiting(self, worker: Worker) -> None:
         for lane in worker.lanes:
             for item in self._scheduler.remove(lane):
                 item.on_assigned()
 
     def terminate_when_idle(self, lane: PooledLane) -> None:
-        """Have a worker ended that does not listen; its slot is refilled when it is gone.
+        """Terminate a worker that ignores interrupts; its slot is refilled when it is gone.
 
-        Other calls that it serves at the same time come to their end first.
+        Other calls that it runs at the same time end first.
         """
         worker = lane.worker
         with self._lock:
@@ -397,12 +399,12 @@ class WorkerSupervisor:
                 return
         worker.terminate()
 
-    def end_spares_without_main_thread(self) -> None:
-        """End those that are kept ready and whose main thread has ended."""
-        self._spares.end_those_without_main_thread()
+    def end_standby_without_main_thread(self) -> None:
+        """End standby workers whose main thread has ended."""
+        self._standby.end_without_main_thread()
 
     def terminate(self, worker: Worker) -> None:
-        """End a worker that has stopped; its slot is refilled when it is gone."""
+        """Terminate an unresponsive worker; its slot is refilled when it is gone."""
         self.stop_scheduling(worker)
         worker.terminate()
 
@@ -410,7 +412,7 @@ class WorkerSupervisor:
 
     async def end(self, grace: float) -> None:
         """End all workers; return when that is verified."""
-        for watcher in list(self._watchers):  # refills that are under way
+        for watcher in list(self._watchers):  # cancels restarts in progress
             watcher.cancel()
         await asyncio.gather(*self._watchers, return_exceptions=True)
         workers = [worker for worker in self._made if worker.state is not WorkerState.DEAD]
@@ -418,7 +420,7 @@ class WorkerSupervisor:
         with self._lock:
             self.workers.clear()
             self._retired.clear()
-        self._spares.take_all()
+        self._standby.take_all()
 
     async def _end_worker(self, worker: Worker, grace: float) -> None:
         try:
@@ -428,6 +430,6 @@ class WorkerSupervisor:
 
 
 def _beat_seconds(config: PoolConfig) -> float:
-    """Return the seconds between two beats of a worker's pulse; 0 for none."""
+    """Return the seconds between two heartbeats of a worker; 0 for none."""
     policy = config.heartbeat
     return 0.0 if policy is None else min(policy.interval, policy.timeout) / 2

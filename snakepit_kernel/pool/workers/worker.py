@@ -1,4 +1,4 @@
-"""One worker as its pool holds it: a kernel under jupyter_client, and the lane to it."""
+"""A worker in its owner's process: a kernel under jupyter_client, and the lanes to it."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 OUTPUT_BYTES = 4096
-"""How much of a worker's last output goes into an error."""
+"""Size of the part of a worker's last output that goes into an error."""
 
 DEATH_PATIENCE = 2.0
 """Seconds to wait for the exit status of a worker whose lane closed."""
@@ -79,36 +79,36 @@ class Holder(Protocol):
     finished: bool
 
     def caller_of(self, call_id: int) -> object:
-        """Return whose a call is that it has at the worker, for `telemetry.emit`."""
+        """Return the caller's span of one of its calls at the worker, for `telemetry.emit`."""
 
 
 class PooledLane(OwnerLane):
-    """A lane that a pool assigns to one piece of work at a time.
+    """A lane that a pool assigns to one work item at a time.
 
     Parameters
     ----------
     worker
-        Whose it is.
+        The worker at its other end.
     sock, control, marshaller
-        As `OwnerLane` has them.
+        As for `OwnerLane`.
     purposes
-        What it is good for.
+        Kinds of work that it can carry.
 
     Attributes
     ----------
     holder
-        The work that has it, if any.
+        The work item that it is assigned to, if any.
     defined
         The functions of the notebook that were sent on it, by name, with their version.
     encoders
-        How many encoders were sent on it.
-    follows
-        The state of the owner's search path that was sent on it last, see `SearchPath`.
+        Number of encoders that were sent on it.
+    search_path_version
+        Version of the owner's search path that was sent on it last, see `SearchPath`.
     released
-        Functions that were sent on it for several calls, of which there will be no more.
+        Numbers of shared functions that were sent on it and that no call needs any more.
     forgets
-        What its worker is to be told ahead of each request until one of them was answered: the
-        sessions that begin again.
+        `Forget` messages, for sessions that begin again; they are sent before each request until
+        such a request has been answered.
     forgotten
         Number of the last of these that was sent.
     """
@@ -127,7 +127,7 @@ class PooledLane(OwnerLane):
         self.holder: Holder | None = None
         self.defined: dict[str, int] = {}
         self.encoders = 0
-        self.follows = 0
+        self.search_path_version = 0
         self.released: deque[int] = deque()
         self.forgets: deque[Forget] = deque()
         self.forgotten = 0
@@ -135,7 +135,7 @@ class PooledLane(OwnerLane):
         self.on_quitting = worker.note_quitting
 
     def origin(self, session: str | None, correlation: str) -> dict[str, Scalar]:
-        """Return what an event tells of where it comes from."""
+        """Return the attributes that say where an event comes from."""
         attributes: dict[str, Scalar] = {
             "pool": self.worker.pool,
             "worker": self.worker.name,
@@ -146,7 +146,7 @@ class PooledLane(OwnerLane):
         return attributes
 
     def _report_event(self, event: Event) -> None:
-        """Tell what code in the worker tells of."""
+        """Emit an event that code in the worker has emitted."""
         if telemetry.is_on():
             telemetry.note_dropped(event.dropped)
             attributes = event.attributes | self.origin(event.session, event.correlation)
@@ -164,9 +164,9 @@ class PooledLane(OwnerLane):
         return self.worker.lanes
 
     def interrupt(self, call_id: int = 0) -> None:
-        """Interrupt a call if it still is the running one and has not heard, from any thread.
+        """Interrupt a call that runs and has not acknowledged an interrupt, from any thread.
 
-        A cell is interrupted by whatever id; 0 stands for whatever runs.
+        A cell is interrupted by any id; 0 stands for any running call.
         """
         if self.fileno() < 0:
             return
@@ -175,7 +175,7 @@ class PooledLane(OwnerLane):
             self.worker.interrupt(call_id)
 
     def recall(self) -> None:
-        """Ask for the calls back that were sent so far and have not begun."""
+        """Ask the worker to return the calls that were sent so far and have not begun."""
         if self.fileno() >= 0:
             self.control.recalled_call = self.last_call_id
             self.worker.signal(RECALL_SIGNAL)
@@ -197,7 +197,7 @@ class Worker:
     context
         ZeroMQ context for the Jupyter channels.
     specs
-        Where the kernelspec is found.
+        Finds the kernelspec.
     """
 
     def __init__(
@@ -216,23 +216,23 @@ class Worker:
         self.incarnation = incarnation
         self.state = WorkerState.RESERVED
         self.calls = 0
-        self.current: list[str] = []  # what it does, one for each lane that is lent
+        self.current: list[str] = []  # names of its work items, one for each assigned lane
         self.since = time.monotonic()
-        self._served: set[str] = set()  # sessions that have something in its main thread
+        self._served: set[str] = set()  # sessions that have state in its main thread
         self._forgets = itertools.count(1)
         self.cells: CellClient | None = None
         self.configured: Configured | None = None
         self.died = asyncio.Event()
-        self._last_words = ""
-        self.is_terminating = False  # to be ended when nobody holds a lane any more
-        self.is_retired = False  # the same, in peace: it has a successor
-        self.replacement_reason = ""  # why it is to be replaced
-        self.keep_while_home = False  # not while a session is bound to it
-        self.is_quarantined = False  # from everybody, until it is replaced
+        self._final_output = ""
+        self.is_terminating = False  # to be terminated when no lane is assigned any more
+        self.is_retired = False  # the same, ended with its grace: it has a successor
+        self.replacement_reason = ""  # why its replacement was requested
+        self.keep_while_home = False  # no replacement while a session is bound to it
+        self.is_quarantined = False  # gets no work until it is replaced
         self.tainted = ""  # what left it unusable
         self.end_reason = ""  # why its pool has ended it
         self.on_quitting: Callable[[Worker], None] | None = None
-        self.done = 0  # pieces of work that it has come to the end of
+        self.done = 0  # work items that it has finished
         self.ready_at = self.since
         self.retirement: asyncio.TimerHandle | None = None
         self.process: GuardedProcess | None = None
@@ -240,27 +240,27 @@ class Worker:
         base = folder / f"{slot}.{incarnation}"
         self.log_path = base.with_name(f"{base.name}.log")
         self._page = ControlPage.create(len(config.lanes))
-        self._theirs: list[socket.socket] = []
+        self._worker_ends: list[socket.socket] = []
         self.lanes = [
             self._make_lane(number, purposes) for number, purposes in enumerate(config.lanes)
         ]
         self.main_lane = self.lanes[0]
-        self._late, theirs = socket.socketpair()
+        self._late, worker_end = socket.socketpair()
         self._late.setblocking(False)
-        self._pipes: list[int] = []  # the ends of those that its output goes through
-        self._words = b""  # the last that came out of them
-        self._theirs.append(theirs)
+        self._pipes: list[int] = []  # read ends of the pipes that its output goes through
+        self._piped_output = b""  # the last bytes read from them
+        self._worker_ends.append(worker_end)
         self._exit_fd: int | None = None
         self._group = None if config.group is None else Cgroup(config.group)
         self._ran_out_of_memory = False
-        # With the owner dead the first guardian to end removes all that its run had.
+        # If the owner is dead, the first guardian to end removes all files of the run.
         provisioner_options = {
             "grace": config.grace,
             "label": self.name,
             "leftovers": [str(folder.parent), *([str(self._group.path)] if self._group else [])],
             "preload": list(config.preload),
             "import_path": config.kernel.import_path(),
-            "await_ready": False,  # it is ready when it says so on the lane
+            "await_ready": False,  # the lane reports when it is ready
         }
         self.manager = WorkerManager(
             kernel_name=config.kernel.name,
@@ -272,12 +272,12 @@ class Worker:
         )
 
     def _transport(self, base: Path) -> dict[str, Any]:
-        """Return how its Jupyter channels are reached."""
+        """Return the transport options of its Jupyter channels."""
         return {"transport": "ipc", "ip": str(base)}
 
     def _make_lane(self, number: int, purposes: frozenset[Purpose]) -> PooledLane:
-        ours, theirs = socket.socketpair()
-        self._theirs.append(theirs)
+        ours, worker_end = socket.socketpair()
+        self._worker_ends.append(worker_end)
         marshaller = self._page.marshaller(number, is_owner=True)
         marshaller.codec = self.config.codec
         return PooledLane(self, ours, self._page.control(number), marshaller, purposes)
@@ -286,57 +286,57 @@ class Worker:
 
     @property
     def is_held(self) -> bool:
-        """Whether somebody has a lane."""
+        """Whether one of its lanes is assigned."""
         return any(lane.holder is not None for lane in self.lanes)
 
     def serve(self, session: str, lane: PooledLane) -> None:
-        """Note that a session has work at a lane. Called with the pool's lock held."""
+        """Record that a session has work on a lane. Called with the pool's lock held."""
         if lane is self.main_lane:
             self._served.add(session)
 
     def forget(self, session: str) -> None:
-        """Have a session begin again with the next request. Called with the pool's lock held."""
+        """Reset a session before the next request. Called with the pool's lock held."""
         if session in self._served:
             self._served.remove(session)
             self.main_lane.forgets.append(Forget(session, next(self._forgets)))
 
     def note_quitting(self) -> None:
-        """Take in that its code has told it to end."""
+        """Report to the pool that the worker's own code has asked it to exit."""
         if self.on_quitting is not None:
             self.on_quitting(self)
 
     def apply(self, event: WorkerEvent) -> None:
-        """Go to the state that follows an event."""
+        """Change to the state that follows an event."""
         self.state = next_state(self.state, event)
         self.since = time.monotonic()
 
     @property
     def shown_state(self) -> str:
-        """Its state, for people: a ready one that does something is busy."""
+        """Its state as users see it: a ready worker that runs something is busy."""
         return BUSY if self.current and self.state is WorkerState.READY else self.state.value
 
     @property
     def has_died(self) -> bool:
-        """Whether its process has ended, even if nobody has noticed yet."""
+        """Whether its process has ended, even if the event loop has not noticed yet."""
         if self.died.is_set() or self._exit_fd is None:
             return self.died.is_set()
-        look = select.poll()
-        look.register(self._exit_fd, select.POLLIN)
-        return bool(look.poll(0))
+        poller = select.poll()
+        poller.register(self._exit_fd, select.POLLIN)
+        return bool(poller.poll(0))
 
     @property
     def is_proven(self) -> bool:
-        """Whether it was of use: it has ended a piece of work, or lived for a while."""
+        """Whether it counts as a success: it has finished a work item, or lived for a while."""
         return self.done > 0 or time.monotonic() - self.ready_at >= RESTART_WINDOW
 
     @property
     def pulse(self) -> int:
-        """What it has counted up to while Python ran there; 0 if it does not count."""
+        """Heartbeat counter, which advances while Python runs there; 0 without a heartbeat."""
         return 0 if self.main_lane.fileno() < 0 else self.main_lane.control.pulse
 
     @property
     def tools(self) -> dict[str, ToolInfo]:
-        """What it offers, by name."""
+        """The tools that it offers, by name."""
         return {} if self.configured is None else {t.name: t for t in self.configured.tools}
 
     @property
@@ -346,17 +346,17 @@ class Worker:
 
     @property
     def is_stopped(self) -> bool:
-        """Whether a signal has stopped it, or its guardian."""
+        """Whether a signal has stopped the process or its guardian."""
         return self.process is not None and self.process.is_stopped
 
     @property
     def has_lost_its_main_thread(self) -> bool:
-        """Whether its main thread has ended, and with it all that it could do, and others live."""
+        """Whether its main thread, which does all the work, has ended while others live."""
         identity = self.process.identity if self.process is not None else None
         return identity is not None and identity.has_lost_its_main_thread()
 
     def missing_socket(self) -> str:
-        """Return the path of one of its channels' sockets that is not there; empty if all are."""
+        """Return the path of a missing socket of its channels; empty if none is missing."""
         connection = self.manager.get_connection_info()
         if connection["transport"] != "ipc":
             return ""
@@ -366,18 +366,18 @@ class Worker:
 
     @property
     def device(self) -> str | None:
-        """The accelerators that it alone sees, for people; None when it has none of its own."""
+        """Label of the accelerators assigned to it alone; None when there are none."""
         return self.config.accelerators.label(self.slot)
 
     @property
     def run_id(self) -> str:
-        """The worker's run."""
+        """Id of the worker's run; empty before its process has started."""
         return self.process.run_id if self.process else ""
 
     # -- starting ------------------------------------------------------------------------------
 
     async def start(self, setup: WorkerSetup) -> None:
-        """Start the kernel, and wait until it has loaded the pool's tools and answers.
+        """Start the kernel, and wait until it has loaded the pool's tools and replied.
 
         Raises
         ------
@@ -412,11 +412,13 @@ class Worker:
         lane = self.main_lane
         lane.on_hello = self._check_hello
         exchange = Exchange(lane.new_call_id(), "configuring the worker")
-        codec = replace(self.config.codec, resolves_annotations=True)  # those of an adapter's tools
+        codec = replace(
+            self.config.codec, resolves_annotations=True
+        )  # annotations of an adapter's tools
         lane.put(lane.marshaller.pack(Configure(exchange.call_id), *codec.dumps(setup)))
-        if self._group is None:  # sent first: the worker finds it when it comes up
+        if self._group is None:  # sent before the launch: the worker reads it when it is up
             lane.send_ready()
-        *lanes, late = [theirs.fileno() for theirs in self._theirs]
+        *lanes, late = [worker_end.fileno() for worker_end in self._worker_ends]
         page = self._page.descriptor
         self._show_late_output()
         try:
@@ -425,11 +427,11 @@ class Worker:
                 pass_fds=(*lanes, page, late),
             )
         finally:
-            self._close_theirs()
+            self._close_worker_ends()
         return await self._configure(exchange)
 
     def _show_late_output(self) -> None:
-        """Show what calls and cells of this worker show when they have ended, from now on."""
+        """From now on show output that calls and cells produce after their end."""
         loop, reader = asyncio.get_running_loop(), FrameReader()
 
         def read() -> None:
@@ -452,12 +454,12 @@ class Worker:
 
         loop.add_reader(self._late, read)
 
-    def _hear_last_words(self) -> None:
-        """Take what the worker had written, and not put into its log, when it ended."""
+    def _drain_pipes(self) -> None:
+        """Read output of the ended worker that had not reached its log."""
         for end in self._pipes:
             with contextlib.suppress(BlockingIOError):
-                while words := os.read(end, 16 * OUTPUT_BYTES):
-                    self._words = (self._words + words)[-OUTPUT_BYTES:]
+                while data := os.read(end, 16 * OUTPUT_BYTES):
+                    self._piped_output = (self._piped_output + data)[-OUTPUT_BYTES:]
 
     def _show_late(self, frame: Frame) -> None:
         message = messages.decode_late(frame.header)
@@ -498,17 +500,19 @@ class Worker:
         self.process = self.manager.provisioner.guarded
         self._watch()
         if self._group is not None and self.pid is not None:
-            with contextlib.suppress(ProcessLookupError):  # it has ended, and that is told
+            with contextlib.suppress(
+                ProcessLookupError
+            ):  # it has ended, which is reported elsewhere
                 self._group.add(self.pid)
 
     def _explain(self, error: OSError | zmq.ZMQError) -> str:
-        """Say what the operating system refused, and where."""
+        """Describe an error of the operating system, with the place of the files."""
         if getattr(error, "filename", None):
             return str(error)
         return f"{error}; its files are in {self.log_path.parent}"
 
     def _watch(self) -> None:
-        """Notice the end of the process the moment it happens."""
+        """Set `died` the moment the process ends."""
         assert self.process is not None
         loop = asyncio.get_running_loop()
         try:
@@ -518,21 +522,21 @@ class Worker:
             return
         self._exit_fd = descriptor
 
-        def note() -> None:
+        def on_exit() -> None:
             loop.remove_reader(descriptor)
             os.close(descriptor)
             self._exit_fd = None
             self.died.set()
 
-        loop.add_reader(descriptor, note)
+        loop.add_reader(descriptor, on_exit)
 
     def _check_hello(self, hello: Hello) -> None:
-        """See that the worker is of our own version, and what it was taken for.
+        """Check the worker's versions of snakepit_kernel and of Python.
 
         Raises
         ------
         StartFailed
-            It is not.
+            It runs another version of this package, or of Python than was expected.
         """
         if hello.version != __version__:
             cause = (
@@ -550,7 +554,7 @@ class Worker:
 
     async def _configure(self, exchange: Exchange) -> Configured:
         try:
-            await self._answer(exchange)
+            await self._await_reply(exchange)
             configured: Configured = exchange.outcome()
         except LaneClosed:
             await self._wait_for_status()
@@ -561,11 +565,11 @@ class Worker:
             cause = f"adapter {self.config.adapter!r} cannot be used: {error}"
             raise StartFailed(self._title, cause, self.last_output()) from error.__cause__
         for module, problem in configured.failed_preloads.items():
-            told = printable(problem, lines=True)
-            logger.warning("%s could not preload %s: %s", self.name, module, told)
+            text = printable(problem, lines=True)
+            logger.warning("%s could not preload %s: %s", self.name, module, text)
         return configured
 
-    async def _answer(self, exchange: Exchange) -> None:
+    async def _await_reply(self, exchange: Exchange) -> None:
         lane = self.main_lane
         lane.begin(exchange)
         try:
@@ -574,16 +578,16 @@ class Worker:
         finally:
             lane.end(exchange)
 
-    def _close_theirs(self) -> None:
-        for theirs in self._theirs:
-            theirs.close()
+    def _close_worker_ends(self) -> None:
+        for worker_end in self._worker_ends:
+            worker_end.close()
 
     def take_slot(self, slot: int, incarnation: int) -> None:
-        """Become the worker of a slot, and tell the process so."""
+        """Become the worker of a slot, and notify the process."""
         self._rename(slot, incarnation)
         lane = self.main_lane
         lane.put(pack(messages.encode(Assign(self.name))))
-        with contextlib.suppress(LaneClosed):  # it has just died, and that is noticed elsewhere
+        with contextlib.suppress(LaneClosed):  # it has just died, which its watcher handles
             lane.send_ready()
 
     def _rename(self, slot: int, incarnation: int) -> None:
@@ -594,20 +598,20 @@ class Worker:
     # -- ending --------------------------------------------------------------------------------
 
     async def end(self, grace: float) -> None:
-        """End the worker and all it started; return when that is verified.
+        """End the worker and all that it started; return when that is verified.
 
-        What it does is interrupted, and its lane closes: the worker sees that and exits by itself,
-        with its exit hooks. What is left after ``grace`` seconds is killed. A process that does not
-        die is named in a warning.
+        Its calls are interrupted, and its lanes are closed: the worker sees that and exits by
+        itself, with its exit hooks. What is left after ``grace`` seconds is killed. A process that
+        survives even that is named in a warning.
         """
         self.apply(WorkerEvent.STOP)
         if self.retirement is not None:
             self.retirement.cancel()
-        self._close_theirs()
-        self._hang_up()
+        self._close_worker_ends()
+        self._interrupt_and_close()
         try:
             await self._end_run(grace)
-        except OSError as error:  # no descriptors, for example; its guardian ends it all the same
+        except OSError as error:  # no descriptors, for example; its guardian still ends it
             logger.warning("%s was told to end, and nobody can see whether: %s", self.name, error)
         if self._group is not None:
             self._ran_out_of_memory = self._group.ran_out_of_memory
@@ -621,10 +625,10 @@ class Worker:
             self._late.close()
         self.died.set()
         self.apply(WorkerEvent.EXIT)
-        if not self.is_held:  # else whoever holds it closes them when it gives the worker back
+        if not self.is_held:  # else they are closed when its lanes are released
             self.close_channels()
-        self._last_words = self.last_output()  # somebody may still have to be told
-        with contextlib.suppress(OSError):  # where nothing can be written; it goes with the folder
+        self._final_output = self.last_output()  # an error may still have to quote it
+        with contextlib.suppress(OSError):  # on a read-only disk; it is removed with the folder
             logs.remove(self.log_path)
         pipes, self._pipes = self._pipes, []
         for end in pipes:
@@ -636,28 +640,28 @@ class Worker:
         if not isinstance(provisioner, SnakepitProvisioner):
             return
         if self.process is not None and grace > 0:
-            await self._say_goodbye()
+            await self._request_exit()
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self.died.wait(), grace)
-        # Not manager.shutdown_kernel(): it interrupts, and looks every 100 ms.
+        # Not manager.shutdown_kernel(): it interrupts, and polls every 100 ms.
         await provisioner.end_run(grace if self.died.is_set() else 0.0)
         if (report := provisioner.last_report) is not None and report.survivors:
             logger.warning("%s: %s", self.name, SurvivorsError(self.run_id, report.survivors))
         await self.manager.cleanup_resources()
 
-    def _hang_up(self) -> None:
-        """Interrupt what it does, and close the lanes."""
+    def _interrupt_and_close(self) -> None:
+        """Interrupt its calls, and close the lanes."""
         for lane in self.lanes:
             if lane.holder is not None:
                 lane.recall()
                 lane.interrupt()
             lane.hang_up()
 
-    async def _say_goodbye(self) -> None:
-        """Ask it to end; that the lanes are closed says so already."""
+    async def _request_exit(self) -> None:
+        """Ask the kernel to exit; for ours, the closed lanes are that request."""
 
     def close_channels(self) -> None:
-        """Close the lanes and the Jupyter channels. Only when nobody holds the worker."""
+        """Close the lanes and the Jupyter channels. Only while no lane is assigned."""
         for lane in self.lanes:
             lane.close()
         self._page.close()
@@ -666,7 +670,7 @@ class Worker:
             self.cells = None
 
     def terminate(self) -> None:
-        """Have the worker ended at once, from any thread; its pool notices and refills the slot."""
+        """End the worker at once, from any thread; its pool notices and refills the slot."""
         if self.process is not None:
             self.process.request_end(0.0)
 
@@ -676,17 +680,17 @@ class Worker:
 
     # -- interrupting --------------------------------------------------------------------------
 
-    def interrupt(self, call_id: int) -> None:  # noqa: ARG002 - the page names the call
-        """Interrupt what it does, from any thread."""
+    def interrupt(self, call_id: int) -> None:  # noqa: ARG002 - the control page names the call
+        """Interrupt its running call or cell, from any thread."""
         self.signal(signal.SIGINT)
 
     def signal(self, signum: int) -> None:
-        """Send a signal to its process, from any thread, if that lives."""
+        """Send a signal to its process, if it lives, from any thread."""
         if self.process is not None:
             self.process.send_signal(signum)
 
     def stacks(self) -> str:
-        """Return where its threads are, also when Python does not run there; takes milliseconds."""
+        """Return the stacks of its threads, also while no Python code runs; takes milliseconds."""
         if self.process is None or self.died.is_set():
             return ""
         return self._page.read_stacks(self.signal)
@@ -694,19 +698,21 @@ class Worker:
     # -- looking -------------------------------------------------------------------------------
 
     def last_output(self) -> str:
-        """Return the last that the worker wrote on its real stdout and stderr."""
+        """Return the last output that the worker wrote to its real stdout and stderr."""
         if self.died.is_set():
-            self._hear_last_words()
+            self._drain_pipes()
         try:
             output = logs.read_end(self.log_path, 16 * OUTPUT_BYTES)
         except OSError:
-            return self._last_words
-        crash = output.rfind(b"Fatal Python error")  # faulthandler: what matters comes first
+            return self._final_output
+        crash = output.rfind(
+            b"Fatal Python error"
+        )  # by faulthandler, with the important part first
         if crash >= 0:
-            # Written before that, by what has brought the crash about.
-            shown = (self._words[-OUTPUT_BYTES // 4 :] + output[crash:])[:OUTPUT_BYTES]
+            # Some output from before it, which may show the cause of the crash.
+            shown = (self._piped_output[-OUTPUT_BYTES // 4 :] + output[crash:])[:OUTPUT_BYTES]
         else:
-            shown = (output + self._words)[-OUTPUT_BYTES:]
+            shown = (output + self._piped_output)[-OUTPUT_BYTES:]
         return shown.decode("utf-8", "replace").strip()
 
     def death(self) -> WorkerDied:
@@ -714,7 +720,7 @@ class Worker:
         if self.process is not None:
             end = time.monotonic() + DEATH_PATIENCE
             while self.process.poll() is None and time.monotonic() < end:
-                # The guardian tells how the process ended a moment after the lane has closed.
+                # The guardian reports the exit status a moment after the lane has closed.
                 time.sleep(0.005)
         return self._describe_death()
 
@@ -728,15 +734,15 @@ class Worker:
         return WorkerDied(self.name, status, self.last_output(), self._why_ended(status))
 
     def _why_ended(self, status: int | None) -> str:
-        """Say why its pool, or one of its limits, has ended it; empty for neither."""
+        """Return why its pool or one of its limits ended it; empty when neither did."""
         if self._group is not None:
             self._ran_out_of_memory = self._ran_out_of_memory or self._group.ran_out_of_memory
         return self.end_reason or self.config.limits.why_ended(
             status, ran_out_of_memory=self._ran_out_of_memory
         )
 
-    def death_in_words(self) -> str:
-        """Say how it ended, after its end, in one line."""
+    def describe_end(self) -> str:
+        """Describe in one line how it ended. Only after its end."""
         status = self.process.status if self.process is not None else None
         reason = self._why_ended(status)
         return f"{reason} and {describe_exit(status)}" if reason else describe_exit(status)

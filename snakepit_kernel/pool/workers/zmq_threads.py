@@ -1,7 +1,7 @@
-"""The threads of a ZeroMQ context, begun while there is room for them.
+"""Starts the threads of a ZeroMQ context, after checking that threads can be started.
 
-libzmq starts them with the first socket, and aborts the whole process where it cannot: where the
-user has as many processes and threads as they may have.
+libzmq starts them with the first socket, and aborts the whole process when it cannot, which happens
+when the user has reached the limit of processes and threads.
 """
 
 from __future__ import annotations
@@ -14,19 +14,19 @@ from typing import Any
 import zmq
 
 THREADS = 2
-"""Threads of a context: one for input and output, and one that closes sockets."""
+"""Threads of a context: an I/O thread, and the reaper, which closes sockets."""
 
 EXIT_PATIENCE = 1.0
-"""Seconds that a thread which has ended may still count as one."""
+"""Seconds for which a thread that has ended may still count towards the limit."""
 
 
-def begin_threads(context: zmq.Context[Any]) -> None:
-    """Have a context start its threads, if as many can be started.
+def start_threads(context: zmq.Context[Any]) -> None:
+    """Start the threads of a context, if that many can be started.
 
     Raises
     ------
     RuntimeError
-        There is no room for them.
+        The limit of threads is reached.
     """
     gate = threading.Event()
     tried: list[threading.Thread] = []
@@ -44,7 +44,7 @@ def begin_threads(context: zmq.Context[Any]) -> None:
 
 
 def _await_exit(threads: set[int | None]) -> None:
-    """Wait until threads are gone: one that was joined still counts for a moment, and says not."""
+    """Wait until threads are gone: a joined one still counts towards the limit for a moment."""
     until = time.monotonic() + EXIT_PATIENCE
     while any(os.path.exists(f"/proc/self/task/{number}") for number in threads):  # noqa: PTH110
         if time.monotonic() > until:
