@@ -8,13 +8,11 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import fcntl
 import itertools
 import json
 import logging
 import math
 import os
-import sqlite3
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -23,17 +21,8 @@ from typing import Any
 
 from ..ids import is_run_id
 from ..paths import data_dir
-from ..store.recovery import (
-    FAILURES,
-    decode_lossy,
-    ensure_private,
-    is_sound,
-    locked,
-    may_be_damage,
-    set_aside,
-)
-from ..store.rescue import copy_rows
-from .anchor import KeepOpen
+from ..store.recovery import FAILURES
+from ..store.run_database import RunDatabase, Statement
 from .concurrency import Coalescer
 from .end_report import EndReport
 from .identity import ProcessIdentity
@@ -42,53 +31,7 @@ from .waiting import run_shielded
 
 logger = logging.getLogger(__name__)
 
-Statement = tuple[str, tuple[object, ...]]
-
-_anchor = KeepOpen()
-
-_SCHEMA = (
-    """
-    CREATE TABLE IF NOT EXISTS runs (
-        run_id        TEXT PRIMARY KEY,
-        parent        TEXT,
-        previous      TEXT,
-        label         TEXT NOT NULL,
-        host          TEXT NOT NULL,
-        boot_id       TEXT NOT NULL,
-        pid_namespace INTEGER NOT NULL,
-        owner         TEXT NOT NULL,
-        guardian      TEXT,
-        process       TEXT,
-        started       REAL NOT NULL,
-        leftovers     TEXT NOT NULL
-    ) STRICT
-    """,
-    """
-    CREATE TABLE IF NOT EXISTS ended_runs (
-        run_id   TEXT PRIMARY KEY,
-        previous TEXT,
-        label    TEXT NOT NULL,
-        started  REAL NOT NULL,
-        ended    REAL NOT NULL,
-        report   TEXT NOT NULL
-    ) STRICT
-    """,
-    """
-    CREATE TABLE IF NOT EXISTS bookings (
-        name          TEXT PRIMARY KEY,
-        pool          TEXT NOT NULL,
-        host          TEXT NOT NULL,
-        boot_id       TEXT NOT NULL,
-        pid_namespace INTEGER NOT NULL,
-        owner         TEXT NOT NULL,
-        workers       INTEGER NOT NULL,
-        memory_bytes  INTEGER NOT NULL
-    ) STRICT
-    """,
-)
-
-BUSY_PATIENCE = 10.0
-"""Seconds to wait for another process that writes to the registry."""
+_database = RunDatabase(logger)
 
 REMEMBERED_RUNS = 200
 """Number of ended runs that stay in the registry, for people."""
@@ -271,7 +214,7 @@ class Registry:
         statement = _reservation(run_id, label, parent, previous, leftovers)
         await run_shielded(_writes.ask(self, [statement]))  # or it could follow its retirement
         with contextlib.suppress(*FAILURES, OSError):  # without it, writing is only slower
-            _anchor.hold(self.path, run_id)
+            _database.connections.hold(self.path, run_id)
 
     def activate(
         self, run_id: str, guardian: ProcessIdentity, process: ProcessIdentity | None
@@ -299,7 +242,7 @@ class Registry:
     def retire(self, run_id: str, report: EndReport | None = None) -> None:
         """Remove a run that is verified gone; store the report of its end, if there is one."""
         self._execute(*_retirement(run_id, report))
-        self._release_anchor(run_id)
+        self._release_connection(run_id)
 
     async def aretire(self, run_id: str, report: EndReport | None = None) -> None:
         """Do the same, in one transaction with other tasks."""
@@ -309,11 +252,11 @@ class Registry:
             self._execute(*_retirement(run_id, report))
             raise
         finally:
-            self._release_anchor(run_id)
+            self._release_connection(run_id)
 
-    def _release_anchor(self, run_id: str) -> None:
+    def _release_connection(self, run_id: str) -> None:
         with contextlib.suppress(OSError):
-            _anchor.release(self.path, run_id)
+            _database.connections.release(self.path, run_id)
 
     def runs(self) -> list[Run]:
         """Return every registered run, oldest first, without damaged rows."""
@@ -422,14 +365,7 @@ class Registry:
         """
         whole = [item if isinstance(item, tuple) else (item, ()) for item in statements]
         try:
-            path = self.path
-            with locked(path, fcntl.LOCK_SH, BUSY_PATIENCE):
-                try:
-                    return _transaction(path, whole)
-                except FAILURES as error:
-                    if not _may_be_damage(error, path):
-                        raise
-            return _rebuild(path, whole)
+            return _database.execute(self.path, whole)
         except (*FAILURES, OSError) as error:
             self._warn(error)
             return []
@@ -568,64 +504,3 @@ def _are_texts(*values: object) -> bool:
 
 def _is_timestamp(value: object) -> bool:
     return isinstance(value, float) and math.isfinite(value) and 0.0 <= value < MAX_TIMESTAMP
-
-
-def _transaction(path: Path, statements: Sequence[Statement]) -> list[Any]:
-    # A connection for each transaction: none is shared with a forked child or a thread.
-    ensure_private(path)
-    connection = sqlite3.connect(path, timeout=BUSY_PATIENCE)
-    connection.text_factory = decode_lossy  # or one invalid text would hide all rows
-    try:
-        connection.execute("PRAGMA journal_mode = WAL")
-        connection.execute("PRAGMA synchronous = FULL")
-        for table in _SCHEMA:
-            connection.execute(table)
-        rows: list[Any] = []
-        with connection:
-            for statement, parameters in statements:
-                rows = connection.execute(statement, parameters).fetchall()
-        return rows
-    finally:
-        connection.close()
-
-
-def _may_be_damage(error: BaseException, path: Path) -> bool:
-    # Our statements satisfy all constraints: a row that breaks one was damaged.
-    return isinstance(error, sqlite3.IntegrityError) or may_be_damage(error, path)
-
-
-def _rebuild(path: Path, statements: Sequence[Statement]) -> list[Any]:
-    """Set a damaged file aside, and execute statements in a new one with the recovered rows."""
-    with locked(path, fcntl.LOCK_EX, BUSY_PATIENCE):
-        try:
-            return _transaction(path, statements)  # another process was faster
-        except FAILURES as error:
-            if not _may_be_damage(error, path) or _is_sound(path):
-                raise
-            _anchor.drop(path)
-            backup = set_aside(path)
-            _transaction(path, [])
-            left = _recover_rows(backup, path)
-            logger.warning(
-                "the registry of runs was corrupt (%s); it is kept as %s, and %d rows that could be"
-                " read were taken over",
-                error,
-                backup,
-                left,
-            )
-            return _transaction(path, statements)
-
-
-def _is_sound(path: Path) -> bool:
-    with (
-        contextlib.closing(sqlite3.connect(path)) as connection,
-        contextlib.closing(sqlite3.connect(":memory:")) as model,
-    ):
-        for table in _SCHEMA:
-            model.execute(table)
-        return is_sound(connection, model)
-
-
-def _recover_rows(backup: Path, path: Path) -> int:
-    with contextlib.closing(sqlite3.connect(path)) as connection, connection:
-        return copy_rows(backup, connection)

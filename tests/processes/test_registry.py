@@ -234,7 +234,7 @@ def test_a_registry_that_cannot_be_written_costs_one_warning_only(tmp_path, capl
 
 
 def test_a_lock_that_is_never_given_back_costs_one_warning_only(registry, monkeypatch, caplog):
-    monkeypatch.setattr("snakepit_kernel.processes.run_registry.BUSY_PATIENCE", 0.1)
+    monkeypatch.setattr("snakepit_kernel.store.run_database.BUSY_PATIENCE", 0.1)
     with registry.path.with_name("runs.sqlite.lock").open("w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         registry.reserve("a" * 13, label="R")
