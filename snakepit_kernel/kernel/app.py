@@ -284,6 +284,8 @@ class SnakepitKernelApp(IPKernelApp):
 
     def start(self) -> None:
         """Run the kernel until it is shut down."""
+        if isinstance(self.kernel, SnakepitKernel):  # another class may be configured
+            self.kernel.watch_interrupts()
         super().start()
         self.join_control_thread()
 

@@ -27,6 +27,7 @@ from tornado.ioloop import IOLoop
 from ..ids import SESSION_KEY
 from ..processes import children, foreground, idle_lock
 from ..processes.tags import parent_is_guardian
+from .interrupt_watch import InterruptWatch
 
 QUITTING = (
     "This worker was told to end: the pool replaces it, and what it holds in memory is gone then."
@@ -66,6 +67,7 @@ class SnakepitKernel(IPythonKernel):
         self._requests = 0  # started in the main thread
         self._is_handling = False  # a request, in the main thread
         self._interrupts = 0  # received by our signal handlers
+        self._interrupt_watch: InterruptWatch | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
         self._foreground = foreground.Foreground()  # of the cell that runs
         foreground.install()
@@ -238,12 +240,27 @@ class SnakepitKernel(IPythonKernel):
         self._is_handling = False
         super().post_handler_hook()
 
-    def _keep_interrupt(self, *_: object) -> None:
+    def watch_interrupts(self) -> None:
+        """Watch from now on that each SIGINT is handled; called in the main thread."""
+        if self.control_thread is not None:
+            loop = self.control_thread.io_loop.asyncio_loop
+            self._interrupt_watch = InterruptWatch(loop, self._is_handling_interrupts)
+
+    def _is_handling_interrupts(self) -> bool:
+        handler = signal.getsignal(signal.SIGINT)
+        return self._is_handling and getattr(handler, "__module__", "") == __name__
+
+    def _count_interrupt(self) -> None:
         self._interrupts += 1
+        if self._interrupt_watch is not None:
+            self._interrupt_watch.note_handled()
+
+    def _keep_interrupt(self, *_: object) -> None:
+        self._count_interrupt()
         self._interrupted_early |= self.accepts_interrupt()
 
     def _interrupt_cell(self, *_: object) -> None:
-        self._interrupts += 1
+        self._count_interrupt()
         if not self.accepts_interrupt():
             return
         again, self._interrupted_early = self._interrupted_early, True
@@ -336,7 +353,7 @@ class SnakepitKernel(IPythonKernel):
         loop = asyncio.get_running_loop()
 
         def interrupt(*_: object) -> None:
-            self._interrupts += 1
+            self._count_interrupt()
             if self.accepts_interrupt():
                 self._foreground.interrupt()
                 if foreground.is_below(interactiveshell.InteractiveShell.run_code):

@@ -170,6 +170,84 @@ def test_an_interrupt_by_message_that_wakes_nobody_is_sent_again(start_kernel):
     asyncio.run(scenario())
 
 
+UNNOTICED = """
+import signal, threading, time
+handled = []
+
+def interrupt_this_thread():
+    time.sleep(0.3)
+    signal.pthread_kill(threading.get_ident(), signal.SIGINT)
+
+threading.Thread(target=interrupt_this_thread).start()
+print('in', flush=True)
+try:
+    {wait}
+except KeyboardInterrupt:
+    handled.append(1)
+    time.sleep(0.5)
+    raise
+"""
+
+
+@pytest.mark.parametrize(
+    "wait", ["time.sleep(60)", "threading.Lock().acquire(timeout=60)", "await asyncio.sleep(60)"]
+)
+def test_an_interrupt_that_wakes_nobody_is_sent_again_and_handled_once(start_kernel, wait):
+    """It comes on the main thread's way into a call of the system, or another thread gets it."""
+    wait = wait.replace(
+        "threading.Lock()", "(lambda lock: lock.acquire() and lock)(threading.Lock())"
+    )
+
+    async def scenario() -> None:
+        async with start_kernel() as kernel:
+            await kernel.run("import asyncio")
+            for _ in range(3):
+                message = await start_cell(kernel, UNNOTICED.format(wait=wait))
+                assert (await reply_to(kernel, message))["ename"] == "KeyboardInterrupt"
+                assert await kernel.run("print(len(handled))") == ("0" if "await" in wait else "1")
+
+    asyncio.run(scenario())
+
+
+def test_an_interrupt_is_not_sent_again_to_a_handler_of_the_users(start_kernel):
+    cell = """
+import os, signal, time
+seen = []
+before = signal.signal(signal.SIGINT, lambda *_: seen.append(1))
+os.kill(os.getpid(), signal.SIGINT)
+time.sleep(0.3)
+signal.signal(signal.SIGINT, before)
+print(len(seen))
+"""
+
+    async def scenario() -> None:
+        async with start_kernel() as kernel:
+            assert await kernel.run(cell) == "1"
+
+    asyncio.run(scenario())
+
+
+def test_an_interrupt_of_a_forked_child_is_not_its_parents(start_kernel):
+    cell = """
+import os, signal, time
+pid = os.fork()
+if pid == 0:
+    signal.signal(signal.SIGINT, lambda *_: os._exit(7))
+    time.sleep(60)
+time.sleep(0.2)
+os.kill(pid, signal.SIGINT)
+status = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+time.sleep(0.3)
+print(status)
+"""
+
+    async def scenario() -> None:
+        async with start_kernel() as kernel:
+            assert await kernel.run(cell) == "7"
+
+    asyncio.run(scenario())
+
+
 def test_an_interrupt_by_message_spares_the_children_too(start_kernel):
     async def scenario() -> None:
         async with start_kernel() as kernel:

@@ -19,7 +19,7 @@ from snakepit_kernel import CallTimeout, Pool, ToolError
 
 @pytest.fixture(scope="module")
 def opened(open_for_all: Callable[..., Pool]) -> Pool:
-    pool = open_for_all(grace=1.0)
+    pool = open_for_all(grace=5.0)  # beside a hundred workers of another test one may wait a second
     define_tools(pool)
     return pool
 
