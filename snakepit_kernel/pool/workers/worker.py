@@ -113,6 +113,19 @@ class PooledLane(OwnerLane):
         Number of the last of these that was sent.
     """
 
+    # With more than 30 attributes in its dictionary, each access to any of them is slower.
+    __slots__ = (
+        "defined",
+        "encoders",
+        "forgets",
+        "forgotten",
+        "holder",
+        "purposes",
+        "released",
+        "search_path_version",
+        "worker",
+    )
+
     def __init__(
         self,
         worker: Worker,
