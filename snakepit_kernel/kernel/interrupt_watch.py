@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
 import os
 import signal
 import socket
 import threading
+import time
 from collections.abc import Callable
 
 INTERVAL, MAX_INTERVAL = 0.02, 1.0
@@ -35,6 +37,7 @@ class InterruptWatch:
         self._loop = loop
         self._is_expected = is_expected
         self._handled = 0
+        self._handled_at = -math.inf
         self._main_thread = threading.main_thread().ident or 0
         self._arrived, self._wakeup = socket.socketpair()  # a byte for each signal that has come
         for end in (self._arrived, self._wakeup):
@@ -46,8 +49,13 @@ class InterruptWatch:
     def note_handled(self) -> None:
         """Record that a SIGINT is being handled; called by its handler."""
         self._handled += 1
-        with contextlib.suppress(OSError):
-            self._arrived.recv(_READ_BYTES)
+        self._handled_at = time.monotonic()
+        self._discard()
+
+    def _discard(self) -> None:
+        with contextlib.suppress(OSError):  # nothing is left, or this is a forked child
+            while self._arrived.recv(_READ_BYTES):
+                pass
 
     def _stop_in_child(self) -> None:
         """In a forked child, whose signals are not its parent's."""
@@ -60,6 +68,11 @@ class InterruptWatch:
         self._loop.add_reader(self._arrived, self._on_signal)
 
     def _on_signal(self) -> None:
+        # A signal that another thread gets is reported to Python first, and then here: it may have
+        # been handled in between.
+        if time.monotonic() - self._handled_at < INTERVAL:
+            self._discard()
+            return
         self._loop.remove_reader(self._arrived)
         self._loop.call_later(INTERVAL, self._check, INTERVAL)
 

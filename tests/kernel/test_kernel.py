@@ -227,13 +227,20 @@ print(len(seen))
     asyncio.run(scenario())
 
 
-def test_an_interrupt_of_a_forked_child_is_not_its_parents(start_kernel):
-    cell = """
+@pytest.mark.parametrize("handler", ["its own", "the kernel's"])
+def test_an_interrupt_of_a_forked_child_is_not_its_parents(start_kernel, handler):
+    cell = f"""
 import os, signal, time
 pid = os.fork()
 if pid == 0:
-    signal.signal(signal.SIGINT, lambda *_: os._exit(7))
-    time.sleep(60)
+    if {handler == "its own"}:
+        signal.signal(signal.SIGINT, lambda *_: os._exit(7))
+    try:
+        time.sleep(60)
+    except KeyboardInterrupt:
+        os._exit(7)
+    finally:
+        os._exit(8)
 time.sleep(0.2)
 os.kill(pid, signal.SIGINT)
 status = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
