@@ -53,7 +53,7 @@ class InterruptWatch:
         self._discard()
 
     def _discard(self) -> None:
-        with contextlib.suppress(OSError):  # nothing is left, or this is a forked child
+        with contextlib.suppress(BlockingIOError):  # nothing is left
             while self._arrived.recv(_READ_BYTES):
                 pass
 

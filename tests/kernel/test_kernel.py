@@ -227,7 +227,7 @@ print(len(seen))
     asyncio.run(scenario())
 
 
-@pytest.mark.parametrize("handler", ["its own", "the kernel's"])
+@pytest.mark.parametrize("handler", ["its own", "Python's"])
 def test_an_interrupt_of_a_forked_child_is_not_its_parents(start_kernel, handler):
     cell = f"""
 import os, signal, time
