@@ -69,7 +69,7 @@ def _start(manager: Any, output: IO[bytes]) -> tuple[str, str]:
 def _one_plus_one(manager: Any) -> str:
     """Run a cell; return its value or its error as text."""
     client = manager.client()
-    client.start_channels()
+    client.start_channels(hb=False)
     try:
         client.wait_for_ready(timeout=START_PATIENCE)
         reply = client.execute(

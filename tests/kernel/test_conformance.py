@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import time
 import unittest
 
-from jupyter_client.manager import start_new_kernel
+from jupyter_client.manager import KernelManager, start_new_kernel
 from jupyter_kernel_test import IopubWelcomeTests, KernelTests
 
 
@@ -57,7 +58,11 @@ class SnakepitIopubWelcomeTests(IopubWelcomeTests):
 
     @classmethod
     def setUpClass(cls) -> None:
-        cls.km, first = start_new_kernel(kernel_name=cls.kernel_name)
+        cls.km = KernelManager(kernel_name=cls.kernel_name)
+        cls.km.start_kernel()
+        first = cls.km.client()
+        first.start_channels(hb=False)
+        first.wait_for_ready(timeout=60)
         first.stop_channels()
         cls.kc = cls.km.client()
 
@@ -65,6 +70,9 @@ class SnakepitIopubWelcomeTests(IopubWelcomeTests):
         try:
             super().test_recv_iopub_welcome_msg()
         finally:
+            # A heartbeat that is stopped before it has begun opens sockets without end.
+            while self.kc.hb_channel.is_alive() and not self.kc.hb_channel.is_beating():
+                time.sleep(0.01)
             self.kc.stop_channels()
 
     @classmethod
