@@ -29,6 +29,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
+from jupyter_client.channels import HBChannel
 from traitlets.config import Config
 
 from snakepit_kernel.processes import template as template_module
@@ -368,6 +369,24 @@ def _settle(look: Callable[[], list[str]], deadline: float) -> list[str]:
     while (left := look()) and time.monotonic() < deadline:
         time.sleep(0.02)  # a file that goes away is no event for a test's bystander
     return left
+
+
+@pytest.fixture(scope="session", autouse=True)
+def heartbeats_begin_before_they_stop() -> Iterator[None]:
+    """Mend jupyter_client: a heartbeat that is stopped before it has begun never ends.
+
+    Its thread says that it runs after it was told not to, and then opens one socket after another.
+    """
+    stop = HBChannel.stop
+
+    def stop_once_begun(channel: HBChannel) -> None:
+        while channel.is_alive() and not channel._running:
+            time.sleep(0.005)  # nothing tells when it has
+        stop(channel)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(HBChannel, "stop", stop_once_begun)
+        yield
 
 
 @pytest.fixture

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 import unittest
 
-from jupyter_client.manager import KernelManager, start_new_kernel
+from jupyter_client.manager import start_new_kernel
 from jupyter_kernel_test import IopubWelcomeTests, KernelTests
 
 
@@ -44,6 +44,8 @@ class SnakepitKernelTests(KernelTests):
     @classmethod
     def setUpClass(cls) -> None:
         cls.km, cls.kc = start_new_kernel(kernel_name=cls.kernel_name)
+        while not cls.kc.hb_channel.is_beating():  # its descriptors are none of a test's
+            time.sleep(0.01)
 
     @classmethod
     def tearDownClass(cls) -> None:
@@ -58,11 +60,7 @@ class SnakepitIopubWelcomeTests(IopubWelcomeTests):
 
     @classmethod
     def setUpClass(cls) -> None:
-        cls.km = KernelManager(kernel_name=cls.kernel_name)
-        cls.km.start_kernel()
-        first = cls.km.client()
-        first.start_channels(hb=False)
-        first.wait_for_ready(timeout=60)
+        cls.km, first = start_new_kernel(kernel_name=cls.kernel_name)
         first.stop_channels()
         cls.kc = cls.km.client()
 
@@ -70,9 +68,6 @@ class SnakepitIopubWelcomeTests(IopubWelcomeTests):
         try:
             super().test_recv_iopub_welcome_msg()
         finally:
-            # A heartbeat that is stopped before it has begun opens sockets without end.
-            while self.kc.hb_channel.is_alive() and not self.kc.hb_channel.is_beating():
-                time.sleep(0.01)
             self.kc.stop_channels()
 
     @classmethod
