@@ -149,6 +149,11 @@ class Exchange:
         self.wake()
 
     @property
+    def has_failed(self) -> bool:
+        """Whether its outcome is an exception."""
+        return self._exception is not None
+
+    @property
     def has_news(self) -> bool:
         """Whether a chunk or the answer has arrived and was not taken."""
         return self.is_answered or bool(self.chunks)

@@ -140,15 +140,15 @@ class OwnerLane:
         TimeoutError, LaneClosed
             As for `send`.
         """
-        request = segments[0]
-        if len(segments) != 1 or not isinstance(request, bytes):
+        request = _plain_frame(segments)
+        if request is None:
             self.send(segments, deadline)
             return False
         reader = self._reader
         try:
             if self._timeout is not None:
                 self._set_timeout(None)
-            if not self._send_now(request):
+            if not self._send_whole(request):
                 self.send((), deadline)
             if not reader.is_empty:  # frames of another call, which come first
                 return False
@@ -160,19 +160,66 @@ class OwnerLane:
             raise
         except OSError as error:
             raise LaneClosed(*error.args) from error
-        found = reader.peek()
-        if found is None:
+        if (found := self._peek_result(exchange)) is None:
             return False
-        header, body, end = found
-        message = messages.decode_from_worker(header)
-        if type(message) is not messages.Result or message.id != exchange.call_id or message.shared:
-            return False
+        message, body, end = found
         exchange.is_answered = True  # before it is consumed: an interrupt must not wait for another
         reader.consume(end)
         exchange.restore(message, body)
         return True
 
-    def _send_now(self, frame: bytes) -> bool:
+    def send_now(self, segments: Sequence[Segment]) -> bool:
+        """Queue a frame, and send what goes without waiting; return whether nothing is left.
+
+        Whether the worker is gone shows when its answer is received.
+        """
+        request = _plain_frame(segments)
+        try:
+            if request is not None:
+                return self._send_whole(request)
+            self.put(segments)
+            return self.send_ready()
+        except OSError:
+            return False
+
+    def receive_answer(self, exchange: Exchange, seconds: float) -> bool:
+        """Receive the answer to a request if a plain value is the next frame, and comes in time.
+
+        Returns
+        -------
+        bool
+            Whether the exchange is answered, and its value restored. If not, `receive_ready` gives
+            what has arrived to it, or raises the error.
+        """
+        try:
+            if not self._spin():
+                if not self._incoming.poll(min(seconds, MAX_POLL_SECONDS) * 1000):
+                    return False
+                self._receive_nowait()
+        except LaneClosed:
+            return False
+        if (found := self._peek_result(exchange)) is None:
+            return False
+        message, body, end = found
+        exchange.restore(message, body)
+        if exchange.has_failed:
+            return False
+        exchange.is_answered = True  # not before: after an interrupt it is restored once more
+        self._reader.consume(end)
+        return True
+
+    def _peek_result(self, exchange: Exchange) -> tuple[messages.Result, bytes, int] | None:
+        """Return the next frame if it is the plain value of an exchange, and where it ends."""
+        found = self._reader.peek()
+        if found is None:
+            return None
+        header, body, end = found
+        message = messages.decode_from_worker(header)
+        if type(message) is not messages.Result or message.id != exchange.call_id or message.shared:
+            return None
+        return message, body, end
+
+    def _send_whole(self, frame: bytes) -> bool:
         """Send as much of a frame as goes without waiting; return whether nothing is left."""
         try:
             return self._writer.send_whole(frame, self._socket.send, socket.MSG_DONTWAIT)
@@ -393,7 +440,7 @@ class OwnerLane:
         readers = self._loops.get(loop, 0)
         self._loops[loop] = readers + 1
         if not readers:
-            loop.add_reader(descriptor, self._on_readable)
+            loop.add_reader(descriptor, self.read_arrived)
         try:
             yield
         finally:
@@ -403,7 +450,8 @@ class OwnerLane:
                 loop.remove_reader(descriptor)
                 loop.remove_writer(descriptor)
 
-    def _on_readable(self) -> None:
+    def read_arrived(self) -> None:
+        """Pass what has arrived to its exchanges, or the error that ends the lane."""
         try:
             self.receive_ready()
         except BaseException as error:  # noqa: BLE001 - handed over to the tasks that wait
@@ -455,6 +503,12 @@ class OwnerLane:
             self._lingering.clear()
             self._last = _NO_CALL
         _open_lanes.discard(self)
+
+
+def _plain_frame(segments: Sequence[Segment]) -> bytes | None:
+    """Return a frame that is one segment of bytes; None for any other."""
+    frame = segments[0]
+    return frame if len(segments) == 1 and isinstance(frame, bytes) else None
 
 
 _spinning = threading.Lock()  # held while spinning: threads that spin in turn would all be slow

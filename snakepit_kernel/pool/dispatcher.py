@@ -219,7 +219,7 @@ class Dispatcher:
         else:
             self._check_wait(work)
             try:
-                self.scheduler.request(work)
+                self.scheduler.enqueue(work)
             except QueueFull as full:
                 assert work.bound is not None
                 raise PoolSaturated(self._config.name, full.args[0], work.bound) from None

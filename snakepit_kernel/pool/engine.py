@@ -698,6 +698,7 @@ class Engine:
             # Callers of the workers notice the end, unless their event loops are blocked.
             lambda: self._dispatcher.wait_until_quiet(RELEASE_PATIENCE),
             self._loop_thread.close,
+            self._futures.close,
             self.sessions.close,
             self._end_context,
             lambda: remove_folder(self._folder.path),

@@ -5,9 +5,11 @@ from __future__ import annotations
 import concurrent.futures
 import contextlib
 import inspect
+import math
 import threading
+import time
 from collections.abc import Callable, Generator, Iterator, Mapping
-from concurrent.futures._base import PENDING
+from concurrent.futures._base import FINISHED, PENDING
 from dataclasses import dataclass, field
 from numbers import Real
 from types import TracebackType
@@ -94,10 +96,17 @@ class CallFuture(concurrent.futures.Future[T]):
         Correlation id of the call, the same in its worker, its host tools and its events.
     keeper
         The event loop thread that delivers the outcome.
+    on_cancel
+        Stops the call on cancellation; None once it has ended.
+    on_wait
+        Called by a thread that waits, with the most seconds that it may take, to get the outcome
+        in that thread; None where that is not possible.
     """
 
     correlation_id: str = ""
     keeper: LoopThread | None = None
+    on_cancel: Callable[[], None] | None = None
+    on_wait: Callable[[float], None] | None = None
 
     def __init__(self) -> None:
         # As in the base class, but with one condition instead of two: there may be many thousands.
@@ -109,11 +118,6 @@ class CallFuture(concurrent.futures.Future[T]):
         self._done_callbacks: list[Any] = []
         self._guard = RLock()  # not the condition's: callbacks run inside
         self._is_running = False
-        self._on_cancel: Callable[[], None] = _nothing
-
-    def on_cancel(self, function: Callable[[], None] | None) -> None:
-        """Set the function that stops the call on cancellation; None once the call has ended."""
-        self._on_cancel = function or _nothing
 
     def cancel(self) -> bool:
         """Cancel the call; return whether it is cancelled: False if it had ended before."""
@@ -123,7 +127,8 @@ class CallFuture(concurrent.futures.Future[T]):
             if not super().cancel():
                 return False
             self.set_running_or_notify_cancel()  # wakes `concurrent.futures.wait`
-        self._on_cancel()
+        if (stop := self.on_cancel) is not None:
+            stop()
         return True
 
     def result(self, timeout: float | None = None) -> T:
@@ -144,14 +149,26 @@ class CallFuture(concurrent.futures.Future[T]):
         """
         try:
             self._check_wait(timeout)
-            return super().result(bounded(timeout))
+            return super().result(self._fetch(bounded(timeout)))
         finally:
             self = None  # type: ignore[assignment] # noqa: PLW0642 - the traceback has this frame
 
     def exception(self, timeout: float | None = None) -> BaseException | None:
         """Wait for the outcome; return the exception, or None. Otherwise the same as `result`."""
         self._check_wait(timeout)
-        return super().exception(bounded(timeout))
+        return super().exception(self._fetch(bounded(timeout)))
+
+    def _fetch(self, timeout: float | None) -> float | None:
+        """Get the outcome in this thread, if that is possible; return how long to wait for it."""
+        fetch = self.on_wait
+        if fetch is None or self.done():
+            return timeout
+        if timeout is None:
+            fetch(math.inf)
+            return None
+        until = time.monotonic() + timeout
+        fetch(max(0.0, timeout))
+        return until - time.monotonic()
 
     def _check_wait(self, timeout: float | None) -> None:
         if self.keeper is None or self.done() or not self.keeper.is_current:
@@ -178,21 +195,34 @@ class CallFuture(concurrent.futures.Future[T]):
         self._is_running = False
         return not self.cancelled()
 
+    def deliver_quietly(self, value: Any) -> bool:
+        """Set the value unless somebody is to be notified of it; return whether it was set.
+
+        After Ctrl-C in the middle, `deliver` does what is left.
+        """
+        with self._condition:
+            if self._state != PENDING or self._waiters or self._done_callbacks:
+                return False
+            self._result = value
+            self._state = FINISHED
+            self._condition.notify_all()
+            return True
+
     def deliver(self, value: Any = None, exception: BaseException | None = None) -> bool:
         """Set the outcome, unless the future was cancelled; return whether it was set."""
         with self._guard:
             if self.cancelled():
                 return False
+            if self.done():  # quietly, and Ctrl-C came before all who wait were woken
+                with self._condition:
+                    self._condition.notify_all()
+                return True
             self.set_running_or_notify_cancel()
             if exception is not None:
                 self.set_exception(exception)
             else:
                 self.set_result(value)
             return True
-
-
-def _nothing() -> None:
-    pass
 
 
 class Stream(Iterator[Any]):

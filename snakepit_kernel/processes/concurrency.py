@@ -83,6 +83,10 @@ class LoopThread:
         """
         self._loop.call_soon_threadsafe(function, *arguments)
 
+    def read(self, descriptor: int, function: Callable[[], object]) -> None:
+        """Call a function in the loop whenever a file descriptor is readable."""
+        self.soon(self._loop.add_reader, descriptor, function)
+
     def spawn(self, work: Coroutine[Any, Any, object]) -> asyncio.Task[Any]:
         """Start a task, from inside the loop, and hold a reference until it ends."""
         task = self._loop.create_task(work)

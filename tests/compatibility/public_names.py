@@ -66,7 +66,15 @@ OUR_OWN = {
     "Limits": {"controllers", "of_process", "why_ended"},
     "Session": {"state"},
     "SessionState": {"number", "refresh", "remember_host_tools", "serve", "store"},
-    "CallFuture": {"begin", "deliver", "keeper", "on_cancel", "wait_again"},
+    "CallFuture": {
+        "begin",
+        "deliver",
+        "deliver_quietly",
+        "keeper",
+        "on_cancel",
+        "on_wait",
+        "wait_again",
+    },
     "telemetry.Subscription": {"take"},
     "pool.tools[NAME]": {"checks"},
 }

@@ -11,18 +11,7 @@ from hypothesis import strategies as st
 from snakepit_kernel.pool.scheduling.affinity import MAX_LAST, Homes
 from snakepit_kernel.pool.scheduling.scheduler import QueueItem, Scheduler
 
-
-class PooledLane(str):
-    """A lane of that name, the only one of its worker."""
-
-    __slots__ = ()
-    purposes = frozenset({"call", "cell"})
-    load = 0
-
-    @property
-    def neighbours(self) -> list[PooledLane]:
-        return [self]
-
+from .test_scheduler import PooledLane, assign_or_queue
 
 A, B = PooledLane("a"), PooledLane("b")
 
@@ -105,19 +94,19 @@ def test_a_home_without_work_is_gone_when_nobody_holds_it(homes):
 
 def test_strict_work_waits_for_its_home_while_others_are_idle(scheduler):
     first, second = strict(scheduler), strict(scheduler)
-    scheduler.request(first)
+    assign_or_queue(scheduler, first)
 
-    assert scheduler.request(second) is False
+    assert assign_or_queue(scheduler, second) is False
     assert B in scheduler.idle
     assert scheduler.add(A) is second
 
 
 def test_strict_work_that_waits_for_its_first_worker_shares_it(scheduler):
     for _ in range(2):
-        scheduler.request(QueueItem(lambda: None))
+        assign_or_queue(scheduler, QueueItem(lambda: None))
     first, second = strict(scheduler), strict(scheduler)
     for item in (first, second):
-        scheduler.request(item)
+        assign_or_queue(scheduler, item)
 
     assert scheduler.add(B) is first
     assert scheduler.add(A) is None
@@ -127,7 +116,7 @@ def test_strict_work_that_waits_for_its_first_worker_shares_it(scheduler):
 def test_strict_work_that_waits_for_a_worker_that_goes_is_given_back(scheduler):
     first, second, other = strict(scheduler), strict(scheduler), strict(scheduler, "t")
     for item in (first, second, other):
-        scheduler.request(item)
+        assign_or_queue(scheduler, item)
 
     assert scheduler.remove(A) == [second]
     assert second.has_lost_home
@@ -157,7 +146,7 @@ def test_whatever_happens_strict_work_is_done_at_its_home_or_told_that_it_is_los
     for action, number in actions:
         if action == "ask" and not homes[number].is_lost:
             item: QueueItem[PooledLane] = QueueItem(lambda: None, str(number), home=homes[number])
-            (lent if scheduler.request(item) else queue).append(item)
+            (lent if assign_or_queue(scheduler, item) else queue).append(item)
             assert item in queue or item.home.lane == item.lane
         elif action == "end" and lent:
             take(lent.pop(0).lane)

@@ -102,6 +102,13 @@ WAYS: dict[str, Callable[[Pool], Callable[[], object]]] = {
     ),
     "large values": lambda pool: lambda: pool.call("same", {"value": bytearray(100_000)}),
     "an error": lambda pool: partial(fails, pool),
+    "a future": lambda pool: lambda: pool.submit(add, 1, [2]).result(),
+    "a future of a session": lambda pool: lambda: pool.session("s").submit(add, 1, [2]).result(),
+    "a future with large values": lambda pool: (
+        lambda: pool.submit(same, bytearray(100_000)).result()
+    ),
+    "a future that takes long": lambda pool: lambda: pool.submit(time.sleep, 0.01).result(),
+    "a future, for some time": lambda pool: lambda: pool.submit(add, 1, [2]).result(timeout=30),
 }
 
 

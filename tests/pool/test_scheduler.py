@@ -29,6 +29,14 @@ def item(
     return QueueItem(lambda: None, session, wanted, bound=bound)
 
 
+def assign_or_queue(scheduler: Scheduler[PooledLane], item: QueueItem[PooledLane]) -> bool:
+    """Assign a lane at once, or queue the item; say which, as a pool's dispatcher does."""
+    if scheduler.assign(item):
+        return True
+    scheduler.enqueue(item)
+    return False
+
+
 @pytest.fixture
 def scheduler() -> Scheduler[PooledLane]:
     scheduler: Scheduler[PooledLane] = Scheduler(max_queue=3)
@@ -38,7 +46,7 @@ def scheduler() -> Scheduler[PooledLane]:
 
 
 def assign(scheduler: Scheduler[PooledLane], request: QueueItem[PooledLane]) -> PooledLane | None:
-    scheduler.request(request)
+    assign_or_queue(scheduler, request)
     return request.lane
 
 
@@ -72,7 +80,7 @@ def test_who_waits_for_one_worker_does_not_hold_up_the_others(scheduler):
         assign(scheduler, item())
     bound, anyone = item(wanted="a"), item()
     for request in (bound, anyone):
-        scheduler.request(request)
+        assign_or_queue(scheduler, request)
 
     assert scheduler.add(PooledLane("b")) is anyone
 
@@ -80,7 +88,7 @@ def test_who_waits_for_one_worker_does_not_hold_up_the_others(scheduler):
 def test_who_waits_for_a_worker_that_goes_is_given_back(scheduler):
     assign(scheduler, item())
     bound = item(wanted="a")
-    scheduler.request(bound)
+    assign_or_queue(scheduler, bound)
 
     assert scheduler.remove("a") == [bound]
     assert scheduler.waiting == 0
@@ -90,17 +98,17 @@ def test_a_full_queue_refuses_and_an_unbounded_request_neither_cares_nor_counts(
     for _ in range(2):
         assign(scheduler, item())
     for _ in range(5):
-        assert scheduler.request(item(bound=None)) is False
+        assert assign_or_queue(scheduler, item(bound=None)) is False
     bounded = [item() for _ in range(3)]
     for each in bounded:
-        scheduler.request(each)
+        assign_or_queue(scheduler, each)
 
     with pytest.raises(QueueFull):
-        scheduler.request(item())
-    assert scheduler.request(item(bound=None)) is False
+        assign_or_queue(scheduler, item())
+    assert assign_or_queue(scheduler, item(bound=None)) is False
     assert scheduler.waiting == 9
     scheduler.withdraw(bounded[0])
-    assert scheduler.request(item()) is False
+    assert assign_or_queue(scheduler, item()) is False
 
 
 def test_a_withdrawn_ticket_is_passed_over(scheduler):
@@ -108,7 +116,7 @@ def test_a_withdrawn_ticket_is_passed_over(scheduler):
         assign(scheduler, item())
     first, second = item(), item()
     for request in (first, second):
-        scheduler.request(request)
+        assign_or_queue(scheduler, request)
 
     assert scheduler.withdraw(first) is True
     assert scheduler.withdraw(first) is False
@@ -142,7 +150,7 @@ def test_no_worker_is_lent_twice_and_the_queue_keeps_its_order(actions):
     for action in actions:
         if action == "request":
             request: QueueItem[PooledLane] = item()
-            if scheduler.request(request):
+            if assign_or_queue(scheduler, request):
                 assert request.lane not in lent
                 assert not queue, "nobody overtakes those who wait"
                 lent[request.lane] = request
@@ -170,7 +178,7 @@ def test_no_worker_is_lent_twice_and_the_queue_keeps_its_order(actions):
 def test_who_waits_for_one_worker_waits_for_its_successor(scheduler):
     assign(scheduler, item())
     wants_a = item(wanted="a")
-    scheduler.request(wants_a)
+    assign_or_queue(scheduler, wants_a)
     scheduler.remove("b")
 
     scheduler.replace("a", "c")
@@ -183,7 +191,7 @@ def test_a_ticket_from_the_queue_is_remembered_until_its_owner_was_told(schedule
     assign(scheduler, item())
     assign(scheduler, item())
     waiting = item()
-    scheduler.request(waiting)
+    assign_or_queue(scheduler, waiting)
 
     assert scheduler.assigned is None
     scheduler.add(PooledLane("a"))

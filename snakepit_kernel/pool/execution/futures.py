@@ -1,14 +1,24 @@
-"""Runs submitted futures on the event loop of the pool's supervisor."""
+"""Runs submitted futures.
+
+The thread that submits a future sends its request at once if a worker is idle, and a thread that
+waits for its result receives the answer if that comes soon: then no other thread is woken. The
+event loop of the pool's supervisor does all else. It takes such a future over when an answer
+arrives that nobody waits for, when the wait is long, when something else than a plain answer comes,
+and after Ctrl-C or a cancellation.
+"""
 
 from __future__ import annotations
 
 import asyncio
+import threading
 import time
 from collections.abc import Callable
 from functools import partial
 from typing import Any
 
 from ...errors import PoolClosed, SnakepitError, WorkerDied
+from ...lane.exchange import Exchange
+from ...output.display import Display
 from ...processes.concurrency import LoopThread
 from ..call_events import describe_error
 from ..dispatcher import Dispatcher
@@ -16,7 +26,11 @@ from ..results import CallFuture
 from ..work_item import outcome_of
 from ..workers.worker import PooledLane, Worker
 from .host_tools import HostToolServer
+from .lane_watch import LaneWatch
 from .pipeline import FutureItem, LanePipeline, PrefetchWindow
+
+SOON = 5e-3
+"""Seconds that a thread which waits for a future waits for its answer; then the loop does."""
 
 
 class FutureRunner:
@@ -61,6 +75,12 @@ class FutureRunner:
         self._dispatcher = dispatcher
         self._loop_thread = loop_thread
         self._error_for_death = error_for_death
+        self._watch: LaneWatch[FutureItem] = LaneWatch()
+        loop_thread.read(self._watch.fileno(), self._take_over_arrived)
+
+    def close(self) -> None:
+        """Free the descriptor of the watch, after the loop has ended."""
+        self._watch.close()
 
     def submit(self, item: FutureItem) -> CallFuture[Any]:
         """Run a call on a worker; return its future."""
@@ -68,10 +88,12 @@ class FutureRunner:
         item.future.keeper = self._loop_thread
         begin = partial(self._loop_thread.soon, self._begin, item)
         item.on_assigned = begin
-        item.future.on_cancel(partial(self._cancel_queued, item))
+        item.future.on_cancel = partial(self._cancel_queued, item)
         try:
             self._dispatcher.admit(item)
-            if item.lane is not None:
+            if item.lane is not None and item.deadline is None:
+                self._begin_here(item, item.lane)
+            elif item.lane is not None:
                 begin()
             elif item.queue_deadline is not None:
                 self._loop_thread.soon(self._expire_later, item)
@@ -86,10 +108,93 @@ class FutureRunner:
 
     def _abandon(self, item: FutureItem) -> None:
         """Stop an item whose future was not returned, because of a KeyboardInterrupt."""
+        lane, exchange = item.lane, item.exchange
+        if lane is not None and exchange is not None and lane.has_request_of(exchange):
+            item.future.begin()  # its request was sent
         if item.future.running():
             item.future.cancel()
         else:
             self._dispatcher.repair(item)
+
+    # -- without the loop ----------------------------------------------------------------------
+
+    def _begin_here(self, item: FutureItem, lane: PooledLane) -> None:
+        """Send the request of an item in this thread."""
+        exchange = Exchange(
+            lane.new_call_id(), item.name, display=Display(item.context), raise_original=True
+        )
+        try:
+            segments = item.encode(lane, exchange.call_id)
+        except Exception as error:  # noqa: BLE001 - it is the future's outcome
+            self.end(item, outcome_of(error), error)
+            return
+        item.claim = threading.Lock()
+        item.future.on_cancel = partial(self._loop_thread.soon, self._take_over, item)
+        item.future.on_wait = partial(self._receive_here, item)
+        lane.begin(exchange)
+        item.exchange = exchange
+        is_sent = lane.send_now(segments)
+        item.future.begin()
+        item.sent = time.perf_counter()
+        if is_sent:
+            self._watch.begin(lane, item)
+        else:
+            self._loop_thread.soon(self._take_over, item)
+
+    def _receive_here(self, item: FutureItem, seconds: float) -> None:
+        """Receive the answer of an item in this thread, which waits for it, if it comes soon."""
+        lane, exchange, claim = item.lane, item.exchange, item.claim
+        if lane is None or exchange is None or claim is None or lane.fileno() < 0:
+            return
+        claimed: list[bool] = []
+        try:
+            claimed.extend(map(claim.acquire, (False,)))  # in C: Ctrl-C cannot lose the claim
+            if not claimed[0]:
+                return
+            self._watch.end(lane)
+            if lane.receive_answer(exchange, min(seconds, SOON)):
+                lane.end(exchange)
+                value = exchange.outcome()
+                self._dispatcher.finish(item, "cancelled" if item.future.cancelled() else "ok")
+                _break_cycle(item)
+                if item.future.deliver_quietly(value):
+                    return
+            self._loop_thread.soon(self._adopt, item)
+        except BaseException:
+            if claimed and claimed[0]:
+                self._loop_thread.soon(self._adopt, item)
+            raise
+
+    def _take_over_arrived(self) -> None:
+        for item in self._watch.arrived():
+            self._take_over(item)
+
+    def _take_over(self, item: FutureItem) -> None:
+        """Run an item in the loop, unless a thread that waits for it receives its answer."""
+        if item.claim is not None and item.claim.acquire(blocking=False):
+            assert item.lane is not None
+            self._watch.end(item.lane)
+            self._adopt(item)
+
+    def _adopt(self, item: FutureItem) -> None:
+        """Run an item in the loop, with what has arrived for it, if that was not done before."""
+        if item.claim is None:
+            return
+        item.claim = None
+        if item.finished:
+            # Ctrl-C came after it was counted, or somebody is to be notified.
+            self._dispatcher.repair(item)
+            _break_cycle(item)
+            assert item.exchange is not None
+            item.future.deliver(item.exchange.outcome())
+        else:
+            assert item.lane is not None
+            pipeline = LanePipeline(self, item.lane, item.name)
+            self._dispatcher.start_pipeline(item, pipeline)
+            self._watch_cancel(item, pipeline)
+            pipeline.adopt(item)
+
+    # -- in the loop ---------------------------------------------------------------------------
 
     def _begin(self, item: FutureItem) -> None:
         future = item.future
@@ -106,12 +211,12 @@ class FutureRunner:
         else:
             pipeline = LanePipeline(self, item.lane, item.name)
             self._dispatcher.start_pipeline(item, pipeline)
-            self._watch(item, pipeline)
+            self._watch_cancel(item, pipeline)
             pipeline.begin(item)
 
-    def _watch(self, item: FutureItem, pipeline: LanePipeline) -> None:
+    def _watch_cancel(self, item: FutureItem, pipeline: LanePipeline) -> None:
         cancel = partial(self._loop_thread.soon, pipeline.cancel, item)
-        item.future.on_cancel(cancel)
+        item.future.on_cancel = cancel
         if item.future.cancelled():  # before `on_cancel` was set
             cancel()
 
@@ -124,10 +229,11 @@ class FutureRunner:
         items = []
         for item in self._dispatcher.prefetch(lane, count):
             assert isinstance(item, FutureItem)
-            item.set_timer(None)
+            if item.timer is not None:
+                item.set_timer(None)
             assert isinstance(lane.holder, LanePipeline)
             if item.future.begin():
-                self._watch(item, lane.holder)
+                self._watch_cancel(item, lane.holder)
                 items.append(item)
             else:
                 self._end_cancelled(item)
@@ -138,7 +244,7 @@ class FutureRunner:
         if not item.future.wait_again():
             self._end_cancelled(item)
             return
-        item.future.on_cancel(partial(self._cancel_queued, item))
+        item.future.on_cancel = partial(self._cancel_queued, item)
         if item.queue_deadline is not None:
             self._expire_later(item)
         self._dispatcher.requeue(item)
@@ -179,17 +285,13 @@ class FutureRunner:
             outcome = "cancelled"
         describe_error(error, item, self._pool)
         self._dispatcher.finish(item, outcome, error)
-        self._break_cycle(item)
+        _break_cycle(item)
         item.future.deliver(value, error)
 
     def _end_cancelled(self, item: FutureItem) -> None:
         """Count an item whose future was cancelled before it was started."""
         self._dispatcher.finish(item, "cancelled")
-        self._break_cycle(item)
-
-    def _break_cycle(self, item: FutureItem) -> None:
-        """Break the reference cycle of item and future, so that the garbage collector need not."""
-        item.future.on_cancel(None)
+        _break_cycle(item)
 
     def _cancel_queued(self, item: FutureItem) -> None:
         if self._dispatcher.withdraw(item):
@@ -206,3 +308,8 @@ class FutureRunner:
     def _expire(self, item: FutureItem) -> None:
         if self._dispatcher.withdraw(item):
             self.end(item, "timeout", self._dispatcher.late(item))
+
+
+def _break_cycle(item: FutureItem) -> None:
+    """Break the reference cycle of item and future, so that the garbage collector need not."""
+    item.future.on_cancel = item.future.on_wait = None

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
+import threading
 import time
 from collections.abc import Callable, Iterable
 from functools import partial
@@ -55,6 +56,11 @@ class FutureItem(WorkItem):
         The reason why it is being stopped, if it is.
     host_calls
         Its host calls, if it has made any.
+    claim
+        Acquired once by who receives its answer, if its request was not sent by a pipeline: a
+        thread that waits for it, or the loop.
+    sent
+        `time.perf_counter` at which it was sent in that case.
     """
 
     kind = "future"
@@ -62,6 +68,8 @@ class FutureItem(WorkItem):
     timer: asyncio.TimerHandle | None = None
     error: BaseException | None = None
     host_calls: AsyncHostCalls | None = None
+    claim: threading.Lock | None = None
+    sent = 0.0
 
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
@@ -171,6 +179,23 @@ class LanePipeline:
         self._reading.__enter__()
         self._send([item])
 
+    def adopt(self, item: FutureItem) -> None:
+        """Take over an item whose request was sent by another thread, and start reading the lane.
+
+        Its answer may have been received there, too.
+        """
+        self._reading.__enter__()
+        self._since = item.sent
+        exchange = item.exchange
+        assert exchange is not None
+        self._connect(item, exchange)
+        if exchange.is_answered:
+            self._on_news(item, None)
+        else:
+            self._lane.read_arrived()
+        if not self.finished:
+            self._flush()
+
     # -- sending -------------------------------------------------------------------------------
 
     def _send(self, items: Iterable[FutureItem]) -> None:
@@ -182,8 +207,6 @@ class LanePipeline:
                 display=Display(item.context),  # of the cell that submitted it
                 raise_original=True,
             )
-            exchange.on_news = partial(self._on_news, item)
-            exchange.on_host_call = partial(self._serve, item)
             item.exchange = exchange
             try:
                 segments += item.encode(self._lane, exchange.call_id)
@@ -191,11 +214,20 @@ class LanePipeline:
                 self._runner.end(item, outcome_of(error), error)
                 continue
             self._lane.begin(exchange)
-            self._in_flight[exchange.call_id] = item
+            self._connect(item, exchange)
             if item.deadline is not None:
                 left = item.deadline - time.monotonic()
                 item.set_timer(self._loop.call_later(left, self._time_out, item))
         self._lane.put(segments)
+        self._flush()
+
+    def _connect(self, item: FutureItem, exchange: Exchange) -> None:
+        """Let an item that was sent, or will be, get what arrives for it."""
+        exchange.on_news = partial(self._on_news, item)
+        exchange.on_host_call = partial(self._serve, item)
+        self._in_flight[exchange.call_id] = item
+
+    def _flush(self) -> None:
         try:
             self._lane.flush_soon()
         except LaneClosed:
@@ -291,7 +323,8 @@ class LanePipeline:
         if item.host_calls is not None:
             item.host_calls.end()
             item.host_calls = None
-        item.set_timer(None)
+        if item.timer is not None:
+            item.set_timer(None)
 
     def _fail(self) -> None:
         """Give up the lane of a dead worker, and report the items that it had."""

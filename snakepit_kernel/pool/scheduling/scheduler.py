@@ -143,26 +143,18 @@ class Scheduler(Generic[W]):
         """Number of queued items."""
         return len(self._queue)
 
-    def request(self, item: QueueItem[W]) -> bool:
-        """Assign a lane at once, or queue the item.
-
-        Returns
-        -------
-        bool
-            Whether the item was assigned a lane.
+    def enqueue(self, item: QueueItem[W]) -> None:
+        """Queue an item that no idle lane fits.
 
         Raises
         ------
         QueueFull
             The queue is at the limit that the item counts against.
         """
-        if self.assign(item):
-            return True
         limit = self._bounds.get(item.bound)
         if limit is not None and self._queue.waiting[item.bound] >= limit:
             raise QueueFull(limit)
         self._queue.append(item)
-        return False
 
     def assign(self, item: QueueItem[W]) -> bool:
         """Assign an idle lane that fits, if there is one; return whether there was."""
