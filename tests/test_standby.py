@@ -61,13 +61,19 @@ def waiting() -> list[str]:
 
 
 async def one_waits() -> str:
-    """Wait until a kernel is kept ready; return its run."""
+    """Wait until a kernel is kept ready by this process; return its run."""
     until = time.monotonic() + SOON
-    while not (found := waiting()):
+    while not (found := set(waiting()) & _at_hand()):  # it is written down a moment before
         assert time.monotonic() < until
         await asyncio.sleep(0.02)
     (run_id,) = found
     return run_id
+
+
+def _at_hand() -> set[str]:
+    """The runs that the next start can have."""
+    kernels = standby_kernels._standby_kernels
+    return {run.run_id for runs in kernels._waiting.values() for run in runs}
 
 
 SURROUNDINGS = """

@@ -482,15 +482,15 @@ class Dispatcher:
             worker.current.remove(name)
         if not worker.current:
             worker.since = time.monotonic()
-        if worker.state is WorkerState.READY and not worker.is_quarantined:
+        if worker.state is WorkerState.READY:
             if lane not in self.scheduler.idle:  # else Ctrl-C interrupted an earlier release
                 self.offer(lane)
         elif not worker.is_held:
             if worker.state is WorkerState.DEAD:
                 worker.close_channels()
-            elif worker.is_retired:
+            elif worker.state is WorkerState.DRAINING:
                 self.supervisor.stop_retired(worker)
-            elif worker.is_terminating:
+            elif worker.state is WorkerState.TERMINATING:
                 worker.terminate()
 
     # -- pipelines ---------------------------------------------------------------------------
@@ -573,7 +573,7 @@ class Dispatcher:
         holder = lane.holder
         if holder is not None and not holder.finished:
             return
-        if lane.worker.state is WorkerState.READY:
+        if lane.worker.state.is_in_service:
             others = (other.holder for other in lane.worker.lanes if other is not lane)
             lane.worker.current[:] = [other.name for other in others if other is not None]
             self.release(lane, "")
@@ -643,11 +643,7 @@ class Dispatcher:
         idle_since = time.monotonic() - seconds
         with self.lock:  # no lane is assigned meanwhile
             for worker in self.supervisor.workers.values():
-                if (
-                    worker.state is WorkerState.READY
-                    and not worker.current
-                    and worker.since < idle_since
-                ):
+                if worker.state.is_in_service and not worker.current and worker.since < idle_since:
                     for lane in worker.lanes:
                         lane.marshaller.trim()
 

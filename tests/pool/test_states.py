@@ -26,6 +26,12 @@ def test_the_dead_stay_dead():
         assert TRANSITIONS.get((WorkerState.DEAD, event), WorkerState.DEAD) is WorkerState.DEAD
 
 
+def test_who_is_out_of_service_does_not_come_back():
+    for (state, _), after in TRANSITIONS.items():
+        if after.is_in_service:
+            assert state is WorkerState.STARTING or state.is_in_service
+
+
 @pytest.mark.parametrize("state", WorkerState)
 def test_a_worker_can_be_stopped_in_every_state(state):
     assert next_state(state, WorkerEvent.STOP) in {WorkerState.STOPPING, WorkerState.DEAD}

@@ -11,7 +11,7 @@ from prometheus_client.registry import Collector
 
 from ..status import PoolStatus, WorkerStatus
 from ..work_item import OUTCOMES
-from ..workers.lifecycle import BUSY, WorkerState
+from ..workers.lifecycle import SHOWN_STATES
 
 POOL = ("pool", "owner")
 """Labels of all metrics: the pool's name, and the pid of its owner, since two processes may have
@@ -72,7 +72,7 @@ class _Pools(Collector):
         family = GaugeMetricFamily("snakepit_pool_workers", about, labels=(*POOL, "state"))
         for pool in self._pools:
             states = Counter(worker.state for worker in pool.workers)
-            for state in (*(state.value for state in WorkerState), BUSY):
+            for state in SHOWN_STATES:
                 family.add_metric([*_labels(pool), state], states[state])
         return family
 

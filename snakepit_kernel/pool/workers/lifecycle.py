@@ -84,27 +84,49 @@ class Slot:
 
 
 class WorkerState(Enum):
-    """State of a worker. A ready one is shown as busy while one of its lanes is assigned."""
+    """State of a worker."""
 
     RESERVED = "reserved"
     STARTING = "starting"
     READY = "ready"
+    QUARANTINED = "quarantined"  # gets no work until it is replaced
+    DRAINING = "draining"  # it has a successor, and is ended when no lane is assigned any more
+    TERMINATING = "terminating"  # ignores interrupts, and is killed when no lane is assigned
     STOPPING = "stopping"
     DEAD = "dead"
 
     __hash__ = object.__hash__  # members are singletons; Enum's own hash is a Python function
 
+    @property
+    def is_in_service(self) -> bool:
+        """Whether the worker is the one that its slot is meant to have."""
+        return self is WorkerState.READY or self is WorkerState.QUARANTINED
 
-BUSY: Final = "busy"
-"""Shown state of a ready worker while one of its lanes is assigned."""
+    def shown(self, *, is_held: bool) -> str:
+        """Return the state as users see it: what is in service is busy while a lane is assigned."""
+        if self.is_in_service:
+            return "busy" if is_held else "ready"
+        is_ending = self in {WorkerState.DRAINING, WorkerState.TERMINATING}
+        return WorkerState.STOPPING.value if is_ending else self.value
+
+
+SHOWN_STATES: Final = tuple(
+    dict.fromkeys(state.shown(is_held=held) for held in (False, True) for state in WorkerState)
+)
+"""All states as users see them."""
 
 
 class WorkerEvent(Enum):
     """What happens to a worker."""
 
     SPAWN = "spawn"  # its process is being started
-    ANSWER = "answer"  # it has answered: its lanes can be leased
-    STOP = "stop"  # it is to end
+    ANSWER = "answer"  # it has answered: its lanes can be assigned
+    QUARANTINE = "quarantine"  # it is to be replaced, and is not trusted until then
+    RESTORE = "restore"  # no successor could start, and it may go on
+    RETIRE = "retire"  # a successor has taken its slot, or the slot is removed
+    TERMINATE = "terminate"  # it ignores interrupts
+    WITHDRAW = "withdraw"  # it is dying: its lanes are not assigned any more
+    STOP = "stop"  # it is being ended
     EXIT = "exit"  # its process has ended
 
     __hash__ = object.__hash__
@@ -112,18 +134,28 @@ class WorkerEvent(Enum):
 
 S, E = WorkerState, WorkerEvent
 
+_IN_SERVICE = (S.READY, S.QUARANTINED)
+_STARTED = (S.STARTING, *_IN_SERVICE)
+_ENDING = (S.DRAINING, S.TERMINATING, S.STOPPING)
+
 TRANSITIONS: Final[dict[tuple[WorkerState, WorkerEvent], WorkerState]] = {
     (S.RESERVED, E.SPAWN): S.STARTING,
-    (S.RESERVED, E.STOP): S.DEAD,
     (S.STARTING, E.ANSWER): S.READY,
-    (S.STARTING, E.STOP): S.STOPPING,
-    (S.STARTING, E.EXIT): S.DEAD,
-    (S.READY, E.STOP): S.STOPPING,
-    (S.READY, E.EXIT): S.DEAD,
-    (S.STOPPING, E.STOP): S.STOPPING,
-    (S.STOPPING, E.EXIT): S.DEAD,
+    (S.READY, E.QUARANTINE): S.QUARANTINED,
+    (S.QUARANTINED, E.RESTORE): S.READY,
+    (S.RESERVED, E.STOP): S.DEAD,
     (S.DEAD, E.STOP): S.DEAD,
     (S.DEAD, E.EXIT): S.DEAD,
+    (S.DEAD, E.WITHDRAW): S.DEAD,
+    (S.DEAD, E.TERMINATE): S.DEAD,
+    # Who has a successor is ended with its grace, even if it is dying or ignores interrupts.
+    **{(state, E.RETIRE): S.DRAINING for state in (*_IN_SERVICE, *_ENDING)},
+    **{(state, E.TERMINATE): S.TERMINATING for state in (*_STARTED, S.TERMINATING, S.STOPPING)},
+    **{(state, E.WITHDRAW): S.STOPPING for state in _STARTED},
+    **{(state, E.WITHDRAW): state for state in _ENDING},
+    **{(state, E.STOP): S.STOPPING for state in (*_STARTED, *_ENDING)},
+    **{(state, E.EXIT): S.DEAD for state in (*_STARTED, *_ENDING)},
+    (S.DRAINING, E.TERMINATE): S.DRAINING,
 }
 
 

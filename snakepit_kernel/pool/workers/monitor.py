@@ -17,7 +17,6 @@ from ...processes.concurrency import in_thread
 from ...processes.identity import all_children, living_descendants
 from ..config import PoolConfig
 from ..policies import Heartbeat
-from .lifecycle import WorkerState
 from .replacement import RollingReplacement
 from .worker import Worker
 
@@ -90,7 +89,7 @@ class WorkerMonitor:
         workers = {
             worker.process.guardian.pid: worker
             for worker in self._supervisor.workers.values()
-            if worker.state is WorkerState.READY and worker.process and worker.process.guardian
+            if worker.state.is_in_service and worker.process and worker.process.guardian
         }
         for pid, memory in (await in_thread(tree_memory, workers, limit)).items():
             if memory.total_bytes <= limit:
@@ -128,7 +127,7 @@ class WorkerMonitor:
             cpu=times.user + times.system,
             is_stopped=state == psutil.STATUS_STOPPED,
             is_busy=(
-                worker.state is not WorkerState.READY
+                not worker.state.is_in_service
                 or bool(worker.current)
                 or worker.pulse == 0  # a foreign kernel, which has no heartbeat
                 or state == psutil.STATUS_TRACING_STOP  # a debugger traces it

@@ -12,7 +12,7 @@ from typing import Any
 
 from ...errors import StartFailed
 from ..config import PoolConfig
-from .lifecycle import Slot, WorkerState
+from .lifecycle import Slot, WorkerEvent, WorkerState
 from .supervisor import WorkerSupervisor
 from .worker import Worker
 
@@ -67,16 +67,12 @@ class RollingReplacement(WorkerSupervisor):
             Whether it stays as long as a session is bound to it.
         """
         with self._lock:
-            if (
-                worker.state is not WorkerState.READY
-                or worker.is_quarantined
-                or (worker.replacement_reason and not at_once)
-            ):
+            if worker.state is not WorkerState.READY or (worker.replacement_reason and not at_once):
                 return
             worker.replacement_reason = worker.replacement_reason or reason
             worker.keep_while_home = keep_while_home
             if at_once:
-                worker.is_quarantined = True
+                worker.apply(WorkerEvent.QUARANTINE)
                 for lane in worker.lanes:
                     self._scheduler.quarantine(lane)
         with contextlib.suppress(RuntimeError):  # the pool has ended
@@ -99,9 +95,7 @@ class RollingReplacement(WorkerSupervisor):
     def _quarantine(self, worker: Worker, cause: str, reason: str) -> None:
         with self._lock:
             worker.tainted = worker.tainted or cause
-            if (
-                not worker.is_quarantined
-            ):  # else its replacement is already requested and will not wait for a session
+            if worker.state is WorkerState.READY:  # else it is quarantined already, or is ending
                 worker.replacement_reason = ""
                 self.request_replacement(worker, reason, at_once=True)
 
@@ -148,8 +142,8 @@ class RollingReplacement(WorkerSupervisor):
     def _offer_again(self, worker: Worker) -> None:
         """Take a worker out of quarantine, unless it is tainted."""
         with self._lock:
-            if worker.is_quarantined and not worker.tainted and worker.state is WorkerState.READY:
-                worker.is_quarantined = False
+            if worker.state is WorkerState.QUARANTINED and not worker.tainted:
+                worker.apply(WorkerEvent.RESTORE)
                 for lane in worker.lanes:
                     if lane.holder is None:
                         self._offer(lane)
@@ -207,10 +201,9 @@ class RollingReplacement(WorkerSupervisor):
 
     def _retire(self, worker: Worker, reason: str) -> None:
         """Let a worker finish its work, then end it; the lock is held."""
-        worker.is_retired = True
         worker.end_reason = reason
         self._retired.add(worker)
-        self.stop_scheduling(worker)
+        self.stop_scheduling(worker, WorkerEvent.RETIRE)
         if not worker.is_held:
             self.stop_retired(worker)
 
@@ -225,7 +218,6 @@ class RollingReplacement(WorkerSupervisor):
 
     async def _stop_retired(self, worker: Worker) -> None:
         await self._end_worker(worker, self._config.grace)
-        self._retired.discard(worker)
         self._record_end(worker, worker.end_reason, was_wanted=False)
 
     # -- changing all workers ------------------------------------------------------------------
@@ -277,7 +269,7 @@ class RollingReplacement(WorkerSupervisor):
     def _removal_cost(self, slot: Slot) -> tuple[bool, bool, bool, int]:
         """Return a sort key: slots with the least to lose first, among equals the last slot."""
         worker = self.workers.get(slot.number)
-        if worker is None or worker.state is not WorkerState.READY:
+        if worker is None or not worker.state.is_in_service:
             return False, False, False, -slot.number
         return self._is_home(worker), worker.is_held, True, -slot.number
 
@@ -291,7 +283,7 @@ class RollingReplacement(WorkerSupervisor):
         worker = self.workers.pop(slot.number, None)
         if worker is None:
             return
-        if worker.state is WorkerState.READY:
+        if worker.state.is_in_service:
             self._retire(worker, reason)
         else:
             worker.end_reason = worker.end_reason or reason

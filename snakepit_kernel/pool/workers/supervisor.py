@@ -143,9 +143,9 @@ class WorkerSupervisor:
         return f"slot {numbers} is degraded: {problems[min(problems)]}"
 
     def living(self) -> list[Worker]:
-        """Return the workers that are ready."""
+        """Return the workers that are in service."""
         with self._lock:
-            return [worker for worker in self.workers.values() if worker.state is WorkerState.READY]
+            return [worker for worker in self.workers.values() if worker.state.is_in_service]
 
     def has(self, worker: Worker) -> bool:
         """Whether a worker belongs to the pool; retired ones that finish their work count."""
@@ -278,7 +278,8 @@ class WorkerSupervisor:
         await worker.died.wait()
         with self._lock:
             self.stop_scheduling(worker)  # else a lane released now would be assigned again
-            is_lost = not self.is_draining and not worker.is_retired
+            is_lost = not self.is_draining and worker not in self._retired
+            self._retired.discard(worker)
             self.died += is_lost
         if not is_lost:
             return
@@ -370,14 +371,22 @@ class WorkerSupervisor:
 
     # -- taking out of service -----------------------------------------------------------------
 
-    def stop_scheduling(self, worker: Worker) -> None:
+    def stop_scheduling(self, worker: Worker, event: WorkerEvent = WorkerEvent.WITHDRAW) -> None:
         """Assign no more work to a worker, and notify items that wait for it alone.
 
         Later requests for it wait for its successor.
+
+        Parameters
+        ----------
+        worker
+            The worker.
+        event
+            Why: it is dying, is replaced, or ignores interrupts.
         """
         with self._lock:
-            if worker.state not in {WorkerState.STOPPING, WorkerState.DEAD}:
-                worker.apply(WorkerEvent.STOP)
+            was_in_service = worker.state.is_in_service
+            worker.apply(event)
+            if was_in_service:
                 self._notify_waiting(worker)
 
     def _notify_waiting(self, worker: Worker) -> None:
@@ -392,8 +401,7 @@ class WorkerSupervisor:
         """
         worker = lane.worker
         with self._lock:
-            self.stop_scheduling(worker)
-            worker.is_terminating = True
+            self.stop_scheduling(worker, WorkerEvent.TERMINATE)
             others = [other for other in worker.lanes if other is not lane]
             if any(other.holder is not None for other in others):
                 return

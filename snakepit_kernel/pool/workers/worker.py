@@ -57,7 +57,7 @@ from ...provisioner import SnakepitProvisioner
 from ...telemetry.spans import Scalar
 from ..scheduling.scheduler import Purpose
 from .jupyter import CellClient, KernelSpecs, WorkerManager
-from .lifecycle import BUSY, RESTART_WINDOW, WorkerEvent, WorkerState, next_state
+from .lifecycle import RESTART_WINDOW, WorkerEvent, WorkerState, next_state
 
 if TYPE_CHECKING:
     from ...processes.guarded_process import GuardedProcess
@@ -237,11 +237,8 @@ class Worker:
         self.configured: Configured | None = None
         self.died = asyncio.Event()
         self._final_output = ""
-        self.is_terminating = False  # to be terminated when no lane is assigned any more
-        self.is_retired = False  # the same, ended with its grace: it has a successor
         self.replacement_reason = ""  # why its replacement was requested
         self.keep_while_home = False  # no replacement while a session is bound to it
-        self.is_quarantined = False  # gets no work until it is replaced
         self.tainted = ""  # what left it unusable
         self.end_reason = ""  # why its pool has ended it
         self.on_quitting: Callable[[Worker], None] | None = None
@@ -320,13 +317,15 @@ class Worker:
 
     def apply(self, event: WorkerEvent) -> None:
         """Change to the state that follows an event."""
+        before = self.shown_state
         self.state = next_state(self.state, event)
-        self.since = time.monotonic()
+        if self.shown_state != before:
+            self.since = time.monotonic()
 
     @property
     def shown_state(self) -> str:
-        """Its state as users see it: a ready worker that runs something is busy."""
-        return BUSY if self.current and self.state is WorkerState.READY else self.state.value
+        """Its state as users see it."""
+        return self.state.shown(is_held=bool(self.current))
 
     @property
     def has_died(self) -> bool:
