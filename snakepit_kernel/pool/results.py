@@ -9,11 +9,11 @@ import math
 import threading
 import time
 from collections.abc import Callable, Generator, Iterator, Mapping
-from concurrent.futures._base import FINISHED, PENDING
+from concurrent.futures._base import CANCELLED_AND_NOTIFIED, FINISHED, PENDING
 from dataclasses import dataclass, field
 from numbers import Real
 from types import TracebackType
-from typing import Any, Self, TypeVar
+from typing import Any, Protocol, Self, TypeVar
 
 from ..errors import CellError
 from ..locks import Condition, RLock
@@ -84,6 +84,16 @@ class CellResult:
 T = TypeVar("T")
 
 
+class FutureCall(Protocol):
+    """The call of a future, until it has ended."""
+
+    def cancel(self) -> None:
+        """Stop the call, whose future was cancelled."""
+
+    def fetch(self, seconds: float) -> None:
+        """Let this thread, which waits for the outcome, get it if it comes within some seconds."""
+
+
 class CallFuture(concurrent.futures.Future[T]):
     """A future of a call, whose `cancel` also stops a call that is running.
 
@@ -96,39 +106,47 @@ class CallFuture(concurrent.futures.Future[T]):
         Correlation id of the call, the same in its worker, its host tools and its events.
     keeper
         The event loop thread that delivers the outcome.
-    on_cancel
-        Stops the call on cancellation; None once it has ended.
-    on_wait
-        Called by a thread that waits, with the most seconds that it may take, to get the outcome
-        in that thread; None where that is not possible.
+    call
+        The call; None once it has ended.
     """
 
     correlation_id: str = ""
     keeper: LoopThread | None = None
-    on_cancel: Callable[[], None] | None = None
-    on_wait: Callable[[float], None] | None = None
+    call: FutureCall | None = None
+    _is_running = False
 
     def __init__(self) -> None:
-        # As in the base class, but with one condition instead of two: there may be many thousands.
-        self._condition = Condition()  # one that Ctrl-C cannot leave locked
+        # Not the base class's: there may be many thousands, and for most of them nobody ever needs
+        # its condition and its lists. `__getattr__` makes them when they are needed.
         self._state = PENDING
         self._result: Any = None
         self._exception: BaseException | None = None
-        self._waiters: list[Any] = []
-        self._done_callbacks: list[Any] = []
-        self._guard = RLock()  # not the condition's: callbacks run inside
-        self._is_running = False
+
+    def __getattr__(self, name: str) -> Any:
+        if name not in _SHARED:
+            msg = f"a CallFuture has no attribute {name!r}"
+            raise AttributeError(msg)
+        with _making:
+            if name not in vars(self):
+                self._waiters: list[Any] = []
+                self._done_callbacks: list[Any] = []
+                self._condition = Condition()  # one that Ctrl-C cannot leave locked
+        return vars(self)[name]
 
     def cancel(self) -> bool:
         """Cancel the call; return whether it is cancelled: False if it had ended before."""
-        with self._guard:
+        with self._condition:
             if self.cancelled():
                 return True
-            if not super().cancel():
+            if self.done():
                 return False
-            self.set_running_or_notify_cancel()  # wakes `concurrent.futures.wait`
-        if (stop := self.on_cancel) is not None:
-            stop()
+            self._state = CANCELLED_AND_NOTIFIED
+            for waiter in self._waiters:
+                waiter.add_cancelled(self)
+            self._condition.notify_all()
+        self._invoke_callbacks()
+        if (call := self.call) is not None:
+            call.cancel()
         return True
 
     def result(self, timeout: float | None = None) -> T:
@@ -148,30 +166,36 @@ class CallFuture(concurrent.futures.Future[T]):
             is unpickled: the thread would wait for itself.
         """
         try:
-            self._check_wait(timeout)
-            return super().result(self._fetch(bounded(timeout)))
+            self._wait(timeout)
+            if self._state == FINISHED and self._exception is None:
+                value: T = self._result
+                return value
+            return super().result(0)
         finally:
             self = None  # type: ignore[assignment] # noqa: PLW0642 - the traceback has this frame
 
     def exception(self, timeout: float | None = None) -> BaseException | None:
         """Wait for the outcome; return the exception, or None. Otherwise the same as `result`."""
-        self._check_wait(timeout)
-        return super().exception(self._fetch(bounded(timeout)))
+        self._wait(timeout)
+        return super().exception(0)
 
-    def _fetch(self, timeout: float | None) -> float | None:
-        """Get the outcome in this thread, if that is possible; return how long to wait for it."""
-        fetch = self.on_wait
-        if fetch is None or self.done():
-            return timeout
-        if timeout is None:
-            fetch(math.inf)
-            return None
-        until = time.monotonic() + timeout
-        fetch(max(0.0, timeout))
-        return until - time.monotonic()
+    def _wait(self, timeout: float | None) -> None:
+        """Wait until there is an outcome, or for some seconds."""
+        if self.done():
+            return
+        self._check_wait(timeout)
+        timeout = bounded(timeout)
+        until = math.inf if timeout is None else time.monotonic() + timeout
+        if (call := self.call) is not None:
+            call.fetch(math.inf if timeout is None else max(0.0, timeout))
+            if self.done():
+                return
+        with self._condition:
+            if not self.done():
+                self._condition.wait(None if timeout is None else until - time.monotonic())
 
     def _check_wait(self, timeout: float | None) -> None:
-        if self.keeper is None or self.done() or not self.keeper.is_current:
+        if self.keeper is None or not self.keeper.is_current:
             return
         if timeout is None or timeout > 0:
             msg = (
@@ -180,6 +204,14 @@ class CallFuture(concurrent.futures.Future[T]):
                 "use another thread, or a callback of that future"
             )
             raise RuntimeError(msg)
+
+    def done(self) -> bool:
+        """Whether there is an outcome, or the call was cancelled."""
+        return self._state != PENDING
+
+    def cancelled(self) -> bool:
+        """Whether the call was cancelled."""
+        return self._state == CANCELLED_AND_NOTIFIED
 
     def running(self) -> bool:
         """Whether the call has been sent to a worker, and has not ended."""
@@ -195,34 +227,33 @@ class CallFuture(concurrent.futures.Future[T]):
         self._is_running = False
         return not self.cancelled()
 
-    def deliver_quietly(self, value: Any) -> bool:
-        """Set the value unless somebody is to be notified of it; return whether it was set.
-
-        After Ctrl-C in the middle, `deliver` does what is left.
-        """
+    def deliver(self, value: Any = None, exception: BaseException | None = None) -> None:
+        """Set the outcome, unless the future was cancelled."""
+        if self.deliver_unnoticed(value, exception):
+            return
         with self._condition:
-            if self._state != PENDING or self._waiters or self._done_callbacks:
-                return False
-            self._result = value
-            self._state = FINISHED
+            if self.done():
+                return
+            self._result, self._exception, self._state = value, exception, FINISHED
+            for waiter in self._waiters:
+                waiter.add_result(self) if exception is None else waiter.add_exception(self)
             self._condition.notify_all()
+        self._invoke_callbacks()
+
+    def deliver_unnoticed(self, value: Any, exception: BaseException | None = None) -> bool:
+        """Set the outcome if nobody is to be notified, nor was; return whether it was set."""
+        with _making:
+            if self._state != PENDING or "_condition" in vars(self):
+                return False
+            self._result, self._exception, self._state = value, exception, FINISHED
             return True
 
-    def deliver(self, value: Any = None, exception: BaseException | None = None) -> bool:
-        """Set the outcome, unless the future was cancelled; return whether it was set."""
-        with self._guard:
-            if self.cancelled():
-                return False
-            if self.done():  # quietly, and Ctrl-C came before all who wait were woken
-                with self._condition:
-                    self._condition.notify_all()
-                return True
-            self.set_running_or_notify_cancel()
-            if exception is not None:
-                self.set_exception(exception)
-            else:
-                self.set_result(value)
-            return True
+
+_SHARED = frozenset({"_condition", "_waiters", "_done_callbacks"})
+"""What who waits for a future, or is to be called, has in common with who delivers its outcome."""
+
+_making = RLock()
+"""Held while these are made, or an outcome is set without them."""
 
 
 class Stream(Iterator[Any]):

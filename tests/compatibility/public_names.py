@@ -68,11 +68,10 @@ OUR_OWN = {
     "SessionState": {"number", "refresh", "remember_host_tools", "serve", "store"},
     "CallFuture": {
         "begin",
+        "call",
         "deliver",
-        "deliver_quietly",
+        "deliver_unnoticed",
         "keeper",
-        "on_cancel",
-        "on_wait",
         "wait_again",
     },
     "telemetry.Subscription": {"take"},

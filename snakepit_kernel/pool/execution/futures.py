@@ -13,7 +13,6 @@ import asyncio
 import threading
 import time
 from collections.abc import Callable
-from functools import partial
 from typing import Any
 
 from ...errors import PoolClosed, SnakepitError, WorkerDied
@@ -86,15 +85,14 @@ class FutureRunner:
         """Run a call on a worker; return its future."""
         item.future.correlation_id = item.correlation
         item.future.keeper = self._loop_thread
-        begin = partial(self._loop_thread.soon, self._begin, item)
-        item.on_assigned = begin
-        item.future.on_cancel = partial(self._cancel_queued, item)
+        item.runner = self
+        item.future.call = item
         try:
             self._dispatcher.admit(item)
             if item.lane is not None and item.deadline is None:
                 self._begin_here(item, item.lane)
             elif item.lane is not None:
-                begin()
+                self.begin_soon(item)
             elif item.queue_deadline is not None:
                 self._loop_thread.soon(self._expire_later, item)
         except KeyboardInterrupt:
@@ -129,8 +127,6 @@ class FutureRunner:
             self.end(item, outcome_of(error), error)
             return
         item.claim = threading.Lock()
-        item.future.on_cancel = partial(self._loop_thread.soon, self._take_over, item)
-        item.future.on_wait = partial(self._receive_here, item)
         lane.begin(exchange)
         item.exchange = exchange
         is_sent = lane.send_now(segments)
@@ -141,7 +137,7 @@ class FutureRunner:
         else:
             self._loop_thread.soon(self._take_over, item)
 
-    def _receive_here(self, item: FutureItem, seconds: float) -> None:
+    def fetch(self, item: FutureItem, seconds: float) -> None:
         """Receive the answer of an item in this thread, which waits for it, if it comes soon."""
         lane, exchange, claim = item.lane, item.exchange, item.claim
         if lane is None or exchange is None or claim is None or lane.fileno() < 0:
@@ -156,8 +152,8 @@ class FutureRunner:
                 lane.end(exchange)
                 value = exchange.outcome()
                 self._dispatcher.finish(item, "cancelled" if item.future.cancelled() else "ok")
-                _break_cycle(item)
-                if item.future.deliver_quietly(value):
+                item.future.call = None
+                if item.future.deliver_unnoticed(value):
                     return
             self._loop_thread.soon(self._adopt, item)
         except BaseException:
@@ -184,17 +180,18 @@ class FutureRunner:
         if item.finished:
             # Ctrl-C came after it was counted, or somebody is to be notified.
             self._dispatcher.repair(item)
-            _break_cycle(item)
+            item.future.call = None
             assert item.exchange is not None
             item.future.deliver(item.exchange.outcome())
         else:
             assert item.lane is not None
-            pipeline = LanePipeline(self, item.lane, item.name)
-            self._dispatcher.start_pipeline(item, pipeline)
-            self._watch_cancel(item, pipeline)
-            pipeline.adopt(item)
+            self._open_pipeline(item, item.lane).adopt(item)
 
     # -- in the loop ---------------------------------------------------------------------------
+
+    def begin_soon(self, item: FutureItem) -> None:
+        """Run an item that has its lane, or end one that will not get any; from any thread."""
+        self._loop_thread.soon(self._begin, item)
 
     def _begin(self, item: FutureItem) -> None:
         future = item.future
@@ -209,16 +206,19 @@ class FutureRunner:
         elif item.lane is None:
             self.end(item, "lost", self._dispatcher.unserved(item))
         else:
-            pipeline = LanePipeline(self, item.lane, item.name)
-            self._dispatcher.start_pipeline(item, pipeline)
-            self._watch_cancel(item, pipeline)
-            pipeline.begin(item)
+            self._open_pipeline(item, item.lane).begin(item)
 
-    def _watch_cancel(self, item: FutureItem, pipeline: LanePipeline) -> None:
-        cancel = partial(self._loop_thread.soon, pipeline.cancel, item)
-        item.future.on_cancel = cancel
-        if item.future.cancelled():  # before `on_cancel` was set
-            cancel()
+    def _open_pipeline(self, item: FutureItem, lane: PooledLane) -> LanePipeline:
+        """Hand the lane of an item to a pipeline, whose first item it is."""
+        pipeline = LanePipeline(self, lane, item.name)
+        self._dispatcher.start_pipeline(item, pipeline)
+        self._enter(item, pipeline)
+        return pipeline
+
+    def _enter(self, item: FutureItem, pipeline: LanePipeline) -> None:
+        item.pipeline = pipeline
+        if item.future.cancelled():  # before that
+            self._loop_thread.soon(pipeline.cancel, item)
 
     def closed(self) -> PoolClosed | None:
         """Return the error for work that the pool's shutdown ends; None while it is not closing."""
@@ -233,7 +233,7 @@ class FutureRunner:
                 item.set_timer(None)
             assert isinstance(lane.holder, LanePipeline)
             if item.future.begin():
-                self._watch_cancel(item, lane.holder)
+                self._enter(item, lane.holder)
                 items.append(item)
             else:
                 self._end_cancelled(item)
@@ -244,7 +244,7 @@ class FutureRunner:
         if not item.future.wait_again():
             self._end_cancelled(item)
             return
-        item.future.on_cancel = partial(self._cancel_queued, item)
+        item.pipeline = None
         if item.queue_deadline is not None:
             self._expire_later(item)
         self._dispatcher.requeue(item)
@@ -285,13 +285,22 @@ class FutureRunner:
             outcome = "cancelled"
         describe_error(error, item, self._pool)
         self._dispatcher.finish(item, outcome, error)
-        _break_cycle(item)
+        item.future.call = None
         item.future.deliver(value, error)
 
     def _end_cancelled(self, item: FutureItem) -> None:
         """Count an item whose future was cancelled before it was started."""
         self._dispatcher.finish(item, "cancelled")
-        _break_cycle(item)
+        item.future.call = None
+
+    def cancel(self, item: FutureItem) -> None:
+        """Stop an item whose future was cancelled, from any thread."""
+        if item.claim is not None:
+            self._loop_thread.soon(self._take_over, item)
+        elif item.pipeline is not None:
+            self._loop_thread.soon(item.pipeline.cancel, item)
+        else:
+            self._cancel_queued(item)
 
     def _cancel_queued(self, item: FutureItem) -> None:
         if self._dispatcher.withdraw(item):
@@ -308,8 +317,3 @@ class FutureRunner:
     def _expire(self, item: FutureItem) -> None:
         if self._dispatcher.withdraw(item):
             self.end(item, "timeout", self._dispatcher.late(item))
-
-
-def _break_cycle(item: FutureItem) -> None:
-    """Break the reference cycle of item and future, so that the garbage collector need not."""
-    item.future.on_cancel = item.future.on_wait = None

@@ -39,6 +39,19 @@ RECALL_AFTER = 5e-3
 """Seconds that a call may take before those behind it are recalled."""
 
 
+class ItemRunner(Protocol):
+    """Runs the items of futures; `FutureRunner` does."""
+
+    def begin_soon(self, item: FutureItem) -> None:
+        """Run an item that was queued, or end it if it has no lane."""
+
+    def cancel(self, item: FutureItem) -> None:
+        """Stop an item whose future was cancelled."""
+
+    def fetch(self, item: FutureItem, seconds: float) -> None:
+        """Let this thread, which waits for the outcome of an item, get it if it comes soon."""
+
+
 class FutureItem(WorkItem):
     """A work item of a submitted future. The parameters are those of `WorkItem`.
 
@@ -46,6 +59,8 @@ class FutureItem(WorkItem):
     ----------
     future
         Receives the outcome.
+    runner
+        Runs it.
     context
         The context variables of the caller.
     exchange
@@ -61,6 +76,8 @@ class FutureItem(WorkItem):
         thread that waits for it, or the loop.
     sent
         `time.perf_counter` at which it was sent in that case.
+    pipeline
+        The pipeline that has it, if any.
     """
 
     kind = "future"
@@ -70,11 +87,25 @@ class FutureItem(WorkItem):
     host_calls: AsyncHostCalls | None = None
     claim: threading.Lock | None = None
     sent = 0.0
+    pipeline: LanePipeline | None = None
+    runner: ItemRunner
 
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
         self.future: CallFuture[Any] = CallFuture()
         self.context = contextvars.copy_context()
+
+    def on_assigned(self) -> None:
+        """Run it, or end it if it has no lane."""
+        self.runner.begin_soon(self)
+
+    def cancel(self) -> None:
+        """Stop it, because its future was cancelled."""
+        self.runner.cancel(self)
+
+    def fetch(self, seconds: float) -> None:
+        """Let this thread, which waits for its future, get the outcome if it comes soon."""
+        self.runner.fetch(self, seconds)
 
     def set_timer(self, timer: asyncio.TimerHandle | None) -> None:
         """Replace the timer, and cancel the previous one; None for no timer."""
