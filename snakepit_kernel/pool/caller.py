@@ -118,7 +118,7 @@ class Caller:
         work = self._tool_work(
             tool, (), dict(arguments or {}), timeout, priority, bound="max_futures"
         )
-        return await self._engine.acall(work)
+        return await self._engine.work.acall(work)
 
     def stream(
         self,
@@ -175,7 +175,7 @@ class Caller:
             priority=priority,
             bound="max_futures",
         )
-        stream = self._engine.astream(begin, room)
+        stream = self._engine.work.astream(begin, room)
         host_call = current_host_call()
         if host_call is not None:
             host_call.async_streams.append(stream)
@@ -195,7 +195,7 @@ class Caller:
         begin = self._stream_work(tool, args, kwargs, timeout, room, priority=priority)
 
         def chunks() -> Generator[Any, None, None]:
-            yield from self._engine.stream(begin(), room)
+            yield from self._engine.work.stream(begin(), room)
 
         stream = Stream(chunks(), lambda: self._engine.is_own_thread)
         host_call = current_host_call()
@@ -231,7 +231,7 @@ class Caller:
         timeout: Timeout = DEFAULT,
         priority: int | None = None,
     ) -> Any:
-        return self._engine.call(self._tool_work(tool, args, kwargs, timeout, priority))
+        return self._engine.work.call(self._tool_work(tool, args, kwargs, timeout, priority))
 
     def _tool_work(
         self,
@@ -278,7 +278,7 @@ class Caller:
         return ToolRequest(self._definitions, info.name, body, buffers, room)
 
     def _find_tool(self, name: str) -> ToolInfo:
-        info = self._definitions.infos.get(name) or self._engine.tools.get(name)
+        info = self._definitions.infos.get(name) or self._engine.supervisor.tools.get(name)
         if info is None:
             self._engine.config.kernel.check_serves(f"tool {name!r}")
             raise ToolNotFound(name, self.tool_names())
@@ -286,7 +286,7 @@ class Caller:
 
     def tool_names(self) -> list[str]:
         """Return the names of all tools."""
-        return sorted({**self._engine.tools, **self._definitions.infos})
+        return sorted({**self._engine.supervisor.tools, **self._definitions.infos})
 
     # -- host tools ----------------------------------------------------------------------------
 
@@ -343,7 +343,7 @@ class Caller:
     def _submit(self, name: str, request: Request, **options: Any) -> CallFuture[Any]:
         item = self._work(name, request, DEFAULT, kind=FutureItem, **options)
         assert isinstance(item, FutureItem)
-        return self._engine.submit(item)
+        return self._engine.futures.submit(item)
 
     def _function_request(
         self,
@@ -427,7 +427,7 @@ class Caller:
         Ctrl-C interrupts the cell; the worker keeps its variables.
         """
         cell = self._cell(code, push, pull, on_message)
-        return self._engine.run_cell(
+        return self._engine.work.run_cell(
             self._work("a cell", None, timeout, slot=worker, purpose="cell", priority=priority),
             cell,
         )
@@ -455,7 +455,7 @@ class Caller:
             priority=priority,
             bound="max_futures",
         )
-        return await self._engine.arun_cell(work, cell)
+        return await self._engine.work.arun_cell(work, cell)
 
     def run_all(
         self,
@@ -480,7 +480,7 @@ class Caller:
                 code, timeout=timeout, worker=slot, push=push, pull=names, on_message=on_message
             )
 
-        slots = self._engine.slots()
+        slots = self._engine.housekeeping.slots()
         with concurrent.futures.ThreadPoolExecutor(max_workers=max(1, len(slots))) as threads:
             # Each in a copy of the context, which tells the notebook the cell of an output.
             contexts = [contextvars.copy_context() for _ in slots]
@@ -519,7 +519,7 @@ class Caller:
     def _apply(self, function: Callable[..., Any], *args: Any, worker: int | None) -> Any:
         name, request = self._function_request(function, args, {})
         work = self._work(name, request, DEFAULT, slot=worker, purpose="cell")
-        return self._engine.call(work, raise_original=True)
+        return self._engine.work.call(work, raise_original=True)
 
     # -- details -------------------------------------------------------------------------------
 

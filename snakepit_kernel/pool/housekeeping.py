@@ -1,19 +1,39 @@
-"""Keeps a Jupyter server from culling a notebook whose pool works in the background.
+"""Reports the state of a pool, and does what is to be done from time to time.
 
-Jupyter Server culls a kernel that has sent nothing for a while: what counts is any message of the
-kernel's iopub channel but those that belong to a cell (``untracked_message_types``). A future that
-runs in a worker sends no such message.
+One of these things is to keep a Jupyter server from culling a notebook whose pool works in the
+background. Jupyter Server culls a kernel that has sent nothing for a while: what counts is any
+message of the kernel's iopub channel but those that belong to a cell (``untracked_message_types``).
+A future that runs in a worker sends no such message.
 """
 
 from __future__ import annotations
 
+import asyncio
+import json
 import logging
+import os
 import sys
+import time
 from typing import Any
 
 import zmq
 
+from ..errors import SnakepitError
+from ..files import check_file, write_file
+from ..lane.shared_memory import TRIM_AFTER
+from ..processes.concurrency import in_thread
+from ..processes.run_folders import Folder
+from .dispatcher import Dispatcher
+from .open_sessions import PoolSessions
+from .resources.machine_budget import MachineReservation
+from .status import PoolStats, PoolStatus, WorkerStatus, memory_of, status_path
+from .workers.replacement import RollingReplacement
+
 logger = logging.getLogger(__name__)
+
+STATUS_INTERVAL = 1.0
+"""Seconds between updates of the file that `snakepit status` reads, and between messages that keep
+a notebook from being culled while its pool works."""
 
 MESSAGE = "snakepit_activity"
 """Type of the message. Clients ignore unknown types, but a status message would change the state
@@ -36,3 +56,127 @@ def _kernel() -> Any:
     module = sys.modules.get("ipykernel.kernelapp")  # not loaded: this process is no kernel
     app = module and module.IPKernelApp
     return app.instance().kernel if app and app.initialized() else None
+
+
+class Housekeeping:
+    """Reports the state of a pool, and does what is to be done from time to time.
+
+    Parameters
+    ----------
+    dispatcher, supervisor, sessions
+        The parts of the pool whose state it reports, and which it keeps in order.
+    folder
+        The pool's folder, in which the file lies that `snakepit status` reads.
+    reservation
+        The pool's reservation of the machine's memory and processors.
+    """
+
+    def __init__(
+        self,
+        dispatcher: Dispatcher,
+        supervisor: RollingReplacement,
+        sessions: PoolSessions,
+        folder: Folder,
+        reservation: MachineReservation,
+    ) -> None:
+        self._dispatcher = dispatcher
+        self._supervisor = supervisor
+        self._sessions = sessions
+        self._folder = folder
+        self._reservation = reservation
+        self._pid = os.getpid()
+        self._published: object = None
+
+    @property
+    def is_open(self) -> bool:
+        """Whether the pool has not been shut down."""
+        return self._dispatcher.closed_because is None
+
+    def stats(self) -> PoolStats:
+        """Return the counters."""
+        with self._dispatcher.lock:
+            return PoolStats(
+                **self._dispatcher.counts(),
+                started=self._supervisor.started,
+                died=self._supervisor.died,
+                recycled=self._supervisor.recycled,
+            )
+
+    def status(self) -> PoolStatus:
+        """Return the current status of the pool and its workers."""
+        now = time.monotonic()
+        with self._dispatcher.lock:
+            workers = [
+                WorkerStatus(
+                    name=worker.name,
+                    pid=worker.pid,
+                    state=worker.shown_state,
+                    seconds=now - worker.since,
+                    calls=worker.calls,
+                    memory_bytes=memory_of(worker.pid),
+                    running=", ".join(worker.current) or None,
+                    run_id=worker.run_id,
+                    tainted=worker.tainted or None,
+                    device=worker.device,
+                )
+                for _, worker in sorted(self._supervisor.workers.items())
+            ]
+            return PoolStatus(
+                name=self._supervisor.config.name,
+                owner_pid=self._pid,
+                adapter=self._supervisor.config.adapter_name,
+                workers=workers,
+                stats=self.stats(),
+                sessions=list(self._dispatcher.sessions),
+                problem=self._supervisor.problem or self._dispatcher.problem(),
+                ends=list(self._supervisor.ends),
+            )
+
+    def logs(self) -> dict[str, str]:
+        """Return the last output of each worker's process, by the worker's name."""
+        with self._dispatcher.lock:
+            workers = [worker for _, worker in sorted(self._supervisor.workers.items())]
+        return {worker.name: worker.last_output() for worker in workers}
+
+    def slots(self) -> list[int]:
+        """Return the numbers of the slots that have a worker."""
+        with self._dispatcher.lock:
+            return sorted(self._supervisor.workers)
+
+    async def run(self) -> None:
+        """Periodically update the status file, free memory, and keep sessions alive."""
+        while True:
+            # Polled, because an event for each call would make every call slower.
+            await asyncio.sleep(STATUS_INTERVAL)
+            if not self._folder.path.is_dir():
+                self._published = None  # the published file has been removed
+            self.publish()
+            stats = self.stats()
+            if stats.queued or stats.running:
+                send_activity()
+            if self._reservation.workers != self._supervisor.size:
+                await in_thread(self._reservation.update, self._supervisor.size)
+            self._dispatcher.trim(TRIM_AFTER)
+            if self._sessions.are_used:
+                await in_thread(self._maintain_sessions)
+
+    def _maintain_sessions(self) -> None:
+        """Extend the expiry of sessions with unfinished work, and delete expired sessions."""
+        try:
+            self._sessions.keep_alive(self._dispatcher.working_sessions())
+            self._sessions.sweep()
+        except SnakepitError as error:  # the next interval tries again
+            logger.warning("%s", error)
+
+    def publish(self) -> None:
+        """Update the file that `snakepit status` reads, if something has changed."""
+        status = self.status()
+        news = (status.stats, [(w.name, w.state, w.tainted) for w in status.workers])
+        if news != self._published:
+            self._published = news
+            try:
+                path = status_path(self._folder.present())
+                check_file(path)  # writing to a pipe in its place would block
+                write_file(path, json.dumps(status.as_json()))
+            except OSError as error:  # such as a full disk; the pool works without the file
+                logger.warning("snakepit status cannot show pool %s: %s", status.name, error)

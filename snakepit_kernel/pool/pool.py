@@ -242,15 +242,15 @@ class Pool(Caller, concurrent.futures.Executor):
     @property
     def is_open(self) -> bool:
         """Whether the pool takes work."""
-        return self._engine.is_open
+        return self._engine.housekeeping.is_open
 
     def status(self) -> PoolStatus:
         """Return the pool's present status, which displays itself as a table."""
-        return self._engine.status()
+        return self._engine.housekeeping.status()
 
     def stats(self) -> PoolStats:
         """Return the pool's counters."""
-        return self._engine.stats()
+        return self._engine.housekeeping.stats()
 
     def dashboard(self) -> Dashboard:
         """Return a widget that shows the pool live in a notebook, until the pool is closed.
@@ -259,7 +259,7 @@ class Pool(Caller, concurrent.futures.Executor):
         """
         from .monitoring.dashboard import Dashboard
 
-        return Dashboard(self._engine)
+        return Dashboard(self._engine.housekeeping)
 
     def prometheus(self) -> str:
         """Return the pool's metrics in the text format of Prometheus."""
@@ -282,16 +282,16 @@ class Pool(Caller, concurrent.futures.Executor):
 
     def slots(self) -> list[int]:
         """Return the numbers of the workers."""
-        return self._engine.slots()
+        return self._engine.housekeeping.slots()
 
     def logs(self) -> dict[str, str]:
         """Return the last output of each worker's process, at most 4 KiB, by its name."""
-        return self._engine.logs()
+        return self._engine.housekeeping.logs()
 
     def __repr__(self) -> str:
         config = self._engine.config
         state = "open" if self.is_open else "closed"
-        return f"<Pool {config.name!r}: {self._engine.size} workers, {state}>"
+        return f"<Pool {config.name!r}: {self._engine.supervisor.size} workers, {state}>"
 
     # -- sessions and tools --------------------------------------------------------------------
 
@@ -520,7 +520,7 @@ class Pool(Caller, concurrent.futures.Executor):
         PoolClosed
             The pool has ended.
         """
-        self._engine.resume()
+        self._engine.dispatcher.resume()
 
     # -- ending --------------------------------------------------------------------------------
 

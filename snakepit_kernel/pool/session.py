@@ -49,7 +49,7 @@ class Session(Caller):
         self.session_id = self._session_id = state.id
         self.state = state
         self.affinity = affinity
-        self._home = None if affinity == "hint" else engine.open_home(state.id)
+        self._home = None if affinity == "hint" else engine.dispatcher.open_home(state.id)
         self._fails_fast = affinity == "strict_fail_fast"
         self.priority = self._priority = check_priority(priority)
         self._pool = pool  # keeps the pool alive: a pool is ended when it is collected

@@ -301,7 +301,7 @@ def test_who_waits_for_a_worker_that_is_given_up_is_told(open_pool):
 def test_who_asks_for_a_worker_that_is_known_to_be_dead_waits_for_the_next(open_pool):
     """Whoever talked to it may notice that before the pool's own watch does."""
     pool = open_pool()
-    supervisor = pool._engine._supervisor
+    supervisor = pool._engine.supervisor
     with supervisor._lock:
         pid = supervisor.workers[1].pid
         supervisor.stop_scheduling(supervisor.workers[1])

@@ -413,7 +413,7 @@ def test_a_forked_child_does_not_wait_for_the_work_of_its_parent(open_pool):
 
 
 def test_a_recall_that_comes_late_takes_back_no_other_call(pool):
-    lane = pool._engine._supervisor.workers[1].main_lane
+    lane = pool._engine.supervisor.workers[1].main_lane
     over = threading.Event()
 
     def recall_what_has_ended() -> None:

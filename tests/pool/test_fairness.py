@@ -167,7 +167,7 @@ def test_what_is_cancelled_while_it_waits_leaves_nothing_in_the_queue(open_pool)
     for future in futures:
         assert future.cancel()
 
-    queue = pool._engine._dispatcher.scheduler._queue
+    queue = pool._engine.dispatcher.scheduler._queue
     assert len(queue) == pool.stats().queued == 0
     assert not queue._levels
     first.result()

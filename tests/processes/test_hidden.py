@@ -42,7 +42,7 @@ def run(code, **options):
     pool = Pool(1, grace=0.5, **options)
     pid = int(pool.run(HIDDEN + code).value)
     assert not readable(pid), "it is not hidden"
-    worker = next(iter(pool._engine._supervisor.workers.values()))
+    worker = next(iter(pool._engine.supervisor.workers.values()))
     return pid
 
 def readable(pid):
