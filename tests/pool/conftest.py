@@ -133,15 +133,20 @@ def open_for_all() -> Iterator[Callable[..., Pool]]:
         pool.run_all("0")
         places = workers * options.get("threads_per_worker", 1)
         list(pool.map(_array_back, [np.zeros(10**6)] * places * 2))
-        counts = [-1] * SAME
-        while len(set(counts[-SAME:])) > 1 or counts[-1] < 0:
-            time.sleep(0.1)  # ZeroMQ opens its sockets in threads of its own, and tells nobody
-            counts.append(len(os.listdir("/proc/self/fd")))
+        wait_for_all_sockets()
         return pool
 
     yield open_one
     for pool in pools:
         pool.terminate()
+
+
+def wait_for_all_sockets() -> None:
+    """Wait until no descriptor is opened any more: ZeroMQ does so in threads, and tells nobody."""
+    counts = [-1] * SAME
+    while len(set(counts[-SAME:])) > 1 or counts[-1] < 0:
+        time.sleep(0.1)
+        counts.append(len(os.listdir("/proc/self/fd")))
 
 
 def _array_back(array: np.ndarray) -> np.ndarray:

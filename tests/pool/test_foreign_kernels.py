@@ -17,6 +17,8 @@ import pytest
 from snakepit_kernel import CallTimeout, CellsOnly, Pool, StartFailed, WorkerDied
 from snakepit_kernel.processes import logs
 
+from .conftest import wait_for_all_sockets
+
 ECHO = '''
     """A kernel whose programs are a word and what follows it."""
     import os, signal, subprocess, sys, threading, time
@@ -247,6 +249,7 @@ def test_what_needs_our_kernel_is_refused_at_once_with_the_reason(what, ask, ech
 @pytest.fixture(scope="module")
 def echo_for_all(tmp_path_factory, kernelspec):
     with Pool(1, kernel_name=install_echo(tmp_path_factory.mktemp("echo"), kernelspec)) as pool:
+        wait_for_all_sockets()  # that for its control channel comes late
         yield pool
 
 
