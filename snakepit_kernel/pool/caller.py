@@ -280,7 +280,7 @@ class Caller:
     def _find_tool(self, name: str) -> ToolInfo:
         info = self._definitions.infos.get(name) or self._engine.supervisor.tools.get(name)
         if info is None:
-            self._engine.config.kernel.check_serves(f"tool {name!r}")
+            self._engine.config.kernel.require_lane(f"tool {name!r}")
             raise ToolNotFound(name, self.tool_names())
         return info
 
@@ -308,7 +308,7 @@ class Caller:
         TypeError
             It cannot be a host tool.
         """
-        self._engine.config.kernel.check_serves("a host tool")
+        self._engine.config.kernel.require_lane("a host tool")
         self._engine.host_tools.add(function, self._session_id)
         return function
 
@@ -357,7 +357,7 @@ class Caller:
             msg = f"submit() takes a function first, not {type(fn).__name__} {fn!r}"
             raise TypeError(msg)
         name = getattr(fn, "__qualname__", None) or type(fn).__name__
-        self._engine.config.kernel.check_serves(f"{name}()")
+        self._engine.config.kernel.require_lane(f"{name}()")
         codec = self._engine.config.codec
         try:
             body, buffers = codec.dumps_call(fn, args, kwargs)
@@ -537,7 +537,7 @@ class Caller:
         kernel = self._engine.config.kernel
         for option, given in (("push", push), ("pull", names)):
             if given:
-                kernel.check_serves(option)
+                kernel.require_lane(option)
         return Cell(
             code=code,
             on_message=on_message,

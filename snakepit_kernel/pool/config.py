@@ -156,13 +156,13 @@ class PoolConfig:
         environment = _environment(env)
         kernel = find_kernel(kernel_name, {**os.environ, **environment})
         if adapter is not None:
-            kernel.check_serves("an adapter")
+            kernel.require_lane("an adapter")
         if profile == "thread":
-            kernel.check_serves("the profile 'thread'")
+            kernel.require_lane("the profile 'thread'")
         if preload:
-            kernel.check_serves("preload")
+            kernel.require_lane("preload")
         if autoreload:
-            kernel.check_serves("autoreload")
+            kernel.require_lane("autoreload")
         if gpus is not None and standby:
             msg = "standby cannot be combined with gpus: a worker kept ready has no device yet"
             raise ValueError(msg)
@@ -203,7 +203,7 @@ class PoolConfig:
             codec=Codec(
                 check_count("max_value_bytes", max_value_bytes, 1),
                 cast("Policy", unserializable),
-                kernel.why_no_code,
+                kernel.cannot_send_code_reason,
                 on_receipt="update_shared" if profile == "thread" else "update",
             ),
             store=check_store(store),

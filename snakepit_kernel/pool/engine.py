@@ -188,7 +188,7 @@ class Engine:
     def reload(self, adapter: object) -> None:
         """Replace all workers, with another adapter if one is given."""
         if adapter is not None:
-            self.config.kernel.check_serves("an adapter")
+            self.config.kernel.require_lane("an adapter")
         self._change(self._reload(adapter))
 
     async def _reload(self, adapter: object) -> None:

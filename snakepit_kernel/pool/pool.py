@@ -359,7 +359,7 @@ class Pool(Caller, concurrent.futures.Executor):
             It cannot be a tool, or cannot be pickled; or the pool's kernel runs cells only
             (`CellsOnly`).
         """
-        self._engine.config.kernel.check_serves("a tool")
+        self._engine.config.kernel.require_lane("a tool")
         if not callable(function):
             msg = f"@pool.tool decorates functions, not {type(function).__name__} {function!r}"
             raise TypeError(msg)
@@ -413,7 +413,7 @@ class Pool(Caller, concurrent.futures.Executor):
             msg = f"chunksize must be at least 1, not {chunksize}"
             raise ValueError(msg)
         _check_buffersize(buffersize)
-        self._engine.config.kernel.check_serves("map()")
+        self._engine.config.kernel.require_lane("map()")
         end = None if timeout is None else time.monotonic() + bounded(timeout)
         # The generator keeps the pool, which may have no other reference, until all is submitted.
         name = getattr(fn, "__qualname__", None) or type(fn).__name__

@@ -132,7 +132,7 @@ def preamble(lane: PooledLane) -> list[Segment]:
         try:
             frames += marshaller.pack_value(Encode(), each)
         except TypeError:
-            if not marshaller.codec.why_no_code:
+            if not marshaller.codec.cannot_send_code_reason:
                 raise
             # A worker with another Python cannot get it: the call that needs it raises an error.
     if lane.released:

@@ -54,7 +54,7 @@ class Codec:
         Replacement of a part that cannot be pickled: ``"type"``, a marker with its type;
         ``"repr"``, one with its text as well, shortened and without secrets; ``"error"``, none:
         pickling the whole value fails.
-    why_no_code
+    cannot_send_code_reason
         Why functions and classes cannot be pickled by value; empty when they can.
     on_receipt
         The receiver's policy for a class that it has: see `OnReceipt`.
@@ -65,7 +65,7 @@ class Codec:
 
     max_bytes: int = MAX_VALUE_BYTES
     unserializable: Policy = "type"
-    why_no_code: str = ""
+    cannot_send_code_reason: str = ""
     on_receipt: OnReceipt = "keep"
     resolves_annotations: bool = False
 
@@ -223,7 +223,7 @@ class _Pickler(cloudpickle.Pickler):  # type: ignore[misc] # cloudpickle is unty
             return encoded(obj)
         if issubclass(kind, type) or kind is types.FunctionType:
             return self._reduce_definition(obj)
-        if self._codec.why_no_code and kind is types.CodeType:
+        if self._codec.cannot_send_code_reason and kind is types.CodeType:
             raise self._code_error(f"function {obj.co_name}")
         reduced = reduce_object(obj, kind)
         return NotImplemented if reduced is None else reduced
@@ -233,7 +233,7 @@ class _Pickler(cloudpickle.Pickler):  # type: ignore[misc] # cloudpickle is unty
             return super().reducer_override(obj)  # it handles those that have no name there
         if not is_by_value(obj):
             return NotImplemented
-        if self._codec.why_no_code:
+        if self._codec.cannot_send_code_reason:
             what = "class" if isinstance(obj, type) else "function"
             raise self._code_error(f"{what} {obj.__qualname__}")
         if isinstance(obj, type):
@@ -257,7 +257,7 @@ class _Pickler(cloudpickle.Pickler):  # type: ignore[misc] # cloudpickle is unty
         return reduce_class(kind, self._codec.on_receipt)
 
     def _code_error(self, called: str) -> TypeError:
-        return TypeError(f"{called} would travel by value: {self._codec.why_no_code}")
+        return TypeError(f"{called} would travel by value: {self._codec.cannot_send_code_reason}")
 
 
 def _has_annotations(function: types.FunctionType) -> bool:
@@ -284,7 +284,7 @@ class _TolerantPickler(_ThoroughPickler):
         """Reduce an object, or return its marker."""
         policy = self._codec.unserializable
         try:
-            if self._codec.why_no_code:
+            if self._codec.cannot_send_code_reason:
                 super().reducer_override(type(obj))  # fails if its class cannot be pickled
             reduced = super().reducer_override(obj)
         except Exception:  # noqa: BLE001 - an encoder that fails

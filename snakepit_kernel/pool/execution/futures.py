@@ -132,9 +132,7 @@ class FutureRunner:
         is_sent = lane.send_now(segments)
         item.future.begin()
         item.sent = time.perf_counter()
-        if is_sent:
-            self._watch.begin(lane, item)
-        else:
+        if not is_sent or not self._watch.begin(lane, item):
             self._loop_thread.soon(self._take_over, item)
 
     def fetch(self, item: FutureItem, seconds: float) -> None:
@@ -158,7 +156,7 @@ class FutureRunner:
             self._loop_thread.soon(self._adopt, item)
         except BaseException:
             if claimed and claimed[0]:
-                self._loop_thread.soon(self._adopt, item)
+                self._loop_thread.soon(self._adopt_after_interrupt, item)
             raise
 
     def _take_over_arrived(self) -> None:
@@ -172,14 +170,18 @@ class FutureRunner:
             self._watch.end(item.lane)
             self._adopt(item)
 
+    def _adopt_after_interrupt(self, item: FutureItem) -> None:
+        """Run an item in the loop, or complete its end, after a KeyboardInterrupt in `fetch`."""
+        if item.finished:
+            self._dispatcher.repair(item)
+        self._adopt(item)
+
     def _adopt(self, item: FutureItem) -> None:
         """Run an item in the loop, with what has arrived for it, if that was not done before."""
         if item.claim is None:
             return
         item.claim = None
-        if item.finished:
-            # Ctrl-C came after it was counted, or somebody is to be notified.
-            self._dispatcher.repair(item)
+        if item.finished:  # only to be delivered: somebody is to be notified
             item.future.call = None
             assert item.exchange is not None
             item.future.deliver(item.exchange.outcome())

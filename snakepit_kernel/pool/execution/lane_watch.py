@@ -27,15 +27,26 @@ class LaneWatch(Generic[T]):
         """Return the file descriptor that is readable when something has arrived on a lane."""
         return self._epoll.fileno()
 
-    def begin(self, lane: PooledLane, item: T) -> None:
-        """Watch a lane until something arrives on it; `arrived` then returns the item."""
+    def begin(self, lane: PooledLane, item: T) -> bool:
+        """Watch a lane until something arrives on it; `arrived` then yields the item.
+
+        Returns
+        -------
+        bool
+            Whether the kernel has room for that.
+        """
         descriptor = lane.fileno()
         self._watched[descriptor] = item
         events = select.EPOLLIN | select.EPOLLONESHOT
         try:
             self._epoll.modify(descriptor, events)
         except FileNotFoundError:  # it is watched for the first time
-            self._epoll.register(descriptor, events)
+            try:
+                self._epoll.register(descriptor, events)
+            except OSError:
+                del self._watched[descriptor]
+                return False
+        return True
 
     def end(self, lane: PooledLane) -> None:
         """Watch a lane no longer; nothing happens if it is not watched."""

@@ -111,7 +111,7 @@ class WorkerKernel:
         return sys.version_info[:2] if self.interpreter is None else self.interpreter.python
 
     @property
-    def why_no_code(self) -> str:
+    def cannot_send_code_reason(self) -> str:
         """Why functions cannot be sent by value; empty when they can."""
         if self.python == sys.version_info[:2]:
             return ""
@@ -122,7 +122,7 @@ class WorkerKernel:
             "both can import"
         )
 
-    def check_serves(self, what: str) -> None:
+    def require_lane(self, what: str) -> None:
         """Check that its workers support more than cells.
 
         Raises

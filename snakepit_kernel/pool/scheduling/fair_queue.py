@@ -144,7 +144,7 @@ class FairQueue(Generic[T]):
 
     # -- lanes held by each session --------------------------------------------------------------
 
-    def hold(self, item: T) -> None:
+    def record_assigned(self, item: T) -> None:
         """Record that an item, no longer queued, was assigned a lane: its session had its turn."""
         session = item.session
         self._held[session] = self._held.get(session, 0) + 1
@@ -153,11 +153,11 @@ class FairQueue(Generic[T]):
             if lines is not None and session in lines:
                 lines.move_to_end(session)
 
-    def count(self, session: str | None) -> None:
+    def record_held(self, session: str | None) -> None:
         """Record that a session holds one more lane, without counting it as its turn."""
         self._held[session] = self._held.get(session, 0) + 1
 
-    def let_go(self, session: str | None) -> None:
+    def record_released(self, session: str | None) -> None:
         """Record that a session released a lane."""
         left = self._held.pop(session, 0) - 1
         if left > 0:

@@ -174,7 +174,7 @@ class Scheduler(Generic[W]):
         item.lane = lane
         del self.idle[lane]
         self._sessions[lane] = session
-        self._queue.hold(item)
+        self._queue.record_assigned(item)
         if session is not None:
             self.homes.note(session, lane)
         return True
@@ -186,7 +186,7 @@ class Scheduler(Generic[W]):
     def add(self, lane: W) -> QueueItem[W] | None:
         """Add an idle lane; return the queued item that is assigned it at once, if one is."""
         if lane in self._sessions:
-            self._queue.let_go(self._sessions.pop(lane))
+            self._queue.record_released(self._sessions.pop(lane))
         if self._queue.size:
             for item in self._queue:
                 if item.fits(lane):
@@ -229,9 +229,9 @@ class Scheduler(Generic[W]):
     def first_after(self, lane: W, count: int) -> list[QueueItem[W]]:
         """Return the first queued items as they would be if an assigned lane were released."""
         session = self._sessions[lane]
-        self._queue.let_go(session)
+        self._queue.record_released(session)
         items = self.first(count)
-        self._queue.count(session)
+        self._queue.record_held(session)
         return items
 
     def pass_on(self, lane: W, item: QueueItem[W]) -> None:
@@ -273,10 +273,10 @@ class Scheduler(Generic[W]):
 
     def _unassign(self, lane: W) -> None:
         if lane in self._sessions:
-            self._queue.let_go(self._sessions.pop(lane))
+            self._queue.record_released(self._sessions.pop(lane))
 
     def _assign(self, lane: W, item: QueueItem[W]) -> None:
         self._sessions[lane] = item.session
-        self._queue.hold(item)
+        self._queue.record_assigned(item)
         if item.session is not None:
             self.homes.note(item.session, lane)
