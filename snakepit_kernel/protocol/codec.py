@@ -23,11 +23,11 @@ from .classes import reduce_by_slots, reduce_class
 from .culprits import culprit_of
 from .encoders import encoders
 from .frames import MAX_BUFFERS, MAX_BYTES
+from .function_pickles import IMMUTABLE, FunctionPickles
 from .functions import copy_of_function, is_by_value, is_dispatcher, reduce_dispatcher
 from .objects import reduce_object
 from .unserializable import Policy, marker
 
-_ATOMS = frozenset({type(None), bool, int, float, complex, str, bytes})
 OUT_OF_BAND_BYTES = 8192
 """Buffers from this size on are sent out of band."""
 
@@ -106,10 +106,16 @@ class Codec:
         self, function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> Pickled:
         """Pickle a function with its arguments. Raises what `dumps` raises."""
-        if _is_importable(function) and is_plain(args) and is_plain(kwargs):
-            body = pickle.dumps((function, args, kwargs), protocol=5)
-            if len(body) <= self.max_bytes:
-                return body, []
+        if is_plain(args) and is_plain(kwargs):
+            pickled: object = None
+            if _is_importable(function):
+                pickled = function
+            elif not self.cannot_send_code_reason:
+                pickled = _function_pickles.get(function, self._dumps_all)
+            if pickled is not None:
+                body = pickle.dumps((pickled, args, kwargs), protocol=5)
+                if len(body) <= self.max_bytes:
+                    return body, []
         return self.dumps((function, args, kwargs))
 
     def dumps_with_markers(self, value: object) -> Pickled:
@@ -122,7 +128,7 @@ class Codec:
         Exception
             As for `dumps`, if that is the policy.
         """
-        if type(value) in _ATOMS:
+        if type(value) in IMMUTABLE:
             return self._dumps_plain(value), []
         try:
             return self.dumps(value)
@@ -174,6 +180,9 @@ class Codec:
         callback = None if in_one_piece else keep_in_band
         make_pickler(file, protocol=5, buffer_callback=callback, codec=self).dump(value)
         return file.getvalue(), buffers
+
+
+_function_pickles = FunctionPickles()
 
 
 class _LimitedFile(io.BytesIO):
@@ -323,7 +332,9 @@ def pickled(
         An argument cannot be pickled, or is too large; it is named, with the part at fault.
     """
     try:
-        if _ATOMS.issuperset(map(type, args)) and _ATOMS.issuperset(map(type, kwargs.values())):
+        if IMMUTABLE.issuperset(map(type, args)) and IMMUTABLE.issuperset(
+            map(type, kwargs.values())
+        ):
             body = pickle.dumps((tuple(args), dict(kwargs)), protocol=5)
             if len(body) <= codec.max_bytes:
                 return body, []
@@ -380,7 +391,7 @@ _IMPORTABLE = frozenset({types.FunctionType, types.BuiltinFunctionType})
 def is_plain(value: object, depth: int = 3) -> bool:
     """Whether a value consists of few plain values only, which plain pickle does 5 times faster."""
     kind = type(value)
-    if kind in _ATOMS:
+    if kind in IMMUTABLE:
         return True
     if depth == 0:
         return False
@@ -390,7 +401,7 @@ def is_plain(value: object, depth: int = 3) -> bool:
     elif kind is dict:
         items = value.values()  # type: ignore[attr-defined]
         for key in value:  # type: ignore[attr-defined]
-            if type(key) not in _ATOMS:
+            if type(key) not in IMMUTABLE:
                 return False
     else:
         return False
