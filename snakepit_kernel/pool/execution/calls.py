@@ -306,7 +306,7 @@ class CallRunner:
         """Open the Jupyter channels of a worker, for its first cell."""
         worker = lane.worker
         with contextlib.suppress(OSError):  # the worker reports it, if it needs the folder
-            remake_folder(worker.log_path.parent)
+            remake_folder(worker.output.log_path.parent)
         exchange = Exchange(lane.new_call_id(), work.name)
         segments = pack(messages.encode(OpenChannels(exchange.call_id)))
         self.drive(lane, exchange, segments, work)

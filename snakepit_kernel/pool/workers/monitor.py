@@ -57,7 +57,7 @@ class WorkerMonitor:
             self._supervisor.reconcile()
             for worker in self._supervisor.living():
                 logs.bound_file(
-                    worker.log_path
+                    worker.output.log_path
                 )  # our kernel bounds its own log; other kernels do not
             if (
                 self._config.kernel.is_python

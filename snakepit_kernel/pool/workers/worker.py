@@ -41,15 +41,15 @@ from ...processes import logs
 from ...processes.os_limits import Cgroup
 from ...processes.run_folders import remake_folder
 from ...protocol import messages
-from ...protocol.frames import Frame, FrameReader, pack
+from ...protocol.frames import Frame, pack
 from ...protocol.messages import (
-    LAST_WORDS,
     Assign,
     Configure,
     Configured,
     Event,
     Forget,
     Hello,
+    Late,
     ToolInfo,
     WorkerSetup,
 )
@@ -58,15 +58,13 @@ from ...telemetry.spans import Scalar
 from ..scheduling.scheduler import Purpose
 from .jupyter import CellClient, KernelSpecs, WorkerManager
 from .lifecycle import RESTART_WINDOW, WorkerEvent, WorkerState, next_state
+from .output import WorkerOutput
 
 if TYPE_CHECKING:
     from ...processes.guarded_process import GuardedProcess
     from ..config import PoolConfig
 
 logger = logging.getLogger(__name__)
-
-OUTPUT_BYTES = 4096
-"""Size of the part of a worker's last output that goes into an error."""
 
 DEATH_PATIENCE = 2.0
 """Seconds to wait for the exit status of a worker whose lane closed."""
@@ -236,7 +234,6 @@ class Worker:
         self.cells: CellClient | None = None
         self.configured: Configured | None = None
         self.died = asyncio.Event()
-        self._final_output = ""
         self.replacement_reason = ""  # why its replacement was requested
         self.keep_while_home = False  # no replacement while a session is bound to it
         self.tainted = ""  # what left it unusable
@@ -248,18 +245,14 @@ class Worker:
         self.process: GuardedProcess | None = None
         self.config = config
         base = folder / f"{slot}.{incarnation}"
-        self.log_path = base.with_name(f"{base.name}.log")
+        self.output = WorkerOutput(base.with_name(f"{base.name}.log"), self._show_late)
         self._page = ControlPage.create(len(config.lanes))
         self._worker_ends: list[socket.socket] = []
         self.lanes = [
             self._make_lane(number, purposes) for number, purposes in enumerate(config.lanes)
         ]
         self.main_lane = self.lanes[0]
-        self._late, worker_end = socket.socketpair()
-        self._late.setblocking(False)
-        self._pipes: list[int] = []  # read ends of the pipes that its output goes through
-        self._piped_output = b""  # the last bytes read from them
-        self._worker_ends.append(worker_end)
+        self._worker_ends.append(self.output.worker_end)
         self._exit_fd: int | None = None
         self._group = None if config.group is None else Cgroup(config.group)
         self._ran_out_of_memory = False
@@ -432,7 +425,7 @@ class Worker:
             lane.send_ready()
         *lanes, late = [worker_end.fileno() for worker_end in self._worker_ends]
         page = self._page.descriptor
-        self._show_late_output()
+        self.output.begin()
         try:
             await self._launch(
                 extra_arguments=[f"--lane={','.join(map(str, lanes))}:{page}:{late}"],
@@ -442,39 +435,7 @@ class Worker:
             self._close_worker_ends()
         return await self._configure(exchange)
 
-    def _show_late_output(self) -> None:
-        """From now on show output that calls and cells produce after their end."""
-        loop, reader = asyncio.get_running_loop(), FrameReader()
-
-        def read() -> None:
-            try:
-                if not self._pipes:
-                    _, self._pipes, _, _ = socket.recv_fds(
-                        self._late, len(LAST_WORDS), 2, socket.MSG_CMSG_CLOEXEC
-                    )
-                    return
-                reader.receive(self._late.recv_into)
-            except BlockingIOError:
-                return
-            except OSError:
-                loop.remove_reader(self._late)
-                return
-            while (frame := reader.next_frame()) is not None:
-                self._show_late(frame)
-            if reader.at_end:
-                loop.remove_reader(self._late)
-
-        loop.add_reader(self._late, read)
-
-    def _drain_pipes(self) -> None:
-        """Read output of the ended worker that had not reached its log."""
-        for end in self._pipes:
-            with contextlib.suppress(BlockingIOError):
-                while data := os.read(end, 16 * OUTPUT_BYTES):
-                    self._piped_output = (self._piped_output + data)[-OUTPUT_BYTES:]
-
-    def _show_late(self, frame: Frame) -> None:
-        message = messages.decode_late(frame.header)
+    def _show_late(self, message: Late, frame: Frame) -> None:
         try:
             if not message.cell:
                 self.lanes[message.lane].show_late(message, frame)
@@ -493,8 +454,8 @@ class Worker:
             if self._group is not None:
                 limits = self.config.limits
                 self._group.make(memory_bytes=limits.memory_bytes, cpus=limits.cpus)
-            remake_folder(self.log_path.parent)
-            with logs.open_log(self.log_path) as log:
+            remake_folder(self.output.log_path.parent)
+            with logs.open_log(self.output.log_path) as log:
                 await self.manager.launch(
                     env=self.config.worker_environment(self.slot),
                     cwd=str(self.config.cwd),
@@ -521,7 +482,7 @@ class Worker:
         """Describe an error of the operating system, with the place of the files."""
         if getattr(error, "filename", None):
             return str(error)
-        return f"{error}; its files are in {self.log_path.parent}"
+        return f"{error}; its files are in {self.output.log_path.parent}"
 
     def _watch(self) -> None:
         """Set `died` the moment the process ends."""
@@ -632,19 +593,11 @@ class Worker:
             asyncio.get_running_loop().remove_reader(self._exit_fd)
             os.close(self._exit_fd)
             self._exit_fd = None
-        if self._late.fileno() >= 0:
-            asyncio.get_running_loop().remove_reader(self._late)
-            self._late.close()
         self.died.set()
         self.apply(WorkerEvent.EXIT)
         if not self.is_held:  # else they are closed when its lanes are released
             self.close_channels()
-        self._final_output = self.last_output()  # an error may still have to quote it
-        with contextlib.suppress(OSError):  # on a read-only disk; it is removed with the folder
-            logs.remove(self.log_path)
-        pipes, self._pipes = self._pipes, []
-        for end in pipes:
-            os.close(end)
+        self.output.close()
 
     async def _end_run(self, grace: float) -> None:
         await self.manager.settled()
@@ -711,21 +664,7 @@ class Worker:
 
     def last_output(self) -> str:
         """Return the last output that the worker wrote to its real stdout and stderr."""
-        if self.died.is_set():
-            self._drain_pipes()
-        try:
-            output = logs.read_end(self.log_path, 16 * OUTPUT_BYTES)
-        except OSError:
-            return self._final_output
-        crash = output.rfind(
-            b"Fatal Python error"
-        )  # by faulthandler, with the important part first
-        if crash >= 0:
-            # Some output from before it, which may show the cause of the crash.
-            shown = (self._piped_output[-OUTPUT_BYTES // 4 :] + output[crash:])[:OUTPUT_BYTES]
-        else:
-            shown = (output + self._piped_output)[-OUTPUT_BYTES:]
-        return shown.decode("utf-8", "replace").strip()
+        return self.output.last(has_ended=self.died.is_set())
 
     def death(self) -> WorkerDied:
         """Describe how the worker died, after its lane closed, from a thread without a loop."""
