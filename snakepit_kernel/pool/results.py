@@ -163,7 +163,8 @@ class CallFuture(concurrent.futures.Future[T]):
             There was no outcome in time.
         RuntimeError
             It was called in the pool's own thread, by the callback of a future or while a result
-            is unpickled: the thread would wait for itself.
+            is unpickled: the thread would wait for itself. Or in a forked child, which has no part
+            of the pool.
         """
         try:
             self._wait(timeout)
@@ -195,9 +196,12 @@ class CallFuture(concurrent.futures.Future[T]):
                 self._condition.wait(None if timeout is None else until - time.monotonic())
 
     def _check_wait(self, timeout: float | None) -> None:
-        if self.keeper is None or not self.keeper.is_current:
+        if self.keeper is None or (timeout is not None and timeout <= 0):
             return
-        if timeout is None or timeout > 0:
+        if not self.keeper.is_here and not self.done():
+            msg = "the pool of this future belongs to another process, of which this one is a fork"
+            raise RuntimeError(msg)
+        if self.keeper.is_current:
             msg = (
                 "this code runs in the pool's own thread, as callbacks of futures and __setstate__ "
                 "of results do, and would wait for a result that this very thread has to bring; "

@@ -65,6 +65,11 @@ class LoopThread:
         return not self._is_finished
 
     @property
+    def is_here(self) -> bool:
+        """Whether its thread lives in this process: no thread does in a forked child."""
+        return self._thread.is_alive()
+
+    @property
     def is_current(self) -> bool:
         """Whether the caller runs in its thread."""
         return threading.current_thread() is self._thread
