@@ -187,8 +187,8 @@ class CallFuture(concurrent.futures.Future[T]):
         self._check_wait(timeout)
         timeout = bounded(timeout)
         until = math.inf if timeout is None else time.monotonic() + timeout
-        if (call := self.call) is not None:
-            call.fetch(math.inf if timeout is None else max(0.0, timeout))
+        if (call := self.call) is not None and (timeout is None or timeout > 0):
+            call.fetch(math.inf if timeout is None else timeout)
             if self.done():
                 return
         with self._condition:

@@ -46,9 +46,15 @@ class LoopThread:
     ----------
     name
         Name of the thread.
+
+    Attributes
+    ----------
+    stand_ins
+        Identifiers of threads that do the work of the loop's thread at the moment.
     """
 
     def __init__(self, name: str) -> None:
+        self.stand_ins: set[int] = set()
         self._loop = asyncio.new_event_loop()
         self._tasks: set[asyncio.Task[Any]] = set()
         self._is_finished = False
@@ -71,8 +77,9 @@ class LoopThread:
 
     @property
     def is_current(self) -> bool:
-        """Whether the caller runs in its thread."""
-        return threading.current_thread() is self._thread
+        """Whether the caller runs in its thread, or does the work of that thread in its own."""
+        here = threading.get_ident()
+        return here == self._thread.ident or here in self.stand_ins
 
     def ask(self, work: Coroutine[Any, Any, T]) -> concurrent.futures.Future[T]:
         """Run a coroutine in the loop; called from another thread."""

@@ -146,7 +146,7 @@ class FutureRunner:
             if not claimed[0]:
                 return
             self._watch.end(lane)
-            if lane.receive_answer(exchange, min(seconds, SOON)):
+            if self._receive(lane, exchange, min(seconds, SOON)):
                 lane.end(exchange)
                 value = exchange.outcome()
                 self._dispatcher.finish(item, "cancelled" if item.future.cancelled() else "ok")
@@ -158,6 +158,15 @@ class FutureRunner:
             if claimed and claimed[0]:
                 self._loop_thread.soon(self._adopt_after_interrupt, item)
             raise
+
+    def _receive(self, lane: PooledLane, exchange: Exchange, seconds: float) -> bool:
+        """Receive an answer; code of the value must not wait for the lane, which it still holds."""
+        stand_ins, here = self._loop_thread.stand_ins, threading.get_ident()
+        try:
+            stand_ins.add(here)
+            return lane.receive_answer(exchange, seconds)
+        finally:
+            stand_ins.discard(here)
 
     def _take_over_arrived(self) -> None:
         for item in self._watch.arrived():
