@@ -8,9 +8,11 @@ that SQLite holds on it in this process.
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
 import stat
+import time
 import uuid
 from pathlib import Path
 
@@ -19,6 +21,9 @@ OTHERS = 0o077
 
 PRIVATE = 0o600
 PRIVATE_DIRECTORY = 0o700
+
+READER_PATIENCE = 2.0
+"""Seconds to wait for a reader of a pipe that a file is written to."""
 
 _PATH_ONLY = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC
 
@@ -237,10 +242,13 @@ def read_json(path: Path) -> object:
 def write_file(path: Path, text: str) -> None:
     """Write a file atomically: private, or with the permissions of the file that it replaces.
 
-    A link is replaced and not followed. Devices and pipes are written to.
+    A link is replaced and not followed, and a file of another user keeps nothing. Devices are
+    written to, and so are pipes of this user that somebody reads.
 
     Raises
     ------
+    NotOurs
+        It is another user's pipe.
     OSError
         It cannot be written. An earlier file is still there.
     """
@@ -250,10 +258,14 @@ def write_file(path: Path, text: str) -> None:
         mode = PRIVATE
     else:
         is_link = stat.S_ISLNK(status.st_mode)
+        if stat.S_ISFIFO(status.st_mode):
+            _write_to_pipe(path, text)
+            return
         if not stat.S_ISREG(status.st_mode) and (not is_link or path.parent == Path("/dev")):
             path.write_text(text, encoding="utf-8")
             return
-        mode = PRIVATE if is_link else stat.S_IMODE(status.st_mode)
+        is_ours = not is_link and status.st_uid == os.geteuid()
+        mode = stat.S_IMODE(status.st_mode) if is_ours else PRIVATE
     temporary = path.with_name(f".{path.name[:200]}.{uuid.uuid4().hex[:8]}.part")
     flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
     try:
@@ -269,6 +281,27 @@ def write_file(path: Path, text: str) -> None:
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
+
+
+def _write_to_pipe(path: Path, text: str) -> None:
+    # O_NONBLOCK: it must not block for ever without a reader.
+    flags = os.O_WRONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK
+    until = time.monotonic() + READER_PATIENCE
+    while True:
+        try:
+            descriptor = os.open(path, flags)
+            break
+        except OSError as error:
+            if error.errno != errno.ENXIO:
+                raise
+            if time.monotonic() > until:
+                reason = "nobody reads this pipe"
+                raise type(error)(error.errno, reason, str(path)) from error
+        time.sleep(0.01)  # a reader is no event for a writer
+    with open(descriptor, "w", encoding="utf-8") as file:  # noqa: PTH123 - it is a descriptor
+        _check_owner(os.fstat(descriptor), str(path))
+        os.set_blocking(descriptor, True)
+        file.write(text)
 
 
 class _TooPermissive(Exception):

@@ -21,7 +21,6 @@ from __future__ import annotations
 
 import fcntl
 import functools
-import logging
 import os
 import re
 import stat
@@ -30,8 +29,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from .files import NotOurs, OwnedByOther, check_directory, make_directory, open_file
+from .loggers import get_logger
 
-logger = logging.getLogger(__name__)
+logger = get_logger(__name__)
 
 RUNTIME_VARIABLE = "SNAKEPIT_RUNTIME_DIR"
 DATA_VARIABLE = "SNAKEPIT_DATA_DIR"

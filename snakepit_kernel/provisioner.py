@@ -11,7 +11,6 @@ import contextlib
 import os
 import pathlib
 import signal
-from collections.abc import Mapping
 from typing import Any
 
 from jupyter_client.connect import KernelConnectionInfo
@@ -29,6 +28,7 @@ from .processes.guarded_process import GuardedProcess
 from .processes.identity import ProcessIdentity
 from .processes.run import GuardedRun
 from .processes.run_registry import Registry
+from .processes.safe_path import with_safe_path, without_empty_entries
 from .processes.sweep import end_run_tagged
 from .processes.template import TemplateKind
 from .processes.waiting import ended, run_shielded
@@ -445,19 +445,6 @@ def _exists(directory: pathlib.Path) -> bool:
         with contextlib.suppress(OSError):  # removed with its user's last login session
             runtime_dir()
     return directory.is_dir()
-
-
-def with_safe_path(cmd: list[str]) -> list[str]:
-    """Add ``-P``, so that Python does not put the working directory before its own modules."""
-    position = cmd.index("-m")  # it may come after another program, such as env
-    return cmd if {"-P", "-I"} & set(cmd[:position]) else [*cmd[:position], "-P", *cmd[position:]]
-
-
-def without_empty_entries(env: Mapping[str, str]) -> dict[str, str]:
-    """Remove empty entries of ``PYTHONPATH``, which would do the same, mostly by accident."""
-    found = env.get("PYTHONPATH", "")
-    entries = [entry for entry in found.split(os.pathsep) if entry]
-    return {**env, "PYTHONPATH": os.pathsep.join(entries)} if found else dict(env)
 
 
 def _current_directory() -> str:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import atexit
-import logging
 import os
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
@@ -16,12 +15,13 @@ from typing import Any, NamedTuple
 from .errors import StartFailed
 from .ids import RUN_ID_OPTION, new_run_id
 from .locks import Lock
+from .loggers import get_logger
 from .processes.concurrency import LoopThread, other_tasks
 from .processes.run import GuardedRun
 from .processes.run_registry import Registry
 from .processes.template import CannotFork, TemplateKind, discard, import_variables, template_for
 
-logger = logging.getLogger(__name__)
+logger = get_logger(__name__)
 
 LABEL = "kept ready"
 

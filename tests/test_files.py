@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 
+from snakepit_kernel import files
 from snakepit_kernel.cli.leftover_checks import _stale_connection_files
 from snakepit_kernel.cli.published_pools import UnreadablePool, read_pool
 from snakepit_kernel.cli.wrap import read_spec
@@ -243,6 +244,45 @@ def test_the_file_of_a_program_that_became_a_link_is_not_read(tmp_path):
     store.close()
 
 
+def test_nothing_is_removed_behind_a_link_in_the_place_of_the_folder_of_programs(tmp_path):
+    store = open_store(tmp_path / "sessions.sqlite")
+    session = open_session("s", store=store)
+    session.programs.put("p", b"x" * FILE_FROM_BYTES)
+    folder = tmp_path / "sessions.sqlite-programs"
+    (file,) = folder.iterdir()
+    folder.rename(tmp_path / "behind")
+    folder.symlink_to(tmp_path / "behind")
+    old = [tmp_path / "behind" / name for name in ("mine", "0" * 32)]
+    for path in old:
+        path.write_text("kept")
+        os.utime(path, (1, 1))
+
+    store.sweep()
+    del session.programs["p"]
+
+    assert all(path.exists() for path in (*old, tmp_path / "behind" / file.name))
+    store.close()
+
+
+def test_only_files_of_programs_are_removed_from_their_folder(tmp_path):
+    store = open_store(tmp_path / "sessions.sqlite")
+    open_session("s", store=store).programs.put("p", b"x" * FILE_FROM_BYTES)
+    folder = tmp_path / "sessions.sqlite-programs"
+    (folder / ("0" * 32)).mkdir()
+    (folder / "notes").write_text("mine")
+    (folder / ("1" * 32)).symlink_to(tmp_path)
+    (folder / ("2" * 32)).write_text("an orphan")
+    for path in folder.iterdir():
+        os.utime(path, (1, 1), follow_symlinks=False)
+
+    store.sweep()
+
+    left = {path.name for path in folder.iterdir()}
+    assert {"0" * 32, "1" * 32, "notes"} < left
+    assert "2" * 32 not in left
+    store.close()
+
+
 # -- files that are written out --------------------------------------------------------------------
 
 
@@ -276,6 +316,37 @@ def test_a_pipe_in_the_place_of_what_is_written_out_is_written_to(tmp_path):
         write_file(path, "text")
         assert reader.communicate()[0] == "text"
     assert stat.S_ISFIFO(path.lstat().st_mode)
+
+
+@as_root
+def test_what_another_user_put_in_the_place_of_what_is_written_out_gives_them_nothing(tmp_path):
+    path = tmp_path / "file"
+    foreign(path)
+    path.chmod(0o666)
+
+    write_file(path, "text")
+
+    assert (mode_of(path), path.lstat().st_uid) == (0o600, os.geteuid())
+
+
+@as_root
+def test_the_pipe_of_another_user_is_not_written_to(tmp_path):
+    path = tmp_path / "pipe"
+    os.mkfifo(path, 0o666)
+    os.chown(path, OTHER, OTHER)
+    with subprocess.Popen(["cat", path], stdout=subprocess.PIPE, text=True) as reader:
+        with pytest.raises(NotOurs, match="must belong to you"):
+            write_file(path, "secret")
+        assert reader.communicate()[0] == ""
+
+
+@pytest.mark.usefixtures("alarm")
+def test_a_pipe_that_nobody_reads_is_an_error_and_not_waited_for(tmp_path, monkeypatch):
+    monkeypatch.setattr(files, "READER_PATIENCE", 0.1)
+    os.mkfifo(tmp_path / "pipe")
+
+    with pytest.raises(OSError, match="nobody reads this pipe"):
+        write_file(tmp_path / "pipe", "text")
 
 
 @pytest.fixture

@@ -13,7 +13,7 @@ import os
 import socket
 import stat
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -104,11 +104,22 @@ def readable(folders: list[str]) -> list[str]:
     return found
 
 
-def test_another_user_enters_no_socket_and_no_folder_and_reads_no_process(start_kernel):
-    folders = [
-        *(os.environ[name] for name in ("SNAKEPIT_RUNTIME_DIR", "SNAKEPIT_DATA_DIR")),
-        os.environ["JUPYTER_RUNTIME_DIR"],
-    ]
+FOLDERS = ("SNAKEPIT_RUNTIME_DIR", "SNAKEPIT_DATA_DIR", "JUPYTER_RUNTIME_DIR")
+
+
+@pytest.fixture
+def folders() -> Iterator[list[str]]:
+    """Our folders, below folders that keep nobody out."""
+    found = [os.environ[name] for name in FOLDERS]
+    modes = {parent: parent.stat().st_mode for parent in {Path(path).parent for path in found}}
+    for parent in modes:
+        parent.chmod(0o711)
+    yield found
+    for parent, mode in modes.items():
+        parent.chmod(mode)
+
+
+def test_another_user_enters_no_socket_and_no_folder_and_reads_no_process(start_kernel, folders):
 
     async def scenario() -> None:
         async with start_kernel() as kernel:

@@ -98,11 +98,11 @@ class SnakepitMagics(Magics):
         except CellError:
             raise
         except (ToolNotFound, InvalidArguments, PoolClosed) as mistake:
-            raise UsageError(str(mistake)) from mistake
+            raise UsageError(printable(str(mistake), lines=True)) from mistake
         except SnakepitError as failure:
             raise without_traceback(failure) from None
         except (ValueError, TypeError, OSError) as mistake:
-            raise UsageError(str(mistake)) from mistake
+            raise UsageError(printable(str(mistake), lines=True)) from mistake
 
     snakepit.__doc__ = help_text()  # what %snakepit? shows
 
@@ -325,7 +325,7 @@ class SnakepitMagics(Magics):
         try:
             pulled = self._session(options.session).pull(names, worker=options.worker)
         except NameError as error:
-            raise UsageError(str(error)) from error
+            raise UsageError(printable(str(error), lines=True)) from error
         self.shell.push(pulled)
 
     def _variables(self, names: list[str]) -> dict[str, Any]:

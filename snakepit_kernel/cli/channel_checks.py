@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator
+from itertools import pairwise
 
+from ..processes.identity import read_command_line
 from ..processes.run_registry import Run
 from ..transport import TRANSPORT_VARIABLE, Reached, reached
 from .findings import Finding, hint, listing, ok
@@ -14,7 +16,15 @@ from .leftover_checks import read_runs
 def reached_by(run: Run) -> Reached:
     """Return how clients reach a run's kernel; unknown when it has no connection file (yet)."""
     files = [path for path in run.leftovers if path.endswith(".json")]
+    if not files and run.process is not None:  # its client has written it, and removes it
+        files = connection_files_in(read_command_line(run.process.pid))
     return reached(files[-1]) if files else Reached.UNKNOWN
+
+
+def connection_files_in(command: bytes) -> list[str]:
+    """Return the connection files that a kernel's raw command line names."""
+    words = [word.decode("utf-8", "surrogateescape") for word in command.split(b"\0")]
+    return [path for option, path in pairwise(words) if option == "-f" and path.startswith("/")]
 
 
 def check_channels() -> Iterator[Finding]:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-import logging
 from collections.abc import Iterable, Sequence
 
 import click
 
 from .._version import __version__
+from ..loggers import get_logger
 from .channel_checks import check_channels
 from .findings import Check, Finding, Level, problem
 from .installation_checks import (
@@ -29,7 +29,7 @@ from .leftover_checks import (
 )
 from .start_check import check_start
 
-logger = logging.getLogger(__name__)
+logger = get_logger(__name__)
 
 CHECKS: dict[str, Check] = {
     "versions": check_versions,

@@ -63,16 +63,30 @@ def _check_directory(
     if sockets and not fits_sockets(path):
         text = f"{path} is too long: sockets in it would pass the 107 bytes that Linux allows"
         yield problem(name, text, f"set {variable} to a shorter one")
-    elif _is_replaceable(path):
-        text = f"others may write to {path.parent}, and could replace {path}"
-        yield hint(name, text, f"chmod o-w {path.parent}, or set {variable} to another one")
+    elif (parent := _replaceable_in(path)) is not None:
+        text = f"others may change {parent}, and could replace {path}"
+        yield hint(name, text, f"chmod go-w {parent}, or set {variable} to another one")
     else:
         yield ok(name, str(path))
 
 
-def _is_replaceable(path: Path) -> bool:
-    mode = path.parent.stat().st_mode
-    return bool(mode & stat.S_IWOTH) and not mode & stat.S_ISVTX
+UNMAPPED = 65534
+"""Shown as the owner of files whose owner has no number in this user namespace."""
+
+
+def _replaceable_in(path: Path) -> Path | None:
+    """Return a directory above a path in which others may rename what leads to it; or None."""
+    real = Path(os.path.realpath(path))
+    for parent in real.parents:
+        status = parent.stat()
+        if status.st_uid not in {0, os.geteuid(), UNMAPPED}:
+            return parent
+        writers = stat.S_IWOTH
+        if status.st_gid != status.st_uid:  # else it is the group of that user alone
+            writers |= stat.S_IWGRP
+        if status.st_mode & writers and not status.st_mode & stat.S_ISVTX:
+            return parent
+    return None
 
 
 # -- registry --------------------------------------------------------------------------------------

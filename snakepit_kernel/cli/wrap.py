@@ -22,7 +22,7 @@ from string import Template
 from typing import TYPE_CHECKING, Any
 
 from ..errors import suggest
-from ..files import read_json, write_file
+from ..files import make_directory, read_json, write_file
 from .installation_checks import PROVISIONER
 
 if TYPE_CHECKING:
@@ -180,7 +180,7 @@ def wrap(
     )
     try:
         is_update = target.exists()
-        kernels.mkdir(parents=True, exist_ok=True)
+        make_directory(kernels)
         left_out = _write(source, target, _content(spec, name, shown, grace))
     except shutil.Error as error:
         path, _, cause = error.args[0][0]

@@ -21,6 +21,7 @@ from ..printable import printable
 from ..processes.identity import ProcessIdentity, is_hidden
 from ..processes.run import GuardedRun
 from ..processes.run_registry import Registry
+from ..processes.safe_path import with_safe_path, without_empty_entries
 from ..processes.waiting import ended
 
 GRACE = 2.0
@@ -40,7 +41,7 @@ def run_guarded() -> int:
     # As in a kernel, an interrupt before the first cell is ignored.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
-        status = asyncio.run(_Launcher().run([sys.executable, *sys.orig_argv[1:]]))
+        status = asyncio.run(_Launcher().run(with_safe_path([sys.executable, *sys.orig_argv[1:]])))
     except StartFailed as error:
         print(error, file=sys.stderr)  # noqa: T201 - where the client reads it
         return 1
@@ -77,7 +78,7 @@ class _Launcher:
             registry=Registry(),
             label=LABEL,
             grace=GRACE,
-            env=os.environ,
+            env=without_empty_entries(os.environ),
             pass_fds=_inherited(),
             stdin=sys.stdin,
         )

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import contextlib
 import contextvars
-import logging
 import sys
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
+from ..loggers import get_logger
 from .progress_bars import Bar, LineBar, Settings, bars_cleared, open_bar
 
 if TYPE_CHECKING:
     from IPython.core.interactiveshell import InteractiveShell
 
-logger = logging.getLogger(__name__)
+logger = get_logger(__name__)
 
 _DISPLAY_TYPES = {"display_data", "update_display_data", "execute_result"}
 _COMM_TYPES = {"comm_open", "comm_msg", "comm_close"}

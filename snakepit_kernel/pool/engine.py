@@ -11,7 +11,6 @@ from __future__ import annotations
 import atexit
 import concurrent.futures
 import contextlib
-import logging
 import os
 import threading
 from collections.abc import Callable, Coroutine
@@ -25,6 +24,7 @@ import zmq.asyncio
 
 from ..errors import PoolClosed, SnakepitError, StartFailed, WorkerDied
 from ..locks import Lock
+from ..loggers import get_logger
 from ..processes.concurrency import LoopThread
 from ..processes.guarded_process import TOO_MANY_PROCESSES
 from ..processes.run_folders import Folder, remove_folder, sweep_folders
@@ -43,7 +43,7 @@ from .workers.replacement import RollingReplacement
 from .workers.worker import Worker
 from .workers.zmq_threads import start_threads
 
-logger = logging.getLogger(__name__)
+logger = get_logger(__name__)
 
 CONTEXT_PATIENCE = 5.0
 """Seconds that the sockets of a pool may take to close."""

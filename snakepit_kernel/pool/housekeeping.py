@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import logging
 import os
 import sys
 import time
@@ -21,6 +20,7 @@ import zmq
 from ..errors import SnakepitError
 from ..files import check_file, write_file
 from ..lane.shared_memory import TRIM_AFTER
+from ..loggers import get_logger
 from ..processes.concurrency import in_thread
 from ..processes.run_folders import Folder
 from .dispatcher import Dispatcher
@@ -29,7 +29,7 @@ from .resources.machine_budget import MachineReservation
 from .status import PoolStats, PoolStatus, WorkerStatus, memory_of, status_path
 from .workers.replacement import RollingReplacement
 
-logger = logging.getLogger(__name__)
+logger = get_logger(__name__)
 
 STATUS_INTERVAL = 1.0
 """Seconds between updates of the file that `snakepit status` reads, and between messages that keep

@@ -7,7 +7,6 @@ import contextlib
 import errno
 import fcntl
 import json
-import logging
 import os
 import signal
 import socket
@@ -22,6 +21,7 @@ from weakref import WeakSet
 from ..errors import StartFailed
 from ..ids import RUN_ID_OPTION, run_number
 from ..locks import Lock
+from ..loggers import get_logger
 from . import guardian
 from .end_report import EndReport
 from .identity import ProcessIdentity, read_status
@@ -40,7 +40,7 @@ from .template import (
 )
 from .waiting import exit_descriptor, readable, run_shielded
 
-logger = logging.getLogger(__name__)
+logger = get_logger(__name__)
 
 START_PATIENCE = 30.0
 """Seconds that a guardian may take to report that the kernel runs."""

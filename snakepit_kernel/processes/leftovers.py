@@ -7,7 +7,6 @@ directories where runs have their files.
 from __future__ import annotations
 
 import contextlib
-import logging
 import os
 import re
 import shutil
@@ -15,11 +14,12 @@ import stat
 from pathlib import Path
 
 from ..ids import is_run_id
+from ..loggers import get_logger
 from ..paths import jupyter_runtime_dir, runtime_dirs
 from .os_limits import is_group, remove_group
 from .run_folders import is_in_use
 
-logger = logging.getLogger(__name__)
+logger = get_logger(__name__)
 
 _CONNECTION_FILE = re.compile(r"kernel-[\w.-]+\.json")
 _JUPYTER_SOCKET = re.compile(r"kernel-[\w.-]+-\d+")

@@ -10,7 +10,6 @@ import asyncio
 import contextlib
 import itertools
 import json
-import logging
 import math
 import os
 import time
@@ -20,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from ..ids import is_run_id
+from ..loggers import get_logger
 from ..paths import data_dir
 from ..store.recovery import FAILURES
 from ..store.run_database import RunDatabase, Statement
@@ -29,7 +29,7 @@ from .identity import ProcessIdentity
 from .pid_scope import PidScope, Visibility, here
 from .waiting import run_shielded
 
-logger = logging.getLogger(__name__)
+logger = get_logger(__name__)
 
 _database = RunDatabase(logger)
 

@@ -9,7 +9,6 @@ import asyncio
 import contextlib
 import ctypes
 import errno
-import logging
 import os
 import resource
 import time
@@ -20,9 +19,11 @@ from pathlib import Path
 from ..errors import SurvivorsError
 from ..files import make_directory, read_file
 from ..ids import RUN_ID_OPTION, RUN_ID_VARIABLE, is_run_id, run_id_of_number
+from ..loggers import get_logger
 from ..paths import data_dir
 from .concurrency import Coalescer
 from .end_report import EndedProcess, EndReport
+from .guardian import MAX_COMMAND
 from .identity import (
     SIGKILL,
     ProcessIdentity,
@@ -48,7 +49,7 @@ from .tags import (
     says_kept,
 )
 
-logger = logging.getLogger(__name__)
+logger = get_logger(__name__)
 
 SIGTERM = 15
 SIGCONT = 18
@@ -307,7 +308,7 @@ class Ending:
     def report(self, run_id: str | None = None) -> EndReport:
         """Return the report for one run, or for all."""
         ended = [
-            EndedProcess(pid=item.identity.pid, command=item.command, signal=name)
+            EndedProcess(pid=item.identity.pid, command=item.command[:MAX_COMMAND], signal=name)
             for item, name in self.ended
             if run_id in {None, item.run_id}
         ]

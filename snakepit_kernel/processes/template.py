@@ -11,7 +11,6 @@ import atexit
 import contextlib
 import errno
 import json
-import logging
 import os
 import resource
 import socket
@@ -24,6 +23,7 @@ from typing import IO, Any, NamedTuple
 
 from ..ids import RUN_ID_VARIABLE, own_run_id
 from ..locks import Lock
+from ..loggers import get_logger
 from ..paths import working_directory
 from ..printable import printable
 from . import pidfd
@@ -34,7 +34,7 @@ from .tags import KEEP_VARIABLE
 from .template_process import CHECK, FIT, LAUNCH, MAX_FDS, PREPARE
 from .waiting import readable
 
-logger = logging.getLogger(__name__)
+logger = get_logger(__name__)
 
 TEMPLATE_VARIABLE = "SNAKEPIT_TEMPLATE"
 """Environment variable that turns templates off, with ``0``."""

@@ -16,6 +16,7 @@ from typing import Any, Final
 
 import cloudpickle
 
+from ..printable import printable
 from .patterns import Slow, check_speed
 from .values import Variable
 
@@ -50,13 +51,13 @@ def check_format(content: object, wanted: str, what: str) -> None:
     """
     if not isinstance(content, Mapping) or content.get("format") != wanted:
         msg = f"{what} is no exported {wanted.removeprefix('snakepit-')}"
-        raise ValueError(msg)
+        raise ValueError(printable(msg))
     if content.get("version") != FORMAT_VERSION:
         msg = (
             f"{what} has version {content.get('version')} of the format; this program reads "
             f"version {FORMAT_VERSION}"
         )
-        raise ValueError(msg)
+        raise ValueError(printable(msg))
 
 
 def check_trust(content: Mapping[str, Any], what: str, *, trust: bool) -> None:
@@ -81,7 +82,7 @@ def check_trust(content: Mapping[str, Any], what: str, *, trust: bool) -> None:
             f"{listed} can only be read as a pickle, which can run code; if you trust whoever "
             "wrote the file, say so (--trust, trust=True)"
         )
-        raise ValueError(msg)
+        raise ValueError(printable(msg))
 
 
 # -- variables ---------------------------------------------------------------------------------

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import contextvars
-import logging
 import threading
 import time
 import weakref
@@ -15,10 +14,11 @@ from functools import partial
 from typing import Protocol, Self
 
 from ..errors import SessionNotFound, SnakepitError
+from ..loggers import get_logger
 from ..validation import bounded
 from .values import Change
 
-logger = logging.getLogger(__name__)
+logger = get_logger(__name__)
 
 BATCH = 100
 """Changes that are read at a time."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import logging
 import os
 import select
 import threading
@@ -13,8 +12,9 @@ from pathlib import Path
 from inotify_simple import INotify, flags
 
 from ..locks import RLock
+from ..loggers import get_logger
 
-logger = logging.getLogger(__name__)
+logger = get_logger(__name__)
 
 POLL_INTERVAL = 0.5
 """Seconds after which watchers check by themselves: a file system may report no changes."""

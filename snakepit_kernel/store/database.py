@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
-import logging
 import os
 import random
 import sqlite3
@@ -18,6 +17,7 @@ from weakref import WeakSet
 from ..errors import StoreError
 from ..files import NotOurs, create_file
 from ..locks import Lock
+from ..loggers import get_logger
 from .log import find_dropped, is_unclosed, replay
 from .recovery import (
     FAILURES,
@@ -36,7 +36,7 @@ from .recovery import (
 from .rescue import rescue
 from .schema import VERSION, build, is_compatible, is_plausible
 
-logger = logging.getLogger(__name__)
+logger = get_logger(__name__)
 
 T = TypeVar("T")
 Row = tuple[Any, ...]

@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import quote
 
+from ..files import open_file
 from .recovery import FAILURES, index_of, log_of
 
 _HEADER, _FRAME_HEADER = 32, 24
@@ -106,7 +107,7 @@ def replay(path: Path, target: Path, frames: int) -> None:
         Number of frames of the log to apply.
     """
     page_bytes, pages = page_bytes_of(path), 0
-    with path.open("rb") as source, target.open("wb") as out:
+    with path.open("rb") as source, open(target, "wb", opener=open_file) as out:
         while block := source.read(1 << 20):
             out.write(block)
         for number, size, page in _frames(path, page_bytes, frames):

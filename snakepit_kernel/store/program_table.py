@@ -18,7 +18,10 @@ from typing import Any
 
 from ..errors import ProgramDamaged, QuotaExceeded, StoreError
 from ..files import check_directory, make_directory, open_file
+from ..loggers import get_logger
 from .database import Database, failure
+
+logger = get_logger(__name__)
 
 FILE_FROM_BYTES = 256 * 1024
 """Size from which a program is stored in a separate file."""
@@ -243,8 +246,19 @@ class ProgramTable:
                     lambda connection: connection.execute(delete, over).fetchall()
                 )
             )
-        if self._folder.is_dir():
+        if self._is_folder_ours():
             self._remove_orphans()
+
+    def _is_folder_ours(self) -> bool:
+        """Whether the files in the folder may be removed; log why not, if it exists."""
+        try:
+            check_directory(self._folder)
+        except FileNotFoundError:
+            return False
+        except OSError as error:
+            logger.warning("files of programs are not removed: %s", error)
+            return False
+        return True
 
     def copy(self, session: int, target: int) -> None:
         """Copy the programs of a session to another one."""
@@ -270,6 +284,7 @@ class ProgramTable:
 
     def _copy_file(self, name: str) -> str:
         copy = uuid.uuid4().hex
+        check_directory(self._folder)
         os.utime(self._folder / name)  # it must not look like an orphan
         os.link(self._folder / name, self._folder / copy)  # files are replaced, never changed
         return copy
@@ -281,8 +296,9 @@ class ProgramTable:
 
     def remove_files(self, names: Iterable[str | None]) -> None:
         """Remove files whose rows are gone."""
-        for name in names:
-            if name is not None and _is_file_name(name):
+        own = [name for name in names if name is not None and _is_file_name(name)]
+        if own and self._is_folder_ours():
+            for name in own:
                 self._remove(name)
 
     def _remove(self, name: str) -> None:
@@ -292,7 +308,13 @@ class ProgramTable:
     def _remove_orphans(self) -> None:
         with os.scandir(self._folder) as entries:
             old = time.time() - ORPHAN_SECONDS
-            names = {entry.name for entry in entries if _is_older(entry, old)}
+            names = {
+                entry.name
+                for entry in entries
+                if _is_file_name(entry.name)
+                and entry.is_file(follow_symlinks=False)
+                and _is_older(entry, old)
+            }
         if names:
             select = "SELECT file FROM programs WHERE file IS NOT NULL"
             names -= {name for (name,) in self._database.read(select)}
@@ -340,7 +362,7 @@ def _check_quota(
 
 def _is_older(entry: os.DirEntry[str], moment: float) -> bool:
     try:
-        return entry.stat().st_mtime < moment
+        return entry.stat(follow_symlinks=False).st_mtime < moment
     except FileNotFoundError:
         return False  # removed meanwhile
 

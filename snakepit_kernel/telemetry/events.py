@@ -7,7 +7,6 @@ dropped, and counted.
 from __future__ import annotations
 
 import atexit
-import logging
 import os
 import sys
 import threading
@@ -19,6 +18,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
 from ..locks import RLock
+from ..loggers import get_logger
 from ..validation import bounded
 from .rate_limit import Buckets
 from .spans import SDK, Record, Scalar, here, is_installed
@@ -26,7 +26,7 @@ from .spans import SDK, Record, Scalar, here, is_installed
 if TYPE_CHECKING:
     from .opentelemetry import Bridge
 
-logger = logging.getLogger(__name__)
+logger = get_logger(__name__)
 
 CAPACITY = 1024
 """Events that may wait for delivery."""

@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import logging
 import sys
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, Final
 
 from .._version import __version__
+from ..loggers import get_logger
 
 if TYPE_CHECKING:
     from opentelemetry.context import Context
     from opentelemetry.trace import Span, Tracer, TracerProvider
 
-logger = logging.getLogger(__name__)
+logger = get_logger(__name__)
 
 SDK = "opentelemetry.sdk"
 """Module that is present once the SDK has been imported."""

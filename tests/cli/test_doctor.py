@@ -393,7 +393,23 @@ def test_a_directory_that_others_could_replace_is_a_hint(
     (safe,) = findings("data directory", SNAKEPIT_DATA_DIR=str(shared / "own"))
 
     assert (found["level"], safe["level"]) == ("hint", "ok")
-    assert f"chmod o-w {shared}" in found["advice"]
+    assert f"chmod go-w {shared}" in found["advice"]
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a directory away")
+@pytest.mark.parametrize(("owner", "group", "mode"), [(65533, 0, 0o755), (0, 65533, 0o775)])
+def test_a_directory_high_above_that_others_could_replace_is_a_hint_too(
+    place: Any, findings: Callable[..., Findings], owner: int, group: int, mode: int
+) -> None:
+    theirs = place.root / "theirs"
+    (theirs / "a" / "b").mkdir(parents=True)
+    os.chown(theirs, owner, group)
+    theirs.chmod(mode)
+
+    (found,) = findings("data directory", SNAKEPIT_DATA_DIR=str(theirs / "a" / "b" / "own"))
+
+    assert found["level"] == "hint"
+    assert f"chmod go-w {theirs}," in found["advice"]
 
 
 def test_a_registry_that_cannot_be_opened_is_a_problem(

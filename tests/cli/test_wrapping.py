@@ -340,6 +340,20 @@ def test_the_rights_of_a_spec_are_kept_whatever_the_umask(
     assert copy.stat().st_mode & 0o777 == copied
 
 
+def test_directories_that_are_made_for_a_spec_are_private_whatever_the_umask(
+    command: Run, place: Any, original: Path, tmp_path: Path
+) -> None:
+    """Others could put kernelspecs there, which are commands."""
+    old = os.umask(0)
+    try:
+        assert command("wrap", "plain", "--prefix", str(tmp_path / "made"))[0] == 0
+    finally:
+        os.umask(old)
+    made = tmp_path / "made"
+    for path in (made, made / "share", made / "share" / "jupyter" / "kernels"):
+        assert path.stat().st_mode & 0o777 == 0o700
+
+
 def test_no_copy_runs_as_its_owner(command: Run, place: Any, original: Path) -> None:
     """It would be another owner: whoever wraps, and not who made the original."""
     program = original / "bin" / "program"

@@ -16,9 +16,11 @@ from typing import Any
 import pytest
 from jupyter_client import BlockingKernelClient, write_connection_file
 
+from snakepit_kernel.cli.channel_checks import check_channels, reached_by
 from snakepit_kernel.ids import RUN_ID_VARIABLE, is_run_id, new_run_id
 from snakepit_kernel.kernel import launcher
 from snakepit_kernel.processes.run_registry import Registry
+from snakepit_kernel.transport import Reached
 
 SOON = 5.0
 
@@ -103,6 +105,21 @@ def test_the_kernel_tags_itself_and_is_written_down(client):
     assert f"--snakepit-run-id={run_id}" in Path(f"/proc/{pid}/cmdline").read_text()
     (run,) = Registry().runs()
     assert (run.run_id, str(run.process.pid), run.owner.pid) == (run_id, pid, client.process.pid)
+
+
+def test_doctor_and_status_say_that_everybody_can_listen_to_it(client):
+    """The client has chosen TCP, and its connection file is its own."""
+    (run,) = Registry().runs()
+    assert run.leftovers == ()
+    assert reached_by(run) is Reached.PLAIN
+    (finding,) = check_channels()
+    assert (finding.level, run.run_id in finding.text) == ("hint", True)
+
+
+def test_the_kernel_runs_with_safe_path_though_its_client_does_not(client):
+    (run,) = Registry().runs()
+    words = Path(f"/proc/{run.process.pid}/cmdline").read_bytes().split(b"\0")
+    assert b"-P" in words[: words.index(b"-m")]
 
 
 @pytest.mark.parametrize(

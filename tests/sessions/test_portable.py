@@ -123,6 +123,23 @@ def test_what_json_does_not_know_needs_trust(session, target, file, name):
     assert np.array_equal(found, value) if name == "text" else found == value
 
 
+@pytest.mark.parametrize("part", ["name", "version"])
+def test_what_a_refused_file_says_does_nothing_to_the_terminal(session, target, file, part):
+    session.variables.register("tags", "any", {1, 2})
+    export_session(session, file)
+    content = json.loads(file.read_text())
+    if part == "name":
+        content["variables"][0]["name"] = "\x1b[2J\u202e"
+    else:
+        content["version"] = "\x1b[2J\u202e"
+    file.write_text(json.dumps(content))
+
+    with pytest.raises(ValueError, match=r"\\x1b\[2J\\u202e") as caught:
+        import_session(target, file)
+
+    assert str(caught.value).isprintable()
+
+
 @pytest.mark.parametrize(
     "place",
     [

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sqlite3
 import time
+import uuid
 from contextlib import closing
 from pathlib import Path
 
@@ -146,7 +147,7 @@ def test_expired_global_programs_make_room_before_they_are_swept(store, monkeypa
 def test_a_sweep_removes_files_that_nothing_names_and_no_other(session, store, monkeypatch):
     session.programs["p"] = LARGE
     (kept,) = files(store)
-    (kept.parent / "orphan").write_bytes(b"")
+    (kept.parent / uuid.uuid4().hex).write_bytes(b"")
     store.sweep()
     assert len(files(store)) == 2, "a young file may belong to a row that is still to come"
     for file in files(store):

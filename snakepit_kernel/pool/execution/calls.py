@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import contextvars
-import logging
 import sys
 import threading
 import time
@@ -19,6 +18,7 @@ from ...errors import CallTimeout, SnakepitError, ToolError, WorkerDied
 from ...lane import replies
 from ...lane.exchange import Exchange
 from ...lane.owner_end import LaneClosed, OwnerLane
+from ...loggers import get_logger
 from ...processes.run_folders import remake_folder
 from ...protocol import messages
 from ...protocol.codec import pickled
@@ -33,7 +33,7 @@ from ..workers.jupyter import Cell, CellClient, CellRun
 from ..workers.worker import PooledLane, Worker
 from .host_tools import HostToolServer
 
-logger = logging.getLogger(__name__)
+logger = get_logger(__name__)
 
 INTERRUPT_INTERVAL = 0.1
 """Seconds after which an unanswered interrupt is repeated."""

@@ -5,7 +5,6 @@ No framework is imported for that: device files and environment variables are su
 
 from __future__ import annotations
 
-import logging
 import os
 import platform
 import re
@@ -16,6 +15,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
+
+from ...loggers import get_logger
 
 Gpus = Literal["auto"] | int | Sequence[int | str] | None
 
@@ -28,7 +29,7 @@ ANSWER_PATIENCE = 10.0
 
 ROOT = Path("/")
 
-logger = logging.getLogger(__name__)
+logger = get_logger(__name__)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

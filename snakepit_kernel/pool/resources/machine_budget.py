@@ -6,7 +6,6 @@ The budget is advisory: a pool with a given number of workers always gets them. 
 
 from __future__ import annotations
 
-import logging
 import os
 from pathlib import Path
 from typing import Self
@@ -14,9 +13,10 @@ from typing import Self
 import psutil
 
 from ...ids import new_run_id
+from ...loggers import get_logger
 from ...processes.run_registry import Registry
 
-logger = logging.getLogger(__name__)
+logger = get_logger(__name__)
 
 _GROUP_LIMIT = Path("/sys/fs/cgroup/memory.max")
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
-import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -20,6 +19,7 @@ from jupyter_client.manager import AsyncKernelManager
 from ...errors import CellError
 from ...ids import SESSION_KEY
 from ...lane.owner_end import MAX_LINGERING, OwnerLane
+from ...loggers import get_logger
 from ...protocol.frames import Frame
 from ...protocol.messages import Late, shown
 from ...telemetry.correlation import METADATA_KEY
@@ -381,7 +381,7 @@ class KernelSpecs(KernelSpecManager):
 
 
 # jupyter_client logs each start error with its traceback; here it is raised, and logged once.
-_log_of_managers = logging.getLogger(__name__)
+_log_of_managers = get_logger(__name__)
 _log_of_managers.addFilter(lambda record: record.exc_info is None)
 
 

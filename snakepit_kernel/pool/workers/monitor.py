@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -11,6 +10,7 @@ from weakref import WeakKeyDictionary, WeakSet
 
 import psutil
 
+from ...loggers import get_logger
 from ...printable import printable
 from ...processes import logs
 from ...processes.concurrency import in_thread
@@ -20,7 +20,7 @@ from ..policies import Heartbeat
 from .replacement import RollingReplacement
 from .worker import Worker
 
-logger = logging.getLogger(__name__)
+logger = get_logger(__name__)
 
 RECONCILE_INTERVAL = 1.0
 """Seconds between two reconciliations of the slots with their workers."""

@@ -5,18 +5,18 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import itertools
-import logging
 from collections.abc import Coroutine, Sequence
 from functools import partial
 from typing import Any
 
 from ...errors import StartFailed
+from ...loggers import get_logger
 from ..config import PoolConfig
 from .lifecycle import Slot, WorkerEvent, WorkerState
 from .supervisor import WorkerSupervisor
 from .worker import Worker
 
-logger = logging.getLogger(__name__)
+logger = get_logger(__name__)
 
 REPLACEMENT_BACKOFF = 5.0
 """Seconds before a failed replacement of a living worker is retried."""

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 from collections.abc import Awaitable, Callable
 
 from ...errors import StartFailed
+from ...loggers import get_logger
 from .worker import Worker
 
-logger = logging.getLogger(__name__)
+logger = get_logger(__name__)
 
 DELAY = 0.2
 """Seconds before a missing standby worker is started: the pool's own work comes first."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 import threading
 import time
 from collections import Counter, deque
@@ -15,6 +14,7 @@ from weakref import WeakSet
 import zmq.asyncio
 
 from ...errors import SnakepitError, StartFailed
+from ...loggers import get_logger
 from ...processes.concurrency import LoopThread
 from ...processes.run_folders import Folder
 from ...processes.template import why_not
@@ -28,7 +28,7 @@ from .lifecycle import Slot, WorkerEvent, WorkerState
 from .standby import STANDBY_SLOT, StandbyWorkers
 from .worker import PooledLane, Worker
 
-logger = logging.getLogger(__name__)
+logger = get_logger(__name__)
 
 START_BATCH = 8
 """Most worker processes that start at the same time when each is executed."""

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import itertools
-import logging
 import os
 import select
 import signal
@@ -36,6 +35,7 @@ from ...lane.control_page import RECALL_SIGNAL, ControlPage, ControlWords
 from ...lane.exchange import Exchange
 from ...lane.marshalling import Marshaller
 from ...lane.owner_end import LaneClosed, OwnerLane
+from ...loggers import get_logger
 from ...printable import printable
 from ...processes import logs
 from ...processes.os_limits import Cgroup
@@ -64,7 +64,7 @@ if TYPE_CHECKING:
     from ...processes.guarded_process import GuardedProcess
     from ..config import PoolConfig
 
-logger = logging.getLogger(__name__)
+logger = get_logger(__name__)
 
 DEATH_PATIENCE = 2.0
 """Seconds to wait for the exit status of a worker whose lane closed."""
@@ -588,7 +588,8 @@ class Worker:
             logger.warning("%s was told to end, and nobody can see whether: %s", self.name, error)
         if self._group is not None:
             self._ran_out_of_memory = self._group.ran_out_of_memory
-            self._group.remove()
+            with contextlib.suppress(OSError):  # whoever finds the run next removes it
+                self._group.remove()
         if self._exit_fd is not None:
             asyncio.get_running_loop().remove_reader(self._exit_fd)
             os.close(self._exit_fd)
