@@ -82,6 +82,23 @@ print(os.getcwd(), os.environ.get("MINE"), os.environ["SNAKEPIT_RUN_ID"], sys.ar
 """
 
 
+@pytest.mark.parametrize(("transport", "warns"), [("tcp", True), ("ipc", False)])
+def test_one_that_waited_warns_of_plain_tcp_where_that_is_what_it_got(
+    start, capfd, transport, warns
+):
+    async def scenario() -> None:
+        async with start(transport=transport):
+            run_id = await one_waits()
+            capfd.readouterr()
+            async with start(transport=transport) as kernel:
+                assert kernel.km.provisioner.run_id == run_id
+                assert await kernel.run("1 + 1") == "2"
+
+    asyncio.run(scenario())
+    said = capfd.readouterr()
+    assert ("without encryption" in said.out + said.err) is warns
+
+
 @pytest.mark.parametrize("transport", ["tcp", "ipc"])
 def test_the_next_kernel_is_the_one_that_waits(start, tmp_path, transport):
     async def scenario() -> None:
