@@ -286,6 +286,20 @@ def test_a_program_that_is_not_there_is_told_at_once_and_other_pools_work_on(ker
     assert other.run("1 + 1").value == 2
 
 
+def test_a_kernel_that_can_encrypt_is_reached_encrypted(kernelspec, open_pool, tmp_path):
+    program = tmp_path / "secret.py"
+    program.write_text("from ipykernel.kernelapp import launch_new_instance as run; run()")
+    command = (sys.executable, str(program), "-f", "{connection_file}")
+    metadata = {"supported_encryption": "curve"}
+    pool = open_pool(kernel_name=kernelspec("s", *command, language="other", metadata=metadata))
+
+    (worker,) = pool._engine.supervisor.workers.values()
+    connection = worker.manager.get_connection_info()
+    assert connection["transport"] == "tcp"
+    assert connection["curve_publickey"]
+    assert pool.run("print(6 * 7)").stdout == "42\n"
+
+
 def test_the_bash_kernel_is_a_worker(open_pool, kernelspec):
     pytest.importorskip("bash_kernel")
     command = (sys.executable, "-m", "bash_kernel", "-f", "{connection_file}")
