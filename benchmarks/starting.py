@@ -9,6 +9,7 @@ goal what was reached.
 
 - *start*: from the call of ``start_kernel`` until one ``kernel_info_request`` is answered.
   *template*: no kernel is kept ready, so that the kernel is forked. *standby*: one is ready.
+  Kernels are reached by ipc, but where it says *curve* (encrypted TCP) or *tcp*.
 - *restart*: from the call of ``restart_kernel`` until the new kernel answers a new client; with
   ``now=True``, or a graceful one of a kernel with one living child.
 - *pool*: from the call of ``Pool``, whose template is warm, until every worker is ready; with
@@ -75,7 +76,7 @@ Measured = dict[str, float]
 # -- kernels ---------------------------------------------------------------------------------------
 
 
-def manager_of(name: str, standby: int = 0, context: Any = None) -> Any:
+def manager_of(name: str, standby: int = 0, context: Any = None, transport: str = "auto") -> Any:
     """Make the manager of a kernel.
 
     Parameters
@@ -86,13 +87,15 @@ def manager_of(name: str, standby: int = 0, context: Any = None) -> Any:
         How many of ours are kept ready.
     context
         ZeroMQ context that it shares with others.
+    transport
+        How ours is reached; by default by ipc.
     """
     from jupyter_client.manager import AsyncKernelManager
     from traitlets.config import Config
 
     return AsyncKernelManager(
         kernel_name=name,
-        config=Config({"SnakepitProvisioner": {"standby": standby}}),
+        config=Config({"SnakepitProvisioner": {"standby": standby, "transport": transport}}),
         **({"context": context} if context is not None else {}),
     )
 
@@ -165,8 +168,8 @@ def is_older(pid: int, moment: float) -> bool:
 # -- starts and restarts ---------------------------------------------------------------------------
 
 
-async def start(label: str, name: str, standby: int = 0) -> Measured:
-    km = manager_of(name, standby)
+async def start(label: str, name: str, standby: int = 0, transport: str = "auto") -> Measured:
+    km = manager_of(name, standby, transport=transport)
     asked, began = time.time(), time.perf_counter()
     async with started(km):
         taken = await answer(km) - began
@@ -311,6 +314,8 @@ def apart(function: Callable[..., Measured], *arguments: Any) -> Take:
 MEASUREMENTS: dict[str, Take] = {
     "stock start": functools.partial(start, name=STOCK),
     "template start": functools.partial(start, name=OURS),
+    "template start by curve": functools.partial(start, name=OURS, transport="curve"),
+    "template start by tcp": functools.partial(start, name=OURS, transport="tcp"),
     "standby start": functools.partial(start, name=OURS, standby=1),
     "stock restart": functools.partial(restart, name=STOCK),
     "template restart": functools.partial(restart, name=OURS),
@@ -395,6 +400,12 @@ PSS = "stock 4 with imports: memory"
 ROWS = {
     "start-template": Row("start, template", "stock start", "template start", "fast", 6),
     "start-standby": Row("start, standby", "stock start", "standby start", "fast", 20),
+    "start-curve": Row(
+        "start, encrypted TCP against ipc", "template start", "template start by curve", "more", 5
+    ),
+    "start-tcp": Row(
+        "start, plain TCP against ipc", "template start", "template start by tcp", "more", None
+    ),
     "restart-template": Row(
         "restart now, template", "stock restart", "template restart", "fast", None
     ),
