@@ -192,8 +192,9 @@ class CallFuture(concurrent.futures.Future[T]):
             if self.done():
                 return
         with self._condition:
-            if not self.done():
-                self._condition.wait(None if timeout is None else until - time.monotonic())
+            self._condition.wait_for(
+                self.done, None if timeout is None else until - time.monotonic()
+            )
 
     def _check_wait(self, timeout: float | None) -> None:
         if self.keeper is None or (timeout is not None and timeout <= 0):
@@ -254,10 +255,10 @@ class CallFuture(concurrent.futures.Future[T]):
 
 
 _SHARED = frozenset({"_condition", "_waiters", "_done_callbacks"})
-"""What who waits for a future, or is to be called, has in common with who delivers its outcome."""
+"""What those who wait for a future share with the thread that delivers its outcome."""
 
 _making = RLock()
-"""Held while these are made, or an outcome is set without them."""
+"""Held while these are made, and while an outcome is set because they are not."""
 
 
 class Stream(Iterator[Any]):
