@@ -32,10 +32,10 @@ def served(queue: FairQueue[Entry], *, places: int = 1) -> list[Entry]:
     order, held = [], []
     while len(queue):
         if len(held) == places:
-            queue.let_go(held.pop(0).session)
+            queue.record_released(held.pop(0).session)
         entry = next(iter(queue))
         queue.remove(entry)
-        queue.hold(entry)
+        queue.record_assigned(entry)
         held.append(entry)
         order.append(entry)
     return order
@@ -71,8 +71,8 @@ def test_sessions_take_turns():
 def test_whoever_holds_the_fewest_places_is_served_first():
     queue, _ = fill("slow", "quick", "slow", "quick")
     for _ in range(3):  # three places with long work
-        queue.hold(Entry("slow"))
-    queue.hold(Entry("quick"))
+        queue.record_assigned(Entry("slow"))
+    queue.record_assigned(Entry("quick"))
 
     assert [entry.session for entry in queue] == ["quick", "quick", "slow", "slow"]
 
@@ -138,11 +138,11 @@ def test_nothing_is_lost_or_given_twice_and_the_order_holds(actions):
             }
             assert counts[got.session] == min(counts.values()), "the fewest places first"
             queue.remove(got)
-            queue.hold(got)
+            queue.record_assigned(got)
             waiting.remove(got)
             held.append(got)
         elif action == "let go" and held:
-            queue.let_go(held.pop(0).session)
+            queue.record_released(held.pop(0).session)
         assert len(queue) == len(waiting)
         assert sorted(each.number for each in queue) == sorted(each.number for each in waiting)
         assert all(each in queue for each in waiting)
