@@ -86,7 +86,8 @@ def runtime_dirs() -> list[Path]:
     if not os.environ.get(RUNTIME_VARIABLE) and not os.environ.get("JUPYTER_RUNTIME_DIR"):
         user = os.geteuid()
         paths = [base / OWN for base in (*_base_dirs(), Path(f"/run/user/{user}"))]
-        paths += [base / f"{OWN}-{user}" for base in _temporary_dirs()]
+        for base in _temporary_dirs():
+            paths += [base / f"{OWN}-{user}", *filter(None, [_recorded_dir(base)])]
         for path in paths:
             try:
                 check_directory(path)

@@ -296,6 +296,20 @@ def test_what_another_user_planted_under_our_name_is_neither_followed_nor_change
 
 
 @as_root
+def test_the_other_one_is_still_looked_at_when_the_next_login_has_a_directory(victim):
+    (victim.shared / f"snakepit-{OTHER}").mkdir()
+
+    said = victim("""
+first = runtime_dir()
+login = os.environ["XDG_RUNTIME_DIR"] = os.path.join(os.environ["WHERE"], "login")
+os.mkdir(login, 0o700)
+print(runtime_dir() != first, first in runtime_dirs())
+""")
+
+    assert said.splitlines()[0] == "True True"
+
+
+@as_root
 def test_a_kept_name_that_is_gone_after_a_boot_is_replaced(victim):
     (victim.shared / f"snakepit-{OTHER}").mkdir()
     first = Path(victim("print(runtime_dir())").splitlines()[0])
