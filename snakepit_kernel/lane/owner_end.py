@@ -33,6 +33,9 @@ MAX_LINGERING = 1000
 """Ended calls of a lane whose late output is still shown."""
 
 
+PlainAnswer = tuple[messages.Result, bytes, int]
+"""An answer whose value is a pickle without buffers: message, pickle, and end of the frame."""
+
 _EndedCall = tuple[int, Display | None, contextvars.Context]
 """Id, display and context of a call that has ended."""
 
@@ -182,24 +185,26 @@ class OwnerLane:
         except OSError:
             return False
 
-    def receive_answer(self, exchange: Exchange, seconds: float) -> bool:
-        """Receive the answer to a request if a plain value is the next frame, and comes in time.
+    def await_answer(self, exchange: Exchange, seconds: float) -> PlainAnswer | None:
+        """Wait for the answer to a request; return it if a plain value is the next frame.
 
-        Returns
-        -------
-        bool
-            Whether the exchange is answered, and its value restored. If not, `receive_ready` gives
-            what has arrived to it, or raises the error.
+        None if it does not come in time, or anything else does, such as the end of the lane:
+        `receive_ready` gives that to the exchange, or raises the error.
         """
         try:
             if not self._spin():
                 if not self._incoming.poll(min(seconds, MAX_POLL_SECONDS) * 1000):
-                    return False
+                    return None
                 self._receive_nowait()
         except LaneClosed:
-            return False
-        if (found := self._peek_result(exchange)) is None:
-            return False
+            return None
+        return self._peek_result(exchange)
+
+    def take_answer(self, exchange: Exchange, found: PlainAnswer) -> bool:
+        """Restore the value of an answer that was awaited; return whether that was possible.
+
+        If not, `receive_ready` finds the answer once more, and its exchange gets the error.
+        """
         message, body, end = found
         exchange.restore(message, body)
         if exchange.has_failed:
@@ -208,7 +213,7 @@ class OwnerLane:
         self._reader.consume(end)
         return True
 
-    def _peek_result(self, exchange: Exchange) -> tuple[messages.Result, bytes, int] | None:
+    def _peek_result(self, exchange: Exchange) -> PlainAnswer | None:
         """Return the next frame if it is the plain value of an exchange, and where it ends."""
         found = self._reader.peek()
         if found is None:

@@ -485,10 +485,11 @@ class Dispatcher:
         if worker.state is WorkerState.READY:
             if lane not in self.scheduler.idle:  # else Ctrl-C interrupted an earlier release
                 self.offer(lane)
-        elif not worker.is_held:
-            if worker.state is WorkerState.DEAD:
+        elif worker.state is WorkerState.DEAD:
+            if not worker.is_held:
                 worker.close_channels()
-            elif worker.state is WorkerState.DRAINING:
+        elif not worker.is_waited_for:
+            if worker.state is WorkerState.DRAINING:
                 self.supervisor.stop_retired(worker)
             elif worker.state is WorkerState.TERMINATING:
                 worker.terminate()
@@ -557,11 +558,11 @@ class Dispatcher:
             item = self.scheduler.assigned
             if isinstance(item, WorkItem) and item.lane is not None and not item.finished:
                 self.scheduler.assigned = None
-                if item.lane.holder is not item:
+                if item.lane.holder is None:  # else it has been notified, and was begun
                     self.hold(item)
                 with contextlib.suppress(RuntimeError):  # it was notified already
                     item.on_assigned()
-            for worker in self.supervisor.workers.values():
+            for worker in self.supervisor.at_work():
                 for lane in worker.lanes:
                     lane.defined.clear()  # the definitions may not have been sent
                     lane.encoders = lane.search_path_version = 0
@@ -577,6 +578,8 @@ class Dispatcher:
             others = (other.holder for other in lane.worker.lanes if other is not lane)
             lane.worker.current[:] = [other.name for other in others if other is not None]
             self.release(lane, "")
+        elif holder is not None:
+            self.release(lane, holder.name)
 
     # -- sessions ------------------------------------------------------------------------------
 

@@ -126,12 +126,12 @@ class CallFuture(concurrent.futures.Future[T]):
         if name not in _SHARED:
             msg = f"a CallFuture has no attribute {name!r}"
             raise AttributeError(msg)
-        with _making:
-            if name not in vars(self):
-                self._waiters: list[Any] = []
-                self._done_callbacks: list[Any] = []
-                self._condition = Condition()  # one that Ctrl-C cannot leave locked
-        return vars(self)[name]
+        namespace = vars(self)
+        made = {"_waiters": [], "_done_callbacks": [], "_condition": Condition()}
+        with _making:  # nothing is made here: the garbage collector would run code of others
+            if name not in namespace:
+                namespace.update(made)
+        return namespace[name]
 
     def cancel(self) -> bool:
         """Cancel the call; return whether it is cancelled: False if it had ended before."""
@@ -247,8 +247,9 @@ class CallFuture(concurrent.futures.Future[T]):
 
     def deliver_unnoticed(self, value: Any, exception: BaseException | None = None) -> bool:
         """Set the outcome if nobody is to be notified, nor was; return whether it was set."""
+        namespace = vars(self)
         with _making:
-            if self._state != PENDING or "_condition" in vars(self):
+            if self._state != PENDING or "_condition" in namespace:
                 return False
             self._result, self._exception, self._state = value, exception, FINISHED
             return True

@@ -16,12 +16,18 @@ from weakref import WeakKeyDictionary
 import cloudpickle
 
 from .encoders import encoders
+from .functions import is_by_value
 
 MAX_KEPT_BYTES = 64 * 1024
 """Largest pickle that is kept."""
 
 IMMUTABLE = frozenset({type(None), bool, int, float, complex, str, bytes})
 """Types of values that nothing can change."""
+
+_PARTS = IMMUTABLE | {
+    *(types.FunctionType, types.BuiltinFunctionType, types.ModuleType, types.CodeType, tuple, dict)
+}
+"""Types of what is in the pickle of such a function."""
 
 _OF_THE_MODULE = ("__package__", "__name__", "__path__", "__file__")
 """Names that a pickled function has in its globals, whether it uses them or not."""
@@ -50,7 +56,7 @@ class PickledFunction:
 class _Kept(NamedTuple):
     names: tuple[str, ...]
     parts: list[object]
-    modules: int  # number of imported modules: a pickle names submodules of those that it refers to
+    modules: tuple[int, str]  # number of imported modules, and the last: a pickle names submodules
     pickled: PickledFunction
 
 
@@ -71,17 +77,20 @@ class FunctionPickles:
         """Return a function's pickle, made by ``dumps`` if none is kept; None if it may change."""
         if type(function) is not types.FunctionType or not _is_simple(function):
             return None
+        if not is_by_value(function):  # its module may get another one of that name
+            return None
         kept = self._kept.get(function)
         code = function.__code__
         names = tuple(_names_in(code)) if kept is None or kept.parts[0] is not code else kept.names
         parts = _parts_of(function, names)
         if parts is None:
             return None
-        modules = len(sys.modules)
+        modules = len(sys.modules), next(reversed(sys.modules))
         if kept is not None and kept.modules == modules and _are_the_same(kept.parts, parts):
             return kept.pickled
         body, buffers = dumps(function)
-        if buffers or len(body) > MAX_KEPT_BYTES:
+        now = _parts_of(function, names)
+        if buffers or len(body) > MAX_KEPT_BYTES or now is None or not _are_the_same(parts, now):
             return None
         pickled = PickledFunction(body)
         self._kept[function] = _Kept(names, parts, modules, pickled)
@@ -111,7 +120,7 @@ def _names_in(code: types.CodeType) -> Iterator[str]:
 
 def _parts_of(function: types.FunctionType, names: tuple[str, ...]) -> list[object] | None:
     """Return what a function consists of; None if any of it could be changed in place."""
-    if types.FunctionType in encoders.reducers or cloudpickle.list_registry_pickle_by_value():
+    if not _PARTS.isdisjoint(encoders.reducers) or cloudpickle.list_registry_pickle_by_value():
         return None
     defaults, namespace = function.__defaults__, function.__globals__
     values = [namespace.get(name, _MISSING) for name in names]

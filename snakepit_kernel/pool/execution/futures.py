@@ -17,6 +17,7 @@ from typing import Any
 
 from ...errors import PoolClosed, SnakepitError, WorkerDied
 from ...lane.exchange import Exchange
+from ...lane.owner_end import PlainAnswer
 from ...output.display import Display
 from ...processes.concurrency import LoopThread
 from ..call_events import describe_error
@@ -88,10 +89,12 @@ class FutureRunner:
         item.runner = self
         item.future.call = item
         try:
-            self._dispatcher.admit(item)
-            if item.lane is not None and item.deadline is None:
-                self._begin_here(item, item.lane)
-            elif item.lane is not None:
+            with self._dispatcher.lock:
+                self._dispatcher.admit(item)
+                lane = item.lane  # a queued item may get one any moment, and is begun by the loop
+            if lane is not None and item.deadline is None:
+                self._begin_here(item, lane)
+            elif lane is not None:
                 self.begin_soon(item)
             elif item.queue_deadline is not None:
                 self._loop_thread.soon(self._expire_later, item)
@@ -146,7 +149,8 @@ class FutureRunner:
             if not claimed[0]:
                 return
             self._watch.end(lane)
-            if self._receive(lane, exchange, min(seconds, SOON)):
+            found = lane.await_answer(exchange, min(seconds, SOON))
+            if found is not None and self._restore(lane, exchange, found):
                 lane.end(exchange)
                 value = exchange.outcome()
                 self._dispatcher.finish(item, "cancelled" if item.future.cancelled() else "ok")
@@ -159,12 +163,12 @@ class FutureRunner:
                 self._loop_thread.soon(self._adopt_after_interrupt, item)
             raise
 
-    def _receive(self, lane: PooledLane, exchange: Exchange, seconds: float) -> bool:
-        """Receive an answer; code of the value must not wait for the lane, which it still holds."""
+    def _restore(self, lane: PooledLane, exchange: Exchange, found: PlainAnswer) -> bool:
+        """Restore a value; its code must not wait for the lane, which is still assigned."""
         stand_ins, here = self._loop_thread.stand_ins, threading.get_ident()
         try:
             stand_ins.add(here)
-            return lane.receive_answer(exchange, seconds)
+            return lane.take_answer(exchange, found)
         finally:
             stand_ins.discard(here)
 

@@ -147,6 +147,10 @@ class WorkerSupervisor:
         with self._lock:
             return [worker for worker in self.workers.values() if worker.state.is_in_service]
 
+    def at_work(self) -> list[Worker]:
+        """Return the workers of the slots, and retired ones that finish their work."""
+        return [*self.workers.values(), *self._retired]
+
     def has(self, worker: Worker) -> bool:
         """Whether a worker belongs to the pool; retired ones that finish their work count."""
         return self.workers.get(worker.slot) is worker or worker in self._retired
@@ -402,8 +406,8 @@ class WorkerSupervisor:
         worker = lane.worker
         with self._lock:
             self.stop_scheduling(worker, WorkerEvent.TERMINATE)
-            others = [other for other in worker.lanes if other is not lane]
-            if any(other.holder is not None for other in others):
+            lane.is_stuck = True
+            if worker.is_waited_for:
                 return
         worker.terminate()
 

@@ -96,6 +96,8 @@ class PooledLane(OwnerLane):
     ----------
     holder
         The work item that it is assigned to, if any.
+    is_stuck
+        Whether its work ignores interrupts, and ends with the worker.
     defined
         The functions of the notebook that were sent on it, by name, with their version.
     encoders
@@ -118,6 +120,7 @@ class PooledLane(OwnerLane):
         "forgets",
         "forgotten",
         "holder",
+        "is_stuck",
         "purposes",
         "released",
         "search_path_version",
@@ -136,6 +139,7 @@ class PooledLane(OwnerLane):
         self.worker = worker
         self.purposes = purposes
         self.holder: Holder | None = None
+        self.is_stuck = False
         self.defined: dict[str, int] = {}
         self.encoders = 0
         self.search_path_version = 0
@@ -291,6 +295,11 @@ class Worker:
     def is_held(self) -> bool:
         """Whether one of its lanes is assigned."""
         return any(lane.holder is not None for lane in self.lanes)
+
+    @property
+    def is_waited_for(self) -> bool:
+        """Whether one of its lanes is assigned to work that may still end by itself."""
+        return any(lane.holder is not None and not lane.is_stuck for lane in self.lanes)
 
     def serve(self, session: str, lane: PooledLane) -> None:
         """Record that a session has work on a lane. Called with the pool's lock held."""
