@@ -555,9 +555,8 @@ class Dispatcher:
         with self.lock:
             self.finish(work, "cancelled")
             self.scheduler.withdraw(work)
-            item = self.scheduler.assigned
+            item = self.scheduler.complete_assignment()
             if isinstance(item, WorkItem) and item.lane is not None and not item.finished:
-                self.scheduler.assigned = None
                 if item.lane.holder is None:  # else it has been notified, and was begun
                     self.hold(item)
                 with contextlib.suppress(RuntimeError):  # it was notified already

@@ -107,6 +107,9 @@ WAYS: dict[str, Callable[[Pool], Callable[[], object]]] = {
     "a future with large values": lambda pool: (
         lambda: pool.submit(same, bytearray(100_000)).result()
     ),
+    "futures in a queue": lambda pool: (
+        lambda: [future.result() for future in [pool.submit(add, 1, [2]) for _ in range(3)]]
+    ),
     "a future that takes long": lambda pool: lambda: pool.submit(time.sleep, 0.01).result(),
     "a future, for some time": lambda pool: lambda: pool.submit(add, 1, [2]).result(timeout=30),
 }

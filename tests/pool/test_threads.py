@@ -283,3 +283,32 @@ def test_a_session_prefers_its_worker(open_pool):
     home = session.call("whoami")
     assert home[2] == "abc"
     assert {session.call("whoami")[0] for _ in range(6)} == {home[0]}
+
+
+def test_a_future_that_cannot_be_stopped_does_not_keep_its_worker(open_pool):
+    """The worker ends when the calls beside it have ended."""
+    pool = open_pool(workers=1, profile="thread", threads_per_worker=2, grace=0.2)
+    before = pool.status().workers[0].name
+    stuck = pool.submit(_never_end)
+    other = pool.submit(time.sleep, 1.0)
+    while pool.stats().running < 2:
+        time.sleep(0.01)
+    stuck.cancel()
+
+    assert other.result(20) is None
+    until = time.monotonic() + 20
+    while pool.status().workers[0].name == before or pool.stats().running:
+        assert time.monotonic() < until
+        time.sleep(0.02)
+    assert pool.submit(pow, 2, 3).result(20) == 8
+
+
+def _never_end() -> None:
+    import threading
+
+    lock = threading.Lock()
+    lock.acquire()
+    lock.acquire()
+
+
+_never_end.__module__ = "__main__"  # by value: this module is no module of the workers

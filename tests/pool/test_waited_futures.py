@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from snakepit_kernel import Pool, WorkerDied
+from snakepit_kernel.pool.dispatcher import Dispatcher
 from snakepit_kernel.pool.execution import futures
 
 PATIENCE = 20.0
@@ -182,6 +183,29 @@ def test_large_arguments_and_values_are_no_exception(open_pool):
     assert pool.submit(np.sum, array).result(PATIENCE) == array.sum()
     assert (pool.submit(np.arange, 1_000_000).result(PATIENCE) == array).all()
     assert pool.submit(str.upper, text).result(PATIENCE) == text.upper()
+
+
+def test_a_future_that_waited_in_the_queue_is_sent_once(open_pool, monkeypatch, tmp_path):
+    """Also if it gets its lane right after it was queued."""
+    pool = open_pool(workers=1)
+    admit = Dispatcher.admit
+
+    def admit_slowly(*arguments: object) -> None:
+        admit(*arguments)
+        time.sleep(0.1)
+
+    first = pool.submit(time.sleep, 0.05)
+    monkeypatch.setattr(Dispatcher, "admit", admit_slowly)
+    second = pool.submit(_append_to, str(tmp_path / "calls"))
+
+    assert second.result(PATIENCE) == first.result(PATIENCE)
+    assert pool.submit(pow, 2, 2).result(PATIENCE) == 4
+    assert (tmp_path / "calls").read_text() == "x"
+
+
+def _append_to(path: str) -> None:
+    with open(path, "a") as file:
+        file.write("x")
 
 
 def test_a_forked_child_is_told_that_it_cannot_wait_and_takes_nothing_from_its_parent(pool):

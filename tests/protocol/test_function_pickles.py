@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import importlib
 import os
 import pickle
@@ -17,6 +16,7 @@ import cloudpickle
 import pytest
 
 from snakepit_kernel.protocol.codec import Codec
+from snakepit_kernel.protocol.encoders import encoders
 from snakepit_kernel.protocol.function_pickles import MAX_KEPT_BYTES, FunctionPickles
 
 SOURCE = """
@@ -185,6 +185,27 @@ def test_what_may_change_in_place_is_pickled_each_time(notebook, source):
     assert not is_kept(eval(source, notebook))
 
 
+def test_a_function_of_a_module_is_not_kept_though_its_name_is_dotted(monkeypatch):
+    """Its module may get another one of that name, and what was kept would be that one."""
+    module = types.ModuleType("shop_of_a_test")
+    exec("class Shop:\n    def price(): return 1", module.__dict__)
+    monkeypatch.setitem(sys.modules, "shop_of_a_test", module)
+    price = module.Shop.price
+    Codec().dumps_call(price, (), {})
+    module.Shop.price = lambda: 2
+
+    assert restored(price)() == 1
+
+
+@pytest.mark.parametrize("kind", [types.ModuleType, types.BuiltinFunctionType, types.FunctionType])
+def test_an_encoder_that_is_registered_later_is_used(notebook, monkeypatch, kind):
+    function = eval("lambda: (math, math.floor)", notebook)
+    assert is_kept(function)
+    monkeypatch.setitem(encoders.reducers, kind, lambda _: (str, ("encoded",)))
+
+    assert not is_kept(function)
+
+
 def test_a_list_that_grows_is_seen(notebook):
     notebook["data"] = []
     total = eval("lambda: len(data)", notebook)
@@ -202,7 +223,6 @@ def test_large_pickles_are_not_kept_and_nothing_keeps_a_function_alive(notebook)
     Codec().dumps_call(function, (), {})
     watch = weakref.ref(function)
     del function
-    gc.collect()
     assert watch() is None
 
 

@@ -1,9 +1,13 @@
-"""Priority queue of a pool, fair between sessions. Pure: no clock, no lock, no I/O."""
+"""Priority queue of a pool, fair between sessions. Pure: no clock, no lock, no I/O.
+
+A KeyboardInterrupt may end `FairQueue.append` and `FairQueue.remove` wherever they call a function.
+All changes that belong together follow each other there without a call in between.
+"""
 
 from __future__ import annotations
 
 import itertools
-from collections import Counter, OrderedDict
+from collections import OrderedDict
 from collections.abc import Hashable, Iterator
 from typing import Generic, Literal, Protocol, TypeVar
 
@@ -54,7 +58,7 @@ class FairQueue(Generic[T]):
         self._priorities: list[int] = []  # of the levels, the highest first
         self._held: dict[str | None, int] = {}  # number of lanes held by each session; no zeros
         self.size = 0
-        self.waiting: Counter[Bound | None] = Counter()
+        self.waiting: dict[Bound | None, int] = {"max_queue": 0, "max_futures": 0, None: 0}
 
     def __len__(self) -> int:
         return self.size
@@ -94,28 +98,36 @@ class FairQueue(Generic[T]):
 
     def append(self, item: T) -> None:
         """Queue an item behind the others of its session."""
-        self._line_of(item)[item] = None
+        priority, session, bound = item.priority, item.session, item.bound
+        waiting = self.waiting.get(bound, 0) + 1
+        lines = self._levels.get(priority)
+        line = None if lines is None else lines.get(session)
+        if line is not None:
+            line[item] = None
+            self.size += 1
+            self.waiting[bound] = waiting
+            return
+        line = OrderedDict()
+        line[item] = None
+        if lines is not None:
+            lines[session] = line
+            self.size += 1
+            self.waiting[bound] = waiting
+            return
+        lines = OrderedDict()
+        lines[session] = line
+        priorities = sorted((*self._levels, priority), reverse=True)
+        self._levels[priority] = lines
+        self._priorities = priorities
         self.size += 1
-        self.waiting[item.bound] += 1
+        self.waiting[bound] = waiting
 
     def put_first(self, item: T) -> None:
         """Queue an item ahead of all others of its priority."""
-        line = self._line_of(item)
-        line[item] = None
-        line.move_to_end(item, last=False)
-        self._levels[item.priority].move_to_end(item.session, last=False)
-        self.size += 1
-        self.waiting[item.bound] += 1
-
-    def _line_of(self, item: T) -> Line[T]:
-        lines = self._levels.get(item.priority)
-        if lines is None:
-            lines = self._levels[item.priority] = OrderedDict()
-            self._priorities = sorted(self._levels, reverse=True)
-        line = lines.get(item.session)
-        if line is None:
-            line = lines[item.session] = OrderedDict()
-        return line
+        self.append(item)
+        lines = self._levels[item.priority]
+        lines[item.session].move_to_end(item, last=False)
+        lines.move_to_end(item.session, last=False)
 
     def remove(self, item: T) -> bool:
         """Remove an item; return whether it was queued."""
@@ -139,7 +151,7 @@ class FairQueue(Generic[T]):
         self._levels.clear()
         self._priorities.clear()
         self.size = 0
-        self.waiting.clear()
+        self.waiting = dict.fromkeys(self.waiting, 0)
         return items
 
     # -- lanes held by each session --------------------------------------------------------------
