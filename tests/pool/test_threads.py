@@ -285,13 +285,13 @@ def test_a_session_prefers_its_worker(open_pool):
     assert {session.call("whoami")[0] for _ in range(6)} == {home[0]}
 
 
-def test_a_future_that_cannot_be_stopped_does_not_keep_its_worker(open_pool):
+def test_a_future_that_cannot_be_stopped_does_not_keep_its_worker(open_pool, tmp_path):
     """The worker ends when the calls beside it have ended."""
     pool = open_pool(workers=1, profile="thread", threads_per_worker=2, grace=0.2)
     before = pool.status().workers[0].name
-    stuck = pool.submit(_never_end)
+    stuck = pool.submit(_never_end, str(tmp_path / "begun"))
     other = pool.submit(time.sleep, 1.0)
-    while pool.stats().running < 2:
+    while not (tmp_path / "begun").exists():
         time.sleep(0.01)
     stuck.cancel()
 
@@ -303,9 +303,11 @@ def test_a_future_that_cannot_be_stopped_does_not_keep_its_worker(open_pool):
     assert pool.submit(pow, 2, 3).result(20) == 8
 
 
-def _never_end() -> None:
+def _never_end(path: str) -> None:
     import threading
 
+    with open(path, "w"):
+        pass
     lock = threading.Lock()
     lock.acquire()
     lock.acquire()
