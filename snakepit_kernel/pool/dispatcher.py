@@ -555,8 +555,10 @@ class Dispatcher:
         with self.lock:
             self.finish(work, "cancelled")
             self.scheduler.withdraw(work)
-            item = self.scheduler.complete_assignment()
+            item = self.scheduler.assigned
             if isinstance(item, WorkItem) and item.lane is not None and not item.finished:
+                self.scheduler.assigned = None
+                self.scheduler.complete_assignment(item, item.lane)
                 if item.lane.holder is None:  # else it has been notified, and was begun
                     self.hold(item)
                 with contextlib.suppress(RuntimeError):  # it was notified already

@@ -198,21 +198,11 @@ class Scheduler(Generic[W]):
         self.idle[lane] = None
         return None
 
-    def complete_assignment(self) -> QueueItem[W] | None:
-        """Complete what a KeyboardInterrupt may have ended in `add`, and clear `assigned`.
-
-        Returns
-        -------
-        QueueItem or None
-            The item that was last assigned a lane, if its owner may not have been notified.
-        """
-        item, self.assigned = self.assigned, None
-        if item is None or item.lane is None:
-            return None
+    def complete_assignment(self, item: QueueItem[W], lane: W) -> None:
+        """Complete an assignment that a KeyboardInterrupt may have ended in `add`."""
         self._queue.remove(item)
-        if item.lane not in self._sessions:
-            self._assign(item.lane, item)
-        return item
+        if lane not in self._sessions:
+            self._assign(lane, item)
 
     def quarantine(self, lane: W) -> None:
         """Assign a lane to nothing until it is added again; homes on its worker stay."""
