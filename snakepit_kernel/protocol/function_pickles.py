@@ -103,8 +103,8 @@ def _is_simple(function: types.FunctionType) -> bool:
         return False
     if getattr(function, "__type_params__", ()):
         return False
-    if sys.version_info >= (3, 14):  # where reading the annotations evaluates them
-        return function.__annotate__ is None
+    if sys.version_info >= (3, 14) and function.__annotate__ is not None:
+        return False  # reading the annotations would evaluate them
     return not function.__annotations__
 
 

@@ -254,7 +254,7 @@ class Threaded(Adapter):
 
 
 def test_a_cancelled_call_in_a_thread_ends_with_its_command(open_pool):
-    pool = open_pool(adapter=Threaded, profile="thread", threads_per_worker=1, name="threads")
+    pool = open_pool(adapter=Threaded, profile="thread", threads_per_worker=1, grace=10.0)
     pid = pool.submit(os.getpid).result()
     for name in ("sync", "os.system", "async", "loop of its own"):
         future = pool.submit(call_of(name))
