@@ -162,6 +162,7 @@ class StandbyKernels:
             if self._loop_thread is None:
                 self._one_at_a_time = asyncio.Lock()
                 self._loop_thread = LoopThread("snakepit-standby")
+                self._loop_thread.start()
             return self._loop_thread
 
     def close(self) -> None:

@@ -93,8 +93,13 @@ class Engine:
         sweep_folders()
         self._folder = Folder(config.name)
         try:
+            self._loop_thread = LoopThread(f"snakepit-{config.name}")
             self._build()
+            atexit.register(self.close)
+            _engines.add(self)
         except BaseException as error:  # no threads, no memory, Ctrl-C
+            if "_loop_thread" in vars(self):
+                self._loop_thread.close()
             remove_folder(self._folder.path)
             self._reservation.release()
             if isinstance(error, RuntimeError):
@@ -102,22 +107,13 @@ class Engine:
                     f"pool {config.name}", f"{error}; {TOO_MANY_PROCESSES}"
                 ) from error
             raise
-        atexit.register(self.close)
-        _engines.add(self)
 
     def _build(self) -> None:
         config = self.config
         self._context: zmq.Context[Any] = zmq.Context()
         start_threads(self._context)
         self._managers_context = zmq.asyncio.Context(self._context)
-        with contextlib.ExitStack() as undo:
-            self._loop_thread = LoopThread(f"snakepit-{config.name}")
-            undo.callback(self._loop_thread.close)
-            self._connect(config)
-            undo.pop_all()
-
-    def _connect(self, config: PoolConfig) -> None:
-        """Make the parts that use the loop thread, and each other."""
+        self._loop_thread.start()
         self.supervisor = self.dispatcher.supervisor = RollingReplacement(
             config,
             self._folder,

@@ -5,11 +5,15 @@ from __future__ import annotations
 import asyncio
 import concurrent.futures
 import threading
+import time
 from collections.abc import Awaitable, Callable, Coroutine, Hashable
 from functools import partial
 from typing import Any, Generic, TypeVar
 
 T = TypeVar("T")
+
+START_PATIENCE = 1.0
+"""Seconds in which a thread is there after an interrupt in its start, if it will be at all."""
 
 
 async def in_thread(function: Callable[..., T], *arguments: Any) -> T:
@@ -42,6 +46,8 @@ def other_tasks(function: Callable[..., Any]) -> list[asyncio.Task[Any]]:
 class LoopThread:
     """An event loop in a daemon thread, in which processes are started and ended.
 
+    The thread begins with `start`, so that whoever is interrupted meanwhile has what to `close`.
+
     Parameters
     ----------
     name
@@ -58,8 +64,23 @@ class LoopThread:
         self._loop = asyncio.new_event_loop()
         self._tasks: set[asyncio.Task[Any]] = set()
         self._is_finished = False
+        self._is_starting = False
         self._thread = threading.Thread(target=self._run, name=name, daemon=True)
-        self._thread.start()
+
+    def start(self) -> None:
+        """Start the thread.
+
+        Raises
+        ------
+        RuntimeError
+            The limit of threads is reached.
+        """
+        self._is_starting = True
+        try:
+            self._thread.start()
+        except RuntimeError:
+            self._is_starting = False
+            raise
 
     def _run(self) -> None:
         asyncio.set_event_loop(self._loop)
@@ -117,6 +138,14 @@ class LoopThread:
             await asyncio.get_running_loop().shutdown_default_executor()
 
         if self._loop.is_closed():
+            return
+        until = time.monotonic() + START_PATIENCE
+        while self._is_starting and not self._is_finished and not self._thread.is_alive():
+            if time.monotonic() > until:  # Ctrl-C came before there was a thread
+                break
+            time.sleep(0.005)
+        if not self._is_finished and not self._thread.is_alive():
+            self._loop.close()
             return
         if not self._is_finished:  # Ctrl-C may have come anywhere here, and this is called again
             self.ask(finish()).result()

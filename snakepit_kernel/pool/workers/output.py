@@ -9,6 +9,7 @@ import socket
 from collections.abc import Callable
 from pathlib import Path
 
+from ...locks import Lock
 from ...processes import logs
 from ...protocol import messages
 from ...protocol.frames import Frame, FrameReader
@@ -45,6 +46,7 @@ class WorkerOutput:
         self._pipes: list[int] = []  # read ends of the pipes that its output goes through
         self._piped = b""  # the last bytes read from them
         self._final = ""
+        self._lock = Lock()
 
     def begin(self) -> None:
         """Show what comes late from now on, in the running loop."""
@@ -73,7 +75,8 @@ class WorkerOutput:
     def last(self, *, has_ended: bool) -> str:
         """Return the last output that the worker wrote to its real stdout and stderr."""
         if has_ended:
-            self._drain_pipes()
+            with self._lock:  # or they are closed, and their numbers are others' meanwhile
+                self._drain_pipes()
         try:
             output = logs.read_end(self.log_path, 16 * LAST_BYTES)
         except OSError:
@@ -102,6 +105,7 @@ class WorkerOutput:
         self._final = self.last(has_ended=True)  # an error may still have to quote it
         with contextlib.suppress(OSError):  # on a read-only disk; it is removed with the folder
             logs.remove(self.log_path)
-        pipes, self._pipes = self._pipes, []
-        for end in pipes:
-            os.close(end)
+        with self._lock:
+            pipes, self._pipes = self._pipes, []
+            for end in pipes:
+                os.close(end)
