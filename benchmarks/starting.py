@@ -401,7 +401,11 @@ ROWS = {
     "start-template": Row("start, template", "stock start", "template start", "fast", 6),
     "start-standby": Row("start, standby", "stock start", "standby start", "fast", 20),
     "start-curve": Row(
-        "start, encrypted TCP against ipc", "template start", "template start by curve", "more", 5
+        "start, encrypted against plain TCP",
+        "template start by tcp",
+        "template start by curve",
+        "more",
+        5,
     ),
     "start-tcp": Row(
         "start, plain TCP against ipc", "template start", "template start by tcp", "more", None
