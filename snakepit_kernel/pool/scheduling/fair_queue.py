@@ -9,7 +9,7 @@ from __future__ import annotations
 import itertools
 from collections import OrderedDict
 from collections.abc import Hashable, Iterator
-from typing import Generic, Literal, Protocol, TypeVar
+from typing import Any, Generic, Literal, Protocol, TypeVar
 
 Bound = Literal["max_queue", "max_futures"]
 """The limit that an item counts against: waiting callers, or futures, which block no thread."""
@@ -100,24 +100,19 @@ class FairQueue(Generic[T]):
         """Queue an item behind the others of its session."""
         priority, session, bound = item.priority, item.session, item.bound
         waiting = self.waiting.get(bound, 0) + 1
+        priorities = self._priorities
+        target: dict[Any, Any] = self._levels
+        key: object = priority
+        value: object = None
         lines = self._levels.get(priority)
-        line = None if lines is None else lines.get(session)
-        if line is not None:
-            line[item] = None
-            self.size += 1
-            self.waiting[bound] = waiting
-            return
-        line = OrderedDict()
-        line[item] = None
-        if lines is not None:
-            lines[session] = line
-            self.size += 1
-            self.waiting[bound] = waiting
-            return
-        lines = OrderedDict()
-        lines[session] = line
-        priorities = sorted((*self._levels, priority), reverse=True)
-        self._levels[priority] = lines
+        if lines is None:
+            value = OrderedDict({session: OrderedDict({item: None})})
+            priorities = sorted((*priorities, priority), reverse=True)
+        elif session not in lines:
+            target, key, value = lines, session, OrderedDict({item: None})
+        else:
+            target, key = lines[session], item
+        target[key] = value
         self._priorities = priorities
         self.size += 1
         self.waiting[bound] = waiting
