@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import textwrap
 import time
-from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 from snakepit_kernel import Adapter, Pool, tool
@@ -56,15 +57,12 @@ CELLS = {
 
 
 def sleepers(seconds: int = 9321) -> list[int]:
-    """Return the pids of living commands that sleep so long."""
+    """Return the pids of living commands that sleep so long, and that these tests have started."""
     found = []
-    for path in Path("/proc").glob("[0-9]*/cmdline"):
-        try:
-            words = path.read_bytes().split(b"\0")
-        except OSError:
-            continue
-        if words[:2] == [b"sleep", str(seconds).encode()]:
-            found.append(int(path.parent.name))
+    for process in psutil.Process().children(recursive=True):
+        with contextlib.suppress(psutil.Error):
+            if process.cmdline()[:2] == ["sleep", str(seconds)]:
+                found.append(process.pid)
     return found
 
 
