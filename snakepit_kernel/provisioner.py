@@ -26,6 +26,7 @@ from .paths import MAX_SOCKET_PATH, is_private, runtime_dir, why_too_long
 from .processes.end_report import EndReport
 from .processes.guarded_process import GuardedProcess
 from .processes.identity import ProcessIdentity
+from .processes.launch_spec import LaunchSpec
 from .processes.run import GuardedRun
 from .processes.run_registry import Registry
 from .processes.safe_path import with_safe_path, without_empty_entries
@@ -193,16 +194,15 @@ class SnakepitProvisioner(LocalProvisioner):
     ) -> GuardedRun:
         """Start a kernel as a new run."""
         run_id = new_run_id()
-        return await GuardedRun.start(
+        spec = LaunchSpec.of(
             [*cmd, RUN_ID_OPTION + run_id] if self.tag_command else cmd,
             run_id=run_id,
-            registry=self.registry,
-            label=self._label(),
             grace=self.grace,
-            previous=self._previous,
             leftovers=self._leftovers(),
-            kind=kind,
             **arguments,
+        )
+        return await GuardedRun.start(
+            spec, registry=self.registry, label=self._label(), kind=kind, previous=self._previous
         )
 
     async def _acquire_standby(
@@ -216,15 +216,18 @@ class SnakepitProvisioner(LocalProvisioner):
         run = await standby_kernels.acquire(key, arguments["env"], arguments.get("cwd"))
         if run is None:
             return None
-        await run.assign(
+        spec = LaunchSpec.of(
             [*cmd, RUN_ID_OPTION + run.run_id],
+            run_id=run.run_id,
+            grace=self.grace,
+            leftovers=self._leftovers(),
+            **arguments,
+        )
+        await run.assign(
+            spec,
             connection_file=km.connection_file,
             label=self._label(),
-            grace=self.grace,
-            env=arguments["env"],
-            cwd=arguments.get("cwd"),
             previous=self._previous,
-            leftovers=self._leftovers(),
         )
         if run.process.poll() is None and run.process.is_ready:
             return run

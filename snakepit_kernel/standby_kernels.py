@@ -17,6 +17,7 @@ from .ids import RUN_ID_OPTION, new_run_id
 from .locks import Lock
 from .loggers import get_logger
 from .processes.concurrency import LoopThread, other_tasks
+from .processes.launch_spec import LaunchSpec
 from .processes.run import GuardedRun
 from .processes.run_registry import Registry
 from .processes.template import CannotFork, TemplateKind, discard, import_variables, template_for
@@ -136,17 +137,15 @@ class StandbyKernels:
             await asyncio.sleep(REFILL_DELAY)
             for _ in range(count):
                 run_id = new_run_id()
-                run = await GuardedRun.start(
+                spec = LaunchSpec.of(
                     [*key.command, RUN_ID_OPTION + run_id],
                     run_id=run_id,
-                    registry=registry,
-                    label=LABEL,
                     grace=key.grace,
                     env=env,
                     cwd=cwd,
-                    kind=key.kind,
                     standby=True,
                 )
+                run = await GuardedRun.start(spec, registry=registry, label=LABEL, kind=key.kind)
                 with self._lock:
                     self._waiting.setdefault(key, []).append(run)
         except (StartFailed, OSError) as error:  # without it, a kernel is started when needed

@@ -19,6 +19,7 @@ from ..errors import StartFailed
 from ..ids import RUN_ID_OPTION, new_run_id
 from ..printable import printable
 from ..processes.identity import ProcessIdentity, is_hidden
+from ..processes.launch_spec import LaunchSpec
 from ..processes.run import GuardedRun
 from ..processes.run_registry import Registry
 from ..processes.safe_path import with_safe_path, without_empty_entries
@@ -72,16 +73,15 @@ class _Launcher:
             loop.add_signal_handler(signum, self._end, signum)
         client = _client()
         run_id = new_run_id()
-        run = await GuardedRun.start(
+        spec = LaunchSpec.of(
             [*command, RUN_ID_OPTION + run_id],
             run_id=run_id,
-            registry=Registry(),
-            label=LABEL,
             grace=GRACE,
             env=without_empty_entries(os.environ),
             pass_fds=_inherited(),
             stdin=sys.stdin,
         )
+        run = await GuardedRun.start(spec, registry=Registry(), label=LABEL)
         for signum in FORWARDED_SIGNALS:
             loop.add_signal_handler(signum, run.process.send_signal, signum)
         waits = [

@@ -13,28 +13,25 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple, TypeGuard
 from weakref import WeakSet
 
 from ..errors import StartFailed
-from ..ids import RUN_ID_OPTION, run_number
 from ..locks import Lock
 from ..loggers import get_logger
 from . import guardian
 from .end_report import EndReport
 from .identity import ProcessIdentity, read_status
+from .launch_spec import LaunchSpec
 from .pid_scope import sees_itself
-from .tags import KEEP_VARIABLE, mark_of
 from .template import (
     CannotFork,
     Template,
     TemplateKind,
-    current_limits,
     discard,
     inherited_descriptors,
-    process_attributes,
     refuse_preload,
     template_for,
 )
@@ -163,50 +160,22 @@ class GuardedProcess:
     @classmethod
     async def start(
         cls,
-        command: Sequence[str],
+        spec: LaunchSpec,
         *,
-        run_id: str,
-        grace: float,
-        env: Mapping[str, str],
-        leftovers: Sequence[str | Path] = (),
-        report_file: str | Path | None = None,
-        pass_fds: Sequence[int] = (),
-        independent: bool = False,
         kind: TemplateKind | None = None,
-        standby: bool = False,
         before: Callable[[], Awaitable[object]] | None = None,
-        **popen_arguments: Any,
     ) -> GuardedProcess:
         """Start a command under a new guardian: forked from a template if possible, else executed.
 
         Parameters
         ----------
-        command
-            Program and arguments.
-        run_id
-            Run id of the new process; the caller has put it into ``env``.
-        grace
-            Seconds between SIGTERM and SIGKILL when the guardian ends the run by itself.
-        env
-            The whole environment. ``SNAKEPIT_KEEP`` is left out: a run itself is never kept.
-        leftovers
-            Files and directories that are removed with the run; the guardian does so when the
-            owner is dead.
-        report_file
-            Where the guardian writes its report when the owner is dead.
-        pass_fds
-            File descriptors that the command inherits under the same numbers.
-        independent
-            The run outlives its owner.
+        spec
+            The command, and what its process inherits.
         kind
             Kind of its template, for a command that a template can fork; such a process reports
             when it is ready.
-        standby
-            The process waits for an assignment; see `assign`. Only a template can start one.
         before
             Is awaited once before the command runs anything, while the process is forked.
-        popen_arguments
-            Other arguments of :class:`subprocess.Popen`: ``cwd``, ``stdout``, ``umask`` …
 
         Raises
         ------
@@ -215,53 +184,28 @@ class GuardedProcess:
         """
         if sys.platform != "linux":
             cause = "process clean-up by a guardian needs Linux so far"
-            raise StartFailed(command[0], cause)
+            raise StartFailed(spec.command[0], cause)
         if not sees_itself():
             cause = "/proc does not show this PID namespace; mount it anew (unshare --mount-proc)"
-            raise StartFailed(command[0], cause)
-        if popen_arguments.get("stdin") is None:  # never inherit the owner's
-            popen_arguments["stdin"] = subprocess.DEVNULL
-        if popen_arguments.get("cwd") is not None:
-            popen_arguments["cwd"] = os.fsdecode(popen_arguments["cwd"])
-        env = {name: value for name, value in env.items() if name != KEEP_VARIABLE}
-        launch = {
-            "run_id": run_id,
-            "mark": mark_of(run_number(run_id)),
-            "owner": str(ProcessIdentity.of(os.getpid())),
-            "grace": grace,
-            "leftovers": [str(path) for path in leftovers],
-            "report": str(report_file or ""),
-            "independent": independent,
-            "command": [*command],
-            "standby": standby,
-        }
+            raise StartFailed(spec.command[0], cause)
         precondition = _Precondition(before)
         reason = "this kind of kernel has no template"
         if kind is not None:
             try:
-                return await cls._fork(
-                    launch, env, pass_fds, kind, popen_arguments, precondition=precondition
-                )
+                return await cls._fork(spec, kind, precondition)
             except CannotFork as error:
                 reason = str(error)
-                logger.info("run %s starts by exec: %s", run_id, reason)
-        if standby:
-            raise StartFailed(command[0], reason)
+                logger.info("run %s starts by exec: %s", spec.run_id, reason)
+        if spec.standby:
+            raise StartFailed(spec.command[0], reason)
         await precondition.fulfil()
-        process = cls._execute(launch, env, pass_fds, kind is not None, popen_arguments)
+        process = cls._execute(spec, reports_ready=kind is not None)
         process.not_forked_because = reason
-        return await process._checked_start(command[0])  # noqa: SLF001 - of this very class
+        return await process._checked_start(spec.command[0])  # noqa: SLF001 - of this very class
 
     @classmethod
     async def _fork(
-        cls,
-        launch: dict[str, Any],
-        env: Mapping[str, str],
-        pass_fds: Sequence[int],
-        kind: TemplateKind,
-        popen_arguments: dict[str, Any],
-        *,
-        precondition: _Precondition,
+        cls, spec: LaunchSpec, kind: TemplateKind, precondition: _Precondition
     ) -> GuardedProcess:
         """Fork it from a template, and from another one if that has become unfit meanwhile.
 
@@ -272,19 +216,16 @@ class GuardedProcess:
         StartFailed
             The process could not be forked, and executing it would fail as well.
         """
-        program = launch["command"][0]
+        program = spec.command[0]
         refusal: Refusal | None = None
         for _ in range(FORK_ATTEMPTS):
-            template = template_for(kind, env=env, cwd=popen_arguments.get("cwd"))
-            with inherited_descriptors(pass_fds, popen_arguments) as descriptors:
-                numbers = {"descriptors": list(descriptors), "limits": current_limits()}
-                surroundings = process_attributes(env, popen_arguments)
+            template = template_for(kind, env=spec.env, cwd=spec.cwd)
+            with inherited_descriptors(spec) as descriptors:
                 ours, theirs = socket.socketpair()
-                process = cls(launch["run_id"], ours)
+                process = cls(spec.run_id, ours)
                 process._gate, gate = socket.socketpair()
                 try:
-                    message = {**launch, **numbers, **surroundings}
-                    template.fork(message, theirs, gate, list(descriptors.values()))
+                    template.fork(spec, theirs, gate, descriptors)
                 except BaseException:
                     process._close()
                     raise
@@ -308,43 +249,22 @@ class GuardedProcess:
         raise CannotFork(reason)
 
     @classmethod
-    def _execute(
-        cls,
-        launch: dict[str, Any],
-        env: Mapping[str, str],
-        pass_fds: Sequence[int],
-        says_ready: bool,
-        popen_arguments: dict[str, Any],
-    ) -> GuardedProcess:
+    def _execute(cls, spec: LaunchSpec, *, reports_ready: bool) -> GuardedProcess:
         """Start a guardian in a new interpreter, which executes the command."""
-        program = launch["command"][0]
+        program = spec.command[0]
         ours, theirs = socket.socketpair()
         if theirs.fileno() <= 2:  # an owner without standard streams; Popen fills these numbers
             low = theirs
             theirs = socket.socket(fileno=fcntl.fcntl(low, fcntl.F_DUPFD_CLOEXEC, 3))
             low.close()
-        arguments = [
-            *guardian_command(),
-            f"{RUN_ID_OPTION}{launch['run_id']}",
-            f"--mark={launch['mark']}",
-            f"--owner={launch['owner']}",
-            f"--channel={theirs.fileno()}",
-            f"--grace={launch['grace']}",
-            *(f"--pass-fd={descriptor}" for descriptor in pass_fds),
-            *(f"--leftover={path}" for path in launch["leftovers"]),
-            *([f"--report={launch['report']}"] if launch["report"] else []),
-            *(["--independent"] if launch["independent"] else []),
-            *(["--ready"] if says_ready else []),
-            "--",
-            *launch["command"],
-        ]
+        arguments = spec.guardian_arguments(theirs.fileno(), reports_ready=reports_ready)
         try:
             popen = subprocess.Popen(  # noqa: S603 - the kernel's command, as a list
-                arguments,
-                env=env,
-                pass_fds=(*pass_fds, theirs.fileno()),
+                [*guardian_command(), *arguments],
+                env=spec.env,
+                pass_fds=(*spec.pass_fds, theirs.fileno()),
                 start_new_session=True,
-                **popen_arguments,
+                **spec.popen_arguments,
             )
         except OSError as error:
             ours.close()
@@ -354,7 +274,7 @@ class GuardedProcess:
             raise
         finally:
             theirs.close()
-        return cls(launch["run_id"], ours, popen)
+        return cls(spec.run_id, ours, popen)
 
     async def _checked_start(
         self,

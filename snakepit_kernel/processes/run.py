@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from ..ids import RUN_ID_VARIABLE, own_run_id
 from .end_report import EndReport
 from .guarded_process import GuardedProcess
+from .launch_spec import LaunchSpec
 from .run_folders import run_folder
 from .run_registry import Registry
 from .sweep import Signalled, end_run_tagged, end_tagged, guardian_report_file, sweep_together
-from .template import current_limits, process_attributes
+from .template import TemplateKind
 from .waiting import run_shielded
 
 
@@ -41,66 +41,57 @@ class GuardedRun:
     @classmethod
     async def start(
         cls,
-        command: Sequence[str],
+        spec: LaunchSpec,
         *,
-        run_id: str,
         registry: Registry,
         label: str,
-        grace: float,
-        env: Mapping[str, str],
+        kind: TemplateKind | None = None,
         previous: str | None = None,
-        leftovers: Sequence[str] = (),
-        **arguments: Any,
     ) -> GuardedRun:
         """End what dead runs have left behind, and start a command as a new run.
 
         Parameters
         ----------
-        command
-            Program and arguments.
-        run_id
-            A new run id.
+        spec
+            The command, with a new run id; what makes it a run is added: the id in its environment,
+            its folder and its report.
         registry
             Where the run is registered.
         label
             Its name in the registry.
-        grace
-            Seconds between SIGTERM and SIGKILL.
-        env
-            The environment, to which the run id is added.
+        kind
+            Kind of its template, for a command that a template can fork.
         previous
             The run that this one replaces.
-        leftovers
-            Files and directories that are removed with the run; its own folder is added.
-        arguments
-            Other arguments of `GuardedProcess.start`.
 
         Raises
         ------
         StartFailed
             The command could not be executed. Nothing is left running.
         """
+        run_id = spec.run_id
 
         async def register_and_sweep() -> None:
             # Register first: this claims the files of a dead run that are used again.
             await registry.areserve(
-                run_id, label=label, parent=own_run_id(), previous=previous, leftovers=leftovers
+                run_id,
+                label=label,
+                parent=own_run_id(),
+                previous=previous,
+                leftovers=[str(path) for path in spec.leftovers],
             )
-            await sweep_together(registry, grace)
+            await sweep_together(registry, spec.grace)
 
         folder = run_folder(run_id)  # before there is a process: this may fail
+        spec = replace(
+            spec,
+            env={**spec.env, RUN_ID_VARIABLE: run_id},
+            leftovers=[*spec.leftovers, folder],
+            report_file=_report_file(run_id),
+        )
         process: GuardedProcess | None = None
         try:
-            process = await GuardedProcess.start(
-                command,
-                run_id=run_id,
-                grace=grace,
-                env={**env, RUN_ID_VARIABLE: run_id},
-                leftovers=[*leftovers, folder],
-                report_file=_report_file(run_id),
-                before=register_and_sweep,
-                **arguments,
-            )
+            process = await GuardedProcess.start(spec, kind=kind, before=register_and_sweep)
             assert process.guardian is not None
             await registry.aactivate(run_id, process.guardian, process.identity)
         except BaseException:
@@ -113,38 +104,37 @@ class GuardedRun:
         return cls(run_id, process, registry, folder)
 
     async def assign(
-        self,
-        command: Sequence[str],
-        *,
-        connection_file: str,
-        label: str,
-        grace: float,
-        env: Mapping[str, str],
-        cwd: str | None,
-        previous: str | None,
-        leftovers: Sequence[str],
+        self, spec: LaunchSpec, *, connection_file: str, label: str, previous: str | None
     ) -> None:
         """Give a standby kernel its assignment.
 
-        The parameters are those of `start`, and the connection file.
+        Parameters
+        ----------
+        spec
+            The command, with the id of this run.
+        connection_file
+            The file that the kernel writes.
+        label, previous
+            As for `start`.
 
         Raises
         ------
         StartFailed
             It could not apply the assignment. Nothing is left running.
         """
+        spec = replace(spec, env={**spec.env, RUN_ID_VARIABLE: self.run_id})
+        leftovers = [str(path) for path in spec.leftovers]
         assignment = {
-            "command": [*command],
+            "command": spec.command,
             "connection_file": connection_file,
             "leftovers": [*leftovers, str(self._folder)],
-            "limits": current_limits(),
-            **process_attributes({**env, RUN_ID_VARIABLE: self.run_id}, {"cwd": cwd}),
+            **spec.process_attributes(),
         }
 
         async def register_and_sweep() -> None:
             # Register first: this claims the files of a dead run that are used again.
             self._registry.assign(self.run_id, label=label, previous=previous, leftovers=leftovers)
-            await sweep_together(self._registry, grace)
+            await sweep_together(self._registry, spec.grace)
 
         try:
             await self.process.assign(assignment, meanwhile=register_and_sweep())

@@ -12,7 +12,6 @@ import contextlib
 import errno
 import json
 import os
-import resource
 import socket
 import subprocess
 import sys
@@ -24,11 +23,11 @@ from typing import IO, Any, NamedTuple
 from ..ids import RUN_ID_VARIABLE, own_run_id
 from ..locks import Lock
 from ..loggers import get_logger
-from ..paths import working_directory
 from ..printable import printable
 from . import pidfd
 from .guardian_link import ask_for_template
 from .identity import ProcessIdentity
+from .launch_spec import LaunchSpec
 from .process_title import NO_RUN, room
 from .tags import KEEP_VARIABLE
 from .template_process import CHECK, FIT, LAUNCH, MAX_FDS, PREPARE
@@ -185,34 +184,42 @@ class Template:
 
     def fork(
         self,
-        launch: Mapping[str, Any],
+        spec: LaunchSpec,
         channel: socket.socket,
         gate: socket.socket,
-        fds: Sequence[int],
+        descriptors: Mapping[int, int],
     ) -> None:
         """Ask it to fork a guardian and its kernel.
 
         Parameters
         ----------
-        launch
-            Fields of `template_process.Launch`.
+        spec
+            What is launched.
         channel
             The guardian's end of its channel, on which the answer comes.
         gate
             Socket from which the kernel reads a byte before it runs.
-        fds
-            File descriptors for the kernel, as many as ``launch["descriptors"]`` has numbers.
+        descriptors
+            File descriptors for the kernel, by their numbers there.
 
         Raises
         ------
         CannotFork
             The template is gone. Nothing was forked.
         """
-        if len(fds) > MAX_FDS - 3:
-            reason = f"{len(fds)} file descriptors are more than can be handed to a template"
+        if len(descriptors) > MAX_FDS - 3:
+            reason = f"{len(descriptors)} file descriptors are more than a template can be sent"
             raise CannotFork(reason)
-        with _in_memory_file(launch) as file:
-            self._send(LAUNCH, [channel.fileno(), file.fileno(), gate.fileno(), *fds])
+        message = {
+            "run_id": spec.run_id,
+            "guardian": spec.guardian_arguments(channel.fileno(), reports_ready=True),
+            "descriptors": list(descriptors),
+            "standby": spec.standby,
+            **spec.process_attributes(),
+        }
+        passed = [channel.fileno(), gate.fileno(), *descriptors.values()]
+        with _in_memory_file(message) as file:
+            self._send(LAUNCH, [file.fileno(), *passed])
 
     async def reason_not_to_fork(self, timeout: float = CHECK_PATIENCE) -> str:
         """Ask whether it would fork now; return why not, or an empty string.
@@ -468,9 +475,7 @@ def close_templates() -> None:
 
 
 @contextlib.contextmanager
-def inherited_descriptors(
-    pass_fds: Sequence[int], popen_arguments: Mapping[str, Any]
-) -> Iterator[dict[int, int]]:
+def inherited_descriptors(spec: LaunchSpec) -> Iterator[dict[int, int]]:
     """Open the file descriptors for a process to be forked, by their numbers in that process.
 
     Raises
@@ -478,14 +483,14 @@ def inherited_descriptors(
     CannotFork
         A template does not support one of the arguments.
     """
-    unknown = sorted(set(popen_arguments) - FORKABLE_ARGUMENTS)
+    unknown = sorted(set(spec.popen_arguments) - FORKABLE_ARGUMENTS)
     if unknown:
         reason = f"a template cannot fork with the arguments {', '.join(unknown)}"
         raise CannotFork(reason)
     with contextlib.ExitStack() as stack:
-        found = {number: number for number in pass_fds}
+        found = {number: number for number in spec.pass_fds}
         for number, name in enumerate(("stdin", "stdout", "stderr")):
-            found[number] = _descriptor(popen_arguments.get(name), number, found, stack)
+            found[number] = _descriptor(spec.popen_arguments.get(name), number, found, stack)
         yield found
 
 
@@ -512,30 +517,6 @@ def _is_inheritable(descriptor: int) -> bool:
         return os.get_inheritable(descriptor)
     except OSError:
         return False
-
-
-def process_attributes(
-    env: Mapping[str, str], popen_arguments: Mapping[str, Any]
-) -> dict[str, Any]:
-    """Return the environment, working directory and umask of a process, for its launch."""
-    cwd = popen_arguments.get("cwd")
-    umask = popen_arguments.get("umask", -1)
-    return {
-        "env": {**env, "JPY_PARENT_PID": "1"},  # as the guardian would set it
-        "cwd": working_directory() if cwd is None else os.fsdecode(cwd),
-        "umask": umask if umask >= 0 else _umask(),
-    }
-
-
-def _umask() -> int:
-    with open("/proc/self/status", encoding="utf-8") as file:  # noqa: PTH123 - os.umask() sets it
-        return int(next(line for line in file if line.startswith("Umask:")).split()[1], 8)
-
-
-def current_limits() -> list[tuple[int, int, int]]:
-    """Return the resource limits of this process, except the one that carries the mark."""
-    numbers = {value for name, value in vars(resource).items() if name.startswith("RLIMIT_")}
-    return [(number, *resource.getrlimit(number)) for number in numbers - {resource.RLIMIT_RSS}]
 
 
 def _forget() -> None:

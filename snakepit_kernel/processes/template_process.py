@@ -79,16 +79,10 @@ class Launch:
     def __init__(
         self, message: dict[str, Any], channel: int, gate: int, descriptors: Sequence[int]
     ) -> None:
-        self.options = options = Options()
-        options.owner = ProcessIdentity.parse(message["owner"])
-        options.channel = channel
-        options.mark = message["mark"]
-        options.grace = message["grace"]
-        options.leftovers = message["leftovers"]
-        options.report = message["report"]
-        options.independent = message["independent"]
+        self.options = Options.parse(message["guardian"])
+        self.options.channel = channel  # here it has another number than at the owner's
         self.run_id: str = message["run_id"]
-        self.command: list[str] = message["command"]
+        self.command = self.options.command
         self.env: dict[str, str] = message["env"]
         self.cwd: str | None = message["cwd"]
         self.umask: int | None = message["umask"]
@@ -163,7 +157,7 @@ class TemplateProcess:
             if word == PREPARE:
                 self._prepare(**_load(descriptors[0]))
                 return None
-            channel = descriptors[0]
+            channel = descriptors[0] if word == CHECK else descriptors[1]
             if refusal := self._refusal or self._staleness():
                 with contextlib.suppress(OSError):  # the owner has stopped waiting
                     os.write(channel, f"refused\t{refusal}\n".encode())
@@ -180,7 +174,7 @@ class TemplateProcess:
 
     def _launch(self, descriptors: list[int]) -> Launch | None:
         """Fork a guardian; return its launch in the kernel that it forks."""
-        channel, payload, gate, *others = descriptors
+        payload, channel, gate, *others = descriptors
         launch = Launch(_load(payload), channel, gate, others)
         launch.idle_lock = self._idle_lock
         launch.changes = self._changes

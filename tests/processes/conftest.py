@@ -16,6 +16,7 @@ import pytest
 
 from snakepit_kernel.ids import RUN_ID_VARIABLE, new_run_id
 from snakepit_kernel.processes.guarded_process import EndReport, GuardedProcess
+from snakepit_kernel.processes.launch_spec import LaunchSpec
 
 PRELUDE = """
 import ctypes, os, signal, subprocess, sys, time
@@ -65,9 +66,8 @@ class Guards:
         run_id = new_run_id()
         env = {**arguments.pop("env", os.environ), RUN_ID_VARIABLE: run_id}
         arguments.setdefault("stdout", self.lines.writing)
-        process = asyncio.run(
-            GuardedProcess.start(command, run_id=run_id, grace=grace, env=env, **arguments)
-        )
+        spec = LaunchSpec.of(command, run_id=run_id, grace=grace, env=env, **arguments)
+        process = asyncio.run(GuardedProcess.start(spec))
         self.started.append(process)
         return process
 
@@ -117,13 +117,14 @@ def start_owner(lines: Lines) -> Iterator[Callable[..., subprocess.Popen[bytes]]
             import asyncio
             from snakepit_kernel.ids import new_run_id
             from snakepit_kernel.processes.guarded_process import GuardedProcess
+            from snakepit_kernel.processes.launch_spec import LaunchSpec
             PRELUDE = {prelude!r}
             def start(code, **arguments):
                 run_id = new_run_id()
                 env = {{**os.environ, "SNAKEPIT_RUN_ID": run_id}}
                 arguments.setdefault("grace", 0.5)
-                return asyncio.run(GuardedProcess.start(
-                    [sys.executable, "-c", PRELUDE + code], run_id=run_id, env=env, **arguments))
+                return asyncio.run(GuardedProcess.start(LaunchSpec.of(
+                    [sys.executable, "-c", PRELUDE + code], run_id=run_id, env=env, **arguments)))
             """).format(prelude=PRELUDE)
             + textwrap.dedent(code)
         )

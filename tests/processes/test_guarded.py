@@ -17,6 +17,7 @@ import pytest
 from snakepit_kernel.errors import StartFailed
 from snakepit_kernel.processes import guarded_process
 from snakepit_kernel.processes.guarded_process import GuardedProcess, guardian_command
+from snakepit_kernel.processes.launch_spec import LaunchSpec
 from snakepit_kernel.processes.sweep import end_tagged
 from snakepit_kernel.processes.waiting import readable
 
@@ -161,9 +162,8 @@ def test_a_working_directory_that_is_missing_is_named_and_leaves_nothing(guards,
 
 def test_a_start_that_is_cancelled_leaves_nothing(living):
     async def cancel_at_once() -> None:
-        task = asyncio.create_task(
-            GuardedProcess.start(["sleep", "600"], run_id="a" * 13, grace=0.0, env=dict(os.environ))
-        )
+        spec = LaunchSpec.of(["sleep", "600"], run_id="a" * 13, grace=0.0, env=os.environ)
+        task = asyncio.create_task(GuardedProcess.start(spec))
         await asyncio.sleep(0)  # the guardian is spawned, and has not answered
         task.cancel()
         await asyncio.gather(task, return_exceptions=True)

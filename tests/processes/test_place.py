@@ -131,9 +131,11 @@ def test_below_the_proc_of_another_namespace_nothing_is_started_or_signalled():
 import asyncio
 from snakepit_kernel.ids import new_run_id
 from snakepit_kernel.processes.guarded_process import GuardedProcess
+from snakepit_kernel.processes.launch_spec import LaunchSpec
 from snakepit_kernel.processes.sweep import tagged_processes
 print(tagged_processes())
-asyncio.run(GuardedProcess.start(["true"], run_id=new_run_id(), grace=0, env={}))
+spec = LaunchSpec.of(["true"], run_id=new_run_id(), grace=0, env={})
+asyncio.run(GuardedProcess.start(spec))
 """
     prefix = [word for word in IN_A_CONTAINER if word != "--mount-proc"]
     done = subprocess.run(

@@ -25,6 +25,7 @@ from snakepit_kernel.ids import RUN_ID_VARIABLE, new_run_id
 from snakepit_kernel.processes import guarded_process
 from snakepit_kernel.processes import template as module
 from snakepit_kernel.processes.guarded_process import GuardedProcess
+from snakepit_kernel.processes.launch_spec import LaunchSpec
 from snakepit_kernel.processes.template import (
     CannotFork,
     Template,
@@ -356,10 +357,12 @@ def test_one_that_cannot_start_means_exec_and_says_why(tmp_path):
     async def scenario() -> None:
         run_id = new_run_id()
         process = await GuardedProcess.start(
-            ["sleep", "600"],
-            run_id=run_id,
-            grace=0.1,
-            env={**os.environ, RUN_ID_VARIABLE: run_id},
+            LaunchSpec.of(
+                ["sleep", "600"],
+                run_id=run_id,
+                grace=0.1,
+                env={**os.environ, RUN_ID_VARIABLE: run_id},
+            ),
             kind=kind,
         )
         await process.end(0.0)
@@ -496,14 +499,16 @@ for number in range(3):
 own = [os.open(sys.argv[1], os.O_RDWR | os.O_CREAT) for _ in range(3)]  # close-on-exec
 from snakepit_kernel.ids import new_run_id
 from snakepit_kernel.processes.guarded_process import GuardedProcess
+from snakepit_kernel.processes.launch_spec import LaunchSpec
 from snakepit_kernel.processes.template import TemplateKind
 
 async def main():
     program = (sys.executable, "-m", "snakepit_kernel.kernel")
     run_id = new_run_id()
     process = await GuardedProcess.start(
-        [*program, "-f", sys.argv[1] + ".json"],
-        run_id=run_id, grace=0.1, env=os.environ, kind=TemplateKind((*program, "--template")),
+        LaunchSpec.of([*program, "-f", sys.argv[1] + ".json"],
+            run_id=run_id, grace=0.1, env=os.environ),
+        kind=TemplateKind((*program, "--template")),
     )
     assert process.not_forked_because is None
     found = os.listdir(f"/proc/{process.identity.pid}/fd")
@@ -525,6 +530,7 @@ import asyncio, os, pathlib, sys, time
 from snakepit_kernel.errors import StartFailed
 from snakepit_kernel.ids import new_run_id
 from snakepit_kernel.processes.guarded_process import GuardedProcess
+from snakepit_kernel.processes.launch_spec import LaunchSpec
 from snakepit_kernel.processes.template import TemplateKind
 
 group = pathlib.Path(sys.argv[2])
@@ -534,8 +540,9 @@ async def start():
     program = (sys.executable, "-m", "snakepit_kernel.kernel")
     run_id = new_run_id()
     process = await GuardedProcess.start(
-        [*program, "-f", f"{sys.argv[1]}/kernel.json"],
-        run_id=run_id, grace=0.1, env=os.environ, kind=TemplateKind((*program, "--template")),
+        LaunchSpec.of([*program, "-f", f"{sys.argv[1]}/kernel.json"],
+            run_id=run_id, grace=0.1, env=os.environ),
+        kind=TemplateKind((*program, "--template")),
     )
     await process.end(0.0)
     return process.not_forked_because
@@ -582,14 +589,16 @@ sys.path.insert(0, sys.argv[1])
 signal.signal(signal.SIGPIPE, signal.SIG_DFL)
 from snakepit_kernel.ids import new_run_id
 from snakepit_kernel.processes.guarded_process import GuardedProcess
+from snakepit_kernel.processes.launch_spec import LaunchSpec
 from snakepit_kernel.processes.template import TemplateKind
 
 async def start():
     program = (sys.executable, "-m", "snakepit_kernel.kernel")
     run_id = new_run_id()
     process = await GuardedProcess.start(
-        [*program, "-f", f"{sys.argv[1]}/kernel.json"],
-        run_id=run_id, grace=0.1, env=os.environ, before=lambda: asyncio.sleep(0.2),
+        LaunchSpec.of([*program, "-f", f"{sys.argv[1]}/kernel.json"],
+            run_id=run_id, grace=0.1, env=os.environ),
+        before=lambda: asyncio.sleep(0.2),
         kind=TemplateKind((*program, "--template"), ("edited",), (sys.argv[1],)),
     )
     assert process.not_forked_because is None
@@ -620,10 +629,12 @@ def test_a_kernel_runs_nothing_before_its_start_is_allowed(tmp_path):
 
         run_id = new_run_id()
         process = await GuardedProcess.start(
-            [*PROGRAM[:-1], "-f", str(path)],
-            run_id=run_id,
-            grace=0.1,
-            env={**os.environ, RUN_ID_VARIABLE: run_id},
+            LaunchSpec.of(
+                [*PROGRAM[:-1], "-f", str(path)],
+                run_id=run_id,
+                grace=0.1,
+                env={**os.environ, RUN_ID_VARIABLE: run_id},
+            ),
             before=take_a_while,
             kind=TemplateKind(PROGRAM),
         )
@@ -646,10 +657,12 @@ def test_a_start_that_is_cancelled_while_its_template_imports_leaves_nothing_ope
     async def scenario() -> None:
         task = asyncio.create_task(
             GuardedProcess.start(
-                [*PROGRAM[:-1], "-f", str(tmp_path / "kernel.json")],
-                run_id=new_run_id(),
-                grace=0.1,
-                env=os.environ,
+                LaunchSpec.of(
+                    [*PROGRAM[:-1], "-f", str(tmp_path / "kernel.json")],
+                    run_id=new_run_id(),
+                    grace=0.1,
+                    env=os.environ,
+                ),
                 before=lambda: asyncio.sleep(600),
                 kind=TemplateKind(PROGRAM, ("slow_to_import",), (str(tmp_path),)),
             )
@@ -672,10 +685,12 @@ def test_a_template_of_an_interpreter_in_a_relative_place(tmp_path, monkeypatch)
     async def scenario() -> None:
         run_id = new_run_id()
         process = await GuardedProcess.start(
-            ["./python", "-m", "snakepit_kernel.kernel", "-f", str(tmp_path / "kernel.json")],
-            run_id=run_id,
-            grace=0.1,
-            env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(os.path.isabs, sys.path))},
+            LaunchSpec.of(
+                ["./python", "-m", "snakepit_kernel.kernel", "-f", str(tmp_path / "kernel.json")],
+                run_id=run_id,
+                grace=0.1,
+                env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(os.path.isabs, sys.path))},
+            ),
             kind=TemplateKind(("./python", *PROGRAM[1:])),
         )
         await process.end(0.0)
