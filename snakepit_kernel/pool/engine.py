@@ -339,6 +339,7 @@ class Engine:
     def _take_down(self, grace: float) -> None:
         """Do all steps in order, even if one fails; keep the first failure for `close`."""
         steps: tuple[Callable[[], object], ...] = (
+            self.sessions.close_shells,
             lambda: self._loop_thread.ask(self.supervisor.end(grace)).result(),
             # Callers of the workers notice the end, unless their event loops are blocked.
             lambda: self.dispatcher.wait_until_quiet(RELEASE_PATIENCE),

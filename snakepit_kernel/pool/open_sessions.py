@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -10,6 +11,9 @@ from ..locks import Lock
 from ..sessions.state import SessionInfo, SessionState, global_state, open_session, sessions_of
 from ..store.store import Store, open_store
 from .config import PoolConfig
+
+SHELLS = f"{__package__.partition('.')[0]}.shells.manager"
+"""The module that is loaded with the first shell."""
 
 
 class PoolSessions:
@@ -59,14 +63,15 @@ class PoolSessions:
                 known.refresh()  # its time to live may have changed
                 return known
             self._states[session_id] = state
+        state.owned_by(self, self._config.name)
         if known is not None:
             self._forget(session_id)
         return state
 
-    def delete(self, state: SessionState) -> None:
+    def delete(self, state: SessionState, *, detach: bool = False) -> None:
         """Delete a session with everything in it, and what workers remember of it."""
         try:
-            state.delete()
+            state.delete(detach=detach)
         finally:
             self.drop(state)
 
@@ -120,6 +125,11 @@ class PoolSessions:
             return [] if state is None else state.host_tools
         except SnakepitError:  # the caller is already about to report an error
             return []
+
+    def close_shells(self) -> None:
+        """End the shells and processes of the sessions; return when that is verified."""
+        if (module := sys.modules.get(SHELLS)) is not None:  # else there are none
+            module.manager.close_owner(self, "its pool was closed")
 
     def close(self) -> None:
         """Close the store; sessions that are still in use open it again."""

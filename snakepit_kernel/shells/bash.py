@@ -22,8 +22,9 @@ from ..processes.identity import ProcessIdentity, ProcessStatus, descendants, re
 from ..processes.launch_spec import LaunchSpec
 from ..processes.run import GuardedRun
 from ..processes.run_registry import Registry
-from .bash_code import UNWIND_SIGNAL, BashCode, is_whole
+from .bash_code import UNWIND_SIGNAL, BashCode, read_snapshot
 from .results import StreamName
+from .snapshots import changes
 
 logger = get_logger(__name__)
 
@@ -91,9 +92,7 @@ class Output:
         A new descriptor, because that of an earlier command is at its end: until the next writer
         comes, it would say so again and again.
         """
-        previous, self.fd = self.fd, os.open(
-            self.path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC
-        )
+        previous, self.fd = self.fd, os.open(self.path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
         if previous >= 0:
             os.close(previous)
         else:
@@ -217,15 +216,17 @@ class Bash:
         Its working directory after the last command.
     status
         ``$?`` of the last command.
+    state
+        Code that brings back its state, as of the last snapshot.
     is_dirty
-        A command has run since the last snapshot.
+        A command has run since then.
     """
 
     def __init__(self, code: BashCode, registry: Registry) -> None:
         self.cwd = ""
         self.status = 0
         self.is_dirty = False
-        self.snapshot: Path | None = None
+        self.state = b""
         self._code = code
         self._registry = registry
         self._run: GuardedRun | None = None
@@ -236,7 +237,7 @@ class Bash:
         self._loop = asyncio.get_running_loop()
         self._gone = self._loop.create_future()
         self._exit_fd = -1
-        self._snapshots = 0
+        self._environment: Mapping[str, str] = {}
         self._outputs: list[Output] = []
 
     # -- start and end -------------------------------------------------------------------------
@@ -248,10 +249,19 @@ class Bash:
         label: str,
         env: Mapping[str, str],
         cwd: str,
-        snapshot: Path | None,
+        state: bytes,
         grace: float,
     ) -> None:
         """Start it, and wait until it takes commands.
+
+        Parameters
+        ----------
+        program
+            The path of bash.
+        label, env, cwd, grace
+            As for `GuardedRun.start`.
+        state
+            The state to begin with: that of another one.
 
         Raises
         ------
@@ -288,15 +298,18 @@ class Bash:
             self._loop.add_reader(self._exit_fd, self._on_exit)
         except ProcessLookupError:
             self._gone.set_result(None)
-        if snapshot is not None and not is_whole(snapshot):
-            snapshot = None
-        self.snapshot = snapshot
+        self._environment = env
+        self.state = state
+        saved = self._code.folder / "state"
+        _write(saved, state)
         for stream, name in (("stdout", "out"), ("stderr", "err")):
             path = self._code.folder / name
             if not path.exists():
                 os.mkfifo(path, 0o600)
             self._outputs.append(Output(stream, path))  # type: ignore[arg-type]
-        await asyncio.wait_for(self._ask("R", self._code.begin(snapshot)), START_SECONDS)
+        await asyncio.wait_for(
+            self._ask("R", self._code.begin(saved if state else None)), START_SECONDS
+        )
 
     @property
     def run_id(self) -> str:
@@ -437,19 +450,22 @@ class Bash:
         with contextlib.suppress(OSError):
             os.write(self._driver, f"{self._code.end_unwinding()}\n".encode())
 
-    async def take_snapshot(self) -> Path | None:
-        """Write its state to a file; return the file, or None if it has ended meanwhile."""
-        self._snapshots += 1
-        path = self._code.snapshot_file(self._snapshots)
+    async def take_snapshot(self) -> None:
+        """Bring `state` up to date, unless it ends meanwhile."""
+        path = self._code.snapshot_file
         path.unlink(missing_ok=True)
         try:
-            await self._ask(f"S{self._snapshots}", self._code.snapshot(self._snapshots))
+            await self._ask("S", self._code.snapshot())
         except EOFError:
-            return None
-        if is_whole(path):
-            self.snapshot = path
+            return
+        if (found := read_snapshot(path)) is not None:
+            self.state = changes(found, self._code.cookie, self._environment)
             self.is_dirty = False
-        return self.snapshot
+
+    def state_at_exit(self) -> bytes | None:
+        """Return the state that it left when it exited; None if it left none."""
+        found = read_snapshot(self._code.folder / "left")
+        return None if found is None else changes(found, self._code.cookie, self._environment)
 
     async def exit_status(self) -> int:
         """Return the exit status of the process, which has ended."""

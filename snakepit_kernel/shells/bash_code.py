@@ -85,9 +85,10 @@ class BashCode:
         """The file to which a shell that exits writes its working directory."""
         return self.folder / "exit"
 
-    def snapshot_file(self, number: int) -> Path:
-        """One of the two files for snapshots, in turn."""
-        return self.folder / f"snapshot.{number % 2}"
+    @property
+    def snapshot_file(self) -> Path:
+        """The file for a snapshot."""
+        return self.folder / "snapshot"
 
     def write_files(self) -> None:
         """Write the files that bash sources for its own purposes."""
@@ -96,7 +97,9 @@ class BashCode:
             "\\builtin shopt -p\n"
             "\\builtin declare -f\n"
             "\\builtin declare -F\n"
+            f"\\builtin printf '\\n# {name} variables\\n'\n"
             "\\builtin declare -p\n"
+            f"\\builtin printf '# {name} the rest\\n'\n"
             "\\builtin alias -p\n"
             "\\builtin umask -p\n"
             "\\builtin trap -p\n"
@@ -109,28 +112,28 @@ class BashCode:
             "\\builtin set +eux\n"
             f"\\builtin command . {quoted(str(here / 'take'))} >| {quoted(str(here / 'left'))}"
             " 2>/dev/null\n"
-            f"\\builtin printf '%d %s' \"$__sbx_r{name}\" \"$PWD\""
+            f'\\builtin printf \'%d %s\' "$__sbx_r{name}" "$PWD"'
             f" >| {quoted(str(self.exit_file))} 2>/dev/null\n"
         )
         (here / "begin").write_text(
             "\\builtin shopt -s expand_aliases\n"
             f"__sbx_s{name}() {{ \\builtin return $1; }}\n"
             f"\\builtin trap '\\builtin command . {here / 'leave'}' EXIT\n"
-            "\\builtin trap '\\builtin set -T; \\builtin trap \"\\builtin return 130\" DEBUG;"
+            '\\builtin trap \'\\builtin set -T; \\builtin trap "\\builtin return 130" DEBUG;'
             " \\builtin return 130' RTMIN+7\n"
         )
 
-    def begin(self, snapshot: Path | None) -> str:
+    def begin(self, state: Path | None) -> str:
         """Return the first line: bash sets itself up, and says ``R``.
 
         Parameters
         ----------
-        snapshot
-            State to begin with.
+        state
+            File with the state to begin with.
         """
         lines = [f"\\builtin command . {quoted(str(self.folder / 'begin'))} >/dev/null"]
-        if snapshot is not None:
-            lines.append(f"\\builtin command . {quoted(str(snapshot))} >/dev/null 2>&1")
+        if state is not None:
+            lines.append(f"\\builtin command . {quoted(str(state))} >/dev/null 2>&1")
             lines.append(f"\\unset -f {' '.join(sorted(OWN_FUNCTIONS))} || \\builtin :")
         return "\n".join([*lines, self._reply("R", "0")])
 
@@ -157,17 +160,15 @@ class BashCode:
             kept = f"__sbx_v{name}_{index}"
             before.append(f"{kept}=${{{key}+${{{key}@a}}:${key}}}; \\builtin unset -v {key}")
             after.append(
-                f"case ${kept} in *x*:*) \\builtin export {key}=\"${{{kept}#*:}}\";;"
-                f" *:*) {key}=\"${{{kept}#*:}}\";; esac; \\builtin unset -v {kept}"
+                f'case ${kept} in *x*:*) \\builtin export {key}="${{{kept}#*:}}";;'
+                f' *:*) {key}="${{{kept}#*:}}";; esac; \\builtin unset -v {kept}'
             )
         if cwd is not None:
             before.append(
                 f"__sbx_p{name}=$PWD __sbx_o{name}=${{OLDPWD-}}; "
                 f"\\builtin cd -- {quoted(cwd)} || \\builtin :"
             )
-            after.append(
-                f"\\builtin cd -- \"$__sbx_p{name}\" || \\builtin :; OLDPWD=$__sbx_o{name}"
-            )
+            after.append(f'\\builtin cd -- "$__sbx_p{name}" || \\builtin :; OLDPWD=$__sbx_o{name}')
         if status:
             before.append(f"__sbx_s{name} {status} && \\builtin :")
         command = (
@@ -179,28 +180,23 @@ class BashCode:
 
     def _reply(self, word: str, status: str) -> str:
         reply = f"\\builtin printf '{self.cookie} {word} %d %s\\0' {status} \"${{PWD-}}\""
-        return (
-            f"{reply} || {{ \\builtin enable printf && {reply}; }} || \\builtin kill -9 $$"
-        )
+        return f"{reply} || {{ \\builtin enable printf && {reply}; }} || \\builtin kill -9 $$"
 
     def end_unwinding(self) -> str:
         """Return the line after an interrupt: bash runs commands again."""
         return "\\builtin trap - DEBUG; \\builtin set +T"
 
-    def snapshot(self, number: int) -> str:
+    def snapshot(self) -> str:
         """Return the line that writes a snapshot, and says ``S``."""
-        return (
-            f"\\builtin command . {self.folder}/take >| {self.snapshot_file(number)} 2>/dev/null\n"
-            + self._reply(f"S{number}", "0")
-        )
+        take = f"\\builtin command . {self.folder}/take >| {self.snapshot_file} 2>/dev/null"
+        return f"{take}\n{self._reply('S', '0')}"
 
 
-def is_whole(snapshot: Path) -> bool:
-    """Whether a snapshot was written to its end."""
+def read_snapshot(path: Path) -> bytes | None:
+    """Return a snapshot, and remove its file; None if it was not written to its end."""
     try:
-        with snapshot.open("rb") as file:
-            file.seek(0, 2)
-            file.seek(max(0, file.tell() - len(SNAPSHOT_END) - 1))
-            return file.read().rstrip() == SNAPSHOT_END.encode()
+        content = path.read_bytes()
+        path.unlink()
     except OSError:
-        return False
+        return None
+    return content if content.rstrip().endswith(SNAPSHOT_END.encode()) else None

@@ -11,20 +11,18 @@ import shutil
 import time
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import IO, Any, Literal, get_args
 
-from .. import telemetry
 from ..errors import CommandFailed, ShellBusy, ShellClosed, StartFailed
 from ..locks import Lock
 from ..paths import working_directory
-from ..processes.concurrency import LoopThread
+from ..processes.concurrency import LoopThread, in_thread
 from ..processes.run_folders import make_folder, remove_folder
 from ..processes.run_registry import Registry
 from ..validation import check_count, check_flag, check_seconds
 from .bash import Bash, Command, DetachedOutput, NotRun, Wedged
-from .bash_code import BashCode, check_environment, is_whole
+from .bash_code import BashCode, check_environment
 from .results import MAX_OUTPUT, Capture, ShellChunk, ShellResult, StreamName
 
 Checkpoint = Literal["always", "idle", "never"]
@@ -75,8 +73,10 @@ class Shell:
         checkpoint: Checkpoint = "idle",
         on_exit: OnExit = "restart",
         label: str = "",
-        load: Callable[[], bytes | None] = lambda: None,
+        load: Callable[[], bytes] = bytes,
         save: Callable[[bytes], object] = lambda _: None,
+        fork: Callable[[str, bytes, dict[str, Any]], Shell] | None = None,
+        state: bytes = b"",
     ) -> None:
         self.session_id = session_id
         self.last: ShellResult | None = None
@@ -88,7 +88,8 @@ class Shell:
         self._checkpoint = _one_of("checkpoint", checkpoint, get_args(Checkpoint))
         self._on_exit = _one_of("on_exit", on_exit, get_args(OnExit))
         self._label = label or f"shell of {session_id}"
-        self._load, self._save = load, save
+        self._load, self._save, self._fork = load, save, fork
+        self._state = state  # to begin with
         self._closed = ""
         self._lock = Lock()
         self._turn: asyncio.Lock | None = None
@@ -272,20 +273,59 @@ class Shell:
             await self._take_checkpoint(bash)
 
     async def _take_checkpoint(self, bash: Bash) -> None:
-        path = await bash.take_snapshot()
-        if path is not None and self._checkpoint != "never":
-            self._save(path.read_bytes())
+        await bash.take_snapshot()
+        if self._checkpoint != "never" and not bash.is_dirty:
+            await in_thread(self._save, bash.state)
 
-    def snapshot(self) -> bytes:
-        """Return its state as text that bash can source."""
+    def fork(self, session_id: str) -> Shell:
+        """Return the shell of a new session: a copy of this session, and of its shell.
+
+        The copy has the same working directory, variables, functions, aliases and options.
+
+        Raises
+        ------
+        ValueError
+            There is a session of that name.
+        """
+        if self._fork is None:
+            msg = "this shell belongs to no session"
+            raise RuntimeError(msg)
 
         async def take() -> bytes:
             async with self._turns():
                 bash = await self._present()
-                path = await bash.take_snapshot() if bash.is_dirty else bash.snapshot
-                return b"" if path is None else path.read_bytes()
+                await bash.take_snapshot()
+                return bash.state
 
-        return self._wait(take())
+        options = {
+            "env": self._env,
+            "cwd": self._cwd,
+            "timeout": self._timeout,
+            "max_output": self._max_output,
+            "checkpoint": self._checkpoint,
+            "on_exit": self._on_exit,
+        }
+        return self._fork(session_id, self._wait(take()), options)
+
+    async def state(self) -> bytes:
+        """Return its latest state, in the loop of the shells, without waiting for a command."""
+        bash = self._bash
+        if bash is None:
+            return await in_thread(self._load) if self._checkpoint != "never" else b""
+        if bash.is_dirty and not self._turns().locked():
+            async with self._turns():
+                await bash.take_snapshot()
+        return bash.state
+
+    def base(self) -> tuple[dict[str, str], str]:
+        """Return the environment and the working directory that it begins with."""
+        environment = {**os.environ}
+        for name, value in self._env.items():
+            if value is None:
+                environment.pop(name, None)
+            else:
+                environment[name] = value
+        return environment, self._cwd
 
     # -- closing -------------------------------------------------------------------------------
 
@@ -454,15 +494,13 @@ class Shell:
         if self._code is None:
             self._code = BashCode(make_folder("shell"), secrets.token_hex(4))
             self._code.write_files()
-        saved = None if self._checkpoint == "never" else self._load()
-        snapshot = None
-        if saved:
-            snapshot = self._code.folder / "saved"
-            snapshot.write_bytes(saved)
-            self._is_restored = True
-        return await self._start(snapshot)
+        if self._state:
+            return await self._start(self._state)
+        saved = b"" if self._checkpoint == "never" else await in_thread(self._load)
+        self._is_restored = bool(saved)
+        return await self._start(saved)
 
-    async def _start(self, snapshot: Path | None) -> Bash:
+    async def _start(self, state: bytes) -> Bash:
         assert self._code is not None
         program = shutil.which("bash")
         if program is None:
@@ -471,19 +509,14 @@ class Shell:
             self._code = BashCode(make_folder("shell"), self._code.cookie)
             self._code.write_files()
         bash = Bash(self._code, Registry())
-        environment = {**os.environ}
-        for name, value in self._env.items():
-            if value is None:
-                environment.pop(name, None)
-            else:
-                environment[name] = value
+        environment, cwd = self.base()
         try:
             await bash.start(
                 program,
                 label=self._label,
                 env=environment,
-                cwd=self._cwd,
-                snapshot=snapshot,
+                cwd=cwd,
+                state=state,
                 grace=GRACE,
             )
         except (EOFError, TimeoutError) as error:
@@ -498,17 +531,14 @@ class Shell:
 
     async def _restart(self, ended: Bash) -> Bash:
         """Start bash again with the state that the ended one has left, or had at its checkpoint."""
-        assert self._code is not None
-        left = self._code.folder / "left"
-        snapshot, self._lost = ended.snapshot, ""
-        if is_whole(left):
-            snapshot = left.replace(self._code.folder / "restored")
-        elif ended.is_dirty:
-            self._lost = "what changed since the last checkpoint"
+        left = ended.state_at_exit()
+        self._lost = (
+            "what changed since the last checkpoint" if left is None and ended.is_dirty else ""
+        )
         status = ended.status
         self._bash = None
         self._spawn(ended.end(0.0))
-        bash = await self._start(snapshot)
+        bash = await self._start(ended.state if left is None else left)
         bash.status = status
         return bash
 
@@ -516,7 +546,17 @@ class Shell:
 class _Request:
     """A command and its options, checked."""
 
-    __slots__ = ("command", "cwd", "env", "max_output", "queue", "spool", "stdin", "text", "timeout")
+    __slots__ = (
+        "command",
+        "cwd",
+        "env",
+        "max_output",
+        "queue",
+        "spool",
+        "stdin",
+        "text",
+        "timeout",
+    )
 
     def __init__(
         self,

@@ -1,0 +1,490 @@
+"""The shells and background processes of this process, and the thread that drives them."""
+
+from __future__ import annotations
+
+import asyncio
+import atexit
+import contextlib
+import os
+import secrets
+import shutil
+import signal
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from ..errors import ProcessNotFound, StartFailed
+from ..ids import check_name, new_run_id
+from ..locks import Lock
+from ..loggers import get_logger
+from ..paths import runtime_dirs
+from ..processes.concurrency import LoopThread
+from ..processes.identity import ProcessIdentity
+from ..processes.launch_spec import LaunchSpec
+from ..processes.run import GuardedRun
+from ..processes.run_folders import make_folder, remove_folder
+from ..processes.run_registry import Registry
+from ..redaction import redacted
+from .bash_code import check_environment, quoted
+from .process import INPUT_FILE, KILL_FILE, Process, ProcessRecord, published, write_record
+from .process_log import LogWriter
+from .shell import GRACE, Shell, check_directory
+
+logger = get_logger(__name__)
+
+MAX_ENDED = 200
+"""Ended processes that are kept in the list."""
+
+READ_BYTES = 1 << 16
+
+DRAIN_SECONDS = 0.1
+"""Seconds after the end of a process in which what it has started may still write to its log."""
+
+
+class RunningProcess:
+    """A background process in the process that owns it: its log, its input and its end.
+
+    Parameters
+    ----------
+    folder
+        Its folder, in which it is published.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.changed = threading.Condition()
+        self.record: ProcessRecord
+        self._log = LogWriter(folder)
+        self._input = -1
+        self._outputs: dict[int, str] = {}
+        self._all_read = asyncio.Event()
+        self._run: GuardedRun | None = None
+        self.is_over = False
+        self.owner: object = None
+
+    async def start(
+        self, command: list[str], *, label: str, env: Mapping[str, str], cwd: str
+    ) -> GuardedRun:
+        """Start it under a guardian.
+
+        Raises
+        ------
+        StartFailed
+            It could not be started.
+        """
+        os.mkfifo(self.folder / INPUT_FILE, 0o600)
+        stdin = os.open(self.folder / INPUT_FILE, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        self._input = os.open(self.folder / INPUT_FILE, os.O_WRONLY | os.O_CLOEXEC)
+        os.set_blocking(stdin, True)
+        ends = [stdin]
+        pipes = {}
+        try:
+            for stream in ("stdout", "stderr"):
+                reading, pipes[stream] = os.pipe()
+                ends.append(pipes[stream])
+                os.set_blocking(reading, False)
+                self._outputs[reading] = stream
+            spec = LaunchSpec.of(
+                command,
+                run_id=new_run_id(),
+                grace=GRACE,
+                env=env,
+                cwd=cwd,
+                is_program=True,
+                stdin=stdin,
+                **pipes,
+            )
+            self._run = await GuardedRun.start(spec, registry=Registry(), label=label)
+        except BaseException:
+            self._close()
+            raise
+        finally:
+            for fd in ends:
+                os.close(fd)
+        loop = asyncio.get_running_loop()
+        for fd in self._outputs:
+            loop.add_reader(fd, self._read, fd)
+        return self._run
+
+    def publish(self, record: ProcessRecord) -> None:
+        """Publish what is known of it."""
+        self.record = record
+        with contextlib.suppress(OSError):  # its folder was removed, or the disk is full
+            write_record(self.folder, record)
+        with self.changed:
+            self.changed.notify_all()
+
+    def _read(self, fd: int) -> None:
+        try:
+            data = os.read(fd, READ_BYTES)
+        except BlockingIOError:
+            return
+        if data:
+            self._log.add(self._outputs[fd], data)  # type: ignore[arg-type]
+        else:
+            self._forget(fd)
+        with self.changed:
+            self.changed.notify_all()
+
+    def _forget(self, fd: int) -> None:
+        with contextlib.suppress(RuntimeError):
+            asyncio.get_running_loop().remove_reader(fd)
+        del self._outputs[fd]
+        os.close(fd)
+        if not self._outputs:
+            self._all_read.set()
+
+    async def watch(self) -> None:
+        """Wait for its end, and publish how it ended."""
+        assert self._run is not None
+        status = await self._run.process.wait()
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self._all_read.wait(), DRAIN_SECONDS)
+        self._finish(status)
+        await self._run.end(GRACE)
+
+    def _finish(self, status: int | None) -> None:
+        if self.is_over:
+            return
+        self.is_over = True
+        self._close()
+        code = 128 + signal.SIGKILL if status is None else status if status >= 0 else 128 - status
+        is_killed = (self.folder / KILL_FILE).exists() or (status is None or status in _KILLED_BY)
+        state = "killed" if is_killed else "exited" if code == 0 else "failed"
+        values = {"state": state, "returncode": code, "ended": time.time()}
+        self.publish(replace(self.record, **values))  # type: ignore[arg-type]
+
+    async def end(self) -> None:
+        """End it and all that it has started; return when that is verified."""
+        if self._run is None or self.is_over:
+            return
+        (self.folder / KILL_FILE).touch()
+        await self._run.end(0.0)
+        self._finish(self._run.process.poll())
+
+    def close_input(self) -> None:
+        """Close its standard input."""
+        fd, self._input = self._input, -1
+        if fd >= 0:
+            (self.folder / INPUT_FILE).unlink(missing_ok=True)
+            os.close(fd)
+
+    def _close(self) -> None:
+        self.close_input()
+        for fd in list(self._outputs):
+            self._forget(fd)
+        self._log.close()
+
+
+_KILLED_BY = {-signum for signum in (signal.SIGTERM, signal.SIGKILL, signal.SIGINT, signal.SIGHUP)}
+
+
+class ShellManager:
+    """The shells and background processes of this process.
+
+    A thread with an event loop drives them all; it starts with the first of them.
+    """
+
+    def __init__(self) -> None:
+        self._lock = Lock()
+        self._loop_thread: LoopThread | None = None
+        self._shells: dict[object, Shell] = {}
+        self._owners: dict[object, object] = {}
+        self._processes: dict[str, RunningProcess] = {}
+        self._ended: deque[str] = deque()
+        self._folder: Path | None = None
+
+    @property
+    def loop_thread(self) -> LoopThread:
+        """The thread that drives them."""
+        with self._lock:
+            if self._loop_thread is None or not self._loop_thread.is_open:
+                self._loop_thread = LoopThread("snakepit-shells")
+                self._loop_thread.start()
+            return self._loop_thread
+
+    # -- shells --------------------------------------------------------------------------------
+
+    def find_shell(self, key: object) -> Shell | None:
+        """Return the open shell of a session, if there is one."""
+        with self._lock:
+            shell = self._shells.get(key)
+            return shell if shell is not None and shell.is_open else None
+
+    def open_shell(self, key: object, session_id: str, owner: object, **options: Any) -> Shell:
+        """Open the shell of a session.
+
+        Parameters
+        ----------
+        key
+            The session, unique in this process.
+        session_id
+            Its name.
+        owner
+            Whose end ends the shell, see `close_owner`.
+        options
+            Those of `Shell`.
+
+        Raises
+        ------
+        ValueError
+            It is open.
+        """
+        loop_thread = self.loop_thread
+        shell = Shell(session_id, loop_thread, **options)
+        with self._lock:
+            known = self._shells.get(key)
+            if known is not None and known.is_open:
+                msg = (
+                    f"the shell of session {session_id!r} is open; its options can be given "
+                    "before its first use, or after close()"
+                )
+                raise ValueError(msg)
+            self._shells[key] = shell
+            self._owners[key] = owner
+        return shell
+
+    def shells(self) -> list[Shell]:
+        """Return the open shells."""
+        with self._lock:
+            return [shell for shell in self._shells.values() if shell.is_open]
+
+    # -- processes -----------------------------------------------------------------------------
+
+    def start_process(
+        self,
+        command: str,
+        *,
+        session_id: str,
+        pool: str | None,
+        name: str | None,
+        cwd: str | None,
+        env: Mapping[str, str | None] | None,
+        shell: Shell | None,
+        owner: object,
+    ) -> Process:
+        """Start a background process with the state of a session's shell.
+
+        Raises
+        ------
+        StartFailed
+            It could not be started.
+        TypeError, ValueError, NotADirectoryError
+            An argument is wrong; it is named.
+        """
+        if not isinstance(command, str) or not command.strip():
+            msg = f"a process needs a command, as text, not {command!r}"
+            raise TypeError(msg)
+        if "\0" in command:
+            msg = "a command has a NUL, which bash would drop"
+            raise ValueError(msg)
+        checked = check_environment(env or {})
+        directory = None if cwd is None else check_directory(cwd)
+        title = check_name("process", name) if name is not None else _name_of(command)
+        work = self._start(command, session_id, pool, title, directory, checked, shell, owner)
+        return self.loop_thread.ask(work).result()
+
+    async def _start(
+        self,
+        command: str,
+        session_id: str,
+        pool: str | None,
+        name: str,
+        cwd: str | None,
+        env: Mapping[str, str | None],
+        shell: Shell | None,
+        owner: object,
+    ) -> Process:
+        program = shutil.which("bash")
+        if program is None:
+            raise StartFailed(f"process {name}", "there is no bash on PATH; install it")
+        if self._folder is None or not self._folder.is_dir():
+            self._folder = make_folder("process")
+        state = b"" if shell is None else await shell.state()
+        folder = self._new_folder(self._folder)
+        (folder / "command").write_bytes(command.encode("utf-8", "surrogateescape"))
+        (folder / "state").write_bytes(state)
+        (folder / "begin").write_text(_beginning(folder, cwd, env))
+        running = RunningProcess(folder)
+        environment, directory = (dict(os.environ), os.getcwd()) if shell is None else shell.base()  # noqa: PTH109
+        try:
+            run = await running.start(
+                [
+                    program,
+                    "--noprofile",
+                    "--norc",
+                    "-c",
+                    '. "$0/begin"; . "$0/command"',
+                    str(folder),
+                ],
+                label=f"process {name} of session {session_id}",
+                env=environment,
+                cwd=cwd or directory,
+            )
+        except BaseException:
+            shutil.rmtree(folder, ignore_errors=True)
+            raise
+        assert run.process.identity is not None
+        assert run.process.guardian is not None
+        running.publish(
+            ProcessRecord(
+                id=folder.name,
+                name=name,
+                command=redacted(command),
+                pid=run.process.identity.pid,
+                session=session_id,
+                pool=pool,
+                run_id=run.run_id,
+                guardian=str(run.process.guardian),
+                owner=str(ProcessIdentity.of(os.getpid())),
+                state="running",
+                returncode=None,
+                started=time.time(),
+                ended=None,
+            )
+        )
+        self._processes[folder.name] = running
+        running.owner = owner
+        self.loop_thread.spawn(self._watch(running))
+        return Process(folder, running)
+
+    @staticmethod
+    def _new_folder(parent: Path) -> Path:
+        while True:
+            folder = parent / f"p{secrets.token_hex(3)}"
+            with contextlib.suppress(FileExistsError):
+                folder.mkdir(mode=0o700)
+                return folder
+
+    async def _watch(self, running: RunningProcess) -> None:
+        await running.watch()
+        self._ended.append(running.folder.name)
+        while len(self._ended) > MAX_ENDED:
+            old = self._processes.pop(self._ended.popleft(), None)
+            if old is not None:
+                shutil.rmtree(old.folder, ignore_errors=True)
+
+    def processes(self, *, session_id: str | None = None, pool: str | None = None) -> list[Process]:
+        """Return the processes of this process, oldest first."""
+        return [
+            Process(running.folder, running)
+            for running in list(self._processes.values())
+            if (session_id is None or running.record.session == session_id)
+            and (pool is None or running.record.pool == pool)
+        ]
+
+    def all_processes(self) -> list[Process]:
+        """Return the processes of all kernels and scripts of this user, oldest first."""
+        found = []
+        for folder in published(runtime_dirs()):
+            with contextlib.suppress(ProcessNotFound):
+                found.append(Process(folder, self._processes.get(folder.name)))
+        return sorted(found, key=lambda process: process.started)
+
+    def find_process(self, id: str) -> Process:  # noqa: A002 - its public name
+        """Return a process by its id or name, of any kernel or script of this user.
+
+        Raises
+        ------
+        ProcessNotFound
+            There is none, or several have that name.
+        """
+        known = self.all_processes()
+        for process in known:
+            if process.id == id:
+                return process
+        named = [process for process in known if process.name == id]
+        running = [process for process in named if process.is_running] or named
+        if len(running) == 1:
+            return running[0]
+        raise ProcessNotFound(id, [each.id for each in running or known])
+
+    # -- the end -------------------------------------------------------------------------------
+
+    def close_session(self, key: object, session_id: str, *, detach: bool = False) -> None:
+        """End the shell of a session and, unless they are detached, its processes."""
+        with self._lock:
+            shell = self._shells.pop(key, None)
+            self._owners.pop(key, None)
+        running = [] if detach else self._running(lambda each: each.record.session == session_id)
+        self._end([] if shell is None else [shell], running, "its session was deleted")
+
+    def close_owner(self, owner: object, because: str) -> None:
+        """End the shells and processes of an owner."""
+        with self._lock:
+            keys = [key for key, each in self._owners.items() if each is owner]
+            shells = [self._shells.pop(key) for key in keys]
+            for key in keys:
+                del self._owners[key]
+        self._end(shells, self._running(lambda each: each.owner is owner), because)
+
+    def close(self) -> None:
+        """End all of them; return when that is verified."""
+        with self._lock:
+            shells = list(self._shells.values())
+            self._shells.clear()
+            self._owners.clear()
+        self._end(shells, self._running(lambda _: True), "its process ends")
+        with self._lock:
+            loop_thread, self._loop_thread = self._loop_thread, None
+        if loop_thread is not None:
+            loop_thread.close()
+        if self._folder is not None:
+            remove_folder(self._folder)
+            self._folder = None
+        self._processes.clear()
+        self._ended.clear()
+
+    def _running(self, is_wanted: Callable[[RunningProcess], bool]) -> list[RunningProcess]:
+        return [
+            each for each in list(self._processes.values()) if not each.is_over and is_wanted(each)
+        ]
+
+    def _end(self, shells: list[Shell], running: list[RunningProcess], because: str) -> None:
+        if not shells and not running:
+            return
+
+        async def end() -> None:
+            ends = [*(shell.aclose(because) for shell in shells), *(each.end() for each in running)]
+            for failure in await asyncio.gather(*ends, return_exceptions=True):
+                if isinstance(failure, Exception):
+                    logger.warning("the end of a shell or process: %s", failure)
+
+        self.loop_thread.ask(end()).result()
+
+    def forget(self) -> None:
+        """In a forked child: forget what is the parent's."""
+        self.__init__()  # type: ignore[misc]
+
+
+def _name_of(command: str) -> str:
+    word = command.split(maxsplit=1)[0].rpartition("/")[2]
+    return "".join(c for c in word if c.isalnum() or c in "_.-")[:32] or "process"
+
+
+def _beginning(folder: Path, cwd: str | None, env: Mapping[str, str | None]) -> str:
+    """Return the code that gives a process the state of its session's shell."""
+    lines = [
+        f"\\builtin command . {quoted(str(folder / 'state'))} >/dev/null 2>&1",
+        "\\builtin trap - EXIT RTMIN+7",
+    ]
+    if cwd is not None:
+        lines.append(f"\\builtin cd -- {quoted(cwd)}")
+    for name, value in env.items():
+        lines.append(
+            f"\\builtin unset -v {name}"
+            if value is None
+            else f"\\builtin export {name}={quoted(value)}"
+        )
+    return "\n".join([*lines, ""])
+
+
+manager = ShellManager()
+"""The one of this process."""
+
+os.register_at_fork(after_in_child=manager.forget)
+atexit.register(manager.close)
