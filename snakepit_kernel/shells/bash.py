@@ -34,7 +34,7 @@ PIPE_BYTES = 1 << 20
 READ_BYTES = 1 << 20
 """Largest piece of output that is read at once."""
 
-DRAIN_SECONDS = 0.05
+DRAIN_SECONDS = 0.03
 """Seconds after the end of a command in which a process may still close its output."""
 
 START_SECONDS = 30.0
@@ -54,6 +54,9 @@ WATCH_INTERVAL = 0.25
 
 LATE_BYTES = 1 << 16
 """Bytes that are kept of what a background process of a command writes after its end."""
+
+LOST_NOW = "what this command changed"
+LOST_SINCE = "what changed since the last checkpoint"
 
 OnOutput = Callable[[StreamName, bytes], None]
 
@@ -180,6 +183,7 @@ class DetachedOutput:
 
     def __init__(self, fd: int) -> None:
         self.tail = bytearray()
+        self._limit = LATE_BYTES
         self._fd = fd
         self._loop = asyncio.get_running_loop()
         self._loop.add_reader(fd, self._read)
@@ -188,9 +192,14 @@ class DetachedOutput:
         with contextlib.suppress(BlockingIOError):
             data = os.read(self._fd, READ_BYTES)
             self.tail += data
-            del self.tail[: max(0, len(self.tail) - LATE_BYTES)]
+            del self.tail[: max(0, len(self.tail) - self._limit)]
             if not data:
                 self.close()
+
+    def forget(self) -> None:
+        """Keep no more of it; it is read on, so that its writer does not wait."""
+        self.tail.clear()
+        self._limit = 0
 
     def close(self) -> None:
         """Stop reading."""
@@ -220,12 +229,15 @@ class Bash:
         Code that brings back its state, as of the last snapshot.
     is_dirty
         A command has run since then.
+    lost
+        What is lost if the process ends without leaving its state.
     """
 
     def __init__(self, code: BashCode, registry: Registry) -> None:
         self.cwd = ""
         self.status = 0
         self.is_dirty = False
+        self.lost = LOST_NOW
         self.state = b""
         self._code = code
         self._registry = registry
@@ -436,6 +448,7 @@ class Bash:
         command = Command(self, number, known)
         for output in self._outputs:
             output.begin(on_output, command.on_output_end)
+        self.lost = LOST_SINCE if self.is_dirty else LOST_NOW
         self.is_dirty = True
         command.reply = self._ask(f"D{number}", self._code.run(number, self.status, cwd, env))
         return command

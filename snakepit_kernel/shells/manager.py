@@ -12,11 +12,12 @@ import signal
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Mapping
-from dataclasses import replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
+from .. import telemetry
 from ..errors import ProcessNotFound, StartFailed
 from ..ids import check_name, new_run_id
 from ..locks import Lock
@@ -29,10 +30,12 @@ from ..processes.run import GuardedRun
 from ..processes.run_folders import make_folder, remove_folder
 from ..processes.run_registry import Registry
 from ..redaction import redacted
+from ..telemetry.correlation import correlation_of_work
 from .bash_code import check_environment, quoted
+from .driver import GRACE, ShellDriver, check_directory
 from .process import INPUT_FILE, KILL_FILE, Process, ProcessRecord, published, write_record
 from .process_log import LogWriter
-from .shell import GRACE, Shell, check_directory
+from .shell import Shell
 
 logger = get_logger(__name__)
 
@@ -65,6 +68,7 @@ class RunningProcess:
         self._run: GuardedRun | None = None
         self.is_over = False
         self.owner: object = None
+        self.correlation = ""
 
     async def start(
         self, command: list[str], *, label: str, env: Mapping[str, str], cwd: str
@@ -157,6 +161,24 @@ class RunningProcess:
         state = "killed" if is_killed else "exited" if code == 0 else "failed"
         values = {"state": state, "returncode": code, "ended": time.time()}
         self.publish(replace(self.record, **values))  # type: ignore[arg-type]
+        self._report()
+
+    def _report(self) -> None:
+        """Emit the event of its end, without its command."""
+        record = self.record
+        if not telemetry.is_on() or record.ended is None:
+            return
+        attributes: dict[str, telemetry.Scalar] = {
+            "process": record.id,
+            "name": record.name,
+            "session": record.session,
+            "outcome": record.state,
+            "returncode": record.returncode or 0,
+            "correlation_id": self.correlation,
+        }
+        if record.pool is not None:
+            attributes["pool"] = record.pool
+        telemetry.emit("process", attributes, seconds=record.ended - record.started)
 
     async def end(self) -> None:
         """End it and all that it has started; return when that is verified."""
@@ -183,6 +205,66 @@ class RunningProcess:
 _KILLED_BY = {-signum for signum in (signal.SIGTERM, signal.SIGKILL, signal.SIGINT, signal.SIGHUP)}
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ProcessRequest:
+    """A background process that is to be started.
+
+    Attributes
+    ----------
+    command
+        Any text that bash can run.
+    session_id, pool
+        The session, and the name of its pool, if it has one.
+    driver
+        Drives the session's shell, with whose state it begins.
+    name, cwd, env
+        As for `SessionProcesses.start`, checked.
+    owner
+        Whose end ends it, see `ShellManager.close_owner`.
+    """
+
+    command: str
+    session_id: str
+    pool: str | None
+    driver: ShellDriver
+    name: str
+    cwd: str | None
+    env: Mapping[str, str | None]
+    owner: object
+    correlation: str = field(default_factory=correlation_of_work)
+
+    @classmethod
+    def checked(
+        cls,
+        command: str,
+        *,
+        name: str | None,
+        cwd: str | os.PathLike[str] | None,
+        env: Mapping[str, str | None] | None,
+        **others: Any,
+    ) -> Self:
+        """Check what the user gave.
+
+        Raises
+        ------
+        TypeError, ValueError, NotADirectoryError
+            An argument is wrong; it is named.
+        """
+        if not isinstance(command, str):
+            msg = f"a process runs a command, which is text, not {type(command).__name__}"
+            raise TypeError(msg)
+        if not command.strip() or "\0" in command:
+            msg = f"a process needs a command, which has no NUL, not {command[:100]!r}"
+            raise ValueError(msg)
+        return cls(
+            command=command,
+            name=_name_of(command) if name is None else check_name("process", name),
+            cwd=None if cwd is None else check_directory(cwd),
+            env=check_environment(env or {}),
+            **others,
+        )
+
+
 class ShellManager:
     """The shells and background processes of this process.
 
@@ -193,6 +275,7 @@ class ShellManager:
         self._lock = Lock()
         self._loop_thread: LoopThread | None = None
         self._shells: dict[object, Shell] = {}
+        self._drivers: dict[object, ShellDriver] = {}
         self._owners: dict[object, object] = {}
         self._processes: dict[str, RunningProcess] = {}
         self._ended: deque[str] = deque()
@@ -215,19 +298,25 @@ class ShellManager:
             shell = self._shells.get(key)
             return shell if shell is not None and shell.is_open else None
 
-    def open_shell(self, key: object, session_id: str, owner: object, **options: Any) -> Shell:
+    def open_shell(
+        self,
+        key: object,
+        driver: ShellDriver,
+        owner: object,
+        fork: Callable[[str, bytes], Shell],
+    ) -> Shell:
         """Open the shell of a session.
 
         Parameters
         ----------
         key
             The session, unique in this process.
-        session_id
-            Its name.
+        driver
+            Of the new shell.
         owner
             Whose end ends the shell, see `close_owner`.
-        options
-            Those of `Shell`.
+        fork
+            Opens a copy of the session with a state.
 
         Raises
         ------
@@ -235,18 +324,24 @@ class ShellManager:
             It is open.
         """
         loop_thread = self.loop_thread
-        shell = Shell(session_id, loop_thread, **options)
         with self._lock:
             known = self._shells.get(key)
             if known is not None and known.is_open:
                 msg = (
-                    f"the shell of session {session_id!r} is open; its options can be given "
-                    "before its first use, or after close()"
+                    f"the shell of session {driver.session_id!r} is open; its options can be "
+                    "given before its first use, or after close()"
                 )
                 raise ValueError(msg)
-            self._shells[key] = shell
+            shell = self._shells[key] = Shell(driver, loop_thread, fork)
+            self._drivers[key] = driver
             self._owners[key] = owner
         return shell
+
+    def driver(self, key: object, open_it: Callable[[], Shell]) -> ShellDriver:
+        """Return the driver of a session's shell, which is opened if it is not."""
+        if self.find_shell(key) is None:
+            open_it()
+        return self._drivers[key]
 
     def shells(self) -> list[Shell]:
         """Return the open shells."""
@@ -255,62 +350,29 @@ class ShellManager:
 
     # -- processes -----------------------------------------------------------------------------
 
-    def start_process(
-        self,
-        command: str,
-        *,
-        session_id: str,
-        pool: str | None,
-        name: str | None,
-        cwd: str | None,
-        env: Mapping[str, str | None] | None,
-        shell: Shell | None,
-        owner: object,
-    ) -> Process:
-        """Start a background process with the state of a session's shell.
+    def start_process(self, request: ProcessRequest) -> Process:
+        """Start a background process.
 
         Raises
         ------
         StartFailed
             It could not be started.
-        TypeError, ValueError, NotADirectoryError
-            An argument is wrong; it is named.
         """
-        if not isinstance(command, str) or not command.strip():
-            msg = f"a process needs a command, as text, not {command!r}"
-            raise TypeError(msg)
-        if "\0" in command:
-            msg = "a command has a NUL, which bash would drop"
-            raise ValueError(msg)
-        checked = check_environment(env or {})
-        directory = None if cwd is None else check_directory(cwd)
-        title = check_name("process", name) if name is not None else _name_of(command)
-        work = self._start(command, session_id, pool, title, directory, checked, shell, owner)
-        return self.loop_thread.ask(work).result()
+        return self.loop_thread.ask(self._start(request)).result()
 
-    async def _start(
-        self,
-        command: str,
-        session_id: str,
-        pool: str | None,
-        name: str,
-        cwd: str | None,
-        env: Mapping[str, str | None],
-        shell: Shell | None,
-        owner: object,
-    ) -> Process:
+    async def _start(self, request: ProcessRequest) -> Process:
+        name, driver = request.name, request.driver
         program = shutil.which("bash")
         if program is None:
             raise StartFailed(f"process {name}", "there is no bash on PATH; install it")
         if self._folder is None or not self._folder.is_dir():
             self._folder = make_folder("process")
-        state = b"" if shell is None else await shell.state()
+        state = await driver.state()
         folder = self._new_folder(self._folder)
-        (folder / "command").write_bytes(command.encode("utf-8", "surrogateescape"))
+        (folder / "command").write_bytes(request.command.encode("utf-8", "surrogateescape"))
         (folder / "state").write_bytes(state)
-        (folder / "begin").write_text(_beginning(folder, cwd, env))
+        (folder / "begin").write_text(_beginning(folder, request.cwd, request.env))
         running = RunningProcess(folder)
-        environment, directory = (dict(os.environ), os.getcwd()) if shell is None else shell.base()  # noqa: PTH109
         try:
             run = await running.start(
                 [
@@ -321,9 +383,9 @@ class ShellManager:
                     '. "$0/begin"; . "$0/command"',
                     str(folder),
                 ],
-                label=f"process {name} of session {session_id}",
-                env=environment,
-                cwd=cwd or directory,
+                label=f"process {name} of session {request.session_id}",
+                env=driver.options.environment(),
+                cwd=request.cwd or driver.options.cwd,
             )
         except BaseException:
             shutil.rmtree(folder, ignore_errors=True)
@@ -334,10 +396,10 @@ class ShellManager:
             ProcessRecord(
                 id=folder.name,
                 name=name,
-                command=redacted(command),
+                command=redacted(request.command),
                 pid=run.process.identity.pid,
-                session=session_id,
-                pool=pool,
+                session=request.session_id,
+                pool=request.pool,
                 run_id=run.run_id,
                 guardian=str(run.process.guardian),
                 owner=str(ProcessIdentity.of(os.getpid())),
@@ -348,7 +410,8 @@ class ShellManager:
             )
         )
         self._processes[folder.name] = running
-        running.owner = owner
+        running.owner = request.owner
+        running.correlation = request.correlation
         self.loop_thread.spawn(self._watch(running))
         return Process(folder, running)
 
@@ -407,28 +470,17 @@ class ShellManager:
 
     def close_session(self, key: object, session_id: str, *, detach: bool = False) -> None:
         """End the shell of a session and, unless they are detached, its processes."""
-        with self._lock:
-            shell = self._shells.pop(key, None)
-            self._owners.pop(key, None)
         running = [] if detach else self._running(lambda each: each.record.session == session_id)
-        self._end([] if shell is None else [shell], running, "its session was deleted")
+        self._end([key], running, "its session was deleted")
 
     def close_owner(self, owner: object, because: str) -> None:
         """End the shells and processes of an owner."""
-        with self._lock:
-            keys = [key for key, each in self._owners.items() if each is owner]
-            shells = [self._shells.pop(key) for key in keys]
-            for key in keys:
-                del self._owners[key]
-        self._end(shells, self._running(lambda each: each.owner is owner), because)
+        keys = [key for key, each in list(self._owners.items()) if each is owner]
+        self._end(keys, self._running(lambda each: each.owner is owner), because)
 
     def close(self) -> None:
         """End all of them; return when that is verified."""
-        with self._lock:
-            shells = list(self._shells.values())
-            self._shells.clear()
-            self._owners.clear()
-        self._end(shells, self._running(lambda _: True), "its process ends")
+        self._end(list(self._shells), self._running(lambda _: True), "its process ends")
         with self._lock:
             loop_thread, self._loop_thread = self._loop_thread, None
         if loop_thread is not None:
@@ -444,12 +496,17 @@ class ShellManager:
             each for each in list(self._processes.values()) if not each.is_over and is_wanted(each)
         ]
 
-    def _end(self, shells: list[Shell], running: list[RunningProcess], because: str) -> None:
-        if not shells and not running:
+    def _end(self, keys: Sequence[object], running: list[RunningProcess], because: str) -> None:
+        with self._lock:
+            drivers = [self._drivers.pop(key) for key in keys if key in self._drivers]
+            for key in keys:
+                self._shells.pop(key, None)
+                self._owners.pop(key, None)
+        if not drivers and not running:
             return
 
         async def end() -> None:
-            ends = [*(shell.aclose(because) for shell in shells), *(each.end() for each in running)]
+            ends = [*(each.close(because) for each in drivers), *(each.end() for each in running)]
             for failure in await asyncio.gather(*ends, return_exceptions=True):
                 if isinstance(failure, Exception):
                     logger.warning("the end of a shell or process: %s", failure)

@@ -6,7 +6,8 @@ import os
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from .manager import manager
+from .driver import ShellDriver, ShellOptions
+from .manager import ProcessRequest, manager
 from .process import Process
 from .shell import Shell
 
@@ -140,22 +141,30 @@ class SessionShells:
         """The shell of the session; it is opened at its first use."""
         return manager.find_shell(self._key) or self.open()
 
-    def open(self, **options: Any) -> Shell:
-        """Open the shell with options; those of `Shell`."""
-        return manager.open_shell(
-            self._key,
-            self.session_id,
-            self._owner,
-            load=self._load,
-            save=self._save,
-            fork=self._fork_shell,
-            **options,
+    def open(self, *, state: bytes = b"", **options: Any) -> Shell:
+        """Open the shell with options; those of `ShellOptions`.
+
+        Parameters
+        ----------
+        state
+            The state to begin with; empty for what is kept with the session.
+
+        Raises
+        ------
+        ValueError
+            It is open; or an option is wrong, which is named.
+        """
+        checked = ShellOptions.checked(**options)
+        driver = ShellDriver(
+            self.session_id, checked, state=state, load=self._load, save=self._save
         )
 
-    def _fork_shell(self, session_id: str, state: bytes, options: dict[str, Any]) -> Shell:
-        forked = self._fork(session_id)
-        forked.own(self._owner, self._pool)
-        return forked.open(state=state, **options)
+        def fork(session_id: str, state: bytes) -> Shell:
+            forked = self._fork(session_id)
+            forked.own(self._owner, self._pool)
+            return forked.open(state=state, **options)
+
+        return manager.open_shell(self._key, driver, self._owner, fork)
 
     def start_process(
         self,
@@ -166,16 +175,17 @@ class SessionShells:
         env: Mapping[str, str | None] | None,
     ) -> Process:
         """Start a process, see `SessionProcesses.start`."""
-        return manager.start_process(
+        request = ProcessRequest.checked(
             command,
-            session_id=self.session_id,
-            pool=self._pool,
             name=name,
             cwd=cwd,
             env=env,
-            shell=self.shell,
+            session_id=self.session_id,
+            pool=self._pool,
+            driver=manager.driver(self._key, self.open),
             owner=self._owner,
         )
+        return manager.start_process(request)
 
     def close(self, *, detach: bool) -> None:
         """End the shell and, unless they are detached, the processes."""

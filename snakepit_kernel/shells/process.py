@@ -268,7 +268,8 @@ class Process:
                         return found
             return None
 
-        return self._await(line, f"has not written {pattern!r}", timeout)
+        found: str = self._await(line, f"has not written {pattern!r}", timeout)
+        return found
 
     def wait_for_port(
         self, port: int, timeout: float | None = 10.0, host: str = "127.0.0.1"

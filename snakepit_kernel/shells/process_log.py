@@ -8,6 +8,7 @@ has missed something.
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 import struct
 from dataclasses import dataclass
@@ -125,7 +126,7 @@ def read_log(folder: Path, since: int = 0) -> Logs:
     """Return what a log has from a number on."""
     for _ in range(3):  # a file may be emptied while it is read
         chunks = sorted((chunk for turn in (0, 1) for chunk in _read(folder, turn)), key=_number)
-        if all(b.seq > a.seq for a, b in zip(chunks, chunks[1:], strict=False)):
+        if all(b.seq > a.seq for a, b in itertools.pairwise(chunks)):
             break
     wanted = [chunk for chunk in chunks if chunk.seq >= since]
     first = wanted[0].seq if wanted else since

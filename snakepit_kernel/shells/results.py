@@ -72,6 +72,8 @@ class ShellResult:
         The shell's working directory afterwards.
     spool
         File with all of its standard output, if that was asked for.
+    correlation_id
+        That of the call that it was run for, and of its event.
     """
 
     number: int
@@ -90,6 +92,7 @@ class ShellResult:
     duration: float = 0.0
     cwd: str = ""
     spool: Path | None = None
+    correlation_id: str = ""
 
     @property
     def ok(self) -> bool:
