@@ -17,8 +17,8 @@ from rich.text import Text
 
 from ..paths import runtime_dirs
 from ..pool.resources.machine_budget import describe_machine
-from ..pool.status import PoolStatus, duration
-from ..printable import printable
+from ..pool.status import PoolStatus
+from ..printable import duration, printable
 from ..processes.run_registry import Booking, EndedRun, Registry, Run
 from ..processes.sweep import TaggedProcess, past_runs, tagged_processes
 from .channel_checks import reached_by

@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 
 import psutil
 
-from ..printable import printable
+from ..printable import duration, printable
 from .html import shown, style
 
 HEADINGS = ("worker", "pid", "state", "since", "calls", "memory", "running")
@@ -274,14 +274,6 @@ T = TypeVar("T")
 def _from_fields(kind: type[T], data: dict[str, Any]) -> T:
     known = {item.name for item in fields(kind)}  # type: ignore[arg-type]
     return kind(**{name: value for name, value in data.items() if name in known})
-
-
-def duration(seconds: float) -> str:
-    """Return a duration in the largest unit that leaves a number of at least two."""
-    for unit, size in (("d", 86400), ("h", 3600), ("min", 60)):
-        if seconds >= 2 * size:
-            return f"{seconds / size:.0f} {unit}"
-    return f"{seconds:.0f} s"
 
 
 def memory(size: int | None) -> str:

@@ -18,10 +18,16 @@ from typing import Any, Literal, Protocol
 
 from ..errors import ProcessExited, ProcessNotFound, ProcessNotReady
 from ..files import read_json, write_file
+from ..printable import duration, printable
 from ..processes.identity import ProcessIdentity, descendants
 from ..processes.run_folders import is_leftover
 from ..validation import check_count, check_seconds
 from .process_log import LogChunk, Logs, read_log
+
+HEADINGS = ("id", "name", "session", "pool", "pid", "status", "for", "command")
+
+MAX_COMMAND = 60
+"""Characters of a command in a table."""
 
 ProcessState = Literal["running", "exited", "failed", "killed"]
 
@@ -198,6 +204,29 @@ class Process:
             record.state if record.returncode is None else f"{record.state} {record.returncode}"
         )
         return f"<Process {record.id} {record.name!r} of session {record.session!r}: {status}>"
+
+    @property
+    def is_here(self) -> bool:
+        """Whether this process has started it."""
+        return self._local is not None
+
+    def as_row(self) -> tuple[str, ...]:
+        """Return its row in a table under `HEADINGS`."""
+        record = self.record
+        seconds = (time.time() if record.ended is None else record.ended) - record.started
+        status = (
+            record.state if record.returncode is None else f"{record.state} {record.returncode}"
+        )
+        return (
+            record.id,
+            printable(record.name),
+            printable(record.session),
+            printable(record.pool or ""),
+            str(record.pid),
+            status,
+            duration(seconds),
+            printable(" ".join(record.command.split()), limit=MAX_COMMAND),
+        )
 
     # -- its log -------------------------------------------------------------------------------
 
