@@ -125,6 +125,7 @@ def line_parser() -> Parser:
 
 
 def _add_start_options(parser: Parser) -> None:
+    """Add options of `Pool`, each by its name there."""
     add = parser.add_argument
     add(
         "-w",
@@ -147,7 +148,13 @@ def _add_start_options(parser: Parser) -> None:
     add("--gpus", type=_whole_or_auto, help="auto, or how many for each worker")
     add("--max-age", type=_seconds, help="seconds that a worker may live")
     add("--max-calls", type=_whole, help="calls that a worker may serve")
-    add("--max-memory", type=_bytes, help="what a worker may take: 500M, 2G, or bytes")
+    add(
+        "--max-memory",
+        dest="max_memory_bytes",
+        metavar="MAX_MEMORY",
+        type=_bytes,
+        help="what a worker may take: 500M, 2G, or bytes",
+    )
     add("--retry", type=_whole, help="times that an idempotent call is made in all")
     add("--breaker", type=_whole, help="failures in a row after which work is refused for 30 s")
 
