@@ -6,13 +6,15 @@ import argparse
 import ast
 import functools
 import shlex
-from collections.abc import Mapping
-from typing import Any, NoReturn
+from collections.abc import Callable, Mapping
+from typing import Any, NoReturn, TypeVar
 
 from IPython.core.error import UsageError
 
 from snakepit_kernel.errors import suggest
 from snakepit_kernel.sessions.variable_types import CONSTRAINTS
+
+T = TypeVar("T")
 
 DESCRIPTION = "A pool of worker kernels, and what to do with it."
 
@@ -304,12 +306,16 @@ def literal(text: str) -> Any:
         return text
 
 
-def _whole(text: str) -> int:
+def _parsed(parse: Callable[[str], T], text: str, what: str) -> T:
     try:
-        return int(text)
+        return parse(text)
     except ValueError:
-        msg = f"{text!r} is not a whole number"
+        msg = f"{text!r} is not {what}"
         raise argparse.ArgumentTypeError(msg) from None
+
+
+def _whole(text: str) -> int:
+    return _parsed(int, text, "a whole number")
 
 
 def _whole_or_auto(text: str) -> int | str:
@@ -317,14 +323,13 @@ def _whole_or_auto(text: str) -> int | str:
 
 
 def _bytes(text: str) -> int:
-    number, unit = text[:-1], text[-1:].upper()
-    if unit not in _UNITS:
-        number, unit = text, ""
-    try:
+    def parse(text: str) -> int:
+        number, unit = text[:-1], text[-1:].upper()
+        if unit not in _UNITS:
+            number, unit = text, ""
         return int(float(number) * _UNITS[unit])
-    except ValueError:
-        msg = f"{text!r} is not a number of bytes, such as 500M or 2G"
-        raise argparse.ArgumentTypeError(msg) from None
+
+    return _parsed(parse, text, "a number of bytes, such as 500M or 2G")
 
 
 _UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
@@ -339,16 +344,11 @@ def _number(text: str) -> float:
 
 
 def _shape(text: str) -> list[int | None]:
-    try:
+    def parse(text: str) -> list[int | None]:
         return [None if axis == "*" else int(axis) for axis in text.split(",")]
-    except ValueError:
-        msg = f"{text!r} is not a shape: write lengths with commas, such as 3,4 or 3,*"
-        raise argparse.ArgumentTypeError(msg) from None
+
+    return _parsed(parse, text, "a shape: write lengths with commas, such as 3,4 or 3,*")
 
 
 def _seconds(text: str) -> float:
-    try:
-        return float(text)
-    except ValueError:
-        msg = f"{text!r} is not a number of seconds"
-        raise argparse.ArgumentTypeError(msg) from None
+    return _parsed(float, text, "a number of seconds")
