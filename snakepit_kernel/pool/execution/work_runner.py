@@ -88,8 +88,9 @@ class WorkRunner:
             asyncio.run_coroutine_threadsafe(drive, work.nested_in.loop).result()
         return self._conclude(work, exchange)
 
-    def stream(self, work: WorkItem, room: int) -> Generator[Any, None, None]:
+    def stream(self, begin: Callable[[], WorkItem], room: int) -> Generator[Any, None, None]:
         """Run a stream on a worker, driven by the thread that consumes its chunks."""
+        work = begin()
         work.kind = "stream"
         try:
             while True:
