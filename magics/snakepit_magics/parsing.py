@@ -6,15 +6,13 @@ import argparse
 import ast
 import functools
 import shlex
-from collections.abc import Callable, Mapping
-from typing import Any, NoReturn, TypeVar
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any, NoReturn
 
 from IPython.core.error import UsageError
 
 from snakepit_kernel.errors import suggest
 from snakepit_kernel.sessions.variable_types import CONSTRAINTS
-
-T = TypeVar("T")
 
 DESCRIPTION = "A pool of worker kernels, and what to do with it."
 
@@ -262,14 +260,7 @@ def names_of(words: list[str]) -> list[str]:
 
 def environment_of(pairs: list[str]) -> dict[str, str]:
     """Parse ``NAME=VALUE`` words to environment variables."""
-    environment = {}
-    for pair in pairs:
-        name, separator, value = pair.partition("=")
-        if not separator or not name:
-            msg = f"%snakepit start: --env takes NAME=VALUE, not {pair!r}"
-            raise UsageError(msg)
-        environment[name] = value
-    return environment
+    return dict(_split(pairs, "start: --env takes NAME=VALUE"))
 
 
 def arguments_of(
@@ -281,11 +272,7 @@ def arguments_of(
     text otherwise. Nothing is evaluated.
     """
     arguments = {}
-    for word in words:
-        name, separator, text = word.partition("=")
-        if not separator or not name:
-            msg = f"%snakepit {command}: an argument is NAME=VALUE, not {word!r}"
-            raise UsageError(msg)
+    for name, text in _split(words, f"{command}: an argument is NAME=VALUE"):
         if text.startswith("@"):
             if text[1:] not in variables:
                 known = [key for key in variables if not key.startswith("_")]
@@ -298,6 +285,15 @@ def arguments_of(
     return arguments
 
 
+def _split(words: Iterable[str], rule: str) -> Iterator[tuple[str, str]]:
+    for word in words:
+        name, separator, text = word.partition("=")
+        if not separator or not name:
+            msg = f"%snakepit {rule}, not {word!r}"
+            raise UsageError(msg)
+        yield name, text
+
+
 def literal(text: str) -> Any:
     """Parse a text as a Python literal; return the text itself if it is none."""
     try:
@@ -306,16 +302,12 @@ def literal(text: str) -> Any:
         return text
 
 
-def _parsed(parse: Callable[[str], T], text: str, what: str) -> T:
-    try:
-        return parse(text)
-    except ValueError:
-        msg = f"{text!r} is not {what}"
-        raise argparse.ArgumentTypeError(msg) from None
-
-
 def _whole(text: str) -> int:
-    return _parsed(int, text, "a whole number")
+    try:
+        return int(text)
+    except ValueError:
+        msg = f"{text!r} is not a whole number"
+        raise argparse.ArgumentTypeError(msg) from None
 
 
 def _whole_or_auto(text: str) -> int | str:
@@ -323,13 +315,14 @@ def _whole_or_auto(text: str) -> int | str:
 
 
 def _bytes(text: str) -> int:
-    def parse(text: str) -> int:
-        number, unit = text[:-1], text[-1:].upper()
-        if unit not in _UNITS:
-            number, unit = text, ""
+    number, unit = text[:-1], text[-1:].upper()
+    if unit not in _UNITS:
+        number, unit = text, ""
+    try:
         return int(float(number) * _UNITS[unit])
-
-    return _parsed(parse, text, "a number of bytes, such as 500M or 2G")
+    except ValueError:
+        msg = f"{text!r} is not a number of bytes, such as 500M or 2G"
+        raise argparse.ArgumentTypeError(msg) from None
 
 
 _UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
@@ -344,11 +337,16 @@ def _number(text: str) -> float:
 
 
 def _shape(text: str) -> list[int | None]:
-    def parse(text: str) -> list[int | None]:
+    try:
         return [None if axis == "*" else int(axis) for axis in text.split(",")]
-
-    return _parsed(parse, text, "a shape: write lengths with commas, such as 3,4 or 3,*")
+    except ValueError:
+        msg = f"{text!r} is not a shape: write lengths with commas, such as 3,4 or 3,*"
+        raise argparse.ArgumentTypeError(msg) from None
 
 
 def _seconds(text: str) -> float:
-    return _parsed(float, text, "a number of seconds")
+    try:
+        return float(text)
+    except ValueError:
+        msg = f"{text!r} is not a number of seconds"
+        raise argparse.ArgumentTypeError(msg) from None
