@@ -134,29 +134,13 @@ class SnakepitMagics(Magics):
 
     def _start(self, options: Namespace) -> Pool:
         given = {
-            "workers": options.workers,
-            "timeout": options.timeout,
-            "queue_timeout": options.queue_timeout,
-            "max_queue": options.max_queue,
-            "standby": options.standby,
-            "grace": options.grace,
-            "cwd": options.cwd,
-            "kernel_name": options.kernel_name,
-            "gpus": options.gpus,
-            "max_age": options.max_age,
-            "max_calls": options.max_calls,
-            "max_memory_bytes": options.max_memory,
-            "retry": options.retry,
-            "breaker": options.breaker,
-        }
-        chosen = {name: value for name, value in given.items() if value is not None}
-        chosen |= {
-            "name": options.name,
+            **vars(options),  # each option has the name that `Pool` gives it
             "adapter": self._adapter(options.adapter),
             "preload": names_of(options.preload),
-            "autoreload": options.autoreload,
             "env": environment_of(options.env),
         }
+        del given["command"]
+        chosen = {name: value for name, value in given.items() if value is not None}
         if options.name in self._running():
             msg = (
                 f"pool {options.name!r} is running already; "

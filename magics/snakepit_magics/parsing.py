@@ -6,7 +6,7 @@ import argparse
 import ast
 import functools
 import shlex
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, NoReturn
 
 from IPython.core.error import UsageError
@@ -147,6 +147,7 @@ def line_parser() -> Parser:
 
 
 def _add_start_options(parser: Parser) -> None:
+    """Add options of `Pool`, each by its name there."""
     add = parser.add_argument
     add(
         "-w",
@@ -169,7 +170,13 @@ def _add_start_options(parser: Parser) -> None:
     add("--gpus", type=_whole_or_auto, help="auto, or how many for each worker")
     add("--max-age", type=_seconds, help="seconds that a worker may live")
     add("--max-calls", type=_whole, help="calls that a worker may serve")
-    add("--max-memory", type=_bytes, help="what a worker may take: 500M, 2G, or bytes")
+    add(
+        "--max-memory",
+        dest="max_memory_bytes",
+        metavar="MAX_MEMORY",
+        type=_bytes,
+        help="what a worker may take: 500M, 2G, or bytes",
+    )
     add("--retry", type=_whole, help="times that an idempotent call is made in all")
     add("--breaker", type=_whole, help="failures in a row after which work is refused for 30 s")
 
@@ -297,14 +304,7 @@ def names_of(words: list[str]) -> list[str]:
 
 def environment_of(pairs: list[str]) -> dict[str, str]:
     """Parse ``NAME=VALUE`` words to environment variables."""
-    environment = {}
-    for pair in pairs:
-        name, separator, value = pair.partition("=")
-        if not separator or not name:
-            msg = f"%snakepit start: --env takes NAME=VALUE, not {pair!r}"
-            raise UsageError(msg)
-        environment[name] = value
-    return environment
+    return dict(_split(pairs, "start: --env takes NAME=VALUE"))
 
 
 def arguments_of(
@@ -316,11 +316,7 @@ def arguments_of(
     text otherwise. Nothing is evaluated.
     """
     arguments = {}
-    for word in words:
-        name, separator, text = word.partition("=")
-        if not separator or not name:
-            msg = f"%snakepit {command}: an argument is NAME=VALUE, not {word!r}"
-            raise UsageError(msg)
+    for name, text in _split(words, f"{command}: an argument is NAME=VALUE"):
         if text.startswith("@"):
             if text[1:] not in variables:
                 known = [key for key in variables if not key.startswith("_")]
@@ -331,6 +327,15 @@ def arguments_of(
             continue
         arguments[name] = literal(text)
     return arguments
+
+
+def _split(words: Iterable[str], rule: str) -> Iterator[tuple[str, str]]:
+    for word in words:
+        name, separator, text = word.partition("=")
+        if not separator or not name:
+            msg = f"%snakepit {rule}, not {word!r}"
+            raise UsageError(msg)
+        yield name, text
 
 
 def literal(text: str) -> Any:

@@ -17,9 +17,11 @@ from ..protocol.messages import (
     Configured,
     Failure,
     HostCall,
+    HostToolCall,
     Output,
     Progress,
     Result,
+    SessionCall,
     Shown,
     shown,
 )
@@ -136,7 +138,7 @@ class Exchange:
             case Shown(kind=kind):
                 self._open_display().publish(kind, *shown(frame.body), frame.buffers)
                 return
-            case HostCall():
+            case HostToolCall() | SessionCall():
                 if self.on_host_call is not None:
                     self.on_host_call(message, frame)
                 return

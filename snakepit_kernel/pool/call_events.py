@@ -88,7 +88,7 @@ class HostReport:
         if self._span is not None:
             self._scope.__exit__(None, None, None)
             attributes = self._host_call.lane.origin(self._session, self._host_call.correlation)
-            attributes["tool"] = self._call.tool
+            attributes["tool"] = self._call.target
             attributes["outcome"] = self.outcome if kind is None else "cancelled"
             seconds = time.monotonic() - self._began
             telemetry.emit("host_call", attributes, seconds=seconds, caller=self._span)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import concurrent.futures
 import contextvars
-from collections.abc import AsyncGenerator, Callable, Generator, Iterable, Mapping
+from collections.abc import AsyncGenerator, Callable, Iterable, Mapping
 from typing import Any, Final, Literal, NoReturn, ParamSpec, TypeVar
 
 from ..errors import ToolNotFound
@@ -193,11 +193,8 @@ class Caller:
     ) -> Stream:
         room = check_count("buffer", buffer, 1)
         begin = self._stream_work(tool, args, kwargs, timeout, room, priority=priority)
-
-        def chunks() -> Generator[Any, None, None]:
-            yield from self._engine.work.stream(begin(), room)
-
-        stream = Stream(chunks(), lambda: self._engine.is_own_thread)
+        chunks = self._engine.work.stream(begin, room)
+        stream = Stream(chunks, lambda: self._engine.is_own_thread)
         host_call = current_host_call()
         if host_call is not None:
             host_call.streams.append(stream)

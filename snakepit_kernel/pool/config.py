@@ -5,10 +5,10 @@ from __future__ import annotations
 import math
 import os
 import types
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Literal, cast, get_args
+from typing import Any, Literal, TypeVar, cast, get_args
 
 from ..errors import suggest
 from ..ids import check_name
@@ -19,12 +19,17 @@ from ..protocol.unserializable import Policy
 from ..store.store import Store, check_store
 from ..tools.registry import name_of
 from ..validation import FOREVER, check_count, check_flag, check_seconds
-from .policies import Breaker, CrashBarrier, Heartbeat, Retry, check_policy
+from .policies import Breaker, CrashBarrier, Heartbeat, P, Retry, check_policy
 from .resources.accelerators import Allotment, Gpus, allot
 from .resources.kernelspec import WorkerKernel, find_kernel
 from .resources.limits import Limits, check_limits, find_group
 from .resources.machine_budget import usable_cores
 from .scheduling.scheduler import Purpose
+
+T = TypeVar("T")
+
+Check = Callable[[str, Any], T]
+"""Takes an option's name and value, and returns the value to use, or raises an error."""
 
 Affinity = Literal["hint", "strict_queue", "strict_fail_fast"]
 Profile = Literal["process", "thread"]
@@ -48,180 +53,201 @@ _THREAD_CAPS = (
 )
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class PoolConfig:
-    """The checked options of a pool; see `Pool` for their meaning."""
+# -- checks of options -------------------------------------------------------------------------
 
-    workers: int
+
+def _workers(name: str, value: Any) -> int:
+    if value is None or value == "auto":
+        return min(usable_cores(), MAX_WORKERS)
+    return check_count(name, value, 1, MAX_WORKERS)
+
+
+def _count(least: int, most: int | None = None) -> Check[int]:
+    return lambda name, value: check_count(name, value, least, most)
+
+
+def _count_or_none(least: int) -> Check[int | None]:
+    return lambda name, value: None if value is None else check_count(name, value, least)
+
+
+def _choice(choices: tuple[str, ...]) -> Check[Any]:
+    def check(name: str, value: Any) -> Any:
+        if value in choices:
+            return value
+        msg = f"{name} {value!r} is not known{suggest(value, choices)}"
+        raise ValueError(msg)
+
+    return check
+
+
+def _policy(kind: type[P]) -> Check[P | None]:
+    return lambda name, value: check_policy(name, kind, value)
+
+
+def _queue_timeout(name: str, value: Any) -> float | None:
+    return DEFAULT_QUEUE_TIMEOUT if value == "default" else _patience(name, value)
+
+
+def _patience(name: str, value: Any) -> float | None:
+    return check_seconds(name, value, allow_zero=True)
+
+
+def _grace(name: str, value: Any) -> float:
+    seconds = _patience(name, value)
+    return FOREVER if seconds is None and value is not None else seconds or 0.0
+
+
+def _start_timeout(name: str, value: Any) -> float:
+    return check_seconds(name, value) or math.inf
+
+
+def _preload(name: str, value: Any) -> tuple[str, ...]:
+    if isinstance(value, str):
+        msg = f"{name} must be a list of module names, such as [{value!r}]"
+        raise TypeError(msg)
+    return tuple(value)
+
+
+def _environment(name: str, value: Any) -> dict[str, str]:
+    checked = dict(value or {})
+    for key, text in checked.items():
+        if not isinstance(key, str) or not isinstance(text, str):
+            msg = f"{name} must map strings to strings, not {key!r} to {text!r}"
+            raise TypeError(msg)
+    return checked
+
+
+def _folder(name: str, value: Any) -> Path:
+    folder = Path(working_directory() if value is None else value).expanduser().absolute()
+    if not folder.is_dir():
+        msg = f"{name} {str(folder)!r} is not a directory"
+        raise NotADirectoryError(msg)
+    return folder
+
+
+def check_adapter(value: object) -> object:
+    """Return a value that can be an adapter; raise TypeError for any other."""
+    if value is None or isinstance(value, str | type | types.ModuleType):
+        return value
+    msg = (
+        "adapter must be 'module:Class', 'module', a class, a module or None, "
+        f"not {type(value).__name__} {value!r}"
+    )
+    raise TypeError(msg)
+
+
+def check_affinity(value: object) -> Affinity:
+    """Return one of the three modes; raise ValueError, which names them, for anything else."""
+    if value in get_args(Affinity):
+        return cast("Affinity", value)
+    modes = ", ".join(map(repr, get_args(Affinity)))
+    near = suggest(value, get_args(Affinity)) if isinstance(value, str) else ""
+    meant = f"{near} affinity" if near.endswith("?") else "; it"
+    msg = f"affinity {value!r} is not known{meant} is one of {modes}"
+    raise ValueError(msg)
+
+
+def _option(check: Check[T]) -> T:
+    """Return the field of an option; `PoolConfig.checked` applies its check."""
+    made: T = field(metadata={"check": check})
+    return made
+
+
+# -- the table ---------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PoolOptions:
+    """The options of a pool, each with its check; see `Pool` for their meaning and defaults."""
+
+    workers: int = _option(_workers)
+    adapter: object = _option(lambda _, value: check_adapter(value))
+    name: str = _option(lambda _, value: check_name("pool", value))
+    profile: Profile = _option(_choice(get_args(Profile)))
+    threads_per_worker: int = _option(_count(1, MAX_THREADS))
+    affinity: Affinity = _option(lambda _, value: check_affinity(value))
+    max_queue: int = _option(_count(0))
+    max_futures: int | None = _option(_count_or_none(0))
+    queue_timeout: float | None = _option(_queue_timeout)
+    timeout: float | None = _option(check_seconds)
+    grace: float = _option(_grace)
+    preload: tuple[str, ...] = _option(_preload)
+    autoreload: bool = _option(check_flag)
+    standby: int = _option(_count(0, MAX_WORKERS))
+    env: Mapping[str, str] = _option(_environment)
+    cwd: Path = _option(_folder)
+    kernel_name: str = _option(lambda _, value: value)  # `find_kernel` checks it
+    start_timeout: float = _option(_start_timeout)
+    max_value_bytes: int = _option(_count(1))
+    unserializable: Policy = _option(_choice(get_args(Policy)))
+    store: str | os.PathLike[str] | Store | None = _option(lambda _, value: check_store(value))
+    max_variable_bytes: int = _option(_count(1))
+    max_age: float | None = _option(check_seconds)
+    max_calls: int | None = _option(_count_or_none(1))
+    max_memory_bytes: int | None = _option(_count_or_none(1))
+    heartbeat: Heartbeat | None = _option(_policy(Heartbeat))
+    crash_barrier: CrashBarrier | None = _option(_policy(CrashBarrier))
+    retry: Retry | None = _option(_policy(Retry))
+    breaker: Breaker | None = _option(_policy(Breaker))
+    gpus: Gpus = _option(lambda _, value: value)  # `allot` checks it
+    limits: Limits = _option(lambda _, value: check_limits(value))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PoolConfig(PoolOptions):
+    """The checked options of a pool, and what follows from them on this machine."""
+
     is_auto_sized: bool
-    adapter: object
-    name: str
-    profile: Profile
-    threads_per_worker: int
-    affinity: Affinity
-    max_queue: int
-    max_futures: int | None
-    queue_timeout: float | None
-    timeout: float | None
-    grace: float
-    preload: tuple[str, ...]
-    autoreload: bool
-    standby: int
-    env: Mapping[str, str]
-    cwd: Path
     follows_cwd: bool
+    futures_queue_timeout: float | None
     kernel: WorkerKernel
-    start_timeout: float
     codec: Codec
-    store: str | os.PathLike[str] | Store | None
-    max_variable_bytes: int
-    max_age: float | None
-    max_calls: int | None
-    max_memory_bytes: int | None
-    heartbeat: Heartbeat | None
-    retry: Retry | None
-    breaker: Breaker | None
-    crash_barrier: CrashBarrier | None
-    limits: Limits = field(default_factory=Limits)
-    group: Path | None = None
-    accelerators: Allotment = field(default_factory=Allotment)
-    futures_queue_timeout: float | None = field(default=None)
+    group: Path | None
+    accelerators: Allotment
 
     @classmethod
-    def checked(
-        cls,
-        *,
-        workers: int | Literal["auto"] | None,
-        adapter: object,
-        name: str,
-        profile: str,
-        threads_per_worker: int,
-        affinity: str,
-        max_queue: int,
-        max_futures: int | None,
-        queue_timeout: float | Literal["default"] | None,
-        timeout: float | None,
-        grace: float,
-        preload: Sequence[str],
-        autoreload: bool,
-        standby: int,
-        env: Mapping[str, str] | None,
-        cwd: str | os.PathLike[str] | None,
-        kernel_name: str,
-        start_timeout: float,
-        max_value_bytes: int,
-        unserializable: str,
-        store: str | os.PathLike[str] | Store | None,
-        max_variable_bytes: int,
-        max_age: float | None,
-        max_calls: int | None,
-        max_memory_bytes: int | None,
-        heartbeat: object,
-        retry: object,
-        breaker: object,
-        crash_barrier: object,
-        gpus: Gpus,
-        limits: Limits | Mapping[str, object] | None,
-    ) -> PoolConfig:
-        """Check options as the user gave them.
+    def checked(cls, given: Mapping[str, Any]) -> PoolConfig:
+        """Check options, by name, as the user gave them.
 
         Raises
         ------
         TypeError, ValueError, NotADirectoryError
             An option is wrong; the text names it and says what would be right.
         """
-        count = (
-            min(usable_cores(), MAX_WORKERS)
-            if workers is None or workers == "auto"
-            else check_count("workers", workers, 1, MAX_WORKERS)
-        )
-        if unserializable not in get_args(Policy):
-            msg = (
-                f"unserializable {unserializable!r} is not known"
-                f"{suggest(unserializable, get_args(Policy))}"
-            )
-            raise ValueError(msg)
-        if profile not in get_args(Profile):
-            msg = f"profile {profile!r} is not known{suggest(profile, get_args(Profile))}"
-            raise ValueError(msg)
-        if isinstance(preload, str):
-            msg = f"preload must be a list of module names, such as [{preload!r}]"
-            raise TypeError(msg)
-        folder = Path(working_directory() if cwd is None else cwd).expanduser().absolute()
-        if not folder.is_dir():
-            msg = f"cwd {str(folder)!r} is not a directory"
-            raise NotADirectoryError(msg)
-        chosen = queue_timeout
-        checked_limits = check_limits(limits)
-        environment = _environment(env)
-        kernel = find_kernel(kernel_name, {**os.environ, **environment})
-        if adapter is not None:
-            kernel.require_lane("an adapter")
-        if profile == "thread":
-            kernel.require_lane("the profile 'thread'")
-        if preload:
-            kernel.require_lane("preload")
-        if autoreload:
-            kernel.require_lane("autoreload")
-        if gpus is not None and standby:
+        values = {
+            option.name: option.metadata["check"](option.name, given[option.name])
+            for option in fields(PoolOptions)
+        }
+        options = PoolOptions(**values)
+        environ = {**os.environ, **options.env}
+        kernel = find_kernel(options.kernel_name, environ)
+        for feature, is_wanted in (
+            ("an adapter", options.adapter is not None),
+            ("the profile 'thread'", options.profile == "thread"),
+            ("preload", options.preload),
+            ("autoreload", options.autoreload),
+        ):
+            if is_wanted:
+                kernel.require_lane(feature)
+        if options.gpus is not None and options.standby:
             msg = "standby cannot be combined with gpus: a worker kept ready has no device yet"
             raise ValueError(msg)
         return cls(
-            workers=count,
-            is_auto_sized=workers == "auto",
-            adapter=check_adapter(adapter),
-            name=check_name("pool", name),
-            profile="thread" if profile == "thread" else "process",
-            threads_per_worker=check_count(
-                "threads_per_worker", threads_per_worker, 1, MAX_THREADS
-            ),
-            affinity=check_affinity(affinity),
-            max_queue=check_count("max_queue", max_queue, 0),
-            max_futures=(
-                None if max_futures is None else check_count("max_futures", max_futures, 0)
-            ),
-            queue_timeout=(
-                DEFAULT_QUEUE_TIMEOUT
-                if chosen == "default"
-                else check_seconds("queue_timeout", chosen, allow_zero=True)
-            ),
+            **values,
+            is_auto_sized=given["workers"] == "auto",
+            follows_cwd=given["cwd"] is None,
             futures_queue_timeout=(
-                None
-                if chosen == "default"
-                else check_seconds("queue_timeout", chosen, allow_zero=True)
+                None if given["queue_timeout"] == "default" else options.queue_timeout
             ),
-            timeout=check_seconds("timeout", timeout),
-            grace=_grace(grace),
-            preload=tuple(preload),
-            autoreload=check_flag("autoreload", autoreload),
-            standby=check_count("standby", standby, 0, MAX_WORKERS),
-            env=environment,
-            cwd=folder,
-            follows_cwd=cwd is None,
             kernel=kernel,
-            start_timeout=check_seconds("start_timeout", start_timeout) or math.inf,
             codec=Codec(
-                check_count("max_value_bytes", max_value_bytes, 1),
-                cast("Policy", unserializable),
+                options.max_value_bytes,
+                options.unserializable,
                 kernel.cannot_send_code_reason,
-                on_receipt="update_shared" if profile == "thread" else "update",
+                on_receipt="update_shared" if options.profile == "thread" else "update",
             ),
-            store=check_store(store),
-            max_variable_bytes=check_count("max_variable_bytes", max_variable_bytes, 1),
-            max_age=check_seconds("max_age", max_age),
-            max_calls=None if max_calls is None else check_count("max_calls", max_calls, 1),
-            max_memory_bytes=(
-                None
-                if max_memory_bytes is None
-                else check_count("max_memory_bytes", max_memory_bytes, 1)
-            ),
-            heartbeat=check_policy("heartbeat", Heartbeat, heartbeat),
-            retry=check_policy("retry", Retry, retry),
-            breaker=check_policy("breaker", Breaker, breaker),
-            crash_barrier=check_policy("crash_barrier", CrashBarrier, crash_barrier),
-            limits=checked_limits,
-            group=find_group(checked_limits),
-            accelerators=allot(gpus, count, {**os.environ, **environment}),
+            group=find_group(options.limits),
+            accelerators=allot(options.gpus, options.workers, environ),
         )
 
     @property
@@ -260,39 +286,3 @@ class PoolConfig:
         }
         environment.pop("JPY_SESSION_NAME", None)  # the notebook's own
         return environment
-
-
-def _grace(value: float | None) -> float:
-    seconds = check_seconds("grace", value, allow_zero=True)
-    return FOREVER if seconds is None and value is not None else seconds or 0.0
-
-
-def check_adapter(value: object) -> object:
-    """Return a value that can be an adapter; raise TypeError for any other."""
-    if value is None or isinstance(value, str | type | types.ModuleType):
-        return value
-    msg = (
-        "adapter must be 'module:Class', 'module', a class, a module or None, "
-        f"not {type(value).__name__} {value!r}"
-    )
-    raise TypeError(msg)
-
-
-def check_affinity(value: object) -> Affinity:
-    """Return one of the three modes; raise ValueError, which names them, for anything else."""
-    if value in get_args(Affinity):
-        return cast("Affinity", value)
-    modes = ", ".join(map(repr, get_args(Affinity)))
-    near = suggest(value, get_args(Affinity)) if isinstance(value, str) else ""
-    meant = f"{near} affinity" if near.endswith("?") else "; it"
-    msg = f"affinity {value!r} is not known{meant} is one of {modes}"
-    raise ValueError(msg)
-
-
-def _environment(env: Mapping[str, str] | None) -> dict[str, str]:
-    checked = dict(env or {})
-    for key, value in checked.items():
-        if not isinstance(key, str) or not isinstance(value, str):
-            msg = f"env must map strings to strings, not {key!r} to {value!r}"
-            raise TypeError(msg)
-    return checked

@@ -193,39 +193,7 @@ class Pool(Caller, concurrent.futures.Executor):
         gpus: Gpus = None,
         limits: Limits | Mapping[str, object] | None = None,
     ) -> None:
-        config = PoolConfig.checked(
-            workers=workers,
-            adapter=adapter,
-            name=name,
-            profile=profile,
-            threads_per_worker=threads_per_worker,
-            affinity=affinity,
-            max_queue=max_queue,
-            max_futures=max_futures,
-            queue_timeout=queue_timeout,
-            timeout=timeout,
-            grace=grace,
-            preload=preload,
-            autoreload=autoreload,
-            standby=standby,
-            env=env,
-            cwd=cwd,
-            kernel_name=kernel_name,
-            start_timeout=start_timeout,
-            max_value_bytes=max_value_bytes,
-            unserializable=unserializable,
-            store=store,
-            max_variable_bytes=max_variable_bytes,
-            max_age=max_age,
-            max_calls=max_calls,
-            max_memory_bytes=max_memory_bytes,
-            heartbeat=heartbeat,
-            crash_barrier=crash_barrier,
-            retry=retry,
-            breaker=breaker,
-            gpus=gpus,
-            limits=limits,
-        )
+        config = PoolConfig.checked(locals())  # the parameters: nothing is assigned before
         self._definitions = ToolDefinitions(config.codec)
         self._engine = Engine(config)
         self._engine.open()

@@ -23,7 +23,8 @@ message        direction  body
 `Shown`        ← worker   what the running call showed, see `as_shown`
 `Progress`     ← worker   none; state of a progress bar of the running call
 `Event`        ← worker   none; an event that the worker's code emits
-`HostCall`     ← worker   ``(args, kwargs)`` of a host tool
+`HostToolCall` ← worker   ``(args, kwargs)`` of a host tool
+`SessionCall`  ← worker   ``(args, kwargs)`` of a method of a part of the session
 `Requeued`     ← worker   none; calls returned unstarted
 `Quitting`     ← worker   none; its code has requested its exit
 `Result`       both       the value that a call returned
@@ -32,12 +33,12 @@ message        direction  body
 
 A worker answers each `Configure`, `Call` and `Apply` exactly once, by `Configured`, `Result` or
 `Failure` of the same ``id``; `Output`, `Shown`, `Progress` and `Chunk` of that id come before. The
-owner answers each `HostCall` by `Result` or `Failure` of the host call's own ``id``, which the
-worker assigned. While a worker waits for that, it serves calls that were made on behalf of the host
-call, and no others. Several calls may be sent at once: a worker runs them one after the other, and
-returns those that it has not begun when the owner asks for them (`ControlWords.recalled_call`). An
-`Event` may come at any time, and is not answered. Nor is `Quitting`: the worker continues to serve
-what it is sent until the owner ends it.
+owner answers each host call (`HostToolCall`, `SessionCall`) by `Result` or `Failure` of the host
+call's own ``id``, which the worker assigned. While a worker waits for that, it serves calls that
+were made on behalf of the host call, and no others. Several calls may be sent at once: a worker
+runs them one after the other, and returns those that it has not begun when the owner asks for them
+(`ControlWords.recalled_call`). An `Event` may come at any time, and is not answered. Nor is
+`Quitting`: the worker continues to serve what it is sent until the owner ends it.
 
 Output of a call or cell that has ended is sent as `Late` on a separate socket, which the owner
 always reads: a lane that is not assigned to a caller is not read.
@@ -374,8 +375,8 @@ CELL = 0
 """Call id that stands for the running cell."""
 
 
-class HostCall(WithValue, frozen=True, tag="host_call"):
-    """Run a function of the notebook.
+class _HostCall(WithValue, frozen=True):
+    """Base of the calls from a worker to the notebook.
 
     Attributes
     ----------
@@ -383,16 +384,54 @@ class HostCall(WithValue, frozen=True, tag="host_call"):
         Of the host call.
     call
         The call, on this lane, that makes it, or `CELL`.
-    tool
-        Name of the host tool.
     reentrant
         Whether the worker serves other calls while it waits for this.
     """
 
     id: int
     call: int
-    tool: str
     reentrant: bool
+
+
+class HostToolCall(_HostCall, frozen=True, tag="host_tool_call"):
+    """Run a function of the notebook.
+
+    Attributes
+    ----------
+    tool
+        Name of the host tool.
+    """
+
+    tool: str
+
+    @property
+    def target(self) -> str:
+        """What is called, for errors and telemetry."""
+        return self.tool
+
+
+SessionPart = Literal["variables", "programs", "metadata"]
+
+
+class SessionCall(_HostCall, frozen=True, tag="session_call"):
+    """Call a method of a part of the session that the call belongs to; of none, the global ones.
+
+    Attributes
+    ----------
+    method
+        One of those that the part's service has for workers.
+    """
+
+    part: SessionPart
+    method: str
+
+    @property
+    def target(self) -> str:
+        """What is called, for errors and telemetry."""
+        return "__session__"
+
+
+HostCall = HostToolCall | SessionCall
 
 
 class Requeued(_Message, frozen=True, tag="returned"):
@@ -465,7 +504,8 @@ FromWorker = (
     | Progress
     | Event
     | Chunk
-    | HostCall
+    | HostToolCall
+    | SessionCall
     | Requeued
     | Quitting
     | Result

@@ -8,7 +8,7 @@ from threading import Thread, current_thread, main_thread
 from typing import TYPE_CHECKING, Any, Protocol, Self
 
 from ..errors import ToolError
-from ..protocol.messages import CELL
+from ..protocol.messages import CELL, SessionPart
 from ..telemetry.correlation import follow
 
 if TYPE_CHECKING:
@@ -18,9 +18,6 @@ if TYPE_CHECKING:
 
 LIST_HOST_TOOLS = "__names__"
 """The host tool that every owner has: it returns the names of the others."""
-
-SESSION_TOOL = "__session__"
-"""Name of the host tool that calls a method of a part of the session."""
 
 
 class EventChannel(Protocol):
@@ -50,20 +47,20 @@ class HostChannel(Protocol):
     async def acall(self, call_id: int, tool: str, arguments: Arguments) -> Any:
         """Do the same as `call`, without blocking the event loop."""
 
+    def call_session(
+        self, call_id: int, part: SessionPart, method: str, arguments: Arguments
+    ) -> Any:
+        """Call a method of a part of the session for a call or cell, and wait for its value."""
+
 
 Arguments = tuple[tuple[Any, ...], dict[str, Any]]
 """Positional arguments, and keyword arguments."""
 
 
-def call_ended_error(tool: str) -> RuntimeError:
-    """Return the error of a host call whose call, or cell, has ended."""
-    if tool == SESSION_TOOL:
-        msg = "the session cannot be used here any more: the call, or cell, of this code has ended"
-        return RuntimeError(msg)
-    return RuntimeError(
-        f"host tool {tool!r} cannot be called: nobody listens; host tools work while a call, or a "
-        "cell that the pool runs, has not ended"
-    )
+def session_ended_error() -> RuntimeError:
+    """Return the error of a use of the session by a call, or cell, that has ended."""
+    msg = "the session cannot be used here any more: the call, or cell, of this code has ended"
+    return RuntimeError(msg)
 
 
 class SessionContext:
@@ -195,13 +192,13 @@ class SessionContext:
             )
         return self._remote_session
 
-    def _call_session(self, part: str, method: str, *args: Any, **kwargs: Any) -> Any:
+    def _call_session(self, part: SessionPart, method: str, *args: Any, **kwargs: Any) -> Any:
         """Call a method of a part of the session in the notebook; raise its exception itself."""
         channel = self._require_channel()
         if self._call_id == CELL and _cell is not None and self.session_id != _cell.session_id:
-            raise call_ended_error(SESSION_TOOL)  # a cell of another session runs
+            raise session_ended_error()  # a cell of another session runs
         try:
-            return channel.call(self._call_id, SESSION_TOOL, ((part, method, *args), kwargs))
+            return channel.call_session(self._call_id, part, method, (args, kwargs))
         except ToolError as error:
             if isinstance(error.__cause__, Exception):
                 raise error.__cause__ from None

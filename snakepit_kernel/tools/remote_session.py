@@ -36,18 +36,14 @@ class RemoteSession:
 
     def __init__(self, ask: Ask, *, is_cached: bool) -> None:
         self._watches: list[Watch] = []
-
-        def find(part: str) -> Find:
-            return partial(partial, ask, part)
-
+        self._find_variable_method: Find = partial(partial, ask, "variables")
         kind = CachedVariables if is_cached else Variables
-        self.variables: Variables = kind(find("variables"), self._watch)
-        self.programs = Programs(find("programs"))
-        self.metadata = Metadata(find("metadata"))
-        self._changes = _Changes(find("variables"))
+        self.variables: Variables = kind(self._find_variable_method, self._watch)
+        self.programs = Programs(partial(partial, ask, "programs"))
+        self.metadata = Metadata(partial(partial, ask, "metadata"))
 
     def _watch(self, pattern: str) -> Watch:
-        watch = Watch(self._changes, pattern, None)
+        watch = Watch(_Changes(self._find_variable_method), pattern, None)
         self._watches.append(watch)
         return watch
 

@@ -15,16 +15,19 @@ from ..processes import children
 from ..protocol import messages
 from ..protocol.codec import pickled
 from ..protocol.frames import Frame, Segment
-from ..protocol.messages import CELL
+from ..protocol.messages import CELL, HostCall, HostToolCall, SessionCall, SessionPart
 from ..telemetry.correlation import correlation_id, stamp
-from ..tools.context import SESSION_TOOL, Arguments, call_ended_error
+from ..tools.context import Arguments, session_ended_error
 from .emitter import Emitter
 
 Answer = tuple[messages.Result | messages.Failure, Frame]
 
+MakeHostCall = Callable[[int, int, bool], HostCall]
+"""Makes the message, from the id of the host call, the call that makes it, and `reentrant`."""
+
 
 class HostCalls:
-    """Calls host tools on behalf of the calls of one lane.
+    """Calls host tools, and methods of the session, on behalf of the calls of one lane.
 
     Parameters
     ----------
@@ -86,14 +89,24 @@ class HostCalls:
         ToolError
             The host tool raised; ``__cause__`` is the exception itself if it can be pickled.
         """
+        return self._call(call_id, partial(HostToolCall, tool=tool), arguments)
+
+    def call_session(
+        self, call_id: int, part: SessionPart, method: str, arguments: Arguments
+    ) -> Any:
+        """Call a method of a part of the session, in the same way and with the same errors."""
+        return self._call(call_id, partial(SessionCall, part=part, method=method), arguments)
+
+    def _call(self, call_id: int, make: MakeHostCall, arguments: Arguments) -> Any:
         # A thread that a tool started cannot serve calls: these belong to the lane's own thread.
-        number, frames = self._request(call_id, tool, arguments, self._lane.is_own_thread)
+        call, frames = self._request(call_id, make, arguments, self._lane.is_own_thread)
+        number = call.id
         self._awaited[number] = call_id, _nothing
         try:
             self._lane.send(frames)
             self._lane.wait(lambda: number in self._answers or not self._is_served(call_id))
             try:
-                return self._answered(number, tool)
+                return self._outcome(call)
             except KeyboardInterrupt:
                 self.interrupted = call_id
                 raise
@@ -104,60 +117,70 @@ class HostCalls:
         """Do the same as `call`, without blocking the event loop."""
         loop = asyncio.get_running_loop()
         answered = asyncio.Event()
-        number, frames = self._request(call_id, tool, arguments, reentrant=True)
-        self._awaited[number] = call_id, partial(_set, loop, answered)
+        make = partial(HostToolCall, tool=tool)
+        call, frames = self._request(call_id, make, arguments, reentrant=True)
+        self._awaited[call.id] = call_id, partial(_set, loop, answered)
         try:
             with self._lane.also_read_in(loop):  # perhaps a loop that the tool has made
                 self._lane.send(frames)
                 await answered.wait()
             try:
-                return self._answered(number, tool)
+                return self._outcome(call)
             except KeyboardInterrupt:  # which would end the loop, not the task
                 msg = f"host tool {tool!r} was interrupted"
                 raise asyncio.CancelledError(msg) from None
         finally:
-            self._forget(number)
+            self._forget(call.id)
 
     def _request(
-        self, call_id: int, tool: str, arguments: Arguments, reentrant: bool
-    ) -> tuple[int, list[Segment]]:
+        self, call_id: int, make: MakeHostCall, arguments: Arguments, reentrant: bool
+    ) -> tuple[HostCall, list[Segment]]:
+        call = make(next(self._ids), call_id, reentrant)
         if children.is_child:
-            raise _forked_child_error(tool)
+            msg = (
+                f"{_title(call)} cannot be used in a forked child: the notebook talks to its "
+                "parent alone"
+            )
+            raise RuntimeError(msg)
         if not self._is_served(call_id):
-            raise call_ended_error(tool)
-        codec = self._lane.marshaller.codec
-        body, buffers = pickled(codec, f"host tool {tool!r}", *arguments, to="the notebook")
-        number = next(self._ids)
-        message = messages.HostCall(number, call_id, tool, reentrant)
-        return number, self._lane.marshaller.pack(message, body, buffers)
+            raise _ended_error(call)
+        marshaller = self._lane.marshaller
+        body, buffers = pickled(marshaller.codec, _title(call), *arguments, to="the notebook")
+        return call, marshaller.pack(call, body, buffers)
 
     def _is_served(self, call_id: int) -> bool:
         return self._is_cell_served() if call_id == CELL else call_id in self._running
-
-    def _answered(self, number: int, tool: str) -> Any:
-        if number not in self._answers:
-            raise call_ended_error(tool)
-        return self._outcome(tool, *self._answers[number])
 
     def _forget(self, number: int) -> None:
         self._awaited.pop(number, None)
         self._answers.pop(number, None)
 
-    def _outcome(self, tool: str, message: messages.Result | messages.Failure, frame: Frame) -> Any:
+    def _outcome(self, call: HostCall) -> Any:
+        if call.id not in self._answers:
+            raise _ended_error(call)
+        message, frame = self._answers[call.id]
         marshaller = self._lane.marshaller
         if isinstance(message, messages.Result):
-            return decode_value(marshaller, message, frame, tool)
-        error = decode_error(marshaller, message, frame, tool, "notebook")
+            return decode_value(marshaller, message, frame, call.target)
+        error = decode_error(marshaller, message, frame, call.target, "notebook")
         if isinstance(error, Interrupted):
             raise KeyboardInterrupt
         stamp(error, correlation_id())
         raise error
 
 
-def _forked_child_error(tool: str) -> RuntimeError:
-    what = "the session" if tool == SESSION_TOOL else f"host tool {tool!r}"
-    msg = f"{what} cannot be used in a forked child: the notebook talks to its parent alone"
-    return RuntimeError(msg)
+def _title(call: HostCall) -> str:
+    return f"host tool {call.tool!r}" if isinstance(call, HostToolCall) else "the session"
+
+
+def _ended_error(call: HostCall) -> RuntimeError:
+    """Return the error of a host call whose call, or cell, has ended."""
+    if isinstance(call, SessionCall):
+        return session_ended_error()
+    return RuntimeError(
+        f"{_title(call)} cannot be called: nobody listens; host tools work while a call, or a "
+        "cell that the pool runs, has not ended"
+    )
 
 
 def _set(loop: asyncio.AbstractEventLoop, answered: asyncio.Event) -> None:

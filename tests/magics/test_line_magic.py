@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import inspect
 import json
+
+from snakepit_magics.parsing import command_parsers, line_parser
+
+from snakepit_kernel import Pool
 
 
 def test_without_a_pool_it_says_how_to_open_one(open_notebook):
@@ -68,6 +73,13 @@ def test_a_pool_is_started_with_limits_and_policies(open_notebook):
         "'lots' is not a number of bytes"
         in notebook.run("%snakepit start --name b --max-memory lots").stderr
     )
+
+
+def test_an_option_of_start_has_the_name_that_a_pool_gives_it():
+    parser = command_parsers(line_parser())["start"]
+    options = vars(parser.parse_args([]))
+
+    assert set(options) <= set(inspect.signature(Pool).parameters)
 
 
 def test_the_status_is_a_table_in_html_and_in_text(notebook):

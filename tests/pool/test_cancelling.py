@@ -171,6 +171,37 @@ def test_a_task_that_is_cancelled_again_while_it_ends_still_keeps_the_worker(poo
         asyncio.run(main())
 
 
+def test_a_task_that_is_cancelled_again_while_its_call_tidies_up_keeps_the_worker(pool):
+    @pool.tool
+    def untidy() -> None:
+        import time
+
+        from snakepit_kernel import context
+
+        context().host_tools.begin()
+        try:
+            time.sleep(60)
+        finally:
+            time.sleep(0.3)
+
+    async def main() -> None:
+        begun = asyncio.Event()
+
+        @pool.host_tool
+        async def begin() -> None:
+            begun.set()
+
+        task = asyncio.create_task(pool.acall("untidy"))
+        await begun.wait()
+        task.cancel()
+        await asyncio.sleep(0.1)  # the call has heard of it, and goes on for a moment
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+
+    asyncio.run(main())
+
+
 def test_cancelling_futures_at_any_moment_never_hits_the_next_call(pool):
     dice = random.Random(7)
     wrong = []

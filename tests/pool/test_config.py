@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
+import inspect
+
 import pytest
 
 from snakepit_kernel import Pool
-from snakepit_kernel.pool.config import _THREAD_CAPS
+from snakepit_kernel.pool.config import _THREAD_CAPS, PoolOptions
 from snakepit_kernel.pool.resources.machine_budget import usable_cores
 
 
@@ -88,3 +91,9 @@ def _is_loaded(name: str) -> bool:
     import sys
 
     return name in sys.modules
+
+
+def test_an_option_that_a_pool_takes_has_its_row_in_the_table():
+    taken = set(inspect.signature(Pool).parameters)
+
+    assert taken == {option.name for option in dataclasses.fields(PoolOptions)}

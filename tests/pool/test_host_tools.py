@@ -181,6 +181,15 @@ def test_a_host_tool_is_called_from_any_code_and_by_any_way(one, way, asking, is
     assert way(one, asking, {"name": name, "arguments": {"x": 4}}) == 41
 
 
+@pytest.mark.parametrize("asking", ["ask", "ask_async"])
+def test_a_host_tool_whose_name_looks_like_python_s_own_is_called_like_any_other(one, asking):
+    one.host_tool(lambda_named("__session__"))
+
+    found = one.session("s").call(asking, {"name": "__session__", "arguments": {}})
+
+    assert found == "__session__"
+
+
 @pytest.mark.parametrize("way", WAYS_IN, ids=lambda way: way.__name__)
 @pytest.mark.parametrize("asking", ["ask", "ask_async", "ask_from_async", "ask_in_own_loop"])
 @pytest.mark.parametrize("inner", ["square", "square_async"])

@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 
 from snakepit_kernel import Adapter, CallTimeout, Pool, PoolClosed, ToolError, WorkerDied, tool
+from snakepit_kernel.pool.execution.calls import CLOSE_PATIENCE
 
 
 @pytest.fixture(scope="module")
@@ -307,6 +308,26 @@ def test_leaving_a_stream_closes_its_generator_within_a_second(pool, tmp_path, c
     assert wait_for(file)
     assert pool.call("square", {"x": 3}, timeout=2) == 9
     assert caplog.text == ""
+
+
+@pytest.mark.parametrize("awaited", [False, True])
+def test_a_stream_whose_generator_waits_for_its_consumer_is_left_at_once(pool, awaited):
+    async def leave() -> float:
+        stream = pool.astream("count", {"n": 1_000_000})
+        await anext(stream)
+        began = time.monotonic()
+        await stream.aclose()
+        return time.monotonic() - began
+
+    def close() -> float:
+        stream = pool.stream("count", {"n": 1_000_000})
+        next(stream)
+        began = time.monotonic()
+        stream.close()
+        return time.monotonic() - began
+
+    # The least: the machine may be busy. One that has to be interrupted takes longer each time.
+    assert min(asyncio.run(leave()) if awaited else close() for _ in range(5)) < CLOSE_PATIENCE
 
 
 def test_a_stream_that_was_left_counts_as_cancelled(pool):

@@ -214,6 +214,19 @@ def test_host_calls_tell_as_well(pool, got):
     assert refused.attributes["outcome"] == "error"
 
 
+def test_what_a_worker_does_with_its_session_tells_like_a_host_call(pool, got):
+    session = pool.session("mine")
+    session.variables.register("x", "integer", 1)
+
+    found = session.run("import snakepit_kernel\nsnakepit_kernel.context().variables['x']")
+
+    (told,) = named(got, "host_call")
+    assert found.value == 1
+    assert told.attributes["tool"] == "__session__"
+    assert told.attributes["outcome"] == "ok"
+    assert told.attributes["session"] == "mine"
+
+
 def test_nothing_is_told_when_nobody_listens(pool):
     pool.call("tell")
     with telemetry.subscribe(print):

@@ -8,9 +8,9 @@ import contextvars
 import sys
 import threading
 import time
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Awaitable, Callable, Coroutine, Generator, Iterator
 from functools import partial
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
 import zmq
 
@@ -55,6 +55,14 @@ A tool may make hundreds at the same time (`asyncio.gather`). A host tool that i
 receives the next host call from the lane while it waits. Calls that the innermost one has caused
 are served beyond this limit, as it waits for them.
 """
+
+
+T = TypeVar("T")
+
+Wait = Callable[[PooledLane, Exchange, float], Awaitable[None]]
+"""Waits until a time for news of an exchange."""
+
+Errors = type[BaseException] | tuple[type[BaseException], ...]
 
 
 class CallRunner:
@@ -112,12 +120,12 @@ class CallRunner:
             limit = sys.getrecursionlimit()
             sys.setrecursionlimit(limit + EXTRA_FRAMES_TO_STOP)
             try:
-                self._stop(lane, exchange)
+                _finish(self.stop(lane, exchange, _wait_here))
             finally:
                 sys.setrecursionlimit(limit)
             raise
         except BaseException:
-            self._stop(lane, exchange)
+            _finish(self.stop(lane, exchange, _wait_here))
             raise
         finally:
             lane.end(exchange)
@@ -166,57 +174,31 @@ class CallRunner:
         except TimeoutError:
             raise self._stop_late(lane, exchange, work) from None
         except GeneratorExit:
-            self._close_stream(lane, exchange)
+            _finish(self.close_stream(lane, exchange, _wait_here))
             raise
         except BaseException:
-            self._stop(lane, exchange)
+            _finish(self.stop(lane, exchange, _wait_here))
             raise
         finally:
             lane.end(exchange)
 
-    def stream_async(
-        self,
-        lane: PooledLane,
-        exchange: Exchange,
-        segments: list[Segment],
-        work: WorkItem,
-        room: int,
-    ) -> AsyncStream:
-        """Return the context manager of a stream that the running event loop drives."""
-        return AsyncStream(self, lane, exchange, work, segments=segments, room=room)
-
-    def _close_stream(self, lane: PooledLane, exchange: Exchange) -> None:
+    async def close_stream(self, lane: PooledLane, exchange: Exchange, wait: Wait) -> None:
         """Close an abandoned stream, and wait until it is closed; interrupt it if it takes long."""
-        until = time.monotonic() + CLOSE_PATIENCE
-        lane.control.left_call = exchange.call_id
-        try:
-            lane.send(pack(messages.encode(CancelStream(exchange.call_id))), until)
-            while not exchange.is_answered:
-                exchange.chunks.clear()
-                lane.receive(until)
-        except LaneClosed:
-            pass
-        except TimeoutError:
-            self._stop(lane, exchange)
-        except BaseException:  # Ctrl-C
-            self._stop(lane, exchange)
-            raise
-
-    async def close_stream_async(self, lane: PooledLane, exchange: Exchange) -> None:
-        """Close an abandoned stream in the same way, without blocking the event loop."""
+        if exchange.is_answered:
+            return
         until = time.monotonic() + CLOSE_PATIENCE
         lane.control.left_call = exchange.call_id
         try:
             lane.put(pack(messages.encode(CancelStream(exchange.call_id))))
             while not exchange.is_answered:
                 exchange.chunks.clear()
-                await _wait_for_news(lane, exchange, until)
+                await wait(lane, exchange, until)
         except LaneClosed:
             pass
         except TimeoutError:
-            await self.stop_async(lane, exchange)
-        except BaseException:  # cancelled while it waits
-            await self.stop_async(lane, exchange)
+            await self.stop(lane, exchange, wait)
+        except BaseException:  # Ctrl-C, or cancelled while it waits
+            await self.stop(lane, exchange, wait)
             raise
 
     # -- host calls ----------------------------------------------------------------------------
@@ -358,11 +340,28 @@ class CallRunner:
     def _stop_late(self, lane: PooledLane, exchange: Exchange, work: WorkItem) -> CallTimeout:
         """Stop a call whose deadline has passed; return the error for its caller."""
         stacks = lane.worker.stacks()  # before the interrupt: they show where the call was
-        was_replaced = not self._stop(lane, exchange)
+        was_replaced = not _finish(self.stop(lane, exchange, _wait_here))
         return _timed_out(lane, work, stacks, was_replaced)
 
-    def _stop(self, lane: PooledLane, exchange: Exchange) -> bool:
-        """Interrupt a call and wait until it has ended; terminate a worker that ignores it.
+    async def stop(
+        self,
+        lane: PooledLane,
+        exchange: Exchange,
+        wait: Wait,
+        held: Errors = asyncio.CancelledError,
+    ) -> bool:
+        """Interrupt a call until it has ended; terminate a worker that ignores it.
+
+        Parameters
+        ----------
+        lane, exchange
+            Of the call.
+        wait
+            How to wait: in a thread or in an event loop.
+        held
+            Errors of a wait that are raised only when the call has ended, so that a cancellation
+            does not stop this: an outer call may have the same deadline, and a group of tasks may
+            be cancelled at that moment.
 
         Returns
         -------
@@ -372,54 +371,27 @@ class CallRunner:
         if not lane.has_request_of(exchange):
             return True  # the request was not sent, and never will be
         until = time.monotonic() + self._grace
+        again = 0.0
+        cancelled: BaseException | None = None
         try:
-            lane.interrupt(exchange.call_id)
             while not exchange.is_answered:
                 exchange.chunks.clear()
-                lane.send([], until)  # frames that an interrupt, or the deadline, held back
-                try:
+                if time.monotonic() >= again:
+                    lane.interrupt(exchange.call_id)
                     again = time.monotonic() + INTERRUPT_INTERVAL
-                    lane.receive(min(until, again))
+                try:
+                    await wait(lane, exchange, min(until, again))
                 except TimeoutError:
                     if time.monotonic() >= until:
                         raise
-                    lane.interrupt(exchange.call_id)
+                except held as error:
+                    cancelled = cancelled or error
         except LaneClosed:
             pass
         except BaseException as error:
             self.terminate(lane)
             if not isinstance(error, TimeoutError):
                 raise  # a second Ctrl-C
-            logger.warning("%s did not heed an interrupt; it is replaced", lane.worker.name)
-            return False
-        return True
-
-    async def stop_async(
-        self, lane: PooledLane, exchange: Exchange, *, streams: bool = False
-    ) -> bool:
-        """Interrupt a call without blocking the event loop; return whether it ended in time.
-
-        A cancellation does not stop this before the worker's grace period ends: an outer call may
-        have the same deadline, and a group of tasks may be cancelled at that moment. A stream that
-        is still open when `asyncio.run` ends may get its GeneratorExit after a cancellation.
-        """
-        until = time.monotonic() + self._grace
-        ends = (asyncio.CancelledError, GeneratorExit) if streams else asyncio.CancelledError
-        cancelled: BaseException | None = None
-        try:
-            with interrupt_until_heard(lane, exchange.call_id):
-                while not exchange.is_answered:
-                    exchange.chunks.clear()
-                    try:
-                        await _wait_for_news(lane, exchange, until)
-                    except ends as error:
-                        cancelled = cancelled or error
-        except LaneClosed:
-            pass
-        except BaseException as error:
-            self.terminate(lane)
-            if not isinstance(error, TimeoutError):
-                raise  # cancelled again and again
             logger.warning("%s did not heed an interrupt; it is replaced", lane.worker.name)
             return False
         if cancelled is not None:
@@ -459,9 +431,11 @@ class AsyncCall:
         The runner of the call.
     lane, exchange, work, segments
         As for `CallRunner.drive_async`.
+    room
+        Chunks that a stream may send ahead; 0 for a call that returns its value.
     """
 
-    streams = False
+    held: Errors = asyncio.CancelledError
 
     def __init__(
         self,
@@ -471,6 +445,7 @@ class AsyncCall:
         work: WorkItem,
         *,
         segments: list[Segment],
+        room: int = 0,
     ) -> None:
         self._runner = runner
         self._lane = lane
@@ -478,6 +453,8 @@ class AsyncCall:
         self._segments = segments
         self._work = work
         self._served = AsyncHostCalls(runner.host, lane, exchange, work, contextvars.copy_context())
+        self._room = room
+        self._taken = 0
 
     async def __aenter__(self) -> Self:
         lane = self._lane
@@ -507,7 +484,7 @@ class AsyncCall:
             if isinstance(error, TimeoutError):
                 stacks = await asyncio.to_thread(lane.worker.stacks)
         finally:  # an outer call may have the same deadline, and cancels this one meanwhile
-            ended_in_time = await runner.stop_async(lane, exchange, streams=self.streams)
+            ended_in_time = await runner.stop(lane, exchange, _wait_for_news, self.held)
         if isinstance(error, TimeoutError):
             raise _timed_out(lane, self._work, stacks, not ended_in_time) from None
 
@@ -517,31 +494,10 @@ class AsyncCall:
 
 
 class AsyncStream(AsyncCall):
-    """Context manager of a stream that an event loop drives.
+    """Context manager of a stream that an event loop drives; its parameters are as for a call."""
 
-    Parameters
-    ----------
-    runner, lane, exchange, work, segments
-        As for `AsyncCall`.
-    room
-        Chunks that the worker may send ahead.
-    """
-
-    streams = True
-
-    def __init__(
-        self,
-        runner: CallRunner,
-        lane: PooledLane,
-        exchange: Exchange,
-        work: WorkItem,
-        *,
-        segments: list[Segment],
-        room: int,
-    ) -> None:
-        super().__init__(runner, lane, exchange, work, segments=segments)
-        self._room = room
-        self._taken = 0
+    # One that is still open when `asyncio.run` ends may get its GeneratorExit after a cancellation.
+    held = (asyncio.CancelledError, GeneratorExit)
 
     async def has_more(self) -> bool:
         """Wait for the next chunk; return whether there is one, which the caller must take."""
@@ -564,7 +520,7 @@ class AsyncStream(AsyncCall):
         return True
 
     async def _on_abandoned(self) -> None:
-        await self._runner.close_stream_async(self._lane, self._exchange)
+        await self._runner.close_stream(self._lane, self._exchange, _wait_for_news)
 
 
 class AsyncHostCalls:
@@ -725,6 +681,24 @@ def _host_call_context(
         correlation=work.correlation,
         caller=work.caller_of(call.call),
     )
+
+
+async def _wait_here(lane: PooledLane, _: Exchange, deadline: float) -> None:
+    """Wait for news in this thread, which drives the lane: block it, and never suspend."""
+    lane.send([], deadline)  # frames that an interrupt, or the deadline, held back
+    lane.receive(deadline)
+
+
+def _finish(running: Coroutine[Any, Any, T]) -> T:
+    """Run a coroutine that waits by `_wait_here`, and so needs no event loop, to its end."""
+    try:
+        running.send(None)
+    except StopIteration as done:
+        value: T = done.value
+        return value
+    finally:
+        running.close()
+    raise AssertionError
 
 
 async def _wait_for_news(lane: OwnerLane, exchange: Exchange, deadline: float | None) -> None:

@@ -12,10 +12,10 @@ from ...errors import ToolNotFound
 from ...lane import replies
 from ...lane.nested_loops import around_another_loop
 from ...protocol.frames import Frame, Segment
-from ...protocol.messages import HostCall, ToolInfo
+from ...protocol.messages import HostCall, HostToolCall, SessionCall, ToolInfo
 from ...telemetry import correlation
 from ...tools.adapter import ToolOptions, options_of
-from ...tools.context import LIST_HOST_TOOLS, SESSION_TOOL
+from ...tools.context import LIST_HOST_TOOLS
 from ...tools.registry import Tool
 from ..call_events import HostReport
 from ..work_item import HostCallContext, _host_call
@@ -141,7 +141,7 @@ class HostToolServer:
 
     def is_async(self, call: HostCall, session: str | None) -> bool:
         """Whether the host tool of a call is a coroutine function."""
-        if call.tool == SESSION_TOOL:
+        if not isinstance(call, HostToolCall):
             return False
         try:
             return self._tools.find(call.tool, session).is_async
@@ -228,10 +228,10 @@ class HostToolServer:
     ) -> Callable[[], Any]:
         marshaller = host_call.lane.marshaller
         args, kwargs = marshaller.load(call, frame)
-        if call.tool == SESSION_TOOL:
-            part, method, *rest = args
-            found = self._serve_session(session, host_call.lane.worker.name, part, method)
-            return partial(found, *rest, **kwargs)
+        if isinstance(call, SessionCall):
+            worker = host_call.lane.worker.name
+            found = self._serve_session(session, worker, call.part, call.method)
+            return partial(found, *args, **kwargs)
         tool = self._tools.find(call.tool, session)
         return tool.bind(None, args, kwargs)
 

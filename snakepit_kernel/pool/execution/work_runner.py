@@ -20,7 +20,7 @@ from ..results import CellResult
 from ..work_item import HostCallContext, WorkItem, call_chain, outcome_of
 from ..workers.jupyter import Cell
 from ..workers.worker import PooledLane
-from .calls import CallRunner, interrupt_until_heard
+from .calls import AsyncStream, CallRunner, interrupt_until_heard
 
 
 class WorkRunner:
@@ -88,8 +88,9 @@ class WorkRunner:
             asyncio.run_coroutine_threadsafe(drive, work.nested_in.loop).result()
         return self._conclude(work, exchange)
 
-    def stream(self, work: WorkItem, room: int) -> Generator[Any, None, None]:
+    def stream(self, begin: Callable[[], WorkItem], room: int) -> Generator[Any, None, None]:
         """Run a stream on a worker, driven by the thread that consumes its chunks."""
+        work = begin()
         work.kind = "stream"
         try:
             while True:
@@ -158,7 +159,9 @@ class WorkRunner:
                 lane = await self._dispatcher.wait_async(work, self._nesting(work, can_hop=False))
                 exchange = Exchange(lane.new_call_id(), work.name)
                 segments = work.encode(lane, exchange.call_id)
-                async with self._calls.stream_async(lane, exchange, segments, work, room) as stream:
+                async with AsyncStream(
+                    self._calls, lane, exchange, work, segments=segments, room=room
+                ) as stream:
                     while await stream.has_more():
                         yield exchange.next_chunk()
                 self._conclude(work, exchange)
