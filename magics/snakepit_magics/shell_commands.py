@@ -5,17 +5,15 @@ from __future__ import annotations
 import codecs
 import glob
 import re
-import signal
 import sys
 from argparse import Namespace
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TextIO
 
-from IPython.core.error import UsageError
-
 from snakepit_kernel import CommandFailed, Process, Shell, processes
 from snakepit_kernel.printable import printable
+from snakepit_kernel.shells.process import signal_number
 from snakepit_kernel.shells.process_log import LogChunk
 from snakepit_kernel.shells.results import ShellChunk
 
@@ -80,12 +78,13 @@ class ShellCommands:
         return ProcessList(found)
 
     def _kill(self, options: Namespace) -> None:
+        signum = signal_number(options.signal)
         for name in options.process:
             process = self.find(name)
             if not process.is_running:
                 print(f"{process.id} {printable(process.name)} has ended already")  # noqa: T201
                 continue
-            process.kill(signal=signal_of(options.signal), grace=options.grace)
+            process.kill(signal=signum, grace=options.grace)
             print(f"{process.id} {printable(process.name)}: {process.status}")  # noqa: T201
 
     def logs(self, options: Namespace) -> None:
@@ -132,24 +131,6 @@ def _write(stream: str, text: str) -> None:
     if text:
         target.write(text)
         target.flush()
-
-
-def signal_of(text: str) -> int:
-    """Return the number of a signal, by its number or name.
-
-    Raises
-    ------
-    UsageError
-        There is none.
-    """
-    if text.isdecimal():
-        return int(text)
-    name = text.upper() if text.upper().startswith("SIG") else f"SIG{text.upper()}"
-    try:
-        return signal.Signals[name]
-    except KeyError:
-        msg = f"there is no signal {text!r}; name one such as TERM, INT or KILL"
-        raise UsageError(msg) from None
 
 
 def parse_raw(line: str) -> Namespace | None:

@@ -121,6 +121,7 @@ class Housekeeping:
                 )
                 for _, worker in sorted(self._supervisor.workers.items())
             ]
+            shells, processes = self._sessions.shell_counts()
             return PoolStatus(
                 name=self._supervisor.config.name,
                 owner_pid=self._pid,
@@ -130,6 +131,8 @@ class Housekeeping:
                 sessions=list(self._dispatcher.sessions),
                 problem=self._supervisor.problem or self._dispatcher.problem(),
                 ends=list(self._supervisor.ends),
+                shells=shells,
+                processes=processes,
             )
 
     def logs(self) -> dict[str, str]:
@@ -171,7 +174,12 @@ class Housekeeping:
     def publish(self) -> None:
         """Update the file that `snakepit status` reads, if something has changed."""
         status = self.status()
-        news = (status.stats, [(w.name, w.state, w.tainted) for w in status.workers])
+        news = (
+            status.stats,
+            status.shells,
+            status.processes,
+            [(w.name, w.state, w.tainted) for w in status.workers],
+        )
         if news != self._published:
             self._published = news
             try:

@@ -126,6 +126,11 @@ class PoolSessions:
         except SnakepitError:  # the caller is already about to report an error
             return []
 
+    def shell_counts(self) -> tuple[int, int]:
+        """Return the number of open shells, and of running background processes."""
+        module = sys.modules.get(SHELLS)
+        return (0, 0) if module is None else module.manager.counts(self)
+
     def close_shells(self) -> None:
         """End the shells and processes of the sessions; return when that is verified."""
         if (module := sys.modules.get(SHELLS)) is not None:  # else there are none

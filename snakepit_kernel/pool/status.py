@@ -158,6 +158,8 @@ class PoolStatus:
         Why the pool cannot replace a worker, or refuses work; None when there is no problem.
     ends
         The most recent ends of workers, the last one last.
+    shells, processes
+        Number of its sessions' open shells, and of their background processes that run.
     """
 
     name: str
@@ -168,6 +170,8 @@ class PoolStatus:
     sessions: list[str] = field(default_factory=list)
     problem: str | None = None
     ends: list[WorkerEnd] = field(default_factory=list)
+    shells: int = 0
+    processes: int = 0
 
     def as_json(self) -> dict[str, Any]:
         """Return plain data."""
@@ -211,6 +215,12 @@ class PoolStatus:
         return text if more <= 0 else f"{text} and {more} more"
 
     @property
+    def beside_workers(self) -> str:
+        """The numbers of shells and background processes; empty when there are none."""
+        counts = ((self.shells, "shell", "shells"), (self.processes, "process", "processes"))
+        return ", ".join(f"{n} {one if n == 1 else many}" for n, one, many in counts if n)
+
+    @property
     def headings(self) -> tuple[str, ...]:
         """Headings of its table: with the devices, if a worker has its own."""
         return (*HEADINGS[:-1], "device", HEADINGS[-1]) if self._has_devices else HEADINGS
@@ -245,6 +255,8 @@ class PoolStatus:
         text = f"{stats.submitted} calls" + (f": {', '.join(counts)}" if counts else "")
         if self.sessions:
             text += f"; sessions: {self.some_sessions}"
+        if self.shells or self.processes:
+            text += f"; {self.beside_workers}"
         if self.memory_bytes:
             text += f"; memory: {memory(self.memory_bytes)}"
         if self.problem:
@@ -298,6 +310,8 @@ def page(pool: PoolStatus) -> str:
     if pool.sessions:
         names = shown(pool.some_sessions)
         parts.append(f'<div class="snakepit-quiet">sessions: {names}</div>')
+    if pool.beside_workers:
+        parts.append(f'<div class="snakepit-quiet">{pool.beside_workers}</div>')
     if pool.problem:
         parts.append(f'<div class="snakepit-problem">{shown(pool.problem)}</div>')
     return f'<div class="snakepit-pool">{"".join(parts)}</div>'

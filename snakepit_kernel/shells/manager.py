@@ -343,10 +343,11 @@ class ShellManager:
             open_it()
         return self._drivers[key]
 
-    def shells(self) -> list[Shell]:
-        """Return the open shells."""
-        with self._lock:
-            return [shell for shell in self._shells.values() if shell.is_open]
+    def counts(self, owner: object) -> tuple[int, int]:
+        """Return the number of an owner's shells that run, and of its processes."""
+        drivers = [self._drivers[key] for key, each in list(self._owners.items()) if each is owner]
+        running = self._running(lambda process: process.owner is owner)
+        return sum(driver.pid is not None for driver in drivers), len(running)
 
     # -- processes -----------------------------------------------------------------------------
 

@@ -453,6 +453,22 @@ def _lost(record: ProcessRecord) -> ProcessRecord:
     return ProcessRecord(**{**values, "returncode": 128 + signals.SIGKILL})
 
 
+def signal_number(text: str) -> int:
+    """Return the number of a signal, by its number or name.
+
+    Raises
+    ------
+    ValueError
+        There is none.
+    """
+    name = text.upper() if text.upper().startswith("SIG") else f"SIG{text.upper()}"
+    try:
+        return signals.Signals(int(text)) if text.isdecimal() else signals.Signals[name]
+    except (KeyError, ValueError):
+        msg = f"there is no signal {text!r}; name one such as TERM, INT or KILL"
+        raise ValueError(msg) from None
+
+
 def published(directories: list[Path]) -> list[Path]:
     """Return the folders of all processes that are published in some runtime directories."""
     return sorted(
