@@ -412,6 +412,7 @@ class CallRunner:
                     return False
                 step = min(until, time.monotonic() + INTERRUPT_INTERVAL)
                 with contextlib.suppress(TimeoutError, ConnectionError):
+                    lane.send([], step)  # answers to host calls that the deadline held back
                     worker.cells.follow(run, step, lambda: not worker.died.is_set(), lane)
         except BaseException:  # a second Ctrl-C
             self.terminate(lane)
