@@ -123,7 +123,7 @@ class Engine:
             scheduler=self.dispatcher.scheduler,
             offer=self.dispatcher.offer,
         )
-        host = HostToolServer(self.host_tools, self.sessions.serve)
+        host = HostToolServer(self.host_tools, self.sessions.find)
         terminate = self.supervisor.terminate_when_idle
         calls = CallRunner(config.grace, self._context, host, terminate, self._error_for_death)
         self.work = WorkRunner(config, self.dispatcher, self._loop_thread, calls)

@@ -97,15 +97,13 @@ class PoolSessions:
             self._global = global_state(self.store)
         return self._global
 
-    def serve(
-        self, session_id: str | None, worker: str, part: str, method: str
-    ) -> Callable[..., Any]:
-        """Return the method that a worker requests in a call of a session, or of none.
+    def find(self, session_id: str | None, part: str) -> SessionState:
+        """Return the state of the session of a worker's call, or of none, to serve a part of it.
 
         Raises
         ------
         RuntimeError
-            The call belongs to no session, and so has no variables.
+            The call belongs to no session, and so has no variables, and no shell.
         SessionNotFound
             The session was deleted, or has expired, while its work went on.
         """
@@ -116,11 +114,11 @@ class PoolSessions:
                     'make it by pool.session("NAME").call(…)'
                 )
                 raise RuntimeError(msg)
-            return self.global_state.serve(worker, part, method)
+            return self.global_state
         state = self._states.get(session_id)
         if state is None:  # deleted while its work goes on, which must not recreate it
             raise SessionNotFound(session_id)
-        return state.serve(worker, part, method)
+        return state
 
     def host_tools_of(self, session_id: str) -> list[str]:
         """Return the names of the host tools that a session had, also in an earlier kernel."""

@@ -140,6 +140,9 @@ class Process:
         self._local = local
         self._last = record
 
+    def __reduce__(self) -> tuple[object, ...]:
+        return Process, (self._folder,)  # any process of the user can look at it there
+
     @property
     def record(self) -> ProcessRecord:
         """What is known of it now."""

@@ -168,6 +168,10 @@ class Shell:
             call.abandon()
             await call.await_end()
 
+    async def settled(self) -> None:
+        """Wait until no command runs."""
+        await asyncio.wrap_future(self._loop_thread.ask(self._driver.settled()))
+
     def interrupt(self) -> bool:
         """Interrupt the running command: its status is 130. Return whether one ran."""
         command = self._driver.command
