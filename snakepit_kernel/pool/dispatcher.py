@@ -5,52 +5,41 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
-import math
 import sys
-import threading
 import time
-from collections.abc import Callable
-from functools import partial
 from typing import TYPE_CHECKING
 
 from ..call_details import Attempt
 from ..errors import (
-    BreakerOpen,
-    CallTimeout,
     PoolClosed,
     PoolDegraded,
     PoolSaturated,
-    QueueTimeout,
     SessionLost,
     SnakepitError,
     WorkerBusy,
 )
-from ..locks import Condition, RLock
+from ..locks import RLock
+from .accounting import DRAINING, Accounting
 from .call_events import report_work
 from .config import PoolConfig
-from .policies import CircuitBreaker, falls_under
+from .policies import falls_under
 from .scheduling.affinity import Home
+from .scheduling.deadlock import LaneWait, would_deadlock
 from .scheduling.scheduler import QueueFull, Scheduler, nothing
-from .scheduling.wait_notice import NOTICE_AFTER, wait_listener
-from .work_item import OUTCOMES, HostCallContext, WorkItem, call_chain
+from .work_item import HostCallContext, WorkItem, call_chain
 from .workers.lifecycle import WorkerState
 from .workers.worker import Holder, PooledLane, Worker
 
 if TYPE_CHECKING:
     from .workers.replacement import RollingReplacement
 
-DRAINING = "it takes no new work, because it drains; resume() lets it"
-
-COUNTERS = ("submitted", *OUTCOMES, "retried")
-
 _DONE = ("ok", "error")
 """Outcomes of work that its worker has completed."""
 
 
 class Dispatcher:
-    """Queues a pool's work, assigns lanes to it, and counts its outcomes.
+    """Admits a pool's work, assigns lanes to it, and releases them when it ends.
 
     Parameters
     ----------
@@ -65,14 +54,8 @@ class Dispatcher:
         The queue and the idle lanes.
     supervisor
         The supervisor of the workers; set by the engine.
-    closed_because
-        Why the pool accepts no more work; None while it does.
-    sessions
-        The sessions that the pool has done work for.
-    circuit
-        The circuit breaker, if the pool has one.
-    is_draining
-        Whether it accepts no new work until `resume`.
+    accounting
+        The counts of the work.
     """
 
     supervisor: RollingReplacement
@@ -80,19 +63,10 @@ class Dispatcher:
     def __init__(self, config: PoolConfig) -> None:
         self.lock = RLock()
         self.scheduler: Scheduler[PooledLane] = Scheduler(config.max_queue, config.max_futures)
-        self.closed_because: str | None = None
-        self.sessions: dict[str, None] = {}
-        self.circuit = CircuitBreaker(config.breaker) if config.breaker is not None else None
-        self._config = config
+        self.accounting = Accounting(config, self.lock, self.scheduler)
+        self._pool = config.name
         self._max_calls = config.max_calls or sys.maxsize
         self._tainting = config.crash_barrier.taint_on if config.crash_barrier else ()
-        self._quiet = Condition(self.lock)
-        self._awaiting_quiet = 0  # number of threads in `wait_until_quiet`
-        self._counts = dict.fromkeys(COUNTERS, 0)
-        self._pending = 0
-        self.is_draining = False
-        self._backing_off: set[WorkItem] = set()  # between two attempts
-        self._pending_by_session: dict[str, int] = {}  # number of unfinished work items
 
     # -- admission -----------------------------------------------------------------------------
 
@@ -110,16 +84,17 @@ class Dispatcher:
         PoolClosed
             The pool accepts no more work.
         """
-        if self.closed_because is None and not self.is_draining:
+        accounting = self.accounting
+        if accounting.closed_because is None and not accounting.is_draining:
             return
         if self.supervisor.is_draining or not self.waits_for(host_call):
-            raise PoolClosed(self._config.name, self.closed_because or DRAINING)
+            raise PoolClosed(self._pool, accounting.closed_because or DRAINING)
 
     def closing_error(self) -> PoolClosed | None:
         """Return the error for work that the pool's shutdown ends; None while it is not closing."""
         if not self.supervisor.is_draining:
             return None
-        return PoolClosed(self._config.name, self.closed_because or "it was shut down")
+        return PoolClosed(self._pool, self.accounting.closed_because or "it was shut down")
 
     def waits_for(self, host_call: HostCallContext | None) -> bool:
         """Whether a worker of this pool waits for one of a chain of host calls."""
@@ -137,20 +112,21 @@ class Dispatcher:
         nesting
             A host call whose worker can run it, if no other worker is free.
         """
+        accounting = self.accounting
         with self.lock:
-            if self.closed_because is not None or self.is_draining:
+            if accounting.closed_because is not None or accounting.is_draining:
                 self.check_open(work.host_call)
             if work.slot is not None:
                 work.wanted = self._worker_in(work.slot).main_lane
             work.finished = False
-            self._counts["submitted"] += 1
-            self._pending += 1
+            accounting.counters["submitted"] += 1
+            accounting.pending += 1
             if work.session is not None:
-                self.sessions[work.session] = None
-                pending = self._pending_by_session.get(work.session, 0)
-                self._pending_by_session[work.session] = pending + 1
-            if self.circuit is not None:
-                self._check(self.circuit, work)
+                accounting.sessions[work.session] = None
+                pending = accounting.pending_by_session.get(work.session, 0)
+                accounting.pending_by_session[work.session] = pending + 1
+            if accounting.circuit is not None:
+                accounting.ask_breaker(accounting.circuit, work)
             self._assign_or_queue(work, nesting)
 
     def admit_again(self, work: WorkItem) -> None:
@@ -164,49 +140,12 @@ class Dispatcher:
     def prepare_retry(self, work: WorkItem, attempt: Attempt) -> None:
         """Release the lane, or leave the queue, of a work item that is to be retried."""
         with self.lock:
-            self._counts["retried"] += 1
+            self.accounting.counters["retried"] += 1
             if work.lane is None:
                 self.scheduler.withdraw(work)
             elif not work.is_prefetched:
                 self.release(work.lane, work.name)
             work.begin_again(attempt)
-
-    def back_off(self, work: WorkItem, seconds: float) -> None:
-        """Block this thread for the back-off before a retry, or until the pool is closed."""
-        gate = threading.Lock()
-        gate.acquire()
-        if self._begin_backoff(work, gate.release):
-            try:
-                gate.acquire(timeout=seconds)
-            finally:
-                self._backing_off.discard(work)
-
-    async def back_off_async(self, work: WorkItem, seconds: float) -> None:
-        """Wait for the back-off before a retry without blocking the event loop."""
-        woken = asyncio.Event()
-        wake = partial(self._notify_in, asyncio.get_running_loop(), woken, work)
-        if self._begin_backoff(work, wake):
-            try:
-                await asyncio.wait_for(woken.wait(), seconds)
-            except TimeoutError:
-                pass
-            finally:
-                self._backing_off.discard(work)
-
-    def _begin_backoff(self, work: WorkItem, wake: Callable[[], None]) -> bool:
-        """Register work to be woken when the pool is closed; return whether it is still open."""
-        with self.lock:
-            work.on_assigned = wake
-            self._backing_off.add(work)
-            return not self.supervisor.is_draining
-
-    def _check(self, circuit: CircuitBreaker, work: WorkItem) -> None:
-        """Raise an error if the circuit breaker refuses the work."""
-        now = time.monotonic()
-        work.admitted = circuit.admit(now)
-        if work.admitted is None:
-            left = circuit.seconds_left(now)
-            raise BreakerOpen(self._config.name, circuit.failures, left, circuit.last)
 
     def _assign_or_queue(self, work: WorkItem, nesting: HostCallContext | None) -> None:
         """Assign an idle lane, or the lane of a worker that waits for the work; else queue it."""
@@ -222,7 +161,7 @@ class Dispatcher:
                 self.scheduler.enqueue(work)
             except QueueFull as full:
                 assert work.bound is not None
-                raise PoolSaturated(self._config.name, full.args[0], work.bound) from None
+                raise PoolSaturated(self._pool, full.args[0], work.bound) from None
 
     def _worker_in(self, slot: int) -> Worker:
         workers = self.supervisor.workers
@@ -248,35 +187,22 @@ class Dispatcher:
         """
         bound_to = work.wanted or (work.home.lane if work.home is not None else None)
         if work.fails_fast and bound_to is not None:
-            raise WorkerBusy(work.name, self._config.name, [bound_to.worker.name], work.session)
-        if work.host_call is not None and self._would_deadlock(work):
-            names = sorted({lane.worker.name for lane in self._fitting_lanes(work)})
-            raise WorkerBusy(work.name, self._config.name, names)
+            raise WorkerBusy(work.name, self._pool, [bound_to.worker.name], work.session)
+        if work.host_call is not None and self._waits_for_itself(work):
+            workers = self.supervisor.workers.values()
+            names = {w.name for w in workers if any(map(work.fits, w.lanes))}
+            raise WorkerBusy(work.name, self._pool, sorted(names))
 
-    def _would_deadlock(self, work: WorkItem) -> bool:
-        """Whether all lanes that fit wait for host calls that wait for it, or for each other.
-
-        Two strict sessions, each called from the other one's home, are such a cycle.
-        """
+    def _waits_for_itself(self, work: WorkItem) -> bool:
+        """Whether all lanes that fit wait for host calls that wait for it, or for each other."""
+        lanes = [lane for worker in self.supervisor.workers.values() for lane in worker.lanes]
         queued = self.scheduler.first(self.scheduler.waiting)
-        waiting = [
-            each for each in (*queued, work) if isinstance(each, WorkItem) and each.host_call
+        waits = [
+            _lane_wait(each, lanes)
+            for each in queued
+            if isinstance(each, WorkItem) and each.host_call is not None
         ]
-        while True:
-            held = {host_call.lane for each in waiting for host_call in call_chain(each.host_call)}
-            stuck = [
-                each
-                for each in waiting
-                if (fitting := self._fitting_lanes(each)) and fitting <= held
-            ]
-            if len(stuck) == len(waiting):
-                return work in stuck
-            waiting = stuck
-
-    def _fitting_lanes(self, work: WorkItem) -> set[PooledLane]:
-        return {
-            lane for w in self.supervisor.workers.values() for lane in w.lanes if work.fits(lane)
-        }
+        return would_deadlock(_lane_wait(work, lanes), waits)
 
     def hold(self, work: WorkItem) -> None:
         """Record that a work item holds its assigned lane."""
@@ -318,96 +244,10 @@ class Dispatcher:
         with self.lock:
             return self.scheduler.withdraw(work)
 
-    # -- waiting -------------------------------------------------------------------------------
-
-    def wait(self, work: WorkItem, nesting: HostCallContext | None = None) -> PooledLane:
-        """Admit work, and block this thread until a lane is assigned."""
-        with self.lock:
-            if work.finished:
-                self.admit(work, nesting)
-            else:
-                self.admit_again(work)
-            if work.lane is not None:
-                return work.lane
-            if self.supervisor.is_own_thread:
-                self.scheduler.withdraw(work)
-                msg = (
-                    f"no worker is free for {work.name}, and this code must not wait for one: it "
-                    "runs in the pool's own thread, as callbacks of futures and __setstate__ of "
-                    "results do, and workers are given back there; use submit(), or another thread"
-                )
-                raise RuntimeError(msg)
-            gate = threading.Lock()
-            gate.acquire()
-            work.on_assigned = gate.release
-        if not self._wait_for_gate(gate, work) and self.withdraw(work):
-            raise self.late(work)
-        if work.lane is None:
-            raise self.unserved(work)
-        return work.lane
-
-    def _wait_for_gate(self, gate: threading.Lock, work: WorkItem) -> bool:
-        """Wait for a gate until the queue deadline; return whether it was opened in time."""
-        listener = wait_listener()
-        if listener is not None:
-            work.wait_in_queue(self._config.futures_queue_timeout)
-            if _seconds_until(work.queue_deadline) > NOTICE_AFTER:
-                if gate.acquire(timeout=NOTICE_AFTER):
-                    return True
-                listener(self._description_of_wait(work))
-        seconds = _seconds_until(work.queue_deadline)
-        return gate.acquire(timeout=min(seconds, threading.TIMEOUT_MAX))
-
-    def _description_of_wait(self, work: WorkItem) -> str:
-        """Describe to the user what queued work waits for."""
-        with self.lock:
-            busy = [
-                f"{worker.name} runs {' and '.join(worker.current)}"
-                for worker in self.supervisor.workers.values()
-                if worker.current and (work.home is None or work.home.takes(worker.lanes[0]))
-            ]
-            others = self.scheduler.waiting - 1
-        name, doing = self._config.name, "; ".join(busy) or "its workers start"
-        queue = f" {others} more wait." if others > 0 else ""
-        return (
-            f"{work.name} waits for a worker of pool {name!r}: {doing}.{queue} Stop ends the wait."
-        )
-
-    async def wait_async(
-        self, work: WorkItem, nesting: HostCallContext | None = None
-    ) -> PooledLane:
-        """Admit work, and wait until a lane is assigned without blocking the event loop."""
-        loop = asyncio.get_running_loop()
-        assigned = asyncio.Event()
-        work.on_assigned = partial(self._notify_in, loop, assigned, work)
-        if work.finished:
-            self.admit(work, nesting)
-        else:
-            self.admit_again(work)
-        if work.lane is None:
-            until = work.queue_deadline
-            try:
-                async with asyncio.timeout(None if until is None else until - time.monotonic()):
-                    await assigned.wait()
-            except TimeoutError:
-                if self.withdraw(work):
-                    raise self.late(work) from None
-            if work.lane is None:
-                raise self.unserved(work)
-        return work.lane
-
-    def _notify_in(
-        self, loop: asyncio.AbstractEventLoop, event: asyncio.Event, work: WorkItem
-    ) -> None:
-        try:
-            loop.call_soon_threadsafe(event.set)
-        except RuntimeError:  # the loop was closed while the task was still waiting
-            self.finish(work, "cancelled")
-
     def unserved(self, work: WorkItem) -> SnakepitError:
         """Return the error of a work item that will never be assigned a lane."""
-        if self.closed_because is not None:
-            return PoolClosed(self._config.name, self.closed_because)
+        if self.accounting.closed_because is not None:
+            return PoolClosed(self._pool, self.accounting.closed_because)
         if work.has_lost_home:
             assert work.home is not None and work.home.lane is not None  # noqa: PT018
             assert work.session is not None
@@ -415,24 +255,19 @@ class Dispatcher:
             return SessionLost(work.session, worker.name, worker.end_reason)
         if work.wanted is not None and self.supervisor.workers:
             return work.wanted.worker.death()
-        return PoolDegraded(self._config.name, self.supervisor.last_problem)
-
-    def late(self, work: WorkItem) -> SnakepitError:
-        """Return the error of a work item that was queued for too long."""
-        if work.timeout is not None and work.queue_deadline == work.deadline:
-            return CallTimeout(work.name, work.timeout)
-        return QueueTimeout(self._config.name, time.monotonic() - work.queued)
+        return PoolDegraded(self._pool, self.supervisor.last_problem)
 
     # -- completion ----------------------------------------------------------------------------
 
     def finish(self, work: WorkItem, outcome: str, error: BaseException | None = None) -> None:
         """Count the outcome of a work item, and release its lane or remove it from the queue."""
+        accounting = self.accounting
         with self.lock:
             if work.finished:
                 return
             work.finished = True  # these three are atomic: no call between them, so no Ctrl-C
-            self._counts[outcome] += 1
-            self._pending -= 1
+            accounting.counters[outcome] += 1
+            accounting.pending -= 1
             work.on_assigned = nothing
             lane = work.lane
             if lane is not None and outcome in _DONE:
@@ -446,33 +281,20 @@ class Dispatcher:
             elif work.nested_in is None and not work.is_prefetched:
                 self.release(lane, work.name)
             if work.session is not None:
-                left = self._pending_by_session.pop(work.session, 1) - 1
+                left = accounting.pending_by_session.pop(work.session, 1) - 1
                 if left:
-                    self._pending_by_session[work.session] = left
-            if self._pending == 0 and self._awaiting_quiet:
-                self._quiet.notify_all()
+                    accounting.pending_by_session[work.session] = left
+            if accounting.pending == 0 and accounting.awaiting_quiet:
+                accounting.quiet.notify_all()
         if work.caller is not None:
-            report_work(work, outcome, self._config.name)
+            report_work(work, outcome, self._pool)
 
     def _note_outcome(self, work: WorkItem, outcome: str, error: BaseException | None) -> None:
         """Report the outcome of admitted work to the circuit breaker, and mark a tainted worker."""
-        lane, admitted = work.lane, work.admitted
         raised = error if outcome == "error" else None
-        if lane is not None and raised is not None and falls_under(raised, self._tainting):
-            self.supervisor.taint(lane.worker, raised)
-        if admitted is None or self.circuit is None:
-            return
-        if outcome == "ok":
-            self.circuit.succeed(admitted)
-        elif (
-            outcome != "cancelled"
-            and error is not None
-            and falls_under(error, self.circuit.policy.on)
-        ):
-            reason = (str(error).splitlines() or [type(error).__name__])[0]
-            self.circuit.fail(admitted, time.monotonic(), reason)
-        else:
-            self.circuit.abandon(admitted)
+        if work.lane is not None and raised is not None and falls_under(raised, self._tainting):
+            self.supervisor.taint(work.lane.worker, raised)
+        self.accounting.tell_breaker(work, outcome, error)
 
     def release(self, lane: PooledLane, name: str) -> None:
         """Release a lane, with the lock held, and assign it to the next item that it fits."""
@@ -568,8 +390,8 @@ class Dispatcher:
                     lane.defined.clear()  # the definitions may not have been sent
                     lane.encoders = lane.search_path_version = 0
                     self._repair_lane(lane)
-            if self._pending == 0:
-                self._quiet.notify_all()
+            if self.accounting.pending == 0:
+                self.accounting.quiet.notify_all()
 
     def _repair_lane(self, lane: PooledLane) -> None:
         holder = lane.holder
@@ -593,78 +415,27 @@ class Dispatcher:
         """Forget a session: its home, and its state in every worker."""
         with self.lock:
             self.scheduler.homes.forget(session)
-            self.sessions.pop(session, None)
+            self.accounting.sessions.pop(session, None)
             for worker in self.supervisor.workers.values():
                 worker.forget(session)
 
-    def working_sessions(self) -> set[str]:
-        """Return the sessions with queued or running work."""
-        with self.lock:
-            return set(self._pending_by_session)
-
-    # -- status --------------------------------------------------------------------------------
-
-    def counts(self) -> dict[str, int]:
-        """Return the counters."""
-        with self.lock:
-            waiting = self.scheduler.waiting
-            return {**self._counts, "queued": waiting, "running": self._pending - waiting}
-
-    def problem(self) -> str | None:
-        """Return why the pool refuses some or all work; None while it accepts all."""
-        if self.closed_because is not None:
-            return self.closed_because
-        if self.is_draining:
-            return DRAINING
-        now = time.monotonic()
-        if self.circuit is None or (state := self.circuit.state(now)) == "closed":
-            return None
-        return f"its breaker is {state}: {self.circuit.last}"
-
-    def drain(self, timeout: float | None) -> bool:
-        """Accept no new work until `resume`; return whether all accepted work ended in time."""
-        self.is_draining = True
-        self.wait_until_quiet(timeout)
-        return self._pending == 0
-
-    def resume(self) -> None:
-        """Accept work again."""
-        if self.closed_because is not None:
-            raise PoolClosed(self._config.name, self.closed_because)
-        self.is_draining = False
-
-    def wait_until_quiet(self, timeout: float | None = None) -> None:
-        """Wait until nothing is queued or running, or for a timeout in seconds."""
-        with self.lock:
-            self._awaiting_quiet += 1
-            try:
-                self._quiet.wait_for(lambda: self._pending == 0, timeout)
-            finally:
-                self._awaiting_quiet -= 1
-
-    def trim(self, seconds: float) -> None:
-        """Free the buffers for large values of workers that have been idle for so many seconds."""
-        idle_since = time.monotonic() - seconds
-        with self.lock:  # no lane is assigned meanwhile
-            for worker in self.supervisor.workers.values():
-                if worker.state.is_in_service and not worker.current and worker.since < idle_since:
-                    for lane in worker.lanes:
-                        lane.marshaller.trim()
-
     def empty_queue(self) -> None:
-        """Cancel all queued work and pending retries, and notify their callers."""
+        """Remove all queued work, and notify its callers: it will get no lane."""
         with self.lock:
-            cancelled = [*self.scheduler.drain(), *self._backing_off]
-            self._backing_off.clear()
-        for item in cancelled:
+            removed = self.scheduler.drain()
+        for item in removed:
             item.on_assigned()
+
+
+def _lane_wait(work: WorkItem, lanes: list[PooledLane]) -> LaneWait[PooledLane]:
+    """Describe the wait of work that is made from a host call for one of a pool's lanes."""
+    return LaneWait(
+        fitting=frozenset(filter(work.fits, lanes)),
+        blocked=frozenset(host_call.lane for host_call in call_chain(work.host_call)),
+    )
 
 
 def _drop_answered_forgets(lane: PooledLane) -> None:
     """Drop the session removals that a worker has received: it answered a later request."""
     while lane.forgets and lane.forgets[0].number <= lane.forgotten:
         lane.forgets.popleft()
-
-
-def _seconds_until(deadline: float | None) -> float:
-    return math.inf if deadline is None else max(0.0, deadline - time.monotonic())

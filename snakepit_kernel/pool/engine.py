@@ -33,6 +33,7 @@ from .dispatcher import Dispatcher
 from .execution.calls import CallRunner
 from .execution.futures import FutureRunner
 from .execution.host_tools import HostTools, HostToolServer
+from .execution.lane_waiter import LaneWaiter
 from .execution.work_runner import WorkRunner
 from .housekeeping import Housekeeping
 from .open_sessions import PoolSessions
@@ -62,6 +63,8 @@ class Engine:
 
     Attributes
     ----------
+    accounting
+        Counts the work, and tells whether more is accepted.
     dispatcher
         Queues work and assigns lanes.
     supervisor
@@ -86,6 +89,7 @@ class Engine:
         self.sessions = PoolSessions(config, self.forget_session)
         self.host_tools = HostTools(self.sessions.host_tools_of)
         self.dispatcher = Dispatcher(config)
+        self.accounting = self.dispatcher.accounting
         self._closing = Lock()
         self._is_ending = self._has_ended = False
         self._failure: Exception | None = None
@@ -126,7 +130,8 @@ class Engine:
         host = HostToolServer(self.host_tools, self.sessions.serve)
         terminate = self.supervisor.terminate_when_idle
         calls = CallRunner(config.grace, self._context, host, terminate, self._error_for_death)
-        self.work = WorkRunner(config, self.dispatcher, self._loop_thread, calls)
+        self._waiter = LaneWaiter(config, self.dispatcher, self._loop_thread)
+        self.work = WorkRunner(config, self.dispatcher, self._waiter, self._loop_thread, calls)
         self.futures = FutureRunner(
             self.dispatcher,
             self._loop_thread,
@@ -138,7 +143,7 @@ class Engine:
             error_for_death=self._error_for_death,
         )
         self.housekeeping = Housekeeping(
-            self.dispatcher, self.supervisor, self.sessions, self._folder, self._reservation
+            self.accounting, self.supervisor, self.sessions, self._folder, self._reservation
         )
 
     # -- workers -------------------------------------------------------------------------------
@@ -206,7 +211,7 @@ class Engine:
         """Apply a change of the workers, and wait for it."""
         try:
             if self.supervisor.is_draining:
-                raise PoolClosed(self.config.name, self.dispatcher.closed_because or "it has ended")
+                raise PoolClosed(self.config.name, self.accounting.closed_because or "it has ended")
             if self.is_own_thread:
                 msg = "the callback of a future must not wait for workers; use another thread"
                 raise RuntimeError(msg)
@@ -231,7 +236,7 @@ class Engine:
         if self.is_awaited:
             msg = "the pool waits for the code that would wait for it to drain; use another thread"
             raise RuntimeError(msg)
-        return self.dispatcher.drain(timeout)
+        return self.accounting.drain(timeout)
 
     def check_open(self) -> None:
         """Raise an error unless the pool accepts work.
@@ -241,9 +246,9 @@ class Engine:
         PoolClosed
             The pool accepts no more work.
         """
-        dispatcher = self.dispatcher
-        if dispatcher.closed_because is not None or dispatcher.is_draining:
-            dispatcher.check_open(current_host_call())
+        accounting = self.accounting
+        if accounting.closed_because is not None or accounting.is_draining:
+            self.dispatcher.check_open(current_host_call())
 
     @property
     def is_awaited(self) -> bool:
@@ -273,18 +278,19 @@ class Engine:
         if os.getpid() != self.pid:
             return
         with self.dispatcher.lock:
-            self.dispatcher.closed_because = self.dispatcher.closed_because or "it was shut down"
+            self.accounting.closed_because = self.accounting.closed_because or "it was shut down"
         if cancel_queued:
             self.dispatcher.empty_queue()
+            self._waiter.end_backoffs()
 
     def wait_until_quiet(self) -> None:
         """Wait until nothing is queued or running."""
         if os.getpid() == self.pid:  # in a forked child, the running work is the parent's
-            self.dispatcher.wait_until_quiet()
+            self.accounting.wait_until_quiet()
 
     def disown(self) -> None:
         """Accept no work in a forked child, which has neither the thread nor the processes."""
-        self.dispatcher.closed_because = (
+        self.accounting.closed_because = (
             f"it belongs to process {self.pid}; a forked child cannot use it"
         )
         self.supervisor.is_draining = True
@@ -326,7 +332,7 @@ class Engine:
                 return
             self._is_ending = True
             with self.dispatcher.lock:
-                self.dispatcher.closed_because = self.dispatcher.closed_because or reason
+                self.accounting.closed_because = self.accounting.closed_because or reason
                 self.supervisor.is_draining = True
             self.stop_accepting(cancel_queued=True)
             try:
@@ -341,7 +347,7 @@ class Engine:
         steps: tuple[Callable[[], object], ...] = (
             lambda: self._loop_thread.ask(self.supervisor.end(grace)).result(),
             # Callers of the workers notice the end, unless their event loops are blocked.
-            lambda: self.dispatcher.wait_until_quiet(RELEASE_PATIENCE),
+            lambda: self.accounting.wait_until_quiet(RELEASE_PATIENCE),
             self._loop_thread.close,
             self.futures.close,
             self.sessions.close,

@@ -520,7 +520,7 @@ class Pool(Caller, concurrent.futures.Executor):
         PoolClosed
             The pool has ended.
         """
-        self._engine.dispatcher.resume()
+        self._engine.accounting.resume()
 
     # -- ending --------------------------------------------------------------------------------
 

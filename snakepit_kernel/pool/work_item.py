@@ -233,6 +233,12 @@ class WorkItem(QueueItem[PooledLane]):
             return "give it more time (timeout=), or let it run in the background (submit)"
         return ""
 
+    def late_error(self, pool: str) -> SnakepitError:
+        """Return its error after it was queued for too long in a pool."""
+        if self.timeout is not None and self.queue_deadline == self.deadline:
+            return CallTimeout(self.name, self.timeout)
+        return QueueTimeout(pool, time.monotonic() - self.queued)
+
     @property
     def inside(self) -> int:
         """Id, in the worker that runs it, of the host call that it is made for; 0 for none."""

@@ -215,7 +215,7 @@ class FutureRunner:
         item.set_timer(None)
         if item.finished or not future.begin():
             self._end_cancelled(item)
-        elif item.lane is None and self._dispatcher.closed_because is not None:
+        elif item.lane is None and self._dispatcher.accounting.closed_because is not None:
             self._end_cancelled(item)
             future.cancel()
         elif item.lane is None:
@@ -331,4 +331,4 @@ class FutureRunner:
 
     def _expire(self, item: FutureItem) -> None:
         if self._dispatcher.withdraw(item):
-            self.end(item, "timeout", self._dispatcher.late(item))
+            self.end(item, "timeout", item.late_error(self._pool))

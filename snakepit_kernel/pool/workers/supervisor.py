@@ -124,11 +124,6 @@ class WorkerSupervisor:
         return len(self._slots)
 
     @property
-    def is_own_thread(self) -> bool:
-        """Whether the caller runs in the loop thread, where it would block starts and releases."""
-        return self._loop_thread.is_current
-
-    @property
     def config(self) -> PoolConfig:
         """The options that new workers are started with."""
         return self._config
