@@ -28,8 +28,9 @@ from .scheduling.affinity import Home
 from .scheduling.deadlock import LaneWait, would_deadlock
 from .scheduling.scheduler import QueueFull, Scheduler, nothing
 from .work_item import HostCallContext, WorkItem, call_chain
+from .workers.assigned_lane import Holder
 from .workers.lifecycle import WorkerState
-from .workers.worker import Holder, PooledLane, Worker
+from .workers.worker import PooledLane, Worker
 
 if TYPE_CHECKING:
     from .workers.replacement import RollingReplacement
@@ -252,7 +253,7 @@ class Dispatcher:
             assert work.home is not None and work.home.lane is not None  # noqa: PT018
             assert work.session is not None
             worker = work.home.lane.worker
-            return SessionLost(work.session, worker.name, worker.end_reason)
+            return SessionLost(work.session, worker.name, worker.process.end_reason)
         if work.wanted is not None and self.supervisor.workers:
             return work.wanted.worker.death()
         return PoolDegraded(self._pool, self.supervisor.last_problem)
@@ -314,7 +315,7 @@ class Dispatcher:
             if worker.state is WorkerState.DRAINING:
                 self.supervisor.stop_retired(worker)
             elif worker.state is WorkerState.TERMINATING:
-                worker.terminate()
+                worker.process.terminate()
 
     # -- pipelines ---------------------------------------------------------------------------
 

@@ -178,8 +178,8 @@ class Engine:
         self.supervisor.stop_scheduling(worker)
         if (closed := self.dispatcher.closing_error()) is not None:
             return closed
-        if death.status is None and not worker.died.is_set():
-            worker.terminate()  # its process is alive, but its lane is closed
+        if death.status is None and not worker.process.died.is_set():
+            worker.process.terminate()  # its process is alive, but its lane is closed
         return death
 
     def resize(self, count: int) -> None:

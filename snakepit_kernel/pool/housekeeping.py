@@ -109,15 +109,15 @@ class Housekeeping:
             workers = [
                 WorkerStatus(
                     name=worker.name,
-                    pid=worker.pid,
+                    pid=worker.process.pid,
                     state=worker.shown_state,
                     seconds=now - worker.since,
                     calls=worker.calls,
-                    memory_bytes=memory_of(worker.pid),
+                    memory_bytes=memory_of(worker.process.pid),
                     running=", ".join(worker.current) or None,
-                    run_id=worker.run_id,
+                    run_id=worker.process.run_id,
                     tainted=worker.tainted or None,
-                    device=worker.device,
+                    device=worker.config.accelerators.label(worker.slot),
                 )
                 for _, worker in sorted(self._supervisor.workers.items())
             ]
@@ -136,7 +136,7 @@ class Housekeeping:
         """Return the last output of each worker's process, by the worker's name."""
         with self._accounting.lock:
             workers = [worker for _, worker in sorted(self._supervisor.workers.items())]
-        return {worker.name: worker.last_output() for worker in workers}
+        return {worker.name: worker.process.last_output() for worker in workers}
 
     def slots(self) -> list[int]:
         """Return the numbers of the slots that have a worker."""

@@ -212,7 +212,7 @@ class WorkItem(QueueItem[PooledLane]):
             call=self.name,
             session=self.session,
             worker=None if worker is None else worker.name,
-            pid=None if worker is None else worker.pid,
+            pid=None if worker is None else worker.process.pid,
             queue_seconds=began - self.queued,
             run_seconds=now - began,
             correlation_id=self.correlation,

@@ -294,7 +294,7 @@ def test_a_kernel_that_can_encrypt_is_reached_encrypted(kernelspec, open_pool, t
     pool = open_pool(kernel_name=kernelspec("s", *command, language="other", metadata=metadata))
 
     (worker,) = pool._engine.supervisor.workers.values()
-    connection = worker.manager.get_connection_info()
+    connection = worker.process.manager.get_connection_info()
     assert connection["transport"] == "tcp"
     assert connection["curve_publickey"]
     assert pool.run("print(6 * 7)").stdout == "42\n"

@@ -267,7 +267,7 @@ class CallRunner:
         with self._serving_cell(lane, work):
             run = cells.begin(cell, work.session, work.correlation)
             try:
-                cells.follow(run, work.deadline, lambda: not worker.died.is_set(), lane)
+                cells.follow(run, work.deadline, lambda: not worker.process.died.is_set(), lane)
             except TimeoutError:
                 stacks = worker.stacks()
                 was_replaced = not self._stop_cell(lane, run)
@@ -316,13 +316,13 @@ class CallRunner:
             if error.type_name not in _SYSTEM_ERRORS:
                 raise
             raise self._replace(lane, f"cannot open its channels ({error.message})") from None
-        if missing := worker.missing_socket():
+        if missing := worker.process.missing_socket():
             raise self._replace(lane, _lost_sockets(missing))
-        connection = worker.manager.get_connection_info()
+        connection = worker.process.manager.get_connection_info()
         cells = CellClient(worker.name, connection, self._context)
         try:
-            is_heard = cells.await_welcome(work.deadline, lambda: not worker.died.is_set())
-            if not is_heard and (missing := worker.missing_socket()):
+            is_heard = cells.await_welcome(work.deadline, lambda: not worker.process.died.is_set())
+            if not is_heard and (missing := worker.process.missing_socket()):
                 raise self._replace(lane, _lost_sockets(missing))
         except BaseException as error:
             cells.close()
@@ -337,7 +337,7 @@ class CallRunner:
     def _replace(self, lane: PooledLane, reason: str) -> SnakepitError:
         """Terminate a worker that can run no cells; return the error for its caller."""
         worker = lane.worker
-        worker.end_reason = worker.end_reason or reason
+        worker.process.end_reason = worker.process.end_reason or reason
         self.terminate(lane)
         return self.error_for_death(worker, worker.death())
 
@@ -433,14 +433,14 @@ class CallRunner:
         until = time.monotonic() + self._grace
         call_id = lane.new_call_id()
         try:
-            while not run.is_idle and not worker.died.is_set():
+            while not run.is_idle and not worker.process.died.is_set():
                 lane.interrupt(call_id)
                 if time.monotonic() > until:
                     self.terminate(lane)
                     return False
                 step = min(until, time.monotonic() + INTERRUPT_INTERVAL)
                 with contextlib.suppress(TimeoutError, ConnectionError):
-                    worker.cells.follow(run, step, lambda: not worker.died.is_set(), lane)
+                    worker.cells.follow(run, step, lambda: not worker.process.died.is_set(), lane)
         except BaseException:  # a second Ctrl-C
             self.terminate(lane)
             raise

@@ -75,11 +75,13 @@ class WorkerMonitor:
         before = self._without_main_thread
         # Seen only once, the process may just be exiting: its threads end one by one.
         self._without_main_thread = WeakSet(
-            worker for worker in self._supervisor.living() if worker.has_lost_its_main_thread
+            worker
+            for worker in self._supervisor.living()
+            if worker.process.has_lost_its_main_thread
         )
         for worker in list(self._without_main_thread & before):
-            worker.end_reason = "lost its main thread (it called pthread_exit)"
-            logger.warning("worker %s %s", worker.name, worker.end_reason)
+            worker.process.end_reason = "lost its main thread (it called pthread_exit)"
+            logger.warning("worker %s %s", worker.name, worker.process.end_reason)
             self._supervisor.terminate(worker)
 
     # -- memory --------------------------------------------------------------------------------
@@ -87,9 +89,11 @@ class WorkerMonitor:
     async def _check_memory(self, limit: int) -> None:
         """Request replacement of workers that, with their descendants, use too much memory."""
         workers = {
-            worker.process.guardian.pid: worker
+            guarded.guardian.pid: worker
             for worker in self._supervisor.workers.values()
-            if worker.state.is_in_service and worker.process and worker.process.guardian
+            if worker.state.is_in_service
+            and (guarded := worker.process.guarded)
+            and guarded.guardian
         }
         for pid, memory in (await in_thread(tree_memory, workers, limit)).items():
             if memory.total_bytes <= limit:
@@ -118,7 +122,7 @@ class WorkerMonitor:
 
     def _looks_dead(self, worker: Worker, probe: LivenessProbe, now: float) -> bool:
         try:
-            process = psutil.Process(worker.pid)
+            process = psutil.Process(worker.process.pid)
             times, state = process.cpu_times(), process.status()
         except psutil.Error:  # it has ended, which its watcher handles
             return False
@@ -136,9 +140,11 @@ class WorkerMonitor:
 
     async def _terminate(self, worker: Worker, silence: float, misses: int) -> None:
         stacks = await in_thread(worker.stacks)
-        worker.end_reason = f"gave no sign of life for {silence:.3g} s ({misses} heartbeats missed)"
+        worker.process.end_reason = (
+            f"gave no sign of life for {silence:.3g} s ({misses} heartbeats missed)"
+        )
         where = stacks and f":\n{printable(stacks, lines=True)}"
-        logger.warning("worker %s %s%s", worker.name, worker.end_reason, where)
+        logger.warning("worker %s %s%s", worker.name, worker.process.end_reason, where)
         self._supervisor.terminate(worker)
 
 

@@ -169,7 +169,7 @@ class RollingReplacement(WorkerSupervisor):
             try:
                 successor = await self._take_or_start(slot)
             except BaseException:
-                if worker.died.is_set() and not self.is_draining:
+                if worker.process.died.is_set() and not self.is_draining:
                     self.run_in_background(self._fill(slot))
                 else:
                     slot.is_filling = False
@@ -186,7 +186,7 @@ class RollingReplacement(WorkerSupervisor):
     def _succeed(self, worker: Worker, successor: Worker, reason: str) -> None:
         """Install a successor in the slot of a worker; the lock is held."""
         self._install(successor)
-        if not worker.died.is_set():
+        if not worker.process.died.is_set():
             self.recycled += 1
             self._retire(worker, reason)
         self._activate(successor)
@@ -201,7 +201,7 @@ class RollingReplacement(WorkerSupervisor):
 
     def _retire(self, worker: Worker, reason: str) -> None:
         """Let a worker finish its work, then end it; the lock is held."""
-        worker.end_reason = reason
+        worker.process.end_reason = reason
         self._retired.add(worker)
         self.stop_scheduling(worker, WorkerEvent.RETIRE)
         if not worker.is_held:
@@ -218,7 +218,7 @@ class RollingReplacement(WorkerSupervisor):
 
     async def _stop_retired(self, worker: Worker) -> None:
         await self._end_worker(worker, self._config.grace)
-        self._record_end(worker, worker.end_reason, was_wanted=False)
+        self._record_end(worker, worker.process.end_reason, was_wanted=False)
 
     # -- changing all workers ------------------------------------------------------------------
 
@@ -286,7 +286,7 @@ class RollingReplacement(WorkerSupervisor):
         if worker.state.is_in_service:
             self._retire(worker, reason)
         else:
-            worker.end_reason = worker.end_reason or reason
+            worker.process.end_reason = worker.process.end_reason or reason
             self._notify_waiting(worker)
 
     async def reload(self, config: PoolConfig) -> None:

@@ -49,7 +49,7 @@ class StandbyWorkers:
                     logger.warning("%s", error)
                     await asyncio.sleep(BACKOFF)
             self._missing.clear()
-            deaths = [asyncio.ensure_future(worker.died.wait()) for worker in self._ready]
+            deaths = [asyncio.ensure_future(worker.process.died.wait()) for worker in self._ready]
             try:
                 await asyncio.wait(
                     [*deaths, asyncio.ensure_future(self._missing.wait())],
@@ -58,16 +58,16 @@ class StandbyWorkers:
             finally:
                 for death in deaths:
                     death.cancel()
-            for worker in [worker for worker in self._ready if worker.died.is_set()]:
+            for worker in [worker for worker in self._ready if worker.process.died.is_set()]:
                 self._ready.remove(worker)
                 await worker.end(0.0)
 
     def take(self) -> Worker | None:
         """Return a living standby worker, or None. One that a signal has stopped is terminated."""
-        stopped = [worker for worker in self._ready if worker.is_stopped]
+        stopped = [worker for worker in self._ready if worker.process.is_stopped]
         for worker in stopped:
-            worker.terminate()  # which continues it, so that it no longer looks stopped
-        living = next((w for w in self._ready if w not in stopped and not w.has_died), None)
+            worker.process.terminate()  # which continues it, so that it no longer looks stopped
+        living = next((w for w in self._ready if w not in stopped and not w.process.has_died), None)
         if living is not None:
             self._ready.remove(living)
             self._missing.set()
@@ -76,8 +76,8 @@ class StandbyWorkers:
     def end_without_main_thread(self) -> None:
         """Terminate those whose main thread has ended; they are replaced."""
         for worker in self._ready:
-            if worker.has_lost_its_main_thread:
-                worker.terminate()
+            if worker.process.has_lost_its_main_thread:
+                worker.process.terminate()
 
     def take_all(self) -> list[Worker]:
         """Return all of them; the caller ends them."""

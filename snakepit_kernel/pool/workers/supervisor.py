@@ -274,7 +274,7 @@ class WorkerSupervisor:
 
     async def _watch(self, worker: Worker) -> None:
         """Wait for the end of a worker; refill its slot if the end was unexpected."""
-        await worker.died.wait()
+        await worker.process.died.wait()
         with self._lock:
             self.stop_scheduling(worker)  # else a lane released now would be assigned again
             is_lost = not self.is_draining and worker not in self._retired
@@ -283,7 +283,7 @@ class WorkerSupervisor:
         if not is_lost:
             return
         await self._end_worker(worker, 0.0)
-        reason = worker.describe_end()
+        reason = worker.process.describe_end()
         self._record_end(worker, reason, was_wanted=True)
         slot = self._slots.get(worker.slot)
         if slot is None or slot.is_filling or self.workers.get(slot.number) is not worker:
@@ -358,7 +358,7 @@ class WorkerSupervisor:
     def _record_end(self, worker: Worker, reason: str, *, was_wanted: bool) -> None:
         end = WorkerEnd(
             name=worker.name,
-            pid=worker.pid,
+            pid=worker.process.pid,
             at=time.time(),
             seconds=time.monotonic() - worker.ready_at,
             calls=worker.calls,
@@ -404,7 +404,7 @@ class WorkerSupervisor:
             lane.is_stuck = True
             if worker.is_waited_for:
                 return
-        worker.terminate()
+        worker.process.terminate()
 
     def end_standby_without_main_thread(self) -> None:
         """End standby workers whose main thread has ended."""
@@ -413,7 +413,7 @@ class WorkerSupervisor:
     def terminate(self, worker: Worker) -> None:
         """Terminate an unresponsive worker; its slot is refilled when it is gone."""
         self.stop_scheduling(worker)
-        worker.terminate()
+        worker.process.terminate()
 
     # -- ending --------------------------------------------------------------------------------
 
