@@ -8,7 +8,6 @@ from __future__ import annotations
 import contextlib
 import sys
 import time
-from typing import TYPE_CHECKING
 
 from ..call_details import Attempt
 from ..errors import (
@@ -19,7 +18,6 @@ from ..errors import (
     SnakepitError,
     WorkerBusy,
 )
-from ..locks import RLock
 from .accounting import DRAINING, Accounting
 from .call_events import report_work
 from .config import PoolConfig
@@ -30,10 +28,9 @@ from .scheduling.scheduler import QueueFull, Scheduler, nothing
 from .work_item import HostCallContext, WorkItem, call_chain
 from .workers.assigned_lane import Holder
 from .workers.lifecycle import WorkerState
+from .workers.replacement import RollingReplacement
+from .workers.supervisor import WorkerSupervisor
 from .workers.worker import PooledLane, Worker
-
-if TYPE_CHECKING:
-    from .workers.replacement import RollingReplacement
 
 _DONE = ("ok", "error")
 """Outcomes of work that its worker has completed."""
@@ -46,28 +43,41 @@ class Dispatcher:
     ----------
     config
         The pool's options.
+    supervisor
+        Has the workers.
+    replacement
+        Replaces those that have had all their calls, or are tainted.
+    accounting
+        Has the counts of the work, and the lock that guards everything here.
+    scheduler
+        The queue and the idle lanes.
 
     Attributes
     ----------
     lock
         Guards everything here.
-    scheduler
-        The queue and the idle lanes.
-    supervisor
-        The supervisor of the workers; set by the engine.
-    accounting
-        The counts of the work.
+    supervisor, accounting, scheduler
+        As above.
     """
 
-    supervisor: RollingReplacement
-
-    def __init__(self, config: PoolConfig) -> None:
-        self.lock = RLock()
-        self.scheduler: Scheduler[PooledLane] = Scheduler(config.max_queue, config.max_futures)
-        self.accounting = Accounting(config, self.lock, self.scheduler)
+    def __init__(
+        self,
+        config: PoolConfig,
+        supervisor: WorkerSupervisor,
+        replacement: RollingReplacement,
+        *,
+        accounting: Accounting,
+        scheduler: Scheduler[PooledLane],
+    ) -> None:
+        self.lock = accounting.lock
+        self.scheduler = scheduler
+        self.supervisor = supervisor
+        self.accounting = accounting
+        self._replacement = replacement
         self._pool = config.name
         self._max_calls = config.max_calls or sys.maxsize
         self._tainting = config.crash_barrier.taint_on if config.crash_barrier else ()
+        supervisor.on_available.append(self._offer_idle_lanes)
 
     # -- admission -----------------------------------------------------------------------------
 
@@ -88,12 +98,12 @@ class Dispatcher:
         accounting = self.accounting
         if accounting.closed_because is None and not accounting.is_draining:
             return
-        if self.supervisor.is_draining or not self.waits_for(host_call):
+        if self.supervisor.is_closing or not self.waits_for(host_call):
             raise PoolClosed(self._pool, accounting.closed_because or DRAINING)
 
     def closing_error(self) -> PoolClosed | None:
         """Return the error for work that the pool's shutdown ends; None while it is not closing."""
-        if not self.supervisor.is_draining:
+        if not self.supervisor.is_closing:
             return None
         return PoolClosed(self._pool, self.accounting.closed_because or "it was shut down")
 
@@ -118,7 +128,7 @@ class Dispatcher:
             if accounting.closed_because is not None or accounting.is_draining:
                 self.check_open(work.host_call)
             if work.slot is not None:
-                work.wanted = self._worker_in(work.slot).main_lane
+                work.wanted = self.supervisor.worker_in(work.slot).main_lane
             work.finished = False
             accounting.counters["submitted"] += 1
             accounting.pending += 1
@@ -163,13 +173,6 @@ class Dispatcher:
             except QueueFull as full:
                 assert work.bound is not None
                 raise PoolSaturated(self._pool, full.args[0], work.bound) from None
-
-    def _worker_in(self, slot: int) -> Worker:
-        workers = self.supervisor.workers
-        if slot not in workers:
-            msg = f"there is no worker {slot}; there are {sorted(workers)}"
-            raise ValueError(msg)
-        return workers[slot]
 
     def _nest(self, work: WorkItem, host_call: HostCallContext) -> None:
         """Run work on the worker that waits for the host call that it is made from."""
@@ -219,17 +222,18 @@ class Dispatcher:
         worker.current.append(work.name)
         worker.calls += 1
         if worker.calls >= self._max_calls:
-            self._note_max_calls(worker)
+            self._replacement.note_max_calls(worker)
 
     def _count_calls(self, worker: Worker, count: int) -> None:
         worker.calls += count
         if worker.calls >= self._max_calls:
-            self._note_max_calls(worker)
+            self._replacement.note_max_calls(worker)
 
-    def _note_max_calls(self, worker: Worker) -> None:
-        self.supervisor.note_limit_reached(
-            worker, f"{worker.calls} calls (max_calls {self._max_calls})"
-        )
+    def _offer_idle_lanes(self, worker: Worker) -> None:
+        """Offer the idle lanes of a worker that has become available."""
+        for lane in worker.lanes:
+            if lane.holder is None:
+                self.offer(lane)
 
     def offer(self, lane: PooledLane) -> None:
         """Assign an idle lane to the first queued item that it fits, or keep it as idle."""
@@ -294,7 +298,7 @@ class Dispatcher:
         """Report the outcome of admitted work to the circuit breaker, and mark a tainted worker."""
         raised = error if outcome == "error" else None
         if work.lane is not None and raised is not None and falls_under(raised, self._tainting):
-            self.supervisor.taint(work.lane.worker, raised)
+            self._replacement.taint(work.lane.worker, raised)
         self.accounting.tell_breaker(work, outcome, error)
 
     def release(self, lane: PooledLane, name: str) -> None:
@@ -313,7 +317,7 @@ class Dispatcher:
                 worker.close_channels()
         elif not worker.is_waited_for:
             if worker.state is WorkerState.DRAINING:
-                self.supervisor.stop_retired(worker)
+                self._replacement.stop_retired(worker)
             elif worker.state is WorkerState.TERMINATING:
                 worker.process.terminate()
 
@@ -358,7 +362,7 @@ class Dispatcher:
         with self.lock:
             work.lane = work.began = None
             work.is_prefetched = False
-            if not self.supervisor.workers or self.supervisor.is_draining or work.has_lost_home:
+            if not self.supervisor.workers or self.supervisor.is_closing or work.has_lost_home:
                 work.on_assigned()  # without a lane: it will never get one
             elif self.scheduler.assign(work):
                 self.hold(work)

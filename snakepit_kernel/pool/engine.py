@@ -23,11 +23,12 @@ import zmq
 import zmq.asyncio
 
 from ..errors import PoolClosed, SnakepitError, StartFailed, WorkerDied
-from ..locks import Lock
+from ..locks import Lock, RLock
 from ..loggers import get_logger
 from ..processes.concurrency import LoopThread
 from ..processes.guarded_process import TOO_MANY_PROCESSES
 from ..processes.run_folders import Folder, remove_folder, sweep_folders
+from .accounting import Accounting
 from .config import PoolConfig
 from .dispatcher import Dispatcher
 from .execution.calls import CallRunner
@@ -38,10 +39,15 @@ from .execution.work_runner import WorkRunner
 from .housekeeping import Housekeeping
 from .open_sessions import PoolSessions
 from .resources.machine_budget import MachineReservation
+from .scheduling.scheduler import Scheduler
 from .work_item import current_host_call
+from .workers.background import BackgroundTasks
+from .workers.factory import WorkerFactory
 from .workers.monitor import WorkerMonitor
 from .workers.replacement import RollingReplacement
-from .workers.worker import Worker
+from .workers.standby import StandbyWorkers
+from .workers.supervisor import WorkerSupervisor
+from .workers.worker import PooledLane, Worker
 from .workers.zmq_threads import start_threads
 
 logger = get_logger(__name__)
@@ -68,7 +74,7 @@ class Engine:
     dispatcher
         Queues work and assigns lanes.
     supervisor
-        Starts, replaces and ends workers.
+        Starts and ends workers.
     work
         Runs calls, streams and cells.
     futures
@@ -88,8 +94,6 @@ class Engine:
         self.pid = os.getpid()
         self.sessions = PoolSessions(config, self.forget_session)
         self.host_tools = HostTools(self.sessions.host_tools_of)
-        self.dispatcher = Dispatcher(config)
-        self.accounting = self.dispatcher.accounting
         self._closing = Lock()
         self._is_ending = self._has_ended = False
         self._failure: Exception | None = None
@@ -118,14 +122,30 @@ class Engine:
         start_threads(self._context)
         self._managers_context = zmq.asyncio.Context(self._context)
         self._loop_thread.start()
-        self.supervisor = self.dispatcher.supervisor = RollingReplacement(
-            config,
-            self._folder,
-            self._managers_context,
+        lock = RLock()
+        scheduler: Scheduler[PooledLane] = Scheduler(config.max_queue, config.max_futures)
+        self._tasks = BackgroundTasks(self._loop_thread)
+        self._factory = WorkerFactory(config, self._folder, self._managers_context)
+        self._standby = StandbyWorkers(config.standby, self._factory)
+        self.supervisor = WorkerSupervisor(
+            self._factory, self._standby, self._tasks, lock=lock, scheduler=scheduler
+        )
+        self._replacement = RollingReplacement(
+            self.supervisor,
+            self._factory,
+            self._standby,
+            self._tasks,
             loop_thread=self._loop_thread,
-            lock=self.dispatcher.lock,
-            scheduler=self.dispatcher.scheduler,
-            offer=self.dispatcher.offer,
+            lock=lock,
+            scheduler=scheduler,
+        )
+        self.accounting = Accounting(config, lock, scheduler)
+        self.dispatcher = Dispatcher(
+            config,
+            self.supervisor,
+            self._replacement,
+            accounting=self.accounting,
+            scheduler=scheduler,
         )
         host = HostToolServer(self.host_tools, self.sessions.serve)
         terminate = self.supervisor.terminate_when_idle
@@ -143,7 +163,13 @@ class Engine:
             error_for_death=self._error_for_death,
         )
         self.housekeeping = Housekeeping(
-            self.accounting, self.supervisor, self.sessions, self._folder, self._reservation
+            self.accounting,
+            self._factory,
+            self.supervisor,
+            self._replacement,
+            sessions=self.sessions,
+            folder=self._folder,
+            reservation=self._reservation,
         )
 
     # -- workers -------------------------------------------------------------------------------
@@ -168,7 +194,9 @@ class Engine:
 
     async def _open(self) -> None:
         await self.supervisor.start()
-        WorkerMonitor(self.config, self.supervisor).begin()
+        WorkerMonitor(
+            self.config, self.supervisor, self._replacement, self._standby, self._tasks
+        ).begin()
         self.housekeeping.publish()
         self._loop_thread.spawn(self.housekeeping.run())
 
@@ -184,7 +212,7 @@ class Engine:
 
     def resize(self, count: int) -> None:
         """Change the number of workers; return when the change is complete."""
-        self._change(self.supervisor.resize(count))
+        self._change(self._replacement.resize(count))
 
     def reload(self, adapter: object) -> None:
         """Replace all workers, with another adapter if one is given."""
@@ -195,22 +223,21 @@ class Engine:
     async def _reload(self, adapter: object) -> None:
         config = replace(self.config, adapter=self.config.adapter if adapter is None else adapter)
         try:
-            await self.supervisor.reload(config)
+            await self._replacement.reload(config)
         finally:
-            self.config = self.supervisor.config
+            self.config = self._factory.config
 
     def recycle(self, slot: int | None) -> None:
         """Replace the worker of a slot; None for all workers."""
-        known = self.housekeeping.slots()
-        if slot is not None and slot not in known:
-            msg = f"there is no worker {slot}; there are {known}"
-            raise ValueError(msg)
-        self._change(self.supervisor.recycle(known if slot is None else [slot]))
+        slots = self.housekeeping.slots()
+        if slot is not None:
+            slots = [self.supervisor.worker_in(slot).slot]
+        self._change(self._replacement.recycle(slots))
 
     def _change(self, change: Coroutine[Any, Any, None]) -> None:
         """Apply a change of the workers, and wait for it."""
         try:
-            if self.supervisor.is_draining:
+            if self.supervisor.is_closing:
                 raise PoolClosed(self.config.name, self.accounting.closed_because or "it has ended")
             if self.is_own_thread:
                 msg = "the callback of a future must not wait for workers; use another thread"
@@ -228,7 +255,7 @@ class Engine:
             raise
 
     async def _make(self, change: Coroutine[Any, Any, None]) -> None:
-        await self.supervisor.in_turn(change)
+        await self._replacement.in_turn(change)
         self.housekeeping.publish()
 
     def drain(self, timeout: float | None) -> bool:
@@ -293,7 +320,7 @@ class Engine:
         self.accounting.closed_because = (
             f"it belongs to process {self.pid}; a forked child cannot use it"
         )
-        self.supervisor.is_draining = True
+        self.supervisor.is_closing = True
 
     def close(self, reason: str = "it was shut down", grace: float | None = None) -> None:
         """Interrupt running work, and end all workers; return when they are verified to be gone.
@@ -333,7 +360,7 @@ class Engine:
             self._is_ending = True
             with self.dispatcher.lock:
                 self.accounting.closed_because = self.accounting.closed_because or reason
-                self.supervisor.is_draining = True
+                self.supervisor.is_closing = True
             self.stop_accepting(cancel_queued=True)
             try:
                 self._take_down(grace)

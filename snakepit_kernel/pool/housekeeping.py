@@ -27,7 +27,9 @@ from .accounting import Accounting
 from .open_sessions import PoolSessions
 from .resources.machine_budget import MachineReservation
 from .status import PoolStats, PoolStatus, WorkerStatus, memory_of, status_path
+from .workers.factory import WorkerFactory
 from .workers.replacement import RollingReplacement
+from .workers.supervisor import WorkerSupervisor
 
 logger = get_logger(__name__)
 
@@ -63,7 +65,7 @@ class Housekeeping:
 
     Parameters
     ----------
-    accounting, supervisor, sessions
+    accounting, factory, supervisor, replacement, sessions
         The parts of the pool whose state it reports, and which it keeps in order.
     folder
         The pool's folder, in which the file lies that `snakepit status` reads.
@@ -74,13 +76,18 @@ class Housekeeping:
     def __init__(
         self,
         accounting: Accounting,
-        supervisor: RollingReplacement,
+        factory: WorkerFactory,
+        supervisor: WorkerSupervisor,
+        replacement: RollingReplacement,
+        *,
         sessions: PoolSessions,
         folder: Folder,
         reservation: MachineReservation,
     ) -> None:
         self._accounting = accounting
+        self._factory = factory
         self._supervisor = supervisor
+        self._replacement = replacement
         self._sessions = sessions
         self._folder = folder
         self._reservation = reservation
@@ -99,7 +106,7 @@ class Housekeeping:
                 **self._accounting.counts(),
                 started=self._supervisor.started,
                 died=self._supervisor.died,
-                recycled=self._supervisor.recycled,
+                recycled=self._replacement.recycled,
             )
 
     def status(self) -> PoolStatus:
@@ -122,13 +129,13 @@ class Housekeeping:
                 for _, worker in sorted(self._supervisor.workers.items())
             ]
             return PoolStatus(
-                name=self._supervisor.config.name,
+                name=self._factory.config.name,
                 owner_pid=self._pid,
-                adapter=self._supervisor.config.adapter_name,
+                adapter=self._factory.config.adapter_name,
                 workers=workers,
                 stats=self.stats(),
                 sessions=list(self._accounting.sessions),
-                problem=self._supervisor.problem or self._accounting.problem(),
+                problem=self._supervisor.slots.problem or self._accounting.problem(),
                 ends=list(self._supervisor.ends),
             )
 
@@ -154,8 +161,8 @@ class Housekeeping:
             stats = self.stats()
             if stats.queued or stats.running:
                 send_activity()
-            if self._reservation.workers != self._supervisor.size:
-                await in_thread(self._reservation.update, self._supervisor.size)
+            if self._reservation.workers != (size := len(self._supervisor.slots)):
+                await in_thread(self._reservation.update, size)
             self._trim(TRIM_AFTER)
             if self._sessions.are_used:
                 await in_thread(self._maintain_sessions)

@@ -291,7 +291,7 @@ class Pool(Caller, concurrent.futures.Executor):
     def __repr__(self) -> str:
         config = self._engine.config
         state = "open" if self.is_open else "closed"
-        return f"<Pool {config.name!r}: {self._engine.supervisor.size} workers, {state}>"
+        return f"<Pool {config.name!r}: {len(self._engine.supervisor.slots)} workers, {state}>"
 
     # -- sessions and tools --------------------------------------------------------------------
 

@@ -194,7 +194,7 @@ def test_sessions_and_run_all_reach_its_workers_and_share_their_state(echo, open
 
 def test_one_that_was_kept_ready_takes_the_slot_and_the_name(echo, open_pool):
     pool = open_pool(kernel_name=echo, standby=1)
-    spares = pool._engine.supervisor._standby
+    spares = pool._engine._standby
     while not spares._ready:
         time.sleep(0.02)
 

@@ -33,7 +33,7 @@ def pool(open_pool: Callable[..., Pool]) -> Pool:
 def spares_of(pool: Pool, count: int = 1) -> list[Worker]:
     """Wait until so many are kept ready."""
     until = time.monotonic() + SOON
-    while len(ready := pool._engine.supervisor._standby._ready) < count:
+    while len(ready := pool._engine._standby._ready) < count:
         assert time.monotonic() < until
         time.sleep(0.01)
     return list(ready)

@@ -156,7 +156,7 @@ class LaneWaiter:
         with self._dispatcher.lock:
             work.on_assigned = wake
             self._backing_off.add(work)
-            return not self._dispatcher.supervisor.is_draining
+            return not self._dispatcher.supervisor.is_closing
 
     def end_backoffs(self) -> None:
         """Let all work between two attempts begin the next one, or be refused, at once."""

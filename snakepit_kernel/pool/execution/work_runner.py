@@ -268,7 +268,7 @@ class WorkRunner:
 
     def _pause_after(self, work: WorkItem, error: BaseException) -> float | None:
         """Return the seconds to back off before failed work is retried; None for no retry."""
-        if work.finished or self._dispatcher.supervisor.is_draining:
+        if work.finished or self._dispatcher.supervisor.is_closing:
             return None
         if work.nested_in is not None or work.ends_as == "cancelled" or work.has_given:
             return None

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
 
 from ...errors import StartFailed
 from ...loggers import get_logger
+from .factory import WorkerFactory
 from .worker import Worker
 
 logger = get_logger(__name__)
@@ -28,13 +28,13 @@ class StandbyWorkers:
     ----------
     count
         How many to keep.
-    start
-        Starts a worker.
+    factory
+        Starts and ends them.
     """
 
-    def __init__(self, count: int, start: Callable[[], Awaitable[Worker]]) -> None:
+    def __init__(self, count: int, factory: WorkerFactory) -> None:
         self._count = count
-        self._start = start
+        self._factory = factory
         self._ready: list[Worker] = []
         self._missing = asyncio.Event()
 
@@ -44,7 +44,7 @@ class StandbyWorkers:
             while len(self._ready) < self._count:
                 await asyncio.sleep(DELAY)
                 try:
-                    self._ready.append(await self._start())
+                    self._ready.append(await self._factory.start(STANDBY_SLOT))
                 except StartFailed as error:
                     logger.warning("%s", error)
                     await asyncio.sleep(BACKOFF)
@@ -62,8 +62,11 @@ class StandbyWorkers:
                 self._ready.remove(worker)
                 await worker.end(0.0)
 
-    def take(self) -> Worker | None:
-        """Return a living standby worker, or None. One that a signal has stopped is terminated."""
+    def take(self, slot: int) -> Worker | None:
+        """Return a living standby worker, which now belongs to a slot; None if there is none.
+
+        One that a signal has stopped is terminated.
+        """
         stopped = [worker for worker in self._ready if worker.process.is_stopped]
         for worker in stopped:
             worker.process.terminate()  # which continues it, so that it no longer looks stopped
@@ -71,6 +74,7 @@ class StandbyWorkers:
         if living is not None:
             self._ready.remove(living)
             self._missing.set()
+            living.take_slot(slot, self._factory.next_incarnation(slot))
         return living
 
     def end_without_main_thread(self) -> None:
