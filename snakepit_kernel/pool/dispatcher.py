@@ -11,22 +11,18 @@ import time
 
 from ..call_details import Attempt
 from ..errors import (
-    PoolClosed,
-    PoolDegraded,
     PoolSaturated,
-    SessionLost,
-    SnakepitError,
     WorkerBusy,
 )
-from .accounting import DRAINING, Accounting
+from .accounting import Accounting
 from .call_events import report_work
 from .config import PoolConfig
 from .policies import falls_under
+from .refusals import Refusals
 from .scheduling.affinity import Home
 from .scheduling.deadlock import LaneWait, would_deadlock
 from .scheduling.scheduler import QueueFull, Scheduler, nothing
 from .work_item import HostCallContext, WorkItem, call_chain
-from .workers.assigned_lane import Holder
 from .workers.lifecycle import WorkerState
 from .workers.replacement import RollingReplacement
 from .workers.supervisor import WorkerSupervisor
@@ -58,6 +54,8 @@ class Dispatcher:
         Guards everything here.
     supervisor, accounting, scheduler
         As above.
+    refusals
+        The errors of work that it does not accept, or that is lost.
     """
 
     def __init__(
@@ -73,6 +71,7 @@ class Dispatcher:
         self.scheduler = scheduler
         self.supervisor = supervisor
         self.accounting = accounting
+        self.refusals = Refusals(config.name, supervisor, accounting)
         self._replacement = replacement
         self._pool = config.name
         self._max_calls = config.max_calls or sys.maxsize
@@ -80,36 +79,6 @@ class Dispatcher:
         supervisor.on_available.append(self._offer_idle_lanes)
 
     # -- admission -----------------------------------------------------------------------------
-
-    def check_open(self, host_call: HostCallContext | None = None) -> None:
-        """Raise an error unless the pool accepts work.
-
-        Parameters
-        ----------
-        host_call
-            The host call that the work is made from. A pool that first finishes its accepted work
-            also accepts work that this work depends on.
-
-        Raises
-        ------
-        PoolClosed
-            The pool accepts no more work.
-        """
-        accounting = self.accounting
-        if accounting.closed_because is None and not accounting.is_draining:
-            return
-        if self.supervisor.is_closing or not self.waits_for(host_call):
-            raise PoolClosed(self._pool, accounting.closed_because or DRAINING)
-
-    def closing_error(self) -> PoolClosed | None:
-        """Return the error for work that the pool's shutdown ends; None while it is not closing."""
-        if not self.supervisor.is_closing:
-            return None
-        return PoolClosed(self._pool, self.accounting.closed_because or "it was shut down")
-
-    def waits_for(self, host_call: HostCallContext | None) -> bool:
-        """Whether a worker of this pool waits for one of a chain of host calls."""
-        return any(self.supervisor.has(each.lane.worker) for each in call_chain(host_call))
 
     def admit(self, work: WorkItem, nesting: HostCallContext | None = None) -> None:
         """Count a work item, and assign it a lane or queue it.
@@ -126,7 +95,7 @@ class Dispatcher:
         accounting = self.accounting
         with self.lock:
             if accounting.closed_because is not None or accounting.is_draining:
-                self.check_open(work.host_call)
+                self.refusals.check_open(work.host_call)
             if work.slot is not None:
                 work.wanted = self.supervisor.worker_in(work.slot).main_lane
             work.finished = False
@@ -143,7 +112,7 @@ class Dispatcher:
     def admit_again(self, work: WorkItem) -> None:
         """Assign a lane to a work item that is retried, or queue it."""
         with self.lock:
-            if (closed := self.closing_error()) is not None:
+            if (closed := self.refusals.closing_error()) is not None:
                 raise closed
             # Even if the pool drains or shuts down: it finishes what it has accepted.
             self._assign_or_queue(work, None)
@@ -161,7 +130,7 @@ class Dispatcher:
     def _assign_or_queue(self, work: WorkItem, nesting: HostCallContext | None) -> None:
         """Assign an idle lane, or the lane of a worker that waits for the work; else queue it."""
         if not self.supervisor.workers or (work.home is not None and work.home.is_lost):
-            raise self.unserved(work)
+            raise self.refusals.unserved(work)
         if self.scheduler.assign(work):
             self.hold(work)
         elif nesting is not None and work.fits(nesting.lane):
@@ -249,19 +218,6 @@ class Dispatcher:
         with self.lock:
             return self.scheduler.withdraw(work)
 
-    def unserved(self, work: WorkItem) -> SnakepitError:
-        """Return the error of a work item that will never be assigned a lane."""
-        if self.accounting.closed_because is not None:
-            return PoolClosed(self._pool, self.accounting.closed_because)
-        if work.has_lost_home:
-            assert work.home is not None and work.home.lane is not None  # noqa: PT018
-            assert work.session is not None
-            worker = work.home.lane.worker
-            return SessionLost(work.session, worker.name, worker.process.end_reason)
-        if work.wanted is not None and self.supervisor.workers:
-            return work.wanted.worker.death()
-        return PoolDegraded(self._pool, self.supervisor.last_problem)
-
     # -- completion ----------------------------------------------------------------------------
 
     def finish(self, work: WorkItem, outcome: str, error: BaseException | None = None) -> None:
@@ -322,13 +278,6 @@ class Dispatcher:
                 worker.process.terminate()
 
     # -- pipelines ---------------------------------------------------------------------------
-
-    def start_pipeline(self, work: WorkItem, pipeline: Holder) -> None:
-        """Hand the lane of a work item to a pipeline, which runs further items on it."""
-        with self.lock:
-            assert work.lane is not None
-            work.lane.holder = pipeline
-            work.is_prefetched = True
 
     def prefetch(self, lane: PooledLane, count: int) -> list[WorkItem]:
         """Take futures from the head of the queue for a lane that a pipeline holds.

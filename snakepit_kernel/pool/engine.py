@@ -22,7 +22,7 @@ from weakref import WeakSet
 import zmq
 import zmq.asyncio
 
-from ..errors import PoolClosed, SnakepitError, StartFailed, WorkerDied
+from ..errors import PoolClosed, StartFailed
 from ..locks import Lock, RLock
 from ..loggers import get_logger
 from ..processes.concurrency import LoopThread
@@ -47,7 +47,7 @@ from .workers.monitor import WorkerMonitor
 from .workers.replacement import RollingReplacement
 from .workers.standby import StandbyWorkers
 from .workers.supervisor import WorkerSupervisor
-from .workers.worker import PooledLane, Worker
+from .workers.worker import PooledLane
 from .workers.zmq_threads import start_threads
 
 logger = get_logger(__name__)
@@ -148,8 +148,9 @@ class Engine:
             scheduler=scheduler,
         )
         host = HostToolServer(self.host_tools, self.sessions.serve)
-        terminate = self.supervisor.terminate_when_idle
-        calls = CallRunner(config.grace, self._context, host, terminate, self._error_for_death)
+        calls = CallRunner(
+            config.grace, self._context, host, self.supervisor, self.dispatcher.refusals
+        )
         self._waiter = LaneWaiter(config, self.dispatcher, self._loop_thread)
         self.work = WorkRunner(config, self.dispatcher, self._waiter, self._loop_thread, calls)
         self.futures = FutureRunner(
@@ -158,9 +159,6 @@ class Engine:
             host,
             pool=config.name,
             grace=config.grace,
-            stop_scheduling=self.supervisor.stop_scheduling,
-            terminate=terminate,
-            error_for_death=self._error_for_death,
         )
         self.housekeeping = Housekeeping(
             self.accounting,
@@ -199,16 +197,6 @@ class Engine:
         ).begin()
         self.housekeeping.publish()
         self._loop_thread.spawn(self.housekeeping.run())
-
-    def _error_for_death(self, worker: Worker, death: WorkerDied) -> SnakepitError:
-        """Return the error that a worker's death causes for its current caller."""
-        # Or it is assigned again before the supervisor has noticed that it died.
-        self.supervisor.stop_scheduling(worker)
-        if (closed := self.dispatcher.closing_error()) is not None:
-            return closed
-        if death.status is None and not worker.process.died.is_set():
-            worker.process.terminate()  # its process is alive, but its lane is closed
-        return death
 
     def resize(self, count: int) -> None:
         """Change the number of workers; return when the change is complete."""
@@ -275,12 +263,12 @@ class Engine:
         """
         accounting = self.accounting
         if accounting.closed_because is not None or accounting.is_draining:
-            self.dispatcher.check_open(current_host_call())
+            self.dispatcher.refusals.check_open(current_host_call())
 
     @property
     def is_awaited(self) -> bool:
         """Whether this pool waits for the calling code: in its own thread, or in a host tool."""
-        return self.is_own_thread or self.dispatcher.waits_for(current_host_call())
+        return self.is_own_thread or self.dispatcher.refusals.waits_for(current_host_call())
 
     # -- sessions ------------------------------------------------------------------------------
 

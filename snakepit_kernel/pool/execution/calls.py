@@ -14,7 +14,7 @@ from typing import Any, Self
 
 import zmq
 
-from ...errors import CallTimeout, SnakepitError, ToolError, WorkerDied
+from ...errors import CallTimeout, SnakepitError, ToolError
 from ...lane import replies
 from ...lane.exchange import Exchange
 from ...lane.owner_end import LaneClosed, OwnerLane
@@ -26,11 +26,13 @@ from ...protocol.frames import Frame, Segment, pack
 from ...protocol.messages import CELL, Apply, CancelStream, Credit, HostCall, OpenChannels
 from ...worker.namespace import last_value, pull, push
 from ..import_path import search_path
+from ..refusals import Refusals
 from ..results import CellResult
 from ..tools import preamble
 from ..work_item import HostCallContext, WorkItem
 from ..workers.jupyter import Cell, CellClient, CellRun
-from ..workers.worker import PooledLane, Worker
+from ..workers.supervisor import WorkerSupervisor
+from ..workers.worker import PooledLane
 from .host_tools import HostToolServer
 
 logger = get_logger(__name__)
@@ -71,9 +73,9 @@ class CallRunner:
         ZeroMQ context for the Jupyter channels.
     host
         Serves the host calls.
-    terminate
-        Terminates a worker that ignores an interrupt.
-    error_for_death
+    supervisor
+        Terminates workers that ignore an interrupt.
+    refusals
         Maps a worker's death to the error that its current caller gets.
     """
 
@@ -82,14 +84,14 @@ class CallRunner:
         grace: float,
         context: zmq.Context[Any],
         host: HostToolServer,
-        terminate: Callable[[PooledLane], None],
-        error_for_death: Callable[[Worker, WorkerDied], SnakepitError],
+        supervisor: WorkerSupervisor,
+        refusals: Refusals,
     ) -> None:
         self._grace = grace
         self._context = context
         self.host = host
-        self.terminate = terminate
-        self.error_for_death = error_for_death
+        self.supervisor = supervisor
+        self.refusals = refusals
 
     # -- calls ---------------------------------------------------------------------------------
 
@@ -105,7 +107,7 @@ class CallRunner:
                 while not exchange.is_answered:
                     self._receive(lane, exchange, work)
         except LaneClosed:
-            raise self.error_for_death(lane.worker, lane.worker.death()) from None
+            raise self.refusals.error_for_death(lane.worker, lane.worker.death()) from None
         except TimeoutError:
             raise self._stop_late(lane, exchange, work) from None
         except RecursionError:  # a chain of host calls that has no end
@@ -162,7 +164,7 @@ class CallRunner:
                 work.has_given = True
                 yield exchange.next_chunk()
         except LaneClosed:
-            raise self.error_for_death(lane.worker, lane.worker.death()) from None
+            raise self.refusals.error_for_death(lane.worker, lane.worker.death()) from None
         except TimeoutError:
             raise self._stop_late(lane, exchange, work) from None
         except GeneratorExit:
@@ -273,7 +275,7 @@ class CallRunner:
                 was_replaced = not self._stop_cell(lane, run)
                 raise _timed_out(lane, work, stacks, was_replaced) from None
             except ConnectionError:
-                raise self.error_for_death(worker, worker.death()) from None
+                raise self.refusals.error_for_death(worker, worker.death()) from None
             except BaseException:
                 self._stop_cell(lane, run)
                 raise
@@ -329,7 +331,7 @@ class CallRunner:
             if isinstance(error, TimeoutError):
                 raise _timed_out(lane, work) from None
             if isinstance(error, ConnectionError):
-                raise self.error_for_death(worker, worker.death()) from None
+                raise self.refusals.error_for_death(worker, worker.death()) from None
             raise
         worker.cells = cells
         return cells
@@ -338,8 +340,8 @@ class CallRunner:
         """Terminate a worker that can run no cells; return the error for its caller."""
         worker = lane.worker
         worker.process.end_reason = worker.process.end_reason or reason
-        self.terminate(lane)
-        return self.error_for_death(worker, worker.death())
+        self.supervisor.terminate_when_idle(lane)
+        return self.refusals.error_for_death(worker, worker.death())
 
     def _apply_on(
         self, lane: PooledLane, work: WorkItem, function: Callable[..., Any], *args: Any
@@ -387,7 +389,7 @@ class CallRunner:
         except LaneClosed:
             pass
         except BaseException as error:
-            self.terminate(lane)
+            self.supervisor.terminate_when_idle(lane)
             if not isinstance(error, TimeoutError):
                 raise  # a second Ctrl-C
             logger.warning("%s did not heed an interrupt; it is replaced", lane.worker.name)
@@ -417,7 +419,7 @@ class CallRunner:
         except LaneClosed:
             pass
         except BaseException as error:
-            self.terminate(lane)
+            self.supervisor.terminate_when_idle(lane)
             if not isinstance(error, TimeoutError):
                 raise  # cancelled again and again
             logger.warning("%s did not heed an interrupt; it is replaced", lane.worker.name)
@@ -436,13 +438,13 @@ class CallRunner:
             while not run.is_idle and not worker.process.died.is_set():
                 lane.interrupt(call_id)
                 if time.monotonic() > until:
-                    self.terminate(lane)
+                    self.supervisor.terminate_when_idle(lane)
                     return False
                 step = min(until, time.monotonic() + INTERRUPT_INTERVAL)
                 with contextlib.suppress(TimeoutError, ConnectionError):
                     worker.cells.follow(run, step, lambda: not worker.process.died.is_set(), lane)
         except BaseException:  # a second Ctrl-C
-            self.terminate(lane)
+            self.supervisor.terminate_when_idle(lane)
             raise
         return True
 
@@ -497,7 +499,7 @@ class AsyncCall:
     async def _end_early(self, error: BaseException) -> None:
         runner, lane, exchange = self._runner, self._lane, self._exchange
         if isinstance(error, LaneClosed):
-            raise runner.error_for_death(lane.worker, await lane.worker.adeath()) from None
+            raise runner.refusals.error_for_death(lane.worker, await lane.worker.adeath()) from None
         if isinstance(error, GeneratorExit):
             await self._on_abandoned()
             return
@@ -513,7 +515,7 @@ class AsyncCall:
 
     async def _on_abandoned(self) -> None:
         # The loop was closed while this was suspended: nothing can wait for the call to stop.
-        self._runner.terminate(self._lane)
+        self._runner.supervisor.terminate_when_idle(self._lane)
 
 
 class AsyncStream(AsyncCall):

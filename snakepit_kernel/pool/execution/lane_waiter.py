@@ -63,7 +63,7 @@ class LaneWaiter:
         if not self._wait_for_gate(gate, work) and dispatcher.withdraw(work):
             raise work.late_error(self._pool)
         if work.lane is None:
-            raise dispatcher.unserved(work)
+            raise dispatcher.refusals.unserved(work)
         return work.lane
 
     def _wait_for_gate(self, gate: threading.Lock, work: WorkItem) -> bool:
@@ -116,7 +116,7 @@ class LaneWaiter:
                 if dispatcher.withdraw(work):
                     raise work.late_error(self._pool) from None
             if work.lane is None:
-                raise dispatcher.unserved(work)
+                raise dispatcher.refusals.unserved(work)
         return work.lane
 
     def _notify_in(

@@ -240,7 +240,9 @@ class WorkRunner:
         try:
             value = exchange.outcome()
         except Interrupted as interrupted:  # not by its caller
-            if (closed := self._dispatcher.closing_error()) is not None:  # by the pool's shutdown
+            if (
+                closed := self._dispatcher.refusals.closing_error()
+            ) is not None:  # by the pool's shutdown
                 raise closed from None
             work.ends_as = "cancelled"
             message = f"{work.name} was interrupted in its worker"
