@@ -117,11 +117,17 @@ class Engine:
             raise
 
     def _build(self) -> None:
+        """Make the parts, each of those before it.
+
+        What a part has to tell those above it goes by hooks: `WorkerSupervisor.on_available` and
+        `WorkerFactory.on_quitting`.
+        """
         config = self.config
         self._context: zmq.Context[Any] = zmq.Context()
         start_threads(self._context)
         self._managers_context = zmq.asyncio.Context(self._context)
         self._loop_thread.start()
+
         lock = RLock()
         scheduler: Scheduler[PooledLane] = Scheduler(config.max_queue, config.max_futures)
         self._tasks = BackgroundTasks(self._loop_thread)
@@ -139,6 +145,7 @@ class Engine:
             lock=lock,
             scheduler=scheduler,
         )
+
         self.accounting = Accounting(config, lock, scheduler)
         self.dispatcher = Dispatcher(
             config,
@@ -147,6 +154,7 @@ class Engine:
             accounting=self.accounting,
             scheduler=scheduler,
         )
+
         host = HostToolServer(self.host_tools, self.sessions.serve)
         calls = CallRunner(
             config.grace, self._context, host, self.supervisor, self.dispatcher.refusals

@@ -240,10 +240,8 @@ class WorkRunner:
         try:
             value = exchange.outcome()
         except Interrupted as interrupted:  # not by its caller
-            if (
-                closed := self._dispatcher.refusals.closing_error()
-            ) is not None:  # by the pool's shutdown
-                raise closed from None
+            if (closed := self._dispatcher.refusals.closing_error()) is not None:
+                raise closed from None  # by the pool's shutdown
             work.ends_as = "cancelled"
             message = f"{work.name} was interrupted in its worker"
             raise ToolError("KeyboardInterrupt", message, interrupted.traceback) from None
