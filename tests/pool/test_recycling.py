@@ -98,6 +98,18 @@ def test_futures_do_not_pass_the_number_of_calls_either(open_pool):
     assert max(pids.count(pid) for pid in set(pids)) <= 5
 
 
+def test_a_worker_whose_successor_does_not_start_goes_on_after_its_last_call(shop, open_pool):
+    pool = open_pool(1, adapter=shop, max_calls=2)
+    (worker,) = pool.status().workers
+    Path("shop.py").write_text("raise RuntimeError('burnt down')")
+
+    for _ in range(4):
+        assert pool.call("price", {"item": "tea"}, timeout=PATIENCE) == 2.5
+
+    assert [(after.name, after.calls) for after in pool.status().workers] == [(worker.name, 4)]
+    assert pool.stats().recycled == 0
+
+
 def test_a_worker_whose_child_takes_too_much_memory_is_replaced(open_pool, process_of):
     """Acceptance case 26: the whole tree is measured, and the figure told."""
     pool = open_pool(1, max_memory_bytes=300 * 2**20)
