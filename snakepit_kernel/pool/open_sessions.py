@@ -8,12 +8,16 @@ from typing import Any
 
 from ..errors import SessionNotFound, SnakepitError
 from ..locks import Lock
-from ..sessions.state import SessionInfo, SessionState, global_state, open_session, sessions_of
+from ..sessions.state import (
+    SHELLS,
+    SessionInfo,
+    SessionState,
+    global_state,
+    open_session,
+    sessions_of,
+)
 from ..store.store import Store, open_store
 from .config import PoolConfig
-
-SHELLS = f"{__package__.partition('.')[0]}.shells.manager"
-"""The module that is loaded with the first shell."""
 
 
 class PoolSessions:

@@ -30,6 +30,9 @@ if TYPE_CHECKING:
     from ..shells.of_session import SessionProcesses, SessionShells
     from ..shells.shell import Shell
 
+SHELLS = f"{__package__.partition('.')[0]}.shells.manager"
+"""The module that is loaded with the first shell."""
+
 NOTEBOOK_TTL, SCRIPT_TTL = 24 * 3600.0, 3600.0
 """Default seconds that a session lives without being used, in a notebook and elsewhere."""
 
@@ -309,8 +312,8 @@ class SessionState:
         SessionNotFound
             It does not exist any more.
         """
-        if self._shells is not None:
-            self._shells.close(detach=detach)
+        if self._shells is not None or SHELLS in sys.modules:  # else nobody has opened one
+            self.shells.close(detach=detach)
         if not self.store.delete_session(self.number):
             raise SessionNotFound(self.id)
         self._handle.refresh()

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import errno
 import fcntl
 import os
 import select
 import signal
 import subprocess
+import sys
+import termios
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import IO
 
@@ -24,7 +25,7 @@ from ..processes.run import GuardedRun
 from ..processes.run_registry import Registry
 from .bash_code import UNWIND_SIGNAL, BashCode, read_snapshot
 from .results import StreamName
-from .snapshots import changes
+from .snapshots import State, changes
 
 logger = get_logger(__name__)
 
@@ -54,6 +55,12 @@ WATCH_INTERVAL = 0.25
 
 LATE_BYTES = 1 << 16
 """Bytes that are kept of what a background process of a command writes after its end."""
+
+SNAPSHOT_SECONDS = 10.0
+"""Seconds in which bash must have written its state."""
+
+GIVE_UP_SECONDS = 0.5
+"""Seconds in which bash exits at the end of its input."""
 
 LOST_NOW = "what this command changed"
 LOST_SINCE = "what changed since the last checkpoint"
@@ -94,7 +101,15 @@ class Output:
 
         A new descriptor, because that of an earlier command is at its end: until the next writer
         comes, it would say so again and again.
+
+        Raises
+        ------
+        OSError
+            It cannot be opened.
         """
+        self.pause()  # the reader of a command that was cancelled may still wait
+        with contextlib.suppress(FileExistsError):
+            os.mkfifo(self.path, 0o600)
         previous, self.fd = self.fd, os.open(self.path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
         if previous >= 0:
             os.close(previous)
@@ -136,9 +151,14 @@ class Output:
         return False
 
     def drain(self) -> None:
-        """Read all that was written so far."""
-        while not self.is_over and self.read_once():
-            pass
+        """Read all that was written so far, but not what is written meanwhile: that may never end.
+
+        A command has written all that it wrote when bash says that it has ended.
+        """
+        if not self.is_over and (there := readable_bytes(self.fd)):
+            self._on_output(self.stream, os.read(self.fd, there))
+        if not self.is_over:
+            self.read_once()  # or its end
 
     @property
     def was_opened(self) -> bool:
@@ -160,13 +180,14 @@ class Output:
             return None
         left = DetachedOutput(self.fd)
         self.fd = -1
-        self.path.unlink(missing_ok=True)
-        os.mkfifo(self.path, 0o600)
+        with contextlib.suppress(OSError):
+            self.path.unlink()
         return left
 
     def close(self) -> None:
         """Close it."""
         self.pause()
+        self.is_over = True
         if self.fd >= 0:
             os.close(self.fd)
             self.fd = -1
@@ -226,7 +247,7 @@ class Bash:
     status
         ``$?`` of the last command.
     state
-        Code that brings back its state, as of the last snapshot.
+        Its state as of the last snapshot.
     is_dirty
         A command has run since then.
     lost
@@ -238,18 +259,22 @@ class Bash:
         self.status = 0
         self.is_dirty = False
         self.lost = LOST_NOW
-        self.state = b""
+        self.state = State()
         self._code = code
         self._registry = registry
         self._run: GuardedRun | None = None
         self._driver = -1
         self._control = -1
+        self._pipe = ""
         self._inbox = b""
         self._replies: dict[str, asyncio.Future[int]] = {}
         self._loop = asyncio.get_running_loop()
         self._gone = self._loop.create_future()
         self._exit_fd = -1
         self._environment: Mapping[str, str] = {}
+        self._unsent = b""
+        self._temporary: Collection[str] = ()
+        self._cwd_before: str | None = None
         self._outputs: list[Output] = []
 
     # -- start and end -------------------------------------------------------------------------
@@ -261,7 +286,7 @@ class Bash:
         label: str,
         env: Mapping[str, str],
         cwd: str,
-        state: bytes,
+        state: State,
         grace: float,
     ) -> None:
         """Start it, and wait until it takes commands.
@@ -280,28 +305,30 @@ class Bash:
         StartFailed
             It could not be started.
         """
-        run_id = new_run_id()
-        driver, self._driver = os.pipe()
-        self._control, control = os.pipe()
-        try:
+        with contextlib.ExitStack() as stack:
+            ends = {}
+            for name in ("stdin", "stdout"):
+                reading, writing = os.pipe()
+                ends[name], own = (reading, writing) if name == "stdin" else (writing, reading)
+                stack.callback(os.close, ends[name])
+                os.set_blocking(own, False)
+                if name == "stdin":
+                    self._driver = own
+                else:
+                    self._control = own
             spec = LaunchSpec.of(
                 [program, "--noprofile", "--norc"],
-                run_id=run_id,
+                run_id=new_run_id(),
                 grace=grace,
                 env=env,
                 cwd=cwd,
                 leftovers=[self._code.folder],
                 is_program=True,
-                stdin=driver,
-                stdout=control,
                 stderr=subprocess.DEVNULL,
+                **ends,
             )
+            self._pipe = _link(f"/proc/self/fd/{self._driver}")
             self._run = await GuardedRun.start(spec, registry=self._registry, label=label)
-        finally:
-            os.close(driver)
-            os.close(control)
-        for fd in (self._driver, self._control):
-            os.set_blocking(fd, False)
         with contextlib.suppress(OSError):
             fcntl.fcntl(self._driver, fcntl.F_SETPIPE_SZ, PIPE_BYTES)
         self._loop.add_reader(self._control, self._on_control)
@@ -313,15 +340,11 @@ class Bash:
         self._environment = env
         self.state = state
         saved = self._code.folder / "state"
-        _write(saved, state)
+        _write(saved, state.code)
         for stream, name in (("stdout", "out"), ("stderr", "err")):
-            path = self._code.folder / name
-            if not path.exists():
-                os.mkfifo(path, 0o600)
-            self._outputs.append(Output(stream, path))  # type: ignore[arg-type]
-        await asyncio.wait_for(
-            self._ask("R", self._code.begin(saved if state else None)), START_SECONDS
-        )
+            self._outputs.append(Output(stream, self._code.folder / name))  # type: ignore[arg-type]
+        begin = self._code.begin(saved if state.code else None)
+        await asyncio.wait_for(self._ask("R", begin), START_SECONDS)
 
     @property
     def run_id(self) -> str:
@@ -350,6 +373,8 @@ class Bash:
     def _close(self) -> None:
         for output in self._outputs:
             output.close()
+        if self._driver >= 0:
+            self._loop.remove_writer(self._driver)
         for fd in (self._control, self._exit_fd):
             if fd >= 0:
                 self._loop.remove_reader(fd)
@@ -363,6 +388,17 @@ class Bash:
         """Kill the process itself."""
         if self._run is not None:
             self._run.process.send_signal(signal.SIGKILL)
+
+    async def give_up(self) -> None:
+        """End a process that takes no lines any more: at the end of its input, or by a signal."""
+        if self._driver >= 0:
+            self._loop.remove_writer(self._driver)
+            os.close(self._driver)
+            self._driver = -1
+        await asyncio.wait([self._gone], timeout=GIVE_UP_SECONDS)
+        while not self.has_ended:
+            self.kill()
+            await asyncio.wait([self._gone], timeout=GIVE_UP_SECONDS)
 
     # -- the control pipe ----------------------------------------------------------------------
 
@@ -411,15 +447,27 @@ class Bash:
         if self.has_ended:
             reply.set_exception(EOFError())
             return reply
-        try:
-            data = memoryview(os.fsencode(lines) + b"\n")
-            while data:
-                data = data[os.write(self._driver, data) :]
-        except BlockingIOError:
-            raise OSError(errno.E2BIG, "the environment of the command is too large") from None
-        except BrokenPipeError:
-            reply.set_exception(EOFError())
+        self._send(lines)
         return reply
+
+    def _send(self, lines: str) -> None:
+        """Write lines to bash, as soon as there is room for them."""
+        self._unsent += os.fsencode(lines) + b"\n"
+        self._send_rest()
+
+    def _send_rest(self) -> None:
+        try:
+            while self._unsent and self._driver >= 0:
+                self._unsent = self._unsent[os.write(self._driver, self._unsent) :]
+        except BlockingIOError:
+            self._loop.add_writer(self._driver, self._send_rest)
+        except BrokenPipeError:
+            self._unsent = b""
+            for reply in self._replies.values():
+                if not reply.done():
+                    reply.set_exception(EOFError())
+        if not self._unsent and self._driver >= 0:
+            self._loop.remove_writer(self._driver)
 
     # -- commands ------------------------------------------------------------------------------
 
@@ -433,7 +481,13 @@ class Bash:
         stdin: IO[bytes] | bytes | None,
         on_output: OnOutput,
     ) -> Command:
-        """Begin a command."""
+        """Begin a command.
+
+        Raises
+        ------
+        OSError
+            Its files cannot be written. Nothing runs.
+        """
         folder = self._code.folder
         _write(self._code.command_file, text)
         stdin_path = folder / "in"
@@ -450,6 +504,8 @@ class Bash:
             output.begin(on_output, command.on_output_end)
         self.lost = LOST_SINCE if self.is_dirty else LOST_NOW
         self.is_dirty = True
+        self._temporary = env.keys()
+        self._cwd_before = None if cwd is None else self.cwd
         command.reply = self._ask(f"D{number}", self._code.run(number, self.status, cwd, env))
         return command
 
@@ -460,25 +516,40 @@ class Bash:
 
     def end_unwinding(self) -> None:
         """Let it run commands again after an interrupt."""
-        with contextlib.suppress(OSError):
-            os.write(self._driver, f"{self._code.end_unwinding()}\n".encode())
+        if self._driver >= 0:
+            self._send(f"{self._code.end_unwinding()}\n{os.fsdecode(self.state.debug_trap)}")
 
     async def take_snapshot(self) -> None:
         """Bring `state` up to date, unless it ends meanwhile."""
         path = self._code.snapshot_file
         path.unlink(missing_ok=True)
-        try:
-            await self._ask("S", self._code.snapshot())
-        except EOFError:
-            return
-        if (found := read_snapshot(path)) is not None:
+        reply = self._ask("S", self._code.snapshot())
+        await asyncio.wait([reply], timeout=SNAPSHOT_SECONDS)
+        if not reply.done():
+            await self.give_up()
+        elif reply.exception() is None and (found := read_snapshot(path)) is not None:
             self.state = changes(found, self._code.cookie, self._environment)
             self.is_dirty = False
+            if not self.state.has_exit_trap:  # the user has removed that of the driver
+                self._send(self._code.exit_trap())
 
-    def state_at_exit(self) -> bytes | None:
+    def state_at_exit(self) -> State | None:
         """Return the state that it left when it exited; None if it left none."""
         found = read_snapshot(self._code.folder / "left")
-        return None if found is None else changes(found, self._code.cookie, self._environment)
+        if found is None:
+            return None
+        left = changes(
+            found,
+            self._code.cookie,
+            self._environment,
+            previous=self.state,
+            temporary=self._temporary,
+            cwd=self._cwd_before,
+        )
+        is_unsure = bool(left.hidden) and self.lost == LOST_SINCE
+        names = b", ".join(sorted(left.hidden)).decode("ascii", "replace")
+        self.lost = f"what {names} was outside of a function" if is_unsure else ""
+        return left
 
     async def exit_status(self) -> int:
         """Return the exit status of the process, which has ended."""
@@ -509,13 +580,39 @@ class Bash:
 
     @property
     def awaits_line(self) -> bool:
-        """Whether it waits for its next line."""
+        """Whether it waits for its next line, and not for the input of a command."""
         try:
             with open(f"/proc/{self.pid}/syscall", "rb") as file:  # noqa: PTH123
-                return file.read().split()[1:2] == [b"0x0"]  # it reads from its standard input
+                is_reading = file.read().split()[1:2] == [b"0x0"]  # from its standard input
+            return is_reading and _link(f"/proc/{self.pid}/fd/0") == self._pipe
         except OSError:  # not allowed here
             status = read_status(self.pid)
-            return status is not None and status.state == "S" and not self.processes()
+            is_idle = status is not None and status.state == "S" and not self.processes()
+            return is_idle and all(output.is_over for output in self._outputs)
+
+    def started_by(self, number: int, known: set[ProcessIdentity]) -> list[ProcessIdentity]:
+        """Return the processes that a command has started.
+
+        Parameters
+        ----------
+        number
+            Its number.
+        known
+            Those that were there before. What these start meanwhile is none of the command's.
+        """
+        guardian = None if self._run is None else self._run.process.guardian
+        if guardian is None:
+            return []
+        others, found = {process.pid for process in known}, []
+        for status in self._below(guardian.pid):
+            if status.pid == self.pid:
+                continue
+            tag = _tag(status.pid, self._code.tag)
+            if status.pid in others or status.parent in others or tag not in {None, number}:
+                others.add(status.pid)
+            else:
+                found.append(ProcessIdentity(status.pid, status.start_time))
+        return found
 
 
 class Command:
@@ -560,7 +657,7 @@ class Command:
             await asyncio.wait([self.reply], timeout=WATCH_INTERVAL)
             if self.reply.done():
                 return self.reply.result()
-            looks = looks + 1 if self._ended.is_set() and self._bash.awaits_line else 0
+            looks = looks + 1 if self._bash.awaits_line else 0
             if looks == 3:
                 raise Wedged
 
@@ -613,7 +710,7 @@ class Command:
 
     def _signal(self, signum: int) -> None:
         """Signal what the command has started."""
-        for process in self._bash.processes() - self._known:
+        for process in self._bash.started_by(self.number, self._known):
             with contextlib.suppress(PermissionError, ProcessLookupError):
                 process.signal(signum)
                 if signum == signal.SIGTERM:
@@ -636,6 +733,21 @@ def _children(pid: int) -> list[str]:
         return file.read().split()
 
 
+def _link(path: str) -> str:
+    return str(Path(path).readlink())
+
+
+def _tag(pid: int, name: str) -> int | None:
+    """Return the number of the command in whose environment a process was executed, if any."""
+    try:
+        with open(f"/proc/{pid}/environ", "rb") as file:  # noqa: PTH123
+            _, found, rest = (b"\0" + file.read()).partition(f"\0{name}=".encode())
+    except OSError:
+        return None
+    value = rest.partition(b"\0")[0]
+    return int(value) if found and value.isdigit() else None
+
+
 def _write(path: Path, content: IO[bytes] | bytes) -> None:
     flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC
     with open(os.open(path, flags, 0o600), "wb") as file:  # noqa: PTH123
@@ -644,6 +756,11 @@ def _write(path: Path, content: IO[bytes] | bytes) -> None:
         else:
             while piece := content.read(READ_BYTES):
                 file.write(piece)
+
+
+def readable_bytes(fd: int) -> int:
+    """Return how many bytes wait in a pipe."""
+    return int.from_bytes(fcntl.ioctl(fd, termios.FIONREAD, bytes(4)), sys.byteorder)
 
 
 def _note_outcome(reply: asyncio.Future[int]) -> None:

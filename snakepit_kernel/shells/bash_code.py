@@ -20,6 +20,9 @@ UNWIND_SIGNAL = signal.SIGRTMIN + 7
 SNAPSHOT_END = "# end of the snapshot"
 """Last line of a snapshot: without it, the snapshot is not whole."""
 
+UNWIND = '\\builtin set -T; \\builtin trap "\\builtin return 130" DEBUG; \\builtin return 130'
+"""What bash does then: it leaves functions, loops and sourced files one after the other."""
+
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*\Z")
 
 OWN_FUNCTIONS = frozenset({"builtin", "command", "printf", "trap", "kill", "enable"})
@@ -81,11 +84,6 @@ class BashCode:
         return self.folder / "command"
 
     @property
-    def exit_file(self) -> Path:
-        """The file to which a shell that exits writes its working directory."""
-        return self.folder / "exit"
-
-    @property
     def snapshot_file(self) -> Path:
         """The file for a snapshot."""
         return self.folder / "snapshot"
@@ -94,6 +92,7 @@ class BashCode:
         """Write the files that bash sources for its own purposes."""
         name, here = self.cookie, self.folder
         (here / "take").write_text(
+            f"\\builtin printf '# {name} in %s\\n' \"${{FUNCNAME[*]}}\"\n"
             "\\builtin shopt -p\n"
             "\\builtin declare -f\n"
             "\\builtin declare -F\n"
@@ -103,25 +102,25 @@ class BashCode:
             "\\builtin alias -p\n"
             "\\builtin umask -p\n"
             "\\builtin trap -p\n"
-            "\\builtin printf '\\\\builtin cd -- %q\\n' \"$PWD\"\n"
+            '\\builtin printf \'\\\\builtin cd -- %q && OLDPWD=%q\\n\' "${PWD-}" "${OLDPWD-}"\n'
             "\\builtin set +o\n"
             f"\\builtin printf '\\n{SNAPSHOT_END}\\n'\n"
         )
         (here / "leave").write_text(
-            f"__sbx_r{name}=$?\n"
-            "\\builtin set +eux\n"
-            f"\\builtin command . {quoted(str(here / 'take'))} >| {quoted(str(here / 'left'))}"
-            " 2>/dev/null\n"
-            f'\\builtin printf \'%d %s\' "$__sbx_r{name}" "$PWD"'
-            f" >| {quoted(str(self.exit_file))} 2>/dev/null\n"
+            f"\\builtin command . {quoted(str(here / 'take'))} >| {quoted(str(here / 'left'))}\n"
         )
         (here / "begin").write_text(
             "\\builtin shopt -s expand_aliases\n"
-            f"__sbx_s{name}() {{ \\builtin return $1; }}\n"
-            f"\\builtin trap '\\builtin command . {here / 'leave'}' EXIT\n"
-            '\\builtin trap \'\\builtin set -T; \\builtin trap "\\builtin return 130" DEBUG;'
-            " \\builtin return 130' RTMIN+7\n"
+            f'__sbx_s{name}() {{ \\builtin return "$1"; }}\n'
+            f"{self.exit_trap()}\n"
+            f"\\builtin trap '{UNWIND}' RTMIN+7\n"
         )
+
+    def exit_trap(self) -> str:
+        """Return the line that has bash leave its state behind when it exits."""
+        # Its own commands are not traced to where the user's are: set -x.
+        leave = f"{{ \\builtin command . {self.folder / 'leave'}; }} 2>/dev/null"
+        return f"\\builtin trap {quoted(leave)} EXIT"
 
     def begin(self, state: Path | None) -> str:
         """Return the first line: bash sets itself up, and says ``R``.
@@ -176,11 +175,11 @@ class BashCode:
             f" <{here}/in >{here}/out 2>{here}/err"
         )
         lines = [*before, command, "; ".join(after)]
-        return "\n".join([*lines, self._reply(f"D{number}", f"$__sbx_r{name}")])
+        return "\n".join([*lines, self._reply(f"D{number}", f'"$__sbx_r{name}"')])
 
     def _reply(self, word: str, status: str) -> str:
         reply = f"\\builtin printf '{self.cookie} {word} %d %s\\0' {status} \"${{PWD-}}\""
-        return f"{reply} || {{ \\builtin enable printf && {reply}; }} || \\builtin kill -9 $$"
+        return f'{reply} || {{ \\builtin enable printf && {reply}; }} || \\builtin kill -9 "$$"'
 
     def end_unwinding(self) -> str:
         """Return the line after an interrupt: bash runs commands again."""

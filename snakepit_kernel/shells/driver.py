@@ -16,16 +16,21 @@ from pathlib import Path
 from typing import IO, Any, Final, Literal, Self, get_args
 
 from .. import telemetry
-from ..errors import ShellBusy, ShellClosed, StartFailed
+from ..errors import ShellBusy, ShellClosed, SnakepitError, StartFailed
+from ..loggers import get_logger
 from ..paths import working_directory
 from ..processes.concurrency import in_thread
-from ..processes.run_folders import make_folder, remove_folder
+from ..processes.run_folders import make_folder, remake_folder, remove_folder
 from ..processes.run_registry import Registry
+from ..processes.waiting import run_shielded
 from ..telemetry.correlation import correlation_of_work
 from ..validation import check_count, check_flag, check_seconds
 from .bash import Bash, Command, DetachedOutput, NotRun, OnOutput, Wedged
 from .bash_code import BashCode, check_environment
 from .results import MAX_OUTPUT, Capture, ShellResult, StreamName
+from .snapshots import State
+
+logger = get_logger(__name__)
 
 Checkpoint = Literal["always", "idle", "never"]
 OnExit = Literal["restart", "terminate"]
@@ -47,7 +52,9 @@ GRACE = 2.0
 
 DEFAULT: Final = "default"
 
-_MAY_END_THE_SHELL = re.compile(r"\b(exec|kill|pkill|killall|trap|ulimit|enable|builtin)\b")
+_MAY_END_THE_SHELL = re.compile(
+    r"\b(exec|kill|pkill|killall|trap|ulimit|enable|builtin|noexec)\b|\bset\s+-\w*n"
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -186,8 +193,13 @@ class CommandRequest:
 
     @property
     def may_lose_state(self) -> bool:
-        """Whether the shell may end with it in a way that leaves no state."""
-        return self.timeout is not None or _MAY_END_THE_SHELL.search(self.command) is not None
+        """Whether the shell may end with it in a way that leaves no state, or not the whole."""
+        return (
+            self.timeout is not None
+            or self.cwd is not None
+            or bool(self.env)
+            or _MAY_END_THE_SHELL.search(self.command) is not None
+        )
 
 
 class ShellDriver:
@@ -233,7 +245,10 @@ class ShellDriver:
         self.command: Command | None = None
         self.waiting = 0
         self.last: ShellResult | None = None
-        self._state = state
+        self._state = State(state)
+        self._is_loaded = bool(state)
+        self._came_back: str | None = None
+        self._has_trap = False
         self._load, self._save = load, save
         self._kept = b""
         self._turn = asyncio.Lock()
@@ -267,8 +282,9 @@ class ShellDriver:
         try:
             async with self._turn:
                 bash = await self._present()
-                if bash.is_dirty and request.may_lose_state:
+                if bash.is_dirty and self._may_lose_state(bash, request):
                     await self._checkpoint(bash)
+                    bash = await self._present()
                 try:
                     result = await self._run(bash, request, on_output, on_begin)
                 finally:
@@ -279,7 +295,18 @@ class ShellDriver:
             self.waiting -= 1
         self.last = result
         self._report(request, result)
+        if bash.has_ended and self.closed:
+            raise ShellClosed(self.session_id, self.closed)
         return result
+
+    def _may_lose_state(self, bash: Bash, request: CommandRequest) -> bool:
+        """Whether bash may end with a command in a way that leaves no state, or not the whole."""
+        return (
+            request.may_lose_state
+            or self.options.checkpoint == "always"
+            or self._has_trap  # perhaps for EXIT, in place of the driver's
+            or bash.state.exit_trap != b""
+        )
 
     async def _run(
         self,
@@ -300,27 +327,35 @@ class ShellDriver:
                 captures[stream].add(data)
                 on_output(stream, data)
 
-            command = self.command = bash.begin(
-                self._number,
-                request.text,
-                cwd=request.cwd,
-                env=request.env,
-                stdin=request.stdin,
-                on_output=take,
-            )
+            try:
+                command = self.command = bash.begin(
+                    self._number,
+                    request.text,
+                    cwd=request.cwd,
+                    env=request.env,
+                    stdin=request.stdin,
+                    on_output=take,
+                )
+            except OSError as error:
+                raise StartFailed("the command", explain(error)) from error
             if on_begin is not None:
                 on_begin(bash)
             ending = await self._await_end(command, bash, request.timeout)
             await self._finish(command, request)
-        is_restart = ending.has_left
-        if is_restart:
+        if ending.has_left:
+            if self.closed:
+                raise ShellClosed(self.session_id, self.closed)
             ending.status = await bash.exit_status()
         elif command.detach():
             self._keep_late(command)
         is_interrupted = not ending.timed_out and self._number in self._interrupted
         status = TIMED_OUT if ending.timed_out else INTERRUPTED if is_interrupted else ending.status
         bash.status = status
-        lost = await self._replace(bash, status) if is_restart else ""
+        self._has_trap = self._has_trap or "trap" in request.command
+        came_back, self._came_back = self._came_back, None
+        lost = [came_back or ""]
+        if ending.has_left:
+            lost.append(await self._replace(bash, status))
         is_restored, self._is_restored = self._is_restored, False
         out, err = captures["stdout"], captures["stderr"]
         return ShellResult(
@@ -333,9 +368,9 @@ class ShellDriver:
             stderr_total=err.total,
             timed_out=ending.timed_out,
             interrupted=is_interrupted,
-            restarted=is_restart,
+            restarted=came_back is not None or (ending.has_left and not self.closed),
             restored=is_restored,
-            lost=lost,
+            lost="; ".join(filter(None, lost)),
             detached=bool(command.late),
             duration=time.monotonic() - began,
             cwd=self.cwd,
@@ -367,7 +402,7 @@ class ShellDriver:
                     await command.wait()
                 raise
         except Wedged:
-            bash.kill()
+            await bash.give_up()
             ending.has_left = True
         except EOFError:
             ending.has_left = True
@@ -448,24 +483,67 @@ class ShellDriver:
             self._idle.cancel()
         bash = self._bash
         if bash is not None and not bash.has_ended:
+            if not self._folder_is_there:
+                await in_thread(self._remake_folder)
             return bash
-        if bash is not None:  # it has ended between two commands
-            return await self._restart(bash)
-        state = self._state
-        if not state and self.options.checkpoint != "never":
-            state = await in_thread(self._load)
-            self._is_restored = bool(state)
-        return await self._start(state)
+        if bash is not None:  # it has ended between two commands, or with a cancelled one
+            started = await self._restart(bash)
+            self._came_back = bash.lost
+            return started
+        await self._load_state()
+        return await self._start()
 
-    async def _start(self, state: bytes) -> Bash:
-        label = f"shell of session {self.session_id}"
-        program = shutil.which("bash")
+    async def _load_state(self) -> None:
+        """Read what is kept with the session, unless that is known."""
+        if self._is_loaded or self.options.checkpoint == "never":
+            return
+        self._state = State(await in_thread(self._load))
+        self._is_loaded = True
+        self._is_restored = bool(self._state.code)
+
+    @property
+    def _folder_is_there(self) -> bool:
+        return self._code is not None and self._code.folder.is_dir()
+
+    def _remake_folder(self) -> BashCode:
+        """Make the folder for its files, again if it was removed with the login session.
+
+        Raises
+        ------
+        StartFailed
+            It cannot be made.
+        """
+        try:
+            if self._code is None:
+                self._code = BashCode(make_folder("shell"), secrets.token_hex(4))
+            else:
+                remake_folder(self._code.folder)
+            self._code.write_files()
+        except OSError as error:
+            raise StartFailed(self._label, explain(error)) from error
+        return self._code
+
+    @property
+    def _label(self) -> str:
+        return f"shell of session {self.session_id}"
+
+    async def _start(self) -> Bash:
+        """Start bash with the state that is known.
+
+        Raises
+        ------
+        ShellClosed
+            The shell was closed meanwhile.
+        StartFailed
+            It could not be started.
+        """
+        label, program = self._label, shutil.which("bash")
         if program is None:
             raise StartFailed(label, "there is no bash on PATH; install it")
-        if self._code is None or not self._code.folder.is_dir():  # or its login session has ended
-            self._code = BashCode(make_folder("shell"), secrets.token_hex(4))
-            self._code.write_files()
-        bash = Bash(self._code, Registry())
+        code = self._code
+        if code is None or not self._folder_is_there:
+            code = await in_thread(self._remake_folder)
+        bash = Bash(code, Registry())
         options = self.options
         try:
             await bash.start(
@@ -473,43 +551,42 @@ class ShellDriver:
                 label=label,
                 env=options.environment(),
                 cwd=options.cwd,
-                state=state,
+                state=self._state,
                 grace=GRACE,
             )
         except (EOFError, TimeoutError) as error:
-            await bash.end(0.0)
+            await run_shielded(bash.end(0.0))
             cause = "bash ended, or did not answer, before its first command"
             raise StartFailed(label, cause) from error
+        except OSError as error:
+            await run_shielded(bash.end(0.0))
+            raise StartFailed(label, explain(error)) from error
         except BaseException:
-            await bash.end(0.0)
+            await run_shielded(bash.end(0.0))
             raise
         self._bash = bash
+        bash.is_dirty = bool(self._state.code)  # it is not known of which parts the state consists
+        if self.closed:
+            raise ShellClosed(self.session_id, self.closed)
         return bash
 
     async def _restart(self, ended: Bash) -> Bash:
         """Start bash again with the state that the ended one has left, or had at its checkpoint."""
         left = ended.state_at_exit()
-        status = ended.status
+        self._state = ended.state if left is None else left
         self._bash = None
         self._spawn(ended.end(0.0))
-        bash = await self._start(ended.state if left is None else left)
-        bash.status = status
+        bash = await self._start()
+        bash.status = ended.status
         bash.is_dirty = True  # what is kept with the session is older
-        ended.lost = "" if left is not None else ended.lost
         return bash
 
     async def _replace(self, ended: Bash, status: int) -> str:
-        """Start bash again after a command that has ended it; return what is lost.
-
-        Raises
-        ------
-        ShellClosed
-            The shell was closed meanwhile.
-        """
-        if self.closed:
-            raise ShellClosed(self.session_id, self.closed)
+        """Start bash again after a command that has ended it; return what is lost."""
         if self.options.on_exit == "terminate":
-            self._spawn(self.close(f"its command has ended it with status {status}"))
+            self.closed = f"its command has ended it with status {status}"
+            await in_thread(self._save, b"")
+            self._spawn(self.close(self.closed))
             return ""
         await self._restart(ended)
         return ended.lost
@@ -523,12 +600,18 @@ class ShellDriver:
 
     async def _checkpoint(self, bash: Bash) -> None:
         await bash.take_snapshot()
-        state = bash.state
-        if self.options.checkpoint == "never" or bash.is_dirty or state == self._kept:
+        if bash.is_dirty:
             return
-        if len(state) <= MAX_STATE_BYTES:
-            await in_thread(self._save, state)
-            self._kept = state
+        self._has_trap = False
+        code = bash.state.code
+        if self.options.checkpoint == "never" or code == self._kept or len(code) > MAX_STATE_BYTES:
+            return
+        try:
+            await in_thread(self._save, code)
+        except (OSError, SnakepitError) as error:  # its command may run all the same
+            logger.warning("the state of the %s is not kept: %s", self._label, error)
+        else:
+            self._kept = code
 
     def _schedule_checkpoint(self) -> None:
         if self.options.checkpoint == "never" or self.closed:
@@ -553,15 +636,17 @@ class ShellDriver:
         is_exact
             Whether to wait for the command that runs; otherwise the state may be that before it.
         """
-        if not is_exact and (self._turn.locked() or self._bash is None):
+        if not is_exact and self._turn.locked():
             bash = self._bash
-            if bash is not None:
-                return bash.state
+            return (self._state if bash is None else bash.state).code
         async with self._turn:
+            if self._bash is None and not self.closed:
+                await self._load_state()
+                return self._state.code
             bash = await self._present()
             if bash.is_dirty:
                 await bash.take_snapshot()
-            return bash.state
+            return bash.state.code
 
     # -- the end -------------------------------------------------------------------------------
 
@@ -570,23 +655,35 @@ class ShellDriver:
         self.closed = self.closed or because
         if self._idle is not None:
             self._idle.cancel()
+        try:
+            await self._end_bash()
+        finally:
+            async with self._turn:  # what was under way has seen that it is closed
+                await self._end_bash()
+            own = asyncio.current_task()
+            await asyncio.gather(*(t for t in self._tasks if t is not own), return_exceptions=True)
+            for _, outputs in self._late:
+                for output in outputs:
+                    output.close()
+            self._late.clear()
+            code, self._code = self._code, None
+            if code is not None:
+                remove_folder(code.folder)
+
+    async def _end_bash(self) -> None:
         bash, self._bash = self._bash, None
         if bash is not None:
             await bash.end(0.0)
-        own = asyncio.current_task()
-        await asyncio.gather(*(t for t in self._tasks if t is not own), return_exceptions=True)
-        for _, outputs in self._late:
-            for output in outputs:
-                output.close()
-        self._late.clear()
-        code, self._code = self._code, None
-        if code is not None:
-            remove_folder(code.folder)
 
     def _spawn(self, work: Coroutine[Any, Any, object]) -> None:
         task = asyncio.get_running_loop().create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+        task.add_done_callback(self._note_failure)
+
+    def _note_failure(self, task: asyncio.Task[Any]) -> None:
+        if not task.cancelled() and (error := task.exception()) is not None:
+            logger.warning("%s: %s", self._label, error)
 
 
 @dataclass(slots=True)
@@ -624,6 +721,12 @@ def check_directory(path: str | os.PathLike[str]) -> str:
         msg = f"cwd {str(folder)!r} may not be entered"
         raise PermissionError(msg)
     return str(folder)
+
+
+def explain(error: OSError) -> str:
+    """Return what an error of the system says, with its file."""
+    text = error.strerror or str(error)
+    return f"{text}: {error.filename}" if error.filename else text
 
 
 def _one_of(name: str, value: str, values: tuple[str, ...]) -> Any:

@@ -23,16 +23,17 @@ from ..ids import check_name, new_run_id
 from ..locks import Lock
 from ..loggers import get_logger
 from ..paths import runtime_dirs
-from ..processes.concurrency import LoopThread
+from ..processes.concurrency import LoopThread, in_thread
 from ..processes.identity import ProcessIdentity
 from ..processes.launch_spec import LaunchSpec
 from ..processes.run import GuardedRun
-from ..processes.run_folders import make_folder, remove_folder
+from ..processes.run_folders import make_folder, remake_folder, remove_folder
 from ..processes.run_registry import Registry
 from ..redaction import redacted
 from ..telemetry.correlation import correlation_of_work
+from .bash import readable_bytes
 from .bash_code import check_environment, quoted
-from .driver import GRACE, ShellDriver, check_directory
+from .driver import GRACE, ShellDriver, check_directory, explain
 from .process import INPUT_FILE, KILL_FILE, Process, ProcessRecord, published, write_record
 from .process_log import LogWriter
 from .shell import Shell
@@ -61,12 +62,14 @@ class RunningProcess:
         self.folder = folder
         self.changed = threading.Condition()
         self.record: ProcessRecord
-        self._log = LogWriter(folder)
+        self.owner_pid = os.getpid()
+        self._log: LogWriter | None = None
         self._input = -1
         self._outputs: dict[int, str] = {}
         self._all_read = asyncio.Event()
         self._run: GuardedRun | None = None
         self.is_over = False
+        self.key: object = None
         self.owner: object = None
         self.correlation = ""
 
@@ -80,18 +83,18 @@ class RunningProcess:
         StartFailed
             It could not be started.
         """
-        os.mkfifo(self.folder / INPUT_FILE, 0o600)
-        stdin = os.open(self.folder / INPUT_FILE, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-        self._input = os.open(self.folder / INPUT_FILE, os.O_WRONLY | os.O_CLOEXEC)
-        os.set_blocking(stdin, True)
-        ends = [stdin]
-        pipes = {}
+        ends: dict[str, int] = {}
         try:
+            self._log = LogWriter(self.folder)
+            os.mkfifo(self.folder / INPUT_FILE, 0o600)
+            flags = os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC
+            ends["stdin"] = os.open(self.folder / INPUT_FILE, flags)
+            self._input = os.open(self.folder / INPUT_FILE, os.O_WRONLY | os.O_CLOEXEC)
+            os.set_blocking(ends["stdin"], True)
             for stream in ("stdout", "stderr"):
-                reading, pipes[stream] = os.pipe()
-                ends.append(pipes[stream])
-                os.set_blocking(reading, False)
+                reading, ends[stream] = os.pipe()
                 self._outputs[reading] = stream
+                os.set_blocking(reading, False)
             spec = LaunchSpec.of(
                 command,
                 run_id=new_run_id(),
@@ -99,15 +102,14 @@ class RunningProcess:
                 env=env,
                 cwd=cwd,
                 is_program=True,
-                stdin=stdin,
-                **pipes,
+                **ends,
             )
             self._run = await GuardedRun.start(spec, registry=Registry(), label=label)
         except BaseException:
             self._close()
             raise
         finally:
-            for fd in ends:
+            for fd in ends.values():
                 os.close(fd)
         loop = asyncio.get_running_loop()
         for fd in self._outputs:
@@ -128,11 +130,15 @@ class RunningProcess:
         except BlockingIOError:
             return
         if data:
-            self._log.add(self._outputs[fd], data)  # type: ignore[arg-type]
+            self._keep(fd, data)
         else:
             self._forget(fd)
         with self.changed:
             self.changed.notify_all()
+
+    def _keep(self, fd: int, data: bytes) -> None:
+        if self._log is not None:
+            self._log.add(self._outputs[fd], data)  # type: ignore[arg-type]
 
     def _forget(self, fd: int) -> None:
         with contextlib.suppress(RuntimeError):
@@ -155,6 +161,9 @@ class RunningProcess:
         if self.is_over:
             return
         self.is_over = True
+        for fd in self._outputs:
+            if there := readable_bytes(fd):  # it was written before the end
+                self._keep(fd, os.read(fd, there))
         self._close()
         code = 128 + signal.SIGKILL if status is None else status if status >= 0 else 128 - status
         is_killed = (self.folder / KILL_FILE).exists() or (status is None or status in _KILLED_BY)
@@ -180,11 +189,18 @@ class RunningProcess:
             attributes["pool"] = record.pool
         telemetry.emit("process", attributes, seconds=record.ended - record.started)
 
+    @property
+    def is_gone(self) -> bool:
+        """Whether it and all that it has started are verified gone."""
+        return self._run is None or self._run.is_over
+
     async def end(self) -> None:
         """End it and all that it has started; return when that is verified."""
-        if self._run is None or self.is_over:
+        if self._run is None or self._run.is_over:
             return
-        (self.folder / KILL_FILE).touch()
+        if not self.is_over:
+            with contextlib.suppress(OSError):  # its folder was removed, or the disk is full
+                (self.folder / KILL_FILE).touch()
         await self._run.end(0.0)
         self._finish(self._run.process.poll())
 
@@ -192,14 +208,17 @@ class RunningProcess:
         """Close its standard input."""
         fd, self._input = self._input, -1
         if fd >= 0:
-            (self.folder / INPUT_FILE).unlink(missing_ok=True)
             os.close(fd)
+            with contextlib.suppress(OSError):
+                (self.folder / INPUT_FILE).unlink(missing_ok=True)
 
     def _close(self) -> None:
         self.close_input()
         for fd in list(self._outputs):
             self._forget(fd)
-        self._log.close()
+        if self._log is not None:
+            self._log.close()
+            self._log = None
 
 
 _KILLED_BY = {-signum for signum in (signal.SIGTERM, signal.SIGKILL, signal.SIGINT, signal.SIGHUP)}
@@ -213,8 +232,8 @@ class ProcessRequest:
     ----------
     command
         Any text that bash can run.
-    session_id, pool
-        The session, and the name of its pool, if it has one.
+    key, session_id, pool
+        The session, its name, and that of its pool, if it has one.
     driver
         Drives the session's shell, with whose state it begins.
     name, cwd, env
@@ -224,6 +243,7 @@ class ProcessRequest:
     """
 
     command: str
+    key: object
     session_id: str
     pool: str | None
     driver: ShellDriver
@@ -366,15 +386,16 @@ class ShellManager:
         program = shutil.which("bash")
         if program is None:
             raise StartFailed(f"process {name}", "there is no bash on PATH; install it")
-        if self._folder is None or not self._folder.is_dir():
-            self._folder = make_folder("process")
         state = await driver.state()
-        folder = self._new_folder(self._folder)
-        (folder / "command").write_bytes(request.command.encode("utf-8", "surrogateescape"))
-        (folder / "state").write_bytes(state)
-        (folder / "begin").write_text(_beginning(folder, request.cwd, request.env))
+        try:
+            folder = await in_thread(self._make_folder)
+        except OSError as error:
+            raise StartFailed(f"process {name}", explain(error)) from error
         running = RunningProcess(folder)
         try:
+            (folder / "command").write_bytes(request.command.encode("utf-8", "surrogateescape"))
+            (folder / "state").write_bytes(state)
+            (folder / "begin").write_text(_beginning(folder, request.cwd, request.env))
             run = await running.start(
                 [
                     program,
@@ -388,6 +409,9 @@ class ShellManager:
                 env=driver.options.environment(),
                 cwd=request.cwd or driver.options.cwd,
             )
+        except OSError as error:
+            shutil.rmtree(folder, ignore_errors=True)
+            raise StartFailed(f"process {name}", explain(error)) from error
         except BaseException:
             shutil.rmtree(folder, ignore_errors=True)
             raise
@@ -411,13 +435,25 @@ class ShellManager:
             )
         )
         self._processes[folder.name] = running
+        running.key = request.key
         running.owner = request.owner
         running.correlation = request.correlation
         self.loop_thread.spawn(self._watch(running))
         return Process(folder, running)
 
-    @staticmethod
-    def _new_folder(parent: Path) -> Path:
+    def _make_folder(self) -> Path:
+        """Return a new folder for a process.
+
+        Raises
+        ------
+        OSError
+            It cannot be made.
+        """
+        with self._lock:
+            if self._folder is None:
+                self._folder = make_folder("process")
+            parent = self._folder
+        remake_folder(parent)  # its login session may have ended
         while True:
             folder = parent / f"p{secrets.token_hex(3)}"
             with contextlib.suppress(FileExistsError):
@@ -428,17 +464,20 @@ class ShellManager:
         await running.watch()
         self._ended.append(running.folder.name)
         while len(self._ended) > MAX_ENDED:
-            old = self._processes.pop(self._ended.popleft(), None)
-            if old is not None:
-                shutil.rmtree(old.folder, ignore_errors=True)
+            self._forget(self._ended.popleft())
 
-    def processes(self, *, session_id: str | None = None, pool: str | None = None) -> list[Process]:
-        """Return the processes of this process, oldest first."""
+    def _forget(self, name: str) -> None:
+        """Remove what is known of a process that has ended."""
+        old = self._processes.pop(name, None)
+        if old is not None:
+            shutil.rmtree(old.folder, ignore_errors=True)
+
+    def processes(self, *, key: object = None, pool: str | None = None) -> list[Process]:
+        """Return the processes of this process, of a session or a pool of it, oldest first."""
         return [
             Process(running.folder, running)
             for running in list(self._processes.values())
-            if (session_id is None or running.record.session == session_id)
-            and (pool is None or running.record.pool == pool)
+            if (key is None or running.key == key) and (pool is None or running.record.pool == pool)
         ]
 
     def all_processes(self) -> list[Process]:
@@ -469,10 +508,13 @@ class ShellManager:
 
     # -- the end -------------------------------------------------------------------------------
 
-    def close_session(self, key: object, session_id: str, *, detach: bool = False) -> None:
+    def close_session(self, key: object, *, detach: bool = False) -> None:
         """End the shell of a session and, unless they are detached, its processes."""
-        running = [] if detach else self._running(lambda each: each.record.session == session_id)
+        running = [] if detach else self._running(lambda each: each.key == key)
         self._end([key], running, "its session was deleted")
+        for name, each in list(self._processes.items()):
+            if each.key == key and each.is_gone:
+                self._forget(name)
 
     def close_owner(self, owner: object, because: str) -> None:
         """End the shells and processes of an owner."""
@@ -494,7 +536,7 @@ class ShellManager:
 
     def _running(self, is_wanted: Callable[[RunningProcess], bool]) -> list[RunningProcess]:
         return [
-            each for each in list(self._processes.values()) if not each.is_over and is_wanted(each)
+            each for each in list(self._processes.values()) if not each.is_gone and is_wanted(each)
         ]
 
     def _end(self, keys: Sequence[object], running: list[RunningProcess], because: str) -> None:

@@ -17,17 +17,17 @@ class ProcessList:
 
     Parameters
     ----------
-    session_id, pool
+    key, pool
         The session, or the pool.
     """
 
-    def __init__(self, session_id: str | None, pool: str | None) -> None:
-        self._session_id = session_id
+    def __init__(self, key: object, pool: str | None) -> None:
+        self._key = key
         self._pool = pool
 
     def list(self) -> list[Process]:
         """Return its processes, oldest first; those that have ended as well."""
-        return manager.processes(session_id=self._session_id, pool=self._pool)
+        return manager.processes(key=self._key, pool=self._pool)
 
     def get(self, id: str) -> Process:  # noqa: A002 - its public name
         """Return a process by its id or name, of any session of this user.
@@ -66,7 +66,7 @@ class SessionProcesses(ProcessList):
     """
 
     def __init__(self, shells: SessionShells) -> None:
-        super().__init__(shells.session_id, None)
+        super().__init__(shells.key, None)
         self._shells = shells
 
     def start(
@@ -128,7 +128,7 @@ class SessionShells:
         self.session_id = session_id
         self._owner: object = None
         self._pool: str | None = None
-        self._key = key
+        self.key = key
         self._load, self._save, self._fork = load, save, fork
         self.processes = SessionProcesses(self)
 
@@ -139,7 +139,7 @@ class SessionShells:
     @property
     def shell(self) -> Shell:
         """The shell of the session; it is opened at its first use."""
-        return manager.find_shell(self._key) or self.open()
+        return manager.find_shell(self.key) or self.open()
 
     def open(self, *, state: bytes = b"", **options: Any) -> Shell:
         """Open the shell with options; those of `ShellOptions`.
@@ -164,7 +164,7 @@ class SessionShells:
             forked.own(self._owner, self._pool)
             return forked.open(state=state, **options)
 
-        return manager.open_shell(self._key, driver, self._owner, fork)
+        return manager.open_shell(self.key, driver, self._owner, fork)
 
     def start_process(
         self,
@@ -177,19 +177,20 @@ class SessionShells:
         """Start a process, see `SessionProcesses.start`."""
         request = ProcessRequest.checked(
             command,
+            key=self.key,
             name=name,
             cwd=cwd,
             env=env,
             session_id=self.session_id,
             pool=self._pool,
-            driver=manager.driver(self._key, self.open),
+            driver=manager.driver(self.key, self.open),
             owner=self._owner,
         )
         return manager.start_process(request)
 
     def close(self, *, detach: bool) -> None:
         """End the shell and, unless they are detached, the processes."""
-        manager.close_session(self._key, self.session_id, detach=detach)
+        manager.close_session(self.key, detach=detach)
 
 
 def processes() -> list[Process]:

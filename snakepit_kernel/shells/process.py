@@ -22,7 +22,7 @@ from ..printable import duration, printable
 from ..processes.identity import ProcessIdentity, descendants
 from ..processes.run_folders import is_leftover
 from ..validation import check_count, check_seconds
-from .process_log import LogChunk, Logs, read_log
+from .process_log import LogChunk, LogReader, Logs, read_log
 
 HEADINGS = ("id", "name", "session", "pool", "pid", "status", "for", "command")
 
@@ -44,6 +44,9 @@ program that is executed."""
 
 END_SECONDS = 10.0
 """Seconds after a kill in which a process must be gone."""
+
+MAX_LINE_BYTES = 1 << 16
+"""Longest beginning of a line in which a pattern is searched."""
 
 LOG_END = 2000
 """Characters of a log that errors show."""
@@ -105,6 +108,12 @@ class LocalProcess(Protocol):
     changed: threading.Condition
     """Notified when it has written something, or has ended."""
 
+    record: ProcessRecord
+    """What is known of it."""
+
+    owner_pid: int
+    """The process that owns it; its forked children have it in their memory, but do not."""
+
     def close_input(self) -> None:
         """Close its standard input."""
 
@@ -137,13 +146,23 @@ class Process:
     @property
     def record(self) -> ProcessRecord:
         """What is known of it now."""
+        if self._last.state != "running":
+            return self._last
+        is_lost = (
+            not self._is_local and not self._owner.is_alive() and not self._guardian.is_alive()
+        )
         found = read_record(self._folder)
         if found is not None:
             self._last = found
-        elif self._last.state == "running" and not self._guardian.is_alive():
-            # Its owner has ended, and it with its owner.
+        elif self._is_local and self._local is not None:
+            self._last = self._local.record
+        if is_lost and self._last.state == "running":  # it has ended with its owner
             self._last = _lost(self._last)
         return self._last
+
+    @property
+    def _is_local(self) -> bool:
+        return self._local is not None and self._local.owner_pid == os.getpid()
 
     @property
     def id(self) -> str:
@@ -245,15 +264,20 @@ class Process:
 
     def follow(self, since: int = 0) -> Iterator[LogChunk]:
         """Yield what it has written and writes, until it has ended."""
+        reader = LogReader(self._folder, check_count("since", since, 0))
         while True:
             is_over = not self.is_running
-            logs = self.logs(since)
-            yield from logs.chunks
-            since = logs.next
-            if is_over and not logs.chunks:
+            chunks: tuple[LogChunk, ...] = ()
+
+            def has_more() -> bool:
+                nonlocal chunks
+                chunks = chunks or reader.read().chunks
+                return bool(chunks)
+
+            self._await_change(has_more, None)
+            yield from chunks
+            if is_over and not chunks:
                 return
-            if not logs.chunks:
-                self._await_change(lambda at=since: bool(self.logs(at).chunks), None)  # type: ignore[misc]
 
     # -- waiting -------------------------------------------------------------------------------
 
@@ -292,12 +316,17 @@ class Process:
             msg = f"pattern {pattern!r} is no regular expression: {error}"
             raise ValueError(msg) from None
 
+        reader = LogReader(self._folder)
+        rest = {"stdout": b"", "stderr": b""}  # the beginnings of lines that have not ended
+
         def line() -> str | None:
-            for stream in ("stdout", "stderr"):
-                chunks = (chunk.data for chunk in self.logs().chunks if chunk.stream == stream)
-                for found in b"".join(chunks).decode("utf-8", "replace").splitlines():
-                    if search(found):
-                        return found
+            for chunk in reader.read().chunks:
+                *lines, last = (rest[chunk.stream] + chunk.data).splitlines(keepends=True) or [b""]
+                rest[chunk.stream] = b"" if last.endswith(b"\n") else last[-MAX_LINE_BYTES:]
+                for found in (*lines, last):
+                    text = found.decode("utf-8", "replace").rstrip("\r\n")
+                    if search(text):
+                        return text
             return None
 
         found: str = self._await(line, f"has not written {pattern!r}", timeout)
@@ -356,7 +385,7 @@ class Process:
             left = None if until is None else until - time.monotonic()
             if left is not None and left <= 0:
                 return
-            if self._local is None or polls:
+            if self._local is None or not self._is_local or polls:
                 time.sleep(LOOK_SECONDS if left is None else min(left, LOOK_SECONDS))
                 continue
             with self._local.changed:
@@ -391,7 +420,7 @@ class Process:
         RuntimeError
             Another process of this user has started it.
         """
-        if self._local is None:
+        if self._local is None or not self._is_local:
             msg = f"only the kernel or script that started process {self.id} can close its input"
             raise RuntimeError(msg)
         self._local.close_input()
@@ -415,7 +444,8 @@ class Process:
         seconds = check_seconds("grace", grace, allow_zero=True) or 0.0
         if not self.is_running:
             return self.returncode
-        (self._folder / KILL_FILE).touch()
+        with contextlib.suppress(OSError):  # its folder was removed, or the disk is full
+            (self._folder / KILL_FILE).touch()
         until = time.monotonic() + seconds
         seen: set[ProcessIdentity] = set()
         while self.is_running and time.monotonic() < until and signal != signals.SIGKILL:
@@ -436,6 +466,10 @@ class Process:
         while (self.is_running or self._guardian.is_alive()) and time.monotonic() < until:
             time.sleep(0.002)
         return self.returncode
+
+    @property
+    def _owner(self) -> ProcessIdentity:
+        return ProcessIdentity.parse(self._last.owner)
 
     @property
     def _guardian(self) -> ProcessIdentity:

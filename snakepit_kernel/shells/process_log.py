@@ -8,7 +8,6 @@ has missed something.
 from __future__ import annotations
 
 import contextlib
-import itertools
 import os
 import struct
 from dataclasses import dataclass
@@ -21,6 +20,9 @@ from .results import StreamName
 FILE_BYTES: Final = 512 << 10
 FILE_CHUNKS: Final = 5000
 """Size and number of records at which the other file is written."""
+
+ATTEMPTS: Final = 5
+"""Attempts to read a file that is emptied meanwhile."""
 
 _HEADER = struct.Struct("<QBI")
 _STREAMS: Final[tuple[StreamName, ...]] = ("stdout", "stderr")
@@ -122,34 +124,70 @@ def log_file(folder: Path, turn: int) -> Path:
     return folder / f"log.{turn % 2}"
 
 
+class LogReader:
+    """Reads a log piece by piece, from where it was.
+
+    Parameters
+    ----------
+    folder
+        Where its files are.
+    since
+        The number of the first chunk.
+    """
+
+    def __init__(self, folder: Path, since: int = 0) -> None:
+        self.next = since
+        self._folder = folder
+        self._places: list[tuple[bytes, int]] = [(b"", 0), (b"", 0)]
+
+    def read(self) -> Logs:
+        """Return what is new."""
+        found = sorted((chunk for turn in (0, 1) for chunk in self._read(turn)), key=_number)
+        wanted = [chunk for chunk in found if chunk.seq >= self.next]
+        is_truncated = bool(wanted) and wanted[0].seq > self.next
+        if wanted:
+            self.next = wanted[-1].seq + 1
+        return Logs(tuple(wanted), self.next, is_truncated)
+
+    def _read(self, turn: int) -> list[LogChunk]:
+        """Read the rest of a file; all of it, if it was emptied and written since then."""
+        known, place = self._places[turn]
+        try:
+            with open(open_file(log_file(self._folder, turn), os.O_RDONLY), "rb") as file:  # noqa: PTH123
+                for _ in range(ATTEMPTS):
+                    first = os.pread(file.fileno(), _HEADER.size, 0)
+                    place = place if first == known else 0
+                    known = first
+                    file.seek(place)
+                    data = file.read()
+                    if os.pread(file.fileno(), _HEADER.size, 0) == first:
+                        break  # else it was emptied meanwhile
+                else:
+                    return []
+        except OSError:
+            return []
+        chunks, used = _parse(data)
+        self._places[turn] = (known, place + used)
+        return chunks
+
+
 def read_log(folder: Path, since: int = 0) -> Logs:
     """Return what a log has from a number on."""
-    for _ in range(3):  # a file may be emptied while it is read
-        chunks = sorted((chunk for turn in (0, 1) for chunk in _read(folder, turn)), key=_number)
-        if all(b.seq > a.seq for a, b in itertools.pairwise(chunks)):
-            break
-    wanted = [chunk for chunk in chunks if chunk.seq >= since]
-    first = wanted[0].seq if wanted else since
-    following = wanted[-1].seq + 1 if wanted else max(since, chunks[-1].seq + 1 if chunks else 0)
-    return Logs(tuple(wanted), following, first > since)
+    return LogReader(folder, since).read()
 
 
 def _number(chunk: LogChunk) -> int:
     return chunk.seq
 
 
-def _read(folder: Path, turn: int) -> list[LogChunk]:
-    try:
-        with open(open_file(log_file(folder, turn), os.O_RDONLY), "rb") as file:  # noqa: PTH123
-            data = file.read()
-    except OSError:
-        return []
+def _parse(data: bytes) -> tuple[list[LogChunk], int]:
+    """Return the whole chunks in a part of a file, and the number of their bytes."""
     chunks, at = [], 0
     while at + _HEADER.size <= len(data):
         seq, stream, size = _HEADER.unpack_from(data, at)
-        at += _HEADER.size
-        if stream >= len(_STREAMS) or at + size > len(data):
+        end = at + _HEADER.size + size
+        if stream >= len(_STREAMS) or end > len(data):
             break  # it is being written
-        chunks.append(LogChunk(seq, _STREAMS[stream], data[at : at + size]))
-        at += size
-    return chunks
+        chunks.append(LogChunk(seq, _STREAMS[stream], data[at + _HEADER.size : end]))
+        at = end
+    return chunks, at

@@ -7,8 +7,8 @@ import contextlib
 import os
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Mapping
-from concurrent.futures import Future
-from typing import IO, Any, TypeVar
+from concurrent.futures import Future, wait
+from typing import IO, Any, Generic, TypeVar
 
 from ..errors import CommandFailed, ShellClosed
 from ..locks import Lock
@@ -19,6 +19,11 @@ from .results import ShellChunk, ShellResult, StreamName
 
 STREAM_BYTES = 1 << 20
 """Bytes of a stream that wait for their reader before its command has to wait."""
+
+LOOP_LOOK_SECONDS = 1.0
+"""Seconds between looks whether the thread that does the work of a caller lives."""
+
+ENDED = "its process ends"
 
 T = TypeVar("T")
 
@@ -121,9 +126,9 @@ class Shell:
 
         Cancelling the task interrupts the command.
         """
-        request = self._request(command, **options)
-        future = self._loop_thread.ask(self._driver.execute(request, _ignore))
-        return _checked(await asyncio.wrap_future(future), check=check)
+        call = self._call(self._driver.execute(self._request(command, **options), _ignore))
+        call.start()
+        return _checked(await call.await_result(), check=check)
 
     def stream(self, command: str, **options: Any) -> Iterator[ShellChunk]:
         """Run a command, and yield what it writes as it comes; `last` is its result afterwards.
@@ -135,15 +140,16 @@ class Shell:
 
     def _stream(self, request: CommandRequest) -> Iterator[ShellChunk]:
         chunks = _Chunks(self._loop_thread)
-        future = self._loop_thread.ask(self._driver.execute(request, chunks.put, chunks.follow))
-        future.add_done_callback(chunks.finish)
+        work = self._driver.execute(request, chunks.put, chunks.follow)
+        call = self._call(work, chunks.finish)
         try:
+            call.start()
             while (chunk := chunks.get()) is not None:
                 yield chunk
-            future.result()
+            call.result()
         finally:
-            if not future.done():
-                self._abandon(future)
+            call.abandon()
+            call.wait()
 
     def astream(self, command: str, **options: Any) -> AsyncIterator[ShellChunk]:
         """Run a command as `stream` does, without blocking the event loop."""
@@ -151,14 +157,16 @@ class Shell:
 
     async def _astream(self, request: CommandRequest) -> AsyncIterator[ShellChunk]:
         chunks = _Chunks(self._loop_thread, asyncio.get_running_loop())
-        future = self._loop_thread.ask(self._driver.execute(request, chunks.put, chunks.follow))
-        future.add_done_callback(chunks.finish)
+        work = self._driver.execute(request, chunks.put, chunks.follow)
+        call = self._call(work, chunks.finish)
         try:
+            call.start()
             while (chunk := await chunks.aget()) is not None:
                 yield chunk
-            await asyncio.wrap_future(future)
+            await call.await_result()
         finally:
-            future.cancel()
+            call.abandon()
+            await call.await_end()
 
     async def settled(self) -> None:
         """Wait until no command runs."""
@@ -254,7 +262,7 @@ class Shell:
         A command that runs is ended. It may be called again. What is kept with the session stays:
         the next shell of the session begins with it.
         """
-        if self._loop_thread.is_open:
+        if self._loop_thread.is_open and self._loop_thread.is_here:
             self._loop_thread.ask(self._driver.close("it was closed")).result()
 
     # -- details -------------------------------------------------------------------------------
@@ -262,21 +270,133 @@ class Shell:
     def _request(self, command: str, **options: Any) -> CommandRequest:
         if self._driver.closed:
             raise ShellClosed(self.session_id, self._driver.closed)
+        if not self._loop_thread.is_here:
+            raise ShellClosed(self.session_id, "it is that of a process which has forked this one")
         return CommandRequest.checked(self._driver.options, command, **options)
 
     def _wait(self, work: Coroutine[Any, Any, T]) -> T:
-        future = self._loop_thread.ask(work)
+        call = self._call(work)
         try:
-            return future.result()
-        except BaseException:
-            if not future.done():  # Ctrl-C came here: the command must not go on unseen
-                self._abandon(future)
-            raise
+            call.start()
+            return call.result()
+        finally:  # Ctrl-C may have come at any moment: nothing must go on unseen
+            call.abandon()
+            call.wait()
 
-    def _abandon(self, future: Future[Any]) -> None:
-        """End a command for which nobody waits any more; return when it has ended."""
-        future.cancel()
-        self._loop_thread.ask(self._driver.settled()).result()
+    def _call(self, work: Coroutine[Any, Any, T], at_end: Callable[[], object] = int) -> _Call[T]:
+        return _Call(self._driver, self._loop_thread, work, at_end)
+
+
+class _Call(Generic[T]):
+    """Work in the loop of the shells for a caller elsewhere, which may be interrupted meanwhile.
+
+    Parameters
+    ----------
+    driver
+        Of the shell.
+    loop_thread
+        Where it runs.
+    work
+        The work.
+    at_end
+        Is called there when it has ended.
+    """
+
+    def __init__(
+        self,
+        driver: ShellDriver,
+        loop_thread: LoopThread,
+        work: Coroutine[Any, Any, T],
+        at_end: Callable[[], object] = int,
+    ) -> None:
+        self._driver = driver
+        self._loop_thread = loop_thread
+        self._work = work
+        self._at_end = at_end
+        self._task: asyncio.Task[T] | None = None
+        self._is_started = False
+        self._is_abandoned = False
+        self._result: Future[T] = Future()
+        self._result.set_running_or_notify_cancel()
+
+    def start(self) -> None:
+        """Begin it.
+
+        Raises
+        ------
+        ShellClosed
+            The loop is closed.
+        """
+        self._is_started = True
+        try:
+            self._loop_thread.soon(self._begin)
+        except RuntimeError:
+            self._is_started = False
+            raise ShellClosed(self._driver.session_id, ENDED) from None
+
+    def _begin(self) -> None:
+        if self._task is None:
+            self._task = self._loop_thread.spawn(self._work)
+            self._task.add_done_callback(self._finish)
+
+    def _finish(self, task: asyncio.Task[T]) -> None:
+        if task.cancelled():
+            reason = self._driver.closed or ("it was cancelled" if self._is_abandoned else ENDED)
+            self._result.set_exception(ShellClosed(self._driver.session_id, reason))
+        elif (error := task.exception()) is not None:
+            self._result.set_exception(error)
+        else:
+            self._result.set_result(task.result())
+        self._at_end()
+
+    def abandon(self) -> None:
+        """Cancel it, if it has not ended."""
+        self._is_abandoned = True
+        if not self._is_started:
+            self._work.close()
+        elif not self._result.done():
+            with contextlib.suppress(RuntimeError):  # the loop has ended, and it with the loop
+                self._loop_thread.soon(self._cancel)
+
+    def _cancel(self) -> None:
+        self._begin()  # an interrupted caller may not have come so far
+        if self._task is not None:
+            self._task.cancel()
+
+    def wait(self) -> None:
+        """Wait for its end."""
+        while self._is_started and not wait([self._result], LOOP_LOOK_SECONDS).done:
+            if not self._loop_thread.is_here and not self._result.done():
+                raise ShellClosed(self._driver.session_id, ENDED)
+
+    def result(self) -> T:
+        """Wait for its end; return what it returns."""
+        self.wait()
+        return self._result.result()
+
+    async def await_end(self) -> None:
+        """Wait for its end, in an event loop of the caller's."""
+        loop, is_over = asyncio.get_running_loop(), asyncio.Event()
+
+        def tell(_: object) -> None:
+            with contextlib.suppress(RuntimeError):  # that loop was closed meanwhile
+                loop.call_soon_threadsafe(is_over.set)
+
+        self._result.add_done_callback(tell)
+        await is_over.wait()
+
+    async def await_result(self) -> T:
+        """Wait as `result` does; a cancellation cancels it, and is raised when it has ended."""
+        try:
+            await self.await_end()
+        except asyncio.CancelledError:
+            self.abandon()
+            await self.await_end()
+            raise
+        except BaseException:  # the caller's loop was closed
+            self.abandon()
+            raise
+        return self._result.result()
 
 
 class _Chunks:
@@ -288,7 +408,9 @@ class _Chunks:
         self._loop_thread = loop_thread
         self._loop = loop
         self._chunks: deque[ShellChunk] = deque()
-        self._size = 0
+        self._put = 0  # bytes: counted in the loop of the shells alone
+        self._taken = 0  # counted by the reader alone
+        self._is_paused = False
         self._is_over = False
         self._bash: Bash | None = None
         self._gate = Lock()
@@ -299,21 +421,27 @@ class _Chunks:
         self._bash = bash
 
     def put(self, stream: StreamName, data: bytes) -> None:
-        self._size += len(data)
+        self._put += len(data)
         self._chunks.append(ShellChunk(stream, data))
-        if self._size > STREAM_BYTES and self._bash is not None:
+        if self._is_full and self._bash is not None and not self._is_paused:
+            self._is_paused = True
             for output in self._bash.outputs:
                 output.pause()
+            if not self._is_full:  # the reader took it meanwhile, and did not see the pause
+                self._resume()
         self._wake()
 
-    def finish(self, _: object) -> None:
+    @property
+    def _is_full(self) -> bool:
+        return self._put - self._taken > STREAM_BYTES
+
+    def finish(self) -> None:
         self._is_over = True
         self._wake()
 
     def _wake(self) -> None:
-        with contextlib.suppress(
-            RuntimeError
-        ):  # it is open already; or the reader's loop has ended
+        # It is open already; or the reader's loop has ended.
+        with contextlib.suppress(RuntimeError):
             if self._loop is None:
                 self._gate.release()
             else:
@@ -321,15 +449,15 @@ class _Chunks:
 
     def _pop(self) -> ShellChunk:
         chunk = self._chunks.popleft()
-        before = self._size
-        self._size -= len(chunk.data)
-        if before > STREAM_BYTES >= self._size:
+        self._taken += len(chunk.data)
+        if self._is_paused and not self._is_full:
             with contextlib.suppress(RuntimeError):  # the loop has ended
                 self._loop_thread.soon(self._resume)
         return chunk
 
     def _resume(self) -> None:
-        if self._bash is not None and not self._is_over:
+        if self._is_paused and self._bash is not None and not self._is_over:
+            self._is_paused = False
             for output in self._bash.outputs:
                 output.resume()
 

@@ -8,14 +8,30 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Final
+
+from .bash_code import quoted
 
 _VALUE = rb"""(?:"(?:[^"\\]|\\.)*"|\$'(?:[^'\\]|\\.)*')"""
 _ARRAY = rb"\((?:" + _VALUE + rb"|[^()\"'])*\)"
 _ENTRY = re.compile(
     rb"declare (-\S+) ([A-Za-z_]\w*)(?:=(" + _VALUE + rb"|" + _ARRAY + rb"))?\n", re.DOTALL
 )
+_OWN_TRAP = re.compile(
+    rb"trap -- '\{ \\builtin command \. [^\n]*/leave; \} 2>/dev/null' EXIT\n"
+    rb"|trap -- '\\builtin set -T; [^\n]* DEBUG; \\builtin return 130' \S+\n"
+)
+_EXIT_TRAP = re.compile(rb"^trap -- '(?:[^']|'\\'')*' EXIT\n", re.MULTILINE)
+_DEBUG_TRAP = re.compile(rb"^trap -- '(?:[^']|'\\'')*' DEBUG\n", re.MULTILINE)
+_COMPATIBLE = re.compile(rb"^shopt -u compat\d+\n", re.MULTILINE)
+"""What bash shows for a level of compatibility that it does not have: taken literally, it would set
+``BASH_COMPAT``."""
+
+_CD = re.compile(rb"^\\builtin cd -- .* && OLDPWD=.*\n", re.MULTILINE)
+_DECLARATION = re.compile(rb"\b(?:local|declare|typeset)\b([^;&|\n]*)")
+_DECLARED = re.compile(rb"(?<![\w$\"'=-])([A-Za-z_]\w*)(?=[\s=]|\Z)")
 _ESCAPED = re.compile(rb'\\(["\\$`\n])')
 
 OWN_PREFIXES: Final = (b"__sbx_", b"SBX_")
@@ -31,8 +47,43 @@ _SET_BY_BASH: Final = frozenset(
 """Variables that bash sets itself, or that are this process's own."""
 
 
-def changes(snapshot: bytes, cookie: str, environment: Mapping[str, str]) -> bytes:
-    """Return the code that brings a shell's state back.
+@dataclass(frozen=True, slots=True)
+class State:
+    """What brings a shell's state back.
+
+    Attributes
+    ----------
+    code
+        Code that does so.
+    variables
+        The part of it for each variable.
+    exit_trap, debug_trap
+        The parts of it that set these traps, if the user has set them.
+    has_exit_trap
+        Whether any was set, be it the driver's.
+    hidden
+        Variables whose values are not known: functions that have ended the shell had declared
+        others of these names.
+    """
+
+    code: bytes = b""
+    variables: Mapping[bytes, bytes] = field(default_factory=dict)
+    exit_trap: bytes = b""
+    debug_trap: bytes = b""
+    has_exit_trap: bool = True
+    hidden: frozenset[bytes] = frozenset()
+
+
+def changes(
+    snapshot: bytes,
+    cookie: str,
+    environment: Mapping[str, str],
+    *,
+    previous: State | None = None,
+    temporary: Collection[str] = (),
+    cwd: str | None = None,
+) -> State:
+    """Return what brings a shell's state back.
 
     Parameters
     ----------
@@ -42,24 +93,75 @@ def changes(snapshot: bytes, cookie: str, environment: Mapping[str, str]) -> byt
         That of the code.
     environment
         The environment that the shell began with.
+    previous
+        The state before the command that has ended the shell, if one has.
+    temporary
+        Variables that only this command was given another value of.
+    cwd
+        The working directory before it, if only this command was given another one.
     """
     begin, end = (f"# {cookie} {word}\n".encode() for word in ("variables", "the rest"))
     before, _, rest = snapshot.partition(begin)
     listed, _, after = rest.partition(end)
+    running, _, before = before.partition(b"\n")
     known = {os.fsencode(name): os.fsencode(value) for name, value in environment.items()}
-    kept, seen, at = [], set(), 0
+    known_before = {} if previous is None else previous.variables
+    hidden = frozenset(_locals(running.split()[3:], before))
+    passing = hidden.union(map(os.fsencode, temporary))
+    kept = {name: code for name, code in known_before.items() if name in passing}
+    at, seen = 0, {*passing}
     while (entry := _ENTRY.match(listed, at)) is not None:
         at = entry.end()
         flags, name, value = entry.groups()
+        if name in passing:
+            continue
         seen.add(name)
         if name in _SET_BY_BASH or name.startswith(OWN_PREFIXES):
             continue
         if b"x" in flags and name in known and _plain(value) == known[name]:
             continue
-        kept.append(entry.group())
-    gone = [name for name in known if name not in seen and name not in _SET_BY_BASH]
-    lines = [b"\\unset -v " + name + b"\n" for name in gone if re.fullmatch(rb"[A-Za-z_]\w*", name)]
-    return b"".join([before, *lines, *kept, listed[at:], after])
+        kept[name] = entry.group()
+    for name in known.keys() - seen - _SET_BY_BASH:
+        if re.fullmatch(rb"[A-Za-z_]\w*", name):
+            kept[name] = b"\\unset -v " + name + b"\n"
+    if cwd is not None:
+        _, _, oldpwd = known_before.get(b"OLDPWD", b"").rstrip().partition(b"=")
+        back = os.fsencode(f"\\builtin cd -- {quoted(cwd)} && OLDPWD=") + oldpwd
+        after = _CD.sub(lambda _: back + b"\n", after, count=1)
+    has_exit_trap = _EXIT_TRAP.search(after) is not None
+    after = _OWN_TRAP.sub(b"", after)
+    hidden = hidden.difference(kept)
+    exit_trap, debug_trap = (each.search(after) for each in (_EXIT_TRAP, _DEBUG_TRAP))
+    return State(
+        b"".join([_COMPATIBLE.sub(b"", before), *kept.values(), listed[at:], after]),
+        kept,
+        exit_trap.group() if exit_trap else b"",
+        debug_trap.group() if debug_trap else b"",
+        has_exit_trap,
+        hidden,
+    )
+
+
+def _locals(running: Sequence[bytes], definitions: bytes) -> Iterator[bytes]:
+    """Return the names of variables that running functions have declared as theirs.
+
+    A shell that exits in a function shows their values in place of the global ones.
+
+    Parameters
+    ----------
+    running
+        The functions.
+    definitions
+        As bash shows them, of all functions.
+    """
+    for function in set(running) - {b"source", b"main"}:
+        body = re.search(
+            rb"^" + re.escape(function) + rb" \(\) ?\n\{.*?^\}",
+            definitions,
+            re.MULTILINE | re.DOTALL,
+        )
+        for declaration in _DECLARATION.findall(b"" if body is None else body.group()):
+            yield from _DECLARED.findall(declaration)
 
 
 def _plain(value: bytes | None) -> bytes | None:
