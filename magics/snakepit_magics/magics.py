@@ -43,6 +43,7 @@ from .parsing import (
     SHELL_COMMANDS,
     arguments_of,
     cell_parser,
+    check_cell_options,
     environment_of,
     help_text,
     line_parser,
@@ -333,6 +334,7 @@ class SnakepitMagics(Magics):
     # -- cells ---------------------------------------------------------------------------------
 
     def _run_cell(self, options: Namespace, code: str) -> None:
+        check_cell_options(options)
         if options.shell:
             self.shells.run_cell(options, code)
             return

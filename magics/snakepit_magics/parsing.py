@@ -280,6 +280,27 @@ def cell_parser() -> Parser:
     return parser
 
 
+def check_cell_options(options: argparse.Namespace) -> None:
+    """Check that the options of a cell go together.
+
+    Raises
+    ------
+    UsageError
+        One would have no effect.
+    """
+    if options.check and not options.shell:
+        msg = "%snakepit: --check is for cells that bash runs: use it with --shell"
+        raise UsageError(msg)
+    for name in _OF_WORKERS:
+        if options.shell and getattr(options, name):
+            msg = f"%snakepit: --{name} is for cells in a worker; with --shell bash runs the cell"
+            raise UsageError(msg)
+
+
+_OF_WORKERS = ("pool", "background", "push", "pull")
+"""Options of a cell that mean nothing to a shell; argparse refuses the others."""
+
+
 def command_parsers(parser: Parser) -> Mapping[str, Parser]:
     """Return the parsers of the commands, by name."""
     for action in parser._actions:  # noqa: SLF001 - argparse has no other way to ask

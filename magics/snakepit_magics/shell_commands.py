@@ -142,14 +142,16 @@ def parse_raw(line: str) -> Namespace | None:
     takes_value = {option for action in parser.options() for option in action.option_strings}
     words, at = [], found.end()
     while (option := _WORD.match(line, at)) is not None and option[1].startswith("-"):
-        words.append(option[1])
         at = option.end()
+        if option[1] == "--":
+            break
+        words.append(option[1])
         name, has_value, _ = option[1].partition("=")
         if name in takes_value and not has_value and (value := _WORD.match(line, at)):
             words.append(value[1])
             at = value.end()
-    text = line[at:].strip()
-    if not text:
+    text = line[at:].lstrip()
+    if not text.strip():
         parser.error("name a command that bash is to run")
     options = parser.parse_words([*words, "--", text])
     options.command = found[1]

@@ -232,20 +232,16 @@ class HostToolServer:
         marshaller = host_call.lane.marshaller
         args, kwargs = marshaller.load(call, frame)
         if isinstance(call, SessionCall):
-            found = _session_method(self._find_session(session, call.part), host_call, call)
+            state = self._find_session(session, call.part)
+            if call.part in ASYNC_PARTS:
+                from .shell_calls import shell_method  # loads what only shells need
+
+                found = shell_method(state, host_call, call)
+            else:
+                found = state.serve(host_call.lane.worker.name, call.part, call.method)
             return partial(found, *args, **kwargs)
         tool = self._tools.find(call.tool, session)
         return tool.bind(None, args, kwargs)
-
-
-def _session_method(
-    state: SessionState, host_call: HostCallContext, call: SessionCall
-) -> Callable[..., Any]:
-    if call.part not in ASYNC_PARTS:
-        return state.serve(host_call.lane.worker.name, call.part, call.method)
-    from .shell_calls import shell_method  # loads what only sessions with a shell need
-
-    return shell_method(state, host_call, call)
 
 
 def _close_streams(host_call: HostCallContext) -> None:
