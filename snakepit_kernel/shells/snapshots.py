@@ -25,6 +25,7 @@ _OWN_TRAP = re.compile(
 )
 _EXIT_TRAP = re.compile(rb"^trap -- '(?:[^']|'\\'')*' EXIT\n", re.MULTILINE)
 _DEBUG_TRAP = re.compile(rb"^trap -- '(?:[^']|'\\'')*' DEBUG\n", re.MULTILINE)
+_FUNCTRACE = re.compile(rb"^set -o functrace\n", re.MULTILINE)
 _COMPATIBLE = re.compile(rb"^shopt -u compat\d+\n", re.MULTILINE)
 """What bash shows for a level of compatibility that it does not have: taken literally, it would set
 ``BASH_COMPAT``."""
@@ -58,7 +59,8 @@ class State:
     variables
         The part of it for each variable.
     exit_trap, debug_trap
-        The parts of it that set these traps, if the user has set them.
+        The parts of it that set these traps, if the user has set them; with that for DEBUG, whether
+        functions have it as well (``set -T``).
     has_exit_trap
         Whether any was set, be it the driver's.
     hidden
@@ -136,7 +138,7 @@ def changes(
         b"".join([_COMPATIBLE.sub(b"", before), *kept.values(), listed[at:], after]),
         kept,
         exit_trap.group() if exit_trap else b"",
-        debug_trap.group() if debug_trap else b"",
+        (debug_trap.group() if debug_trap else b"") + b"".join(_FUNCTRACE.findall(after)),
         has_exit_trap,
         hidden,
     )
