@@ -519,12 +519,12 @@ class Bash:
         if self._driver >= 0:
             self._send(f"{self._code.end_unwinding()}\n{os.fsdecode(self.state.debug_trap)}")
 
-    async def take_snapshot(self) -> None:
-        """Bring `state` up to date, unless it ends meanwhile."""
+    async def take_snapshot(self, timeout: float = SNAPSHOT_SECONDS) -> None:
+        """Bring `state` up to date, unless it ends meanwhile; it is ended if it takes longer."""
         path = self._code.snapshot_file
         path.unlink(missing_ok=True)
         reply = self._ask("S", self._code.snapshot())
-        await asyncio.wait([reply], timeout=SNAPSHOT_SECONDS)
+        await asyncio.wait([reply], timeout=timeout)
         if not reply.done():
             await self.give_up()
         elif reply.exception() is None and (found := read_snapshot(path)) is not None:

@@ -47,6 +47,9 @@ MAX_LATE = 16
 MAX_STATE_BYTES = 4 << 20
 """Largest state of a shell that is kept with its session."""
 
+CLOSE_SECONDS = 1.0
+"""Seconds in which a shell that is closed must have written its state."""
+
 GRACE = 2.0
 """Seconds between SIGTERM and SIGKILL at the end of a shell whose owner has died."""
 
@@ -650,11 +653,22 @@ class ShellDriver:
 
     # -- the end -------------------------------------------------------------------------------
 
-    async def close(self, because: str) -> None:
-        """End bash and everything that it started; return when that is verified."""
+    async def close(self, because: str, *, keep: bool = True) -> None:
+        """End bash and everything that it started; return when that is verified.
+
+        Parameters
+        ----------
+        because
+            Why, for those who use it all the same.
+        keep
+            Whether the state of a shell that runs no command is kept with the session.
+        """
         self.closed = self.closed or because
         if self._idle is not None:
             self._idle.cancel()
+        if keep and not self._turn.locked():
+            async with self._turn:
+                await self._keep_last()
         try:
             await self._end_bash()
         finally:
@@ -669,6 +683,20 @@ class ShellDriver:
             code, self._code = self._code, None
             if code is not None:
                 remove_folder(code.folder)
+
+    async def _keep_last(self) -> None:
+        """Keep the state of a shell that is closed."""
+        bash = self._bash
+        if bash is None or bash.has_ended or self.options.checkpoint == "never":
+            return
+        if bash.is_dirty:
+            await bash.take_snapshot(CLOSE_SECONDS)
+        code = bash.state.code
+        if not bash.is_dirty and code != self._kept and len(code) <= MAX_STATE_BYTES:
+            try:
+                self._save(code)  # an interpreter that exits has no other thread for it
+            except (OSError, SnakepitError) as error:
+                logger.warning("the state of the %s is not kept: %s", self._label, error)
 
     async def _end_bash(self) -> None:
         bash, self._bash = self._bash, None

@@ -10,6 +10,7 @@ import pytest
 
 from snakepit_kernel.errors import SessionNotFound, ShellClosed
 from snakepit_kernel.sessions.state import open_session
+from snakepit_kernel.shells.manager import manager
 
 STATE = """
 plain='a  "b" $c'; export SENT=$'two\\nlines'; LIST=(1 "2 3"); declare -A MAP=([k]=v [l m]=n)
@@ -374,3 +375,15 @@ def test_a_session_deleted_through_another_handle_takes_its_shell_along(session,
     open_session("s").delete()
 
     assert living() == []
+
+
+def test_what_the_last_command_did_is_kept_when_the_shell_is_closed(session):
+    session.shell.run("x=last")
+    session.shell.close()
+
+    assert session.shell.run("echo $x").stdout == "last\n"
+    session.shell.run("x=later; sleep 0")
+    manager.close()
+    assert session.shell.run("echo $x").stdout == "later\n"
+    session.delete()
+    manager.close()
