@@ -355,10 +355,11 @@ class ShellDriver:
         status = TIMED_OUT if ending.timed_out else INTERRUPTED if is_interrupted else ending.status
         bash.status = status
         self._has_trap = self._has_trap or "trap" in request.command
-        came_back, self._came_back = self._came_back, None
-        lost = [came_back or ""]
+        is_back, lost = self._came_back is not None, [self._came_back or ""]
+        self._came_back = None
         if ending.has_left:
-            lost.append(await self._replace(bash, status))
+            lost += [await self._replace(bash, status), self._came_back or ""]
+            self._came_back = None
         is_restored, self._is_restored = self._is_restored, False
         out, err = captures["stdout"], captures["stderr"]
         return ShellResult(
@@ -371,7 +372,7 @@ class ShellDriver:
             stderr_total=err.total,
             timed_out=ending.timed_out,
             interrupted=is_interrupted,
-            restarted=came_back is not None or (ending.has_left and not self.closed),
+            restarted=is_back or (ending.has_left and not self.closed),
             restored=is_restored,
             lost="; ".join(filter(None, lost)),
             detached=bool(command.late),
@@ -491,7 +492,7 @@ class ShellDriver:
             return bash
         if bash is not None:  # it has ended between two commands, or with a cancelled one
             started = await self._restart(bash)
-            self._came_back = bash.lost
+            self._came_back = "; ".join(filter(None, (bash.lost, self._came_back)))
             return started
         await self._load_state()
         return await self._start()
@@ -546,32 +547,46 @@ class ShellDriver:
         code = self._code
         if code is None or not self._folder_is_there:
             code = await in_thread(self._remake_folder)
-        bash = Bash(code, Registry())
-        options = self.options
-        try:
-            await bash.start(
-                program,
-                label=label,
-                env=options.environment(),
-                cwd=options.cwd,
-                state=self._state,
-                grace=GRACE,
-            )
-        except (EOFError, TimeoutError) as error:
-            await run_shielded(bash.end(0.0))
-            cause = "bash ended, or did not answer, before its first command"
-            raise StartFailed(label, cause) from error
-        except OSError as error:
-            await run_shielded(bash.end(0.0))
-            raise StartFailed(label, explain(error)) from error
-        except BaseException:
-            await run_shielded(bash.end(0.0))
-            raise
+        while True:
+            bash = Bash(code, Registry())
+            try:
+                await bash.start(
+                    program,
+                    label=label,
+                    env=self.options.environment(),
+                    cwd=self.options.cwd,
+                    state=self._state,
+                    grace=GRACE,
+                )
+            except (EOFError, TimeoutError, Wedged) as error:
+                await run_shielded(bash.end(0.0))
+                if not self._state.code:
+                    cause = "bash ended, or did not answer, before its first command"
+                    raise StartFailed(label, cause) from error
+                self._leave_out()
+            except OSError as error:
+                await run_shielded(bash.end(0.0))
+                raise StartFailed(label, explain(error)) from error
+            except BaseException:
+                await run_shielded(bash.end(0.0))
+                raise
+            else:
+                break
         self._bash = bash
         bash.is_dirty = bool(self._state.code)  # it is not known of which parts the state consists
         if self.closed:
             raise ShellClosed(self.session_id, self.closed)
         return bash
+
+    def _leave_out(self) -> None:
+        """Leave out of the state what bash cannot begin with: its settings, or all of it."""
+        rest = self._state.without_settings()
+        if rest.code == self._state.code:
+            rest, self._came_back = State(), "the whole state, with which bash does not start"
+        else:
+            self._came_back = "traps and options, with which bash takes no commands"
+        logger.warning("%s: %s could not be brought back", self._label, self._came_back)
+        self._state = rest
 
     async def _restart(self, ended: Bash) -> Bash:
         """Start bash again with the state that the ended one has left, or had at its checkpoint."""

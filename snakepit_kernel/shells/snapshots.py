@@ -25,6 +25,9 @@ _OWN_TRAP = re.compile(
 )
 _EXIT_TRAP = re.compile(rb"^trap -- '(?:[^']|'\\'')*' EXIT\n", re.MULTILINE)
 _DEBUG_TRAP = re.compile(rb"^trap -- '(?:[^']|'\\'')*' DEBUG\n", re.MULTILINE)
+_SETTING = re.compile(
+    rb"^trap -- '(?:[^']|'\\'')*' \S+\n|^shopt -s \w+\n|^set -o \w+\n", re.MULTILINE
+)
 _FUNCTRACE = re.compile(rb"^set -o functrace\n", re.MULTILINE)
 _COMPATIBLE = re.compile(rb"^shopt -u compat\d+\n", re.MULTILINE)
 """What bash shows for a level of compatibility that it does not have: taken literally, it would set
@@ -74,6 +77,10 @@ class State:
     debug_trap: bytes = b""
     has_exit_trap: bool = True
     hidden: frozenset[bytes] = frozenset()
+
+    def without_settings(self) -> State:
+        """Return it without traps and options, with which bash may do nothing at all any more."""
+        return State(_SETTING.sub(b"", self.code), self.variables)
 
 
 def changes(
