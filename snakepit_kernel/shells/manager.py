@@ -34,7 +34,15 @@ from ..telemetry.correlation import correlation_of_work
 from .bash import readable_bytes
 from .bash_code import check_environment, quoted
 from .driver import GRACE, ShellDriver, check_directory, explain
-from .process import INPUT_FILE, KILL_FILE, Process, ProcessRecord, published, write_record
+from .process import (
+    INPUT_FILE,
+    KILL_FILE,
+    STATUS_FILE,
+    Process,
+    ProcessRecord,
+    published,
+    write_record,
+)
 from .process_log import LogWriter
 from .shell import Shell
 
@@ -220,6 +228,8 @@ class RunningProcess:
             self._log.close()
             self._log = None
 
+
+_FILES = ("command", "state", "begin", INPUT_FILE, KILL_FILE, STATUS_FILE, "log.0", "log.1")
 
 _KILLED_BY = {-signum for signum in (signal.SIGTERM, signal.SIGKILL, signal.SIGINT, signal.SIGHUP)}
 
@@ -410,10 +420,10 @@ class ShellManager:
                 cwd=request.cwd or driver.options.cwd,
             )
         except OSError as error:
-            shutil.rmtree(folder, ignore_errors=True)
+            _remove(folder)
             raise StartFailed(f"process {name}", explain(error)) from error
         except BaseException:
-            shutil.rmtree(folder, ignore_errors=True)
+            _remove(folder)
             raise
         assert run.process.identity is not None
         assert run.process.guardian is not None
@@ -470,7 +480,7 @@ class ShellManager:
         """Remove what is known of a process that has ended."""
         old = self._processes.pop(name, None)
         if old is not None:
-            shutil.rmtree(old.folder, ignore_errors=True)
+            _remove(old.folder)
 
     def processes(self, *, key: object = None, pool: str | None = None) -> list[Process]:
         """Return the processes of this process, of a session or a pool of it, oldest first."""
@@ -511,7 +521,7 @@ class ShellManager:
     def close_session(self, key: object, *, detach: bool = False) -> None:
         """End the shell of a session and, unless they are detached, its processes."""
         running = [] if detach else self._running(lambda each: each.key == key)
-        self._end([key], running, "its session was deleted")
+        self._end([key], running, "its session was deleted", keep=False)
         for name, each in list(self._processes.items()):
             if each.key == key and each.is_gone:
                 self._forget(name)
@@ -539,7 +549,14 @@ class ShellManager:
             each for each in list(self._processes.values()) if not each.is_gone and is_wanted(each)
         ]
 
-    def _end(self, keys: Sequence[object], running: list[RunningProcess], because: str) -> None:
+    def _end(
+        self,
+        keys: Sequence[object],
+        running: list[RunningProcess],
+        because: str,
+        *,
+        keep: bool = True,
+    ) -> None:
         with self._lock:
             drivers = [self._drivers.pop(key) for key in keys if key in self._drivers]
             for key in keys:
@@ -549,7 +566,10 @@ class ShellManager:
             return
 
         async def end() -> None:
-            ends = [*(each.close(because) for each in drivers), *(each.end() for each in running)]
+            ends = [
+                *(each.close(because, keep=keep) for each in drivers),
+                *(each.end() for each in running),
+            ]
             for failure in await asyncio.gather(*ends, return_exceptions=True):
                 if isinstance(failure, Exception):
                     logger.warning("the end of a shell or process: %s", failure)
@@ -559,6 +579,16 @@ class ShellManager:
     def forget(self) -> None:
         """In a forked child: forget what is the parent's."""
         self.__init__()  # type: ignore[misc]
+
+
+def _remove(folder: Path) -> None:
+    """Remove the folder of a process, even if this process can open no file any more."""
+    for name in _FILES:
+        with contextlib.suppress(OSError):
+            (folder / name).unlink()
+    shutil.rmtree(folder, ignore_errors=True)
+    with contextlib.suppress(OSError):
+        folder.rmdir()
 
 
 def _name_of(command: str) -> str:
