@@ -5,125 +5,80 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
-import math
 import sys
-import threading
 import time
-from collections.abc import Callable
-from functools import partial
-from typing import TYPE_CHECKING
 
 from ..call_details import Attempt
 from ..errors import (
-    BreakerOpen,
-    CallTimeout,
-    PoolClosed,
-    PoolDegraded,
     PoolSaturated,
-    QueueTimeout,
-    SessionLost,
-    SnakepitError,
     WorkerBusy,
 )
-from ..locks import Condition, RLock
+from .accounting import Accounting
 from .call_events import report_work
 from .config import PoolConfig
-from .policies import CircuitBreaker, falls_under
+from .policies import falls_under
+from .refusals import Refusals
 from .scheduling.affinity import Home
+from .scheduling.deadlock import LaneWait, would_deadlock
 from .scheduling.scheduler import QueueFull, Scheduler, nothing
-from .scheduling.wait_notice import NOTICE_AFTER, wait_listener
-from .work_item import OUTCOMES, HostCallContext, WorkItem, call_chain
+from .work_item import HostCallContext, WorkItem, call_chain
 from .workers.lifecycle import WorkerState
-from .workers.worker import Holder, PooledLane, Worker
-
-if TYPE_CHECKING:
-    from .workers.replacement import RollingReplacement
-
-DRAINING = "it takes no new work, because it drains; resume() lets it"
-
-COUNTERS = ("submitted", *OUTCOMES, "retried")
+from .workers.replacement import RollingReplacement
+from .workers.supervisor import WorkerSupervisor
+from .workers.worker import PooledLane, Worker
 
 _DONE = ("ok", "error")
 """Outcomes of work that its worker has completed."""
 
 
 class Dispatcher:
-    """Queues a pool's work, assigns lanes to it, and counts its outcomes.
+    """Admits a pool's work, assigns lanes to it, and releases them when it ends.
 
     Parameters
     ----------
     config
         The pool's options.
+    supervisor
+        Has the workers.
+    replacement
+        Replaces those that have had all their calls, or are tainted.
+    accounting
+        Has the counts of the work, and the lock that guards everything here.
+    scheduler
+        The queue and the idle lanes.
 
     Attributes
     ----------
     lock
         Guards everything here.
-    scheduler
-        The queue and the idle lanes.
-    supervisor
-        The supervisor of the workers; set by the engine.
-    closed_because
-        Why the pool accepts no more work; None while it does.
-    sessions
-        The sessions that the pool has done work for.
-    circuit
-        The circuit breaker, if the pool has one.
-    is_draining
-        Whether it accepts no new work until `resume`.
+    supervisor, accounting, scheduler
+        As above.
+    refusals
+        The errors of work that it does not accept, or that is lost.
     """
 
-    supervisor: RollingReplacement
-
-    def __init__(self, config: PoolConfig) -> None:
-        self.lock = RLock()
-        self.scheduler: Scheduler[PooledLane] = Scheduler(config.max_queue, config.max_futures)
-        self.closed_because: str | None = None
-        self.sessions: dict[str, None] = {}
-        self.circuit = CircuitBreaker(config.breaker) if config.breaker is not None else None
-        self._config = config
+    def __init__(
+        self,
+        config: PoolConfig,
+        supervisor: WorkerSupervisor,
+        replacement: RollingReplacement,
+        *,
+        accounting: Accounting,
+        scheduler: Scheduler[PooledLane],
+    ) -> None:
+        self.lock = accounting.lock
+        self.scheduler = scheduler
+        self.supervisor = supervisor
+        self.accounting = accounting
+        self.refusals = Refusals(config.name, supervisor, accounting)
+        self._replacement = replacement
+        self._pool = config.name
         self._max_calls = config.max_calls or sys.maxsize
         self._tainting = config.crash_barrier.taint_on if config.crash_barrier else ()
-        self._quiet = Condition(self.lock)
-        self._awaiting_quiet = 0  # number of threads in `wait_until_quiet`
-        self._counts = dict.fromkeys(COUNTERS, 0)
-        self._pending = 0
-        self.is_draining = False
-        self._backing_off: set[WorkItem] = set()  # between two attempts
-        self._pending_by_session: dict[str, int] = {}  # number of unfinished work items
+        supervisor.on_available.append(self._offer_idle_lanes)
 
     # -- admission -----------------------------------------------------------------------------
-
-    def check_open(self, host_call: HostCallContext | None = None) -> None:
-        """Raise an error unless the pool accepts work.
-
-        Parameters
-        ----------
-        host_call
-            The host call that the work is made from. A pool that first finishes its accepted work
-            also accepts work that this work depends on.
-
-        Raises
-        ------
-        PoolClosed
-            The pool accepts no more work.
-        """
-        if self.closed_because is None and not self.is_draining:
-            return
-        if self.supervisor.is_draining or not self.waits_for(host_call):
-            raise PoolClosed(self._config.name, self.closed_because or DRAINING)
-
-    def closing_error(self) -> PoolClosed | None:
-        """Return the error for work that the pool's shutdown ends; None while it is not closing."""
-        if not self.supervisor.is_draining:
-            return None
-        return PoolClosed(self._config.name, self.closed_because or "it was shut down")
-
-    def waits_for(self, host_call: HostCallContext | None) -> bool:
-        """Whether a worker of this pool waits for one of a chain of host calls."""
-        return any(self.supervisor.has(each.lane.worker) for each in call_chain(host_call))
 
     def admit(self, work: WorkItem, nesting: HostCallContext | None = None) -> None:
         """Count a work item, and assign it a lane or queue it.
@@ -137,26 +92,27 @@ class Dispatcher:
         nesting
             A host call whose worker can run it, if no other worker is free.
         """
+        accounting = self.accounting
         with self.lock:
-            if self.closed_because is not None or self.is_draining:
-                self.check_open(work.host_call)
+            if accounting.closed_because is not None or accounting.is_draining:
+                self.refusals.check_open(work.host_call)
             if work.slot is not None:
-                work.wanted = self._worker_in(work.slot).main_lane
+                work.wanted = self.supervisor.worker_in(work.slot).main_lane
             work.finished = False
-            self._counts["submitted"] += 1
-            self._pending += 1
+            accounting.counters["submitted"] += 1
+            accounting.pending += 1
             if work.session is not None:
-                self.sessions[work.session] = None
-                pending = self._pending_by_session.get(work.session, 0)
-                self._pending_by_session[work.session] = pending + 1
-            if self.circuit is not None:
-                self._check(self.circuit, work)
+                accounting.sessions[work.session] = None
+                pending = accounting.pending_by_session.get(work.session, 0)
+                accounting.pending_by_session[work.session] = pending + 1
+            if accounting.circuit is not None:
+                accounting.ask_breaker(accounting.circuit, work)
             self._assign_or_queue(work, nesting)
 
     def admit_again(self, work: WorkItem) -> None:
         """Assign a lane to a work item that is retried, or queue it."""
         with self.lock:
-            if (closed := self.closing_error()) is not None:
+            if (closed := self.refusals.closing_error()) is not None:
                 raise closed
             # Even if the pool drains or shuts down: it finishes what it has accepted.
             self._assign_or_queue(work, None)
@@ -164,54 +120,17 @@ class Dispatcher:
     def prepare_retry(self, work: WorkItem, attempt: Attempt) -> None:
         """Release the lane, or leave the queue, of a work item that is to be retried."""
         with self.lock:
-            self._counts["retried"] += 1
+            self.accounting.counters["retried"] += 1
             if work.lane is None:
                 self.scheduler.withdraw(work)
             elif not work.is_prefetched:
                 self.release(work.lane, work.name)
             work.begin_again(attempt)
 
-    def back_off(self, work: WorkItem, seconds: float) -> None:
-        """Block this thread for the back-off before a retry, or until the pool is closed."""
-        gate = threading.Lock()
-        gate.acquire()
-        if self._begin_backoff(work, gate.release):
-            try:
-                gate.acquire(timeout=seconds)
-            finally:
-                self._backing_off.discard(work)
-
-    async def back_off_async(self, work: WorkItem, seconds: float) -> None:
-        """Wait for the back-off before a retry without blocking the event loop."""
-        woken = asyncio.Event()
-        wake = partial(self._notify_in, asyncio.get_running_loop(), woken, work)
-        if self._begin_backoff(work, wake):
-            try:
-                await asyncio.wait_for(woken.wait(), seconds)
-            except TimeoutError:
-                pass
-            finally:
-                self._backing_off.discard(work)
-
-    def _begin_backoff(self, work: WorkItem, wake: Callable[[], None]) -> bool:
-        """Register work to be woken when the pool is closed; return whether it is still open."""
-        with self.lock:
-            work.on_assigned = wake
-            self._backing_off.add(work)
-            return not self.supervisor.is_draining
-
-    def _check(self, circuit: CircuitBreaker, work: WorkItem) -> None:
-        """Raise an error if the circuit breaker refuses the work."""
-        now = time.monotonic()
-        work.admitted = circuit.admit(now)
-        if work.admitted is None:
-            left = circuit.seconds_left(now)
-            raise BreakerOpen(self._config.name, circuit.failures, left, circuit.last)
-
     def _assign_or_queue(self, work: WorkItem, nesting: HostCallContext | None) -> None:
         """Assign an idle lane, or the lane of a worker that waits for the work; else queue it."""
         if not self.supervisor.workers or (work.home is not None and work.home.is_lost):
-            raise self.unserved(work)
+            raise self.refusals.unserved(work)
         if self.scheduler.assign(work):
             self.hold(work)
         elif nesting is not None and work.fits(nesting.lane):
@@ -222,14 +141,7 @@ class Dispatcher:
                 self.scheduler.enqueue(work)
             except QueueFull as full:
                 assert work.bound is not None
-                raise PoolSaturated(self._config.name, full.args[0], work.bound) from None
-
-    def _worker_in(self, slot: int) -> Worker:
-        workers = self.supervisor.workers
-        if slot not in workers:
-            msg = f"there is no worker {slot}; there are {sorted(workers)}"
-            raise ValueError(msg)
-        return workers[slot]
+                raise PoolSaturated(self._pool, full.args[0], work.bound) from None
 
     def _nest(self, work: WorkItem, host_call: HostCallContext) -> None:
         """Run work on the worker that waits for the host call that it is made from."""
@@ -248,35 +160,22 @@ class Dispatcher:
         """
         bound_to = work.wanted or (work.home.lane if work.home is not None else None)
         if work.fails_fast and bound_to is not None:
-            raise WorkerBusy(work.name, self._config.name, [bound_to.worker.name], work.session)
-        if work.host_call is not None and self._would_deadlock(work):
-            names = sorted({lane.worker.name for lane in self._fitting_lanes(work)})
-            raise WorkerBusy(work.name, self._config.name, names)
+            raise WorkerBusy(work.name, self._pool, [bound_to.worker.name], work.session)
+        if work.host_call is not None and self._waits_for_itself(work):
+            workers = self.supervisor.workers.values()
+            names = {w.name for w in workers if any(map(work.fits, w.lanes))}
+            raise WorkerBusy(work.name, self._pool, sorted(names))
 
-    def _would_deadlock(self, work: WorkItem) -> bool:
-        """Whether all lanes that fit wait for host calls that wait for it, or for each other.
-
-        Two strict sessions, each called from the other one's home, are such a cycle.
-        """
+    def _waits_for_itself(self, work: WorkItem) -> bool:
+        """Whether all lanes that fit wait for host calls that wait for it, or for each other."""
+        lanes = [lane for worker in self.supervisor.workers.values() for lane in worker.lanes]
         queued = self.scheduler.first(self.scheduler.waiting)
-        waiting = [
-            each for each in (*queued, work) if isinstance(each, WorkItem) and each.host_call
+        waits = [
+            _lane_wait(each, lanes)
+            for each in queued
+            if isinstance(each, WorkItem) and each.host_call is not None
         ]
-        while True:
-            held = {host_call.lane for each in waiting for host_call in call_chain(each.host_call)}
-            stuck = [
-                each
-                for each in waiting
-                if (fitting := self._fitting_lanes(each)) and fitting <= held
-            ]
-            if len(stuck) == len(waiting):
-                return work in stuck
-            waiting = stuck
-
-    def _fitting_lanes(self, work: WorkItem) -> set[PooledLane]:
-        return {
-            lane for w in self.supervisor.workers.values() for lane in w.lanes if work.fits(lane)
-        }
+        return would_deadlock(_lane_wait(work, lanes), waits)
 
     def hold(self, work: WorkItem) -> None:
         """Record that a work item holds its assigned lane."""
@@ -292,17 +191,18 @@ class Dispatcher:
         worker.current.append(work.name)
         worker.calls += 1
         if worker.calls >= self._max_calls:
-            self._note_max_calls(worker)
+            self._replacement.note_max_calls(worker)
 
     def _count_calls(self, worker: Worker, count: int) -> None:
         worker.calls += count
         if worker.calls >= self._max_calls:
-            self._note_max_calls(worker)
+            self._replacement.note_max_calls(worker)
 
-    def _note_max_calls(self, worker: Worker) -> None:
-        self.supervisor.note_limit_reached(
-            worker, f"{worker.calls} calls (max_calls {self._max_calls})"
-        )
+    def _offer_idle_lanes(self, worker: Worker) -> None:
+        """Offer the idle lanes of a worker that has become available."""
+        for lane in worker.lanes:
+            if lane.holder is None:
+                self.offer(lane)
 
     def offer(self, lane: PooledLane) -> None:
         """Assign an idle lane to the first queued item that it fits, or keep it as idle."""
@@ -318,121 +218,17 @@ class Dispatcher:
         with self.lock:
             return self.scheduler.withdraw(work)
 
-    # -- waiting -------------------------------------------------------------------------------
-
-    def wait(self, work: WorkItem, nesting: HostCallContext | None = None) -> PooledLane:
-        """Admit work, and block this thread until a lane is assigned."""
-        with self.lock:
-            if work.finished:
-                self.admit(work, nesting)
-            else:
-                self.admit_again(work)
-            if work.lane is not None:
-                return work.lane
-            if self.supervisor.is_own_thread:
-                self.scheduler.withdraw(work)
-                msg = (
-                    f"no worker is free for {work.name}, and this code must not wait for one: it "
-                    "runs in the pool's own thread, as callbacks of futures and __setstate__ of "
-                    "results do, and workers are given back there; use submit(), or another thread"
-                )
-                raise RuntimeError(msg)
-            gate = threading.Lock()
-            gate.acquire()
-            work.on_assigned = gate.release
-        if not self._wait_for_gate(gate, work) and self.withdraw(work):
-            raise self.late(work)
-        if work.lane is None:
-            raise self.unserved(work)
-        return work.lane
-
-    def _wait_for_gate(self, gate: threading.Lock, work: WorkItem) -> bool:
-        """Wait for a gate until the queue deadline; return whether it was opened in time."""
-        listener = wait_listener()
-        if listener is not None:
-            work.wait_in_queue(self._config.futures_queue_timeout)
-            if _seconds_until(work.queue_deadline) > NOTICE_AFTER:
-                if gate.acquire(timeout=NOTICE_AFTER):
-                    return True
-                listener(self._description_of_wait(work))
-        seconds = _seconds_until(work.queue_deadline)
-        return gate.acquire(timeout=min(seconds, threading.TIMEOUT_MAX))
-
-    def _description_of_wait(self, work: WorkItem) -> str:
-        """Describe to the user what queued work waits for."""
-        with self.lock:
-            busy = [
-                f"{worker.name} runs {' and '.join(worker.current)}"
-                for worker in self.supervisor.workers.values()
-                if worker.current and (work.home is None or work.home.takes(worker.lanes[0]))
-            ]
-            others = self.scheduler.waiting - 1
-        name, doing = self._config.name, "; ".join(busy) or "its workers start"
-        queue = f" {others} more wait." if others > 0 else ""
-        return (
-            f"{work.name} waits for a worker of pool {name!r}: {doing}.{queue} Stop ends the wait."
-        )
-
-    async def wait_async(
-        self, work: WorkItem, nesting: HostCallContext | None = None
-    ) -> PooledLane:
-        """Admit work, and wait until a lane is assigned without blocking the event loop."""
-        loop = asyncio.get_running_loop()
-        assigned = asyncio.Event()
-        work.on_assigned = partial(self._notify_in, loop, assigned, work)
-        if work.finished:
-            self.admit(work, nesting)
-        else:
-            self.admit_again(work)
-        if work.lane is None:
-            until = work.queue_deadline
-            try:
-                async with asyncio.timeout(None if until is None else until - time.monotonic()):
-                    await assigned.wait()
-            except TimeoutError:
-                if self.withdraw(work):
-                    raise self.late(work) from None
-            if work.lane is None:
-                raise self.unserved(work)
-        return work.lane
-
-    def _notify_in(
-        self, loop: asyncio.AbstractEventLoop, event: asyncio.Event, work: WorkItem
-    ) -> None:
-        try:
-            loop.call_soon_threadsafe(event.set)
-        except RuntimeError:  # the loop was closed while the task was still waiting
-            self.finish(work, "cancelled")
-
-    def unserved(self, work: WorkItem) -> SnakepitError:
-        """Return the error of a work item that will never be assigned a lane."""
-        if self.closed_because is not None:
-            return PoolClosed(self._config.name, self.closed_because)
-        if work.has_lost_home:
-            assert work.home is not None and work.home.lane is not None  # noqa: PT018
-            assert work.session is not None
-            worker = work.home.lane.worker
-            return SessionLost(work.session, worker.name, worker.end_reason)
-        if work.wanted is not None and self.supervisor.workers:
-            return work.wanted.worker.death()
-        return PoolDegraded(self._config.name, self.supervisor.last_problem)
-
-    def late(self, work: WorkItem) -> SnakepitError:
-        """Return the error of a work item that was queued for too long."""
-        if work.timeout is not None and work.queue_deadline == work.deadline:
-            return CallTimeout(work.name, work.timeout)
-        return QueueTimeout(self._config.name, time.monotonic() - work.queued)
-
     # -- completion ----------------------------------------------------------------------------
 
     def finish(self, work: WorkItem, outcome: str, error: BaseException | None = None) -> None:
         """Count the outcome of a work item, and release its lane or remove it from the queue."""
+        accounting = self.accounting
         with self.lock:
             if work.finished:
                 return
             work.finished = True  # these three are atomic: no call between them, so no Ctrl-C
-            self._counts[outcome] += 1
-            self._pending -= 1
+            accounting.counters[outcome] += 1
+            accounting.pending -= 1
             work.on_assigned = nothing
             lane = work.lane
             if lane is not None and outcome in _DONE:
@@ -446,33 +242,20 @@ class Dispatcher:
             elif work.nested_in is None and not work.is_prefetched:
                 self.release(lane, work.name)
             if work.session is not None:
-                left = self._pending_by_session.pop(work.session, 1) - 1
+                left = accounting.pending_by_session.pop(work.session, 1) - 1
                 if left:
-                    self._pending_by_session[work.session] = left
-            if self._pending == 0 and self._awaiting_quiet:
-                self._quiet.notify_all()
+                    accounting.pending_by_session[work.session] = left
+            if accounting.pending == 0 and accounting.awaiting_quiet:
+                accounting.quiet.notify_all()
         if work.caller is not None:
-            report_work(work, outcome, self._config.name)
+            report_work(work, outcome, self._pool)
 
     def _note_outcome(self, work: WorkItem, outcome: str, error: BaseException | None) -> None:
         """Report the outcome of admitted work to the circuit breaker, and mark a tainted worker."""
-        lane, admitted = work.lane, work.admitted
         raised = error if outcome == "error" else None
-        if lane is not None and raised is not None and falls_under(raised, self._tainting):
-            self.supervisor.taint(lane.worker, raised)
-        if admitted is None or self.circuit is None:
-            return
-        if outcome == "ok":
-            self.circuit.succeed(admitted)
-        elif (
-            outcome != "cancelled"
-            and error is not None
-            and falls_under(error, self.circuit.policy.on)
-        ):
-            reason = (str(error).splitlines() or [type(error).__name__])[0]
-            self.circuit.fail(admitted, time.monotonic(), reason)
-        else:
-            self.circuit.abandon(admitted)
+        if work.lane is not None and raised is not None and falls_under(raised, self._tainting):
+            self._replacement.taint(work.lane.worker, raised)
+        self.accounting.tell_breaker(work, outcome, error)
 
     def release(self, lane: PooledLane, name: str) -> None:
         """Release a lane, with the lock held, and assign it to the next item that it fits."""
@@ -490,18 +273,11 @@ class Dispatcher:
                 worker.close_channels()
         elif not worker.is_waited_for:
             if worker.state is WorkerState.DRAINING:
-                self.supervisor.stop_retired(worker)
+                self._replacement.stop_retired(worker)
             elif worker.state is WorkerState.TERMINATING:
-                worker.terminate()
+                worker.process.terminate()
 
     # -- pipelines ---------------------------------------------------------------------------
-
-    def start_pipeline(self, work: WorkItem, pipeline: Holder) -> None:
-        """Hand the lane of a work item to a pipeline, which runs further items on it."""
-        with self.lock:
-            assert work.lane is not None
-            work.lane.holder = pipeline
-            work.is_prefetched = True
 
     def prefetch(self, lane: PooledLane, count: int) -> list[WorkItem]:
         """Take futures from the head of the queue for a lane that a pipeline holds.
@@ -535,7 +311,7 @@ class Dispatcher:
         with self.lock:
             work.lane = work.began = None
             work.is_prefetched = False
-            if not self.supervisor.workers or self.supervisor.is_draining or work.has_lost_home:
+            if not self.supervisor.workers or self.supervisor.is_closing or work.has_lost_home:
                 work.on_assigned()  # without a lane: it will never get one
             elif self.scheduler.assign(work):
                 self.hold(work)
@@ -568,8 +344,8 @@ class Dispatcher:
                     lane.defined.clear()  # the definitions may not have been sent
                     lane.encoders = lane.search_path_version = 0
                     self._repair_lane(lane)
-            if self._pending == 0:
-                self._quiet.notify_all()
+            if self.accounting.pending == 0:
+                self.accounting.quiet.notify_all()
 
     def _repair_lane(self, lane: PooledLane) -> None:
         holder = lane.holder
@@ -593,78 +369,27 @@ class Dispatcher:
         """Forget a session: its home, and its state in every worker."""
         with self.lock:
             self.scheduler.homes.forget(session)
-            self.sessions.pop(session, None)
+            self.accounting.sessions.pop(session, None)
             for worker in self.supervisor.workers.values():
                 worker.forget(session)
 
-    def working_sessions(self) -> set[str]:
-        """Return the sessions with queued or running work."""
-        with self.lock:
-            return set(self._pending_by_session)
-
-    # -- status --------------------------------------------------------------------------------
-
-    def counts(self) -> dict[str, int]:
-        """Return the counters."""
-        with self.lock:
-            waiting = self.scheduler.waiting
-            return {**self._counts, "queued": waiting, "running": self._pending - waiting}
-
-    def problem(self) -> str | None:
-        """Return why the pool refuses some or all work; None while it accepts all."""
-        if self.closed_because is not None:
-            return self.closed_because
-        if self.is_draining:
-            return DRAINING
-        now = time.monotonic()
-        if self.circuit is None or (state := self.circuit.state(now)) == "closed":
-            return None
-        return f"its breaker is {state}: {self.circuit.last}"
-
-    def drain(self, timeout: float | None) -> bool:
-        """Accept no new work until `resume`; return whether all accepted work ended in time."""
-        self.is_draining = True
-        self.wait_until_quiet(timeout)
-        return self._pending == 0
-
-    def resume(self) -> None:
-        """Accept work again."""
-        if self.closed_because is not None:
-            raise PoolClosed(self._config.name, self.closed_because)
-        self.is_draining = False
-
-    def wait_until_quiet(self, timeout: float | None = None) -> None:
-        """Wait until nothing is queued or running, or for a timeout in seconds."""
-        with self.lock:
-            self._awaiting_quiet += 1
-            try:
-                self._quiet.wait_for(lambda: self._pending == 0, timeout)
-            finally:
-                self._awaiting_quiet -= 1
-
-    def trim(self, seconds: float) -> None:
-        """Free the buffers for large values of workers that have been idle for so many seconds."""
-        idle_since = time.monotonic() - seconds
-        with self.lock:  # no lane is assigned meanwhile
-            for worker in self.supervisor.workers.values():
-                if worker.state.is_in_service and not worker.current and worker.since < idle_since:
-                    for lane in worker.lanes:
-                        lane.marshaller.trim()
-
     def empty_queue(self) -> None:
-        """Cancel all queued work and pending retries, and notify their callers."""
+        """Remove all queued work, and notify its callers: it will get no lane."""
         with self.lock:
-            cancelled = [*self.scheduler.drain(), *self._backing_off]
-            self._backing_off.clear()
-        for item in cancelled:
+            removed = self.scheduler.drain()
+        for item in removed:
             item.on_assigned()
+
+
+def _lane_wait(work: WorkItem, lanes: list[PooledLane]) -> LaneWait[PooledLane]:
+    """Describe the wait of work that is made from a host call for one of a pool's lanes."""
+    return LaneWait(
+        fitting=frozenset(filter(work.fits, lanes)),
+        blocked=frozenset(host_call.lane for host_call in call_chain(work.host_call)),
+    )
 
 
 def _drop_answered_forgets(lane: PooledLane) -> None:
     """Drop the session removals that a worker has received: it answered a later request."""
     while lane.forgets and lane.forgets[0].number <= lane.forgotten:
         lane.forgets.popleft()
-
-
-def _seconds_until(deadline: float | None) -> float:
-    return math.inf if deadline is None else max(0.0, deadline - time.monotonic())

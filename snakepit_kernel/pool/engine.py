@@ -22,25 +22,32 @@ from weakref import WeakSet
 import zmq
 import zmq.asyncio
 
-from ..errors import PoolClosed, SnakepitError, StartFailed, WorkerDied
-from ..locks import Lock
+from ..errors import PoolClosed, StartFailed
+from ..locks import Lock, RLock
 from ..loggers import get_logger
 from ..processes.concurrency import LoopThread
 from ..processes.guarded_process import TOO_MANY_PROCESSES
 from ..processes.run_folders import Folder, remove_folder, sweep_folders
+from .accounting import Accounting
 from .config import PoolConfig
 from .dispatcher import Dispatcher
 from .execution.calls import CallRunner
 from .execution.futures import FutureRunner
 from .execution.host_tools import HostTools, HostToolServer
+from .execution.lane_waiter import LaneWaiter
 from .execution.work_runner import WorkRunner
 from .housekeeping import Housekeeping
 from .open_sessions import PoolSessions
 from .resources.machine_budget import MachineReservation
+from .scheduling.scheduler import Scheduler
 from .work_item import current_host_call
+from .workers.background import BackgroundTasks
+from .workers.factory import WorkerFactory
 from .workers.monitor import WorkerMonitor
 from .workers.replacement import RollingReplacement
-from .workers.worker import Worker
+from .workers.standby import StandbyWorkers
+from .workers.supervisor import WorkerSupervisor
+from .workers.worker import PooledLane
 from .workers.zmq_threads import start_threads
 
 logger = get_logger(__name__)
@@ -62,10 +69,12 @@ class Engine:
 
     Attributes
     ----------
+    accounting
+        Counts the work, and tells whether more is accepted.
     dispatcher
         Queues work and assigns lanes.
     supervisor
-        Starts, replaces and ends workers.
+        Starts and ends workers.
     work
         Runs calls, streams and cells.
     futures
@@ -85,7 +94,6 @@ class Engine:
         self.pid = os.getpid()
         self.sessions = PoolSessions(config, self.forget_session)
         self.host_tools = HostTools(self.sessions.host_tools_of)
-        self.dispatcher = Dispatcher(config)
         self._closing = Lock()
         self._is_ending = self._has_ended = False
         self._failure: Exception | None = None
@@ -109,36 +117,65 @@ class Engine:
             raise
 
     def _build(self) -> None:
+        """Make the parts, each of those before it.
+
+        What a part has to tell those above it goes by hooks: `WorkerSupervisor.on_available` and
+        `WorkerFactory.on_quitting`.
+        """
         config = self.config
         self._context: zmq.Context[Any] = zmq.Context()
         start_threads(self._context)
         self._managers_context = zmq.asyncio.Context(self._context)
         self._loop_thread.start()
-        self.supervisor = self.dispatcher.supervisor = RollingReplacement(
-            config,
-            self._folder,
-            self._managers_context,
-            loop_thread=self._loop_thread,
-            lock=self.dispatcher.lock,
-            scheduler=self.dispatcher.scheduler,
-            offer=self.dispatcher.offer,
+
+        lock = RLock()
+        scheduler: Scheduler[PooledLane] = Scheduler(config.max_queue, config.max_futures)
+        self._tasks = BackgroundTasks(self._loop_thread)
+        self._factory = WorkerFactory(config, self._folder, self._managers_context)
+        self._standby = StandbyWorkers(config.standby, self._factory)
+        self.supervisor = WorkerSupervisor(
+            self._factory, self._standby, self._tasks, lock=lock, scheduler=scheduler
         )
+        self._replacement = RollingReplacement(
+            self.supervisor,
+            self._factory,
+            self._standby,
+            self._tasks,
+            loop_thread=self._loop_thread,
+            lock=lock,
+            scheduler=scheduler,
+        )
+
+        self.accounting = Accounting(config, lock, scheduler)
+        self.dispatcher = Dispatcher(
+            config,
+            self.supervisor,
+            self._replacement,
+            accounting=self.accounting,
+            scheduler=scheduler,
+        )
+
         host = HostToolServer(self.host_tools, self.sessions.find)
-        terminate = self.supervisor.terminate_when_idle
-        calls = CallRunner(config.grace, self._context, host, terminate, self._error_for_death)
-        self.work = WorkRunner(config, self.dispatcher, self._loop_thread, calls)
+        calls = CallRunner(
+            config.grace, self._context, host, self.supervisor, self.dispatcher.refusals
+        )
+        self._waiter = LaneWaiter(config, self.dispatcher, self._loop_thread)
+        self.work = WorkRunner(config, self.dispatcher, self._waiter, self._loop_thread, calls)
         self.futures = FutureRunner(
             self.dispatcher,
             self._loop_thread,
             host,
             pool=config.name,
             grace=config.grace,
-            stop_scheduling=self.supervisor.stop_scheduling,
-            terminate=terminate,
-            error_for_death=self._error_for_death,
         )
         self.housekeeping = Housekeeping(
-            self.dispatcher, self.supervisor, self.sessions, self._folder, self._reservation
+            self.accounting,
+            self._factory,
+            self.supervisor,
+            self._replacement,
+            sessions=self.sessions,
+            folder=self._folder,
+            reservation=self._reservation,
         )
 
     # -- workers -------------------------------------------------------------------------------
@@ -163,23 +200,15 @@ class Engine:
 
     async def _open(self) -> None:
         await self.supervisor.start()
-        WorkerMonitor(self.config, self.supervisor).begin()
+        WorkerMonitor(
+            self.config, self.supervisor, self._replacement, self._standby, self._tasks
+        ).begin()
         self.housekeeping.publish()
         self._loop_thread.spawn(self.housekeeping.run())
 
-    def _error_for_death(self, worker: Worker, death: WorkerDied) -> SnakepitError:
-        """Return the error that a worker's death causes for its current caller."""
-        # Or it is assigned again before the supervisor has noticed that it died.
-        self.supervisor.stop_scheduling(worker)
-        if (closed := self.dispatcher.closing_error()) is not None:
-            return closed
-        if death.status is None and not worker.died.is_set():
-            worker.terminate()  # its process is alive, but its lane is closed
-        return death
-
     def resize(self, count: int) -> None:
         """Change the number of workers; return when the change is complete."""
-        self._change(self.supervisor.resize(count))
+        self._change(self._replacement.resize(count))
 
     def reload(self, adapter: object) -> None:
         """Replace all workers, with another adapter if one is given."""
@@ -190,23 +219,22 @@ class Engine:
     async def _reload(self, adapter: object) -> None:
         config = replace(self.config, adapter=self.config.adapter if adapter is None else adapter)
         try:
-            await self.supervisor.reload(config)
+            await self._replacement.reload(config)
         finally:
-            self.config = self.supervisor.config
+            self.config = self._factory.config
 
     def recycle(self, slot: int | None) -> None:
         """Replace the worker of a slot; None for all workers."""
-        known = self.housekeeping.slots()
-        if slot is not None and slot not in known:
-            msg = f"there is no worker {slot}; there are {known}"
-            raise ValueError(msg)
-        self._change(self.supervisor.recycle(known if slot is None else [slot]))
+        slots = self.housekeeping.slots()
+        if slot is not None:
+            slots = [self.supervisor.worker_in(slot).slot]
+        self._change(self._replacement.recycle(slots))
 
     def _change(self, change: Coroutine[Any, Any, None]) -> None:
         """Apply a change of the workers, and wait for it."""
         try:
-            if self.supervisor.is_draining:
-                raise PoolClosed(self.config.name, self.dispatcher.closed_because or "it has ended")
+            if self.supervisor.is_closing:
+                raise PoolClosed(self.config.name, self.accounting.closed_because or "it has ended")
             if self.is_own_thread:
                 msg = "the callback of a future must not wait for workers; use another thread"
                 raise RuntimeError(msg)
@@ -223,7 +251,7 @@ class Engine:
             raise
 
     async def _make(self, change: Coroutine[Any, Any, None]) -> None:
-        await self.supervisor.in_turn(change)
+        await self._replacement.in_turn(change)
         self.housekeeping.publish()
 
     def drain(self, timeout: float | None) -> bool:
@@ -231,7 +259,7 @@ class Engine:
         if self.is_awaited:
             msg = "the pool waits for the code that would wait for it to drain; use another thread"
             raise RuntimeError(msg)
-        return self.dispatcher.drain(timeout)
+        return self.accounting.drain(timeout)
 
     def check_open(self) -> None:
         """Raise an error unless the pool accepts work.
@@ -241,14 +269,14 @@ class Engine:
         PoolClosed
             The pool accepts no more work.
         """
-        dispatcher = self.dispatcher
-        if dispatcher.closed_because is not None or dispatcher.is_draining:
-            dispatcher.check_open(current_host_call())
+        accounting = self.accounting
+        if accounting.closed_because is not None or accounting.is_draining:
+            self.dispatcher.refusals.check_open(current_host_call())
 
     @property
     def is_awaited(self) -> bool:
         """Whether this pool waits for the calling code: in its own thread, or in a host tool."""
-        return self.is_own_thread or self.dispatcher.waits_for(current_host_call())
+        return self.is_own_thread or self.dispatcher.refusals.waits_for(current_host_call())
 
     # -- sessions ------------------------------------------------------------------------------
 
@@ -273,21 +301,22 @@ class Engine:
         if os.getpid() != self.pid:
             return
         with self.dispatcher.lock:
-            self.dispatcher.closed_because = self.dispatcher.closed_because or "it was shut down"
+            self.accounting.closed_because = self.accounting.closed_because or "it was shut down"
         if cancel_queued:
             self.dispatcher.empty_queue()
+            self._waiter.end_backoffs()
 
     def wait_until_quiet(self) -> None:
         """Wait until nothing is queued or running."""
         if os.getpid() == self.pid:  # in a forked child, the running work is the parent's
-            self.dispatcher.wait_until_quiet()
+            self.accounting.wait_until_quiet()
 
     def disown(self) -> None:
         """Accept no work in a forked child, which has neither the thread nor the processes."""
-        self.dispatcher.closed_because = (
+        self.accounting.closed_because = (
             f"it belongs to process {self.pid}; a forked child cannot use it"
         )
-        self.supervisor.is_draining = True
+        self.supervisor.is_closing = True
 
     def close(self, reason: str = "it was shut down", grace: float | None = None) -> None:
         """Interrupt running work, and end all workers; return when they are verified to be gone.
@@ -326,8 +355,8 @@ class Engine:
                 return
             self._is_ending = True
             with self.dispatcher.lock:
-                self.dispatcher.closed_because = self.dispatcher.closed_because or reason
-                self.supervisor.is_draining = True
+                self.accounting.closed_because = self.accounting.closed_because or reason
+                self.supervisor.is_closing = True
             self.stop_accepting(cancel_queued=True)
             try:
                 self._take_down(grace)
@@ -342,7 +371,7 @@ class Engine:
             self.sessions.close_shells,
             lambda: self._loop_thread.ask(self.supervisor.end(grace)).result(),
             # Callers of the workers notice the end, unless their event loops are blocked.
-            lambda: self.dispatcher.wait_until_quiet(RELEASE_PATIENCE),
+            lambda: self.accounting.wait_until_quiet(RELEASE_PATIENCE),
             self._loop_thread.close,
             self.futures.close,
             self.sessions.close,

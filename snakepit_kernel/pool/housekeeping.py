@@ -23,11 +23,13 @@ from ..lane.shared_memory import TRIM_AFTER
 from ..loggers import get_logger
 from ..processes.concurrency import in_thread
 from ..processes.run_folders import Folder
-from .dispatcher import Dispatcher
+from .accounting import Accounting
 from .open_sessions import PoolSessions
 from .resources.machine_budget import MachineReservation
 from .status import PoolStats, PoolStatus, WorkerStatus, memory_of, status_path
+from .workers.factory import WorkerFactory
 from .workers.replacement import RollingReplacement
+from .workers.supervisor import WorkerSupervisor
 
 logger = get_logger(__name__)
 
@@ -63,7 +65,7 @@ class Housekeeping:
 
     Parameters
     ----------
-    dispatcher, supervisor, sessions
+    accounting, factory, supervisor, replacement, sessions
         The parts of the pool whose state it reports, and which it keeps in order.
     folder
         The pool's folder, in which the file lies that `snakepit status` reads.
@@ -73,14 +75,19 @@ class Housekeeping:
 
     def __init__(
         self,
-        dispatcher: Dispatcher,
-        supervisor: RollingReplacement,
+        accounting: Accounting,
+        factory: WorkerFactory,
+        supervisor: WorkerSupervisor,
+        replacement: RollingReplacement,
+        *,
         sessions: PoolSessions,
         folder: Folder,
         reservation: MachineReservation,
     ) -> None:
-        self._dispatcher = dispatcher
+        self._accounting = accounting
+        self._factory = factory
         self._supervisor = supervisor
+        self._replacement = replacement
         self._sessions = sessions
         self._folder = folder
         self._reservation = reservation
@@ -90,46 +97,46 @@ class Housekeeping:
     @property
     def is_open(self) -> bool:
         """Whether the pool has not been shut down."""
-        return self._dispatcher.closed_because is None
+        return self._accounting.closed_because is None
 
     def stats(self) -> PoolStats:
         """Return the counters."""
-        with self._dispatcher.lock:
+        with self._accounting.lock:
             return PoolStats(
-                **self._dispatcher.counts(),
+                **self._accounting.counts(),
                 started=self._supervisor.started,
                 died=self._supervisor.died,
-                recycled=self._supervisor.recycled,
+                recycled=self._replacement.recycled,
             )
 
     def status(self) -> PoolStatus:
         """Return the current status of the pool and its workers."""
         now = time.monotonic()
-        with self._dispatcher.lock:
+        with self._accounting.lock:
             workers = [
                 WorkerStatus(
                     name=worker.name,
-                    pid=worker.pid,
+                    pid=worker.process.pid,
                     state=worker.shown_state,
                     seconds=now - worker.since,
                     calls=worker.calls,
-                    memory_bytes=memory_of(worker.pid),
+                    memory_bytes=memory_of(worker.process.pid),
                     running=", ".join(worker.current) or None,
-                    run_id=worker.run_id,
+                    run_id=worker.process.run_id,
                     tainted=worker.tainted or None,
-                    device=worker.device,
+                    device=worker.config.accelerators.label(worker.slot),
                 )
                 for _, worker in sorted(self._supervisor.workers.items())
             ]
             shells, processes = self._sessions.shell_counts()
             return PoolStatus(
-                name=self._supervisor.config.name,
+                name=self._factory.config.name,
                 owner_pid=self._pid,
-                adapter=self._supervisor.config.adapter_name,
+                adapter=self._factory.config.adapter_name,
                 workers=workers,
                 stats=self.stats(),
-                sessions=list(self._dispatcher.sessions),
-                problem=self._supervisor.problem or self._dispatcher.problem(),
+                sessions=list(self._accounting.sessions),
+                problem=self._supervisor.slots.problem or self._accounting.problem(),
                 ends=list(self._supervisor.ends),
                 shells=shells,
                 processes=processes,
@@ -137,13 +144,13 @@ class Housekeeping:
 
     def logs(self) -> dict[str, str]:
         """Return the last output of each worker's process, by the worker's name."""
-        with self._dispatcher.lock:
+        with self._accounting.lock:
             workers = [worker for _, worker in sorted(self._supervisor.workers.items())]
-        return {worker.name: worker.last_output() for worker in workers}
+        return {worker.name: worker.process.last_output() for worker in workers}
 
     def slots(self) -> list[int]:
         """Return the numbers of the slots that have a worker."""
-        with self._dispatcher.lock:
+        with self._accounting.lock:
             return sorted(self._supervisor.workers)
 
     async def run(self) -> None:
@@ -157,16 +164,25 @@ class Housekeeping:
             stats = self.stats()
             if stats.queued or stats.running:
                 send_activity()
-            if self._reservation.workers != self._supervisor.size:
-                await in_thread(self._reservation.update, self._supervisor.size)
-            self._dispatcher.trim(TRIM_AFTER)
+            if self._reservation.workers != (size := len(self._supervisor.slots)):
+                await in_thread(self._reservation.update, size)
+            self._trim(TRIM_AFTER)
             if self._sessions.are_used:
                 await in_thread(self._maintain_sessions)
+
+    def _trim(self, seconds: float) -> None:
+        """Free the buffers for large values of workers that have been idle for so many seconds."""
+        idle_since = time.monotonic() - seconds
+        with self._accounting.lock:  # no lane is assigned meanwhile
+            for worker in self._supervisor.workers.values():
+                if worker.state.is_in_service and not worker.current and worker.since < idle_since:
+                    for lane in worker.lanes:
+                        lane.marshaller.trim()
 
     def _maintain_sessions(self) -> None:
         """Extend the expiry of sessions with unfinished work, and delete expired sessions."""
         try:
-            self._sessions.keep_alive(self._dispatcher.working_sessions())
+            self._sessions.keep_alive(self._accounting.working_sessions())
             self._sessions.sweep()
         except SnakepitError as error:  # the next interval tries again
             logger.warning("%s", error)

@@ -260,7 +260,7 @@ class Pool(Caller, concurrent.futures.Executor):
     def __repr__(self) -> str:
         config = self._engine.config
         state = "open" if self.is_open else "closed"
-        return f"<Pool {config.name!r}: {self._engine.supervisor.size} workers, {state}>"
+        return f"<Pool {config.name!r}: {len(self._engine.supervisor.slots)} workers, {state}>"
 
     @property
     def processes(self) -> ProcessList:
@@ -496,7 +496,7 @@ class Pool(Caller, concurrent.futures.Executor):
         PoolClosed
             The pool has ended.
         """
-        self._engine.dispatcher.resume()
+        self._engine.accounting.resume()
 
     # -- ending --------------------------------------------------------------------------------
 

@@ -213,7 +213,7 @@ class WorkItem(QueueItem[PooledLane]):
             call=self.name,
             session=self.session,
             worker=None if worker is None else worker.name,
-            pid=None if worker is None else worker.pid,
+            pid=None if worker is None else worker.process.pid,
             queue_seconds=began - self.queued,
             run_seconds=now - began,
             correlation_id=self.correlation,
@@ -233,6 +233,12 @@ class WorkItem(QueueItem[PooledLane]):
                 return "all workers were busy: give the pool more (resize), or the call more time"
             return "give it more time (timeout=), or let it run in the background (submit)"
         return ""
+
+    def late_error(self, pool: str) -> SnakepitError:
+        """Return its error after it was queued for too long in a pool."""
+        if self.timeout is not None and self.queue_deadline == self.deadline:
+            return CallTimeout(self.name, self.timeout)
+        return QueueTimeout(pool, time.monotonic() - self.queued)
 
     @property
     def inside(self) -> int:

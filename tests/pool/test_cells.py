@@ -303,7 +303,7 @@ def test_who_asks_for_a_worker_that_is_known_to_be_dead_waits_for_the_next(open_
     pool = open_pool()
     supervisor = pool._engine.supervisor
     with supervisor._lock:
-        pid = supervisor.workers[1].pid
+        pid = supervisor.workers[1].process.pid
         supervisor.stop_scheduling(supervisor.workers[1])
     with concurrent.futures.ThreadPoolExecutor() as threads:
         cell = threads.submit(pool.run, "1 + 1", worker=1, timeout=10)

@@ -39,7 +39,7 @@ def test_calls_are_answered_before_the_rest_of_the_kernel_is_there(pool):
 
 
 def test_the_rest_comes_up_by_itself_and_other_clients_can_attach(pool):
-    connection_file = pool._engine.supervisor.workers[1].manager.connection_file
+    connection_file = pool._engine.supervisor.workers[1].process.manager.connection_file
 
     async def attach() -> None:
         client = AsyncKernelClient(connection_file=connection_file)

@@ -419,7 +419,7 @@ def test_a_recall_that_comes_late_takes_back_no_other_call(pool):
     def recall_what_has_ended() -> None:
         while not over.is_set():
             lane.control.recalled_call = max(0, lane.last_call_id - 1)
-            lane.worker.signal(RECALL_SIGNAL)
+            lane.worker.process.signal(RECALL_SIGNAL)
 
     thread = threading.Thread(target=recall_what_has_ended)
     thread.start()

@@ -194,7 +194,7 @@ def test_sessions_and_run_all_reach_its_workers_and_share_their_state(echo, open
 
 def test_one_that_was_kept_ready_takes_the_slot_and_the_name(echo, open_pool):
     pool = open_pool(kernel_name=echo, standby=1)
-    spares = pool._engine.supervisor._standby
+    spares = pool._engine._standby
     while not spares._ready:
         time.sleep(0.02)
 
@@ -294,7 +294,7 @@ def test_a_kernel_that_can_encrypt_is_reached_encrypted(kernelspec, open_pool, t
     pool = open_pool(kernel_name=kernelspec("s", *command, language="other", metadata=metadata))
 
     (worker,) = pool._engine.supervisor.workers.values()
-    connection = worker.manager.get_connection_info()
+    connection = worker.process.manager.get_connection_info()
     assert connection["transport"] == "tcp"
     assert connection["curve_publickey"]
     assert pool.run("print(6 * 7)").stdout == "42\n"

@@ -161,7 +161,7 @@ def test_a_client_that_shuts_a_worker_down_loses_no_call_of_the_pool(open_pool):
     pool = open_pool()
     pool.run("1")
     before = pid_of(pool)
-    connection = pool._engine.supervisor.workers[1].manager.get_connection_info()
+    connection = pool._engine.supervisor.workers[1].process.manager.get_connection_info()
 
     async def shut_down() -> None:
         client = AsyncKernelClient()

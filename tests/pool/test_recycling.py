@@ -98,6 +98,18 @@ def test_futures_do_not_pass_the_number_of_calls_either(open_pool):
     assert max(pids.count(pid) for pid in set(pids)) <= 5
 
 
+def test_a_worker_whose_successor_does_not_start_goes_on_after_its_last_call(shop, open_pool):
+    pool = open_pool(1, adapter=shop, max_calls=2)
+    (worker,) = pool.status().workers
+    Path("shop.py").write_text("raise RuntimeError('burnt down')")
+
+    for _ in range(4):
+        assert pool.call("price", {"item": "tea"}, timeout=PATIENCE) == 2.5
+
+    assert [(after.name, after.calls) for after in pool.status().workers] == [(worker.name, 4)]
+    assert pool.stats().recycled == 0
+
+
 def test_a_worker_whose_child_takes_too_much_memory_is_replaced(open_pool, process_of):
     """Acceptance case 26: the whole tree is measured, and the figure told."""
     pool = open_pool(1, max_memory_bytes=300 * 2**20)
@@ -117,7 +129,7 @@ def test_a_worker_whose_child_takes_too_much_memory_is_replaced(open_pool, proce
     wait_until(lambda: pool.status().ends)
     (end,) = pool.status().ends
     assert "MiB of memory of its 2 processes (max_memory_bytes 314,572,800, 300 MiB)" in end.reason
-    assert 400 <= int(end.reason.split()[0]) < 600
+    assert 300 <= int(end.reason.split()[0]) < 600  # it may have been seen while it grew
     assert pool.submit(pow, 2, 10).result(timeout=10) == 1024
 
 
@@ -138,13 +150,21 @@ def test_a_limit_below_what_a_worker_takes_by_itself_replaces_none_that_has_done
 def test_memory_that_a_worker_shares_is_not_counted(open_pool):
     pool = open_pool(1, max_memory_bytes=150 * 2**20)
     pid = pool.submit(os.getpid).result()
+    # Shared by two processes, it belongs to none of them. They take it in step, because what only
+    # one of them has touched would count.
     pool.run(
-        "import mmap\n"
+        "import mmap, os, time\n"
         "shared = mmap.mmap(-1, 200 * 2**20)\n"
-        "shared.write(b'x' * (200 * 2**20))\n"
-        "import os, time\n"
-        "if not os.fork():\n"  # shared by two processes, it belongs to none of them
-        "    shared[0]; [shared[i] for i in range(0, len(shared), 4096)]; time.sleep(600)"
+        "(go, went), (read, wrote) = os.pipe(), os.pipe()\n"
+        "if not os.fork():\n"
+        "    while at := int.from_bytes(os.read(read, 4), 'little'):\n"
+        "        [shared[i] for i in range(at - 2**20, at, 4096)]\n"
+        "        os.write(went, b'.')\n"
+        "    time.sleep(600)\n"
+        "for at in range(2**20, len(shared) + 1, 2**20):\n"
+        "    shared.write(b'x' * 2**20)\n"
+        "    os.write(wrote, at.to_bytes(4, 'little'))\n"
+        "    os.read(go, 1)\n"
     )
 
     wait_until(lambda: psutil.Process(pid).memory_info().rss > 200 * 2**20)

@@ -33,7 +33,7 @@ def pool(open_pool: Callable[..., Pool]) -> Pool:
 def spares_of(pool: Pool, count: int = 1) -> list[Worker]:
     """Wait until so many are kept ready."""
     until = time.monotonic() + SOON
-    while len(ready := pool._engine.supervisor._standby._ready) < count:
+    while len(ready := pool._engine._standby._ready) < count:
         assert time.monotonic() < until
         time.sleep(0.01)
     return list(ready)
@@ -60,7 +60,7 @@ def wait_for(pool: Pool, pid: int | None) -> None:
 def test_a_spare_takes_the_place_of_a_worker_that_died_and_is_replaced(pool):
     (spare,) = spares_of(pool)
     kill(pool.status().workers[0].pid)
-    wait_for(pool, spare.pid)
+    wait_for(pool, spare.process.pid)
     assert pool.submit(whoami).result() == pool.status().workers[0].name == "default-1.2"
     assert pool.run("6 * 7").value == 42
     wait_for_another_spare(pool, spare)
@@ -69,7 +69,7 @@ def test_a_spare_takes_the_place_of_a_worker_that_died_and_is_replaced(pool):
 
 def test_a_spare_that_died_is_not_taken(pool):
     (spare,) = spares_of(pool)
-    kill(spare.pid)
+    kill(spare.process.pid)
     kill(pool.status().workers[0].pid)
     until = time.monotonic() + SOON
     while pool.status().workers[0].name != "default-1.2":
@@ -88,9 +88,9 @@ def test_spares_end_with_the_pool(open_pool, living):
 
 def test_a_spare_that_was_stopped_is_not_taken_and_is_replaced(pool, process_of):
     (spare,) = spares_of(pool)
-    process = process_of(spare.pid)
-    os.kill(spare.pid, signal.SIGSTOP)
-    while psutil.Process(spare.pid).status() != psutil.STATUS_STOPPED:
+    process = process_of(spare.process.pid)
+    os.kill(spare.process.pid, signal.SIGSTOP)
+    while psutil.Process(spare.process.pid).status() != psutil.STATUS_STOPPED:
         time.sleep(0.001)
 
     kill(pool.status().workers[0].pid)
@@ -119,9 +119,9 @@ def test_a_spare_whose_main_thread_has_ended_is_replaced(write_adapter, open_poo
     pool = open_pool(workers=1, standby=1, adapter=write_adapter)
     (spare,) = spares_of(pool)
 
-    os.kill(spare.pid, signal.SIGVTALRM)
+    os.kill(spare.process.pid, signal.SIGVTALRM)
 
-    assert process_of(spare.pid).wait_gone()
+    assert process_of(spare.process.pid).wait_gone()
     assert pool.submit(pow, 2, 3).result(SOON) == 8
     wait_for_another_spare(pool, spare)
 

@@ -62,7 +62,7 @@ def gone(pid, patience=5.0):
     return bool(select.select([descriptor], [], [], patience)[0])
 
 def report():
-    found = worker.manager.provisioner.last_report
+    found = worker.process.manager.provisioner.last_report
     return [found.verified, found.count, found.survivors, [item.pid for item in found.kept]]
 
 def reap(*options):
@@ -147,7 +147,7 @@ def test_hidden_children_are_ended_with_their_run(hidepid, look):
 def test_a_hidden_child_is_found_by_its_mark_when_its_guardian_was_killed(hidepid, pause, look):
     code = f"""
     pid = run("hidden(env={{}}, start_new_session=True)")
-    os.kill(worker.process.guardian.pid, 9)
+    os.kill(worker.process.guarded.guardian.pid, 9)
     time.sleep({pause})  # the pool may notice, and be ending it when it is told to
     pool.terminate()
     tell(report(), gone(pid), reap())
@@ -224,7 +224,7 @@ def test_a_hidden_program_of_which_nothing_can_be_told_is_named(look, tmp_path):
     program.chmod(0o4755)
     code = f"""
     pid = run("subprocess.Popen([{str(program)!r}, '600']).pid")
-    os.kill(worker.process.guardian.pid, 9)
+    os.kill(worker.process.guarded.guardian.pid, 9)
     pool.terminate()
     tell(pid, report(), reap())
     """

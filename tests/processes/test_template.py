@@ -79,7 +79,7 @@ def value_of(pool: Pool, expression: str) -> Any:
 def ways(pool: Pool) -> set[str | None]:
     """Why the workers of a pool were not forked; None for those that were."""
     workers = pool._engine.supervisor.workers.values()
-    return {worker.process.not_forked_because for worker in workers}
+    return {worker.process.guarded.not_forked_because for worker in workers}
 
 
 # -- what it imports -----------------------------------------------------------------------------
@@ -285,7 +285,7 @@ def test_a_guardian_that_falls_to_its_owner_is_reaped():
     """These tests run in a subreaper, as the first process of a container is one."""
     with Pool(workers=1) as pool:
         (worker,) = pool._engine.supervisor.workers.values()
-        guardian = worker.process.guardian
+        guardian = worker.process.guarded.guardian
         module.close_templates()
     assert not Path(f"/proc/{guardian.pid}").exists()
 

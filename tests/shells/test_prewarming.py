@@ -1,4 +1,4 @@
-"""Workers that are prepared ahead do not starve a shell, also where there is little of a processor."""
+"""Workers that are prepared ahead do not starve a shell, even on an eighth of a processor."""
 
 from __future__ import annotations
 

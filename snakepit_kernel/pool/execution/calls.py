@@ -14,7 +14,7 @@ from typing import Any, Self, TypeVar
 
 import zmq
 
-from ...errors import CallTimeout, SnakepitError, ToolError, WorkerDied
+from ...errors import CallTimeout, SnakepitError, ToolError
 from ...lane import replies
 from ...lane.exchange import Exchange
 from ...lane.owner_end import LaneClosed, OwnerLane
@@ -26,11 +26,13 @@ from ...protocol.frames import Frame, Segment, pack
 from ...protocol.messages import CELL, Apply, CancelStream, Credit, HostCall, OpenChannels
 from ...worker.namespace import last_value, pull, push
 from ..import_path import search_path
+from ..refusals import Refusals
 from ..results import CellResult
 from ..tools import preamble
 from ..work_item import HostCallContext, WorkItem
 from ..workers.jupyter import Cell, CellClient, CellRun
-from ..workers.worker import PooledLane, Worker
+from ..workers.supervisor import WorkerSupervisor
+from ..workers.worker import PooledLane
 from .host_tools import HostToolServer
 
 logger = get_logger(__name__)
@@ -79,9 +81,9 @@ class CallRunner:
         ZeroMQ context for the Jupyter channels.
     host
         Serves the host calls.
-    terminate
-        Terminates a worker that ignores an interrupt.
-    error_for_death
+    supervisor
+        Terminates workers that ignore an interrupt.
+    refusals
         Maps a worker's death to the error that its current caller gets.
     """
 
@@ -90,14 +92,14 @@ class CallRunner:
         grace: float,
         context: zmq.Context[Any],
         host: HostToolServer,
-        terminate: Callable[[PooledLane], None],
-        error_for_death: Callable[[Worker, WorkerDied], SnakepitError],
+        supervisor: WorkerSupervisor,
+        refusals: Refusals,
     ) -> None:
         self._grace = grace
         self._context = context
         self.host = host
-        self.terminate = terminate
-        self.error_for_death = error_for_death
+        self.supervisor = supervisor
+        self.refusals = refusals
 
     # -- calls ---------------------------------------------------------------------------------
 
@@ -113,7 +115,7 @@ class CallRunner:
                 while not exchange.is_answered:
                     self._receive(lane, exchange, work)
         except LaneClosed:
-            raise self.error_for_death(lane.worker, lane.worker.death()) from None
+            raise self.refusals.error_for_death(lane.worker, lane.worker.death()) from None
         except TimeoutError:
             raise self._stop_late(lane, exchange, work) from None
         except RecursionError:  # a chain of host calls that has no end
@@ -170,7 +172,7 @@ class CallRunner:
                 work.has_given = True
                 yield exchange.next_chunk()
         except LaneClosed:
-            raise self.error_for_death(lane.worker, lane.worker.death()) from None
+            raise self.refusals.error_for_death(lane.worker, lane.worker.death()) from None
         except TimeoutError:
             raise self._stop_late(lane, exchange, work) from None
         except GeneratorExit:
@@ -249,13 +251,13 @@ class CallRunner:
         with self._serving_cell(lane, work):
             run = cells.begin(cell, work.session, work.correlation)
             try:
-                cells.follow(run, work.deadline, lambda: not worker.died.is_set(), lane)
+                cells.follow(run, work.deadline, lambda: not worker.process.died.is_set(), lane)
             except TimeoutError:
                 stacks = worker.stacks()
                 was_replaced = not self._stop_cell(lane, run)
                 raise _timed_out(lane, work, stacks, was_replaced) from None
             except ConnectionError:
-                raise self.error_for_death(worker, worker.death()) from None
+                raise self.refusals.error_for_death(worker, worker.death()) from None
             except BaseException:
                 self._stop_cell(lane, run)
                 raise
@@ -298,20 +300,20 @@ class CallRunner:
             if error.type_name not in _SYSTEM_ERRORS:
                 raise
             raise self._replace(lane, f"cannot open its channels ({error.message})") from None
-        if missing := worker.missing_socket():
+        if missing := worker.process.missing_socket():
             raise self._replace(lane, _lost_sockets(missing))
-        connection = worker.manager.get_connection_info()
+        connection = worker.process.manager.get_connection_info()
         cells = CellClient(worker.name, connection, self._context)
         try:
-            is_heard = cells.await_welcome(work.deadline, lambda: not worker.died.is_set())
-            if not is_heard and (missing := worker.missing_socket()):
+            is_heard = cells.await_welcome(work.deadline, lambda: not worker.process.died.is_set())
+            if not is_heard and (missing := worker.process.missing_socket()):
                 raise self._replace(lane, _lost_sockets(missing))
         except BaseException as error:
             cells.close()
             if isinstance(error, TimeoutError):
                 raise _timed_out(lane, work) from None
             if isinstance(error, ConnectionError):
-                raise self.error_for_death(worker, worker.death()) from None
+                raise self.refusals.error_for_death(worker, worker.death()) from None
             raise
         worker.cells = cells
         return cells
@@ -319,9 +321,9 @@ class CallRunner:
     def _replace(self, lane: PooledLane, reason: str) -> SnakepitError:
         """Terminate a worker that can run no cells; return the error for its caller."""
         worker = lane.worker
-        worker.end_reason = worker.end_reason or reason
-        self.terminate(lane)
-        return self.error_for_death(worker, worker.death())
+        worker.process.end_reason = worker.process.end_reason or reason
+        self.supervisor.terminate_when_idle(lane)
+        return self.refusals.error_for_death(worker, worker.death())
 
     def _apply_on(
         self, lane: PooledLane, work: WorkItem, function: Callable[..., Any], *args: Any
@@ -389,7 +391,7 @@ class CallRunner:
         except LaneClosed:
             pass
         except BaseException as error:
-            self.terminate(lane)
+            self.supervisor.terminate_when_idle(lane)
             if not isinstance(error, TimeoutError):
                 raise  # a second Ctrl-C
             logger.warning("%s did not heed an interrupt; it is replaced", lane.worker.name)
@@ -405,17 +407,17 @@ class CallRunner:
         until = time.monotonic() + self._grace
         call_id = lane.new_call_id()
         try:
-            while not run.is_idle and not worker.died.is_set():
+            while not run.is_idle and not worker.process.died.is_set():
                 lane.interrupt(call_id)
                 if time.monotonic() > until:
-                    self.terminate(lane)
+                    self.supervisor.terminate_when_idle(lane)
                     return False
                 step = min(until, time.monotonic() + INTERRUPT_INTERVAL)
                 with contextlib.suppress(TimeoutError, ConnectionError):
                     lane.send([], step)  # answers to host calls that the deadline held back
-                    worker.cells.follow(run, step, lambda: not worker.died.is_set(), lane)
+                    worker.cells.follow(run, step, lambda: not worker.process.died.is_set(), lane)
         except BaseException:  # a second Ctrl-C
-            self.terminate(lane)
+            self.supervisor.terminate_when_idle(lane)
             raise
         return True
 
@@ -475,7 +477,7 @@ class AsyncCall:
     async def _end_early(self, error: BaseException) -> None:
         runner, lane, exchange = self._runner, self._lane, self._exchange
         if isinstance(error, LaneClosed):
-            raise runner.error_for_death(lane.worker, await lane.worker.adeath()) from None
+            raise runner.refusals.error_for_death(lane.worker, await lane.worker.adeath()) from None
         if isinstance(error, GeneratorExit):
             await self._on_abandoned()
             return
@@ -491,7 +493,7 @@ class AsyncCall:
 
     async def _on_abandoned(self) -> None:
         # The loop was closed while this was suspended: nothing can wait for the call to stop.
-        self._runner.terminate(self._lane)
+        self._runner.supervisor.terminate_when_idle(self._lane)
 
 
 class AsyncStream(AsyncCall):

@@ -12,10 +12,9 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
-from collections.abc import Callable
 from typing import Any
 
-from ...errors import PoolClosed, SnakepitError, WorkerDied
+from ...errors import SnakepitError
 from ...lane.exchange import Exchange
 from ...lane.owner_end import PlainAnswer
 from ...output.display import Display
@@ -48,10 +47,6 @@ class FutureRunner:
         Name of the pool.
     grace
         Seconds that a worker may take to respond to an interrupt.
-    stop_scheduling
-        Stops the assignment of a worker's lanes.
-    terminate, error_for_death
-        As for `CallRunner`.
     """
 
     def __init__(
@@ -62,19 +57,15 @@ class FutureRunner:
         *,
         pool: str,
         grace: float,
-        stop_scheduling: Callable[[Worker], None],
-        terminate: Callable[[PooledLane], None],
-        error_for_death: Callable[[Worker, WorkerDied], SnakepitError],
     ) -> None:
         self._pool = pool
         self.host = host
         self.grace = grace
-        self.stop_scheduling = stop_scheduling
-        self.terminate = terminate
+        self.supervisor = dispatcher.supervisor
+        self.refusals = dispatcher.refusals
         self.window = PrefetchWindow()
         self._dispatcher = dispatcher
         self._loop_thread = loop_thread
-        self._error_for_death = error_for_death
         self._watch: LaneWatch[FutureItem] = LaneWatch()
         loop_thread.read(self._watch.fileno(), self._take_over_arrived)
 
@@ -215,18 +206,20 @@ class FutureRunner:
         item.set_timer(None)
         if item.finished or not future.begin():
             self._end_cancelled(item)
-        elif item.lane is None and self._dispatcher.closed_because is not None:
+        elif item.lane is None and self._dispatcher.accounting.closed_because is not None:
             self._end_cancelled(item)
             future.cancel()
         elif item.lane is None:
-            self.end(item, "lost", self._dispatcher.unserved(item))
+            self.end(item, "lost", self.refusals.unserved(item))
         else:
             self._open_pipeline(item, item.lane).begin(item)
 
     def _open_pipeline(self, item: FutureItem, lane: PooledLane) -> LanePipeline:
         """Hand the lane of an item to a pipeline, whose first item it is."""
         pipeline = LanePipeline(self, lane, item.name)
-        self._dispatcher.start_pipeline(item, pipeline)
+        with self._dispatcher.lock:
+            lane.holder = pipeline  # which releases it
+            item.is_prefetched = True
         self._enter(item, pipeline)
         return pipeline
 
@@ -234,10 +227,6 @@ class FutureRunner:
         item.pipeline = pipeline
         if item.future.cancelled():  # before that
             self._loop_thread.soon(pipeline.cancel, item)
-
-    def closed(self) -> PoolClosed | None:
-        """Return the error for work that the pool's shutdown ends; None while it is not closing."""
-        return self._dispatcher.closing_error()
 
     def prefetch(self, lane: PooledLane, count: int) -> list[FutureItem]:
         """Take further items for a lane from the head of the queue."""
@@ -276,9 +265,9 @@ class FutureRunner:
         self._loop_thread.spawn(self._report_death(lane.worker, items))
 
     async def _report_death(self, worker: Worker, items: list[FutureItem]) -> None:
-        error = self._error_for_death(worker, await worker.adeath())
+        error = self.refusals.error_for_death(worker, await worker.adeath())
         for item in reversed(items[1:]):
-            if self.closed() is None:
+            if self.refusals.closing_error() is None:
                 self.requeue(item)
             else:
                 self.end(item, outcome_of(error), error)
@@ -331,4 +320,4 @@ class FutureRunner:
 
     def _expire(self, item: FutureItem) -> None:
         if self._dispatcher.withdraw(item):
-            self.end(item, "timeout", self._dispatcher.late(item))
+            self.end(item, "timeout", item.late_error(self._pool))

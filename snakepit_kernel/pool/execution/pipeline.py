@@ -12,20 +12,22 @@ import asyncio
 import contextvars
 import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from functools import partial
 from typing import Any, Protocol
 
-from ...errors import CallTimeout, PoolClosed, ToolError
+from ...errors import CallTimeout, ToolError
 from ...lane.exchange import Exchange
 from ...lane.owner_end import LaneClosed
 from ...lane.replies import Interrupted
 from ...output.display import Display
 from ...protocol.frames import Frame, Segment
 from ...protocol.messages import HostCall
+from ..refusals import Refusals
 from ..results import CallFuture
 from ..work_item import WorkItem, outcome_of
-from ..workers.worker import PooledLane, Worker
+from ..workers.supervisor import WorkerSupervisor
+from ..workers.worker import PooledLane
 from .calls import INTERRUPT_INTERVAL, AsyncHostCalls
 from .host_tools import HostToolServer
 
@@ -140,11 +142,8 @@ class PipelineHost(Protocol):
     host: HostToolServer
     grace: float
     window: PrefetchWindow
-    terminate: Callable[[PooledLane], None]
-    stop_scheduling: Callable[[Worker], None]
-
-    def closed(self) -> PoolClosed | None:
-        """Return the error for work that the pool's shutdown ends; None while it is not closing."""
+    supervisor: WorkerSupervisor
+    refusals: Refusals
 
     def prefetch(self, lane: PooledLane, count: int) -> list[FutureItem]:
         """Return further queued items for a lane."""
@@ -333,7 +332,7 @@ class LanePipeline:
         except Interrupted as interrupted:
             if item.error is not None:  # it timed out
                 self._runner.end(item, "timeout", item.error)
-            elif (closed := self._runner.closed()) is not None:
+            elif (closed := self._runner.refusals.closing_error()) is not None:
                 self._runner.end(item, "lost", closed)
             else:
                 message = f"{exchange.name} was interrupted in its worker"
@@ -362,7 +361,7 @@ class LanePipeline:
         items = list(self._in_flight.values())
         for item in items:
             self._drop(item)
-        self._runner.stop_scheduling(self._lane.worker)  # or its lane is assigned again
+        self._runner.supervisor.stop_scheduling(self._lane.worker)  # or its lane is assigned again
         self._end()
         self._runner.report_death(self._lane, items)
 
@@ -439,7 +438,7 @@ class LanePipeline:
                 item.error = CallTimeout(
                     late.what, late.timeout, late.worker, late.stacks, was_replaced=True
                 )
-            self._runner.terminate(self._lane)
+            self._runner.supervisor.terminate_when_idle(self._lane)
             return
         if item.host_calls is not None:
             item.host_calls.release()

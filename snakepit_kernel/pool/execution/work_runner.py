@@ -21,6 +21,7 @@ from ..work_item import HostCallContext, WorkItem, call_chain, outcome_of
 from ..workers.jupyter import Cell
 from ..workers.worker import PooledLane
 from .calls import AsyncStream, CallRunner, interrupt_until_heard
+from .lane_waiter import LaneWaiter
 
 
 class WorkRunner:
@@ -31,7 +32,9 @@ class WorkRunner:
     config
         The pool's options.
     dispatcher
-        Admits the work and assigns lanes to it.
+        Releases the lanes, and counts the work.
+    waiter
+        Admits the work, and waits for its lanes.
     loop_thread
         Repairs the dispatcher's state after a KeyboardInterrupt.
     calls
@@ -42,6 +45,7 @@ class WorkRunner:
         self,
         config: PoolConfig,
         dispatcher: Dispatcher,
+        waiter: LaneWaiter,
         loop_thread: LoopThread,
         calls: CallRunner,
     ) -> None:
@@ -49,6 +53,7 @@ class WorkRunner:
         self._grace = config.grace
         self._recovery = Recovery(barrier=config.crash_barrier, retry=config.retry)
         self._dispatcher = dispatcher
+        self._waiter = waiter
         self._loop_thread = loop_thread
         self._calls = calls
 
@@ -69,7 +74,7 @@ class WorkRunner:
                     pause = self._prepare_retry(work, error)
                     if pause is None:
                         raise
-                self._dispatcher.back_off(work, pause)
+                self._waiter.back_off(work, pause)
         except KeyboardInterrupt as error:
             self._fail(work, error)
             self._loop_thread.soon(self._dispatcher.repair, work)
@@ -77,7 +82,7 @@ class WorkRunner:
 
     def _try_call(self, work: WorkItem, raise_original: bool) -> Any:
         nesting = None if work.host_call is None else self._nesting(work, can_hop=True)
-        lane = self._dispatcher.wait(work, nesting)
+        lane = self._waiter.wait(work, nesting)
         exchange = Exchange(lane.new_call_id(), work.name, raise_original=raise_original)
         segments = work.encode(lane, exchange.call_id)
         if work.nested_in is None or work.nested_in.is_here:
@@ -101,14 +106,14 @@ class WorkRunner:
                     pause = self._prepare_retry(work, error)
                     if pause is None:
                         raise
-                self._dispatcher.back_off(work, pause)
+                self._waiter.back_off(work, pause)
         except KeyboardInterrupt as error:
             self._fail(work, error)
             self._loop_thread.soon(self._dispatcher.repair, work)
             raise
 
     def _try_stream(self, work: WorkItem, room: int) -> Generator[Any, None, None]:
-        lane = self._dispatcher.wait(work, self._nesting(work, can_hop=False))
+        lane = self._waiter.wait(work, self._nesting(work, can_hop=False))
         exchange = Exchange(lane.new_call_id(), work.name)
         segments = work.encode(lane, exchange.call_id)
         yield from self._calls.stream(lane, exchange, segments, work, room)
@@ -117,7 +122,7 @@ class WorkRunner:
     def run_cell(self, work: WorkItem, cell: Cell) -> CellResult:
         """Run a cell on a worker, driven by this thread."""
         try:
-            return self._run_assigned(self._dispatcher.wait(work), work, cell)
+            return self._run_assigned(self._waiter.wait(work), work, cell)
         except BaseException as error:
             self._fail(work, error)
             if isinstance(error, KeyboardInterrupt):
@@ -138,7 +143,7 @@ class WorkRunner:
             await self._back_off(work, pause)
 
     async def _try_acall(self, work: WorkItem, raise_original: bool) -> Any:
-        lane = await self._dispatcher.wait_async(work, self._nesting(work, can_hop=True))
+        lane = await self._waiter.wait_async(work, self._nesting(work, can_hop=True))
         exchange = Exchange(lane.new_call_id(), work.name, raise_original=raise_original)
         segments = work.encode(lane, exchange.call_id)
         drive = self._calls.drive_async(lane, exchange, segments, work)
@@ -156,7 +161,7 @@ class WorkRunner:
         work.kind = "stream"
         while True:
             try:
-                lane = await self._dispatcher.wait_async(work, self._nesting(work, can_hop=False))
+                lane = await self._waiter.wait_async(work, self._nesting(work, can_hop=False))
                 exchange = Exchange(lane.new_call_id(), work.name)
                 segments = work.encode(lane, exchange.call_id)
                 async with AsyncStream(
@@ -175,7 +180,7 @@ class WorkRunner:
     async def arun_cell(self, work: WorkItem, cell: Cell) -> CellResult:
         """Run a cell on a worker, driven by a thread, without blocking the event loop."""
         try:
-            lane = await self._dispatcher.wait_async(work)
+            lane = await self._waiter.wait_async(work)
         except BaseException as error:
             self._fail(work, error)
             raise
@@ -238,8 +243,8 @@ class WorkRunner:
         try:
             value = exchange.outcome()
         except Interrupted as interrupted:  # not by its caller
-            if (closed := self._dispatcher.closing_error()) is not None:  # by the pool's shutdown
-                raise closed from None
+            if (closed := self._dispatcher.refusals.closing_error()) is not None:
+                raise closed from None  # by the pool's shutdown
             work.ends_as = "cancelled"
             message = f"{work.name} was interrupted in its worker"
             raise ToolError("KeyboardInterrupt", message, interrupted.traceback) from None
@@ -266,7 +271,7 @@ class WorkRunner:
 
     def _pause_after(self, work: WorkItem, error: BaseException) -> float | None:
         """Return the seconds to back off before failed work is retried; None for no retry."""
-        if work.finished or self._dispatcher.supervisor.is_draining:
+        if work.finished or self._dispatcher.supervisor.is_closing:
             return None
         if work.nested_in is not None or work.ends_as == "cancelled" or work.has_given:
             return None
@@ -283,7 +288,7 @@ class WorkRunner:
     async def _back_off(self, work: WorkItem, pause: float) -> None:
         """Wait for the back-off before the next attempt of a work item."""
         try:
-            await self._dispatcher.back_off_async(work, pause)
+            await self._waiter.back_off_async(work, pause)
         except BaseException as error:
             self._fail(work, error)
             raise

@@ -10,12 +10,10 @@ import contextlib
 import signal
 import threading
 import time
-from pathlib import Path
 from typing import Any
 
 import zmq
 
-from ...errors import StartFailed, describe_exit
 from ...processes.identity import descendants
 from ...processes.os_limits import limit_address_space, limit_cpu, limit_files
 from ...protocol.messages import Configured, WorkerSetup
@@ -36,16 +34,12 @@ class ForeignWorker(Worker):
         super().__init__(*args, **kwargs)
         self._requests: set[asyncio.Future[None]] = set()
 
-    def _transport(self, base: Path) -> dict[str, Any]:
-        # The protocol leaves ipc optional; every kernel supports tcp.
-        return super()._transport(base) if self.config.kernel.is_python else {"transport": "tcp"}
-
     # -- starting ------------------------------------------------------------------------------
 
     async def _begin(self, setup: WorkerSetup) -> Configured:  # noqa: ARG002 - for our kernel
         self._loop = asyncio.get_running_loop()
         limits = self.config.limits
-        await self._launch()
+        await self.process.launch(self.slot)
         try:
             if limits.open_files is not None:
                 limit_files(self._require_pid(), limits.open_files)
@@ -55,10 +49,7 @@ class ForeignWorker(Worker):
             if limits.address_space_bytes is not None:
                 self._limit_address_space(limits.address_space_bytes)
         except (ConnectionError, ProcessLookupError, FileNotFoundError):
-            await self._wait_for_status()
-            status = self.process.status if self.process else None
-            cause = f"it {describe_exit(status)} before it was ready"
-            raise StartFailed(self._title, cause, self.last_output()) from None
+            raise await self.process.ended_early() from None
         return Configured(0, [], {})
 
     def _limit_address_space(self, size_bytes: int) -> None:
@@ -70,9 +61,9 @@ class ForeignWorker(Worker):
         limit_address_space(pid, size_bytes, finally_so=True)
 
     def _require_pid(self) -> int:
-        if self.pid is None:
+        if self.process.pid is None:
             raise ProcessLookupError
-        return self.pid
+        return self.process.pid
 
     async def _connect_cells(self) -> CellClient:
         """Open the channels in a thread, and wait there for the kernel's first reply."""
@@ -87,10 +78,11 @@ class ForeignWorker(Worker):
             raise
 
     def _open_cells(self, is_cancelled: threading.Event) -> CellClient:
-        context: zmq.Context[Any] = zmq.Context(self.manager.context)  # the same, not asyncio's
-        cells = CellClient(self.name, self.manager.get_connection_info(), context)
+        manager, died = self.process.manager, self.process.died
+        context: zmq.Context[Any] = zmq.Context(manager.context)  # the same, not asyncio's
+        cells = CellClient(self.name, manager.get_connection_info(), context)
         try:
-            cells.await_kernel(lambda: not (self.died.is_set() or is_cancelled.is_set()))
+            cells.await_kernel(lambda: not (died.is_set() or is_cancelled.is_set()))
         except BaseException:
             cells.close()
             raise
@@ -113,15 +105,15 @@ class ForeignWorker(Worker):
         if self._interrupted[0] == call_id and now < self._interrupted[1] + INTERRUPT_INTERVAL:
             return
         self._interrupted = (call_id, now)
-        spec = self.manager.kernel_spec
+        spec = self.process.manager.kernel_spec
         if spec is not None and spec.interrupt_mode == "message":
             with contextlib.suppress(RuntimeError):  # the pool has ended in the meantime
                 self._loop.call_soon_threadsafe(self._send_interrupt)
         else:
-            self.signal(signal.SIGINT)
+            self.process.signal(signal.SIGINT)
 
     def _send_interrupt(self) -> None:
-        task: asyncio.Future[None] = asyncio.ensure_future(self.manager.interrupt_kernel())
+        task: asyncio.Future[None] = asyncio.ensure_future(self.process.manager.interrupt_kernel())
         self._requests.add(task)
         task.add_done_callback(self._requests.discard)
 
@@ -136,6 +128,3 @@ class ForeignWorker(Worker):
             if lane.holder is not None:
                 lane.interrupt()
             lane.hang_up()
-
-    async def _request_exit(self) -> None:
-        await self.manager.request_shutdown()

@@ -1,8 +1,10 @@
-"""State table of a worker, and restart back-off of its slot. Pure: no clock, no I/O."""
+"""State table of a worker, and the slots with their restart back-off. Pure: no clock, no I/O."""
 
 from __future__ import annotations
 
+import itertools
 from collections import deque
+from collections.abc import Iterator
 from enum import Enum
 from typing import Final
 
@@ -81,6 +83,53 @@ class Slot:
     def backoff_left(self, now: float) -> float:
         """Return the seconds for which it stays empty."""
         return max(0.0, self._backoff_until - now)
+
+
+class Slots:
+    """The slots of a pool, in the order in which they were added.
+
+    Parameters
+    ----------
+    count
+        How many there are at first.
+    """
+
+    def __init__(self, count: int) -> None:
+        self._slots: dict[int, Slot] = {}
+        self.add(count)
+
+    def __len__(self) -> int:
+        return len(self._slots)
+
+    def __iter__(self) -> Iterator[Slot]:
+        return iter(list(self._slots.values()))
+
+    def __contains__(self, slot: Slot) -> bool:
+        return self._slots.get(slot.number) is slot
+
+    def get(self, number: int) -> Slot | None:
+        """Return the slot of a number, if there is one."""
+        return self._slots.get(number)
+
+    def add(self, count: int) -> list[Slot]:
+        """Add slots, with the lowest free numbers; return them."""
+        free = (number for number in itertools.count(1) if number not in self._slots)
+        added = [Slot(number) for number in itertools.islice(free, count)]
+        self._slots |= {slot.number: slot for slot in added}
+        return added
+
+    def remove(self, slot: Slot) -> None:
+        """Remove a slot."""
+        del self._slots[slot.number]
+
+    @property
+    def problem(self) -> str | None:
+        """Why slots are degraded, if any are; else None."""
+        problems = {slot.number: slot.problem for slot in self if slot.problem}
+        if not problems:
+            return None
+        numbers = ", ".join(map(str, sorted(problems)))
+        return f"slot {numbers} is degraded: {problems[min(problems)]}"
 
 
 class WorkerState(Enum):

@@ -17,7 +17,10 @@ from ...processes.concurrency import in_thread
 from ...processes.identity import all_children, living_descendants
 from ..config import PoolConfig
 from ..policies import Heartbeat
+from .background import BackgroundTasks
 from .replacement import RollingReplacement
+from .standby import StandbyWorkers
+from .supervisor import WorkerSupervisor
 from .worker import Worker
 
 logger = get_logger(__name__)
@@ -34,27 +37,44 @@ class WorkerMonitor:
     config
         The pool's options.
     supervisor
-        Owns the workers.
+        Has the workers, of which it terminates those that do not respond.
+    replacement
+        Replaces those that use too much memory, among others.
+    standby
+        The standby workers.
+    tasks
+        Run the checks, until the pool ends.
     """
 
-    def __init__(self, config: PoolConfig, supervisor: RollingReplacement) -> None:
+    def __init__(
+        self,
+        config: PoolConfig,
+        supervisor: WorkerSupervisor,
+        replacement: RollingReplacement,
+        standby: StandbyWorkers,
+        tasks: BackgroundTasks,
+    ) -> None:
         self._config = config
         self._supervisor = supervisor
+        self._replacement = replacement
+        self._standby = standby
+        self._tasks = tasks
         self._has_warned = False
         self._without_main_thread: WeakSet[Worker] = WeakSet()
 
     def begin(self) -> None:
         """Start the checks, which end with the pool."""
-        self._supervisor.run_in_background(self._reconcile())
-        self._supervisor.run_in_background(self._supervisor.replace_due())
+        self._tasks.run(self._reconcile())
+        self._tasks.run(self._replacement.replace_due())
         if self._config.heartbeat is not None:
-            self._supervisor.run_in_background(self._check_liveness(self._config.heartbeat))
+            self._tasks.run(self._check_liveness(self._config.heartbeat))
 
     async def _reconcile(self) -> None:
         while True:
             # Deaths are noticed at once; this retries what was postponed.
             await asyncio.sleep(RECONCILE_INTERVAL)
             self._supervisor.reconcile()
+            self._replacement.retry()
             for worker in self._supervisor.living():
                 logs.bound_file(
                     worker.output.log_path
@@ -71,15 +91,17 @@ class WorkerMonitor:
 
         No other check finds them: the process lives, and another thread sends its heartbeats.
         """
-        self._supervisor.end_standby_without_main_thread()
+        self._standby.end_without_main_thread()
         before = self._without_main_thread
         # Seen only once, the process may just be exiting: its threads end one by one.
         self._without_main_thread = WeakSet(
-            worker for worker in self._supervisor.living() if worker.has_lost_its_main_thread
+            worker
+            for worker in self._supervisor.living()
+            if worker.process.has_lost_its_main_thread
         )
         for worker in list(self._without_main_thread & before):
-            worker.end_reason = "lost its main thread (it called pthread_exit)"
-            logger.warning("worker %s %s", worker.name, worker.end_reason)
+            worker.process.end_reason = "lost its main thread (it called pthread_exit)"
+            logger.warning("worker %s %s", worker.name, worker.process.end_reason)
             self._supervisor.terminate(worker)
 
     # -- memory --------------------------------------------------------------------------------
@@ -87,15 +109,17 @@ class WorkerMonitor:
     async def _check_memory(self, limit: int) -> None:
         """Request replacement of workers that, with their descendants, use too much memory."""
         workers = {
-            worker.process.guardian.pid: worker
+            guarded.guardian.pid: worker
             for worker in self._supervisor.workers.values()
-            if worker.state.is_in_service and worker.process and worker.process.guardian
+            if worker.state.is_in_service
+            and (guarded := worker.process.guarded)
+            and guarded.guardian
         }
         for pid, memory in (await in_thread(tree_memory, workers, limit)).items():
             if memory.total_bytes <= limit:
                 continue
             if workers[pid].calls:
-                self._supervisor.request_replacement(workers[pid], _describe_excess(memory, limit))
+                self._replacement.request_replacement(workers[pid], _describe_excess(memory, limit))
             elif not self._has_warned:  # a successor would take as much
                 self._has_warned = True
                 excess = _describe_excess(memory, limit)
@@ -118,7 +142,7 @@ class WorkerMonitor:
 
     def _looks_dead(self, worker: Worker, probe: LivenessProbe, now: float) -> bool:
         try:
-            process = psutil.Process(worker.pid)
+            process = psutil.Process(worker.process.pid)
             times, state = process.cpu_times(), process.status()
         except psutil.Error:  # it has ended, which its watcher handles
             return False
@@ -136,9 +160,11 @@ class WorkerMonitor:
 
     async def _terminate(self, worker: Worker, silence: float, misses: int) -> None:
         stacks = await in_thread(worker.stacks)
-        worker.end_reason = f"gave no sign of life for {silence:.3g} s ({misses} heartbeats missed)"
+        worker.process.end_reason = (
+            f"gave no sign of life for {silence:.3g} s ({misses} heartbeats missed)"
+        )
         where = stacks and f":\n{printable(stacks, lines=True)}"
-        logger.warning("worker %s %s%s", worker.name, worker.end_reason, where)
+        logger.warning("worker %s %s%s", worker.name, worker.process.end_reason, where)
         self._supervisor.terminate(worker)
 
 

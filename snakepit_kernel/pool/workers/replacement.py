@@ -4,17 +4,22 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import itertools
+import threading
 from collections.abc import Coroutine, Sequence
 from functools import partial
 from typing import Any
 
 from ...errors import StartFailed
 from ...loggers import get_logger
+from ...processes.concurrency import LoopThread
 from ..config import PoolConfig
+from ..scheduling.scheduler import Scheduler
+from .background import BackgroundTasks
+from .factory import WorkerFactory
 from .lifecycle import Slot, WorkerEvent, WorkerState
+from .standby import StandbyWorkers
 from .supervisor import WorkerSupervisor
-from .worker import Worker
+from .worker import PooledLane, Worker
 
 logger = get_logger(__name__)
 
@@ -22,32 +27,64 @@ REPLACEMENT_BACKOFF = 5.0
 """Seconds before a failed replacement of a living worker is retried."""
 
 
-class RollingReplacement(WorkerSupervisor):
-    """Supervisor that also replaces, adds and removes workers while work goes on.
+class RollingReplacement:
+    """Replaces, adds and removes workers while work goes on.
 
-    The parameters are those of `WorkerSupervisor`.
+    Its coroutines run in the pool's loop thread.
+
+    Parameters
+    ----------
+    supervisor
+        Has the workers.
+    factory, standby, tasks, lock, scheduler
+        As for `WorkerSupervisor`.
+    loop_thread
+        Runs what other threads ask for.
+
+    Attributes
+    ----------
+    recycled
+        How many workers were replaced on purpose.
     """
 
-    def __init__(self, config: PoolConfig, *arguments: Any, **options: Any) -> None:
-        super().__init__(config, *arguments, **options)
+    def __init__(
+        self,
+        supervisor: WorkerSupervisor,
+        factory: WorkerFactory,
+        standby: StandbyWorkers,
+        tasks: BackgroundTasks,
+        *,
+        loop_thread: LoopThread,
+        lock: threading.RLock,
+        scheduler: Scheduler[PooledLane],
+    ) -> None:
+        self.recycled = 0
+        self._supervisor = supervisor
+        self._factory = factory
+        self._standby = standby
+        self._tasks = tasks
+        self._loop_thread = loop_thread
+        self._lock = lock
+        self._scheduler = scheduler
         self._changing = asyncio.Lock()  # one resize, reload or recycle at a time
         self._replacing = asyncio.Lock()  # one replacement at a time
         self._replacement_due = asyncio.Event()
+        supervisor.on_available.append(self._limit_age)
+        factory.on_quitting = self.replace_quitting
 
     # -- requests for replacement --------------------------------------------------------------
 
-    def _activate(self, worker: Worker) -> None:
-        super()._activate(worker)
-        if self._config.max_age is not None:
-            reason = f"{self._config.max_age:g} s old (max_age)"
+    def _limit_age(self, worker: Worker) -> None:
+        """Request the replacement of a worker for the time when it will be too old."""
+        max_age = self._factory.config.max_age
+        if max_age is not None and worker.retirement is None:
+            reason = f"{max_age:g} s old (max_age)"
             on_max_age = partial(self.request_replacement, worker, reason, keep_while_home=True)
-            loop = asyncio.get_running_loop()
-            worker.retirement = loop.call_later(self._config.max_age, on_max_age)
+            worker.retirement = asyncio.get_running_loop().call_later(max_age, on_max_age)
 
-    def reconcile(self) -> None:
-        """Start missing workers, and retry replacements that failed."""
-        super().reconcile()
-        if any(worker.replacement_reason for worker in self.workers.values()):
+    def retry(self) -> None:
+        """Retry replacements that failed."""
+        if any(worker.replacement_reason for worker in self._supervisor.workers.values()):
             self._replacement_due.set()
 
     def request_replacement(
@@ -78,12 +115,13 @@ class RollingReplacement(WorkerSupervisor):
         with contextlib.suppress(RuntimeError):  # the pool has ended
             self._loop_thread.soon(self._replacement_due.set)
 
-    def note_limit_reached(self, worker: Worker, reason: str) -> None:
-        """Request the replacement of a worker that has reached a limit; the lock is held.
+    def note_max_calls(self, worker: Worker) -> None:
+        """Request the replacement of a worker that has had all its calls; the lock is held.
 
         It gets no more work, unless a session is bound to it.
         """
         if not worker.replacement_reason:
+            reason = f"{worker.calls} calls (max_calls {worker.config.max_calls})"
             is_home = self._is_home(worker)
             self.request_replacement(worker, reason, at_once=not is_home, keep_while_home=is_home)
 
@@ -98,11 +136,6 @@ class RollingReplacement(WorkerSupervisor):
             if worker.state is WorkerState.READY:  # else it is quarantined already, or is ending
                 worker.replacement_reason = ""
                 self.request_replacement(worker, reason, at_once=True)
-
-    def _make_worker(self, number: int) -> Worker:
-        worker = super()._make_worker(number)
-        worker.on_quitting = self.replace_quitting
-        return worker
 
     def replace_quitting(self, worker: Worker) -> None:
         """Quarantine a worker whose own code asked it to exit, and request its replacement.
@@ -124,7 +157,8 @@ class RollingReplacement(WorkerSupervisor):
         while True:
             await self._replacement_due.wait()
             self._replacement_due.clear()
-            for worker in [each for each in self.workers.values() if each.replacement_reason]:
+            due = [each for each in self._supervisor.workers.values() if each.replacement_reason]
+            for worker in due:
                 if worker.keep_while_home and self._is_home(worker):
                     continue
                 try:
@@ -132,7 +166,7 @@ class RollingReplacement(WorkerSupervisor):
                 except StartFailed as error:
                     logger.warning(
                         "pool %s: %s goes on, because its successor does not start: %s",
-                        self._config.name,
+                        self._factory.config.name,
                         worker.name,
                         error,
                     )
@@ -144,9 +178,7 @@ class RollingReplacement(WorkerSupervisor):
         with self._lock:
             if worker.state is WorkerState.QUARANTINED and not worker.tainted:
                 worker.apply(WorkerEvent.RESTORE)
-                for lane in worker.lanes:
-                    if lane.holder is None:
-                        self._offer(lane)
+                self._supervisor.make_available(worker)
 
     async def replace(self, worker: Worker, reason: str) -> bool:
         """Start a successor of a worker, and retire the worker when the successor is ready.
@@ -161,49 +193,42 @@ class RollingReplacement(WorkerSupervisor):
         StartFailed
             The successor could not start; the worker goes on.
         """
+        supervisor = self._supervisor
         async with self._replacing:
-            slot = self._slots.get(worker.slot)
-            if slot is None or slot.is_filling or self.workers.get(slot.number) is not worker:
+            slot = supervisor.slot_to_fill(worker)
+            if slot is None:
                 return False
             slot.is_filling = True
             try:
-                successor = await self._take_or_start(slot)
+                successor = self._standby.take(slot.number)
+                if successor is None:
+                    successor = await self._factory.start(slot.number)
             except BaseException:
-                if worker.died.is_set() and not self.is_draining:
-                    self.run_in_background(self._fill(slot))
+                if worker.process.died.is_set() and not supervisor.is_closing:
+                    supervisor.refill(slot)
                 else:
                     slot.is_filling = False
                 raise
             slot.is_filling = False
             with self._lock:
-                is_wanted = self._has_slot(slot)
+                is_wanted = slot in supervisor.slots
                 if is_wanted:
-                    self._succeed(worker, successor, reason)
+                    self._succeed(slot, worker, successor, reason)
             if not is_wanted:
-                await self._end_worker(successor, self._config.grace)
+                await self._factory.end(successor, self._factory.config.grace)
             return is_wanted
 
-    def _succeed(self, worker: Worker, successor: Worker, reason: str) -> None:
-        """Install a successor in the slot of a worker; the lock is held."""
-        self._install(successor)
-        if not worker.died.is_set():
+    def _succeed(self, slot: Slot, worker: Worker, successor: Worker, reason: str) -> None:
+        """Put a successor in the slot of a worker, which retires; the lock is held."""
+        self._supervisor.put_in_service(slot, successor)
+        if not worker.process.died.is_set():
             self.recycled += 1
             self._retire(worker, reason)
-        self._activate(successor)
-
-    async def _take_or_start(self, slot: Slot) -> Worker:
-        """Return a ready worker for a slot: a standby one if there is one, else a new one."""
-        successor = self._standby.take()
-        if successor is None:
-            return await self._start_detached(slot.number)
-        successor.take_slot(slot.number, self._next_incarnation(slot.number))
-        return successor
 
     def _retire(self, worker: Worker, reason: str) -> None:
         """Let a worker finish its work, then end it; the lock is held."""
-        worker.end_reason = reason
-        self._retired.add(worker)
-        self.stop_scheduling(worker, WorkerEvent.RETIRE)
+        worker.process.end_reason = reason
+        self._supervisor.stop_scheduling(worker, WorkerEvent.RETIRE)
         if not worker.is_held:
             self.stop_retired(worker)
 
@@ -213,23 +238,20 @@ class RollingReplacement(WorkerSupervisor):
             self._loop_thread.soon(self._stop_retired_later, worker)
 
     def _stop_retired_later(self, worker: Worker) -> None:
-        if not self.is_draining:
-            self.run_in_background(self._stop_retired(worker))
+        if not self._supervisor.is_closing:
+            self._tasks.run(self._stop_retired(worker))
 
     async def _stop_retired(self, worker: Worker) -> None:
-        await self._end_worker(worker, self._config.grace)
-        self._record_end(worker, worker.end_reason, was_wanted=False)
+        await self._factory.end(worker, self._factory.config.grace)
+        self._supervisor.record_end(worker, worker.process.end_reason, was_wanted=False)
 
     # -- changing all workers ------------------------------------------------------------------
 
     async def in_turn(self, change: Coroutine[Any, Any, None]) -> None:
         """Run one of the following changes after earlier ones; the pool's end cancels it."""
-        task = asyncio.current_task()
-        assert task is not None
-        self._watchers.add(task)
-        task.add_done_callback(self._watchers.discard)
+        self._tasks.add_current()
         try:
-            if self.is_draining:
+            if self._supervisor.is_closing:
                 raise asyncio.CancelledError
             async with self._changing:
                 await change
@@ -244,19 +266,18 @@ class RollingReplacement(WorkerSupervisor):
         StartFailed
             A worker could not start; the number of workers is unchanged.
         """
-        fewer = self.size - count
+        supervisor = self._supervisor
+        fewer = len(supervisor.slots) - count
         if fewer > 0:
             with self._lock:
-                for slot in sorted(self._slots.values(), key=self._removal_cost)[:fewer]:
+                for slot in sorted(supervisor.slots, key=self._removal_cost)[:fewer]:
                     self._remove_slot(slot, f"the pool was resized to {count}")
             return
-        numbers = (n for n in itertools.count(1) if n not in self._slots)
-        new = [Slot(number) for number in itertools.islice(numbers, -fewer)]
-        self._slots |= {slot.number: slot for slot in new}
+        new = supervisor.slots.add(-fewer)
         try:
             for slot in new:
                 slot.is_filling = True
-            await self._start_workers(new)
+            await supervisor.start_workers(new)
         except BaseException:
             with self._lock:
                 for slot in new:
@@ -268,7 +289,7 @@ class RollingReplacement(WorkerSupervisor):
 
     def _removal_cost(self, slot: Slot) -> tuple[bool, bool, bool, int]:
         """Return a sort key: slots with the least to lose first, among equals the last slot."""
-        worker = self.workers.get(slot.number)
+        worker = self._supervisor.workers.get(slot.number)
         if worker is None or not worker.state.is_in_service:
             return False, False, False, -slot.number
         return self._is_home(worker), worker.is_held, True, -slot.number
@@ -279,15 +300,14 @@ class RollingReplacement(WorkerSupervisor):
         A ready worker finishes its work. One that is starting or dying is ended by the task that
         starts or watches it.
         """
-        del self._slots[slot.number]
-        worker = self.workers.pop(slot.number, None)
+        worker = self._supervisor.remove_slot(slot)
         if worker is None:
             return
         if worker.state.is_in_service:
             self._retire(worker, reason)
         else:
-            worker.end_reason = worker.end_reason or reason
-            self._notify_waiting(worker)
+            worker.process.end_reason = worker.process.end_reason or reason
+            self._supervisor.notify_waiting(worker)
 
     async def reload(self, config: PoolConfig) -> None:
         """Replace every worker, one after the other, by one with new options.
@@ -297,24 +317,22 @@ class RollingReplacement(WorkerSupervisor):
         StartFailed
             A successor could not start; the worker it was for, and those after it, stay.
         """
-        previous, self._config = self._config, config
+        supervisor, factory = self._supervisor, self._factory
+        previous, factory.config = factory.config, config
         for standby in self._standby.take_all():
-            self.run_in_background(self._end_worker(standby, config.grace))
+            self._tasks.run(factory.end(standby, config.grace))
         replaced = 0
         try:
-            for worker in list(self.workers.values()):
+            for worker in list(supervisor.workers.values()):
                 replaced += await self.replace(worker, "the pool was reloaded")
         except BaseException:
             if not replaced:
-                self._config = previous
+                factory.config = previous
             raise
-        with self._lock:
-            self.tools = {}
-            for worker in self.workers.values():
-                self.tools = worker.tools | self.tools
+        supervisor.collect_tools()
 
     async def recycle(self, slots: Sequence[int]) -> None:
         """Replace the workers of some slots, one after the other."""
         for slot in slots:
-            if (worker := self.workers.get(slot)) is not None:
+            if (worker := self._supervisor.workers.get(slot)) is not None:
                 await self.replace(worker, "recycled by hand")

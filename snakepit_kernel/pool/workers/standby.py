@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
 
 from ...errors import StartFailed
 from ...loggers import get_logger
+from .factory import WorkerFactory
 from .worker import Worker
 
 logger = get_logger(__name__)
@@ -28,13 +28,13 @@ class StandbyWorkers:
     ----------
     count
         How many to keep.
-    start
-        Starts a worker.
+    factory
+        Starts and ends them.
     """
 
-    def __init__(self, count: int, start: Callable[[], Awaitable[Worker]]) -> None:
+    def __init__(self, count: int, factory: WorkerFactory) -> None:
         self._count = count
-        self._start = start
+        self._factory = factory
         self._ready: list[Worker] = []
         self._missing = asyncio.Event()
 
@@ -44,12 +44,12 @@ class StandbyWorkers:
             while len(self._ready) < self._count:
                 await asyncio.sleep(DELAY)
                 try:
-                    self._ready.append(await self._start())
+                    self._ready.append(await self._factory.start(STANDBY_SLOT))
                 except StartFailed as error:
                     logger.warning("%s", error)
                     await asyncio.sleep(BACKOFF)
             self._missing.clear()
-            deaths = [asyncio.ensure_future(worker.died.wait()) for worker in self._ready]
+            deaths = [asyncio.ensure_future(worker.process.died.wait()) for worker in self._ready]
             try:
                 await asyncio.wait(
                     [*deaths, asyncio.ensure_future(self._missing.wait())],
@@ -58,26 +58,30 @@ class StandbyWorkers:
             finally:
                 for death in deaths:
                     death.cancel()
-            for worker in [worker for worker in self._ready if worker.died.is_set()]:
+            for worker in [worker for worker in self._ready if worker.process.died.is_set()]:
                 self._ready.remove(worker)
                 await worker.end(0.0)
 
-    def take(self) -> Worker | None:
-        """Return a living standby worker, or None. One that a signal has stopped is terminated."""
-        stopped = [worker for worker in self._ready if worker.is_stopped]
+    def take(self, slot: int) -> Worker | None:
+        """Return a living standby worker, which now belongs to a slot; None if there is none.
+
+        One that a signal has stopped is terminated.
+        """
+        stopped = [worker for worker in self._ready if worker.process.is_stopped]
         for worker in stopped:
-            worker.terminate()  # which continues it, so that it no longer looks stopped
-        living = next((w for w in self._ready if w not in stopped and not w.has_died), None)
+            worker.process.terminate()  # which continues it, so that it no longer looks stopped
+        living = next((w for w in self._ready if w not in stopped and not w.process.has_died), None)
         if living is not None:
             self._ready.remove(living)
             self._missing.set()
+            living.take_slot(slot, self._factory.next_incarnation(slot))
         return living
 
     def end_without_main_thread(self) -> None:
         """Terminate those whose main thread has ended; they are replaced."""
         for worker in self._ready:
-            if worker.has_lost_its_main_thread:
-                worker.terminate()
+            if worker.process.has_lost_its_main_thread:
+                worker.process.terminate()
 
     def take_all(self) -> list[Worker]:
         """Return all of them; the caller ends them."""

@@ -5,27 +5,19 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
-from collections import Counter, deque
-from collections.abc import Callable, Coroutine, Iterable
-from functools import partial
-from typing import Any
-from weakref import WeakSet
+from collections import deque
+from collections.abc import Callable, Iterable
 
-import zmq.asyncio
-
-from ...errors import SnakepitError, StartFailed
+from ...errors import StartFailed
 from ...loggers import get_logger
-from ...processes.concurrency import LoopThread
-from ...processes.run_folders import Folder
 from ...processes.template import why_not
-from ...protocol.messages import ToolInfo, WorkerSetup
-from ..config import PoolConfig
+from ...protocol.messages import ToolInfo
 from ..scheduling.scheduler import Scheduler
 from ..status import WorkerEnd
-from .foreign import ForeignWorker
-from .jupyter import KernelSpecs
-from .lifecycle import Slot, WorkerEvent, WorkerState
-from .standby import STANDBY_SLOT, StandbyWorkers
+from .background import BackgroundTasks
+from .factory import WorkerFactory
+from .lifecycle import Slot, Slots, WorkerEvent, WorkerState
+from .standby import StandbyWorkers
 from .worker import PooledLane, Worker
 
 logger = get_logger(__name__)
@@ -51,96 +43,83 @@ class WorkerSupervisor:
 
     Parameters
     ----------
-    config
-        The pool's options.
-    folder
-        Holds the sockets and logs of new workers.
-    context
-        ZeroMQ context of the workers' Jupyter channels.
-    loop_thread
-        Runs the event loop that watches the workers.
+    factory
+        Makes, starts and ends the workers.
+    standby
+        The standby workers, the first to fill a slot whose worker has ended.
+    tasks
+        Run in the background, until the pool ends.
     lock
         Guards ``workers`` and the scheduler.
     scheduler
         Assigns the workers' lanes; its items are notified when the worker they wait for leaves.
-    offer
-        Called, under the lock, with each lane of a worker that has become available.
 
     Attributes
     ----------
     workers
         The current worker of each slot.
+    slots
+        The slots.
     tools
         The tools that the workers offer, by name.
     last_problem
         How the last worker ended that did no work.
     ends
         The most recent ends of workers.
-    started, died, recycled
-        How many workers were started, died unexpectedly, and were replaced on purpose.
-    is_draining
+    started, died
+        How many workers were started, and died unexpectedly.
+    is_closing
         Whether the pool is shutting down: no worker is replaced any more.
+    on_available
+        Called, under the lock, with each worker whose lanes can be assigned from now on.
     """
 
     def __init__(
         self,
-        config: PoolConfig,
-        folder: Folder,
-        context: zmq.asyncio.Context,
+        factory: WorkerFactory,
+        standby: StandbyWorkers,
+        tasks: BackgroundTasks,
         *,
-        loop_thread: LoopThread,
         lock: threading.RLock,
         scheduler: Scheduler[PooledLane],
-        offer: Callable[[PooledLane], None],
     ) -> None:
         self.workers: dict[int, Worker] = {}
+        self.slots = Slots(factory.config.workers)
         self.tools: dict[str, ToolInfo] = {}
         self.last_problem = "it has no workers"
         self.ends: deque[WorkerEnd] = deque(maxlen=MAX_ENDS)
         self.started = 0
         self.died = 0
-        self.recycled = 0
-        self.is_draining = False
-        self._config = config
-        self._folder = folder
-        self._context = context
-        self._loop_thread = loop_thread
+        self.is_closing = False
+        self.on_available: list[Callable[[Worker], None]] = []
+        self._factory = factory
+        self._standby = standby
+        self._tasks = tasks
         self._lock = lock
         self._scheduler = scheduler
-        self._offer = offer
-        self._specs = KernelSpecs(config.kernel)
-        self._slots = {number: Slot(number) for number in range(1, config.workers + 1)}
-        self._incarnations: Counter[int] = Counter()  # by slot, including removed slots
-        self._made: WeakSet[Worker] = WeakSet()
         self._retired: set[Worker] = set()
-        self._watchers: set[asyncio.Task[Any]] = set()
-        self._standby = StandbyWorkers(config.standby, partial(self._start_detached, STANDBY_SLOT))
 
     # -- looking -------------------------------------------------------------------------------
 
-    @property
-    def size(self) -> int:
-        """The number of workers that the pool should have."""
-        return len(self._slots)
+    def worker_in(self, number: int) -> Worker:
+        """Return the worker of a slot.
 
-    @property
-    def is_own_thread(self) -> bool:
-        """Whether the caller runs in the loop thread, where it would block starts and releases."""
-        return self._loop_thread.is_current
+        Raises
+        ------
+        ValueError
+            There is no such slot, or no worker in it.
+        """
+        if number not in self.workers:
+            msg = f"there is no worker {number}; there are {sorted(self.workers)}"
+            raise ValueError(msg)
+        return self.workers[number]
 
-    @property
-    def config(self) -> PoolConfig:
-        """The options that new workers are started with."""
-        return self._config
-
-    @property
-    def problem(self) -> str | None:
-        """Why slots are degraded, if any are; else None."""
-        problems = {slot.number: slot.problem for slot in self._slots.values() if slot.problem}
-        if not problems:
-            return None
-        numbers = ", ".join(map(str, sorted(problems)))
-        return f"slot {numbers} is degraded: {problems[min(problems)]}"
+    def collect_tools(self) -> None:
+        """Forget the tools that no worker offers any more."""
+        with self._lock:
+            self.tools = {}
+            for worker in self.workers.values():
+                self.tools = worker.tools | self.tools
 
     def living(self) -> list[Worker]:
         """Return the workers that are in service."""
@@ -155,8 +134,19 @@ class WorkerSupervisor:
         """Whether a worker belongs to the pool; retired ones that finish their work count."""
         return self.workers.get(worker.slot) is worker or worker in self._retired
 
-    def _has_slot(self, slot: Slot) -> bool:
-        return self._slots.get(slot.number) is slot
+    # -- slots ---------------------------------------------------------------------------------
+
+    def remove_slot(self, slot: Slot) -> Worker | None:
+        """Remove a slot; return its worker, if it has one. The lock is held."""
+        self.slots.remove(slot)
+        return self.workers.pop(slot.number, None)
+
+    def slot_to_fill(self, worker: Worker) -> Slot | None:
+        """Return the slot of a worker, unless that is filled already, or the slot was removed."""
+        slot = self.slots.get(worker.slot)
+        if slot is None or slot.is_filling or self.workers.get(slot.number) is not worker:
+            return None
+        return slot
 
     # -- starting ------------------------------------------------------------------------------
 
@@ -168,13 +158,13 @@ class WorkerSupervisor:
         StartFailed
             A worker could not start.
         """
-        await self._start_workers(self._slots.values())
-        if self._config.standby:
-            self.run_in_background(self._standby.keep())
+        await self.start_workers(self.slots)
+        if self._factory.config.standby:
+            self._tasks.run(self._standby.keep())
 
-    async def _start_workers(self, slots: Iterable[Slot]) -> None:
+    async def start_workers(self, slots: Iterable[Slot]) -> None:
         """Fill slots, a limited number at the same time; stop at the first failure."""
-        is_forked = self._config.kernel.has_lane and not why_not()
+        is_forked = self._factory.config.kernel.has_lane and not why_not()
         gate = asyncio.Semaphore(FORK_BATCH if is_forked else START_BATCH)
 
         async def start(slot: Slot) -> None:
@@ -193,47 +183,21 @@ class WorkerSupervisor:
 
     async def _start_worker(self, slot: Slot) -> None:
         """Start the worker of a slot; end it if the slot was removed in the meantime."""
-        while self._has_slot(slot):
-            worker = self._make_worker(slot.number)
+        while slot in self.slots:
+            worker = self._factory.make(slot.number)
             with self._lock:
                 self._install(worker)
-            await self._make_ready(worker)
+            await self._factory.make_ready(worker)
             with self._lock:
-                if self._has_slot(slot) and worker.config is self._config:
-                    self._activate(worker)
+                if slot in self.slots and worker.config is self._factory.config:
+                    self._activate(slot, worker)
                     return
-            await self._end_worker(worker, 0.0)
+            await self._factory.end(worker, 0.0)
 
-    async def _start_detached(self, number: int) -> Worker:
-        """Start a worker with the current options and return it, not yet installed in a slot."""
-        while True:
-            worker = self._make_worker(number)
-            await self._make_ready(worker)
-            if worker.config is self._config:
-                return worker
-            await self._end_worker(worker, 0.0)  # the pool was reloaded in the meantime
-
-    def _next_incarnation(self, number: int) -> int:
-        self._incarnations[number] += 1
-        return self._incarnations[number]
-
-    def _make_worker(self, number: int) -> Worker:
-        make = Worker if self._config.kernel.has_lane else ForeignWorker
-        incarnation = self._next_incarnation(number)
-        try:
-            worker = make(
-                self._config,
-                number,
-                incarnation,
-                folder=self._folder.present(),
-                context=self._context,
-                specs=self._specs,
-            )
-        except OSError as error:  # no descriptors, no memory
-            name = f"worker {self._config.name}-{number}.{incarnation}"
-            raise StartFailed(name, str(error)) from error
-        self._made.add(worker)
-        return worker
+    def put_in_service(self, slot: Slot, worker: Worker) -> None:
+        """Make a worker that is ready the current one of a slot. The lock is held."""
+        self._install(worker)
+        self._activate(slot, worker)
 
     def _install(self, worker: Worker) -> None:
         """Make a worker the current one of its slot. The lock is held."""
@@ -244,54 +208,36 @@ class WorkerSupervisor:
         self.workers[worker.slot] = worker
         self.started += 1
 
-    async def _make_ready(self, worker: Worker) -> None:
-        setup = WorkerSetup(
-            adapter=worker.config.adapter,
-            import_path=worker.config.kernel.import_path(),
-            pool=worker.config.name,
-            worker=worker.name,
-            preload=list(worker.config.preload),
-            has_threads=worker.config.profile == "thread",
-            codec=worker.config.codec,
-            limits=worker.config.limits.of_process(),
-            beat_seconds=_beat_seconds(worker.config),
-            autoreload=worker.config.autoreload,
-        )
-        await worker.start(setup)
-        worker.apply(WorkerEvent.ANSWER)
-
-    def _activate(self, worker: Worker) -> None:
-        """Offer the lanes of a worker for assignment, and watch it. The lock is held."""
+    def _activate(self, slot: Slot, worker: Worker) -> None:
+        """Make the lanes of a worker available, and watch it. The lock is held."""
         self.tools = worker.tools | self.tools
-        self._slots[worker.slot].mark_filled()
+        slot.mark_filled()
         worker.ready_at = time.monotonic()
-        for lane in worker.lanes:
-            self._offer(lane)
-        self.run_in_background(self._watch(worker))
+        self.make_available(worker)
+        self._tasks.run(self._watch(worker))
 
-    def run_in_background(self, work: Coroutine[Any, Any, object]) -> None:
-        """Run a coroutine as a task, which is cancelled when the pool ends."""
-        watcher = self._loop_thread.spawn(work)
-        self._watchers.add(watcher)
-        watcher.add_done_callback(self._watchers.discard)
+    def make_available(self, worker: Worker) -> None:
+        """Announce that the lanes of a worker can be assigned. The lock is held."""
+        for announce in self.on_available:
+            announce(worker)
 
     # -- replacing those that end --------------------------------------------------------------
 
     async def _watch(self, worker: Worker) -> None:
         """Wait for the end of a worker; refill its slot if the end was unexpected."""
-        await worker.died.wait()
+        await worker.process.died.wait()
         with self._lock:
             self.stop_scheduling(worker)  # else a lane released now would be assigned again
-            is_lost = not self.is_draining and worker not in self._retired
+            is_lost = not self.is_closing and worker not in self._retired
             self._retired.discard(worker)
             self.died += is_lost
         if not is_lost:
             return
-        await self._end_worker(worker, 0.0)
-        reason = worker.describe_end()
-        self._record_end(worker, reason, was_wanted=True)
-        slot = self._slots.get(worker.slot)
-        if slot is None or slot.is_filling or self.workers.get(slot.number) is not worker:
+        await self._factory.end(worker, 0.0)
+        reason = worker.process.describe_end()
+        self.record_end(worker, reason, was_wanted=True)
+        slot = self.slot_to_fill(worker)
+        if slot is None:
             return
         if worker.is_proven:
             slot.record_success()
@@ -300,21 +246,24 @@ class WorkerSupervisor:
             return
         await self._fill(slot)
 
+    def refill(self, slot: Slot) -> None:
+        """Start a worker in an empty slot, in the background."""
+        slot.is_filling = True
+        self._tasks.run(self._fill(slot))
+
     async def _fill(self, slot: Slot) -> None:
         """Start a worker in an empty slot; degrade the slot when that fails too often."""
         slot.is_filling = True
         try:
-            while not self.is_draining and self._has_slot(slot):
+            while not self.is_closing and slot in self.slots:
                 try:
-                    if (standby := self._standby.take()) is None:
+                    if (standby := self._standby.take(slot.number)) is None:
                         await self._start_worker(slot)
                     else:
-                        standby.take_slot(slot.number, self._next_incarnation(slot.number))
                         with self._lock:
-                            self._install(standby)
-                            self._activate(standby)
+                            self.put_in_service(slot, standby)
                 except StartFailed as error:
-                    logger.warning("pool %s: %s", self._config.name, error)
+                    logger.warning("pool %s: %s", self._factory.config.name, error)
                     if slot.record_failure(time.monotonic(), str(error), has_started=False):
                         self._degrade(slot)
                         return
@@ -332,7 +281,7 @@ class WorkerSupervisor:
         rest = slot.backoff_left(time.monotonic())
         logger.warning(
             "pool %s: slot %d is degraded, and tried again in %.0f s: %s",
-            self._config.name,
+            self._factory.config.name,
             slot.number,
             rest,
             slot.problem,
@@ -341,7 +290,7 @@ class WorkerSupervisor:
             self.last_problem = slot.problem
             removed = self.workers.pop(slot.number, None)
             if removed is not None:
-                self._notify_waiting(removed)
+                self.notify_waiting(removed)
             for item in [] if self.workers else self._scheduler.drain():
                 item.on_assigned()
 
@@ -349,7 +298,7 @@ class WorkerSupervisor:
         """Compare the slots with their workers; fill empty slots, a few at a time."""
         now = time.monotonic()
         empty = []
-        for slot in self._slots.values():
+        for slot in self.slots:
             worker = self.workers.get(slot.number)
             if worker is not None and worker.is_proven:
                 slot.record_success()
@@ -357,13 +306,23 @@ class WorkerSupervisor:
             if is_empty and not slot.is_filling and not slot.backoff_left(now):
                 empty.append(slot)
         for slot in empty[:RESPAWNS]:
-            slot.is_filling = True
-            self.run_in_background(self._fill(slot))
+            self.refill(slot)
 
-    def _record_end(self, worker: Worker, reason: str, *, was_wanted: bool) -> None:
+    def record_end(self, worker: Worker, reason: str, *, was_wanted: bool) -> None:
+        """Record how a worker has ended while the pool goes on.
+
+        Parameters
+        ----------
+        worker
+            The worker.
+        reason
+            Why, in words.
+        was_wanted
+            Whether it ended unexpectedly.
+        """
         end = WorkerEnd(
             name=worker.name,
-            pid=worker.pid,
+            pid=worker.process.pid,
             at=time.time(),
             seconds=time.monotonic() - worker.ready_at,
             calls=worker.calls,
@@ -388,12 +347,15 @@ class WorkerSupervisor:
             Why: it is dying, is replaced, or ignores interrupts.
         """
         with self._lock:
+            if event is WorkerEvent.RETIRE:
+                self._retired.add(worker)
             was_in_service = worker.state.is_in_service
             worker.apply(event)
             if was_in_service:
-                self._notify_waiting(worker)
+                self.notify_waiting(worker)
 
-    def _notify_waiting(self, worker: Worker) -> None:
+    def notify_waiting(self, worker: Worker) -> None:
+        """Notify the items that wait for a worker which has left. The lock is held."""
         for lane in worker.lanes:
             for item in self._scheduler.remove(lane):
                 item.on_assigned()
@@ -409,39 +371,20 @@ class WorkerSupervisor:
             lane.is_stuck = True
             if worker.is_waited_for:
                 return
-        worker.terminate()
-
-    def end_standby_without_main_thread(self) -> None:
-        """End standby workers whose main thread has ended."""
-        self._standby.end_without_main_thread()
+        worker.process.terminate()
 
     def terminate(self, worker: Worker) -> None:
         """Terminate an unresponsive worker; its slot is refilled when it is gone."""
         self.stop_scheduling(worker)
-        worker.terminate()
+        worker.process.terminate()
 
     # -- ending --------------------------------------------------------------------------------
 
     async def end(self, grace: float) -> None:
         """End all workers; return when that is verified."""
-        for watcher in list(self._watchers):  # cancels restarts in progress
-            watcher.cancel()
-        await asyncio.gather(*self._watchers, return_exceptions=True)
-        workers = [worker for worker in self._made if worker.state is not WorkerState.DEAD]
-        await asyncio.gather(*(self._end_worker(worker, grace) for worker in workers))
+        await self._tasks.cancel()  # restarts in progress, too
+        await self._factory.end_all(grace)
         with self._lock:
             self.workers.clear()
             self._retired.clear()
         self._standby.take_all()
-
-    async def _end_worker(self, worker: Worker, grace: float) -> None:
-        try:
-            await worker.end(grace)
-        except SnakepitError as error:
-            logger.warning("%s: %s", worker.name, error)
-
-
-def _beat_seconds(config: PoolConfig) -> float:
-    """Return the seconds between two heartbeats of a worker; 0 for none."""
-    policy = config.heartbeat
-    return 0.0 if policy is None else min(policy.interval, policy.timeout) / 2
