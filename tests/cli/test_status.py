@@ -112,7 +112,7 @@ def test_a_pool_whose_owner_was_killed_is_not_shown(
     assert len(shown["pools"]) == 1
     now = json.loads(done.stdout)
     assert isinstance(now.pop("kept"), list)
-    assert now == {"pools": [], "runs": [], "bookings": []}
+    assert now == {"pools": [], "runs": [], "processes": [], "bookings": []}
 
 
 def test_what_a_dead_owner_published_is_not_shown(snakepit: Run, place: Any) -> None:

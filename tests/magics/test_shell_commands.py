@@ -53,27 +53,25 @@ def test_a_cell_runs_in_the_shell_of_the_session_whose_state_stays(mine, tmp_pat
 
 def test_output_of_a_cell_appears_while_it_runs(mine, tmp_path):
     """The command goes on when its output has arrived at the client."""
-    fifo = tmp_path / "fifo"
-    os.mkfifo(fifo)
+    fifos = [tmp_path / "one", tmp_path / "two"]
+    for fifo in fifos:
+        os.mkfifo(fifo)
+    waiting = iter(fifos)
     take = mine._take
 
     def take_and_let_go_on(shown: Any, message: dict[str, Any]) -> None:
         take(shown, message)
         if message["msg_type"] == "stream" and "go on" in message["content"]["text"]:
-            fifo.write_text("\n")
+            next(waiting).write_text("\n")
 
     mine._take = take_and_let_go_on
 
-    shown = in_shell(
-        mine, f"printf 'one: go on'; read x <{fifo}; echo two: go on >&2; read x <{fifo}"
-    )
+    shown = in_shell(mine, "printf 'one: go on'; read x <one; echo two: go on >&2; read x <two")
 
     assert (shown.stdout, shown.stderr) == ("one: go on", "two: go on\n")
 
 
-def test_characters_that_are_divided_and_colours_arrive_whole(mine, tmp_path):
-    fifo = tmp_path / "fifo"
-    os.mkfifo(fifo)
+def test_characters_that_are_divided_and_colours_arrive_whole(mine):
     shown = in_shell(
         mine,
         r"""
@@ -214,7 +212,7 @@ def test_misuse_is_one_line_and_runs_nothing(mine):
 def test_a_process_that_is_not_there_is_an_error_that_names_it(mine, command):
     error = mine.run(f"%snakepit {command} nonesuch").error
 
-    assert error == ("ProcessNotFound", "there is no process 'nonesuch'")
+    assert error == ("ProcessNotFound", "there is no process 'nonesuch'; there are none")
 
 
 # -- processes -------------------------------------------------------------------------------------
@@ -299,7 +297,8 @@ def test_logs_without_a_name_and_with_that_of_a_pool_are_those_of_workers(notebo
 
 
 def test_what_a_process_is_named_and_runs_does_nothing_where_it_is_listed(mine):
-    mine.run(f"command = {f"echo 'raw: {EVIL}'; sleep 9 #<b>"!r}")
+    command = f"echo 'raw: {EVIL}'; sleep 9 #<b>"
+    mine.run(f"command = {command!r}")
     mine.run("import snakepit_kernel; s = snakepit_kernel.open_session('mine')")
     mine.run("p = s.processes.start(command)")
     only_process().wait_for_log("raw")

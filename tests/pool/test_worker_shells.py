@@ -254,20 +254,21 @@ def test_a_command_of_a_worker_does_not_block_the_event_loop_of_the_caller(sessi
 
 def test_chunks_come_as_they_are_written_and_state_stays(session, way, tmp_path):
     """The command goes on when the worker has seen what it wrote."""
-    fifo = str(tmp_path / "fifo")
-    os.mkfifo(fifo)
+    fifos = [str(tmp_path / f"fifo.{number}") for number in (1, 2, 3)]
+    for fifo in fifos:
+        os.mkfifo(fifo)
 
     def work(context: Any) -> tuple[Any, ...]:
-        text = b""
-        command = f'for i in 1 2 3; do printf "$i "; read x <{fifo}; done; cd /usr; (exit 4)'
+        seen = []
+        command = f"for i in {' '.join(fifos)}; do printf .; read x <$i; done; cd /usr; (exit 4)"
         for chunk in context.shell.stream(command):
-            text += chunk.data
-            with open(fifo, "w") as going_on:
+            with open(fifos[len(seen)], "w") as going_on:
                 going_on.write("\n")
-        return text, context.shell.last.returncode
+            seen.append((chunk.stream, chunk.data))
+        return seen, context.shell.last.returncode
 
-    assert way(session, work) == (b"1 2 3 ", 4)
-    assert session.shell.run("echo $i $PWD").stdout == "3 /usr\n"
+    assert way(session, work) == ([("stdout", b".")] * 3, 4)
+    assert session.shell.run("echo $i $PWD").stdout == f"{fifos[-1]} /usr\n"
 
 
 def test_a_flood_arrives_whole_and_in_order(session):
