@@ -327,7 +327,7 @@ class Bash:
                 grace=grace,
                 env=env,
                 cwd=cwd,
-                leftovers=[self._code.folder],
+                leftovers=[self._code.folder.parent],  # as of workers: all of their owner's run
                 is_program=True,
                 stderr=subprocess.DEVNULL,
                 **ends,

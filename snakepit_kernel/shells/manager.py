@@ -109,6 +109,7 @@ class RunningProcess:
                 grace=GRACE,
                 env=env,
                 cwd=cwd,
+                leftovers=[self.folder.parents[1]],  # as of workers: all of their owner's run
                 is_program=True,
                 **ends,
             )
