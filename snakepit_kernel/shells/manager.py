@@ -475,20 +475,26 @@ class ShellManager:
         await running.watch()
         self._ended.append(running.folder.name)
         while len(self._ended) > MAX_ENDED:
-            self._forget(self._ended.popleft())
+            self._remove(self._ended.popleft())
 
-    def _forget(self, name: str) -> None:
+    def _remove(self, name: str) -> None:
         """Remove what is known of a process that has ended."""
         old = self._processes.pop(name, None)
         if old is not None:
             _remove(old.folder)
 
-    def processes(self, *, key: object = None, pool: str | None = None) -> list[Process]:
+    def forget_ended(self, key: object = None) -> None:
+        """Forget the processes that have ended, of a session or all."""
+        for name, each in list(self._processes.items()):
+            if each.is_gone and (key is None or each.key == key):
+                self._remove(name)
+
+    def processes(self, *, key: object = None, owner: object = None) -> list[Process]:
         """Return the processes of this process, of a session or a pool of it, oldest first."""
         return [
             Process(running.folder, running)
             for running in list(self._processes.values())
-            if (key is None or running.key == key) and (pool is None or running.record.pool == pool)
+            if (key is None or running.key == key) and (owner is None or running.owner is owner)
         ]
 
     def all_processes(self) -> list[Process]:
@@ -523,9 +529,7 @@ class ShellManager:
         """End the shell of a session and, unless they are detached, its processes."""
         running = [] if detach else self._running(lambda each: each.key == key)
         self._end([key], running, "its session was deleted", keep=False)
-        for name, each in list(self._processes.items()):
-            if each.key == key and each.is_gone:
-                self._forget(name)
+        self.forget_ended(key)
 
     def close_owner(self, owner: object, because: str) -> None:
         """End the shells and processes of an owner."""
