@@ -173,6 +173,12 @@ class PoolStatus:
     shells: int = 0
     processes: int = 0
 
+    def __setstate__(self, state: list[Any]) -> None:
+        """Restore a pickle; one of an earlier version has not got the last fields."""
+        for place, each in enumerate(fields(self)):
+            value = state[place] if place < len(state) else each.default
+            object.__setattr__(self, each.name, value)
+
     def as_json(self) -> dict[str, Any]:
         """Return plain data."""
         return asdict(self)
