@@ -8,7 +8,7 @@ import os
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Mapping
 from concurrent.futures import Future, wait
-from typing import IO, Any, Generic, TypeVar
+from typing import IO, Any, Generic, NoReturn, TypeVar
 
 from ..errors import CommandFailed, ShellClosed
 from ..locks import Lock
@@ -54,6 +54,13 @@ class Shell:
         self._driver = driver
         self._loop_thread = loop_thread
         self._fork = fork
+
+    def __reduce__(self) -> NoReturn:
+        msg = (
+            "a Shell stays in its process; in a worker, snakepit_kernel.context().shell is that of "
+            "the session"
+        )
+        raise TypeError(msg)
 
     # -- running commands ----------------------------------------------------------------------
 
