@@ -710,7 +710,9 @@ def test_a_function_that_names_the_package_and_processes_goes_to_a_worker(sessio
 def test_a_shell_that_a_function_refers_to_is_refused_with_the_way_to_get_one(session):
     shell = session.shell
 
-    with pytest.raises(TypeError, match=r"snakepit_kernel.context\(\).shell is that of the session"):
+    with pytest.raises(
+        TypeError, match=r"snakepit_kernel.context\(\).shell is that of the session"
+    ):
         session.submit(_in_context, lambda _: shell.run("pwd"))
 
 
