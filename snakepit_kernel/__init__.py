@@ -170,6 +170,11 @@ if not TYPE_CHECKING:
 
             return processes()
 
+        def __reduce__(self) -> tuple[object, ...]:
+            from importlib import import_module
+
+            return import_module, (self.__name__,)  # pickled as every module is
+
     processes.__class__ = _Processes
 
 _MODULES = {

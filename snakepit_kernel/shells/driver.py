@@ -643,7 +643,9 @@ class ShellDriver:
             return
         async with self._turn:
             bash = self._bash
-            if bash is not None and bash.is_dirty and not bash.has_ended and not self.closed:
+            if bash is None or bash.has_ended or self.closed:
+                return
+            if bash.is_dirty or bash.state.code != self._kept:
                 await self._checkpoint(bash)
 
     async def state(self, *, is_exact: bool = False) -> bytes:
@@ -664,6 +666,7 @@ class ShellDriver:
             bash = await self._present()
             if bash.is_dirty:
                 await bash.take_snapshot()
+            self._schedule_checkpoint()  # `_present` has cancelled the one that was due
             return bash.state.code
 
     # -- the end -------------------------------------------------------------------------------

@@ -8,8 +8,12 @@ import os
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Mapping
 from concurrent.futures import Future, wait
+<<<<<<< HEAD
 from functools import partial
 from typing import IO, Any, Generic, TypeVar
+=======
+from typing import IO, Any, Generic, NoReturn, TypeVar
+>>>>>>> step-17d
 
 from ..errors import CommandFailed, ShellClosed
 from ..locks import Lock
@@ -55,6 +59,13 @@ class Shell:
         self._driver = driver
         self._loop_thread = loop_thread
         self._fork = fork
+
+    def __reduce__(self) -> NoReturn:
+        msg = (
+            "a Shell stays in its process; in a worker, snakepit_kernel.context().shell is that of "
+            "the session"
+        )
+        raise TypeError(msg)
 
     # -- running commands ----------------------------------------------------------------------
 

@@ -693,6 +693,29 @@ def test_the_cwd_of_a_process_is_seen_from_the_worker(session, tmp_path):
     assert session.call("do", {"what": work}) == f"{here}/sub\n"
 
 
+def test_a_function_that_names_the_package_and_processes_goes_to_a_worker(session):
+    """``snakepit_kernel.processes`` is a function and a package, which is pickled with it."""
+    process = session.processes.start("sleep 60")
+    known = {"snakepit_kernel": snakepit_kernel, "processes": snakepit_kernel.processes}
+    code = "def work(): return [p.id for p in processes()], snakepit_kernel.processes.__name__"
+    exec(code, known)
+    known["work"].__module__ = "__main__"
+
+    ids, name = session.submit(known["work"]).result()
+
+    assert process.id in ids
+    assert name == "snakepit_kernel.processes"
+
+
+def test_a_shell_that_a_function_refers_to_is_refused_with_the_way_to_get_one(session):
+    shell = session.shell
+
+    with pytest.raises(
+        TypeError, match=r"snakepit_kernel.context\(\).shell is that of the session"
+    ):
+        session.submit(_in_context, lambda _: shell.run("pwd"))
+
+
 # -- the message -----------------------------------------------------------------------------------
 
 
