@@ -65,10 +65,12 @@ class Lab:
         self._number = 0
 
     def note(self, name: str, value: float) -> None:
+        """Keep a measurement."""
         self.found.setdefault(name, []).append(value)
 
     @contextlib.contextmanager
     def session(self) -> Iterator[Session]:
+        """Open a session for a while."""
         self._number += 1
         session = self.pool.session(f"bench-{self._number}")
         try:
@@ -79,6 +81,7 @@ class Lab:
     # -- each round ----------------------------------------------------------------------------
 
     def commands(self) -> None:
+        """Measure short commands."""
         with self.session() as session:
             shell = session.shell
             shell.run("true")
@@ -88,6 +91,7 @@ class Lab:
                     self.note(f"subprocess.run: {command}", timed(lambda c=command: _beside(c)))
 
     def output(self) -> None:
+        """Measure much output."""
         commands = {
             "100 MB of cat": f"cat {self.file}",
             "yes | head": f"yes 'some text of a line' | head -c {MEGABYTES * 10**6}",
@@ -101,6 +105,7 @@ class Lab:
                 self.note(f"subprocess.run: {name}", MEGABYTES / seconds)
 
     def starts(self) -> None:
+        """Measure starts and ends."""
         for _ in range(5):
             self._number += 1
             session = self.pool.session(f"bench-{self._number}")
@@ -124,6 +129,7 @@ class Lab:
             session.delete()
 
     def many(self) -> None:
+        """Measure many sessions at once."""
         with contextlib.ExitStack() as stack:
             shells = [stack.enter_context(self.session()).shell for _ in range(50)]
 
@@ -140,6 +146,7 @@ class Lab:
             self.note("50 sessions: echo", asyncio.run(rounds()))
 
     def others(self) -> None:
+        """Measure other shells, where they are installed."""
         if importlib.util.find_spec("pexpect") is not None:
             from pexpect import replwrap
 
