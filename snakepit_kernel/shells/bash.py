@@ -187,6 +187,12 @@ class Output:
             self.path.unlink()
         return left
 
+    def discard(self) -> None:
+        """Drop what is in it, and what still comes; the next command has a new pipe."""
+        self.close()
+        with contextlib.suppress(OSError):
+            self.path.unlink()
+
     def close(self) -> None:
         """Close it."""
         self.pause()
@@ -711,6 +717,11 @@ class Command:
         late = [output.detach() for output in self._bash.outputs if not output.is_over]
         self.late = [each for each in late if each is not None]
         return bool(self.late)
+
+    def discard(self) -> None:
+        """Drop the rest of its output, for which nobody waits any more."""
+        for output in self._bash.outputs:
+            output.discard()
 
     async def interrupt(self) -> None:
         """Interrupt it until it ends: first politely, in the end by killing the shell."""
