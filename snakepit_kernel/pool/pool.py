@@ -267,7 +267,7 @@ class Pool(Caller, concurrent.futures.Executor):
         """The background processes of this pool's sessions."""
         from ..shells.of_session import ProcessList
 
-        return ProcessList(None, self.name)
+        return ProcessList(owner=self._engine.sessions)
 
     # -- sessions and tools --------------------------------------------------------------------
 

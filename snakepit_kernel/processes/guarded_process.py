@@ -223,18 +223,17 @@ class GuardedProcess:
             template = (
                 any_template() if kind is None else template_for(kind, env=spec.env, cwd=spec.cwd)
             )
-            with inherited_descriptors(spec) as descriptors:
+            with inherited_descriptors(spec) as descriptors, contextlib.ExitStack() as stack:
                 ours, theirs = socket.socketpair()
                 process = cls(spec.run_id, ours)
-                process._gate, gate = socket.socketpair()
+                stack.enter_context(theirs)
                 try:
+                    process._gate, gate = socket.socketpair()
+                    stack.enter_context(gate)
                     template.fork(spec, theirs, gate, descriptors)
                 except BaseException:
                     process._close()
                     raise
-                finally:
-                    theirs.close()
-                    gate.close()
             await process._checked_start(program, template, precondition)
             refusal = process._refusal
             if refusal is None and process.guardian is not None:
@@ -256,12 +255,12 @@ class GuardedProcess:
         """Start a guardian in a new interpreter, which executes the command."""
         program = spec.command[0]
         ours, theirs = socket.socketpair()
-        if theirs.fileno() <= 2:  # an owner without standard streams; Popen fills these numbers
-            low = theirs
-            theirs = socket.socket(fileno=fcntl.fcntl(low, fcntl.F_DUPFD_CLOEXEC, 3))
-            low.close()
-        arguments = spec.guardian_arguments(theirs.fileno(), reports_ready=reports_ready)
         try:
+            if theirs.fileno() <= 2:  # an owner without standard streams; Popen fills these numbers
+                low = theirs
+                theirs = socket.socket(fileno=fcntl.fcntl(low, fcntl.F_DUPFD_CLOEXEC, 3))
+                low.close()
+            arguments = spec.guardian_arguments(theirs.fileno(), reports_ready=reports_ready)
             popen = subprocess.Popen(  # noqa: S603 - the kernel's command, as a list
                 [*guardian_command(), *arguments],
                 env=spec.environment(),
@@ -277,7 +276,13 @@ class GuardedProcess:
             raise
         finally:
             theirs.close()
-        return cls(spec.run_id, ours, popen)
+        try:
+            return cls(spec.run_id, ours, popen)
+        except BaseException:  # no descriptor is left to watch it with
+            ours.close()
+            popen.kill()  # and what it has started dies with it
+            popen.wait()
+            raise
 
     async def _checked_start(
         self,

@@ -51,7 +51,10 @@ UNWIND_INTERVAL = 0.2
 """Seconds between two signals to bash to give up its command."""
 
 WATCH_INTERVAL = 0.25
-"""Seconds between looks at a command that has closed its output and says nothing."""
+"""Seconds between looks whether bash waits for a line while its reply is awaited."""
+
+WEDGED_LOOKS = 3
+"""Such looks in a row that find it waiting for a line, until it counts as wedged."""
 
 LATE_BYTES = 1 << 16
 """Bytes that are kept of what a background process of a command writes after its end."""
@@ -304,6 +307,8 @@ class Bash:
         ------
         StartFailed
             It could not be started.
+        EOFError, TimeoutError, Wedged
+            It has ended or does not answer, perhaps because of the state.
         """
         with contextlib.ExitStack() as stack:
             ends = {}
@@ -322,7 +327,7 @@ class Bash:
                 grace=grace,
                 env=env,
                 cwd=cwd,
-                leftovers=[self._code.folder],
+                leftovers=[self._code.folder.parent],  # as of workers: all of their owner's run
                 is_program=True,
                 stderr=subprocess.DEVNULL,
                 **ends,
@@ -344,7 +349,27 @@ class Bash:
         for stream, name in (("stdout", "out"), ("stderr", "err")):
             self._outputs.append(Output(stream, self._code.folder / name))  # type: ignore[arg-type]
         begin = self._code.begin(saved if state.code else None)
-        await asyncio.wait_for(self._ask("R", begin), START_SECONDS)
+        async with asyncio.timeout(START_SECONDS):
+            await self.answer(self._ask("R", begin))
+
+    async def answer(self, reply: asyncio.Future[int]) -> int:
+        """Wait for a reply; return its status.
+
+        Raises
+        ------
+        EOFError
+            The process has ended.
+        Wedged
+            It waits for its next line, and has not replied to the last one.
+        """
+        looks = 0
+        while True:
+            await asyncio.wait([reply], timeout=WATCH_INTERVAL)
+            if reply.done():
+                return reply.result()
+            looks = looks + 1 if self.awaits_line and not self._unsent else 0
+            if looks == WEDGED_LOOKS:
+                raise Wedged
 
     @property
     def run_id(self) -> str:
@@ -519,15 +544,20 @@ class Bash:
         if self._driver >= 0:
             self._send(f"{self._code.end_unwinding()}\n{os.fsdecode(self.state.debug_trap)}")
 
-    async def take_snapshot(self) -> None:
-        """Bring `state` up to date, unless it ends meanwhile."""
+    async def take_snapshot(self, timeout: float = SNAPSHOT_SECONDS) -> None:
+        """Bring `state` up to date, unless it ends meanwhile; it is ended if it takes longer."""
         path = self._code.snapshot_file
         path.unlink(missing_ok=True)
         reply = self._ask("S", self._code.snapshot())
-        await asyncio.wait([reply], timeout=SNAPSHOT_SECONDS)
-        if not reply.done():
+        try:
+            async with asyncio.timeout(timeout):
+                await self.answer(reply)
+        except EOFError:
+            return
+        except (TimeoutError, Wedged):
             await self.give_up()
-        elif reply.exception() is None and (found := read_snapshot(path)) is not None:
+            return
+        if (found := read_snapshot(path)) is not None:
             self.state = changes(found, self._code.cookie, self._environment)
             self.is_dirty = False
             if not self.state.has_exit_trap:  # the user has removed that of the driver
@@ -652,14 +682,7 @@ class Command:
         Wedged
             The shell waits for its next line, and has not reported the end.
         """
-        looks = 0
-        while True:
-            await asyncio.wait([self.reply], timeout=WATCH_INTERVAL)
-            if self.reply.done():
-                return self.reply.result()
-            looks = looks + 1 if self._bash.awaits_line else 0
-            if looks == 3:
-                raise Wedged
+        return await self._bash.answer(self.reply)
 
     async def finish(self) -> None:
         """Read the rest of its output.

@@ -47,6 +47,9 @@ MAX_LATE = 16
 MAX_STATE_BYTES = 4 << 20
 """Largest state of a shell that is kept with its session."""
 
+CLOSE_SECONDS = 1.0
+"""Seconds in which a shell that is closed must have written its state."""
+
 GRACE = 2.0
 """Seconds between SIGTERM and SIGKILL at the end of a shell whose owner has died."""
 
@@ -352,10 +355,11 @@ class ShellDriver:
         status = TIMED_OUT if ending.timed_out else INTERRUPTED if is_interrupted else ending.status
         bash.status = status
         self._has_trap = self._has_trap or "trap" in request.command
-        came_back, self._came_back = self._came_back, None
-        lost = [came_back or ""]
+        is_back, lost = self._came_back is not None, [self._came_back or ""]
+        self._came_back = None
         if ending.has_left:
-            lost.append(await self._replace(bash, status))
+            lost += [await self._replace(bash, status), self._came_back or ""]
+            self._came_back = None
         is_restored, self._is_restored = self._is_restored, False
         out, err = captures["stdout"], captures["stderr"]
         return ShellResult(
@@ -368,7 +372,7 @@ class ShellDriver:
             stderr_total=err.total,
             timed_out=ending.timed_out,
             interrupted=is_interrupted,
-            restarted=came_back is not None or (ending.has_left and not self.closed),
+            restarted=is_back or (ending.has_left and not self.closed),
             restored=is_restored,
             lost="; ".join(filter(None, lost)),
             detached=bool(command.late),
@@ -488,7 +492,7 @@ class ShellDriver:
             return bash
         if bash is not None:  # it has ended between two commands, or with a cancelled one
             started = await self._restart(bash)
-            self._came_back = bash.lost
+            self._came_back = "; ".join(filter(None, (bash.lost, self._came_back)))
             return started
         await self._load_state()
         return await self._start()
@@ -543,32 +547,46 @@ class ShellDriver:
         code = self._code
         if code is None or not self._folder_is_there:
             code = await in_thread(self._remake_folder)
-        bash = Bash(code, Registry())
-        options = self.options
-        try:
-            await bash.start(
-                program,
-                label=label,
-                env=options.environment(),
-                cwd=options.cwd,
-                state=self._state,
-                grace=GRACE,
-            )
-        except (EOFError, TimeoutError) as error:
-            await run_shielded(bash.end(0.0))
-            cause = "bash ended, or did not answer, before its first command"
-            raise StartFailed(label, cause) from error
-        except OSError as error:
-            await run_shielded(bash.end(0.0))
-            raise StartFailed(label, explain(error)) from error
-        except BaseException:
-            await run_shielded(bash.end(0.0))
-            raise
+        while True:
+            bash = Bash(code, Registry())
+            try:
+                await bash.start(
+                    program,
+                    label=label,
+                    env=self.options.environment(),
+                    cwd=self.options.cwd,
+                    state=self._state,
+                    grace=GRACE,
+                )
+            except (EOFError, TimeoutError, Wedged) as error:
+                await run_shielded(bash.end(0.0))
+                if not self._state.code:
+                    cause = "bash ended, or did not answer, before its first command"
+                    raise StartFailed(label, cause) from error
+                self._leave_out()
+            except OSError as error:
+                await run_shielded(bash.end(0.0))
+                raise StartFailed(label, explain(error)) from error
+            except BaseException:
+                await run_shielded(bash.end(0.0))
+                raise
+            else:
+                break
         self._bash = bash
         bash.is_dirty = bool(self._state.code)  # it is not known of which parts the state consists
         if self.closed:
             raise ShellClosed(self.session_id, self.closed)
         return bash
+
+    def _leave_out(self) -> None:
+        """Leave out of the state what bash cannot begin with: its settings, or all of it."""
+        rest = self._state.without_settings()
+        if rest.code == self._state.code:
+            rest, self._came_back = State(), "the whole state, with which bash does not start"
+        else:
+            self._came_back = "traps and options, with which bash takes no commands"
+        logger.warning("%s: %s could not be brought back", self._label, self._came_back)
+        self._state = rest
 
     async def _restart(self, ended: Bash) -> Bash:
         """Start bash again with the state that the ended one has left, or had at its checkpoint."""
@@ -653,11 +671,22 @@ class ShellDriver:
 
     # -- the end -------------------------------------------------------------------------------
 
-    async def close(self, because: str) -> None:
-        """End bash and everything that it started; return when that is verified."""
+    async def close(self, because: str, *, keep: bool = True) -> None:
+        """End bash and everything that it started; return when that is verified.
+
+        Parameters
+        ----------
+        because
+            Why, for those who use it all the same.
+        keep
+            Whether the state of a shell that runs no command is kept with the session.
+        """
         self.closed = self.closed or because
         if self._idle is not None:
             self._idle.cancel()
+        if keep and not self._turn.locked():
+            async with self._turn:
+                await self._keep_last()
         try:
             await self._end_bash()
         finally:
@@ -672,6 +701,20 @@ class ShellDriver:
             code, self._code = self._code, None
             if code is not None:
                 remove_folder(code.folder)
+
+    async def _keep_last(self) -> None:
+        """Keep the state of a shell that is closed."""
+        bash = self._bash
+        if bash is None or bash.has_ended or self.options.checkpoint == "never":
+            return
+        if bash.is_dirty:
+            await bash.take_snapshot(CLOSE_SECONDS)
+        code = bash.state.code
+        if not bash.is_dirty and code != self._kept and len(code) <= MAX_STATE_BYTES:
+            try:
+                self._save(code)  # an interpreter that exits has no other thread for it
+            except (OSError, SnakepitError) as error:
+                logger.warning("the state of the %s is not kept: %s", self._label, error)
 
     async def _end_bash(self) -> None:
         bash, self._bash = self._bash, None

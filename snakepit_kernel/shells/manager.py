@@ -34,7 +34,15 @@ from ..telemetry.correlation import correlation_of_work
 from .bash import readable_bytes
 from .bash_code import check_environment, quoted
 from .driver import GRACE, ShellDriver, check_directory, explain
-from .process import INPUT_FILE, KILL_FILE, Process, ProcessRecord, published, write_record
+from .process import (
+    INPUT_FILE,
+    KILL_FILE,
+    STATUS_FILE,
+    Process,
+    ProcessRecord,
+    published,
+    write_record,
+)
 from .process_log import LogWriter
 from .shell import Shell
 
@@ -101,6 +109,7 @@ class RunningProcess:
                 grace=GRACE,
                 env=env,
                 cwd=cwd,
+                leftovers=[self.folder.parents[1]],  # as of workers: all of their owner's run
                 is_program=True,
                 **ends,
             )
@@ -220,6 +229,8 @@ class RunningProcess:
             self._log.close()
             self._log = None
 
+
+_FILES = ("command", "state", "begin", INPUT_FILE, KILL_FILE, STATUS_FILE, "log.0", "log.1")
 
 _KILLED_BY = {-signum for signum in (signal.SIGTERM, signal.SIGKILL, signal.SIGINT, signal.SIGHUP)}
 
@@ -410,10 +421,10 @@ class ShellManager:
                 cwd=request.cwd or driver.options.cwd,
             )
         except OSError as error:
-            shutil.rmtree(folder, ignore_errors=True)
+            _remove(folder)
             raise StartFailed(f"process {name}", explain(error)) from error
         except BaseException:
-            shutil.rmtree(folder, ignore_errors=True)
+            _remove(folder)
             raise
         assert run.process.identity is not None
         assert run.process.guardian is not None
@@ -464,20 +475,26 @@ class ShellManager:
         await running.watch()
         self._ended.append(running.folder.name)
         while len(self._ended) > MAX_ENDED:
-            self._forget(self._ended.popleft())
+            self._remove(self._ended.popleft())
 
-    def _forget(self, name: str) -> None:
+    def _remove(self, name: str) -> None:
         """Remove what is known of a process that has ended."""
         old = self._processes.pop(name, None)
         if old is not None:
-            shutil.rmtree(old.folder, ignore_errors=True)
+            _remove(old.folder)
 
-    def processes(self, *, key: object = None, pool: str | None = None) -> list[Process]:
+    def forget_ended(self, key: object = None) -> None:
+        """Forget the processes that have ended, of a session or all."""
+        for name, each in list(self._processes.items()):
+            if each.is_gone and (key is None or each.key == key):
+                self._remove(name)
+
+    def processes(self, *, key: object = None, owner: object = None) -> list[Process]:
         """Return the processes of this process, of a session or a pool of it, oldest first."""
         return [
             Process(running.folder, running)
             for running in list(self._processes.values())
-            if (key is None or running.key == key) and (pool is None or running.record.pool == pool)
+            if (key is None or running.key == key) and (owner is None or running.owner is owner)
         ]
 
     def all_processes(self) -> list[Process]:
@@ -511,10 +528,8 @@ class ShellManager:
     def close_session(self, key: object, *, detach: bool = False) -> None:
         """End the shell of a session and, unless they are detached, its processes."""
         running = [] if detach else self._running(lambda each: each.key == key)
-        self._end([key], running, "its session was deleted")
-        for name, each in list(self._processes.items()):
-            if each.key == key and each.is_gone:
-                self._forget(name)
+        self._end([key], running, "its session was deleted", keep=False)
+        self.forget_ended(key)
 
     def close_owner(self, owner: object, because: str) -> None:
         """End the shells and processes of an owner."""
@@ -539,7 +554,14 @@ class ShellManager:
             each for each in list(self._processes.values()) if not each.is_gone and is_wanted(each)
         ]
 
-    def _end(self, keys: Sequence[object], running: list[RunningProcess], because: str) -> None:
+    def _end(
+        self,
+        keys: Sequence[object],
+        running: list[RunningProcess],
+        because: str,
+        *,
+        keep: bool = True,
+    ) -> None:
         with self._lock:
             drivers = [self._drivers.pop(key) for key in keys if key in self._drivers]
             for key in keys:
@@ -549,7 +571,10 @@ class ShellManager:
             return
 
         async def end() -> None:
-            ends = [*(each.close(because) for each in drivers), *(each.end() for each in running)]
+            ends = [
+                *(each.close(because, keep=keep) for each in drivers),
+                *(each.end() for each in running),
+            ]
             for failure in await asyncio.gather(*ends, return_exceptions=True):
                 if isinstance(failure, Exception):
                     logger.warning("the end of a shell or process: %s", failure)
@@ -559,6 +584,16 @@ class ShellManager:
     def forget(self) -> None:
         """In a forked child: forget what is the parent's."""
         self.__init__()  # type: ignore[misc]
+
+
+def _remove(folder: Path) -> None:
+    """Remove the folder of a process, even if this process can open no file any more."""
+    for name in _FILES:
+        with contextlib.suppress(OSError):
+            (folder / name).unlink()
+    shutil.rmtree(folder, ignore_errors=True)
+    with contextlib.suppress(OSError):
+        folder.rmdir()
 
 
 def _name_of(command: str) -> str:

@@ -17,17 +17,17 @@ class ProcessList:
 
     Parameters
     ----------
-    key, pool
-        The session, or the pool.
+    key, owner
+        The session, or what `SessionShells.own` was told of a pool.
     """
 
-    def __init__(self, key: object, pool: str | None) -> None:
+    def __init__(self, *, key: object = None, owner: object = None) -> None:
         self._key = key
-        self._pool = pool
+        self._owner = owner
 
     def list(self) -> list[Process]:
         """Return its processes, oldest first; those that have ended as well."""
-        return manager.processes(key=self._key, pool=self._pool)
+        return manager.processes(key=self._key, owner=self._owner)
 
     def get(self, id: str) -> Process:  # noqa: A002 - its public name
         """Return a process by its id or name, of any session of this user.
@@ -66,7 +66,7 @@ class SessionProcesses(ProcessList):
     """
 
     def __init__(self, shells: SessionShells) -> None:
-        super().__init__(shells.key, None)
+        super().__init__(key=shells.key)
         self._shells = shells
 
     def start(

@@ -133,11 +133,11 @@ class Process:
     """
 
     def __init__(self, folder: Path, local: LocalProcess | None = None) -> None:
-        record = read_record(folder)
-        if record is None:
-            raise ProcessNotFound(folder.name)
         self._folder = folder
         self._local = local
+        record = local.record if local is not None and self._is_local else read_record(folder)
+        if record is None:
+            raise ProcessNotFound(folder.name)
         self._last = record
 
     def __reduce__(self) -> tuple[object, ...]:

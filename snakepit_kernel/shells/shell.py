@@ -8,7 +8,12 @@ import os
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Mapping
 from concurrent.futures import Future, wait
+<<<<<<< HEAD
+from functools import partial
+from typing import IO, Any, Generic, TypeVar
+=======
 from typing import IO, Any, Generic, NoReturn, TypeVar
+>>>>>>> step-17d
 
 from ..errors import CommandFailed, ShellClosed
 from ..locks import Lock
@@ -126,14 +131,14 @@ class Shell:
             max_output=max_output,
             spool=spool,
         )
-        return _checked(self._wait(self._driver.execute(request, _ignore)), check=check)
+        return _checked(self._wait(partial(self._driver.execute, request, _ignore)), check=check)
 
     async def arun(self, command: str, *, check: bool = False, **options: Any) -> ShellResult:
         """Run a command as `run` does, without blocking the event loop.
 
         Cancelling the task interrupts the command.
         """
-        call = self._call(self._driver.execute(self._request(command, **options), _ignore))
+        call = self._call(partial(self._driver.execute, self._request(command, **options), _ignore))
         call.start()
         return _checked(await call.await_result(), check=check)
 
@@ -147,7 +152,7 @@ class Shell:
 
     def _stream(self, request: CommandRequest) -> Iterator[ShellChunk]:
         chunks = _Chunks(self._loop_thread)
-        work = self._driver.execute(request, chunks.put, chunks.follow)
+        work = partial(self._driver.execute, request, chunks.put, chunks.follow)
         call = self._call(work, chunks.finish)
         try:
             call.start()
@@ -164,7 +169,7 @@ class Shell:
 
     async def _astream(self, request: CommandRequest) -> AsyncIterator[ShellChunk]:
         chunks = _Chunks(self._loop_thread, asyncio.get_running_loop())
-        work = self._driver.execute(request, chunks.put, chunks.follow)
+        work = partial(self._driver.execute, request, chunks.put, chunks.follow)
         call = self._call(work, chunks.finish)
         try:
             call.start()
@@ -249,7 +254,7 @@ class Shell:
 
     def checkpoint(self) -> None:
         """Keep its state with the session now, as an idle shell does by itself."""
-        self._wait(self._driver.checkpoint())
+        self._wait(self._driver.checkpoint)
 
     def fork(self, session_id: str) -> Shell:
         """Return the shell of a new session: a copy of this session, and of its shell.
@@ -261,7 +266,7 @@ class Shell:
         ValueError
             There is a session of that name.
         """
-        return self._fork(session_id, self._wait(self._driver.state(is_exact=True)))
+        return self._fork(session_id, self._wait(partial(self._driver.state, is_exact=True)))
 
     def close(self) -> None:
         """End the shell and everything that it started; return when that is verified.
@@ -281,7 +286,7 @@ class Shell:
             raise ShellClosed(self.session_id, "it is that of a process which has forked this one")
         return CommandRequest.checked(self._driver.options, command, **options)
 
-    def _wait(self, work: Coroutine[Any, Any, T]) -> T:
+    def _wait(self, work: Callable[[], Coroutine[Any, Any, T]]) -> T:
         call = self._call(work)
         try:
             call.start()
@@ -290,7 +295,9 @@ class Shell:
             call.abandon()
             call.wait()
 
-    def _call(self, work: Coroutine[Any, Any, T], at_end: Callable[[], object] = int) -> _Call[T]:
+    def _call(
+        self, work: Callable[[], Coroutine[Any, Any, T]], at_end: Callable[[], object] = int
+    ) -> _Call[T]:
         return _Call(self._driver, self._loop_thread, work, at_end)
 
 
@@ -304,7 +311,7 @@ class _Call(Generic[T]):
     loop_thread
         Where it runs.
     work
-        The work.
+        Begins the work there.
     at_end
         Is called there when it has ended.
     """
@@ -313,7 +320,7 @@ class _Call(Generic[T]):
         self,
         driver: ShellDriver,
         loop_thread: LoopThread,
-        work: Coroutine[Any, Any, T],
+        work: Callable[[], Coroutine[Any, Any, T]],
         at_end: Callable[[], object] = int,
     ) -> None:
         self._driver = driver
@@ -343,7 +350,7 @@ class _Call(Generic[T]):
 
     def _begin(self) -> None:
         if self._task is None:
-            self._task = self._loop_thread.spawn(self._work)
+            self._task = self._loop_thread.spawn(self._work())
             self._task.add_done_callback(self._finish)
 
     def _finish(self, task: asyncio.Task[T]) -> None:
@@ -359,9 +366,7 @@ class _Call(Generic[T]):
     def abandon(self) -> None:
         """Cancel it, if it has not ended."""
         self._is_abandoned = True
-        if not self._is_started:
-            self._work.close()
-        elif not self._result.done():
+        if self._is_started and not self._result.done():
             with contextlib.suppress(RuntimeError):  # the loop has ended, and it with the loop
                 self._loop_thread.soon(self._cancel)
 

@@ -25,6 +25,10 @@ _OWN_TRAP = re.compile(
 )
 _EXIT_TRAP = re.compile(rb"^trap -- '(?:[^']|'\\'')*' EXIT\n", re.MULTILINE)
 _DEBUG_TRAP = re.compile(rb"^trap -- '(?:[^']|'\\'')*' DEBUG\n", re.MULTILINE)
+_SETTING = re.compile(
+    rb"^trap -- '(?:[^']|'\\'')*' \S+\n|^shopt -s \w+\n|^set -o \w+\n", re.MULTILINE
+)
+_FUNCTRACE = re.compile(rb"^set -o functrace\n", re.MULTILINE)
 _COMPATIBLE = re.compile(rb"^shopt -u compat\d+\n", re.MULTILINE)
 """What bash shows for a level of compatibility that it does not have: taken literally, it would set
 ``BASH_COMPAT``."""
@@ -58,7 +62,8 @@ class State:
     variables
         The part of it for each variable.
     exit_trap, debug_trap
-        The parts of it that set these traps, if the user has set them.
+        The parts of it that set these traps, if the user has set them; with that for DEBUG, whether
+        functions have it as well (``set -T``).
     has_exit_trap
         Whether any was set, be it the driver's.
     hidden
@@ -72,6 +77,10 @@ class State:
     debug_trap: bytes = b""
     has_exit_trap: bool = True
     hidden: frozenset[bytes] = frozenset()
+
+    def without_settings(self) -> State:
+        """Return it without traps and options, with which bash may do nothing at all any more."""
+        return State(_SETTING.sub(b"", self.code), self.variables)
 
 
 def changes(
@@ -136,7 +145,7 @@ def changes(
         b"".join([_COMPATIBLE.sub(b"", before), *kept.values(), listed[at:], after]),
         kept,
         exit_trap.group() if exit_trap else b"",
-        debug_trap.group() if debug_trap else b"",
+        (debug_trap.group() if debug_trap else b"") + b"".join(_FUNCTRACE.findall(after)),
         has_exit_trap,
         hidden,
     )

@@ -186,7 +186,7 @@ class RemoteProcesses(ProcessList):
     """
 
     def __init__(self, ask: Ask) -> None:
-        super().__init__(None, None)
+        super().__init__()
         self._ask = ask
 
     def start(self, command: str, **options: Any) -> Process:

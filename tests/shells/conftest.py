@@ -11,7 +11,9 @@ from typing import Any
 
 import pytest
 
+from snakepit_kernel import Pool
 from snakepit_kernel.errors import SessionNotFound
+from snakepit_kernel.processes import template as template_module
 from snakepit_kernel.sessions.state import SessionState, open_session
 from snakepit_kernel.shells.manager import manager
 from snakepit_kernel.shells.shell import Shell
@@ -45,6 +47,9 @@ def complaints() -> Iterator[Complaints]:
 @pytest.fixture(scope="module", autouse=True)
 def running_manager(complaints: Complaints) -> Iterator[None]:
     """Start the thread that drives shells before the tests of a module, and end it with them."""
+    if not template_module.templates():  # from which guardians are forked: they are there at once
+        with Pool(1):
+            pass
     state = open_session("first")
     state.shell.run("true")
     state.processes.start("true").wait()

@@ -127,15 +127,19 @@ def test_an_interrupt_leaves_earlier_background_processes_alone(shell, process_o
     assert len((tmp_path / "beats").read_text()) > len(beats)
 
 
-@pytest.mark.parametrize("trap", ["DEBUG", "ERR", "RETURN", "USR1"])
-def test_traps_of_the_user_are_there_after_an_interrupt(shell, trap):
-    shell.run(f"trap 'echo it'\\''s' {trap}")
-    before = shell.run(f"trap -p {trap}").stdout.replace("it's\n", "")
+@pytest.mark.parametrize(
+    ("options", "trap"), [("-T", "DEBUG"), ("+T", "ERR"), ("-T", "RETURN"), ("+T", "USR1")]
+)
+def test_traps_of_the_user_are_there_after_an_interrupt(shell, options, trap):
+    shell.run(f"set {options}")
+    shell.run(f"trap ': \"it'\\''s\"' {trap}")
+    before = shell.run(f"trap -p {trap}").stdout
 
     shell.run("sleep 60", timeout=0.2)
 
-    after = shell.run(f"trap -p {trap}").stdout.replace("it's\n", "")
-    assert after == before != ""
+    assert trap in before
+    assert shell.run(f"trap -p {trap}").stdout == before
+    assert ("T" in shell.run("echo $-").stdout) == (options == "-T")
 
 
 def test_a_cancelled_task_frees_the_shell_at_once(shell, living):

@@ -10,6 +10,7 @@ import pytest
 
 from snakepit_kernel.errors import SessionNotFound, ShellClosed
 from snakepit_kernel.sessions.state import open_session
+from snakepit_kernel.shells.manager import manager
 
 STATE = """
 plain='a  "b" $c'; export SENT=$'two\\nlines'; LIST=(1 "2 3"); declare -A MAP=([k]=v [l m]=n)
@@ -374,3 +375,34 @@ def test_a_session_deleted_through_another_handle_takes_its_shell_along(session,
     open_session("s").delete()
 
     assert living() == []
+
+
+def test_what_the_last_command_did_is_kept_when_the_shell_is_closed(session):
+    session.shell.run("x=last")
+    session.shell.close()
+
+    assert session.shell.run("echo $x").stdout == "last\n"
+    session.shell.run("x=later; sleep 0")
+    manager.close()
+    assert session.shell.run("echo $x").stdout == "later\n"
+    session.delete()
+    manager.close()
+
+
+def test_settings_with_which_bash_takes_no_commands_do_not_come_back(shell):
+    shell.run("x=1; f() { echo f; }; cd /usr")
+    shell.run("set -o pipefail; shopt -s extdebug; set -T; trap false DEBUG")
+
+    result = shell.run('f; echo "$x $PWD"')
+
+    assert result.stdout == "f\n1 /usr\n"
+    assert "traps and options" in shell.last.lost or not shell.last.restarted
+
+
+def test_a_kept_state_that_ends_bash_is_left_out_and_that_is_said(session):
+    session.store.sessions.set_shell_state(session.number, b"x=1\nexit 3\n")
+
+    result = session.shell.run("echo [$x]")
+
+    assert (result.stdout, result.restarted) == ("[]\n", True)
+    assert "the whole state" in result.lost
