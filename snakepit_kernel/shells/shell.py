@@ -8,12 +8,8 @@ import os
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Mapping
 from concurrent.futures import Future, wait
-<<<<<<< HEAD
 from functools import partial
-from typing import IO, Any, Generic, TypeVar
-=======
 from typing import IO, Any, Generic, NoReturn, TypeVar
->>>>>>> step-17d
 
 from ..errors import CommandFailed, ShellClosed
 from ..locks import Lock
