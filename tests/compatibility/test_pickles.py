@@ -52,6 +52,14 @@ def without_newer(found: Any, kept: Any) -> Any:
 
 
 @pytest.mark.parametrize("protocol", [4, 5])
+def test_fields_that_are_newer_than_a_pickle_have_their_defaults(protocol):
+    status = read("PoolStatus", protocol)
+
+    assert (status.shells, status.processes) == (0, 0)
+    assert pickle.loads(pickle.dumps(status, protocol)) == status
+
+
+@pytest.mark.parametrize("protocol", [4, 5])
 def test_an_error_of_an_earlier_version_can_be_raised_and_keeps_its_details(protocol):
     names = [name for name in KEPT if name.endswith(" of a call")]
     assert len(names) > 25

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import re
 import textwrap
-import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -37,6 +36,19 @@ def only_process() -> Process:
     return process
 
 
+def let_go_on_after(notebook: Any, text: str, fifos: list[Path]) -> None:
+    """Write to the next FIFO whenever a message with a text arrives."""
+    waiting = iter(fifos)
+    take = notebook._take
+
+    def take_and_let_go_on(shown: Any, message: dict[str, Any]) -> None:
+        take(shown, message)
+        if message["msg_type"] == "stream" and text in message["content"]["text"]:
+            next(waiting).write_text("\n")
+
+    notebook._take = take_and_let_go_on
+
+
 # -- cells -----------------------------------------------------------------------------------------
 
 
@@ -56,15 +68,7 @@ def test_output_of_a_cell_appears_while_it_runs(mine, tmp_path):
     fifos = [tmp_path / "one", tmp_path / "two"]
     for fifo in fifos:
         os.mkfifo(fifo)
-    waiting = iter(fifos)
-    take = mine._take
-
-    def take_and_let_go_on(shown: Any, message: dict[str, Any]) -> None:
-        take(shown, message)
-        if message["msg_type"] == "stream" and "go on" in message["content"]["text"]:
-            next(waiting).write_text("\n")
-
-    mine._take = take_and_let_go_on
+    let_go_on_after(mine, "go on", fifos)
 
     shown = in_shell(mine, "printf 'one: go on'; read x <one; echo two: go on >&2; read x <two")
 
@@ -244,19 +248,14 @@ def test_a_process_is_started_listed_followed_and_killed(mine):
 
 
 def test_logs_follow_shows_what_comes_until_the_process_ends(mine, tmp_path):
+    """The process goes on when its first line has arrived at the client."""
     fifo = tmp_path / "fifo"
     os.mkfifo(fifo)
     mine.run(f"%snakepit start-process --name slow echo one; read x <{fifo}; echo two; exit 3")
     process = only_process()
+    let_go_on_after(mine, "one", [fifo])
 
-    def end() -> None:
-        process.wait_for_log("one")
-        fifo.write_text("\n")
-
-    ending = threading.Thread(target=end)
-    ending.start()
     shown = mine.run("%snakepit logs --follow slow")
-    ending.join()
 
     assert shown.stdout == "one\ntwo\n"
     assert process.status == "failed"
