@@ -663,7 +663,7 @@ class ShellDriver:
         is_exact
             Whether to wait for the command that runs; otherwise the state may be that before it.
         """
-        if not is_exact and self._turn.locked():
+        if not is_exact and self.waiting:  # a checkpoint may take the turn as well, but not long
             bash = self._bash
             return (self._state if bash is None else bash.state).code
         async with self._turn:

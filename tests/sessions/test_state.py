@@ -342,3 +342,23 @@ def test_the_state_of_a_shell_is_kept_although_a_process_begins_with_it_at_once(
     finally:
         session.delete()
         manager.close()
+
+
+def test_a_process_begins_with_the_last_state_also_while_that_is_being_kept(tmp_path):
+    """The snapshot of the idle shell is taken 0.05 s after its last command."""
+    session = open_session("s", store=tmp_path / "store.sqlite")
+    functions = "; ".join(f"f{number}() {{ echo {number}; }}" for number in range(2000))
+    try:
+        session.shell.run(functions)  # so that it takes a while
+        said = []
+        for number in range(10):
+            session.shell.run(f"said={number}")
+            time.sleep(0.05 + number / 500)
+            process = session.processes.start("echo $said")
+            process.wait()
+            said.append(process.logs().text)
+    finally:
+        session.delete()
+        manager.close()
+
+    assert said == [f"{number}\n" for number in range(10)]
