@@ -23,17 +23,23 @@ if TYPE_CHECKING:
         CallTimeout,
         CellError,
         CellsOnly,
+        CommandFailed,
         ConstraintViolation,
         InvalidArguments,
         PoolClosed,
         PoolDegraded,
         PoolSaturated,
+        ProcessExited,
+        ProcessNotFound,
+        ProcessNotReady,
         ProgramDamaged,
         ProgramNotFound,
         QueueTimeout,
         QuotaExceeded,
         SessionLost,
         SessionNotFound,
+        ShellBusy,
+        ShellClosed,
         SnakepitError,
         StartFailed,
         StoreError,
@@ -61,6 +67,10 @@ if TYPE_CHECKING:
     from .sessions.state import SessionInfo, SessionState, SessionStats, open_session
     from .sessions.values import Change, Program, Variable
     from .sessions.watch import Watch
+    from .shells.of_session import processes
+    from .shells.process import Process
+    from .shells.results import ShellChunk, ShellResult
+    from .shells.shell import Shell
     from .telemetry.correlation import correlation_id
     from .tools.adapter import Adapter, tool
     from .tools.context import SessionContext, context
@@ -78,6 +88,7 @@ __all__ = [
     "CellResult",
     "CellsOnly",
     "Change",
+    "CommandFailed",
     "ConstraintViolation",
     "CrashBarrier",
     "Heartbeat",
@@ -89,6 +100,10 @@ __all__ = [
     "PoolSaturated",
     "PoolStats",
     "PoolStatus",
+    "Process",
+    "ProcessExited",
+    "ProcessNotFound",
+    "ProcessNotReady",
     "Program",
     "ProgramDamaged",
     "ProgramNotFound",
@@ -102,6 +117,11 @@ __all__ = [
     "SessionNotFound",
     "SessionState",
     "SessionStats",
+    "Shell",
+    "ShellBusy",
+    "ShellChunk",
+    "ShellClosed",
+    "ShellResult",
     "SnakepitError",
     "StartFailed",
     "StoreError",
@@ -129,6 +149,7 @@ __all__ = [
     "keep",
     "load_ipython_extension",
     "open_session",
+    "processes",
     "register_encoder",
     "telemetry",
     "tool",
@@ -136,6 +157,25 @@ __all__ = [
 ]
 
 find_moved_modules()
+
+if not TYPE_CHECKING:
+    from . import processes  # an empty package, which costs nothing
+
+    class _Processes(type(processes)):
+        """The package `processes`, which is also the function of that name."""
+
+        def __call__(self) -> list[Process]:
+            """Return the background processes of all kernels and scripts of this user."""
+            from .shells.of_session import processes
+
+            return processes()
+
+        def __reduce__(self) -> tuple[object, ...]:
+            from importlib import import_module
+
+            return import_module, (self.__name__,)  # pickled as every module is
+
+    processes.__class__ = _Processes
 
 _MODULES = {
     "Adapter": "tools.adapter",
@@ -166,6 +206,10 @@ _MODULES = {
     "Change": "sessions.values",
     "Program": "sessions.values",
     "Variable": "sessions.values",
+    "Process": "shells.process",
+    "Shell": "shells.shell",
+    "ShellChunk": "shells.results",
+    "ShellResult": "shells.results",
     "Watch": "sessions.watch",
     "correlation_id": "telemetry.correlation",
     "keep": "processes.keep",

@@ -29,6 +29,12 @@
     ├── StoreError                the store could not be read or written
     ├── ToolError                 an exception raised by remote code
     │   └── CellError             … by a cell
+    ├── ShellClosed               a shell takes no commands any more   (also RuntimeError)
+    ├── ShellBusy                 a shell runs another command
+    ├── CommandFailed             a command's status is not 0
+    ├── ProcessNotFound           no process of that id                (also LookupError)
+    ├── ProcessNotReady           a process has not done what was awaited (also TimeoutError)
+    ├── ProcessExited             it ended before that
     ├── StartFailed               a process could not be started
     └── SurvivorsError            processes of a run could not be ended
 
@@ -54,17 +60,23 @@ __all__ = [
     "CallTimeout",
     "CellError",
     "CellsOnly",
+    "CommandFailed",
     "ConstraintViolation",
     "InvalidArguments",
     "PoolClosed",
     "PoolDegraded",
     "PoolSaturated",
+    "ProcessExited",
+    "ProcessNotFound",
+    "ProcessNotReady",
     "ProgramDamaged",
     "ProgramNotFound",
     "QueueTimeout",
     "QuotaExceeded",
     "SessionLost",
     "SessionNotFound",
+    "ShellBusy",
+    "ShellClosed",
     "SnakepitError",
     "StartFailed",
     "StoreError",
@@ -655,6 +667,145 @@ class CellError(ToolError):
     def _render_traceback_(self) -> list[str]:
         """Return the worker's traceback, which IPython shows instead of our own frames."""
         return list(self.traceback)
+
+
+class ShellClosed(SnakepitError, RuntimeError):
+    """The shell of a session takes no commands any more.
+
+    Attributes
+    ----------
+    session
+        The session.
+    reason
+        Why.
+    """
+
+    def __init__(self, session: str, reason: str) -> None:
+        super().__init__(session, reason)
+        self.session = session
+        self.reason = reason
+
+    def __str__(self) -> str:
+        return f"the shell of session {self.session!r} is closed: {self.reason}"
+
+
+class ShellBusy(SnakepitError):
+    """The shell of a session runs a command, and this one was not to wait for it.
+
+    Attributes
+    ----------
+    session
+        The session.
+    waiting
+        Number of commands that run or wait.
+    """
+
+    def __init__(self, session: str, waiting: int) -> None:
+        super().__init__(session, waiting)
+        self.session = session
+        self.waiting = waiting
+
+    def __str__(self) -> str:
+        return (
+            f"the shell of session {self.session!r} runs a command, and {self.waiting - 1} more "
+            "wait; wait as well (queue=True), use another session, or start a process"
+        )
+
+
+class CommandFailed(SnakepitError):
+    """A command in a shell has ended with another status than 0.
+
+    Attributes
+    ----------
+    result
+        Its result.
+    """
+
+    def __init__(self, result: Any) -> None:
+        super().__init__(result)
+        self.result = result
+
+    def __str__(self) -> str:
+        result = self.result
+        text = f"a command ended with status {result.returncode}: {result.command[:200]}"
+        if result.timed_out:
+            text = f"a command was ended after {result.duration:.1f} s: {result.command[:200]}"
+        end = result.stderr[-2000:].strip()
+        return f"{text}\n{end}" if end else text
+
+
+class ProcessNotFound(SnakepitError, LookupError):
+    """There is no background process of that id or name.
+
+    Attributes
+    ----------
+    id
+        What was asked for.
+    known
+        Ids of those that there are.
+    """
+
+    def __init__(self, id: str, known: Sequence[str] = ()) -> None:  # noqa: A002 - its public name
+        super().__init__(id, tuple(known))
+        self.id = id
+        self.known = tuple(known)
+
+    def __str__(self) -> str:
+        return f"there is no process {self.id!r}{suggest(self.id, self.known)}"
+
+
+class ProcessNotReady(SnakepitError, TimeoutError):
+    """A background process has not done in time what was awaited.
+
+    Attributes
+    ----------
+    id
+        The process.
+    awaited
+        What, in words.
+    seconds
+        How long.
+    log
+        The end of its log.
+    """
+
+    def __init__(self, id: str, awaited: str, seconds: float, log: str = "") -> None:  # noqa: A002
+        super().__init__(id, awaited, seconds, log)
+        self.id = id
+        self.awaited = awaited
+        self.seconds = seconds
+        self.log = log
+
+    def __str__(self) -> str:
+        text = f"process {self.id} {self.awaited} within {self.seconds:g} s"
+        return f"{text}; the end of its log:\n{self.log}" if self.log else text
+
+
+class ProcessExited(SnakepitError):
+    """A background process ended before it did what was awaited.
+
+    Attributes
+    ----------
+    id
+        The process.
+    awaited
+        What, in words.
+    returncode
+        Its exit status.
+    log
+        The end of its log.
+    """
+
+    def __init__(self, id: str, awaited: str, returncode: int | None, log: str = "") -> None:  # noqa: A002
+        super().__init__(id, awaited, returncode, log)
+        self.id = id
+        self.awaited = awaited
+        self.returncode = returncode
+        self.log = log
+
+    def __str__(self) -> str:
+        text = f"process {self.id} ended with status {self.returncode}, and {self.awaited}"
+        return f"{text}; the end of its log:\n{self.log}" if self.log else text
 
 
 class StartFailed(SnakepitError):

@@ -64,3 +64,11 @@ def _is_harmless(character: str) -> bool:
     if character.isprintable():  # no control, format or surrogate character
         return character not in _INVISIBLE
     return character in _SPACES
+
+
+def duration(seconds: float) -> str:
+    """Return a duration in the largest unit that leaves a number of at least two."""
+    for unit, size in (("d", 86400), ("h", 3600), ("min", 60)):
+        if seconds >= 2 * size:
+            return f"{seconds / size:.0f} {unit}"
+    return f"{seconds:.0f} s"

@@ -86,6 +86,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group.addoption("--chaos-kills", type=int, default=12, help="rounds of the chaos test")
     group.addoption("--store-kills", type=int, default=30, help="writers that are killed")
     group.addoption("--soak-calls", type=int, default=2500, help="calls of the soak test")
+    group.addoption("--shell-commands", type=int, default=300, help="commands at random")
     group.addoption("--cycles", type=int, default=10, help="cycles of the test of leaks")
     group.addoption("--no-template", action="store_true", help="fork no kernel from a template")
     group.addoption("--chaos-seed", type=int, help="its seed; by default another each time")

@@ -10,7 +10,7 @@ import nbformat
 import pytest
 
 NOTEBOOKS = sorted((Path(__file__).parents[1] / "notebooks").glob("*.ipynb"))
-SHORT = [path for path in NOTEBOOKS if path.stem in {"tour", "sessions"}]
+SHORT = [path for path in NOTEBOOKS if path.stem in {"tour", "sessions", "shells"}]
 
 
 @pytest.mark.parametrize("notebook", SHORT, ids=lambda path: path.stem)

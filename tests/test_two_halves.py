@@ -10,19 +10,24 @@ from pathlib import Path
 from typing import Any
 
 import nbformat
+import pytest
 import websocket
 from jupyter_core.utils import run_sync
 from nbclient import NotebookClient
 
-NOTEBOOK = Path(__file__).parents[1] / "notebooks" / "sessions.ipynb"
+NOTEBOOKS = Path(__file__).parents[1] / "notebooks"
+NOTEBOOK = NOTEBOOKS / "sessions.ipynb"
 SOON = 5.0
 
 Half = list[Any]
 
+FORGOTTEN = {"sessions": "ConstraintViolation", "shells": "text"}
+"""A name of the first half of each notebook that the second half has not got."""
 
-def halves() -> tuple[Half, Half]:
-    """Return the code cells of the notebook before the restart, and those behind it."""
-    cells = [cell for cell in nbformat.read(NOTEBOOK, 4).cells if cell.cell_type == "code"]
+
+def halves(notebook: Path = NOTEBOOK) -> tuple[Half, Half]:
+    """Return the code cells of a notebook before the restart, and those behind it."""
+    cells = [cell for cell in nbformat.read(notebook, 4).cells if cell.cell_type == "code"]
     second = [cell for cell in cells if "second-half" in cell.metadata.get("tags", [])]
     return [cell for cell in cells if cell not in second], second
 
@@ -39,16 +44,16 @@ def expected_of(cell: Any) -> str | None:
     return shown_by(cell.outputs) if is_stable else None
 
 
-PID = "import os; print(os.getpid(), 'ConstraintViolation' in globals())"
+PID = "import os; print(os.getpid(), {name!r} in globals())"
 
 
-def check(half: Half, run: Callable[[str], str]) -> tuple[int, bool]:
+def check(half: Half, run: Callable[[str], str], name: str = "sessions") -> tuple[int, bool]:
     """Run a half; return the kernel's pid, and whether a name of the first half is known."""
     run("%snakepit")  # which tells, once, what a restart had to end
     for cell in half:
         shown, expected = run(cell.source), expected_of(cell)
         assert expected in {None, shown}, cell.source
-    pid, is_known = run(PID).split()
+    pid, is_known = run(PID.format(name=FORGOTTEN[name])).split()
     return int(pid), is_known == "True"
 
 
@@ -63,10 +68,15 @@ def test_the_halves_are_more_than_nothing():
         None,  # which pools end depends on whether the kernel was restarted
     ]
     assert len(first) == 7
+    first, second = halves(NOTEBOOKS / "shells.ipynb")
+    assert expected_of(first[1]) == "FAILED: a tab: 1, not 2\nexit status 1"
+    assert expected_of(second[1]).endswith("words.h\nall tests have passed")
+    assert len(first) + len(second) == 19
 
 
-def test_a_notebook_goes_on_after_a_restart_in_nbclient(tmp_path):
-    first, second = halves()
+@pytest.mark.parametrize("name", FORGOTTEN)
+def test_a_notebook_goes_on_after_a_restart_in_nbclient(tmp_path, name):
+    first, second = halves(NOTEBOOKS / f"{name}.ipynb")
     client = NotebookClient(nbformat.v4.new_notebook(metadata=_kernelspec()))
 
     def run(source: str) -> str:
@@ -76,10 +86,10 @@ def test_a_notebook_goes_on_after_a_restart_in_nbclient(tmp_path):
         return shown_by(cell.outputs)
 
     with client.setup_kernel(cwd=str(tmp_path)):
-        before = check(first, run)
+        before = check(first, run, name)
         run_sync(client.km.restart_kernel)()
         run_sync(client.kc.wait_for_ready)(timeout=30)
-        after = check(second, run)
+        after = check(second, run, name)
 
     assert before[1]
     assert not after[1]
@@ -129,15 +139,17 @@ def _outputs(socket: websocket.WebSocket, source: str) -> list[Any]:
             return outputs
 
 
-def test_a_notebook_goes_on_after_a_restart_by_a_server(start_server, tmp_path):
-    first, second = halves()
-    (tmp_path / "mine.ipynb").write_text(NOTEBOOK.read_text())
+@pytest.mark.parametrize("name", FORGOTTEN)
+def test_a_notebook_goes_on_after_a_restart_by_a_server(start_server, tmp_path, name):
+    notebook = NOTEBOOKS / f"{name}.ipynb"
+    first, second = halves(notebook)
+    (tmp_path / "mine.ipynb").write_text(notebook.read_text())
     server = start_server()
     kernel = open_notebook(server, "mine.ipynb")
 
-    before = check(first, lambda source: run(server, kernel, source))
+    before = check(first, lambda source: run(server, kernel, source), name)
     server.request("POST", f"kernels/{kernel}/restart")
-    after = check(second, lambda source: run(server, kernel, source))
+    after = check(second, lambda source: run(server, kernel, source), name)
 
     assert before[1]
     assert not after[1]

@@ -16,6 +16,7 @@ from .jobs import Job
 from .notebook import functions_of
 from .parsing import COMMANDS, cell_parser, command_parsers, line_parser
 from .session_commands import SessionCommands
+from .shell_commands import RAW_COMMANDS, ShellCommands
 
 
 class Completable(Protocol):
@@ -25,6 +26,7 @@ class Completable(Protocol):
     pools: dict[str, Pool]
     chosen_pool: str
     sessions: SessionCommands
+    shells: ShellCommands
     jobs: dict[int, Job]
 
 
@@ -53,7 +55,8 @@ class Completer:
             "status": self._pools,
             "reload": self._classes,
             "dashboard": self._pools,
-            "logs": self._pools,
+            "logs": lambda: [*self._pools(), *magics.shells.process_names()],
+            "kill": magics.shells.process_names,
             "use": self._sessions,
             "set": lambda: (f"{name}=" for name in self._session_variables()),
             "get": self._session_variables,
@@ -93,6 +96,8 @@ class Completer:
             candidates = list(COMMANDS)
         else:
             command = words[0]
+            if command in RAW_COMMANDS and not symbol.startswith("-") and words[-1] != "--session":
+                return sorted(self._magics.shells.paths(symbol))
             usual = self._words.get(command, lambda: ())
             candidates = self._after(words, self._options.get(command, []), usual)
         return sorted(word for word in candidates if word.startswith(symbol))

@@ -40,8 +40,10 @@ from .jobs import Job, WorkFactory
 from .notebook import functions_of, last_run_summary
 from .parsing import (
     SESSION_COMMANDS,
+    SHELL_COMMANDS,
     arguments_of,
     cell_parser,
+    check_cell_options,
     environment_of,
     help_text,
     line_parser,
@@ -57,6 +59,7 @@ from .rendering import (
     without_traceback,
 )
 from .session_commands import SessionCommands
+from .shell_commands import ShellCommands, parse_raw
 
 
 @magics_class
@@ -77,6 +80,7 @@ class SnakepitMagics(Magics):
         self.chosen_pool = "default"
         self.jobs: dict[int, Job] = {}
         self.sessions = SessionCommands(shell)
+        self.shells = ShellCommands(self.sessions)
         self._start_options: dict[str, dict[str, Any]] = {}
         self._is_last_run_printed = False
         self._parser = line_parser()
@@ -109,11 +113,13 @@ class SnakepitMagics(Magics):
     def _run(self, line: str, cell: str | None) -> Any:
         if cell is not None:
             return self._run_cell(self._cell_parser.parse(line), cell)
-        options = self._parser.parse(line)
+        options = parse_raw(line) or self._parser.parse(line)
         if options.command is None:
             return self._overview()
         if options.command in SESSION_COMMANDS:
             return self.sessions.run(options)
+        if options.command in SHELL_COMMANDS:
+            return self.shells.run(options)
         return getattr(self, f"_{options.command}")(options)
 
     def _print_last_run(self) -> None:
@@ -200,6 +206,10 @@ class SnakepitMagics(Magics):
         self._pool(options.pool).resume()
 
     def _logs(self, options: Namespace) -> None:
+        name = options.name
+        if name is not None and name not in self._running():
+            self.shells.logs(options)
+            return
         for worker, text in self._pool(options.name).logs().items():
             print(f"--- {worker}\n{printable(text, lines=True) or '(nothing)'}")  # noqa: T201
 
@@ -324,6 +334,10 @@ class SnakepitMagics(Magics):
     # -- cells ---------------------------------------------------------------------------------
 
     def _run_cell(self, options: Namespace, code: str) -> None:
+        check_cell_options(options)
+        if options.shell:
+            self.shells.run_cell(options, code)
+            return
         session = self._session(options.session, options.pool)
         pull = names_of(options.pull)
         view = CellView()

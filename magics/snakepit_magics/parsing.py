@@ -43,9 +43,13 @@ COMMANDS = {
     "import": "read a file that export has written into the session",
     "push": "copy variables of this notebook to a worker",
     "pull": "copy variables of a worker to this notebook",
+    "sh": "run a command in the session's shell, whose state stays: %%snakepit sh make test",
+    "start-process": "start a command that goes on in the background",
+    "ps": "list the background processes",
+    "kill": "end a background process and all that it has started",
     "jobs": "list what runs in the background",
     "cancel": "cancel a background job",
-    "logs": "show the last output of the workers' processes",
+    "logs": "show the last output of the workers' processes, or the log of a background process",
     "doctor": "check the installation, and say what to do",
     "help": "show this, or the options of a command",
 }
@@ -57,6 +61,9 @@ SESSION_COMMANDS = frozenset(
     }
 )
 """Commands that need no pool."""
+
+SHELL_COMMANDS = frozenset({"sh", "start-process", "ps", "kill"})
+"""Commands for the session's shell and for background processes."""
 
 
 class Parser(argparse.ArgumentParser):
@@ -76,6 +83,10 @@ class Parser(argparse.ArgumentParser):
             words = shlex.split(line)
         except ValueError as error:
             self.error(f"{str(error).lower()}; close the quotation")
+        return self.parse_words(words)
+
+    def parse_words(self, words: list[str]) -> argparse.Namespace:
+        """Parse the words of a line; errors are those of `parse`."""
         commands = command_parsers(self)
         if commands and words and words[0] not in commands:
             self.error(f"there is no command {words[0]!r}{suggest(words[0], commands)}")
@@ -84,6 +95,10 @@ class Parser(argparse.ArgumentParser):
             known = [o for action in self.all_actions(options) for o in action.option_strings]
             self.error(f"unknown option or word {unknown[0]!r}{suggest(unknown[0], known)}")
         return options
+
+    def options(self) -> list[argparse.Action]:
+        """Return the options that take a value."""
+        return [each for each in self._actions if each.option_strings and each.nargs != 0]
 
     def all_actions(self, options: argparse.Namespace) -> list[argparse.Action]:
         """Return the possible options."""
@@ -103,8 +118,15 @@ def line_parser() -> Parser:
         "name", nargs="?", help="name of the pool; default: the chosen one"
     )
     parsers["stop"].add_argument("--all", action="store_true", help="end all pools")
-    for command in ("restart", "status", "dashboard", "logs"):
+    for command in ("restart", "status", "dashboard"):
         parsers[command].add_argument("name", nargs="?", help="name of the pool")
+    parsers["logs"].add_argument(
+        "name", nargs="?", help="name of the pool, or id or name of a process"
+    )
+    parsers["logs"].add_argument(
+        "--follow", action="store_true", help="go on until the process ends"
+    )
+    _add_shell_commands(parsers)
     _add_pool_commands(parsers)
     parsers["tools"].add_argument("tool", nargs="?", help="name of a tool")
     _add_call_options(parsers["call"])
@@ -206,6 +228,26 @@ def _add_session_commands(parsers: Mapping[str, Parser]) -> None:
     )
 
 
+def _add_shell_commands(parsers: Mapping[str, Parser]) -> None:
+    for command in ("sh", "start-process"):
+        parsers[command].add_argument("--session", help="name of the session")
+        parsers[command].add_argument("text", metavar="COMMAND", help="the rest of the line")
+    parsers["sh"].add_argument("--timeout", type=_seconds, help="seconds for the command")
+    parsers["sh"].add_argument(
+        "--check", action="store_true", help="raise an error if its status is not 0"
+    )
+    parsers["start-process"].add_argument("--name", help="name of the process")
+    parsers["ps"].add_argument("--session", help="those of one session alone")
+    parsers["ps"].add_argument(
+        "--all", action="store_true", help="also those of other kernels that have ended"
+    )
+    parsers["kill"].add_argument("process", nargs="+", help="id or name")
+    parsers["kill"].add_argument("--signal", default="TERM", help="the first signal")
+    parsers["kill"].add_argument(
+        "--grace", type=_seconds, default=5.0, help="seconds until it is killed"
+    )
+
+
 def _add_call_options(parser: Parser) -> None:
     parser.add_argument("tool", help="name of a tool")
     parser.add_argument(
@@ -229,11 +271,34 @@ def cell_parser() -> Parser:
     where = parser.add_mutually_exclusive_group()
     where.add_argument("--worker", type=_whole, help="number of the worker")
     where.add_argument("--all", action="store_true", help="run in every worker")
+    where.add_argument("--shell", action="store_true", help="run in the session's shell, by bash")
+    add("--check", action="store_true", help="with --shell: an error if the status is not 0")
     add("--background", action="store_true", help="do not wait; see %%snakepit jobs")
     add("--timeout", type=_seconds, help="seconds for the cell")
     add("--push", nargs="+", default=[], metavar="NAME", help="variables to copy there first")
     add("--pull", nargs="+", default=[], metavar="NAME", help="variables to copy here afterwards")
     return parser
+
+
+def check_cell_options(options: argparse.Namespace) -> None:
+    """Check that the options of a cell go together.
+
+    Raises
+    ------
+    UsageError
+        One would have no effect.
+    """
+    if options.check and not options.shell:
+        msg = "%snakepit: --check is for cells that bash runs: use it with --shell"
+        raise UsageError(msg)
+    for name in _OF_WORKERS:
+        if options.shell and getattr(options, name):
+            msg = f"%snakepit: --{name} is for cells in a worker; with --shell bash runs the cell"
+            raise UsageError(msg)
+
+
+_OF_WORKERS = ("pool", "background", "push", "pull")
+"""Options of a cell that mean nothing to a shell; argparse refuses the others."""
 
 
 def command_parsers(parser: Parser) -> Mapping[str, Parser]:

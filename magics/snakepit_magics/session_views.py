@@ -6,9 +6,10 @@ import html
 import sys
 from collections.abc import Iterable, Sequence
 
-from snakepit_kernel import Change, SessionInfo, SessionStats, Variable
+from snakepit_kernel import Change, Process, SessionInfo, SessionStats, Variable
 from snakepit_kernel.printable import printable
 from snakepit_kernel.sessions.variables import COLUMNS, row_of, shown, table_of
+from snakepit_kernel.shells.process import HEADINGS
 
 
 class VariableList(list[Variable]):
@@ -22,6 +23,22 @@ class VariableList(list[Variable]):
 
     def _repr_pretty_(self, printer: object, _: bool) -> None:
         printer.text(repr(self))  # type: ignore[attr-defined]
+
+
+class ProcessList(list[Process]):
+    """List of background processes that is displayed as a table."""
+
+    def _repr_html_(self) -> str:
+        return _html(HEADINGS, self._rows())
+
+    def __repr__(self) -> str:
+        return _text(HEADINGS, self._rows()) if self else "no processes"
+
+    def _repr_pretty_(self, printer: object, _: bool) -> None:
+        printer.text(repr(self))  # type: ignore[attr-defined]
+
+    def _rows(self) -> list[Sequence[str]]:
+        return [process.as_row() for process in self]
 
 
 class SessionList(list[SessionInfo]):
@@ -54,12 +71,7 @@ class SessionList(list[SessionInfo]):
         ]
 
     def _repr_html_(self) -> str:
-        head = "".join(f"<th>{word}</th>" for word in _SESSION_COLUMNS)
-        rows = "".join(
-            f"<tr>{''.join(f'<td>{html.escape(text)}</td>' for text in row)}</tr>"
-            for row in self._rows()
-        )
-        return f"<table><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table>"
+        return _html(_SESSION_COLUMNS, self._rows())
 
     def __repr__(self) -> str:
         return _text(_SESSION_COLUMNS, self._rows())
@@ -122,6 +134,15 @@ _TYPES = (
     *((bool, "boolean"), (int, "integer"), (float, "float"), (str, "string")),
     *((list, "list"), (dict, "dict"), (bytes, "bytes")),
 )
+
+
+def _html(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """Format a table as HTML."""
+    head = "".join(f"<th>{word}</th>" for word in columns)
+    body = "".join(
+        f"<tr>{''.join(f'<td>{html.escape(text)}</td>' for text in row)}</tr>" for row in rows
+    )
+    return f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
 
 
 def _text(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> str:

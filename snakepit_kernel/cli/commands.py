@@ -118,6 +118,48 @@ def reap(context: click.Context, dry_run: bool, kept: bool, grace: float, as_jso
     context.exit(reap_all(grace=grace, kept=kept, dry_run=dry_run, as_json=as_json))
 
 
+@snakepit.command()
+@click.option("--json", "as_json", is_flag=True, help="Print it as JSON.")
+def ps(*, as_json: bool) -> None:
+    """List the background processes of your sessions, in whichever kernel they are."""
+    from .processes import show
+
+    show(as_json=as_json)
+
+
+@snakepit.command()
+@click.argument("process")
+@click.option("--follow", is_flag=True, help="Go on until the process has ended, or Ctrl-C.")
+def logs(process: str, *, follow: bool) -> None:
+    """Print what a background process has written, by its id or name."""
+    from .processes import logs as show
+
+    show(process, follow=follow)
+
+
+@snakepit.command()
+@click.argument("process", nargs=-1, required=True)
+@click.option("--signal", "name", default="TERM", show_default=True, help="The first signal.")
+@click.option(
+    "--grace",
+    type=click.FloatRange(min=0.0),
+    default=5.0,
+    show_default=True,
+    help="Seconds until what is left is killed.",
+)
+@click.pass_context
+def kill(context: click.Context, process: tuple[str, ...], *, name: str, grace: float) -> None:
+    """End background processes and all that they have started, by their ids or names.
+
+    The exit status is 1 when something does not die, else 0.
+    """
+    from .processes import kill as end
+
+    if not math.isfinite(grace):
+        raise click.UsageError(f"--grace must be 0 or more seconds, not {grace:g}")
+    context.exit(end(process, signal=name, grace=grace))
+
+
 @snakepit.command("new-adapter")
 @click.argument("name")
 @click.option(

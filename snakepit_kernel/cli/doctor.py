@@ -13,6 +13,7 @@ from .channel_checks import check_channels
 from .findings import Check, Finding, Level, problem
 from .installation_checks import (
     check_accelerators,
+    check_bash,
     check_forking,
     check_kernelspec,
     check_provisioner,
@@ -45,6 +46,7 @@ CHECKS: dict[str, Check] = {
     "leftovers": check_leftovers,
     "channels": check_channels,
     "accelerators": check_accelerators,
+    "bash": check_bash,
 }
 
 _COLOURS = {Level.OK: "green", Level.HINT: "yellow", Level.PROBLEM: "red"}

@@ -162,6 +162,19 @@ def check_forking() -> Iterator[Finding]:
 # -- kernelspec ------------------------------------------------------------------------------------
 
 
+def check_bash() -> Iterator[Finding]:
+    """Check that there is a bash for the shells of sessions."""
+    path = shutil.which("bash")
+    if path is None:
+        text = "there is no bash on PATH: sessions have no shell and no background processes"
+        yield hint("bash", text, "install bash")
+        return
+    done = subprocess.run(  # noqa: S603 - the bash that shells use
+        [path, "-c", 'echo "$BASH_VERSION"'], capture_output=True, text=True, check=False
+    )
+    yield ok("bash", f"{path}, version {done.stdout.strip() or 'unknown'}")
+
+
 def check_kernelspec() -> Iterator[Finding]:
     """Compare the kernelspec that jupyter_client finds with the one in this package."""
     from jupyter_client.kernelspec import KernelSpecManager, NoSuchKernel

@@ -6,22 +6,24 @@ import json
 import math
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import click
-from rich.console import Console, Group, RenderableType
+from rich.console import Group, RenderableType
 from rich.live import Live
-from rich.table import Table
 from rich.text import Text
 
 from ..paths import runtime_dirs
 from ..pool.resources.machine_budget import describe_machine
-from ..pool.status import PoolStatus, duration
-from ..printable import printable
+from ..pool.status import PoolStatus
+from ..printable import duration, printable
 from ..processes.run_registry import Booking, EndedRun, Registry, Run
 from ..processes.sweep import TaggedProcess, past_runs, tagged_processes
+from ..shells.of_session import processes
+from ..shells.process import Process
 from .channel_checks import reached_by
+from .listing import Listing, plain_console, print_listings
+from .processes import process_data, process_listing
 from .published_pools import PublishedPool, UnreadablePool, pool_folders, read_pool
 
 _RUN_HEADINGS = ("kernel", "run", "pid", "guardian", "state", "reached by", "age")
@@ -32,51 +34,6 @@ NO_POOLS = "no live pools"
 
 SHOWN_ENDED = 20
 """Maximum number of ended runs in the table; JSON has all."""
-
-MAX_CELL, MAX_LINE = 200, 2000
-"""Maximum characters of a table cell, and of a line above or below; JSON has them all."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Listing:
-    """The contents of a table, for text or a terminal."""
-
-    title: str
-    headings: tuple[str, ...]
-    rows: Sequence[tuple[str, ...]]
-    footer: str = ""
-    notes: Sequence[str] = ()
-
-    def as_text(self) -> str:
-        """Return it as plain lines, for pipes."""
-        rows = [self.headings, *self._cells()]
-        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-        lines = [
-            "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
-            for row in rows
-        ]
-        return "\n".join([self._above(), *lines, *self._below()])
-
-    def _above(self) -> str:
-        return printable(self.title, limit=MAX_LINE)
-
-    def _cells(self) -> list[list[str]]:
-        return [[printable(cell, limit=MAX_CELL) for cell in row] for row in self.rows]
-
-    def _below(self) -> list[str]:
-        return [printable(line, limit=MAX_LINE) for line in (self.footer, *self.notes) if line]
-
-    def as_table(self) -> Table:
-        """Return it as a table, for terminals."""
-        table = Table(
-            title=self._above(), caption="\n".join(self._below()) or None, title_justify="left"
-        )
-        table.caption_justify = "left"
-        for heading in self.headings:
-            table.add_column(heading, overflow="fold")
-        for row in self._cells():
-            table.add_row(*row)
-        return table
 
 
 def show(*, ended: bool = False, as_json: bool) -> None:
@@ -99,11 +56,13 @@ def show(*, ended: bool = False, as_json: bool) -> None:
         click.echo(printable(problem), err=True)
     registry = Registry(is_needed=ended)  # ended runs are only there
     runs, kept = live_runs(registry), _kept()
+    running = [process for process in processes() if process.is_running]
     past = past_runs(registry) if ended else []
     if as_json:
         data = {
             "pools": [_pool_data(pool) for pool in pools],
             "runs": [_run_data(run) for run in runs],
+            "processes": [process_data(process) for process in running],
             "kept": [_kept_data(process) for process in kept],
             "bookings": [_booking_data(booking) for booking in registry.bookings()],
         }
@@ -111,15 +70,10 @@ def show(*, ended: bool = False, as_json: bool) -> None:
             data["ended"] = [_ended_data(run) for run in past]
         click.echo(json.dumps(data, indent=2))
         return
-    listings = list(all_listings(pools, runs, kept, past))
+    listings = list(all_listings(pools, runs, running, kept, past))
     if not pools:
         click.echo(NO_POOLS)
-    console = plain_console()
-    for listing in listings:
-        if console.is_terminal:
-            console.print(listing.as_table())
-        else:
-            click.echo(listing.as_text() + ("\n" if listing is not listings[-1] else ""))
+    print_listings(listings)
 
 
 def show_for_prometheus() -> None:
@@ -132,14 +86,10 @@ def show_for_prometheus() -> None:
     click.echo(exposition(pool.refreshed() for pool in pools), nl=False)
 
 
-def plain_console() -> Console:
-    """Return a console that prints texts without interpreting markup."""
-    return Console(markup=False, highlight=False, emoji=False)
-
-
 def all_listings(
     pools: Sequence[PublishedPool],
     runs: Sequence[Run],
+    running: Sequence[Process] = (),
     kept: Sequence[TaggedProcess] = (),
     past: Sequence[EndedRun] = (),
 ) -> Iterator[Listing]:
@@ -147,6 +97,8 @@ def all_listings(
     yield from (pool_listing(pool.refreshed()) for pool in pools)
     if runs:
         yield run_listing(runs)
+    if running:
+        yield process_listing(running)
     if kept:
         yield kept_listing(kept)
     if past:
@@ -338,5 +290,6 @@ def _render(registry: Registry) -> RenderableType:
     parts += [Text(printable(problem), style="red") for problem in problems]
     if not pools:
         parts.append(Text(NO_POOLS))
-    parts += [listing.as_table() for listing in all_listings(pools, live_runs(registry))]
+    running = [process for process in processes() if process.is_running]
+    parts += [listing.as_table() for listing in all_listings(pools, live_runs(registry), running)]
     return Group(*parts)

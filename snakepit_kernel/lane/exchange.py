@@ -6,7 +6,7 @@ import asyncio
 import weakref
 from collections import deque
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Protocol
 
 from ..output.display import Display
 from ..protocol import messages
@@ -30,6 +30,13 @@ from .replies import cannot_restore, decode_error, decode_value
 
 OnNews = Callable[[BaseException | None], None]
 OnHostCall = Callable[[HostCall, Frame], None]
+
+
+class Closable(Protocol):
+    """What a call has opened in the owner's process."""
+
+    def close(self) -> None:
+        """Close it, without waiting."""
 
 
 class Exchange:
@@ -61,6 +68,8 @@ class Exchange:
         Gets each host call; set by the code that drives the lane.
     on_news
         Called when a chunk or the answer has arrived, or with the error that ends the lane.
+    opened
+        What its host calls have opened for it, by numbers that the worker gives; closed with it.
     deferred
         Host calls that arrived while too many others were being served, each nested in the one
         before.
@@ -84,6 +93,7 @@ class Exchange:
         "name",
         "on_host_call",
         "on_news",
+        "opened",
         "taken_before",
         "waiter",
     )
@@ -104,6 +114,7 @@ class Exchange:
         self.chunks: deque[Any] = deque()
         self.on_host_call: OnHostCall | None = None
         self.on_news: OnNews | None = None
+        self.opened: dict[int, Closable] | None = None
         self.deferred: deque[tuple[HostCall, Frame]] = deque()
         self.waiter: weakref.ref[asyncio.Future[None]] | None = None
         self.display = display
@@ -186,6 +197,10 @@ class Exchange:
         self.on_host_call = self.on_news = None
         if self.display is not None:
             self.display.close()
+        if self.opened is not None:
+            opened, self.opened = self.opened, None
+            for each in list(opened.values()):  # another thread may add to them
+                each.close()
 
     def outcome(self) -> Any:
         """Return the call's value, or raise its exception; to be called once."""

@@ -99,6 +99,11 @@ class OwnerLane:
         """Return the socket's file descriptor, for event loops; -1 when it is closed."""
         return self._socket.fileno()
 
+    @property
+    def has_arrived(self) -> bool:
+        """Whether something was received that has not been passed to its exchange."""
+        return not self._reader.is_empty
+
     def new_call_id(self) -> int:
         """Return a new call id, higher than all before on this lane."""
         self.last_call_id += 1

@@ -155,7 +155,7 @@ class Engine:
             scheduler=scheduler,
         )
 
-        host = HostToolServer(self.host_tools, self.sessions.serve)
+        host = HostToolServer(self.host_tools, self.sessions.find)
         calls = CallRunner(
             config.grace, self._context, host, self.supervisor, self.dispatcher.refusals
         )
@@ -368,6 +368,7 @@ class Engine:
     def _take_down(self, grace: float) -> None:
         """Do all steps in order, even if one fails; keep the first failure for `close`."""
         steps: tuple[Callable[[], object], ...] = (
+            self.sessions.close_shells,
             lambda: self._loop_thread.ask(self.supervisor.end(grace)).result(),
             # Callers of the workers notice the end, unless their event loops are blocked.
             lambda: self.accounting.wait_until_quiet(RELEASE_PATIENCE),

@@ -128,6 +128,7 @@ class Housekeeping:
                 )
                 for _, worker in sorted(self._supervisor.workers.items())
             ]
+            shells, processes = self._sessions.shell_counts()
             return PoolStatus(
                 name=self._factory.config.name,
                 owner_pid=self._pid,
@@ -137,6 +138,8 @@ class Housekeeping:
                 sessions=list(self._accounting.sessions),
                 problem=self._supervisor.slots.problem or self._accounting.problem(),
                 ends=list(self._supervisor.ends),
+                shells=shells,
+                processes=processes,
             )
 
     def logs(self) -> dict[str, str]:
@@ -187,7 +190,12 @@ class Housekeeping:
     def publish(self) -> None:
         """Update the file that `snakepit status` reads, if something has changed."""
         status = self.status()
-        news = (status.stats, [(w.name, w.state, w.tainted) for w in status.workers])
+        news = (
+            status.stats,
+            status.shells,
+            status.processes,
+            [(w.name, w.state, w.tainted) for w in status.workers],
+        )
         if news != self._published:
             self._published = news
             try:

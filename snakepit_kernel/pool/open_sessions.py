@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Mapping
 from typing import Any
 
 from ..errors import SessionNotFound, SnakepitError
 from ..locks import Lock
-from ..sessions.state import SessionInfo, SessionState, global_state, open_session, sessions_of
+from ..sessions.state import (
+    SHELLS,
+    SessionInfo,
+    SessionState,
+    global_state,
+    open_session,
+    sessions_of,
+)
 from ..store.store import Store, open_store
 from .config import PoolConfig
 
@@ -59,14 +67,15 @@ class PoolSessions:
                 known.refresh()  # its time to live may have changed
                 return known
             self._states[session_id] = state
+        state.owned_by(self, self._config.name)
         if known is not None:
             self._forget(session_id)
         return state
 
-    def delete(self, state: SessionState) -> None:
+    def delete(self, state: SessionState, *, detach: bool = False) -> None:
         """Delete a session with everything in it, and what workers remember of it."""
         try:
-            state.delete()
+            state.delete(detach=detach)
         finally:
             self.drop(state)
 
@@ -88,15 +97,13 @@ class PoolSessions:
             self._global = global_state(self.store)
         return self._global
 
-    def serve(
-        self, session_id: str | None, worker: str, part: str, method: str
-    ) -> Callable[..., Any]:
-        """Return the method that a worker requests in a call of a session, or of none.
+    def find(self, session_id: str | None, part: str) -> SessionState:
+        """Return the state of the session of a worker's call, or of none, to serve a part of it.
 
         Raises
         ------
         RuntimeError
-            The call belongs to no session, and so has no variables.
+            The call belongs to no session, and so has no variables, and no shell.
         SessionNotFound
             The session was deleted, or has expired, while its work went on.
         """
@@ -107,11 +114,11 @@ class PoolSessions:
                     'make it by pool.session("NAME").call(…)'
                 )
                 raise RuntimeError(msg)
-            return self.global_state.serve(worker, part, method)
+            return self.global_state
         state = self._states.get(session_id)
         if state is None:  # deleted while its work goes on, which must not recreate it
             raise SessionNotFound(session_id)
-        return state.serve(worker, part, method)
+        return state
 
     def host_tools_of(self, session_id: str) -> list[str]:
         """Return the names of the host tools that a session had, also in an earlier kernel."""
@@ -120,6 +127,16 @@ class PoolSessions:
             return [] if state is None else state.host_tools
         except SnakepitError:  # the caller is already about to report an error
             return []
+
+    def shell_counts(self) -> tuple[int, int]:
+        """Return the number of open shells, and of running background processes."""
+        module = sys.modules.get(SHELLS)
+        return (0, 0) if module is None else module.manager.counts(self)
+
+    def close_shells(self) -> None:
+        """End the shells and processes of the sessions; return when that is verified."""
+        if (module := sys.modules.get(SHELLS)) is not None:  # else there are none
+            module.manager.close_owner(self, "its pool was closed")
 
     def close(self) -> None:
         """Close the store; sessions that are still in use open it again."""

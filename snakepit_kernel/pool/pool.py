@@ -34,6 +34,7 @@ from .status import PoolStats, PoolStatus
 from .tools import SharedFunction, ToolDefinitions
 
 if TYPE_CHECKING:
+    from ..shells.of_session import ProcessList
     from .monitoring.dashboard import Dashboard
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -260,6 +261,13 @@ class Pool(Caller, concurrent.futures.Executor):
         config = self._engine.config
         state = "open" if self.is_open else "closed"
         return f"<Pool {config.name!r}: {len(self._engine.supervisor.slots)} workers, {state}>"
+
+    @property
+    def processes(self) -> ProcessList:
+        """The background processes of this pool's sessions."""
+        from ..shells.of_session import ProcessList
+
+        return ProcessList(owner=self._engine.sessions)
 
     # -- sessions and tools --------------------------------------------------------------------
 

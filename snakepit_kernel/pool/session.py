@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from ..sessions.programs import Metadata, Programs
 from ..sessions.state import SessionState, SessionStats
@@ -13,6 +13,10 @@ from .caller import Caller
 from .config import Affinity
 from .engine import Engine
 from .tools import ToolDefinitions
+
+if TYPE_CHECKING:
+    from ..shells.of_session import SessionProcesses
+    from ..shells.shell import Shell
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -79,6 +83,23 @@ class Session(Caller):
         return self.state.metadata
 
     @property
+    def shell(self) -> Shell:
+        """The session's shell, a bash whose state stays; it is opened at its first use."""
+        return self.state.shell
+
+    def open_shell(self, **options: Any) -> Shell:
+        """Open the session's shell with options, before its first use.
+
+        Options and errors are those of `SessionState.open_shell`.
+        """
+        return self.state.open_shell(**options)
+
+    @property
+    def processes(self) -> SessionProcesses:
+        """The session's background processes."""
+        return self.state.processes
+
+    @property
     def ttl(self) -> float | None:
         """Seconds that it lives without being used; None for no limit."""
         return self.state.ttl
@@ -110,15 +131,20 @@ class Session(Caller):
             priority=self.priority,
         )
 
-    def delete(self) -> None:
+    def delete(self, *, detach: bool = False) -> None:
         """Delete the session with everything in it, also what workers remember of it.
+
+        Parameters
+        ----------
+        detach
+            Whether its background processes go on, until the pool ends.
 
         Raises
         ------
         SessionNotFound
             It is gone already.
         """
-        self._engine.sessions.delete(self.state)
+        self._engine.sessions.delete(self.state, detach=detach)
 
     def host_tool(self, function: F) -> F:
         """Let the workers of this session call a function of the notebook; see `Pool.host_tool`.

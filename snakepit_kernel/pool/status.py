@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 
 import psutil
 
-from ..printable import printable
+from ..printable import duration, printable
 from .html import shown, style
 
 HEADINGS = ("worker", "pid", "state", "since", "calls", "memory", "running")
@@ -158,6 +158,8 @@ class PoolStatus:
         Why the pool cannot replace a worker, or refuses work; None when there is no problem.
     ends
         The most recent ends of workers, the last one last.
+    shells, processes
+        Number of its sessions' open shells, and of their background processes that run.
     """
 
     name: str
@@ -168,6 +170,14 @@ class PoolStatus:
     sessions: list[str] = field(default_factory=list)
     problem: str | None = None
     ends: list[WorkerEnd] = field(default_factory=list)
+    shells: int = 0
+    processes: int = 0
+
+    def __setstate__(self, state: list[Any]) -> None:
+        """Restore a pickle; one of an earlier version has not got the last fields."""
+        for place, each in enumerate(fields(self)):
+            value = state[place] if place < len(state) else each.default
+            object.__setattr__(self, each.name, value)
 
     def as_json(self) -> dict[str, Any]:
         """Return plain data."""
@@ -211,6 +221,12 @@ class PoolStatus:
         return text if more <= 0 else f"{text} and {more} more"
 
     @property
+    def beside_workers(self) -> str:
+        """The numbers of shells and background processes; empty when there are none."""
+        counts = ((self.shells, "shell", "shells"), (self.processes, "process", "processes"))
+        return ", ".join(f"{n} {one if n == 1 else many}" for n, one, many in counts if n)
+
+    @property
     def headings(self) -> tuple[str, ...]:
         """Headings of its table: with the devices, if a worker has its own."""
         return (*HEADINGS[:-1], "device", HEADINGS[-1]) if self._has_devices else HEADINGS
@@ -245,6 +261,8 @@ class PoolStatus:
         text = f"{stats.submitted} calls" + (f": {', '.join(counts)}" if counts else "")
         if self.sessions:
             text += f"; sessions: {self.some_sessions}"
+        if self.shells or self.processes:
+            text += f"; {self.beside_workers}"
         if self.memory_bytes:
             text += f"; memory: {memory(self.memory_bytes)}"
         if self.problem:
@@ -276,14 +294,6 @@ def _from_fields(kind: type[T], data: dict[str, Any]) -> T:
     return kind(**{name: value for name, value in data.items() if name in known})
 
 
-def duration(seconds: float) -> str:
-    """Return a duration in the largest unit that leaves a number of at least two."""
-    for unit, size in (("d", 86400), ("h", 3600), ("min", 60)):
-        if seconds >= 2 * size:
-            return f"{seconds / size:.0f} {unit}"
-    return f"{seconds:.0f} s"
-
-
 def memory(size: int | None) -> str:
     """Return an amount of memory in MiB or GiB; an empty text for None."""
     if size is None:
@@ -306,6 +316,8 @@ def page(pool: PoolStatus) -> str:
     if pool.sessions:
         names = shown(pool.some_sessions)
         parts.append(f'<div class="snakepit-quiet">sessions: {names}</div>')
+    if pool.beside_workers:
+        parts.append(f'<div class="snakepit-quiet">{pool.beside_workers}</div>')
     if pool.problem:
         parts.append(f'<div class="snakepit-problem">{shown(pool.problem)}</div>')
     return f'<div class="snakepit-pool">{"".join(parts)}</div>'

@@ -13,6 +13,7 @@ from typing import Protocol
 from .. import telemetry
 from ..call_details import Attempt, CallDetails
 from ..errors import CallTimeout, PoolSaturated, QueueTimeout, SnakepitError, ToolError, WorkerDied
+from ..lane.exchange import Exchange
 from ..protocol.frames import Segment
 from ..telemetry.correlation import correlation_of_work
 from .policies import category_of
@@ -300,6 +301,8 @@ class HostCallContext:
         Id of the outermost call of the chain.
     caller
         The parent span, for `telemetry.begin`.
+    exchange
+        Of the call that makes it.
     streams, async_streams
         Streams that may run inside the waiting worker; they are closed when the host call ends.
     """
@@ -313,6 +316,7 @@ class HostCallContext:
     parent: HostCallContext | None
     correlation: str
     caller: object
+    exchange: Exchange
     streams: list[Closable] = field(default_factory=list)
     async_streams: list[AsyncClosable] = field(default_factory=list)
 

@@ -30,6 +30,7 @@ from .template import (
     CannotFork,
     Template,
     TemplateKind,
+    any_template,
     discard,
     inherited_descriptors,
     refuse_preload,
@@ -172,8 +173,8 @@ class GuardedProcess:
         spec
             The command, and what its process inherits.
         kind
-            Kind of its template, for a command that a template can fork; such a process reports
-            when it is ready.
+            Kind of its template, for a kernel that a template can fork; such a process reports when
+            it is ready.
         before
             Is awaited once before the command runs anything, while the process is forked.
 
@@ -190,7 +191,7 @@ class GuardedProcess:
             raise StartFailed(spec.command[0], cause)
         precondition = _Precondition(before)
         reason = "this kind of kernel has no template"
-        if kind is not None:
+        if kind is not None or spec.is_program:
             try:
                 return await cls._fork(spec, kind, precondition)
             except CannotFork as error:
@@ -205,7 +206,7 @@ class GuardedProcess:
 
     @classmethod
     async def _fork(
-        cls, spec: LaunchSpec, kind: TemplateKind, precondition: _Precondition
+        cls, spec: LaunchSpec, kind: TemplateKind | None, precondition: _Precondition
     ) -> GuardedProcess:
         """Fork it from a template, and from another one if that has become unfit meanwhile.
 
@@ -219,19 +220,20 @@ class GuardedProcess:
         program = spec.command[0]
         refusal: Refusal | None = None
         for _ in range(FORK_ATTEMPTS):
-            template = template_for(kind, env=spec.env, cwd=spec.cwd)
-            with inherited_descriptors(spec) as descriptors:
+            template = (
+                any_template() if kind is None else template_for(kind, env=spec.env, cwd=spec.cwd)
+            )
+            with inherited_descriptors(spec) as descriptors, contextlib.ExitStack() as stack:
                 ours, theirs = socket.socketpair()
                 process = cls(spec.run_id, ours)
-                process._gate, gate = socket.socketpair()
+                stack.enter_context(theirs)
                 try:
+                    process._gate, gate = socket.socketpair()
+                    stack.enter_context(gate)
                     template.fork(spec, theirs, gate, descriptors)
                 except BaseException:
                     process._close()
                     raise
-                finally:
-                    theirs.close()
-                    gate.close()
             await process._checked_start(program, template, precondition)
             refusal = process._refusal
             if refusal is None and process.guardian is not None:
@@ -242,7 +244,7 @@ class GuardedProcess:
             discard(template)
             if refusal is None:
                 raise CannotFork(reason)
-            if not refusal.is_stale:
+            if kind is not None and not refusal.is_stale:
                 refuse_preload(kind, refusal.module, refusal.reason)
         assert refusal is not None
         reason = f"{FORK_ATTEMPTS} templates were unfit, the last because {refusal.reason}"
@@ -253,15 +255,15 @@ class GuardedProcess:
         """Start a guardian in a new interpreter, which executes the command."""
         program = spec.command[0]
         ours, theirs = socket.socketpair()
-        if theirs.fileno() <= 2:  # an owner without standard streams; Popen fills these numbers
-            low = theirs
-            theirs = socket.socket(fileno=fcntl.fcntl(low, fcntl.F_DUPFD_CLOEXEC, 3))
-            low.close()
-        arguments = spec.guardian_arguments(theirs.fileno(), reports_ready=reports_ready)
         try:
+            if theirs.fileno() <= 2:  # an owner without standard streams; Popen fills these numbers
+                low = theirs
+                theirs = socket.socket(fileno=fcntl.fcntl(low, fcntl.F_DUPFD_CLOEXEC, 3))
+                low.close()
+            arguments = spec.guardian_arguments(theirs.fileno(), reports_ready=reports_ready)
             popen = subprocess.Popen(  # noqa: S603 - the kernel's command, as a list
                 [*guardian_command(), *arguments],
-                env=spec.env,
+                env=spec.environment(),
                 pass_fds=(*spec.pass_fds, theirs.fileno()),
                 start_new_session=True,
                 **spec.popen_arguments,
@@ -274,7 +276,13 @@ class GuardedProcess:
             raise
         finally:
             theirs.close()
-        return cls(spec.run_id, ours, popen)
+        try:
+            return cls(spec.run_id, ours, popen)
+        except BaseException:  # no descriptor is left to watch it with
+            ours.close()
+            popen.kill()  # and what it has started dies with it
+            popen.wait()
+            raise
 
     async def _checked_start(
         self,

@@ -306,9 +306,6 @@ class Guardian:
             if self.options.ready:
                 os.set_inheritable(self.kernel_link, True)
                 os.environ[READY_VARIABLE] = str(self.kernel_link)
-            # ipykernel would watch its parent in a thread that wakes every second; 1 turns that
-            # off.
-            os.environ["JPY_PARENT_PID"] = "1"
             os.execvpe(command[0], command, os.environ)  # noqa: S606 - the kernel's command, as a list
         except OSError as error:
             self.report_failure(error.errno or 0, "")

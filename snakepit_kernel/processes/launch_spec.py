@@ -41,6 +41,9 @@ class LaunchSpec:
         The run outlives its owner.
     standby
         The process waits for an assignment. Only a template can start one.
+    is_program
+        The command is any program, and not a kernel of ours: a process that a template forks for it
+        executes it, and any template will do.
     popen_arguments
         Other arguments of :class:`subprocess.Popen`: ``cwd``, ``stdout``, ``umask`` … Standard
         input is never the owner's unless that is asked for.
@@ -55,6 +58,7 @@ class LaunchSpec:
     pass_fds: Sequence[int] = ()
     independent: bool = False
     standby: bool = False
+    is_program: bool = False
     popen_arguments: Mapping[str, Any] = field(default_factory=dict)
 
     @classmethod
@@ -80,6 +84,13 @@ class LaunchSpec:
     def cwd(self) -> str | None:
         """The working directory; None for the owner's."""
         return self.popen_arguments.get("cwd")
+
+    def environment(self) -> dict[str, str]:
+        """Return the environment of the process.
+
+        ipykernel would watch its parent in a thread that wakes every second; 1 turns that off.
+        """
+        return {**self.env} if self.is_program else {**self.env, "JPY_PARENT_PID": "1"}
 
     def guardian_arguments(self, channel: int, *, reports_ready: bool) -> list[str]:
         """Return the arguments of its guardian, which `guardian.Options` parses.
@@ -110,7 +121,7 @@ class LaunchSpec:
         """Return what an executed process would inherit, as JSON data for a forked one."""
         umask = self.popen_arguments.get("umask", -1)
         return {
-            "env": {**self.env, "JPY_PARENT_PID": "1"},  # as the guardian would set it
+            "env": self.environment(),
             "cwd": working_directory() if self.cwd is None else self.cwd,
             "umask": umask if umask >= 0 else _umask(),
             "limits": _limits(),

@@ -30,7 +30,7 @@ from .identity import ProcessIdentity
 from .launch_spec import LaunchSpec
 from .process_title import NO_RUN, room
 from .tags import KEEP_VARIABLE
-from .template_process import CHECK, FIT, LAUNCH, MAX_FDS, PREPARE
+from .template_process import CHECK, FIT, LAUNCH, MAX_FDS, PREPARE, PROGRAM
 from .waiting import readable
 
 logger = get_logger(__name__)
@@ -215,11 +215,12 @@ class Template:
             "guardian": spec.guardian_arguments(channel.fileno(), reports_ready=True),
             "descriptors": list(descriptors),
             "standby": spec.standby,
+            "is_program": spec.is_program,
             **spec.process_attributes(),
         }
         passed = [channel.fileno(), gate.fileno(), *descriptors.values()]
         with _in_memory_file(message) as file:
-            self._send(LAUNCH, [file.fileno(), *passed])
+            self._send(PROGRAM if spec.is_program else LAUNCH, [file.fileno(), *passed])
 
     async def reason_not_to_fork(self, timeout: float = CHECK_PATIENCE) -> str:
         """Ask whether it would fork now; return why not, or an empty string.
@@ -376,7 +377,16 @@ def _inherited_state() -> tuple[object, ...]:
     return *users, frozenset(os.sched_getaffinity(0)), os.getpriority(os.PRIO_PROCESS, 0)
 
 
-_templates: dict[object, Template] = {}
+class _Key(NamedTuple):
+    """What a template is for."""
+
+    kind: TemplateKind
+    directory: str | None
+    environment: frozenset[tuple[str, str]]
+    inherited: tuple[object, ...]
+
+
+_templates: dict[_Key, Template] = {}
 _refused: dict[tuple[str, ...], dict[str, str]] = {}
 _lock = Lock()
 
@@ -410,9 +420,9 @@ def template_for(
             raise CannotFork(refused[""])
         preload = tuple(name for name in kind.preload if name not in refused)
         kind = kind._replace(preload=preload, import_path=kind.import_path if preload else ())
-        directory = None if _paths_are_absolute(env) else cwd and os.fsdecode(cwd)
+        directory = None if _paths_are_absolute(env) or cwd is None else os.fsdecode(cwd)
         environment = _stable_variables(env) if preload else import_variables(env)
-        key = (kind, directory, frozenset(environment.items()), _inherited_state())
+        key = _Key(kind, directory, frozenset(environment.items()), _inherited_state())
         template = _templates.pop(key, None)
         if template is not None and not template.is_alive:
             template.close()
@@ -426,6 +436,25 @@ def template_for(
     if surplus is not None:
         surplus.close()
     return template
+
+
+def any_template() -> Template:
+    """Return a template that runs, to fork any program from.
+
+    Raises
+    ------
+    CannotFork
+        None runs, with what this process hands on now.
+    """
+    if reason := why_not():
+        raise CannotFork(reason)
+    inherited = _inherited_state()
+    with _lock:
+        for key, template in reversed(_templates.items()):
+            if key.inherited == inherited and template.is_alive and not template.is_stopped:
+                return template
+    reason = "no template runs"
+    raise CannotFork(reason)
 
 
 def discard(template: Template) -> None:

@@ -33,7 +33,7 @@ import sys
 import threading
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, NoReturn
 
 from ..ids import RUN_ID_OPTION
 from . import pidfd
@@ -54,6 +54,7 @@ MAX_FDS = 253
 """Maximum number of file descriptors in one message, as Linux allows."""
 
 LAUNCH = b"launch"
+PROGRAM = b"program"
 CHECK = b"check"
 PREPARE = b"prepare"
 FIT = b"fit\n"
@@ -72,6 +73,8 @@ class Launch:
         Attributes of the kernel's process.
     standby
         The kernel waits for an assignment.
+    is_program
+        The command is executed.
     gate
         File descriptor from which the kernel reads a byte before it runs.
     """
@@ -88,6 +91,7 @@ class Launch:
         self.umask: int | None = message["umask"]
         self.limits: list[tuple[int, int, int]] = message["limits"]
         self.standby: bool = message["standby"]
+        self.is_program: bool = message["is_program"]
         self.targets: list[int] = message["descriptors"]
         self.gate = gate
         self.descriptors = list(descriptors)
@@ -158,7 +162,7 @@ class TemplateProcess:
                 self._prepare(**_load(descriptors[0]))
                 return None
             channel = descriptors[0] if word == CHECK else descriptors[1]
-            if refusal := self._refusal or self._staleness():
+            if refusal := self._refusal or ("" if word == PROGRAM else self._staleness()):
                 with contextlib.suppress(OSError):  # the owner has stopped waiting
                     os.write(channel, f"refused\t{refusal}\n".encode())
                 return None
@@ -503,13 +507,28 @@ def _become_kernel(launch: Launch, guardian: Guardian) -> None:
         _set_environment(launch.env, launch.changes)
         sys.orig_argv[:] = launch.command
         set_title(launch.command, launch.run_id)
-        guardian.confirm()
+        if not launch.is_program:
+            guardian.confirm()
     except OSError as error:
         guardian.report_failure(error.errno or 0, error.filename or "")
         os._exit(127)
     if not os.read(launch.gate, 1):
         os._exit(1)  # the owner has cancelled its start
+    if launch.is_program:
+        _execute(launch, guardian)
     os.close(launch.gate)
+
+
+def _execute(launch: Launch, guardian: Guardian) -> NoReturn:
+    """Become the command, whose start the guardian then sees."""
+    for signum in (signal.SIGPIPE, signal.SIGXFSZ):
+        signal.signal(signum, signal.SIG_DFL)
+    try:
+        os.execvpe(launch.command[0], launch.command, launch.env)  # noqa: S606
+    except OSError as error:
+        guardian.report_failure(error.errno or 0, "")
+    finally:
+        os._exit(127)
 
 
 def _set_environment(env: Mapping[str, str], changes: Mapping[str, tuple[str | None, str]]) -> None:

@@ -410,7 +410,7 @@ class HostToolCall(_HostCall, frozen=True, tag="host_tool_call"):
         return self.tool
 
 
-SessionPart = Literal["variables", "programs", "metadata"]
+SessionPart = Literal["variables", "programs", "metadata", "shell", "processes"]
 
 
 class SessionCall(_HostCall, frozen=True, tag="session_call"):

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from functools import partial
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from ..errors import SessionNotFound
 from ..ids import check_name
@@ -25,6 +25,13 @@ from .values import MAX_VARIABLE_BYTES, when
 from .variable_service import VariableService
 from .variables import Attributes, Variables
 from .watch import Watch
+
+if TYPE_CHECKING:
+    from ..shells.of_session import SessionProcesses, SessionShells
+    from ..shells.shell import Shell
+
+SHELLS = f"{__package__.partition('.')[0]}.shells.manager"
+"""The module that is loaded with the first shell."""
 
 NOTEBOOK_TTL, SCRIPT_TTL = 24 * 3600.0, 3600.0
 """Default seconds that a session lives without being used, in a notebook and elsewhere."""
@@ -153,6 +160,8 @@ class SessionState:
         self.v = Attributes(self.variables)
         self.programs = Programs(find["programs"])
         self.metadata = Metadata(find["metadata"])
+        self._shells: SessionShells | None = None
+        self._owner: tuple[object, str | None] = (None, None)
 
     def __repr__(self) -> str:
         return f"<SessionState {self.id!r}>"
@@ -217,6 +226,63 @@ class SessionState:
             if name not in known:
                 self.store.sessions.add_host_tool(self.number, name)
 
+    # -- shell and processes -------------------------------------------------------------------
+
+    @property
+    def shells(self) -> SessionShells:
+        """Its shell and background processes in this process."""
+        if self._shells is None:
+            from ..shells.of_session import SessionShells
+
+            store, number = self.store, self.number
+            self._shells = SessionShells(
+                (store.path, number),
+                self.id,
+                load=partial(store.sessions.shell_state, number),
+                save=partial(store.sessions.set_shell_state, number),
+                fork=partial(_fork_shells, self),
+            )
+            self._shells.own(*self._owner)
+        return self._shells
+
+    def owned_by(self, token: object, pool: str) -> None:
+        """Let the end of a pool end the shell and the processes that are started from now on."""
+        self._owner = (token, pool)
+        if self._shells is not None:
+            self._shells.own(*self._owner)
+
+    @property
+    def shell(self) -> Shell:
+        """The session's shell, a bash whose state stays; it is opened at its first use."""
+        self.touch()
+        return self.shells.shell
+
+    def open_shell(self, **options: Any) -> Shell:
+        """Open the session's shell with options, before its first use.
+
+        Parameters
+        ----------
+        options
+            ``env``, ``cwd``: environment variables beyond those of this process (None for one that
+            is not set), and the working directory, with which it begins. ``timeout``: seconds for
+            each command that names no other number. ``max_output``: bytes that results keep.
+            ``on_exit``: ``"restart"``, or ``"terminate"`` if ``exit`` is to end the shell.
+            ``checkpoint``: ``"idle"``, ``"always"``, or ``"never"``, when nothing of it is to be
+            kept with the session.
+
+        Raises
+        ------
+        ValueError
+            It is open; or an option is wrong, which is named.
+        """
+        self.touch()
+        return self.shells.open(**options)
+
+    @property
+    def processes(self) -> SessionProcesses:
+        """The session's background processes."""
+        return self.shells.processes
+
     # -- expiry, copies, deletion --------------------------------------------------------------
 
     def touch(self) -> None:
@@ -233,14 +299,21 @@ class SessionState:
         """Check at the next use whether the session exists, and its time to live."""
         self._handle.refresh()
 
-    def delete(self) -> None:
-        """Delete the session with everything in it.
+    def delete(self, *, detach: bool = False) -> None:
+        """Delete the session with everything in it, also its shell and its processes.
+
+        Parameters
+        ----------
+        detach
+            Whether its background processes go on, until this process ends.
 
         Raises
         ------
         SessionNotFound
             It does not exist any more.
         """
+        if self._shells is not None or SHELLS in sys.modules:  # else nobody has opened one
+            self.shells.close(detach=detach)
         if not self.store.delete_session(self.number):
             raise SessionNotFound(self.id)
         self._handle.refresh()
@@ -285,6 +358,10 @@ class SessionState:
             msg = f"a session's {part} have no method {method!r} for workers"
             raise ValueError(msg)
         return bound(service, source, method)
+
+
+def _fork_shells(state: SessionState, session_id: str) -> SessionShells:
+    return state.fork(session_id).shells
 
 
 def _watch(service: VariableService, store: Store, pattern: str) -> Watch:

@@ -160,7 +160,20 @@ and no value is without a variable."""
 
 _MAJOR = 1000
 
-MIGRATIONS: Final[dict[int, tuple[str, ...]]] = {1 * _MAJOR: _FIRST}
+_SHELLS = (
+    """
+    CREATE TABLE IF NOT EXISTS shells (
+        session INTEGER PRIMARY KEY REFERENCES sessions (number) ON DELETE CASCADE,
+        state   BLOB NOT NULL,
+        time    REAL NOT NULL
+    ) STRICT
+    """,
+)
+
+MIGRATIONS: Final[dict[int, tuple[str, ...]]] = {
+    1 * _MAJOR: _FIRST,
+    1 * _MAJOR + 1: _SHELLS,
+}
 """Statements by the version that they migrate to. A version of the same thousand can be used by
 programs that know only an earlier one of it: it has only added something."""
 

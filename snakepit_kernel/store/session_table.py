@@ -280,6 +280,19 @@ class SessionTable:
 
     # -- host tools ----------------------------------------------------------------------------
 
+    def shell_state(self, number: int) -> bytes:
+        """Return what is kept of a session's shell; empty for nothing."""
+        rows = self._database.read("SELECT state FROM shells WHERE session = ?", (number,))
+        return bytes(rows[0][0]) if rows else b""
+
+    def set_shell_state(self, number: int, state: bytes) -> None:
+        """Keep the state of a session's shell, if the session still exists."""
+        self._database.write(
+            "INSERT OR REPLACE INTO shells (session, state, time)"
+            " SELECT number, ?, ? FROM sessions WHERE number = ?",
+            (state, time.time(), number),
+        )
+
     def host_tools(self, number: int) -> list[str]:
         """Return the names of the host tools that a session had, also in an earlier kernel."""
         select = "SELECT name FROM host_tools WHERE session = ? ORDER BY name"
@@ -352,7 +365,7 @@ def _delete(connection: sqlite3.Connection, numbers: Sequence[int]) -> int:
 
 
 def copy_session(connection: sqlite3.Connection, number: int, target: int) -> None:
-    """Copy the variables, without history, metadata and host tools of a session to another one."""
+    """Copy the variables, without history, and all else of a session to another one."""
     now = time.time()
     (last,) = connection.execute("SELECT max(revision) FROM changes").fetchone()
     connection.execute(
@@ -374,7 +387,8 @@ def copy_session(connection: sqlite3.Connection, number: int, target: int) -> No
         "UPDATE variables SET revision = ? WHERE id = ?",
         connection.execute(copies, (last or 0,)).fetchall(),
     )
-    for table, columns in (("metadata", "name, value"), ("host_tools", "name")):
+    copied = (("metadata", "name, value"), ("host_tools", "name"), ("shells", "state, time"))
+    for table, columns in copied:
         connection.execute(
             f"INSERT INTO {table} (session, {columns})"  # noqa: S608 - constants
             f" SELECT ?, {columns} FROM {table} WHERE session = ?",

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from ..sessions.programs import Metadata, Programs
     from ..sessions.variables import Variables
     from .remote_session import RemoteSession
+    from .remote_shell import RemoteProcesses, RemoteShell
 
 LIST_HOST_TOOLS = "__names__"
 """The host tool that every owner has: it returns the names of the others."""
@@ -51,6 +52,11 @@ class HostChannel(Protocol):
         self, call_id: int, part: SessionPart, method: str, arguments: Arguments
     ) -> Any:
         """Call a method of a part of the session for a call or cell, and wait for its value."""
+
+    async def acall_session(
+        self, call_id: int, part: SessionPart, method: str, arguments: Arguments
+    ) -> Any:
+        """Do the same as `call_session`, without blocking the event loop."""
 
 
 Arguments = tuple[tuple[Any, ...], dict[str, Any]]
@@ -183,30 +189,48 @@ class SessionContext:
         return self._session_state.metadata
 
     @property
+    def shell(self) -> RemoteShell:
+        """The shell of the session, as `Session.shell` is in the notebook, which runs it."""
+        return self._session_state.shell
+
+    @property
+    def processes(self) -> RemoteProcesses:
+        """The background processes of the session."""
+        return self._session_state.processes
+
+    @property
     def _session_state(self) -> RemoteSession:
         if self._remote_session is None:
             from .remote_session import RemoteSession
 
             self._remote_session = RemoteSession(
-                self._call_session, is_cached=self._call_id != CELL
+                self._call_session, self._acall_session, is_cached=self._call_id != CELL
             )
         return self._remote_session
 
     def _call_session(self, part: SessionPart, method: str, *args: Any, **kwargs: Any) -> Any:
         """Call a method of a part of the session in the notebook; raise its exception itself."""
+        channel = self._session_channel()
+        try:
+            return channel.call_session(self._call_id, part, method, (args, kwargs))
+        except Exception as error:  # noqa: BLE001 - it is raised as the notebook would
+            raise _error_in_notebook(error, part, method, args) from None
+
+    async def _acall_session(
+        self, part: SessionPart, method: str, *args: Any, **kwargs: Any
+    ) -> Any:
+        """Do the same as `_call_session`, without blocking the event loop."""
+        channel = self._session_channel()
+        try:
+            return await channel.acall_session(self._call_id, part, method, (args, kwargs))
+        except Exception as error:  # noqa: BLE001 - the same
+            raise _error_in_notebook(error, part, method, args) from None
+
+    def _session_channel(self) -> HostChannel:
         channel = self._require_channel()
         if self._call_id == CELL and _cell is not None and self.session_id != _cell.session_id:
             raise session_ended_error()  # a cell of another session runs
-        try:
-            return channel.call_session(self._call_id, part, method, (args, kwargs))
-        except ToolError as error:
-            if isinstance(error.__cause__, Exception):
-                raise error.__cause__ from None
-            raise
-        except (TypeError, ValueError) as error:  # a part of it cannot be pickled
-            from .remote_session import error_as_in_notebook
-
-            raise error_as_in_notebook(error, part, method, args) from None
+        return channel
 
     def __enter__(self) -> Self:
         return self
@@ -252,6 +276,19 @@ class SessionContext:
             msg = "this context has left its worker, where host tools can be called"
             raise RuntimeError(msg)
         return self._host_channel
+
+
+def _error_in_notebook(
+    error: Exception, part: SessionPart, method: str, args: tuple[Any, ...]
+) -> Exception:
+    """Return the error that the notebook would get for an error of a call to the session."""
+    if isinstance(error, ToolError) and isinstance(error.__cause__, Exception):
+        return error.__cause__
+    if not isinstance(error, TypeError | ValueError):
+        return error
+    from .remote_session import error_as_in_notebook  # a part of it cannot be pickled
+
+    return error_as_in_notebook(error, part, method, args)
 
 
 class HostTools:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pickle
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..errors import BatchRejected, ValueTooLarge
 from ..protocol.codec import Codec, is_plain
@@ -15,32 +15,54 @@ from ..sessions.values import encode
 from ..sessions.variables import Find, Key, Variables
 from ..sessions.watch import Watch
 
+if TYPE_CHECKING:
+    from .remote_shell import RemoteProcesses, RemoteShell
+
 CACHE_SECONDS = 0.1
 """Seconds for which a call caches a value that it has read."""
 
 _CACHE_BYTES = 64 * 1024
 
 Ask = Callable[..., Any]
+AskAsync = Callable[..., Awaitable[Any]]
 
 
 class RemoteSession:
-    """The variables, programs and metadata of the session that a call or cell belongs to.
+    """The parts of the session that a call or cell belongs to.
 
     Parameters
     ----------
     ask
         Calls the owner, with a part, a method of it, and its arguments.
+    ask_async
+        Does the same without blocking the event loop.
     is_cached
         Whether values that were read are cached for a moment: for calls, which end.
     """
 
-    def __init__(self, ask: Ask, *, is_cached: bool) -> None:
+    def __init__(self, ask: Ask, ask_async: AskAsync, *, is_cached: bool) -> None:
+        self._ask = ask
+        self._ask_async = ask_async
         self._watches: list[Watch] = []
         self._find_variable_method: Find = partial(partial, ask, "variables")
         kind = CachedVariables if is_cached else Variables
         self.variables: Variables = kind(self._find_variable_method, self._watch)
         self.programs = Programs(partial(partial, ask, "programs"))
         self.metadata = Metadata(partial(partial, ask, "metadata"))
+
+    @property
+    def shell(self) -> RemoteShell:
+        """The shell."""
+        from .remote_shell import RemoteShell
+
+        return RemoteShell(partial(self._ask, "shell"), partial(self._ask_async, "shell"))
+
+    @property
+    def processes(self) -> RemoteProcesses:
+        """The background processes."""
+        from .remote_shell import RemoteProcesses
+
+        return RemoteProcesses(partial(self._ask, "processes"))
 
     def _watch(self, pattern: str) -> Watch:
         watch = Watch(_Changes(self._find_variable_method), pattern, None)

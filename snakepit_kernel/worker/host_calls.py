@@ -115,9 +115,18 @@ class HostCalls:
 
     async def acall(self, call_id: int, tool: str, arguments: Arguments) -> Any:
         """Do the same as `call`, without blocking the event loop."""
+        return await self._acall(call_id, partial(HostToolCall, tool=tool), arguments)
+
+    async def acall_session(
+        self, call_id: int, part: SessionPart, method: str, arguments: Arguments
+    ) -> Any:
+        """Do the same as `call_session`, without blocking the event loop."""
+        make = partial(SessionCall, part=part, method=method)
+        return await self._acall(call_id, make, arguments)
+
+    async def _acall(self, call_id: int, make: MakeHostCall, arguments: Arguments) -> Any:
         loop = asyncio.get_running_loop()
         answered = asyncio.Event()
-        make = partial(HostToolCall, tool=tool)
         call, frames = self._request(call_id, make, arguments, reentrant=True)
         self._awaited[call.id] = call_id, partial(_set, loop, answered)
         try:
@@ -127,7 +136,7 @@ class HostCalls:
             try:
                 return self._outcome(call)
             except KeyboardInterrupt:  # which would end the loop, not the task
-                msg = f"host tool {tool!r} was interrupted"
+                msg = f"{_title(call)} was interrupted"
                 raise asyncio.CancelledError(msg) from None
         finally:
             self._forget(call.id)

@@ -17,9 +17,9 @@ from typing import Any
 import pytest
 
 from snakepit_kernel.cli.published_pools import UnreadablePool, read_pool
-from snakepit_kernel.cli.status import duration
 from snakepit_kernel.ids import new_run_id
 from snakepit_kernel.pool.status import PoolStatus, WorkerStatus
+from snakepit_kernel.printable import duration
 from snakepit_kernel.processes.identity import ProcessIdentity, boot_id
 
 Run = Callable[..., "subprocess.CompletedProcess[str]"]
@@ -112,7 +112,7 @@ def test_a_pool_whose_owner_was_killed_is_not_shown(
     assert len(shown["pools"]) == 1
     now = json.loads(done.stdout)
     assert isinstance(now.pop("kept"), list)
-    assert now == {"pools": [], "runs": [], "bookings": []}
+    assert now == {"pools": [], "runs": [], "processes": [], "bookings": []}
 
 
 def test_what_a_dead_owner_published_is_not_shown(snakepit: Run, place: Any) -> None:

@@ -65,7 +65,12 @@ SPECIAL = (
 OUR_OWN = {
     "Limits": {"controllers", "of_process", "why_ended"},
     "Session": {"state"},
-    "SessionState": {"number", "refresh", "remember_host_tools", "serve", "store"},
+    "SessionState": {
+        *("number", "owned_by", "refresh", "remember_host_tools", "serve", "shells", "store"),
+    },
+    "PoolStatus": {"beside_workers"},
+    "Process": {"as_row", "is_here", "record"},
+    "Shell": {"settled"},
     "CallFuture": {
         "begin",
         "call",

@@ -36,10 +36,27 @@ def test_a_pickle_of_an_earlier_version_is_what_it_was(maker, protocol):
         except Exception as error:
             problems.append(f"{name} cannot be read: {type(error).__name__}: {error}")
             continue
-        found = json.loads(json.dumps(found))
+        found = without_newer(json.loads(json.dumps(found)), kept["is"])
         if found != kept["is"]:
             problems.append(f"{name} was\n    {kept['is']}\nand is\n    {found}")
     assert not problems, "\n".join(problems)
+
+
+def without_newer(found: Any, kept: Any) -> Any:
+    """Leave out fields that are newer than the pickle; they have been read, by their defaults."""
+    if isinstance(found, dict) and isinstance(kept, dict):
+        return {key: without_newer(found[key], kept[key]) for key in kept if key in found}
+    if isinstance(found, list) and isinstance(kept, list) and len(found) == len(kept):
+        return [without_newer(*pair) for pair in zip(found, kept, strict=True)]
+    return found
+
+
+@pytest.mark.parametrize("protocol", [4, 5])
+def test_fields_that_are_newer_than_a_pickle_have_their_defaults(protocol):
+    status = read("PoolStatus", protocol)
+
+    assert (status.shells, status.processes) == (0, 0)
+    assert pickle.loads(pickle.dumps(status, protocol)) == status
 
 
 @pytest.mark.parametrize("protocol", [4, 5])

@@ -121,6 +121,16 @@ def test_the_kernel_stays_idle_while_it_is_refreshed(frontend):
     }
 
 
+def test_it_shows_the_shells_and_processes_of_the_pool_s_sessions(frontend):
+    frontend.run("dashboard = pool.dashboard(); session = pool.session('build')")
+    frontend.wait_for_view(lambda view: view["beside"] == "")
+
+    frontend.run("session.shell.run('true'); process = session.processes.start('sleep 60')")
+    frontend.wait_for_view(lambda view: view["beside"] == "1 shell, 1 process")
+    frontend.run("process.kill()")
+    frontend.wait_for_view(lambda view: view["beside"] == "1 shell")
+
+
 def test_its_thread_ends_when_it_is_closed(frontend):
     frontend.run("dashboards = [pool.dashboard() for _ in range(3)]")
     frontend.run("threads = [d._thread for d in dashboards]; [d.close() for d in dashboards]")

@@ -15,6 +15,7 @@ import pytest
 from snakepit_kernel.errors import QuotaExceeded, SessionNotFound, ValueTooLarge
 from snakepit_kernel.sessions import handle, state
 from snakepit_kernel.sessions.state import SessionState, open_session, sessions_of
+from snakepit_kernel.shells.manager import manager
 from snakepit_kernel.store.store import open_store
 
 
@@ -325,3 +326,39 @@ def test_a_store_is_named_by_a_path_or_a_url(tmp_path):
         open_store(5)
     with pytest.raises(ValueError, match="not the path of a file"):
         open_store(tmp_path)
+
+
+def test_the_state_of_a_shell_is_kept_although_a_process_begins_with_it_at_once(tmp_path):
+    """A process takes a snapshot as well, before that of the idle shell is due."""
+    session = open_session("s", store=tmp_path / "store.sqlite")
+    try:
+        session.shell.run("kept=by-the-session")
+        session.processes.start("true").wait()
+
+        until = time.monotonic() + 10
+        while b"by-the-session" not in session.store.sessions.shell_state(session.number):
+            assert time.monotonic() < until, "another process would not find it"
+            time.sleep(0.01)
+    finally:
+        session.delete()
+        manager.close()
+
+
+def test_a_process_begins_with_the_last_state_also_while_that_is_being_kept(tmp_path):
+    """The snapshot of the idle shell is taken 0.05 s after its last command."""
+    session = open_session("s", store=tmp_path / "store.sqlite")
+    functions = "; ".join(f"f{number}() {{ echo {number}; }}" for number in range(2000))
+    try:
+        session.shell.run(functions)  # so that it takes a while
+        said = []
+        for number in range(10):
+            session.shell.run(f"said={number}")
+            time.sleep(0.05 + number / 500)
+            process = session.processes.start("echo $said")
+            process.wait()
+            said.append(process.logs().text)
+    finally:
+        session.delete()
+        manager.close()
+
+    assert said == [f"{number}\n" for number in range(10)]

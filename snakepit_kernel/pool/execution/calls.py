@@ -219,7 +219,7 @@ class CallRunner:
         if lane.depth >= MAX_DEPTH and not lane.is_innermost(exchange):
             exchange.deferred.append((call, frame))
             return
-        host_call = _host_call_context(lane, work, call, None)
+        host_call = _host_call_context(lane, work, exchange, call, None)
         lane.depth += 1
         try:
             answer = self.host.serve(host_call, call, frame, work.session)
@@ -414,6 +414,7 @@ class CallRunner:
                     return False
                 step = min(until, time.monotonic() + INTERRUPT_INTERVAL)
                 with contextlib.suppress(TimeoutError, ConnectionError):
+                    lane.send([], step)  # answers to host calls that the deadline held back
                     worker.cells.follow(run, step, lambda: not worker.process.died.is_set(), lane)
         except BaseException:  # a second Ctrl-C
             self.supervisor.terminate_when_idle(lane)
@@ -572,7 +573,7 @@ class AsyncHostCalls:
         if call.id not in self._awaited:
             return
         lane, session = self._lane, self._work.session
-        host_call = _host_call_context(self._lane, self._work, call, self._loop)
+        host_call = _host_call_context(lane, self._work, self._exchange, call, self._loop)
         if self._in_threads:
             serve = partial(self._context.copy().run, self._serve_in_thread, host_call, call, frame)
             threading.Thread(target=serve, daemon=True).start()
@@ -670,7 +671,11 @@ def interrupt_until_heard(lane: PooledLane, call_id: int) -> Iterator[None]:
 
 
 def _host_call_context(
-    lane: PooledLane, work: WorkItem, call: HostCall, loop: asyncio.AbstractEventLoop | None
+    lane: PooledLane,
+    work: WorkItem,
+    exchange: Exchange,
+    call: HostCall,
+    loop: asyncio.AbstractEventLoop | None,
 ) -> HostCallContext:
     return HostCallContext(
         lane=lane,
@@ -682,6 +687,7 @@ def _host_call_context(
         parent=work.host_call,
         correlation=work.correlation,
         caller=work.caller_of(call.call),
+        exchange=exchange,
     )
 
 

@@ -12,7 +12,8 @@ from ...errors import ToolNotFound
 from ...lane import replies
 from ...lane.nested_loops import around_another_loop
 from ...protocol.frames import Frame, Segment
-from ...protocol.messages import HostCall, HostToolCall, SessionCall, ToolInfo
+from ...protocol.messages import HostCall, SessionCall, ToolInfo
+from ...sessions.state import SessionState
 from ...telemetry import correlation
 from ...tools.adapter import ToolOptions, options_of
 from ...tools.context import LIST_HOST_TOOLS
@@ -20,7 +21,10 @@ from ...tools.registry import Tool
 from ..call_events import HostReport
 from ..work_item import HostCallContext, _host_call
 
-ServeSession = Callable[[str | None, str, str, str], Callable[..., Any]]
+FindSession = Callable[[str | None, str], SessionState]
+
+ASYNC_PARTS = frozenset({"shell", "processes"})
+"""The parts of a session whose methods for workers are coroutine functions."""
 
 
 class HostTools:
@@ -130,19 +134,18 @@ class HostToolServer:
     ----------
     tools
         The functions.
-    serve_session
-        Returns the function for a worker's request to a session, from the session's id, the
-        worker's name, the part of the session and the method.
+    find_session
+        Returns the state of the session of a call, by its id, to serve a part of it.
     """
 
-    def __init__(self, tools: HostTools, serve_session: ServeSession) -> None:
+    def __init__(self, tools: HostTools, find_session: FindSession) -> None:
         self._tools = tools
-        self._serve_session = serve_session
+        self._find_session = find_session
 
     def is_async(self, call: HostCall, session: str | None) -> bool:
-        """Whether the host tool of a call is a coroutine function."""
-        if not isinstance(call, HostToolCall):
-            return False
+        """Whether what a call runs is a coroutine function."""
+        if isinstance(call, SessionCall):
+            return call.part in ASYNC_PARTS
         try:
             return self._tools.find(call.tool, session).is_async
         except ToolNotFound:
@@ -229,8 +232,13 @@ class HostToolServer:
         marshaller = host_call.lane.marshaller
         args, kwargs = marshaller.load(call, frame)
         if isinstance(call, SessionCall):
-            worker = host_call.lane.worker.name
-            found = self._serve_session(session, worker, call.part, call.method)
+            state = self._find_session(session, call.part)
+            if call.part in ASYNC_PARTS:
+                from .shell_calls import shell_method  # loads what only shells need
+
+                found = shell_method(state, host_call, call)
+            else:
+                found = state.serve(host_call.lane.worker.name, call.part, call.method)
             return partial(found, *args, **kwargs)
         tool = self._tools.find(call.tool, session)
         return tool.bind(None, args, kwargs)

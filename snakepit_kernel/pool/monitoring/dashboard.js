@@ -122,6 +122,7 @@ function draw(view, rates) {
   if (view.is_open) parts.push(table(view, now));
   parts.push(ends(view, now));
   if (view.sessions) parts.push(make("div", "snakepit-quiet", `sessions: ${view.sessions}`));
+  if (view.beside) parts.push(make("div", "snakepit-quiet", view.beside));
   if (view.problem && view.is_open) parts.push(make("div", "snakepit-problem", view.problem));
   return make("div", "snakepit-pool snakepit-dashboard", ...parts);
 }

@@ -128,6 +128,7 @@ def _as_view(status: PoolStatus) -> dict[str, Any]:
             for end in status.last_ends
         ],
         "sessions": status.some_sessions,
+        "beside": status.beside_workers,
         "problem": printable(status.problem or "", lines=True),
     }
 

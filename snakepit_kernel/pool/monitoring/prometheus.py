@@ -58,6 +58,8 @@ class _Pools(Collector):
         yield self._calls()
         yield self._workers()
         yield self._memory()
+        yield self._shells("shells", "Shells of sessions that are open.")
+        yield self._shells("processes", "Background processes of sessions that run.")
 
     def _calls(self) -> Metric:
         about = "Calls, cells and futures that have ended, by how."
@@ -83,6 +85,12 @@ class _Pools(Collector):
             for worker in pool.workers:
                 if worker.memory_bytes is not None:
                     family.add_metric([*_labels(pool), _slot(worker)], worker.memory_bytes)
+        return family
+
+    def _shells(self, field: str, about: str) -> Metric:
+        family = GaugeMetricFamily(f"snakepit_pool_{field}", about, labels=POOL)
+        for pool in self._pools:
+            family.add_metric(_labels(pool), getattr(pool, field))
         return family
 
 

@@ -14,9 +14,8 @@ from typing import Any, Self
 
 from ... import telemetry
 from ...files import write_file
-from ...printable import printable
+from ...printable import duration, printable
 from ..html import shown, style
-from ..status import duration
 
 LIMIT = 10_000
 """Default number of calls that a timeline keeps: the last ones."""

@@ -9,9 +9,10 @@ import sys
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from snakepit_kernel import Pool, PoolStats, PoolStatus
+from snakepit_kernel import Pool, PoolStats, PoolStatus, open_session
 from snakepit_kernel.pool.monitoring.prometheus import exposition
 from snakepit_kernel.pool.status import WorkerStatus
+from snakepit_kernel.shells.manager import manager
 
 
 def samples(text):
@@ -47,6 +48,27 @@ def test_a_pool_tells_of_calls_workers_and_memory():
     assert found["snakepit_pool_retries_total", labels()] == 0
     assert found["snakepit_worker_memory_bytes", labels(slot="1")] > 2**20
     assert ("snakepit_worker_memory_bytes", labels(slot="2")) in found
+
+
+def test_a_pool_tells_of_the_shells_and_processes_of_its_sessions_and_of_no_others(tmp_path):
+    store = tmp_path / "sessions.sqlite"
+    try:
+        with Pool(1, name="shop", store=store) as pool:
+            before = samples(pool.prometheus())
+            session = pool.session("build")
+            session.shell.run("true")
+            session.processes.start("sleep 60")
+            session.processes.start("true").wait()
+            open_session("of-no-pool", store=store).shell.run("true")
+            during = samples(pool.prometheus())
+            session.delete()
+            after = samples(pool.prometheus())
+    finally:
+        manager.close()
+
+    for found, shells, processes in ((before, 0, 0), (during, 1, 1), (after, 0, 0)):
+        assert found["snakepit_pool_shells", labels()] == shells
+        assert found["snakepit_pool_processes", labels()] == processes
 
 
 def test_names_are_escaped_and_pools_of_one_name_are_told_apart():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import time
 from html.parser import HTMLParser
 
@@ -157,3 +158,30 @@ def test_nothing_of_others_reaches_a_page_or_a_terminal_unseen():
         assert shown.isprintable(), [c for c in shown if not c.isprintable()]
         assert harmless in shown.replace("\\\\", "\\")
     assert pool.as_json()["problem"] == evil
+
+
+@pytest.mark.parametrize(
+    ("shells", "processes", "said"),
+    [
+        (0, 0, ""),
+        (1, 0, "1 shell"),
+        (2, 1, "2 shells, 1 process"),
+        (0, 3, "3 processes"),
+    ],
+)
+def test_shells_and_processes_are_counted_where_there_are_any(shells, processes, said):
+    pool = status(workers=[worker()], shells=shells, processes=processes)
+
+    assert _as_view(pool)["beside"] == said
+    page = "\n".join(Text(pool._repr_html_()).texts)
+    for shown in (page, str(pool)):
+        assert said in shown
+        assert said or not re.search(r"\d (shell|process)", shown)
+    assert PoolStatus.from_json(json.loads(json.dumps(pool.as_json()))) == pool
+
+
+def test_a_status_of_an_earlier_version_has_none_of_them():
+    data = status().as_json()
+    del data["shells"], data["processes"]
+
+    assert PoolStatus.from_json(data) == status()

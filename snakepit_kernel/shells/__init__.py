@@ -1,0 +1,1 @@
+"""Shell sessions and background processes, in the owner's process."""
