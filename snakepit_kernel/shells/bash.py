@@ -32,6 +32,8 @@ logger = get_logger(__name__)
 PIPE_BYTES = 1 << 20
 """Size of the pipes for output, if the system allows it."""
 
+FIFO_FLAGS = os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC
+
 READ_BYTES = 1 << 20
 """Largest piece of output that is read at once."""
 
@@ -111,9 +113,12 @@ class Output:
             It cannot be opened.
         """
         self.pause()  # the reader of a command that was cancelled may still wait
-        with contextlib.suppress(FileExistsError):
+        try:
+            fd = os.open(self.path, FIFO_FLAGS)
+        except FileNotFoundError:  # it was left to a background process, or is the first one
             os.mkfifo(self.path, 0o600)
-        previous, self.fd = self.fd, os.open(self.path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+            fd = os.open(self.path, FIFO_FLAGS)
+        previous, self.fd = self.fd, fd
         if previous >= 0:
             os.close(previous)
         else:
@@ -186,6 +191,12 @@ class Output:
         with contextlib.suppress(OSError):
             self.path.unlink()
         return left
+
+    def discard(self) -> None:
+        """Drop what is in it, and what still comes; the next command has a new pipe."""
+        self.close()
+        with contextlib.suppress(OSError):
+            self.path.unlink()
 
     def close(self) -> None:
         """Close it."""
@@ -711,6 +722,11 @@ class Command:
         late = [output.detach() for output in self._bash.outputs if not output.is_over]
         self.late = [each for each in late if each is not None]
         return bool(self.late)
+
+    def discard(self) -> None:
+        """Drop the rest of its output, for which nobody waits any more."""
+        for output in self._bash.outputs:
+            output.discard()
 
     async def interrupt(self) -> None:
         """Interrupt it until it ends: first politely, in the end by killing the shell."""

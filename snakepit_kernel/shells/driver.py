@@ -401,9 +401,11 @@ class ShellDriver:
                 await command.interrupt()
                 ending.status = await command.wait()
             except asyncio.CancelledError:
-                with contextlib.suppress(EOFError, Wedged):
-                    await command.interrupt()
-                    await command.wait()
+                try:
+                    with contextlib.suppress(EOFError, Wedged):
+                        await run_shielded(self._give_up(command))
+                finally:
+                    command.discard()
                 raise
         except Wedged:
             await bash.give_up()
@@ -411,6 +413,11 @@ class ShellDriver:
         except EOFError:
             ending.has_left = True
         return ending
+
+    @staticmethod
+    async def _give_up(command: Command) -> None:
+        await command.interrupt()
+        await command.wait()
 
     async def _finish(self, command: Command, request: CommandRequest) -> None:
         try:

@@ -317,8 +317,13 @@ class ShellManager:
         """The thread that drives them."""
         with self._lock:
             if self._loop_thread is None or not self._loop_thread.is_open:
-                self._loop_thread = LoopThread("snakepit-shells")
-                self._loop_thread.start()
+                loop_thread = LoopThread("snakepit-shells")
+                try:
+                    loop_thread.start()
+                except BaseException:
+                    loop_thread.close()
+                    raise
+                self._loop_thread = loop_thread
             return self._loop_thread
 
     # -- shells --------------------------------------------------------------------------------

@@ -366,7 +366,7 @@ class Process:
 
         def is_there() -> bool:
             nonlocal found
-            found = look()
+            found = look() if found is None else found  # it may be there to be seen only once
             return found is not None
 
         self._await_change(is_there, seconds, polls=polls)

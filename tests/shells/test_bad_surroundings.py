@@ -12,8 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from snakepit_kernel.errors import ShellClosed, StartFailed
-from snakepit_kernel.shells.manager import manager
+from snakepit_kernel.errors import StartFailed
 
 
 @pytest.mark.parametrize("command", ["a\0b", "\0"])
@@ -261,24 +260,6 @@ def test_a_full_process_table_is_named_and_the_shell_answers(tmp_path):
     assert done.returncode == 0, done.stderr
     said = done.stdout.splitlines()
     assert [said[0], said[1], said[2].split()[0], said[3]] == ["True True", "1", "True", "1 0"]
-
-
-def test_a_shell_whose_owner_has_ended_is_closed(session):
-    shell = session.shell
-    shell.run("true")
-
-    manager.close()
-    try:
-        with pytest.raises(ShellClosed, match="its process ends"):
-            shell.run("true")
-        with pytest.raises(ShellClosed):
-            list(shell.stream("true"))
-        shell.close()
-        assert not shell.interrupt()
-        assert session.shell.run("echo again").stdout == "again\n"
-    finally:
-        session.delete()
-        manager.close()
 
 
 def test_a_script_that_ends_in_the_middle_of_commands_ends_cleanly(tmp_path):

@@ -262,6 +262,14 @@ def test_a_line_is_awaited_on_either_stream_and_in_the_past(session):
     process.kill()
 
 
+def test_what_was_found_once_is_found(session):
+    process = session.processes.start("sleep 60")
+    answers = iter([None, "found"])
+
+    assert process._await(lambda: next(answers, None), "is not there", 1.0) == "found"
+    process.kill()
+
+
 def test_a_line_that_does_not_come_in_time_is_an_error_with_the_log(session):
     process = session.processes.start("echo something; sleep 60")
     process.wait_for_log("something")

@@ -10,7 +10,6 @@ import pytest
 
 from snakepit_kernel.errors import SessionNotFound, ShellClosed
 from snakepit_kernel.sessions.state import open_session
-from snakepit_kernel.shells.manager import manager
 
 STATE = """
 plain='a  "b" $c'; export SENT=$'two\\nlines'; LIST=(1 "2 3"); declare -A MAP=([k]=v [l m]=n)
@@ -329,7 +328,7 @@ def test_nothing_of_the_driver_is_in_the_users_names(shell):
 def test_a_readonly_timeout_of_input_does_not_end_an_idle_shell(shell):
     shell.run("readonly TMOUT=1; x=1")
 
-    time.sleep(2.2)  # nothing happens, which is the point
+    time.sleep(1.4)  # nothing happens, which is the point
 
     assert shell.run("echo $x $TMOUT").stdout == "1 1\n"
 
@@ -375,18 +374,6 @@ def test_a_session_deleted_through_another_handle_takes_its_shell_along(session,
     open_session("s").delete()
 
     assert living() == []
-
-
-def test_what_the_last_command_did_is_kept_when_the_shell_is_closed(session):
-    session.shell.run("x=last")
-    session.shell.close()
-
-    assert session.shell.run("echo $x").stdout == "last\n"
-    session.shell.run("x=later; sleep 0")
-    manager.close()
-    assert session.shell.run("echo $x").stdout == "later\n"
-    session.delete()
-    manager.close()
 
 
 def test_settings_with_which_bash_takes_no_commands_do_not_come_back(shell):
