@@ -305,6 +305,8 @@ def plain_errors(text: bytes) -> list[bytes]:
     return [line for line in found if b"Killed" not in line and b"syntax error: unexp" not in line]
 
 
+ABORTED = 128 + signal.SIGABRT
+
 SECONDS = 10.0
 """Seconds after which a command counts as one without end."""
 
@@ -429,6 +431,11 @@ class Player:
             if (expected := reference(["-c", command.text], self._folder)) is not None:
                 self._complain(command, f"does not end, bash has {expected}")
             return
+        if result.returncode == ABORTED and result.restarted:
+            # Bash 5.2 damages its memory over a text that ends within $( or `, and aborts, then or
+            # later. The shell comes back with its state, which is looked at as ever.
+            self._report.counts["aborted by bash"] += 1
+            return
         found = (result.returncode, result.stdout_bytes, plain_errors(result.stderr_bytes))
         self._clean()
         expected = reference(["-c", command.text], self._folder)
@@ -438,7 +445,9 @@ class Player:
             file.write_text(command.text)
             as_file = reference([str(file)], self._folder)
             file.unlink()
-            if not any(is_same(found, each) for each in (expected, as_file)):
+            if not result.detached and not any(
+                is_same(found, each) for each in (expected, as_file)
+            ):
                 self._complain(command, f"{found}, bash has {expected} and in a file {as_file}")
 
     def _complain(self, command: Command, what: str) -> None:
