@@ -70,6 +70,7 @@ class GuardedRun:
             The command could not be executed. Nothing is left running.
         """
         run_id = spec.run_id
+        leftovers = [str(path) for path in spec.leftovers]
 
         async def register_and_sweep() -> None:
             # Register first: this claims the files of a dead run that are used again.
@@ -78,7 +79,7 @@ class GuardedRun:
                 label=label,
                 parent=own_run_id(),
                 previous=previous,
-                leftovers=[str(path) for path in spec.leftovers],
+                leftovers=leftovers,
             )
             await sweep_together(registry, spec.grace)
 

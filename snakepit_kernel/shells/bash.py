@@ -429,6 +429,8 @@ class Bash:
         """End a process that takes no lines any more: at the end of its input, or by a signal."""
         if self._driver >= 0:
             self._loop.remove_writer(self._driver)
+            with contextlib.suppress(OSError):
+                os.write(self._driver, f"{self._code.last_status()}\n".encode())
             os.close(self._driver)
             self._driver = -1
         await asyncio.wait([self._gone], timeout=GIVE_UP_SECONDS)

@@ -154,7 +154,8 @@ class BashCode:
         assignments = "".join(
             f"{key}={quoted(value)} " for key, value in env.items() if value is not None
         )
-        before, after = [], [f"__sbx_r{name}=$?"]
+        # A function of that name would take the place of all that follows; keywords have none.
+        before, after = [], [f"__sbx_r{name}=$?", "\\unset -f builtin || [[ x ]]"]
         for index, key in enumerate(key for key, value in env.items() if value is None):
             kept = f"__sbx_v{name}_{index}"
             before.append(f"{kept}=${{{key}+${{{key}@a}}:${key}}}; \\builtin unset -v {key}")
@@ -180,6 +181,10 @@ class BashCode:
     def _reply(self, word: str, status: str) -> str:
         reply = f"\\builtin printf '{self.cookie} {word} %d %s\\0' {status} \"${{PWD-}}\""
         return f'{reply} || {{ \\builtin enable printf && {reply}; }} || \\builtin kill -9 "$$"'
+
+    def last_status(self) -> str:
+        """Return the line that gives a shell which answers no more the status of its command."""
+        return f'(\\exit "$__sbx_r{self.cookie}")'
 
     def end_unwinding(self) -> str:
         """Return the line after an interrupt: bash runs commands again."""

@@ -139,7 +139,13 @@ class SessionShells:
     @property
     def shell(self) -> Shell:
         """The shell of the session; it is opened at its first use."""
-        return manager.find_shell(self.key) or self.open()
+        known = manager.find_shell(self.key)
+        while known is None:
+            try:
+                return self.open()
+            except ValueError:  # another thread has opened it meanwhile
+                known = manager.find_shell(self.key)
+        return known
 
     def open(self, *, state: bytes = b"", **options: Any) -> Shell:
         """Open the shell with options; those of `ShellOptions`.
@@ -183,7 +189,7 @@ class SessionShells:
             env=env,
             session_id=self.session_id,
             pool=self._pool,
-            driver=manager.driver(self.key, self.open),
+            driver=manager.driver(self.key, lambda: self.shell),
             owner=self._owner,
         )
         return manager.start_process(request)

@@ -299,6 +299,8 @@ def test_an_awaited_call_a_stream_and_a_future_have_one_too(pool):
     future = pool.submit(id_of_worker)
     assert future.result() == future.correlation_id != ""
     late = pool.session("s").submit(time.sleep, 30)
+    while not late.running():  # or it would be cancelled
+        time.sleep(0.01)
     pool.terminate()
     assert late.exception().correlation_id == late.correlation_id
 

@@ -464,7 +464,7 @@ def test_a_command_that_a_call_has_left_running_ends_with_the_call(session, way,
     way(session, work)
 
     wait_until(lambda: not session.shell.is_busy)
-    assert not is_alive(pid_in(file))
+    wait_until(lambda: not is_alive(pid_in(file)))
     assert session.shell.run("echo $x").stdout == "kept\n"
 
     def go_on(_: Any) -> None:
@@ -503,7 +503,7 @@ def test_a_call_that_times_out_interrupts_its_command_and_state_stays(
 
     assert time.monotonic() - began < SOON
     assert session.shell.run("echo $x").stdout == "kept\n"
-    assert not is_alive(pid_in(file))
+    wait_until(lambda: not is_alive(pid_in(file)))
 
 
 def test_a_future_that_is_cancelled_interrupts_its_command(session, tmp_path):
@@ -538,7 +538,7 @@ def test_ctrl_c_at_the_owner_interrupts_the_command_and_leaves_the_worker(sessio
     pressing.join()
 
     assert session.shell.run("echo $x").stdout == "kept\n"
-    assert not is_alive(pid_in(file))
+    wait_until(lambda: not is_alive(pid_in(file)))
     assert session.call("do", {"what": lambda _: os.getpid()}) == before
 
 
@@ -589,7 +589,7 @@ def test_a_worker_that_dies_takes_its_command_with_it(alone, way, kind, tmp_path
     shooting.join()
 
     assert session.shell.run("echo $x").stdout == "kept\n"
-    assert not is_alive(pid_in(file))
+    wait_until(lambda: not is_alive(pid_in(file)))
     assert session.call("do", {"what": lambda c: c.shell.run("echo $x").stdout}) == "kept\n"
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sqlite3
 import subprocess
 import sys
+import threading
 import time
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
@@ -362,3 +363,25 @@ def test_a_process_begins_with_the_last_state_also_while_that_is_being_kept(tmp_
         manager.close()
 
     assert said == [f"{number}\n" for number in range(10)]
+
+
+def test_threads_that_open_a_shell_at_the_same_moment_have_the_same_one(tmp_path):
+    session = open_session("s", store=tmp_path / "store.sqlite")
+    threads = 8
+    barrier = threading.Barrier(threads)
+
+    def use(number: int) -> object:
+        barrier.wait()
+        if number % 2:
+            session.processes.start("true").wait()
+        return session.shell
+
+    try:
+        with ThreadPoolExecutor(threads) as executor:
+            for _ in range(20):
+                shells = set(executor.map(use, range(threads)))
+                assert len(shells) == 1
+                shells.pop().close()
+    finally:
+        session.delete()
+        manager.close()

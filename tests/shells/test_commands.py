@@ -335,3 +335,18 @@ def test_the_exported_variables_are_shown_without_the_drivers(shell):
 
     assert env["SHOWN"] == "a\nb"
     assert not [name for name in env if name == "hidden" or name.startswith(("SBX", "__sbx"))]
+
+
+def test_a_function_in_place_of_the_command_builtin_costs_neither_the_status_nor_the_state(marked):
+    result = marked.run("builtin() { :; }; y=2; cd /nonexistent")
+
+    assert (result.returncode, result.restarted) == (1, False)
+    assert marked.run("echo $y").stdout == "2\n"
+
+
+def test_the_status_of_a_command_after_which_the_shell_does_not_answer_is_its_own(marked):
+    marked.checkpoint()
+
+    result = marked.run("builtin() { :; }; readonly -f builtin; (exit 7)")
+
+    assert (result.returncode, result.restarted) == (7, True)

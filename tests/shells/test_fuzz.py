@@ -66,8 +66,8 @@ eval 'if'
 command -v nothing
 type -t cd
 mapfile -t a < /etc/hostname; echo ${#a[@]}
-f() { local l=1; return 3; }; f
-f() { echo "$#:$1"; }; f "a b" c
+{ f() { local l=1; return 3; }; f; }
+{ f() { echo "$#:$1"; }; f "a b" c; }
 echo ${nothing:-default} ${nothing:+set}
 echo ${unset_one:?must be set}
 echo $((1/0))
@@ -291,12 +291,21 @@ LINE = re.compile(rb"\bline \d+: ")
 PIDS = re.compile(rb"\b\d{3,}\b")
 
 
+def plain_text(text: bytes) -> list[bytes]:
+    """Return lines of output without what names the file, the process, and what the driver sets."""
+    text = PIDS.sub(b"N", LINE.sub(b"", PREFIX.sub(b"", text)))
+    own = (b"expand_aliases", b"/leave; }", b"RTMIN+7")
+    return [line for line in text.splitlines() if not any(word in line for word in own)]
+
+
 def plain_errors(text: bytes) -> list[bytes]:
     """Return lines of errors without what names the file and the process."""
     found = PIDS.sub(b"N", LINE.sub(b"", PREFIX.sub(b"", text))).splitlines()
     # A shell that is killed is told by its parent, and a text that ends too early in two ways.
     return [line for line in found if b"Killed" not in line and b"syntax error: unexp" not in line]
 
+
+ABORTED = 128 + signal.SIGABRT
 
 SECONDS = 10.0
 """Seconds after which a command counts as one without end."""
@@ -335,9 +344,12 @@ def is_same(found: Outcome, expected: Outcome | None) -> bool:
     """
     if expected is None:
         return False
-    is_broken = any(word in line for word in SYNTAX for line in found[2])
+    is_broken = any(word in line for word in SYNTAX for line in [*found[2], found[1]])
     statuses = {expected[0], *((1, 2, 127) if is_broken else ())}
-    return found[0] in statuses and found[1:] == expected[1:]
+    if found[0] not in statuses or plain_text(found[1]) != plain_text(expected[1]):
+        return False
+    is_killed = found[0] > 128  # a signal to itself comes sooner or later
+    return is_killed or found[2] == expected[2] or (is_broken and bool(found[2] and expected[2]))
 
 
 def check_state(shell: Shell, folder: Path) -> str:
@@ -386,16 +398,20 @@ class Player:
     def renew(self) -> None:
         if self._state is not None:
             self._state.delete()
-        for path in self._folder.iterdir():
-            shutil.rmtree(path) if path.is_dir() else path.unlink()
+        self._clean()
         self._state = self._open("fuzz")
         self.shell = self._state.open_shell(cwd=self._folder)
         self.shell.run("FUZZ_MARK='kept mark'; fuzz_kept() { /bin/echo kept function; }")
         self.shell.checkpoint()
         self._report.counts["sessions"] += 1
 
+    def _clean(self) -> None:
+        for path in self._folder.iterdir():
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+
     def play(self, command: Command, *, compare: bool) -> None:
         counts = self._report.counts
+        self._clean()
         began = time.monotonic()
         result = self.shell.run(command.text, timeout=SECONDS, max_output=1 << 20)
         seconds = time.monotonic() - began
@@ -415,14 +431,23 @@ class Player:
             if (expected := reference(["-c", command.text], self._folder)) is not None:
                 self._complain(command, f"does not end, bash has {expected}")
             return
+        if result.returncode == ABORTED and result.restarted:
+            # Bash 5.2 damages its memory over a text that ends within $( or `, and aborts, then or
+            # later. The shell comes back with its state, which is looked at as ever.
+            self._report.counts["aborted by bash"] += 1
+            return
         found = (result.returncode, result.stdout_bytes, plain_errors(result.stderr_bytes))
+        self._clean()
         expected = reference(["-c", command.text], self._folder)
         if found != expected:  # bash takes some errors otherwise in a file
+            self._clean()
             file = self._folder / "command"
             file.write_text(command.text)
             as_file = reference([str(file)], self._folder)
             file.unlink()
-            if not any(is_same(found, each) for each in (expected, as_file)):
+            if not result.detached and not any(
+                is_same(found, each) for each in (expected, as_file)
+            ):
                 self._complain(command, f"{found}, bash has {expected} and in a file {as_file}")
 
     def _complain(self, command: Command, what: str) -> None:
