@@ -255,8 +255,8 @@ def test_owners_that_are_killed_at_random_leave_nothing(tmp_path, living, until,
     for owner in owners:
         assert owner.wait(20) == -signal.SIGKILL
     until(lambda: of_shells(living) == [], 6.0)
-    # One that is killed before it has a guardian leaves a folder to the next start, whose own folder
-    # goes a minute later.
+    # One that is killed before it has a guardian leaves a folder to the next start; the folder
+    # above goes a minute later.
     for folder in sweep_folders():
         with contextlib.suppress(OSError):
             folder.parent.rmdir()
