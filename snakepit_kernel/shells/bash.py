@@ -395,7 +395,12 @@ class Bash:
 
     @property
     def has_ended(self) -> bool:
-        """Whether its process has ended."""
+        """Whether its process has ended, even if the loop has not noticed yet."""
+        if not self._gone.done() and self._exit_fd >= 0:
+            poll = select.poll()
+            poll.register(self._exit_fd, select.POLLIN)
+            if poll.poll(0):
+                self._on_exit()
         return self._gone.done()
 
     async def end(self, grace: float) -> None:

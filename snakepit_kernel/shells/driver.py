@@ -56,7 +56,7 @@ GRACE = 2.0
 DEFAULT: Final = "default"
 
 _MAY_END_THE_SHELL = re.compile(
-    r"\b(exec|kill|pkill|killall|trap|ulimit|enable|builtin|noexec)\b|\bset\s+-\w*n"
+    r"\b(exec|exit|kill|pkill|killall|trap|ulimit|enable|builtin|noexec)\b|\bset\s+-\w*n"
 )
 
 

@@ -178,8 +178,9 @@ class RunningProcess:
         is_killed = (self.folder / KILL_FILE).exists() or (status is None or status in _KILLED_BY)
         state = "killed" if is_killed else "exited" if code == 0 else "failed"
         values = {"state": state, "returncode": code, "ended": time.time()}
-        self.publish(replace(self.record, **values))  # type: ignore[arg-type]
-        self._report()
+        self.record = replace(self.record, **values)  # type: ignore[arg-type]
+        self._report()  # before those who wait for the end go on
+        self.publish(self.record)
 
     def _report(self) -> None:
         """Emit the event of its end, without its command."""

@@ -130,7 +130,7 @@ def is_sound(connection: sqlite3.Connection, model: sqlite3.Connection) -> bool:
             return False
         for table in tables_of(model):
             columns = connection.execute(f"PRAGMA table_info({table})").fetchall()
-            texts = [column[1] for column in columns if column[2] == "TEXT"]
+            texts = [column[1] for column in columns if column[2] == "TEXT"] or ["NULL"]
             select = f"SELECT {', '.join(texts)} FROM {table}"  # noqa: S608 - names of the file's own schema
             for _ in connection.execute(select):
                 pass

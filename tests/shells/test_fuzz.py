@@ -66,8 +66,8 @@ eval 'if'
 command -v nothing
 type -t cd
 mapfile -t a < /etc/hostname; echo ${#a[@]}
-{ f() { local l=1; return 3; }; f; }
-{ f() { echo "$#:$1"; }; f "a b" c; }
+(f() { local l=1; return 3; }; f)
+(f() { echo "$#:$1"; }; f "a b" c)
 echo ${nothing:-default} ${nothing:+set}
 echo ${unset_one:?must be set}
 echo $((1/0))
