@@ -13,7 +13,7 @@ import pytest
 ZOO = [
     "sleep 60",
     "sleep 60 | cat | cat",
-    "x=$(sleep 60)",
+    "y=$(sleep 60)",
     "echo $(echo $(sleep 60))",
     "f() { g; }; g() { h; }; h() { sleep 60; }; f",
     "while :; do :; done",
