@@ -106,6 +106,7 @@ def no_empty_folders(nothing_is_left_behind: object) -> Iterator[None]:
     runs = Path(os.environ["SNAKEPIT_RUNTIME_DIR"])
     until = time.monotonic() + 3.0
     while set(runs.iterdir()) - before and time.monotonic() < until:
+        sweep_folders()  # what an owner had just made when it died; each start does that
         for path in runs.iterdir():
             with contextlib.suppress(OSError):
                 path.rmdir()
