@@ -19,7 +19,7 @@ set -o pipefail; shopt -s nullglob; umask 027; cd /usr; trap 'echo usr1' USR1
 
 SHOW = (
     'echo "$plain|$SENT|${LIST[1]}|${MAP[l m]}|$NUMBER|$FIXED|$PWD|$(umask)"; printenv SENT;'
-    " printenv plain || :; greet you; hi; shopt -po pipefail; shopt nullglob; trap -p USR1"
+    " printenv plain || :; greet you; hi; shopt -po pipefail; shopt -p nullglob; trap -p USR1"
 )
 
 SHOWN = """a  "b" $c|two
@@ -29,7 +29,7 @@ lines
 hello you
 aliased
 set -o pipefail
-nullglob       \ton
+shopt -s nullglob
 trap -- 'echo usr1' SIGUSR1
 """
 
