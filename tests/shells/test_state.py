@@ -322,7 +322,7 @@ def test_nothing_of_the_driver_is_in_the_users_names(shell):
     after = set(shell.run("compgen -v; compgen -A function; alias").stdout.split())
 
     names = {name for name in after - before if not re.match(r"(__sbx_|SBX_)", name)}
-    assert names <= {"OLDPWD", "PIPESTATUS", "BASHPID"}
+    assert names <= {"OLDPWD", "PIPESTATUS", "BASHPID", "BASH_TRAPSIG"}
 
 
 def test_a_readonly_timeout_of_input_does_not_end_an_idle_shell(shell):
