@@ -24,6 +24,7 @@ from ..processes.run_folders import make_folder, remake_folder, remove_folder
 from ..processes.run_registry import Registry
 from ..processes.waiting import run_shielded
 from ..telemetry.correlation import correlation_of_work
+from ..telemetry.spans import Scalar
 from ..validation import check_count, check_flag, check_seconds
 from .bash import Bash, Command, DetachedOutput, NotRun, OnOutput, Wedged
 from .bash_code import BashCode, check_environment
@@ -458,7 +459,7 @@ class ShellDriver:
             return
         outcome = "timeout" if result.timed_out else "cancelled" if result.interrupted else "ok"
         seconds = time.monotonic() - request.asked
-        attributes: dict[str, telemetry.Scalar] = {
+        attributes: dict[str, Scalar] = {
             "session": self.session_id,
             "outcome": "error" if outcome == "ok" and not result.ok else outcome,
             "returncode": result.returncode,

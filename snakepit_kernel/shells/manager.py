@@ -31,6 +31,7 @@ from ..processes.run_folders import make_folder, remake_folder, remove_folder
 from ..processes.run_registry import Registry
 from ..redaction import redacted
 from ..telemetry.correlation import correlation_of_work
+from ..telemetry.spans import Scalar
 from .bash import readable_bytes
 from .bash_code import check_environment, quoted
 from .driver import GRACE, ShellDriver, check_directory, explain
@@ -187,7 +188,7 @@ class RunningProcess:
         record = self.record
         if not telemetry.is_on() or record.ended is None:
             return
-        attributes: dict[str, telemetry.Scalar] = {
+        attributes: dict[str, Scalar] = {
             "process": record.id,
             "name": record.name,
             "session": record.session,

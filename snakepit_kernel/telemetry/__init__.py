@@ -19,12 +19,11 @@ from .events import (
     set_limit,
     subscribe,
 )
-from .spans import Begun, Scalar, begin, here, within
+from .spans import Begun, begin, here, within
 
 __all__ = [
     "Begun",
     "Event",
-    "Scalar",
     "Subscription",
     "begin",
     "correlation_id",

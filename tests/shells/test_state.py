@@ -19,7 +19,7 @@ set -o pipefail; shopt -s nullglob; umask 027; cd /usr; trap 'echo usr1' USR1
 
 SHOW = (
     'echo "$plain|$SENT|${LIST[1]}|${MAP[l m]}|$NUMBER|$FIXED|$PWD|$(umask)"; printenv SENT;'
-    " printenv plain || :; greet you; hi; shopt -po pipefail; shopt nullglob; trap -p USR1"
+    " printenv plain || :; greet you; hi; shopt -po pipefail; shopt -p nullglob; trap -p USR1"
 )
 
 SHOWN = """a  "b" $c|two
@@ -29,7 +29,7 @@ lines
 hello you
 aliased
 set -o pipefail
-nullglob       \ton
+shopt -s nullglob
 trap -- 'echo usr1' SIGUSR1
 """
 
@@ -322,7 +322,7 @@ def test_nothing_of_the_driver_is_in_the_users_names(shell):
     after = set(shell.run("compgen -v; compgen -A function; alias").stdout.split())
 
     names = {name for name in after - before if not re.match(r"(__sbx_|SBX_)", name)}
-    assert names <= {"OLDPWD", "PIPESTATUS", "BASHPID"}
+    assert names <= {"OLDPWD", "PIPESTATUS", "BASHPID", "BASH_TRAPSIG"}
 
 
 def test_a_readonly_timeout_of_input_does_not_end_an_idle_shell(shell):
