@@ -459,6 +459,19 @@ def process_of() -> Callable[[int], Process]:
 
 
 @pytest.fixture
+def until() -> Callable[..., None]:
+    """Wait for something of which nothing tells."""
+
+    def wait(is_true: Callable[[], object], seconds: float = 5.0) -> None:
+        end = time.monotonic() + seconds
+        while not is_true():
+            assert time.monotonic() < end, "it did not come"
+            time.sleep(0.005)
+
+    return wait
+
+
+@pytest.fixture
 def write_kernelspec(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Path]:
     """Write a kernelspec where Jupyter finds it, from name, argv and fields; give its folder."""
 

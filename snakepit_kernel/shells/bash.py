@@ -662,6 +662,27 @@ class Bash:
                 found.append(ProcessIdentity(status.pid, status.start_time))
         return found
 
+    def left_by(self, number: int, heedless: Collection[ProcessIdentity]) -> list[ProcessIdentity]:
+        """Return what lives of a command that has ended, and of what that has started since.
+
+        Parameters
+        ----------
+        number
+            Its number.
+        heedless
+            Those of its processes that lived when it ended. Others may be of later commands.
+        """
+        guardian = None if self._run is None else self._run.process.guardian
+        if guardian is None:
+            return []
+        pids, found = {process.pid for process in heedless if process.is_alive()}, []
+        for status in self._below(guardian.pid):
+            is_of_it = status.pid in pids or status.parent in pids
+            if is_of_it or (status.pid != self.pid and _tag(status.pid, self._code.tag) == number):
+                pids.add(status.pid)
+                found.append(ProcessIdentity(status.pid, status.start_time))
+        return found
+
 
 class Command:
     """A command that runs in a shell.
@@ -751,16 +772,27 @@ class Command:
                 self._bash.unwind()
             self._signal(signum)
             await asyncio.wait([self.reply], timeout=0.002 if passed < 0.05 else 0.02)
-        self._signal(signum)
+        heedless = self._signal(signum)
         self._bash.end_unwinding()
+        if heedless:
+            until = began + KILL_AFTER - time.monotonic()
+            asyncio.get_running_loop().call_later(max(0.0, until), self._kill, heedless)
 
-    def _signal(self, signum: int) -> None:
-        """Signal what the command has started."""
-        for process in self._bash.started_by(self.number, self._known):
+    def _kill(self, heedless: list[ProcessIdentity]) -> None:
+        """Kill what lives of it, long after the interrupt: it does not heed SIGTERM."""
+        for process in self._bash.left_by(self.number, heedless):
+            with contextlib.suppress(PermissionError, ProcessLookupError):
+                process.signal(signal.SIGKILL)
+
+    def _signal(self, signum: int) -> list[ProcessIdentity]:
+        """Signal what the command has started; return it."""
+        processes = self._bash.started_by(self.number, self._known)
+        for process in processes:
             with contextlib.suppress(PermissionError, ProcessLookupError):
                 process.signal(signum)
                 if signum == signal.SIGTERM:
                     process.signal(signal.SIGCONT)
+        return processes
 
 
 def _has_other_children(guardian: int, shell: int) -> bool:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gc
 import logging
-import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
@@ -85,19 +84,6 @@ def session(open_one: Callable[..., SessionState]) -> SessionState:
 @pytest.fixture
 def shell(session: SessionState) -> Shell:
     return session.shell
-
-
-@pytest.fixture
-def until() -> Callable[..., None]:
-    """Wait for something of which nothing tells."""
-
-    def wait(is_true: Callable[[], object], seconds: float = 5.0) -> None:
-        end = time.monotonic() + seconds
-        while not is_true():
-            assert time.monotonic() < end, "it did not come"
-            time.sleep(0.005)
-
-    return wait
 
 
 @pytest.fixture

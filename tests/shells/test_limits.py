@@ -115,6 +115,21 @@ def test_an_interrupt_ends_what_ignores_it(shell, in_background, until, command)
     assert shell.run("echo $x").stdout == "1\n"
 
 
+def test_what_ignores_an_interrupt_in_the_background_is_killed_and_nothing_else(
+    shell, process_of, until, tmp_path
+):
+    earlier = process_of(int(shell.run("sleep 600 & echo $!").stdout))
+    deaf = "(trap '' TERM INT; while :; do sleep 600; done) & echo $!"
+
+    result = shell.run(f'{deaf}; setsid bash -c "{deaf}; wait"', timeout=0.3)
+    later = process_of(int(shell.run("sleep 600 & echo $!").stdout))
+
+    first, second = (process_of(int(pid)) for pid in result.stdout.split())
+    until(lambda: not first.is_alive and not second.is_alive, 2.0)
+    assert earlier.is_alive
+    assert later.is_alive
+
+
 def test_an_interrupt_leaves_earlier_background_processes_alone(shell, process_of, tmp_path):
     script = f"while sleep 0.02; do echo . >> {tmp_path}/beats; done"
     pid = int(shell.run(f"{{ {script}; }} & echo $!").stdout)
