@@ -94,15 +94,16 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_cmdline_main(config: pytest.Config) -> None:
-    """Run the whole suite in as many processes as there are cores; a part of it in one.
+    """Run the whole suite in one process more than there are cores; a part of it in one.
 
-    ``-n`` says otherwise. Tests of one file stay together: they share pools and servers.
+    Tests wait for much of their time. ``-n`` says otherwise. Tests of one file stay together: they
+    share pools and servers.
     """
     if hasattr(config, "workerinput") or not config.pluginmanager.hasplugin("xdist"):
         return
     is_whole = config.args_source is pytest.Config.ArgsSource.TESTPATHS
     if is_whole and config.option.numprocesses is None:
-        config.option.numprocesses = min(len(os.sched_getaffinity(0)), MAX_PROCESSES)
+        config.option.numprocesses = min(len(os.sched_getaffinity(0)) + 1, MAX_PROCESSES)
         config.option.dist = "loadfile"
 
 

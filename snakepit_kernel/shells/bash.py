@@ -9,10 +9,7 @@ import os
 import select
 import signal
 import subprocess
-import sys
-import termios
-import time
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import IO
 
@@ -24,42 +21,19 @@ from ..processes.launch_spec import LaunchSpec
 from ..processes.run import GuardedRun
 from ..processes.run_registry import Registry
 from .bash_code import UNWIND_SIGNAL, BashCode, read_snapshot
-from .results import StreamName
+from .outputs import PIPE_BYTES, READ_BYTES, Output
 from .snapshots import State, changes
 
 logger = get_logger(__name__)
 
-PIPE_BYTES = 1 << 20
-"""Size of the pipes for output, if the system allows it."""
-
-FIFO_FLAGS = os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC
-
-READ_BYTES = 1 << 20
-"""Largest piece of output that is read at once."""
-
-DRAIN_SECONDS = 0.03
-"""Seconds after the end of a command in which a process may still close its output."""
-
 START_SECONDS = 30.0
 """Seconds in which bash must have begun."""
-
-KILL_AFTER = 0.5
-"""Seconds after an interrupt until what the command started is killed."""
-
-ABANDON_AFTER = 1.0
-"""Seconds after an interrupt until bash itself is killed."""
-
-UNWIND_INTERVAL = 0.2
-"""Seconds between two signals to bash to give up its command."""
 
 WATCH_INTERVAL = 0.25
 """Seconds between looks whether bash waits for a line while its reply is awaited."""
 
 WEDGED_LOOKS = 3
 """Such looks in a row that find it waiting for a line, until it counts as wedged."""
-
-LATE_BYTES = 1 << 16
-"""Bytes that are kept of what a background process of a command writes after its end."""
 
 SNAPSHOT_SECONDS = 10.0
 """Seconds in which bash must have written its state."""
@@ -70,8 +44,6 @@ GIVE_UP_SECONDS = 0.5
 LOST_NOW = "what this command changed"
 LOST_SINCE = "what changed since the last checkpoint"
 
-OnOutput = Callable[[StreamName, bytes], None]
-
 
 class Wedged(Exception):
     """Bash waits for its next line, and has not said that the last command has ended."""
@@ -79,169 +51,6 @@ class Wedged(Exception):
 
 class NotRun(Exception):
     """Bash did not run a command, because it could not set a variable of its environment."""
-
-
-class Output:
-    """One output pipe of a session's commands: a FIFO, which bash opens for each command.
-
-    Parameters
-    ----------
-    stream
-        Its name.
-    path
-        The FIFO.
-    """
-
-    def __init__(self, stream: StreamName, path: Path) -> None:
-        self.stream = stream
-        self.path = path
-        self.fd = -1
-        self.is_over = False
-        self._loop: asyncio.AbstractEventLoop | None = None
-        self._on_output: OnOutput = _ignore
-        self._on_end: Callable[[], None] = _nothing
-
-    def begin(self, on_output: OnOutput, on_end: Callable[[], None]) -> None:
-        """Open it for the next command.
-
-        A new descriptor, because that of an earlier command is at its end: until the next writer
-        comes, it would say so again and again.
-
-        Raises
-        ------
-        OSError
-            It cannot be opened.
-        """
-        self.pause()  # the reader of a command that was cancelled may still wait
-        try:
-            fd = os.open(self.path, FIFO_FLAGS)
-        except FileNotFoundError:  # it was left to a background process, or is the first one
-            os.mkfifo(self.path, 0o600)
-            fd = os.open(self.path, FIFO_FLAGS)
-        previous, self.fd = self.fd, fd
-        if previous >= 0:
-            os.close(previous)
-        else:
-            with contextlib.suppress(OSError):  # the limit of the user is reached
-                fcntl.fcntl(self.fd, fcntl.F_SETPIPE_SZ, PIPE_BYTES)
-        self.is_over = False
-        self._on_output, self._on_end = on_output, on_end
-        self.resume()
-
-    def resume(self) -> None:
-        """Read it when there is something."""
-        if self._loop is None and not self.is_over and self.fd >= 0:
-            self._loop = asyncio.get_running_loop()
-            self._loop.add_reader(self.fd, self._on_readable)
-
-    def pause(self) -> None:
-        """Do not read it for now: its writers wait."""
-        if self._loop is not None:
-            self._loop.remove_reader(self.fd)
-            self._loop = None
-
-    def _on_readable(self) -> None:
-        self.read_once()
-        if self.is_over:
-            self._on_end()
-
-    def read_once(self) -> bool:
-        """Read what is there, up to a limit; return whether there may be more at once."""
-        try:
-            data = os.read(self.fd, READ_BYTES)
-        except BlockingIOError:
-            return False
-        if data:
-            self._on_output(self.stream, data)
-            return True
-        self.is_over = True
-        self.pause()
-        return False
-
-    def drain(self) -> None:
-        """Read all that was written so far, but not what is written meanwhile: that may never end.
-
-        A command has written all that it wrote when bash says that it has ended.
-        """
-        if not self.is_over and (there := readable_bytes(self.fd)):
-            self._on_output(self.stream, os.read(self.fd, there))
-        if not self.is_over:
-            self.read_once()  # or its end
-
-    @property
-    def was_opened(self) -> bool:
-        """Whether a writer has opened it since it began."""
-        poll = select.poll()
-        poll.register(self.fd, 0)
-        return not self.is_over or bool(poll.poll(0))  # it was hung up, so there was a writer
-
-    def detach(self) -> DetachedOutput | None:
-        """Leave the pipe to a background process that still writes; the next command has a new one.
-
-        Returns
-        -------
-        DetachedOutput or None
-            What reads it from now on; None when nobody writes any more.
-        """
-        self.pause()
-        if self.is_over:
-            return None
-        left = DetachedOutput(self.fd)
-        self.fd = -1
-        with contextlib.suppress(OSError):
-            self.path.unlink()
-        return left
-
-    def discard(self) -> None:
-        """Drop what is in it, and what still comes; the next command has a new pipe."""
-        self.close()
-        with contextlib.suppress(OSError):
-            self.path.unlink()
-
-    def close(self) -> None:
-        """Close it."""
-        self.pause()
-        self.is_over = True
-        if self.fd >= 0:
-            os.close(self.fd)
-            self.fd = -1
-
-
-class DetachedOutput:
-    """What a command's background processes write after its end: it is read, and its end is kept.
-
-    Parameters
-    ----------
-    fd
-        File descriptor to read.
-    """
-
-    def __init__(self, fd: int) -> None:
-        self.tail = bytearray()
-        self._limit = LATE_BYTES
-        self._fd = fd
-        self._loop = asyncio.get_running_loop()
-        self._loop.add_reader(fd, self._read)
-
-    def _read(self) -> None:
-        with contextlib.suppress(BlockingIOError):
-            data = os.read(self._fd, READ_BYTES)
-            self.tail += data
-            del self.tail[: max(0, len(self.tail) - self._limit)]
-            if not data:
-                self.close()
-
-    def forget(self) -> None:
-        """Keep no more of it; it is read on, so that its writer does not wait."""
-        self.tail.clear()
-        self._limit = 0
-
-    def close(self) -> None:
-        """Stop reading."""
-        if self._fd >= 0:
-            self._loop.remove_reader(self._fd)
-            os.close(self._fd)
-            self._fd = -1
 
 
 class Bash:
@@ -266,6 +75,8 @@ class Bash:
         A command has run since then.
     lost
         What is lost if the process ends without leaving its state.
+    outputs
+        The pipes for the output of its commands.
     """
 
     def __init__(self, code: BashCode, registry: Registry) -> None:
@@ -274,6 +85,7 @@ class Bash:
         self.is_dirty = False
         self.lost = LOST_NOW
         self.state = State()
+        self.outputs: list[Output] = []
         self._code = code
         self._registry = registry
         self._run: GuardedRun | None = None
@@ -281,15 +93,20 @@ class Bash:
         self._control = -1
         self._pipe = ""
         self._inbox = b""
-        self._replies: dict[str, asyncio.Future[int]] = {}
+        self._awaited = b""
+        self._reply: asyncio.Future[int] | None = None
+        self._watch: asyncio.TimerHandle | None = None
+        self._looks = 0
         self._loop = asyncio.get_running_loop()
         self._gone = self._loop.create_future()
         self._exit_fd = -1
         self._environment: Mapping[str, str] = {}
         self._unsent = b""
+        self._awaits_room = False
+        self._is_posix = False
         self._temporary: Collection[str] = ()
         self._cwd_before: str | None = None
-        self._outputs: list[Output] = []
+        self._command_fd = -1
 
     # -- start and end -------------------------------------------------------------------------
 
@@ -357,30 +174,13 @@ class Bash:
         self.state = state
         saved = self._code.folder / "state"
         _write(saved, state.code)
-        for stream, name in (("stdout", "out"), ("stderr", "err")):
-            self._outputs.append(Output(stream, self._code.folder / name))  # type: ignore[arg-type]
+        self.outputs = [
+            Output("stdout", self._code.folder / "out"),
+            Output("stderr", self._code.folder / "err"),
+        ]
         begin = self._code.begin(saved if state.code else None)
         async with asyncio.timeout(START_SECONDS):
-            await self.answer(self._ask("R", begin))
-
-    async def answer(self, reply: asyncio.Future[int]) -> int:
-        """Wait for a reply; return its status.
-
-        Raises
-        ------
-        EOFError
-            The process has ended.
-        Wedged
-            It waits for its next line, and has not replied to the last one.
-        """
-        looks = 0
-        while True:
-            await asyncio.wait([reply], timeout=WATCH_INTERVAL)
-            if reply.done():
-                return reply.result()
-            looks = looks + 1 if self.awaits_line and not self._unsent else 0
-            if looks == WEDGED_LOOKS:
-                raise Wedged
+            await self._ask("R", begin)
 
     @property
     def run_id(self) -> str:
@@ -412,17 +212,17 @@ class Bash:
                 logger.warning("%s", SurvivorsError(self.run_id, report.survivors))
 
     def _close(self) -> None:
-        for output in self._outputs:
+        for output in self.outputs:
             output.close()
         if self._driver >= 0:
             self._loop.remove_writer(self._driver)
         for fd in (self._control, self._exit_fd):
             if fd >= 0:
                 self._loop.remove_reader(fd)
-        for fd in (self._control, self._driver, self._exit_fd):
+        for fd in (self._control, self._driver, self._exit_fd, self._command_fd):
             if fd >= 0:
                 os.close(fd)
-        self._control = self._driver = self._exit_fd = -1
+        self._control = self._driver = self._exit_fd = self._command_fd = -1
         self._on_exit()
 
     def kill(self) -> None:
@@ -452,9 +252,7 @@ class Bash:
             if self._control >= 0:
                 self._on_control()  # it may have answered right before
             self._gone.set_result(None)
-        for reply in self._replies.values():
-            if not reply.done():
-                reply.set_exception(EOFError())
+        self._fail(EOFError())
 
     def _on_control(self) -> None:
         try:
@@ -469,29 +267,68 @@ class Bash:
         for message in messages:
             _, found, rest = message.rpartition(self._code.cookie.encode() + b" ")
             word, _, values = rest.partition(b" ")
-            reply = self._replies.get(word.decode("ascii", "replace"))
-            if found and reply is not None and not reply.done():
-                status, _, cwd = values.partition(b" ")
-                if not word.startswith(b"S"):
-                    self.cwd = os.fsdecode(cwd)
-                reply.set_result(int(status))
+            if found and word[1:] == self._awaited[1:] and self._reply is not None:
+                self._take_reply(word, *values.split(b" ", 1))
+
+    def _take_reply(self, word: bytes, status: bytes, cwd: bytes = b"") -> None:
+        """Take the reply that is awaited.
+
+        Its status has the number of the command before it, and a ``p`` before that in POSIX mode.
+        """
+        self._is_posix = status.startswith(b"p")
+        number, _, status = status.removeprefix(b"p").rpartition(b":")
+        if word.startswith(b"N") or (word.startswith(b"D") and number != word[1:]):
+            self._fail(NotRun())
+            return
+        if not word.startswith(b"S"):
+            self.cwd = os.fsdecode(cwd)
+        reply = self._end_wait()
+        if reply is not None and not reply.done():
+            reply.set_result(int(status))
+
+    def _fail(self, error: Exception) -> None:
+        """Let the reply that is awaited be an error."""
+        reply = self._end_wait()
+        if reply is not None and not reply.done():
+            reply.set_exception(error)
+
+    def _end_wait(self) -> asyncio.Future[int] | None:
+        if self._watch is not None:
+            self._watch.cancel()
+            self._watch = None
+        reply, self._reply = self._reply, None
+        return reply
 
     def _ask(self, word: str, lines: str) -> asyncio.Future[int]:
         """Send lines; return the future of the reply to them.
 
-        Raises
-        ------
-        EOFError
-            It has ended.
+        It fails with `EOFError` when bash has ended, with `NotRun`, and with `Wedged` when bash
+        waits for its next line and has not replied.
         """
-        reply = self._loop.create_future()
+        self._end_wait()
+        reply = self._reply = self._loop.create_future()
         reply.add_done_callback(_note_outcome)
-        self._replies = {word: reply}
+        self._awaited = word.encode("ascii")
         if self.has_ended:
-            reply.set_exception(EOFError())
+            self._fail(EOFError())
             return reply
+        self._looks = 0
+        self._watch = self._loop.call_later(WATCH_INTERVAL, self._look)
         self._send(lines)
         return reply
+
+    def _look(self) -> None:
+        """Look whether bash waits for a line, though it has not replied."""
+        self._watch = None
+        if self._reply is None:
+            return
+        self._looks = self._looks + 1 if self.awaits_line and not self._unsent else 0
+        if self._looks == WEDGED_LOOKS:
+            self._fail(Wedged())
+            return
+        self._watch = self._loop.call_later(WATCH_INTERVAL, self._look)
+        if self._looks == 1:  # perhaps the user has disabled what the short line replies with
+            self._send(self._code.reply_again(self._awaited.decode("ascii")))
 
     def _send(self, lines: str) -> None:
         """Write lines to bash, as soon as there is room for them."""
@@ -503,18 +340,20 @@ class Bash:
             while self._unsent and self._driver >= 0:
                 self._unsent = self._unsent[os.write(self._driver, self._unsent) :]
         except BlockingIOError:
-            self._loop.add_writer(self._driver, self._send_rest)
+            if not self._awaits_room:
+                self._awaits_room = True
+                self._loop.add_writer(self._driver, self._send_rest)
+            return
         except BrokenPipeError:
             self._unsent = b""
-            for reply in self._replies.values():
-                if not reply.done():
-                    reply.set_exception(EOFError())
-        if not self._unsent and self._driver >= 0:
+            self._fail(EOFError())
+        if self._awaits_room and self._driver >= 0:
+            self._awaits_room = False
             self._loop.remove_writer(self._driver)
 
     # -- commands ------------------------------------------------------------------------------
 
-    def begin(
+    def run(
         self,
         number: int,
         text: bytes,
@@ -522,40 +361,45 @@ class Bash:
         cwd: str | None,
         env: Mapping[str, str | None],
         stdin: IO[bytes] | bytes | None,
-        on_output: OnOutput,
-    ) -> Command:
-        """Begin a command.
+    ) -> asyncio.Future[int]:
+        """Run a command; return the future of its status, see `_ask`.
 
         Raises
         ------
         OSError
             Its files cannot be written. Nothing runs.
         """
-        folder = self._code.folder
-        _write(self._code.command_file, text)
-        stdin_path = folder / "in"
-        if stdin is None:
-            if not stdin_path.is_symlink():
-                stdin_path.unlink(missing_ok=True)
-                stdin_path.symlink_to(os.devnull)
-        else:
+        self._write_command(text)
+        if stdin is not None:
+            stdin_path = self._code.folder / "in"
             stdin_path.unlink(missing_ok=True)
             _write(stdin_path, stdin)
-        known = self.processes()
-        command = Command(self, number, known)
-        for output in self._outputs:
-            output.begin(on_output, command.on_output_end)
         self.lost = LOST_SINCE if self.is_dirty else LOST_NOW
         self.is_dirty = True
         self._temporary = env.keys()
         self._cwd_before = None if cwd is None else self.cwd
-        command.reply = self._ask(f"D{number}", self._code.run(number, self.status, cwd, env))
-        return command
+        line = self._code.run(
+            number, self.status, cwd, env, has_stdin=stdin is not None, is_posix=self._is_posix
+        )
+        return self._ask(f"D{number}", line)
+
+    def _write_command(self, text: bytes) -> None:
+        """Write the file with the user's text, which is kept open: opening it takes longer."""
+        if not self.has_files:
+            if self._command_fd >= 0:
+                os.close(self._command_fd)
+                self._command_fd = -1
+            flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
+            self._command_fd = os.open(self._code.command_file, flags, 0o600)
+        written = 0
+        while written < len(text):
+            written += os.pwrite(self._command_fd, text[written:] if written else text, written)
+        os.ftruncate(self._command_fd, written)  # not to 0 before: ext4 would write it to disk
 
     @property
-    def outputs(self) -> list[Output]:
-        """Its pipes for output."""
-        return self._outputs
+    def has_files(self) -> bool:
+        """Whether its folder is there, as far as it has used it."""
+        return self._command_fd >= 0 and os.fstat(self._command_fd).st_nlink > 0
 
     def end_unwinding(self) -> None:
         """Let it run commands again after an interrupt."""
@@ -566,10 +410,9 @@ class Bash:
         """Bring `state` up to date, unless it ends meanwhile; it is ended if it takes longer."""
         path = self._code.snapshot_file
         path.unlink(missing_ok=True)
-        reply = self._ask("S", self._code.snapshot())
         try:
             async with asyncio.timeout(timeout):
-                await self.answer(reply)
+                await self._ask("S", self._code.snapshot())
         except EOFError:
             return
         except (TimeoutError, Wedged):
@@ -636,7 +479,7 @@ class Bash:
         except OSError:  # not allowed here
             status = read_status(self.pid)
             is_idle = status is not None and status.state == "S" and not self.processes()
-            return is_idle and all(output.is_over for output in self._outputs)
+            return is_idle and not any(output.is_held for output in self.outputs)
 
     def started_by(self, number: int, known: set[ProcessIdentity]) -> list[ProcessIdentity]:
         """Return the processes that a command has started.
@@ -684,131 +527,21 @@ class Bash:
         return found
 
 
-class Command:
-    """A command that runs in a shell.
-
-    Parameters
-    ----------
-    bash
-        The shell.
-    number
-        Its number.
-    known
-        The processes that were there before.
-    """
-
-    def __init__(self, bash: Bash, number: int, known: set[ProcessIdentity]) -> None:
-        self.number = number
-        self.reply: asyncio.Future[int] = asyncio.get_running_loop().create_future()
-        self.began = time.monotonic()
-        self.late: list[DetachedOutput] = []
-        self._bash = bash
-        self._known = known
-        self._ended = asyncio.Event()
-
-    def on_output_end(self) -> None:
-        """Note that nobody writes to one of its outputs any more."""
-        if all(output.is_over for output in self._bash.outputs):
-            self._ended.set()
-
-    async def wait(self) -> int:
-        """Wait for its end; return its status.
-
-        Raises
-        ------
-        EOFError
-            The shell has ended.
-        Wedged
-            The shell waits for its next line, and has not reported the end.
-        """
-        return await self._bash.answer(self.reply)
-
-    async def finish(self) -> None:
-        """Read the rest of its output.
-
-        Raises
-        ------
-        NotRun
-            It has not run at all: bash had opened its output otherwise.
-        """
-        for output in self._bash.outputs:
-            output.drain()
-        if not self._bash.has_ended and not any(each.was_opened for each in self._bash.outputs):
-            raise NotRun
-        if not self._is_over():
-            with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._ended.wait(), DRAIN_SECONDS)
-        for output in self._bash.outputs:
-            output.pause()
-
-    def _is_over(self) -> bool:
-        self.on_output_end()
-        return self._ended.is_set()
-
-    def detach(self) -> bool:
-        """Leave its output to what still writes there; return whether something does."""
-        late = [output.detach() for output in self._bash.outputs if not output.is_over]
-        self.late = [each for each in late if each is not None]
-        return bool(self.late)
-
-    def discard(self) -> None:
-        """Drop the rest of its output, for which nobody waits any more."""
-        for output in self._bash.outputs:
-            output.discard()
-
-    async def interrupt(self) -> None:
-        """Interrupt it until it ends: first politely, in the end by killing the shell."""
-        began = time.monotonic()
-        unwound = -UNWIND_INTERVAL
-        signum = signal.SIGTERM
-        while not self.reply.done():
-            passed = time.monotonic() - began
-            if passed > ABANDON_AFTER:
-                self._bash.kill()
-            elif passed > KILL_AFTER:
-                signum = signal.SIGKILL
-            if passed - unwound > UNWIND_INTERVAL:
-                unwound = passed
-                self._bash.unwind()
-            self._signal(signum)
-            await asyncio.wait([self.reply], timeout=0.002 if passed < 0.05 else 0.02)
-        heedless = self._signal(signum)
-        self._bash.end_unwinding()
-        if heedless:
-            until = began + KILL_AFTER - time.monotonic()
-            asyncio.get_running_loop().call_later(max(0.0, until), self._kill, heedless)
-
-    def _kill(self, heedless: list[ProcessIdentity]) -> None:
-        """Kill what lives of it, long after the interrupt: it does not heed SIGTERM."""
-        for process in self._bash.left_by(self.number, heedless):
-            with contextlib.suppress(PermissionError, ProcessLookupError):
-                process.signal(signal.SIGKILL)
-
-    def _signal(self, signum: int) -> list[ProcessIdentity]:
-        """Signal what the command has started; return it."""
-        processes = self._bash.started_by(self.number, self._known)
-        for process in processes:
-            with contextlib.suppress(PermissionError, ProcessLookupError):
-                process.signal(signum)
-                if signum == signal.SIGTERM:
-                    process.signal(signal.SIGCONT)
-        return processes
-
-
 def _has_other_children(guardian: int, shell: int) -> bool:
     """Whether anything runs below a guardian beside a shell without children."""
     try:
-        return any(
-            _children(pid) not in ([], [str(shell)] if pid == guardian else [])
-            for pid in (guardian, shell)
-        )
+        return _children(guardian) not in (b"", b"%d " % shell) or _children(shell) != b""
     except OSError:
         return True
 
 
-def _children(pid: int) -> list[str]:
-    with open(f"/proc/{pid}/task/{pid}/children", encoding="ascii") as file:  # noqa: PTH123
-        return file.read().split()
+def _children(pid: int) -> bytes:
+    """Read the pids of a process's children, each followed by a space."""
+    fd = os.open(f"/proc/{pid}/task/{pid}/children", os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        return os.read(fd, 4096)
+    finally:
+        os.close(fd)
 
 
 def _link(path: str) -> str:
@@ -836,20 +569,7 @@ def _write(path: Path, content: IO[bytes] | bytes) -> None:
                 file.write(piece)
 
 
-def readable_bytes(fd: int) -> int:
-    """Return how many bytes wait in a pipe."""
-    return int.from_bytes(fcntl.ioctl(fd, termios.FIONREAD, bytes(4)), sys.byteorder)
-
-
 def _note_outcome(reply: asyncio.Future[int]) -> None:
     """Take note of an error that nobody may be waiting for."""
     if not reply.cancelled():
         reply.exception()
-
-
-def _ignore(stream: StreamName, data: bytes) -> None:
-    """Drop output."""
-
-
-def _nothing() -> None:
-    """Do nothing."""

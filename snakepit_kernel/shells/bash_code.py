@@ -9,6 +9,7 @@ names have a random part.
 from __future__ import annotations
 
 import re
+import shlex
 import signal
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -88,6 +89,11 @@ class BashCode:
         """The file for a snapshot."""
         return self.folder / "snapshot"
 
+    @property
+    def _here(self) -> str:
+        """The folder, as a word of bash."""
+        return shlex.quote(str(self.folder))
+
     def write_files(self) -> None:
         """Write the files that bash sources for its own purposes."""
         name, here = self.cookie, self.folder
@@ -119,7 +125,7 @@ class BashCode:
     def exit_trap(self) -> str:
         """Return the line that has bash leave its state behind when it exits."""
         # Its own commands are not traced to where the user's are: set -x.
-        leave = f"{{ \\builtin command . {self.folder / 'leave'}; }} 2>/dev/null"
+        leave = f"{{ \\builtin command . {self._here}/leave; }} 2>/dev/null"
         return f"\\builtin trap {quoted(leave)} EXIT"
 
     def begin(self, state: Path | None) -> str:
@@ -134,28 +140,44 @@ class BashCode:
         if state is not None:
             lines.append(f"\\builtin command . {quoted(str(state))} >/dev/null 2>&1")
             lines.append(f"\\unset -f {' '.join(sorted(OWN_FUNCTIONS))} || \\builtin :")
-        return "\n".join([*lines, self._reply("R", "0")])
+        return "\n".join([*lines, self.reply_again("R")])
 
-    def run(self, number: int, status: int, cwd: str | None, env: Mapping[str, str | None]) -> str:
-        """Return the line that runs the command file, and says ``D``.
+    def run(
+        self,
+        number: int,
+        status: int,
+        cwd: str | None,
+        env: Mapping[str, str | None],
+        *,
+        has_stdin: bool,
+        is_posix: bool,
+    ) -> str:
+        """Return the lines that run the command file, and say ``D``.
+
+        They are short, because bash reads them byte by byte.
 
         Parameters
         ----------
         number
-            Number of the command, by which the pipes of its output are named.
+            Number of the command.
         status
             ``$?`` at its beginning.
         cwd
             Its working directory, if that is another one.
         env
             Its additional environment variables.
+        has_stdin
+            Whether it reads the file for its standard input.
+        is_posix
+            Whether bash is in POSIX mode, where it drops the line of a command whose environment it
+            cannot set: it says ``N`` then.
         """
-        name, here = self.cookie, self.folder
+        name, here = self.cookie, self._here
         assignments = "".join(
             f"{key}={quoted(value)} " for key, value in env.items() if value is not None
         )
         # A function of that name would take the place of all that follows; keywords have none.
-        before, after = [], [f"__sbx_r{name}=$?", "\\unset -f builtin || [[ x ]]"]
+        before, after = [], ["\\unset -f builtin||[[ x ]]"]
         for index, key in enumerate(key for key, value in env.items() if value is None):
             kept = f"__sbx_v{name}_{index}"
             before.append(f"{kept}=${{{key}+${{{key}@a}}:${key}}}; \\builtin unset -v {key}")
@@ -171,20 +193,38 @@ class BashCode:
             after.append(f'\\builtin cd -- "$__sbx_p{name}" || \\builtin :; OLDPWD=$__sbx_o{name}')
         if status:
             before.append(f"__sbx_s{name} {status} && \\builtin :")
+        if is_posix:
+            assigned = (self.tag, *(key for key, value in env.items() if value is not None))
+            kinds = "".join(f"${{{key}+${{{key}@a}}}}" for key in assigned)
+            before.append(f"[[ {kinds} != *r* ]]||{self._print(f'N{number}')}")
+        stdin = f"{here}/in" if has_stdin else "/dev/null"
+        # The status is taken on a line of its own: a syntax error has spoiled the rest of this one.
         command = (
             f"{self.tag}={number} {assignments}\\builtin command . {here}/command"
-            f" <{here}/in >{here}/out 2>{here}/err"
+            f" <{stdin} >{here}/out 2>{here}/err\n{self._status}={number}:$?"
         )
-        lines = [*before, command, "; ".join(after)]
-        return "\n".join([*lines, self._reply(f"D{number}", f'"$__sbx_r{name}"')])
+        reply = f"{';'.join(after)};{self._print(f'D{number}')}"
+        return "\n".join([*before, command, reply])
 
-    def _reply(self, word: str, status: str) -> str:
-        reply = f"\\builtin printf '{self.cookie} {word} %d %s\\0' {status} \"${{PWD-}}\""
-        return f'{reply} || {{ \\builtin enable printf && {reply}; }} || \\builtin kill -9 "$$"'
+    @property
+    def _status(self) -> str:
+        """Variable with the number of the last command that ran, and its status."""
+        return f"__sbx_r{self.cookie}"
+
+    def _print(self, word: str) -> str:
+        """Return the command that says a word."""
+        status = f"${{{self._status}-}}" if word.startswith("D") else ":0"
+        said = f'"${{POSIXLY_CORRECT+p}}{status}" "${{PWD-}}"'
+        return f"\\builtin printf '{self.cookie} {word} %s %s\\0' {said}"
+
+    def reply_again(self, word: str) -> str:
+        """Return the line that says a word, even if the user has disabled what it needs."""
+        said = self._print(word)
+        return f'{said} || {{ \\builtin enable printf && {said}; }} || \\builtin kill -9 "$$"'
 
     def last_status(self) -> str:
         """Return the line that gives a shell which answers no more the status of its command."""
-        return f'(\\exit "$__sbx_r{self.cookie}")'
+        return f'(\\exit "${{{self._status}#*:}}")'
 
     def end_unwinding(self) -> str:
         """Return the line after an interrupt: bash runs commands again."""
@@ -192,8 +232,9 @@ class BashCode:
 
     def snapshot(self) -> str:
         """Return the line that writes a snapshot, and says ``S``."""
-        take = f"\\builtin command . {self.folder}/take >| {self.snapshot_file} 2>/dev/null"
-        return f"{take}\n{self._reply('S', '0')}"
+        here = self._here
+        take = f"\\builtin command . {here}/take >| {here}/snapshot 2>/dev/null"
+        return f"{take}\n{self.reply_again('S')}"
 
 
 def read_snapshot(path: Path) -> bytes | None:

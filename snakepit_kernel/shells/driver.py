@@ -26,8 +26,10 @@ from ..processes.waiting import run_shielded
 from ..telemetry.correlation import correlation_of_work
 from ..telemetry.spans import Scalar
 from ..validation import check_count, check_flag, check_seconds
-from .bash import Bash, Command, DetachedOutput, NotRun, OnOutput, Wedged
+from .bash import Bash, NotRun, Wedged
 from .bash_code import BashCode, check_environment
+from .command import Command
+from .outputs import DetachedOutput, OnOutput
 from .results import MAX_OUTPUT, Capture, ShellResult, StreamName
 from .snapshots import State
 
@@ -331,9 +333,9 @@ class ShellDriver:
                 captures[stream].add(data)
                 on_output(stream, data)
 
+            command = Command(bash, self._number)
             try:
-                command = self.command = bash.begin(
-                    self._number,
+                command.begin(
                     request.text,
                     cwd=request.cwd,
                     env=request.env,
@@ -342,10 +344,15 @@ class ShellDriver:
                 )
             except OSError as error:
                 raise StartFailed("the command", explain(error)) from error
+            self.command = command
             if on_begin is not None:
                 on_begin(bash)
-            ending = await self._await_end(command, bash, request.timeout)
-            await self._finish(command, request)
+            try:
+                ending = await self._await_end(command, bash, request.timeout)
+            except NotRun:
+                raise await self._not_run(bash, request) from None
+            finally:
+                await command.finish()
         if ending.has_left:
             if self.closed:
                 raise ShellClosed(self.session_id, self.closed)
@@ -403,7 +410,7 @@ class ShellDriver:
                 ending.status = await command.wait()
             except asyncio.CancelledError:
                 try:
-                    with contextlib.suppress(EOFError, Wedged):
+                    with contextlib.suppress(EOFError, NotRun, Wedged):
                         await run_shielded(self._give_up(command))
                 finally:
                     command.discard()
@@ -420,13 +427,13 @@ class ShellDriver:
         await command.interrupt()
         await command.wait()
 
-    async def _finish(self, command: Command, request: CommandRequest) -> None:
-        try:
-            await command.finish()
-        except NotRun:
-            names = ", ".join(request.env) or "the driver's own"
-            cause = f"bash could not set its environment variables ({names}); is one readonly?"
-            raise StartFailed("the command", cause) from None
+    @staticmethod
+    async def _not_run(bash: Bash, request: CommandRequest) -> StartFailed:
+        if not request.env:  # the driver's own are readonly: no command would run any more
+            await bash.give_up()
+        names = ", ".join(request.env) or "the driver's own"
+        cause = f"bash could not set its environment variables ({names}); is one readonly?"
+        return StartFailed("the command", cause)
 
     def interrupt(self, number: int) -> None:
         """Interrupt a command, if it still runs."""
@@ -495,7 +502,7 @@ class ShellDriver:
             self._idle.cancel()
         bash = self._bash
         if bash is not None and not bash.has_ended:
-            if not self._folder_is_there:
+            if not bash.has_files and not self._folder_is_there:
                 await in_thread(self._remake_folder)
             return bash
         if bash is not None:  # it has ended between two commands, or with a cancelled one
@@ -725,9 +732,10 @@ class ShellDriver:
                 logger.warning("the state of the %s is not kept: %s", self._label, error)
 
     async def _end_bash(self) -> None:
-        bash, self._bash = self._bash, None
+        bash = self._bash
         if bash is not None:
             await bash.end(0.0)
+            self._bash = None  # not before: another close may not remove its folder meanwhile
 
     def _spawn(self, work: Coroutine[Any, Any, object]) -> None:
         task = asyncio.get_running_loop().create_task(work)

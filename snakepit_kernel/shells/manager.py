@@ -32,9 +32,9 @@ from ..processes.run_registry import Registry
 from ..redaction import redacted
 from ..telemetry.correlation import correlation_of_work
 from ..telemetry.spans import Scalar
-from .bash import readable_bytes
 from .bash_code import check_environment, quoted
 from .driver import GRACE, ShellDriver, check_directory, explain
+from .outputs import readable_bytes
 from .process import (
     INPUT_FILE,
     KILL_FILE,

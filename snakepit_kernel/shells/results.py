@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+from collections import deque
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Literal
 
 StreamName = Literal["stdout", "stderr"]
 
-_SLACK = 1 << 20
-"""Bytes beyond the limit that a `Capture` lets come together before it drops them."""
+SMALL = 1 << 14
+"""Bytes below which pieces of output are put together."""
 
 MAX_OUTPUT = 16 << 20
 """Bytes of each output stream of a command that its result keeps, if it is not spooled."""
@@ -133,10 +134,11 @@ class Capture:
 
     def __init__(self, limit: int, spool: IO[bytes] | None = None) -> None:
         self.total = 0
-        self._head = bytearray()
-        self._tail = bytearray()
-        self._first = limit // 2
-        self._last = limit - self._first
+        self._first: list[bytes | bytearray] = []
+        self._room = limit // 2  # for the beginning
+        self._last: deque[bytes | bytearray] = deque()
+        self._limit = limit - self._room
+        self._held = 0  # bytes of the end
         self._spool = spool
 
     def add(self, data: bytes) -> None:
@@ -144,15 +146,33 @@ class Capture:
         self.total += len(data)
         if self._spool is not None:
             self._spool.write(data)
-        room = self._first - len(self._head)
-        if room > 0:
-            self._head += data[:room]
-            data = data[room:]
-        self._tail += data
-        if len(self._tail) > self._last + _SLACK:
-            del self._tail[: len(self._tail) - self._last]
+        if self._room >= len(data):
+            self._room -= len(data)
+            _append(self._first, data)
+            return
+        if self._room:
+            _append(self._first, data[: self._room])
+            data = data[self._room :]
+            self._room = 0
+        _append(self._last, data)
+        self._held += len(data)
+        while self._last and self._held - len(self._last[0]) >= self._limit:
+            self._held -= len(self._last.popleft())
 
     def take(self) -> bytes:
         """Return what is kept: everything, if that is not more than the limit."""
-        del self._tail[: max(0, len(self._tail) - self._last)]
-        return bytes(self._head + self._tail)
+        end = list(self._last)
+        if end:
+            end[0] = end[0][max(0, self._held - self._limit) :]
+        return b"".join([*self._first, *end])
+
+
+def _append(pieces: list[bytes | bytearray] | deque[bytes | bytearray], data: bytes) -> None:
+    """Append bytes; small ones are put together, because each piece takes room of its own."""
+    last = pieces[-1] if pieces else b""
+    if len(data) >= SMALL:
+        pieces.append(data)
+    elif isinstance(last, bytearray) and len(last) < SMALL:
+        last += data
+    else:
+        pieces.append(bytearray(data))

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from snakepit_kernel.errors import StartFailed
+from snakepit_kernel.paths import RUNTIME_VARIABLE
 
 
 @pytest.mark.parametrize("command", ["a\0b", "\0"])
@@ -155,6 +156,7 @@ import os, sys
 from pathlib import Path
 from snakepit_kernel import open_session
 from snakepit_kernel.errors import StartFailed
+from snakepit_kernel.paths import RUNTIME_VARIABLE
 session = open_session("s", store=sys.argv[1])
 shell = session.shell
 assert shell.run("x=1; f() { echo f; }").ok
@@ -283,3 +285,15 @@ def test_a_script_that_ends_in_the_middle_of_commands_ends_cleanly(tmp_path):
     lines = [line for line in done.stderr.splitlines() if "never retrieved" in line]
     assert lines == []
     assert "Destroyed" not in done.stderr, done.stderr
+
+
+def test_the_runtime_directory_may_have_any_name(open_one, monkeypatch, tmp_path):
+    folder = tmp_path / "a b'$HOME\"(;"
+    folder.mkdir(mode=0o700)
+    monkeypatch.setenv(RUNTIME_VARIABLE, str(folder))
+    shell = open_one().shell
+
+    assert shell.run("x=1; cat; exit 3", stdin="read").stdout == "read"
+    result = shell.run("echo $x; echo e >&2")
+    assert (result.stdout, result.stderr) == ("1\n", "e\n")
+    shell.checkpoint()

@@ -344,6 +344,8 @@ def is_same(found: Outcome, expected: Outcome | None) -> bool:
     """
     if expected is None:
         return False
+    if b"BASH_ARGV=" in expected[1]:  # all variables, and not all are the same here
+        return b"BASH_ARGV=" in found[1]
     is_broken = any(word in line for word in SYNTAX for line in [*found[2], found[1]])
     statuses = {expected[0], *((1, 2, 127) if is_broken else ())}
     if found[0] not in statuses or plain_text(found[1]) != plain_text(expected[1]):
