@@ -14,14 +14,13 @@ import subprocess
 import sys
 import time
 from collections.abc import Awaitable, Callable, Coroutine, Mapping
-from pathlib import Path
 from typing import Any, NamedTuple, TypeGuard
 from weakref import WeakSet
 
 from ..errors import StartFailed
 from ..locks import Lock
 from ..loggers import get_logger
-from . import guardian
+from .bare_interpreter import bare_command
 from .end_report import EndReport
 from .identity import ProcessIdentity, read_status
 from .launch_spec import LaunchSpec
@@ -30,9 +29,9 @@ from .template import (
     CannotFork,
     Template,
     TemplateKind,
-    any_template,
     discard,
     inherited_descriptors,
+    program_template,
     refuse_preload,
     template_for,
 )
@@ -220,9 +219,10 @@ class GuardedProcess:
         program = spec.command[0]
         refusal: Refusal | None = None
         for _ in range(FORK_ATTEMPTS):
-            template = (
-                any_template() if kind is None else template_for(kind, env=spec.env, cwd=spec.cwd)
-            )
+            if kind is None:
+                template = program_template()
+            else:
+                template = template_for(kind, env=spec.env, cwd=spec.cwd)
             with inherited_descriptors(spec) as descriptors, contextlib.ExitStack() as stack:
                 ours, theirs = socket.socketpair()
                 process = cls(spec.run_id, ours)
@@ -262,7 +262,7 @@ class GuardedProcess:
                 low.close()
             arguments = spec.guardian_arguments(theirs.fileno(), reports_ready=reports_ready)
             popen = subprocess.Popen(  # noqa: S603 - the kernel's command, as a list
-                [*guardian_command(), *arguments],
+                [*bare_command("guardian"), *arguments],
                 env=spec.environment(),
                 pass_fds=(*spec.pass_fds, theirs.fileno()),
                 start_new_session=True,
@@ -297,7 +297,7 @@ class GuardedProcess:
             await self._confirm_start(program, template)
         except BaseException:
             self._close_gate()  # if it is forked after this, it runs nothing
-            await run_shielded(self.end(0.0))
+            await run_shielded(self.give_up())
             if self.guardian is None:
                 self._close()  # a guardian that is forked later finds the channel closed
             raise
@@ -500,6 +500,14 @@ class GuardedProcess:
                 break
         return self._conclude()
 
+    async def give_up(self) -> None:
+        """End it after a start that failed, even if there is no descriptor left to look at it."""
+        try:
+            await self.end(0.0)
+        except OSError as error:
+            logger.debug("the end of run %s cannot be seen: %s", self.run_id, error)
+            self._close()  # its guardian ends it then
+
     def _open_sources(self) -> list[Callable[[], int | None]]:
         sources: list[Callable[[], int | None]]
         sources = [lambda: self._guardian_exit_fd, self._channel.fileno]
@@ -598,23 +606,6 @@ def _reap(guardian: ProcessIdentity) -> None:
     if status.start_time == guardian.start_time:
         with contextlib.suppress(ChildProcessError):
             os.waitpid(guardian.pid, os.WNOHANG)
-
-
-def guardian_command() -> list[str]:
-    """Return the command that starts a guardian, without its options.
-
-    The guardian is imported, and not executed as a script, because only a module's compiled code is
-    cached: compiling it each time costs 10 ms and 1 MiB. A stand-in replaces the package, whose
-    facade imports `typing`: another MiB.
-    """
-    package = __name__.partition(".")[0]
-    code = (
-        "import sys; "
-        f"package = sys.modules[{package!r}] = type(sys)({package!r}); "
-        f"package.__path__ = [{str(Path(guardian.__file__).parents[1])!r}]; "
-        f"from {guardian.__name__} import main; sys.exit(main(sys.argv[2:]))"
-    )
-    return [sys.executable, "-I", "-S", "-c", code, guardian.__file__]  # the last for its reader
 
 
 def _explain_failure(number: int, what: str) -> str:

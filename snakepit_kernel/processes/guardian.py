@@ -204,7 +204,15 @@ class Options:
 
 
 class Guardian:
-    """Starts one kernel, watches it and its owner, and ends its process tree."""
+    """Starts one kernel, watches it and its owner, and ends its process tree.
+
+    Attributes
+    ----------
+    fork
+        Forks the kernel's process.
+    """
+
+    fork = staticmethod(os.fork)
 
     def __init__(self, options: Options) -> None:
         self.options = options
@@ -255,7 +263,7 @@ class Guardian:
         guardian = os.getpid()  # not read in the child: we may be dead by then
         failure = b""
         try:
-            pid = os.fork()
+            pid = self.fork()
         except OSError as error:  # the process table is full
             pid, failure, self.kernel_alive = -1, str(error.errno).encode(), False
         if pid == 0:

@@ -97,7 +97,7 @@ class GuardedRun:
             await registry.aactivate(run_id, process.guardian, process.identity)
         except BaseException:
             if process is not None:
-                await run_shielded(process.end(0.0))
+                await run_shielded(process.give_up())
             # Its guardian may have been killed while it started: then the kernel is still dying.
             await run_shielded(end_tagged([run_id], 0.0))
             await registry.aretire(run_id)

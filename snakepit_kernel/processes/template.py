@@ -25,6 +25,7 @@ from ..locks import Lock
 from ..loggers import get_logger
 from ..printable import printable
 from . import pidfd
+from .bare_interpreter import bare_command
 from .guardian_link import ask_for_template
 from .identity import ProcessIdentity
 from .launch_spec import LaunchSpec
@@ -86,6 +87,10 @@ class TemplateKind(NamedTuple):
     import_path: tuple[str, ...] = ()
 
 
+PROGRAMS = TemplateKind(tuple(bare_command("template_process")))
+"""Kind of the template that forks guardians for programs: it has imported nothing else."""
+
+
 class Template:
     """The owner's handle on one template process.
 
@@ -115,8 +120,12 @@ class Template:
         self._channel, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self._channel.setblocking(False)
         with theirs:
-            if not ask_for_template(theirs, import_variables(env)):
-                self._execute(env, cwd, theirs)
+            try:
+                if kind is PROGRAMS or not ask_for_template(theirs, import_variables(env)):
+                    self._execute(env, cwd, theirs)
+            except BaseException:
+                self._channel.close()
+                raise
         preparation = {
             "preload": kind.preload,
             "import_path": kind.import_path,
@@ -438,23 +447,26 @@ def template_for(
     return template
 
 
-def any_template() -> Template:
-    """Return a template that runs, to fork any program from.
+def program_template() -> Template:
+    """Return a template that can fork a guardian for a program; start the one for them.
+
+    Until that one runs, it is another one that does.
 
     Raises
     ------
     CannotFork
-        None runs, with what this process hands on now.
+        With the reason.
     """
-    if reason := why_not():
-        raise CannotFork(reason)
+    own = template_for(PROGRAMS, env=import_variables(os.environ), cwd="/")
+    if own.identity is not None:
+        return own
     inherited = _inherited_state()
     with _lock:
-        for key, template in reversed(_templates.items()):
-            if key.inherited == inherited and template.is_alive and not template.is_stopped:
+        for key, template in _templates.items():
+            is_ready = template.identity is not None and not template.is_stopped
+            if key.inherited == inherited and is_ready and template.is_alive:
                 return template
-    reason = "no template runs"
-    raise CannotFork(reason)
+    return own
 
 
 def discard(template: Template) -> None:

@@ -32,11 +32,12 @@ import stat
 import sys
 import threading
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NoReturn
 
 from ..ids import RUN_ID_OPTION
 from . import pidfd
+from .bare_fork import bare_fork
 from .guardian import (
     OWNER_INTERVAL,
     PR_SET_CHILD_SUBREAPER,
@@ -58,6 +59,15 @@ PROGRAM = b"program"
 CHECK = b"check"
 PREPARE = b"prepare"
 FIT = b"fit\n"
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Serve an owner that starts programs, until it is gone."""
+    options = dict(argument.lstrip("-").partition("=")[::2] for argument in arguments)
+    channel = socket.socket(fileno=int(options["channel"]))
+    channel.set_inheritable(False)
+    TemplateProcess(channel, ProcessIdentity.parse(options["owner"])).serve()
+    return 0
 
 
 class Launch:
@@ -110,10 +120,11 @@ class TemplateProcess:
     owner
         The process that owns the kernels.
     idle_lock
-        File descriptor for the kernels' locks, see `idle_lock`; all of them share it.
+        File descriptor for the kernels' locks, see `idle_lock`; all of them share it. Programs have
+        none.
     """
 
-    def __init__(self, channel: socket.socket, owner: ProcessIdentity, idle_lock: int) -> None:
+    def __init__(self, channel: socket.socket, owner: ProcessIdentity, idle_lock: int = -1) -> None:
         self._channel = channel
         self._owner = owner
         self._owner_fd: int | None = None
@@ -183,7 +194,7 @@ class TemplateProcess:
         launch.idle_lock = self._idle_lock
         launch.changes = self._changes
         try:
-            pid = os.fork()
+            pid = bare_fork()  # the guardian forks the kernel by `os.fork`
         except OSError as error:
             os.write(channel, f"failed\t{error.errno}\n".encode())
             return None
@@ -460,7 +471,11 @@ def run_guardian(launch: Launch) -> Launch | None:
         os._exit(1)
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     kernel_descriptors = (launch.gate, *launch.descriptors)
+    if launch.is_program:
+        guardian.fork = bare_fork
     if guardian.fork_kernel((ours.detach(), theirs.detach()), close=kernel_descriptors):
+        if launch.is_program:
+            _execute(launch, guardian)
         gc.enable()
         _become_kernel(launch, guardian)
         return launch
@@ -499,36 +514,45 @@ def _become_kernel(launch: Launch, guardian: Guardian) -> None:
         signal.signal(signal.SIGPIPE, signal.SIG_IGN)
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
         _take_descriptors(launch, guardian)
-        if launch.cwd is not None:
-            os.chdir(launch.cwd)
-        if launch.umask is not None:
-            os.umask(launch.umask)
-        _set_limits(launch.limits)
+        _apply_limits(launch)
         _set_environment(launch.env, launch.changes)
         sys.orig_argv[:] = launch.command
         set_title(launch.command, launch.run_id)
-        if not launch.is_program:
-            guardian.confirm()
+        guardian.confirm()
     except OSError as error:
         guardian.report_failure(error.errno or 0, error.filename or "")
         os._exit(127)
     if not os.read(launch.gate, 1):
         os._exit(1)  # the owner has cancelled its start
-    if launch.is_program:
-        _execute(launch, guardian)
     os.close(launch.gate)
 
 
 def _execute(launch: Launch, guardian: Guardian) -> NoReturn:
-    """Become the command, whose start the guardian then sees."""
-    for signum in (signal.SIGPIPE, signal.SIGXFSZ):
-        signal.signal(signum, signal.SIG_DFL)
+    """In the process of a program: become it, whose start the guardian then sees."""
+    what = ""
     try:
+        try:
+            _lift_descriptors(launch, guardian)
+            _apply_limits(launch)
+        except OSError as error:
+            what = error.filename or ""
+            raise
+        if not os.read(launch.gate, 1):
+            os._exit(1)  # the owner has cancelled its start
         os.execvpe(launch.command[0], launch.command, launch.env)  # noqa: S606
     except OSError as error:
-        guardian.report_failure(error.errno or 0, "")
+        guardian.report_failure(error.errno or 0, what)
     finally:
         os._exit(127)
+
+
+def _apply_limits(launch: Launch) -> None:
+    """Apply the working directory, the mode of new files and the limits of a launch."""
+    if launch.cwd is not None:
+        os.chdir(launch.cwd)
+    if launch.umask is not None:
+        os.umask(launch.umask)
+    _set_limits(launch.limits)
 
 
 def _set_environment(env: Mapping[str, str], changes: Mapping[str, tuple[str | None, str]]) -> None:
@@ -549,18 +573,10 @@ def _set_limits(limits: Iterable[tuple[int, int, int]]) -> None:
 
 def _take_descriptors(launch: Launch, guardian: Guardian) -> None:
     """Move the inherited file descriptors to their numbers, and close all others."""
-    floor = max([2, *launch.targets]) + 1
-
-    def lift(descriptor: int) -> int:
-        return fcntl.fcntl(descriptor, fcntl.F_DUPFD_CLOEXEC, floor)
-
+    lift = _lifting(launch)
     launch.link = lift(guardian.kernel_link)
     launch.idle_lock = lift(launch.idle_lock)
-    launch.gate = lift(launch.gate)
-    guardian.error_write = lift(guardian.error_write)
-    lifted = [lift(descriptor) for descriptor in launch.descriptors]
-    for descriptor, target in zip(lifted, launch.targets, strict=True):
-        os.dup2(descriptor, target, inheritable=True)
+    lifted = _lift_descriptors(launch, guardian)
     keep = {0, 1, 2, *launch.targets, launch.link, launch.idle_lock, launch.gate}
     keep.add(guardian.error_write)
     harmless = {number for number, kind in _open_descriptors().items() if not kind}
@@ -568,6 +584,26 @@ def _take_descriptors(launch: Launch, guardian: Guardian) -> None:
         if number not in keep and (number not in harmless or number in lifted):
             with contextlib.suppress(OSError):
                 os.close(number)
+
+
+def _lift_descriptors(launch: Launch, guardian: Guardian) -> list[int]:
+    """Move the inherited file descriptors to their numbers; return copies that can be closed.
+
+    A program that is executed inherits no others.
+    """
+    lift = _lifting(launch)
+    launch.gate = lift(launch.gate)
+    guardian.error_write = lift(guardian.error_write)
+    lifted = [lift(descriptor) for descriptor in launch.descriptors]
+    for descriptor, target in zip(lifted, launch.targets, strict=True):
+        os.dup2(descriptor, target, inheritable=True)
+    return lifted
+
+
+def _lifting(launch: Launch) -> Callable[[int], int]:
+    """Return the function that copies a descriptor to above the numbers that a launch needs."""
+    floor = max([2, *launch.targets]) + 1
+    return lambda descriptor: fcntl.fcntl(descriptor, fcntl.F_DUPFD_CLOEXEC, floor)
 
 
 def _receive(channel: socket.socket) -> tuple[bytes, list[int]]:

@@ -16,7 +16,8 @@ import pytest
 
 from snakepit_kernel.errors import StartFailed
 from snakepit_kernel.processes import guarded_process
-from snakepit_kernel.processes.guarded_process import GuardedProcess, guardian_command
+from snakepit_kernel.processes.bare_interpreter import bare_command
+from snakepit_kernel.processes.guarded_process import GuardedProcess
 from snakepit_kernel.processes.launch_spec import LaunchSpec
 from snakepit_kernel.processes.sweep import end_tagged
 from snakepit_kernel.processes.waiting import readable
@@ -659,7 +660,7 @@ def test_leftovers_go_though_the_owner_died_before_the_guardian_was_up(guards, l
     """The guardian finds another parent than the owner it was told of, and launches nothing."""
     (tmp_path / "file").touch()
     options = ["--owner=1:1", "--channel=0", "--grace=0", f"--leftover={tmp_path / 'file'}"]
-    command = [*guardian_command(), *options, "--", "sleep", "600"]
+    command = [*bare_command("guardian"), *options, "--", "sleep", "600"]
 
     subprocess.run(command, check=False, stdin=subprocess.DEVNULL, timeout=10)
 
