@@ -141,7 +141,7 @@ def pytest_sessionstart(session: pytest.Session) -> None:
 def pytest_sessionfinish(session: pytest.Session) -> None:
     """End the templates of this process, and see that they have ended."""
     template_module.close_templates()
-    left = [str(item) for item in _descendants(os.getpid()) if b"--template" in _command(item)]
+    left = [str(item) for item in _descendants(os.getpid()) if TEMPLATE.search(_command(item))]
     assert left == []
 
 
@@ -241,9 +241,12 @@ def _command(process: Process) -> bytes:
     return _read(f"/proc/{process.pid}/cmdline")
 
 
+TEMPLATE = re.compile(rb"template[\0 ]--owner=(\d+):(\d+)")
+
+
 def _is_template(command: bytes) -> bool:
     """Whether a process is the template of an owner that lives: it stays as long as that does."""
-    found = re.search(rb"template[\0 ]--owner=(\d+):(\d+)", command)
+    found = TEMPLATE.search(command)
     return found is not None and Process(*map(int, found.groups())).is_alive
 
 

@@ -87,7 +87,7 @@ class TemplateKind(NamedTuple):
     import_path: tuple[str, ...] = ()
 
 
-PROGRAMS = TemplateKind(tuple(bare_command("template_process")))
+PROGRAMS = TemplateKind((*bare_command("template_process"), "--template"))
 """Kind of the template that forks guardians for programs: it has imported nothing else."""
 
 
@@ -121,7 +121,7 @@ class Template:
         self._channel.setblocking(False)
         with theirs:
             try:
-                if kind is PROGRAMS or not ask_for_template(theirs, import_variables(env)):
+                if kind == PROGRAMS or not ask_for_template(theirs, import_variables(env)):
                     self._execute(env, cwd, theirs)
             except BaseException:
                 self._channel.close()

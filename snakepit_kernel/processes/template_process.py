@@ -66,7 +66,9 @@ def main(arguments: Sequence[str]) -> int:
     options = dict(argument.lstrip("-").partition("=")[::2] for argument in arguments)
     channel = socket.socket(fileno=int(options["channel"]))
     channel.set_inheritable(False)
-    TemplateProcess(channel, ProcessIdentity.parse(options["owner"])).serve()
+    owner = ProcessIdentity.parse(options["owner"])
+    set_title(["snakepit-template", f"--owner={owner}"], "")
+    TemplateProcess(channel, owner).serve()
     return 0
 
 

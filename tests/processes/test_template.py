@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 from snakepit_kernel import Pool
@@ -256,6 +257,53 @@ def test_what_the_owner_gives_up_is_given_up_for_what_follows():
             assert value_of(pool, "__import__('os').sched_getaffinity(0)") == {min(before)}
     finally:
         os.sched_setaffinity(0, before)
+
+
+def start_program(code: str) -> tuple[GuardedProcess, str]:
+    """Run a program to its end; return it, and its output."""
+    return asyncio.run(_run_program(code))
+
+
+async def _run_program(code: str) -> tuple[GuardedProcess, str]:
+    reading, writing = os.pipe()
+    with open(reading) as output:
+        spec = LaunchSpec.of(
+            [sys.executable, "-c", code],
+            run_id=new_run_id(),
+            grace=1.0,
+            env={**os.environ, "GIVEN": "g"},
+            cwd="/",
+            leftovers=[],
+            is_program=True,
+            stdout=writing,
+        )
+        process = await GuardedProcess.start(spec)
+        os.close(writing)
+        assert await process.wait() == 0
+        await process.end(1.0)
+        return process, output.read()
+
+
+def test_programs_are_forked_from_a_small_template_as_if_they_had_been_executed(
+    with_templates,
+):
+    show = """
+import os, signal
+ignored = [n for n in range(1, 32) if signal.getsignal(n) is signal.SIG_IGN and n not in (13, 25)]
+print(os.getcwd(), os.environ["GIVEN"], ignored, sorted(os.listdir("/proc/self/fd"))[:-1])
+print(os.getsid(0) == os.getpid(), signal.pthread_sigmask(signal.SIG_BLOCK, ()))
+"""
+    process, output = start_program(show)
+
+    assert output.splitlines() == ["/ g [] ['0', '1', '2']", "True set()"]
+    assert process.not_forked_because is None
+    assert process.template.kind == module.PROGRAMS
+    with Pool(1):
+        small, large = (
+            psutil.Process(template.identity.pid).memory_info().rss for template in templates()
+        )
+        assert small < large / 2
+        assert start_program("")[0].template.kind == module.PROGRAMS
 
 
 def test_as_many_templates_are_kept_as_is_decent(monkeypatch):
