@@ -66,6 +66,19 @@ def _is_harmless(character: str) -> bool:
     return character in _SPACES
 
 
+def counted(number: int, one: str, many: str = "") -> str:
+    """Return a number of things in words: "1 call", "2 calls", "3 processes".
+
+    Parameters
+    ----------
+    number
+        How many.
+    one, many
+        The noun; many things have an s more, if nothing else is given.
+    """
+    return f"{number:,} {one if number == 1 else many or one + 's'}"
+
+
 def duration(seconds: float) -> str:
     """Return a duration in the largest unit that leaves a number of at least two."""
     for unit, size in (("d", 86400), ("h", 3600), ("min", 60)):

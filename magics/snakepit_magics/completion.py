@@ -1,11 +1,20 @@
-"""Tab completion after ``%snakepit`` and ``%%snakepit``."""
+"""Tab completion after ``%snakepit`` and ``%%snakepit``: a matcher of IPython."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable
 from typing import Protocol
 
+from IPython.core.completer import (
+    CompletionContext,
+    IPCompleter,
+    SimpleCompletion,
+    SimpleMatcherResult,
+    context_matcher,
+)
 from IPython.core.interactiveshell import InteractiveShell
+from jupyter_client.kernelspec import KernelSpecManager
 
 from snakepit_kernel import Pool
 from snakepit_kernel.sessions.state import sessions_of
@@ -17,6 +26,17 @@ from .notebook import functions_of
 from .parsing import COMMANDS, cell_parser, command_parsers, line_parser
 from .session_commands import SessionCommands
 from .shell_commands import RAW_COMMANDS, ShellCommands
+
+IDENTIFIER = "snakepit"
+"""Name of the matcher, by which IPython's configuration can disable it."""
+
+PRIORITY = 1000.0
+"""It is asked first: what it finds is all that there is, and nothing else need be asked."""
+
+_LINE = re.compile(r"\s*(?:[^%\s][^%]*[^%=!<>\s]\s*=|[^%\W]\w*\s*=)?\s*(%?%snakepit)\s(.*)\Z")
+"""A line magic, perhaps behind an assignment, or a cell magic."""
+
+Names = Callable[[], Iterable[str]]
 
 
 class Completable(Protocol):
@@ -45,68 +65,106 @@ class Completer:
             name: _options_of(parser) for name, parser in command_parsers(line_parser()).items()
         }
         self._cell_options = _options_of(cell_parser())
-        self._words: dict[str, Callable[[], Iterable[str]]] = {
-            "call": self._tools,
-            "tools": self._tools,
-            "expose": lambda: functions_of(magics.shell),
-            "push": self._variables,
-            "stop": self._pools,
-            "restart": self._pools,
-            "status": self._pools,
-            "reload": self._classes,
-            "dashboard": self._pools,
-            "logs": lambda: [*self._pools(), *magics.shells.process_names()],
-            "kill": magics.shells.process_names,
-            "use": self._sessions,
-            "set": lambda: (f"{name}=" for name in self._session_variables()),
-            "get": self._session_variables,
-            "vars": self._session_variables,
-            "del": self._session_variables,
-            "watch": self._session_variables,
-            "cancel": lambda: map(str, magics.jobs),
-            "help": lambda: COMMANDS,
+        self._words: dict[str, tuple[str, Names]] = {
+            "call": ("tool", self._tools),
+            "tools": ("tool", self._tools),
+            "expose": ("function", lambda: functions_of(magics.shell)),
+            "push": ("variable", self._variables),
+            "stop": ("pool", self._pools),
+            "restart": ("pool", self._pools),
+            "status": ("pool", self._pools),
+            "reload": ("class", self._classes),
+            "dashboard": ("pool", self._pools),
+            "logs": ("process", lambda: [*self._pools(), *magics.shells.process_names()]),
+            "kill": ("process", magics.shells.process_names),
+            "use": ("session", self._sessions),
+            "set": ("variable", lambda: (f"{name}=" for name in self._session_variables())),
+            "get": ("variable", self._session_variables),
+            "vars": ("variable", self._session_variables),
+            "del": ("variable", self._session_variables),
+            "watch": ("variable", self._session_variables),
+            "cancel": ("job", lambda: map(str, magics.jobs)),
+            "help": ("command", lambda: COMMANDS),
         }
-        self._values: dict[str, Callable[[], Iterable[str]]] = {
-            "--session": self._sessions,
-            "--pool": self._pools,
-            "--delete": self._sessions,
-            "--type": lambda: CONSTRAINTS,
-            "--push": self._variables,
-            "--adapter": self._classes,
-            "-a": self._classes,
+        self._values: dict[str, tuple[str, Names]] = {
+            "--session": ("session", self._sessions),
+            "--pool": ("pool", self._pools),
+            "--delete": ("session", self._sessions),
+            "--type": ("type", lambda: CONSTRAINTS),
+            "--push": ("variable", self._variables),
+            "--adapter": ("class", self._classes),
+            "-a": ("class", self._classes),
+            "--kernel-name": ("kernel", lambda: KernelSpecManager().find_kernel_specs()),
         }
 
-    def complete(self, line: str, symbol: str) -> list[str]:
-        """Return the completions of the last word.
+    def register(self, completer: IPCompleter) -> None:
+        """Have IPython ask it, instead of an earlier one."""
+        self.unregister(completer)
+
+        @context_matcher(identifier=IDENTIFIER, priority=PRIORITY)
+        def match(context: CompletionContext) -> SimpleMatcherResult:
+            lines = context.full_text.split("\n")[: context.cursor_line + 1]
+            lines[-1] = lines[-1][: context.cursor_position]
+            found = self.complete(lines)
+            return SimpleMatcherResult(
+                completions=[SimpleCompletion(text, type=kind) for text, kind in found],
+                matched_fragment=_fragment(lines[-1]),
+                suppress=True,
+            )
+
+        completer.custom_matchers.append(match)
+
+    @staticmethod
+    def unregister(completer: IPCompleter) -> None:
+        """Have IPython ask it no more."""
+        completer.custom_matchers[:] = [
+            matcher
+            for matcher in completer.custom_matchers
+            if getattr(matcher, "matcher_identifier", "") != IDENTIFIER
+        ]
+
+    def complete(self, lines: list[str]) -> list[tuple[str, str]]:
+        """Return the completions of the last word, each with its type.
 
         Parameters
         ----------
-        line
-            The line up to the cursor.
-        symbol
-            The word before the cursor.
+        lines
+            The lines of a cell up to the cursor.
         """
-        before = line[: len(line) - len(symbol)].split()
-        if not before:
+        found = _LINE.match(lines[-1])
+        if found is None or (found[1] == "%%snakepit" and len(lines) > 1):
             return []
-        magic, *words = before
-        if magic.startswith("%%"):
-            candidates = self._after(words, self._cell_options, lambda: ())
-        elif not words:
-            candidates = list(COMMANDS)
-        else:
-            command = words[0]
-            if command in RAW_COMMANDS and not symbol.startswith("-") and words[-1] != "--session":
-                return sorted(self._magics.shells.paths(symbol))
-            usual = self._words.get(command, lambda: ())
-            candidates = self._after(words, self._options.get(command, []), usual)
-        return sorted(word for word in candidates if word.startswith(symbol))
+        fragment = _fragment(lines[-1])
+        words = found[2][: len(found[2]) - len(fragment)].split()
+        candidates = self._candidates(found[1], words, fragment)
+        return sorted({(text, kind) for text, kind in candidates if text.startswith(fragment)})
 
-    def _after(
-        self, words: list[str], options: list[str], usual: Callable[[], Iterable[str]]
-    ) -> list[str]:
-        value = self._values.get(words[-1]) if words else None
-        return list(value()) if value is not None else [*usual(), *options]
+    def _candidates(self, magic: str, words: list[str], fragment: str) -> Iterable[tuple[str, str]]:
+        if words and (value := self._values.get(words[-1])) is not None:
+            kind, names = value
+            return ((name, kind) for name in names())
+        if magic == "%%snakepit":
+            return _typed("option", self._cell_options)
+        if not words:
+            return _typed("command", COMMANDS)
+        command, *arguments = words
+        if command in RAW_COMMANDS and not fragment.startswith("-"):
+            return _typed("path", self._magics.shells.paths(fragment))
+        options = _typed("option", self._options.get(command, []))
+        if command == "call" and arguments:
+            return [*self._arguments(arguments[0], fragment), *options]
+        kind, names = self._words.get(command, ("", tuple))
+        return [*_typed(kind, names()), *options]
+
+    def _arguments(self, tool: str, fragment: str) -> Iterable[tuple[str, str]]:
+        """Yield the arguments of a tool, and behind ``NAME=@`` the notebook's variables."""
+        name, is_variable, _ = fragment.partition("=@")
+        if is_variable:
+            yield from _typed("variable", (f"{name}=@{each}" for each in self._variables()))
+        pool = self._magics.pools.get(self._magics.chosen_pool)
+        if pool is not None and tool in pool.tool_names():
+            schema = pool.tools[tool].schema
+            yield from _typed("argument", (f"{each}=" for each in schema.get("properties", ())))
 
     def _pools(self) -> Iterable[str]:
         return self._magics.pools
@@ -122,11 +180,25 @@ class Completer:
         return pool.tool_names() if pool is not None else ()
 
     def _variables(self) -> Iterable[str]:
-        return [name for name in self._magics.shell.user_ns if not name.startswith("_")]
+        hidden = self._magics.shell.user_ns_hidden
+        return [
+            name
+            for name in self._magics.shell.user_ns
+            if not name.startswith("_") and name not in hidden
+        ]
 
     def _classes(self) -> Iterable[str]:
         namespace = self._magics.shell.user_ns.items()
         return [name for name, value in namespace if isinstance(value, type) and name[0] != "_"]
+
+
+def _typed(kind: str, names: Iterable[str]) -> Iterable[tuple[str, str]]:
+    return ((name, kind) for name in names)
+
+
+def _fragment(line: str) -> str:
+    """Return the word before the cursor, which may hold more than IPython's words do."""
+    return re.search(r"\S*\Z", line)[0]  # type: ignore[index]  # it matches at the end
 
 
 def _options_of(parser: object) -> list[str]:

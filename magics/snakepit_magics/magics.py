@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
-from IPython.core.error import TryNext, UsageError
+from IPython.core.error import UsageError
 from IPython.core.interactiveshell import InteractiveShell
 from IPython.core.magic import Magics, line_cell_magic, magics_class, no_var_expand
 from IPython.core.page import page
@@ -463,16 +463,7 @@ class SnakepitMagics(Magics):
 
     def register_completer(self) -> None:
         """Complete commands, options and names after ``%snakepit``."""
-        completer = Completer(self)
-
-        def complete(_: object, event: Any) -> list[str]:
-            found = completer.complete(event.line, event.symbol)
-            if not found:
-                raise TryNext
-            return found
-
-        for prefix in ("%snakepit", "%%snakepit"):
-            self.shell.set_hook("complete_command", complete, str_key=prefix)
+        Completer(self).register(self.shell.Completer)
 
     def unregister(self) -> None:
         """End the pools, and remove the magics from the shell."""
@@ -486,6 +477,7 @@ class SnakepitMagics(Magics):
         for kind in ("line", "cell"):
             with contextlib.suppress(KeyError):
                 del manager.magics[kind]["snakepit"]
+        Completer.unregister(self.shell.Completer)
 
 
 async def _call_tool(

@@ -10,7 +10,7 @@ from typing import Any
 import click
 
 from ..paths import DATA_VARIABLE
-from ..printable import printable
+from ..printable import counted, printable
 from ..processes.end_report import EndReport
 from ..processes.run_registry import Registry, Run
 from ..processes.sweep import Survey, TaggedProcess, end_processes, survey, sweep
@@ -160,7 +160,7 @@ def _count(processes: Sequence[TaggedProcess]) -> str:
 
 
 def _counted(number: int) -> str:
-    return "1 process" if number == 1 else f"{number} processes"
+    return counted(number, "process", "processes")
 
 
 def _listed(text: str, processes: Sequence[TaggedProcess]) -> str:

@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
+from ..printable import counted
 from ..protocol.codec import MAX_VALUE_BYTES, cannot_travel
 from ..sessions.programs import Programs
 from ..sessions.state import SessionInfo
@@ -260,7 +261,11 @@ class Pool(Caller, concurrent.futures.Executor):
     def __repr__(self) -> str:
         config = self._engine.config
         state = "open" if self.is_open else "closed"
-        return f"<Pool {config.name!r}: {len(self._engine.supervisor.slots)} workers, {state}>"
+        workers = counted(len(self._engine.supervisor.slots), "worker")
+        return f"<Pool {config.name!r}: {workers}, {state}>"
+
+    def _repr_html_(self) -> str | None:
+        return self.status()._repr_html_() if self.is_open else None
 
     @property
     def processes(self) -> ProcessList:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import concurrent.futures
 import contextlib
 import inspect
 import math
+import reprlib
 import threading
 import time
 from collections.abc import Callable, Generator, Iterator, Mapping
@@ -19,11 +21,22 @@ from ..errors import CellError
 from ..locks import Condition, RLock
 from ..output.display import Display
 from ..output.progress_bars import Settings
+from ..printable import printable
 from ..processes.concurrency import LoopThread
 from ..validation import bounded
 
+MAX_REPR = 400
+"""Characters of the repr of a cell's result."""
 
-@dataclass(slots=True, kw_only=True)
+_STREAM_STATES = {
+    inspect.GEN_CREATED: "not begun",
+    inspect.GEN_RUNNING: "running",
+    inspect.GEN_SUSPENDED: "begun",
+    inspect.GEN_CLOSED: "at its end",
+}
+
+
+@dataclass(slots=True, kw_only=True, repr=False)
 class CellResult:
     """The result of a cell that ran in a worker.
 
@@ -72,6 +85,22 @@ class CellResult:
     def stderr(self) -> str:
         """What the cell wrote to standard error."""
         return self._stream("stderr")
+
+    def __repr__(self) -> str:
+        told = [f"of {self.worker}"] if self.worker else []
+        if self.error is not None:
+            told.append(f"{self.error.type_name}: {self.error.message}")
+        elif self.value is not None:
+            told.append(f"value {reprlib.repr(self.value)}")
+        elif self.value_error is not None:
+            told.append(f"a value that could not be sent: {self.value_error}")
+        streams = {name: self._stream(name) for name in ("stdout", "stderr")}
+        told += [f"{name} {reprlib.repr(text)}" for name, text in streams.items() if text]
+        shown = sum(output["output_type"] != "stream" for output in self.outputs)
+        if shown:
+            told.append(f"{shown} displayed")
+        state = "ok" if self.ok else "failed"
+        return printable(f"<CellResult {', '.join([state, *told])}>", limit=MAX_REPR)
 
     def _stream(self, name: str) -> str:
         return "".join(
@@ -210,6 +239,10 @@ class CallFuture(concurrent.futures.Future[T]):
             )
             raise RuntimeError(msg)
 
+    def __await__(self) -> Generator[Any, None, T]:
+        """Wait for the outcome in an event loop; cancelling the task cancels the call."""
+        return asyncio.wrap_future(self).__await__()
+
     def done(self) -> bool:
         """Whether there is an outcome, or the call was cancelled."""
         return self._state != PENDING
@@ -285,6 +318,10 @@ class Stream(Iterator[Any]):
 
     def __next__(self) -> Any:
         return next(self._chunks)
+
+    def __repr__(self) -> str:
+        state = _STREAM_STATES[inspect.getgeneratorstate(self._chunks)]
+        return f"<Stream, {state}: iterate over it, or show() it>"
 
     def close(self) -> None:
         """Leave the stream; return when the generator in the worker is closed."""

@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 
 import psutil
 
-from ..printable import duration, printable
+from ..printable import counted, duration, printable
 from .html import shown, style
 
 HEADINGS = ("worker", "pid", "state", "since", "calls", "memory", "running")
@@ -99,7 +99,8 @@ class WorkerEnd:
         """How it ended, in one line."""
         kind = "died" if self.was_wanted else "was replaced"
         reason = printable(" ".join(self.reason.split()))
-        return f"{kind} after {duration(self.seconds)} and {self.calls} calls: {reason}"
+        calls = counted(self.calls, "call")
+        return f"{kind} after {duration(self.seconds)} and {calls}: {reason}"
 
     @property
     def ago(self) -> str:
@@ -223,8 +224,9 @@ class PoolStatus:
     @property
     def beside_workers(self) -> str:
         """The numbers of shells and background processes; empty when there are none."""
-        counts = ((self.shells, "shell", "shells"), (self.processes, "process", "processes"))
-        return ", ".join(f"{n} {one if n == 1 else many}" for n, one, many in counts if n)
+        shells = [counted(self.shells, "shell")] if self.shells else []
+        running = [counted(self.processes, "process", "processes")] if self.processes else []
+        return ", ".join([*shells, *running])
 
     @property
     def headings(self) -> tuple[str, ...]:
@@ -258,7 +260,7 @@ class PoolStatus:
             for name, count in asdict(stats).items()
             if count and name not in {"submitted", "started"}
         ]
-        text = f"{stats.submitted} calls" + (f": {', '.join(counts)}" if counts else "")
+        text = counted(stats.submitted, "call") + (f": {', '.join(counts)}" if counts else "")
         if self.sessions:
             text += f"; sessions: {self.some_sessions}"
         if self.shells or self.processes:

@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from ..printable import printable
+from ..printable import counted, printable
 
 MAX_NAMED = 3
 """Commands that the one-line form names."""
@@ -111,8 +111,8 @@ class EndReport:
         summary = [f"{n} x {name}" if n > 1 else name for name, n in names.most_common(MAX_NAMED)]
         if len(names) > MAX_NAMED or len(self.ended) < self.count:
             summary.append("…")
-        noun = "process" if self.count == 1 else "processes"
-        return f"ended {self.count} {noun}{whose}: {', '.join(summary)}"
+        ended = counted(self.count, "process", "processes")
+        return f"ended {ended}{whose}: {', '.join(summary)}"
 
 
 def _short(command: str) -> str:

@@ -126,10 +126,13 @@ class ProcessIdentity:
             descriptor = pidfd.open_pidfd(self.pid)
         except ProcessLookupError:
             return None
-        if self.is_seen() or is_hidden(self.pid):
-            return descriptor
-        os.close(descriptor)
-        return None
+        is_it = False
+        try:
+            is_it = self.is_seen() or is_hidden(self.pid)
+            return descriptor if is_it else None
+        finally:
+            if not is_it:  # or no other descriptor is left to look with
+                os.close(descriptor)
 
     def signal(self, signum: int) -> bool:
         """Send a signal to this very process; return False if it is gone.

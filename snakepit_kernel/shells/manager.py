@@ -65,6 +65,13 @@ class RunningProcess:
     ----------
     folder
         Its folder, in which it is published.
+
+    Attributes
+    ----------
+    is_over
+        It has ended.
+    is_killed
+        This process has asked for its end; another one leaves a file that says so.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -78,6 +85,7 @@ class RunningProcess:
         self._all_read = asyncio.Event()
         self._run: GuardedRun | None = None
         self.is_over = False
+        self.is_killed = False
         self.key: object = None
         self.owner: object = None
         self.correlation = ""
@@ -176,8 +184,14 @@ class RunningProcess:
                 self._keep(fd, os.read(fd, there))
         self._close()
         code = 128 + signal.SIGKILL if status is None else status if status >= 0 else 128 - status
-        is_killed = (self.folder / KILL_FILE).exists() or (status is None or status in _KILLED_BY)
-        state = "killed" if is_killed else "exited" if code == 0 else "failed"
+        self.is_killed |= (self.folder / KILL_FILE).exists() or status is None
+        state = (
+            "killed"
+            if self.is_killed or status in _KILLED_BY
+            else "exited"
+            if code == 0
+            else "failed"
+        )
         values = {"state": state, "returncode": code, "ended": time.time()}
         self.record = replace(self.record, **values)  # type: ignore[arg-type]
         self._report()  # before those who wait for the end go on
@@ -210,8 +224,7 @@ class RunningProcess:
         if self._run is None or self._run.is_over:
             return
         if not self.is_over:
-            with contextlib.suppress(OSError):  # its folder was removed, or the disk is full
-                (self.folder / KILL_FILE).touch()
+            self.is_killed = True
         await self._run.end(0.0)
         self._finish(self._run.process.poll())
 

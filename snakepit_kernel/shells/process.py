@@ -114,6 +114,9 @@ class LocalProcess(Protocol):
     owner_pid: int
     """The process that owns it; its forked children have it in their memory, but do not."""
 
+    is_killed: bool
+    """Somebody here has asked for its end."""
+
     def close_input(self) -> None:
         """Close its standard input."""
 
@@ -444,6 +447,8 @@ class Process:
         seconds = check_seconds("grace", grace, allow_zero=True) or 0.0
         if not self.is_running:
             return self.returncode
+        if self._is_local and self._local is not None:
+            self._local.is_killed = True
         with contextlib.suppress(OSError):  # its folder was removed, or the disk is full
             (self._folder / KILL_FILE).touch()
         until = time.monotonic() + seconds

@@ -119,11 +119,15 @@ class Notebook:
             pass
 
     def completions(self, line: str) -> list[str]:
+        return list(self.complete(line)["matches"])
+
+    def complete(self, line: str) -> dict[str, Any]:
+        """Give the reply to Tab at the end of some code."""
         request = self.client.complete(line, len(line))
         while True:
             reply = self.client.get_shell_msg(timeout=30)
             if reply["parent_header"]["msg_id"] == request:
-                return list(reply["content"]["matches"])
+                return reply["content"]
 
     def help(self, name: str) -> str:
         request = self.client.inspect(name, len(name))

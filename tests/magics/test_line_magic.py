@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import json
 
-from snakepit_magics.parsing import command_parsers, line_parser
+from snakepit_magics.parsing import COMMANDS, command_parsers, line_parser
 
 from snakepit_kernel import Pool
 
@@ -256,6 +256,37 @@ def test_tab_completes_commands_options_and_names(notebook):
 
     for line, expected in COMPLETIONS:
         assert expected <= set(notebook.completions(line)), line
+
+
+def test_tab_offers_what_fits_and_nothing_else(notebook):
+    notebook.run(
+        "@pool.tool\ndef price(item: str, amount: int = 1): return 1\nclass Shop: pass\nitem = 2"
+    )
+    cases = {
+        "%snakepit ": (set(COMMANDS), "command"),
+        "pool = %snakepit st": ({"start", "start-process", "stats", "status", "stop"}, "command"),
+        "a, b = %snakepit sto": ({"stop"}, "command"),
+        "1\n%snakepit call pri": ({"price"}, "tool"),
+        "%snakepit call price i": ({"item="}, "argument"),
+        "%snakepit call price item=@it": ({"item=@item"}, "variable"),
+        "%snakepit start --adapter Sh": ({"Shop"}, "class"),
+        "%snakepit start --kernel-name snake": ({"snakepit"}, "kernel"),
+        "%snakepit set x=1 --type bool": ({"boolean"}, "type"),
+        "%%snakepit --backg": ({"--background"}, "option"),
+    }
+    for code, (expected, kind) in cases.items():
+        reply = notebook.complete(code)
+        assert set(reply["matches"]) == expected, code
+        types = reply["metadata"]["_jupyter_types_experimental"]
+        assert {each["type"] for each in types} == {kind}, code
+        fragment = code[reply["cursor_start"] : reply["cursor_end"]]
+        assert all(match.startswith(fragment) for match in reply["matches"]), code
+
+    options = notebook.completions("%snakepit start --")
+    assert "--workers" in options
+    assert len(options) < 25
+    assert "stop" not in notebook.completions("print(1 % snakepit s")
+    assert "--all" not in notebook.completions("x = 1\n%%snakepit --a")
 
 
 def test_the_question_mark_and_help_show_how_to_use_it(notebook):

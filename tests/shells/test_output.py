@@ -9,6 +9,10 @@ import time
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from snakepit_kernel.shells.results import SMALL, Capture
 
 EVERY_BYTE = "".join(rf"\x{n:02x}" for n in range(256))
 
@@ -208,3 +212,18 @@ def test_descriptors_of_the_user_stay_and_those_of_the_shell_cannot_be_lost(shel
     assert shell.run("echo shown; echo e >&2").stdout == "shown\n"
     shell.run("exec >&- 2>&- <&-")
     assert shell.run("cat; echo shown").stdout == "shown\n"
+
+
+@given(
+    pieces=st.lists(st.integers(0, 3 * SMALL).map(os.urandom), max_size=12),
+    limit=st.integers(0, 8 * SMALL),
+)
+def test_the_beginning_and_the_end_are_kept_however_the_output_comes_in_pieces(pieces, limit):
+    capture = Capture(limit)
+    for piece in pieces:
+        capture.add(piece)
+
+    whole, first = b"".join(pieces), limit // 2
+    is_short = len(whole) <= limit
+    expected = whole if is_short else whole[:first] + whole[len(whole) - (limit - first) :]
+    assert (capture.take(), capture.total) == (expected, len(whole))

@@ -14,7 +14,7 @@ from typing import Any, Self
 
 from ... import telemetry
 from ...files import write_file
-from ...printable import duration, printable
+from ...printable import counted, duration, printable
 from ..html import shown, style
 
 LIMIT = 10_000
@@ -148,7 +148,8 @@ class Timeline:
             began, ended = span_of(calls)
             outcomes = Counter(call.outcome for call in calls)
             counts = ", ".join(f"{count} {name}" for name, count in outcomes.most_common())
-            text = f"pool {self.pool}: {len(calls)} calls in {seconds(ended - began)}: {counts}"
+            number = counted(len(calls), "call")
+            text = f"pool {self.pool}: {number} in {seconds(ended - began)}: {counts}"
         return f"{text}; {self.dropped} more are missing" if self.dropped else text
 
     def __repr__(self) -> str:
