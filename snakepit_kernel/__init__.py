@@ -56,6 +56,7 @@ if TYPE_CHECKING:
     )
     from .pool.policies import Breaker, CrashBarrier, Heartbeat, Retry
     from .pool.pool import Pool
+    from .pool.progress import progress
     from .pool.resources.limits import Limits
     from .pool.results import CallFuture, CellResult, Stream
     from .pool.session import Session
@@ -150,6 +151,7 @@ __all__ = [
     "load_ipython_extension",
     "open_session",
     "processes",
+    "progress",
     "register_encoder",
     "telemetry",
     "tool",
@@ -183,6 +185,7 @@ _MODULES = {
     "CellResult": "pool.results",
     "Limits": "pool.resources.limits",
     "Pool": "pool.pool",
+    "progress": "pool.progress",
     "Breaker": "pool.policies",
     "CrashBarrier": "pool.policies",
     "Heartbeat": "pool.policies",

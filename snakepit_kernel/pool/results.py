@@ -96,7 +96,7 @@ class CellResult:
             told.append(f"a value that could not be sent: {self.value_error}")
         streams = {name: self._stream(name) for name in ("stdout", "stderr")}
         told += [f"{name} {reprlib.repr(text)}" for name, text in streams.items() if text]
-        shown = sum(output["output_type"] != "stream" for output in self.outputs)
+        shown = sum(output["output_type"] == "display_data" for output in self.outputs)
         if shown:
             told.append(f"{shown} displayed")
         state = "ok" if self.ok else "failed"
