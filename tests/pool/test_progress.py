@@ -12,10 +12,8 @@ from snakepit_kernel import Pool, progress
 
 
 @pytest.fixture(scope="module")
-def pool():
-    with Pool(workers=1, name="shop") as pool:
-        pool.run("1")  # the first cell opens its channels
-        yield pool
+def pool(open_for_all):
+    return open_for_all(name="shop")
 
 
 def fail():
