@@ -14,6 +14,11 @@ _depth = 0
 _before: tuple[str | None, int | None] = (None, None)
 
 
+def is_keeping() -> bool:
+    """Whether this process runs a block of `keep` now."""
+    return _depth > 0
+
+
 @contextmanager
 def keep() -> Iterator[None]:
     """Let what is started inside the block outlive the kernel.

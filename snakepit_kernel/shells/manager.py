@@ -25,6 +25,7 @@ from ..loggers import get_logger
 from ..paths import runtime_dirs
 from ..processes.concurrency import LoopThread, in_thread
 from ..processes.identity import ProcessIdentity
+from ..processes.keep import is_keeping
 from ..processes.launch_spec import LaunchSpec
 from ..processes.run import GuardedRun
 from ..processes.run_folders import make_folder, remake_folder, remove_folder
@@ -299,6 +300,13 @@ class ProcessRequest:
         if not isinstance(command, str):
             msg = f"a process runs a command, which is text, not {type(command).__name__}"
             raise TypeError(msg)
+        if is_keeping():
+            msg = (
+                "a process of a session ends with its kernel, and keep() cannot change that; use "
+                "subprocess inside keep(), or shell.run('SNAKEPIT_KEEP=1 setsid COMMAND >FILE 2>&1 "
+                "</dev/null &')"
+            )
+            raise ValueError(msg)
         if not command.strip() or "\0" in command:
             msg = f"a process needs a command, which has no NUL, not {command[:100]!r}"
             raise ValueError(msg)

@@ -263,3 +263,19 @@ def test_owners_that_are_killed_at_random_leave_nothing(tmp_path, living, until,
         for folder in runtime_dir().rglob("*"):
             os.utime(folder, (0, 0))
         sweep_folders()
+
+
+def test_a_program_with_a_terminal_of_its_own_goes_with_its_session(open_one, until, living):
+    state = open_one()
+    spawn = f"{sys.executable} -c \"import pty; pty.spawn(['sleep', '600'])\""
+    threading.Thread(target=fails_or_ends, args=(state.shell, spawn), daemon=True).start()
+    until(lambda: any("sleep" in str(process) for process in living()))
+
+    state.delete()
+
+    assert not any("sleep" in str(process) for process in living())
+
+
+def fails_or_ends(shell, command: str) -> None:
+    with contextlib.suppress(ShellClosed):
+        shell.run(command)

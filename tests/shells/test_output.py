@@ -227,3 +227,14 @@ def test_the_beginning_and_the_end_are_kept_however_the_output_comes_in_pieces(p
     is_short = len(whole) <= limit
     expected = whole if is_short else whole[:first] + whole[len(whole) - (limit - first) :]
     assert (capture.take(), capture.total) == (expected, len(whole))
+
+
+def test_servers_in_sessions_of_their_own_do_not_hold_up_the_loops_behind_them(shell):
+    began = time.monotonic()
+    result = shell.run(
+        "setsid sleep 60 </dev/null >one 2>&1 & setsid sleep 60 </dev/null >two 2>&1 &\n"
+        "for i in 1 2 3; do sleep 0.05; done; while ((i++ < 9)); do :; done; echo done"
+    )
+
+    assert (result.stdout, result.detached) == ("done\n", False)
+    assert time.monotonic() - began < 5

@@ -10,11 +10,13 @@ import subprocess
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
+from datetime import datetime
 from pathlib import Path
 
 import pytest
 
 import snakepit_kernel
+from snakepit_kernel import keep
 from snakepit_kernel.errors import ProcessExited, ProcessNotFound, ProcessNotReady, ShellClosed
 from snakepit_kernel.shells.manager import manager
 from snakepit_kernel.shells.process_log import LogReader, LogWriter, read_log
@@ -377,7 +379,7 @@ def test_a_reader_of_a_log_that_turns_over_misses_nothing_that_is_kept(tmp_path)
 
 OTHER_OWNER = """
 import sys
-from snakepit_kernel import open_session
+from snakepit_kernel import keep, open_session
 session = open_session("theirs", store=sys.argv[1])
 code = "echo hello; trap 'exit 7' TERM; while :; do sleep 0.01; done"
 process = session.processes.start(code, name="web")
@@ -530,3 +532,37 @@ def test_the_folder_of_processes_is_made_again_when_it_was_removed(session):
     assert process.wait(5) == 0
     assert process.logs().text == "again\n"
     assert Path(process._folder.parent / "owner").exists()
+
+
+def test_a_process_that_is_to_be_kept_is_refused_and_a_marked_command_is_kept(session, process_of):
+    with keep(), pytest.raises(ValueError, match="use subprocess inside keep"):
+        session.processes.start("sleep 60")
+    marked = "SNAKEPIT_KEEP=1 setsid sleep 60 >/dev/null 2>&1 </dev/null & echo $!"
+    kept = process_of(int(session.shell.run(marked).stdout))
+    other = process_of(int(session.shell.run("setsid sleep 60 & echo $!").stdout))
+
+    session.delete()
+
+    assert not other.is_alive
+    assert kept.is_alive
+    kept.kill()
+    assert kept.wait_gone()
+
+
+def test_a_process_that_is_asked_again_and_again_tells_the_end_that_the_kernel_tells(session):
+    process = session.processes.start("sleep 0.5; exit 7")
+    told = set()
+    while (record := process.record).state == "running":
+        told.add((record.state, record.returncode))
+
+    assert told == {("running", None)}
+    assert (process.status, process.returncode) == ("failed", 7)
+
+
+def test_a_silent_process_tells_since_when_it_runs_and_what_it_has_written(session):
+    process = session.processes.start("printf part; sleep 60")
+    process.wait_for_log("part")
+
+    assert b"".join(chunk.data for chunk in process.logs().chunks) == b"part"
+    assert 0 <= (datetime.now(process.started.tzinfo) - process.started).total_seconds() < 10
+    process.kill()
