@@ -275,9 +275,24 @@ def _named(kind: str, name: str, **where: int) -> dict[str, Any]:
 MAX_BARS = 2000
 """Most calls that are drawn, since each is an element in the browser."""
 
-_WIDTH, _LABEL, _ROW, _TOP, _TICKS = 900, 130, 22, 20, 5
+_WIDTH, _LABEL, _ROW, _TOP = 900, 130, 22, 20
+
+_MAX_TICKS = 6
+
+_MAX_NAME = 17
+"""Characters of a track's name that fit before its bars."""
+
+_MIN_FAILED = 3.0
+"""Width of the shortest call that failed: it must be seen among long ones."""
 
 _FINE = {"ok", "cancelled"}
+
+_LEGEND = (
+    ("ok", "ended well"),
+    ("failed", "failed"),
+    ("cancelled", "cancelled"),
+    ("wait", "waited in the queue"),
+)
 
 
 def page(title: str, calls: Sequence[TimelineCall]) -> str:
@@ -288,8 +303,23 @@ def page(title: str, calls: Sequence[TimelineCall]) -> str:
     return (
         f'<div class="snakepit-pool snakepit-timeline"><style>{style()}</style>'
         f'<div class="snakepit-title">{shown(title)}'
-        f'<span class="snakepit-quiet">{about}</span></div>{picture}</div>'
+        f'<span class="snakepit-quiet">{about}</span></div>{picture}{_legend(drawn)}</div>'
     )
+
+
+def _legend(calls: Sequence[TimelineCall]) -> str:
+    """Return what the colours mean that are drawn."""
+    there = {_outcome(call) for call in calls} | {"wait"} if calls else set()
+    items = (
+        f'<span data-outcome="{kind}"><i></i>{text}</span>'
+        for kind, text in _LEGEND
+        if kind in there
+    )
+    return f'<div class="snakepit-legend">{"".join(items)}</div>' if calls else ""
+
+
+def _outcome(call: TimelineCall) -> str:
+    return call.outcome if call.outcome in _FINE else "failed"
 
 
 def _picture(calls: Sequence[TimelineCall]) -> str:
@@ -302,25 +332,41 @@ def _picture(calls: Sequence[TimelineCall]) -> str:
     for number, (name, row) in enumerate(rows):
         y = _TOP + _ROW * number
         if name != before:
-            parts.append(f'<text x="0" y="{y + 15}">{shown(name)}</text>')
+            parts.append(f'<text x="0" y="{y + 15}">{_label(name)}</text>')
             before = name
         parts += (_bar(call, began, scale, y) for call in row)
     return f'<svg viewBox="0 0 {_WIDTH} {height + 4}" role="img">{"".join(parts)}</svg>'
 
 
+def _label(name: str) -> str:
+    """Return the name of a track; a long one is cut, and whole when the pointer is on it."""
+    if len(name) <= _MAX_NAME:
+        return shown(name)
+    return f"<title>{shown(name)}</title>{shown(name[: _MAX_NAME - 1])}…"
+
+
 def _axis(began: float, ended: float, scale: float, height: float) -> Iterator[str]:
-    for tick in range(_TICKS + 1):
-        offset = (ended - began) * tick / _TICKS
+    for offset in ticks(ended - began):
         x = _LABEL + offset * scale
-        anchor = "end" if tick == _TICKS else "start"
+        anchor = "end" if x > _WIDTH - 40 else "start"
         yield f'<line x1="{x:.1f}" x2="{x:.1f}" y1="{_TOP - 4}" y2="{height}"/>'
         yield f'<text class="snakepit-tick" x="{x:.1f}" y="12" text-anchor="{anchor}">'
-        yield f"{seconds(offset) if tick else '0'}</text>"
+        yield f"{seconds(offset) if offset else '0'}</text>"
+
+
+def ticks(span: float) -> list[float]:
+    """Return round numbers from 0 to a number, at most `_MAX_TICKS` and one."""
+    if span <= 0:
+        return [0.0]
+    power = 10.0 ** math.floor(math.log10(span / _MAX_TICKS))
+    step = next(power * n for n in (1, 2, 5, 10) if span / (power * n) <= _MAX_TICKS)
+    return [step * n for n in range(int(span / step) + 1)]
 
 
 def _bar(call: TimelineCall, began: float, scale: float, y: float) -> str:
     queued, x = (_LABEL + (at - began) * scale for at in (call.queued_at, call.began_at))
-    width = max(call.ran * scale, 1.0)
+    outcome = _outcome(call)
+    width = max(call.ran * scale, _MIN_FAILED if outcome == "failed" else 1.0)
     lines = [
         f"{call.kind} {call.tool}: {call.outcome}",
         f"waited {seconds(call.waited)}, ran {seconds(call.ran)}",
@@ -328,7 +374,6 @@ def _bar(call: TimelineCall, began: float, scale: float, y: float) -> str:
         *([f"worker {call.worker}"] if call.worker else []),
         call.correlation_id,
     ]
-    outcome = call.outcome if call.outcome in _FINE else "failed"
     return (
         f'<g data-outcome="{outcome}"><title>{shown(chr(10).join(lines))}</title>'
         f'<rect class="snakepit-wait" x="{queued:.1f}" y="{y + 18}" '

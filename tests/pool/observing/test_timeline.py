@@ -10,7 +10,7 @@ from dataclasses import FrozenInstanceError
 import pytest
 
 from snakepit_kernel import Pool, context, telemetry
-from snakepit_kernel.pool.monitoring.timeline import Timeline, TimelineCall, tracks
+from snakepit_kernel.pool.monitoring.timeline import Timeline, TimelineCall, ticks, tracks
 
 
 def ask():
@@ -155,6 +155,41 @@ def test_calls_that_overlap_get_tracks_of_their_own():
         ("shop-1.1", [outer, later]),
         ("shop-1.1", [inner]),
     ]
+
+
+def test_the_axis_has_round_numbers():
+    assert ticks(0.665) == pytest.approx([0, 0.2, 0.4, 0.6])
+    assert ticks(60) == pytest.approx([0, 10, 20, 30, 40, 50, 60])
+    assert ticks(3.1e-5) == pytest.approx([0, 1e-5, 2e-5, 3e-5])
+    assert ticks(0) == [0]
+    for span in (0.0031, 0.8, 1, 7, 99.9, 12345):
+        found = ticks(span)
+        assert 3 <= len(found) <= 7
+        assert span - (found[1] - found[0]) < found[-1] <= span
+
+
+def test_a_long_name_is_cut_and_a_short_failure_is_seen():
+    long = "a-pool-with-a-long-name-1.1"
+    html = timeline_of(
+        call(worker=long, ended_at=1000.0),
+        call(worker=long, began_at=1000.0, ended_at=1000.001, outcome="error"),
+    )._repr_html_()
+
+    picture = ElementTree.fromstring(html[html.index("<svg") : html.index("</svg>") + 6])
+    (label,) = (text for text in picture.iter("text") if text.find("title") is not None)
+    assert label.find("title").text == long
+    assert label.find("title").tail == "a-pool-with-a-lo…"
+    (failed,) = (group for group in picture.iter("g") if group.get("data-outcome") == "failed")
+    assert float(failed.findall("rect")[1].get("width")) >= 3
+
+
+def test_the_legend_explains_the_colours_that_are_there():
+    fine = timeline_of(call())._repr_html_()
+    assert "ended well" in fine
+    assert "waited in the queue" in fine
+    assert "cancelled" not in fine.partition("</svg>")[2]
+    assert "failed" in timeline_of(call(outcome="timeout"))._repr_html_().partition("</svg>")[2]
+    assert "<i>" not in Timeline("shop")._repr_html_()
 
 
 def test_another_pools_calls_are_not_in_it():
