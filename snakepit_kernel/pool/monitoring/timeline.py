@@ -309,13 +309,15 @@ def page(title: str, calls: Sequence[TimelineCall]) -> str:
 
 def _legend(calls: Sequence[TimelineCall]) -> str:
     """Return what the colours mean that are drawn."""
-    there = {_outcome(call) for call in calls} | {"wait"} if calls else set()
-    items = (
+    if not calls:
+        return ""
+    there = {_outcome(call) for call in calls} | {"wait"}
+    items = [
         f'<span data-outcome="{kind}"><i></i>{text}</span>'
         for kind, text in _LEGEND
         if kind in there
-    )
-    return f'<div class="snakepit-legend">{"".join(items)}</div>' if calls else ""
+    ]
+    return f'<div class="snakepit-legend">{"".join(items)}</div>'
 
 
 def _outcome(call: TimelineCall) -> str:
