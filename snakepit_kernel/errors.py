@@ -489,7 +489,8 @@ class VariableNotFound(SnakepitError, KeyError):
         self.known = tuple(known)
 
     def __str__(self) -> str:
-        remedy = suggest(str(self.name), self.known) if self.known else "; register() adds one"
+        adds = "; register() adds one, in a notebook %snakepit set NAME=VALUE"
+        remedy = suggest(str(self.name), self.known) if self.known else adds
         return f"there is no variable {self.name!r} in this session{remedy}"
 
 
@@ -896,7 +897,8 @@ def suggest(name: str, known: Iterable[str]) -> str:
     if not names:
         return "; there are none"
     begun = [known_name for known_name in names if len(name) > 1 and known_name.startswith(name)]
-    near = difflib.get_close_matches(name, names, n=1)
+    near = difflib.get_close_matches(name, names, n=3)
+    near.sort(key=lambda known_name: sorted(known_name) != sorted(name))  # letters in another order
     if begun or near:
         near = [min(begun, key=len)] if begun else near
         return f"; did you mean {near[0]!r}?"

@@ -8,10 +8,13 @@ that SQLite holds on it in this process.
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import errno
+import functools
 import json
 import os
 import stat
+import struct
 import time
 import uuid
 from pathlib import Path
@@ -219,6 +222,33 @@ def read_any_file(path: Path) -> bytes:
         if not stat.S_ISREG(os.fstat(descriptor).st_mode):
             raise NotOurs(str(path), "is no regular file", "remove it")
         return file.read()
+
+
+def birth_of(path: str) -> float:
+    """Return when a file was made, in seconds since the epoch; 0 if that is not known.
+
+    A rename and a write in place do not change it. It is not in `os.stat_result` on Linux; see
+    ``man 2 statx`` for the structure.
+    """
+    found = ctypes.create_string_buffer(_STATX_BYTES)
+    try:
+        failed = _libc().statx(_AT_FDCWD, os.fsencode(path), 0, _STATX_BTIME, found)
+    except (AttributeError, ValueError):  # an old C library; a path with a null
+        return 0.0
+    (mask,) = struct.unpack_from("=I", found, 0)
+    if failed or not mask & _STATX_BTIME:
+        return 0.0
+    seconds, nanoseconds = struct.unpack_from("=qI", found, _STATX_BIRTH)
+    return float(seconds + nanoseconds * 1e-9)
+
+
+@functools.cache
+def _libc() -> ctypes.CDLL:
+    return ctypes.CDLL(None)
+
+
+_AT_FDCWD, _STATX_BTIME = -100, 0x800
+_STATX_BYTES, _STATX_BIRTH = 256, 80
 
 
 def read_json(path: Path) -> object:

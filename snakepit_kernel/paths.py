@@ -47,6 +47,15 @@ RECORD_NAME = "runtime-directory"
 """File in the data directory that records the runtime directory used when its name was taken."""
 
 
+NOTEBOOK_VARIABLE = "JPY_SESSION_NAME"
+"""Environment variable in which Jupyter Server tells a kernel the path of its notebook."""
+
+
+def notebook_name() -> str | None:
+    """Return the name of this kernel's notebook; None if it was not told, or is no kernel's."""
+    return os.path.basename(os.environ.get(NOTEBOOK_VARIABLE, "")) or None  # noqa: PTH119
+
+
 # -- runtime files ---------------------------------------------------------------------------------
 
 

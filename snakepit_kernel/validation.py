@@ -9,7 +9,7 @@ from typing import Any, overload
 def check_count(name: str, value: Any, least: int, most: int | None = None) -> int:
     """Return a whole number between two bounds, or raise TypeError or ValueError."""
     if isinstance(value, bool) or not isinstance(value, int):
-        msg = f"{name} must be a whole number, not {value!r}"
+        msg = f"{name} must be a whole number, not {value!r}{bytes_meant(name, value)}"
         raise TypeError(msg)
     if value < least or (most is not None and value > most):
         bounds = f"at least {least}" if most is None else f"between {least} and {most}"
@@ -31,6 +31,31 @@ def check_seconds(name: str, value: Any, *, allow_zero: bool = False) -> float |
         msg = f"{name} must be {'zero or ' if allow_zero else ''}positive seconds, not {value}"
         raise ValueError(msg)
     return float(value)
+
+
+def parse_bytes(text: str) -> int:
+    """Return a size in bytes from a text such as ``500M`` or ``1.5G``, or raise ValueError."""
+    number, unit = text[:-1], text[-1:].upper()
+    if unit not in _BYTES:
+        number, unit = text, ""
+    try:
+        return int(float(number) * _BYTES[unit])
+    except (ValueError, OverflowError):
+        msg = f"{text!r} is not a number of bytes, such as 500M or 2G"
+        raise ValueError(msg) from None
+
+
+def bytes_meant(name: str, value: object) -> str:
+    """Return the end of the error of a size that is a text, with the number that it means."""
+    if not name.endswith("_bytes") or not isinstance(value, str):
+        return ""
+    try:
+        return f", which is {parse_bytes(value)}"
+    except ValueError:
+        return ""
+
+
+_BYTES = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 
 
 def check_priority(value: Any) -> int:

@@ -15,6 +15,7 @@ def load(shell: InteractiveShell) -> None:
         magics = SnakepitMagics(shell)
         shell.register_magics(magics)
         magics.register_completer()
+        magics.register_help()
 
 
 def unload(shell: InteractiveShell) -> None:

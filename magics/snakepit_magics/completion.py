@@ -43,11 +43,14 @@ class Completable(Protocol):
     """Source of the names to complete: the magics."""
 
     shell: InteractiveShell
-    pools: dict[str, Pool]
     chosen_pool: str
     sessions: SessionCommands
     shells: ShellCommands
     jobs: dict[int, Job]
+
+    @property
+    def pools(self) -> dict[str, Pool]:
+        """The open pools, by name."""
 
 
 class Completer:

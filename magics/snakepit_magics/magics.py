@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import atexit
 import contextlib
+import re
 import subprocess
 import sys
 from argparse import Namespace
@@ -30,6 +32,7 @@ from snakepit_kernel import (
     ToolNotFound,
 )
 from snakepit_kernel.errors import suggest
+from snakepit_kernel.pool.pool import compare_options, has_adapter, open_pools
 from snakepit_kernel.pool.results import LiveView
 from snakepit_kernel.pool.scheduling.wait_notice import announcing_waits
 from snakepit_kernel.printable import printable
@@ -39,12 +42,16 @@ from .completion import Completer
 from .jobs import Job, WorkFactory
 from .notebook import functions_of, last_run_summary
 from .parsing import (
+    COMMANDS,
     SESSION_COMMANDS,
     SHELL_COMMANDS,
     arguments_of,
     cell_parser,
     check_cell_options,
     environment_of,
+    flag_of,
+    help_asked_for,
+    help_command,
     help_text,
     line_parser,
     names_of,
@@ -76,15 +83,16 @@ class SnakepitMagics(Magics):
 
     def __init__(self, shell: InteractiveShell) -> None:
         super().__init__(shell)
-        self.pools: dict[str, Pool] = {}
+        self._started: list[Pool] = []  # here, since nothing else may refer to them
         self.chosen_pool = "default"
         self.jobs: dict[int, Job] = {}
         self.sessions = SessionCommands(shell)
         self.shells = ShellCommands(self.sessions)
-        self._start_options: dict[str, dict[str, Any]] = {}
         self._is_last_run_printed = False
         self._parser = line_parser()
         self._cell_parser = cell_parser()
+        # Before any pool, and so run after their ends: their sessions may get content until then.
+        atexit.register(self.sessions.close)
 
     @classmethod
     def of(cls, shell: InteractiveShell) -> SnakepitMagics | None:
@@ -107,10 +115,16 @@ class SnakepitMagics(Magics):
             raise without_traceback(failure) from None
         except (ValueError, TypeError, OSError) as mistake:
             raise UsageError(printable(str(mistake), lines=True)) from mistake
+        finally:
+            self.sessions.print_news()
 
     snakepit.__doc__ = help_text()  # what %snakepit? shows
 
     def _run(self, line: str, cell: str | None) -> Any:
+        asked = help_asked_for(line)
+        if asked is not None:
+            print(help_text(asked or None))  # noqa: T201 - output of the magic
+            return None
         if cell is not None:
             return self._run_cell(self._cell_parser.parse(line), cell)
         options = parse_raw(line) or self._parser.parse(line)
@@ -133,6 +147,11 @@ class SnakepitMagics(Magics):
 
     # -- pools ---------------------------------------------------------------------------------
 
+    @property
+    def pools(self) -> dict[str, Pool]:
+        """The open pools of this process, by name, whether or not a magic has opened them."""
+        return open_pools()
+
     def _start(self, options: Namespace) -> Pool:
         given = {
             **vars(options),  # each option has the name that `Pool` gives it
@@ -140,21 +159,39 @@ class SnakepitMagics(Magics):
             "preload": names_of(options.preload),
             "env": environment_of(options.env),
         }
-        del given["command"]
+        del given["command"], given["replace"]
         chosen = {name: value for name, value in given.items() if value is not None}
-        if options.name in self._running():
-            msg = (
-                f"pool {options.name!r} is running already; "
-                f"%snakepit restart {options.name} opens it anew, --name NAME opens another one"
-            )
-            raise UsageError(msg)
-        return self._open(chosen)
-
-    def _open(self, options: dict[str, Any]) -> Pool:
-        pool = Pool(**options)
-        self.pools[pool.name] = pool
-        self._start_options[pool.name] = options
+        running = self._running().get(options.name)
+        if running is not None and not options.replace:
+            return self._reuse(running, chosen)
+        if running is not None:
+            self._end(running)
+        pool = Pool(**chosen)
+        self._started.append(pool)
         self.chosen_pool = pool.name
+        return pool
+
+    def _reuse(self, pool: Pool, options: dict[str, Any]) -> Pool:
+        """Return the running pool, if it was opened with the same options."""
+        differences = compare_options(pool, options)
+        if differences:
+            told = "; ".join(
+                f"{flag_of(name)} is {mine!r}, not {other!r}"
+                for name, (mine, other) in differences.items()
+            )
+            msg = (
+                f"pool {pool.name!r} is running already, with other options: {told}. Add --replace "
+                "to end it and open the new one, or --name NAME to open another one beside it"
+            )
+            raise UsageError(printable(msg))
+        self.chosen_pool = pool.name
+        count = len(pool.slots())
+        workers = f"{count} worker{'' if count == 1 else 's'}"
+        print(f"pool {pool.name} is running already, with these options: {workers}")  # noqa: T201
+        adapter = options.get("adapter")
+        if isinstance(adapter, type) and not has_adapter(pool, adapter):
+            name = adapter.__name__
+            print(f"%snakepit reload {name} gives the workers {name} as it is now")  # noqa: T201
         return pool
 
     def _adapter(self, text: str | None) -> object:
@@ -163,17 +200,24 @@ class SnakepitMagics(Magics):
         return found if isinstance(found, type) else text
 
     def _stop(self, options: Namespace) -> None:
-        names = list(self._running()) if options.all else [self._pool(options.name).name]
-        for name in names:
-            self.pools.pop(name).terminate()
+        running = self._running()
+        pools = list(running.values()) if options.all else [self._pool(options.name)]
+        for pool in pools:
+            self._end(pool)
             has_others = self._running() and not options.all
             now = f"; cells run in pool {self.chosen_pool} now" if has_others else ""
-            print(f"pool {name} has ended{now}")  # noqa: T201 - output of the magic
+            print(f"pool {pool.name} has ended{now}")  # noqa: T201 - output of the magic
+
+    def _end(self, pool: Pool) -> None:
+        """End a pool, verified."""
+        pool.terminate()
+        self._started = [each for each in self._started if each is not pool]
 
     def _restart(self, options: Namespace) -> Pool:
         pool = self._pool(options.name)
-        pool.terminate()
-        return self._open(self._start_options[pool.name])
+        pool.restart()
+        self.chosen_pool = pool.name
+        return pool
 
     def _status(self, options: Namespace) -> PoolStatus:
         return self._pool(options.name).status()
@@ -182,19 +226,13 @@ class SnakepitMagics(Magics):
         return self._pool(options.name).dashboard()
 
     def _resize(self, options: Namespace) -> None:
-        pool = self._pool(options.pool)
-        pool.resize(options.workers)
-        self._start_options[pool.name]["workers"] = options.workers
+        self._pool(options.pool).resize(options.workers)
 
     def _recycle(self, options: Namespace) -> None:
         self._pool(options.pool).recycle(options.worker)
 
     def _reload(self, options: Namespace) -> None:
-        pool = self._pool(options.pool)
-        adapter = self._adapter(options.adapter)
-        pool.reload(adapter)
-        if adapter is not None:
-            self._start_options[pool.name]["adapter"] = adapter
+        self._pool(options.pool).reload(self._adapter(options.adapter))
 
     def _drain(self, options: Namespace) -> None:
         pool = self._pool(options.pool)
@@ -215,10 +253,11 @@ class SnakepitMagics(Magics):
 
     def _running(self) -> dict[str, Pool]:
         """Return the running pools; if the chosen one has ended, choose the one opened last."""
-        self.pools = {name: pool for name, pool in self.pools.items() if pool.is_open}
-        if self.chosen_pool not in self.pools:
-            self.chosen_pool = next(reversed(self.pools), "default")
-        return self.pools
+        running = self.pools
+        self._started = [pool for pool in self._started if pool.is_open]
+        if self.chosen_pool not in running:
+            self.chosen_pool = next(reversed(running), "default")
+        return running
 
     def _pool(self, name: str | None = None) -> Pool:
         running = self._running()
@@ -233,18 +272,21 @@ class SnakepitMagics(Magics):
 
     # -- sessions ------------------------------------------------------------------------------
 
-    def _use(self, options: Namespace) -> None:
-        if options.pool is None and options.session is None:
+    def _use(self, options: Namespace) -> Pool | None:
+        if options.pool is None and options.session is None and options.ttl is None:
             msg = "%snakepit use: name a session, or a pool by --pool NAME"
             raise UsageError(msg)
-        if options.pool is not None:
-            self.chosen_pool = self._pool(options.pool).name
-        if options.session is not None:
-            self.sessions.state(options.session)  # checks the name
-            self.sessions.chosen = options.session
+        pool = None if options.pool is None else self._pool(options.pool)
+        self.sessions.use(options)
+        if pool is not None:
+            self.chosen_pool = pool.name
+        return pool
 
     def _session(self, name: str | None, pool: str | None = None) -> Session:
-        return self._pool(pool).session(self.sessions.name_of(name))
+        session = self._pool(pool).session(self.sessions.name_of(name))
+        if name is None:
+            self.sessions.look_at(session.state)
+        return session
 
     # -- tools ---------------------------------------------------------------------------------
 
@@ -359,23 +401,42 @@ class SnakepitMagics(Magics):
         view.end([result.error for result in results if result.error is not None][:1])
         for shown in results[0].pages:
             page(shown)
-        self._apply_results(results)
+        self._apply_results(session, results)
 
-    def _apply_results(self, results: list[CellResult]) -> None:
+    def _apply_results(self, session: Session, results: list[CellResult]) -> None:
         """Copy the pulled variables to the notebook; raise the first error."""
         for result in results:
             if result.error is not None:
-                raise_here(result.error)
+                raise_here(self._with_advice(session, result.error))
         if len(results) == 1:
             self.shell.push(results[0].pulled)
         else:  # one value for each worker
             names = results[0].pulled
             self.shell.push({name: [result.pulled[name] for result in results] for name in names})
 
-    def _apply_background_results(self, results: list[CellResult]) -> None:
+    def _with_advice(self, session: Session, error: CellError) -> CellError:
+        """Add to a `NameError` of a worker's cell where the name exists here."""
+        asked = _UNDEFINED.match(error.message) if error.type_name == NameError.__name__ else None
+        if asked is None:
+            return error
+        name = asked[1]
+        advice = []
+        if name in self.shell.user_ns:
+            advice.append(
+                f"{name!r} is defined in this notebook: %%snakepit --push {name} copies it to the "
+                "worker first."
+            )
+        if name in session.variables:
+            advice.append(
+                f"{name!r} is a variable of the session: "
+                f"snakepit_kernel.context().variables[{name!r}] reads it in a worker."
+            )
+        return CellError(error.type_name, error.message, [*error.traceback, *advice])
+
+    def _apply_background_results(self, session: Session, results: list[CellResult]) -> None:
         for shown in results[0].pages:  # its cell has no pager any more
             display(shown, raw=True)
-        self._apply_results(results)
+        self._apply_results(session, results)
 
     def _run_in_background(
         self,
@@ -395,7 +456,7 @@ class SnakepitMagics(Magics):
             return results
 
         title = next((line for line in code.splitlines() if line.strip()), "")
-        job = self._begin_job(title, work, self._apply_background_results)
+        job = self._begin_job(title, work, partial(self._apply_background_results, session))
         print(f"job {job.number} started; %snakepit jobs shows it")  # noqa: T201
 
     # -- jobs ----------------------------------------------------------------------------------
@@ -428,6 +489,10 @@ class SnakepitMagics(Magics):
             print("no jobs")  # noqa: T201
 
     def _cancel(self, options: Namespace) -> None:
+        if options.job == "all":
+            running = [job for job in self.jobs.values() if job.cancel()]
+            print(f"{len(running)} of {len(self.jobs)} jobs cancelled")  # noqa: T201
+            return
         job = self.jobs.get(options.job)
         if job is None:
             msg = f"there is no job {options.job}{suggest(str(options.job), map(str, self.jobs))}"
@@ -447,6 +512,9 @@ class SnakepitMagics(Magics):
         print(f"session {self.sessions.name_of(None)}; %snakepit help shows the commands")  # noqa: T201
 
     def _help(self, options: Namespace) -> None:
+        if options.about is not None and options.about not in COMMANDS:
+            msg = f"%snakepit help: there is no command {options.about!r}"
+            raise UsageError(f"{msg}{suggest(options.about, COMMANDS)}")
         print(help_text(options.about))  # noqa: T201
 
     def _doctor(self, _: Namespace) -> None:
@@ -465,19 +533,29 @@ class SnakepitMagics(Magics):
         """Complete commands, options and names after ``%snakepit``."""
         Completer(self).register(self.shell.Completer)
 
+    def register_help(self) -> None:
+        """Make a question mark after a command show its options: IPython would look for a name."""
+        self.shell.input_transformers_cleanup.append(help_command)
+
     def unregister(self) -> None:
         """End the pools, and remove the magics from the shell."""
         for job in self.jobs.values():
             job.cancel()
-        self.sessions.close()
-        for pool in self._running().values():
+        for pool in self._started:
             pool.terminate()
+        atexit.unregister(self.sessions.close)
+        self.sessions.close()
+        with contextlib.suppress(ValueError):
+            self.shell.input_transformers_cleanup.remove(help_command)
         manager = self.shell.magics_manager
         manager.registry.pop(type(self).__name__, None)
         for kind in ("line", "cell"):
             with contextlib.suppress(KeyError):
                 del manager.magics[kind]["snakepit"]
         Completer.unregister(self.shell.Completer)
+
+
+_UNDEFINED = re.compile(r"name '(\w+)' is not defined")
 
 
 async def _call_tool(

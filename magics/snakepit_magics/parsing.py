@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 import ast
 import functools
+import math
+import re
 import shlex
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, NoReturn
@@ -13,13 +15,14 @@ from IPython.core.error import UsageError
 
 from snakepit_kernel.errors import suggest
 from snakepit_kernel.sessions.variable_types import CONSTRAINTS
+from snakepit_kernel.validation import parse_bytes
 
 DESCRIPTION = "A pool of worker kernels, and what to do with it."
 
 COMMANDS = {
-    "start": "open a pool, and give it: pool = %%snakepit start --workers 2",
+    "start": "open a pool, or give the running one: pool = %%snakepit start --workers 2",
     "stop": "end a pool and everything its workers started",
-    "restart": "end a pool and open it again with the same options",
+    "restart": "end a pool and open it again, with its options and its tools",
     "status": "show the workers, their state, calls and memory",
     "dashboard": "show a pool live",
     "resize": "have another number of workers: %%snakepit resize 8",
@@ -36,7 +39,7 @@ COMMANDS = {
     "del": "delete variables of the session",
     "watch": "tell of changes of the session's variables as they come",
     "stats": "show what the session has become",
-    "use": "choose the session, or the pool, that cells and calls go to",
+    "use": "choose the session, or the pool, that cells and calls go to, and its time to live",
     "sessions": "list the sessions",
     "fork": "go on in a copy of the session",
     "export": "write the session to a file",
@@ -135,12 +138,18 @@ def line_parser() -> Parser:
     _add_session_commands(parsers)
     parsers["use"].add_argument("session", nargs="?", help="name of the session")
     parsers["use"].add_argument("--pool", help="name of the pool")
+    parsers["use"].add_argument(
+        "--ttl",
+        type=_time_to_live,
+        metavar="TIME",
+        help="how long the session lives without being used: 12h, 30d, never",
+    )
     for command in ("push", "pull"):
         parsers[command].add_argument("names", nargs="+", help="names of variables")
         parsers[command].add_argument("--worker", type=_whole, help="number of the worker")
         parsers[command].add_argument("--session", help="name of the session")
-    parsers["cancel"].add_argument("job", type=_whole, help="number of the job")
-    parsers["help"].add_argument("about", nargs="?", choices=COMMANDS, help="a command")
+    parsers["cancel"].add_argument("job", type=_whole_or_all, help="number of the job, or all")
+    parsers["help"].add_argument("about", nargs="?", metavar="COMMAND", help="a command")
     for name, child in parsers.items():
         child.prog = f"snakepit {name}"
     return parser
@@ -150,13 +159,12 @@ def _add_start_options(parser: Parser) -> None:
     """Add options of `Pool`, each by its name there."""
     add = parser.add_argument
     add(
-        "-w",
-        "--workers",
+        *("-w", "-n", "--workers"),
         type=_whole_or_auto,
         help="number of workers, or auto; default: all cores",
     )
     add("-a", "--adapter", help="the tools: module:Class, module, or a class of this notebook")
-    add("-n", "--name", default="default", help="name of the pool")
+    add("--name", default="default", help="name of the pool")
     add("--preload", nargs="+", default=[], metavar="MODULE", help="modules to import in workers")
     add("--autoreload", action="store_true", help="load edited modules anew in workers")
     add("--standby", type=_whole, help="workers kept ready to replace those that die")
@@ -179,6 +187,15 @@ def _add_start_options(parser: Parser) -> None:
     )
     add("--retry", type=_whole, help="times that an idempotent call is made in all")
     add("--breaker", type=_whole, help="failures in a row after which work is refused for 30 s")
+    add("--replace", action="store_true", help="end the running pool of that name first")
+
+
+def flag_of(option: str) -> str:
+    """Return the flag of ``start`` for an option of `Pool`; the name itself if there is none."""
+    for action in command_parsers(line_parser())["start"].all_actions(argparse.Namespace()):
+        if action.dest == option:
+            return action.option_strings[-1]
+    return option
 
 
 def _add_pool_commands(parsers: Mapping[str, Parser]) -> None:
@@ -203,7 +220,12 @@ def _add_session_commands(parsers: Mapping[str, Parser]) -> None:
         help="Python literals, plain text, or @VARIABLE of this notebook",
     )
     add = values.add_argument
-    add("--type", choices=CONSTRAINTS, help="type of a new variable; default: that of its value")
+    add(
+        "--type",
+        type=lambda name: _PYTHON_TYPES.get(name, name),
+        choices=CONSTRAINTS,
+        help="type of a new variable; default: that of its value",
+    )
     add("--min", type=_number, help="least number")
     add("--max", type=_number, help="greatest number")
     add("--choices", nargs="+", metavar="VALUE", help="what a choice may be")
@@ -226,6 +248,9 @@ def _add_session_commands(parsers: Mapping[str, Parser]) -> None:
     parsers["import"].add_argument(
         "--trust", action="store_true", help="read pickles, too, which can run code"
     )
+
+
+_PYTHON_TYPES = {"int": "integer", "str": "string", "bool": "boolean"}
 
 
 def _add_shell_commands(parsers: Mapping[str, Parser]) -> None:
@@ -253,6 +278,7 @@ def _add_call_options(parser: Parser) -> None:
     parser.add_argument(
         "arguments",
         nargs="*",
+        default=[],  # else argparse says that it is required
         metavar="NAME=VALUE",
         help="arguments: Python literals, plain text, or @VARIABLE of this notebook",
     )
@@ -318,6 +344,32 @@ def help_text(about: str | None = None) -> str:
     return f"{parser.format_help()}\n{cell}\n%snakepit help COMMAND shows the options of a command."
 
 
+def help_asked_for(line: str) -> str | None:
+    """Return the command whose help a line asks for by ``-h``, ``--help`` or ``?``.
+
+    It is empty for the help of all, and None if the line asks for nothing.
+    """
+    command, *rest = line.split() or [""]
+    if command in _HELP or (command.startswith("-") and _HELP & set(rest)):
+        return ""
+    is_raw = command in {"sh", "start-process"}  # where the rest is for bash
+    asks = _HELP & set(rest[:1] if is_raw else rest)
+    return command if command in COMMANDS and asks else None
+
+
+_HELP = frozenset({"-h", "--help", "?"})
+
+
+def help_command(lines: list[str]) -> list[str]:
+    """Turn a cell that is ``%snakepit COMMAND?`` into one that shows the help of the command."""
+    asked = _QUESTION.fullmatch("".join(lines).strip()) if len(lines) < _FEW_LINES else None
+    return lines if asked is None else [f"%snakepit help {asked[1]}\n"]
+
+
+_QUESTION = re.compile(r"%snakepit\s+([\w-]+)\s*\?{1,2}")
+_FEW_LINES = 10
+
+
 def names_of(words: list[str]) -> list[str]:
     """Split names that are separated by commas, blanks or both."""
     return [name for word in words for name in word.split(",") if name]
@@ -379,18 +431,29 @@ def _whole_or_auto(text: str) -> int | str:
     return "auto" if text == "auto" else _whole(text)
 
 
+def _whole_or_all(text: str) -> int | str:
+    return "all" if text == "all" else _whole(text)
+
+
 def _bytes(text: str) -> int:
-    number, unit = text[:-1], text[-1:].upper()
-    if unit not in _UNITS:
-        number, unit = text, ""
     try:
-        return int(float(number) * _UNITS[unit])
+        return parse_bytes(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+
+
+def _time_to_live(text: str) -> float:
+    if text == "never":
+        return math.inf
+    unit = _TIMES.get(text[-1:].lower())
+    try:
+        return float(text if unit is None else text[:-1]) * (unit or 1.0)
     except ValueError:
-        msg = f"{text!r} is not a number of bytes, such as 500M or 2G"
+        msg = f"{text!r} is not a time, such as 12h, 30d or never"
         raise argparse.ArgumentTypeError(msg) from None
 
 
-_UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
+_TIMES = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0, "w": 7 * 86400.0}
 
 
 def _number(text: str) -> float:

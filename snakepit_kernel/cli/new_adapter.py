@@ -85,11 +85,18 @@ def check_package_name(name: str) -> None:
         msg = (
             f"{name!r} cannot be the name of a package: "
             "it takes ASCII letters, digits and _ between them, no keyword, and a letter first"
+            f"{_meant(name)}"
         )
         raise ValueError(msg)
     if name == "tests":
         msg = "'tests' is the folder of the package's tests; choose another name"
         raise ValueError(msg)
+
+
+def _meant(name: str) -> str:
+    near = re.sub(r"[-. ]+", "_", name)
+    is_right = _NAME.fullmatch(near) and not keyword.iskeyword(near)
+    return f"; did you mean {near!r}?" if is_right else ""
 
 
 def check_folder(folder: Path) -> None:

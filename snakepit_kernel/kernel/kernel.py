@@ -48,6 +48,8 @@ class SnakepitKernel(IPythonKernel):
         Called at each SIGINT for a cell; False if it only repeats the last one.
     on_cell
         Called with the metadata of each cell before it runs.
+    on_error
+        Called with an exception of a cell before it is shown.
     """
 
     # In ipykernel a trait that imports the debugger to check the class.
@@ -55,6 +57,7 @@ class SnakepitKernel(IPythonKernel):
 
     accepts_interrupt: Callable[[], bool] = staticmethod(lambda: True)
     on_cell: Callable[[dict[str, Any]], None] = staticmethod(lambda _: None)
+    on_error: Callable[[BaseException | None], None] = staticmethod(lambda _: None)
     _on_quitting: Callable[[], None] | None = None
 
     def __init__(self, **kwargs: Any) -> None:
@@ -285,6 +288,7 @@ class SnakepitKernel(IPythonKernel):
     def _show_traceback(self, *args: Any, **kwargs: Any) -> None:
         """Show the cancellation of an interrupted cell as a KeyboardInterrupt."""
         error = sys.exception()
+        self.on_error(error)
         if self._was_cancelled and isinstance(error, asyncio.CancelledError):
             interrupt = KeyboardInterrupt().with_traceback(error.__traceback__)
             args = ((KeyboardInterrupt, interrupt, error.__traceback__),)

@@ -2,30 +2,34 @@
 
 from __future__ import annotations
 
+import functools
+import inspect
 import math
 import os
 import types
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any, Literal, TypeVar, cast, get_args
+from typing import Any, Literal, ParamSpec, TypeVar, cast, get_args
 
 from ..errors import suggest
 from ..ids import check_name
 from ..lane.control_page import MAX_LANES
-from ..paths import working_directory
+from ..paths import NOTEBOOK_VARIABLE, working_directory
 from ..protocol.codec import Codec
 from ..protocol.unserializable import Policy
 from ..store.store import Store, check_store
 from ..tools.registry import name_of
 from ..validation import FOREVER, check_count, check_flag, check_seconds
-from .policies import Breaker, CrashBarrier, Heartbeat, P, Retry, check_policy
+from .policies import Breaker, CrashBarrier, Heartbeat, Retry, check_policy
+from .policies import P as K
 from .resources.accelerators import Allotment, Gpus, allot
 from .resources.kernelspec import WorkerKernel, find_kernel
 from .resources.limits import Limits, check_limits, find_group
 from .resources.machine_budget import usable_cores
 from .scheduling.scheduler import Purpose
 
+P = ParamSpec("P")
 T = TypeVar("T")
 
 Check = Callable[[str, Any], T]
@@ -80,7 +84,7 @@ def _choice(choices: tuple[str, ...]) -> Check[Any]:
     return check
 
 
-def _policy(kind: type[P]) -> Check[P | None]:
+def _policy(kind: type[K]) -> Check[K | None]:
     return lambda name, value: check_policy(name, kind, value)
 
 
@@ -151,6 +155,21 @@ def _option(check: Check[T]) -> T:
     """Return the field of an option; `PoolConfig.checked` applies its check."""
     made: T = field(metadata={"check": check})
     return made
+
+
+def suggests_options(function: Callable[P, T]) -> Callable[P, T]:
+    """Have the error for an unknown option name the one that may be meant; a decorator."""
+    known = [name for name in inspect.signature(function).parameters if name != "self"]
+
+    @functools.wraps(function)
+    def checked(*args: P.args, **options: P.kwargs) -> T:
+        for name in options:
+            if name not in known:
+                msg = f"there is no option {name!r}{suggest(name, known)}"
+                raise TypeError(msg)
+        return function(*args, **options)
+
+    return checked
 
 
 # -- the table ---------------------------------------------------------------------------------
@@ -250,6 +269,28 @@ class PoolConfig(PoolOptions):
             accelerators=allot(options.gpus, options.workers, environ),
         )
 
+    def differences(self, other: PoolConfig) -> dict[str, tuple[object, object]]:
+        """Return the options that differ, but the name, with the value in each of the two.
+
+        An adapter is compared by its name: a class of the notebook is another one each time that
+        its cell has run.
+        """
+        shown = self._comparable(), other._comparable()
+        return {
+            name: (mine, shown[1][name])
+            for name, mine in shown[0].items()
+            if name != "name" and mine != shown[1][name]
+        }
+
+    def _comparable(self) -> dict[str, object]:
+        values = {option.name: getattr(self, option.name) for option in fields(PoolOptions)}
+        values["adapter"] = self.adapter and self.adapter_name
+        if self.is_auto_sized:
+            values["workers"] = "auto"
+        if self.follows_cwd:
+            values["cwd"] = None
+        return values
+
     @property
     def lanes(self) -> list[frozenset[Purpose]]:
         """The purposes of each lane of a worker; the lane of its main thread comes first."""
@@ -284,5 +325,5 @@ class PoolConfig(PoolOptions):
             **given,
             **self.accelerators.environment(slot),
         }
-        environment.pop("JPY_SESSION_NAME", None)  # the notebook's own
+        environment.pop(NOTEBOOK_VARIABLE, None)  # the notebook's own
         return environment

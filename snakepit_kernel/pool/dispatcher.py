@@ -365,6 +365,12 @@ class Dispatcher:
         with self.lock:
             return self.scheduler.homes.open(session)
 
+    def take_over_homes(self, ended: Dispatcher) -> None:
+        """Take over the homes of a dispatcher whose workers have all ended."""
+        with self.lock:
+            self.scheduler.homes = ended.scheduler.homes
+            self.scheduler.homes.leave_all()
+
     def forget_session(self, session: str) -> None:
         """Forget a session: its home, and its state in every worker."""
         with self.lock:

@@ -86,28 +86,34 @@ class Engine:
     """
 
     def __init__(self, config: PoolConfig) -> None:
+        self.pid = os.getpid()
+        self.sessions = PoolSessions(config, self.forget_session)
+        self.host_tools = HostTools(self.sessions.host_tools_of)
+        self._closing = Lock()
+        self._restarting = Lock()
+        self._is_ending = self._has_ended = False
+        self._failure: Exception | None = None
+        self._waiting: list[threading.Lock] = []  # a gate for each thread that waits in `close`
+        self._set_up(config)
+        _engines.add(self)
+
+    def _set_up(self, config: PoolConfig, closed_because: str | None = None) -> None:
+        """Make everything that ends with the workers: folder, reservation, threads and parts."""
         self._reservation = MachineReservation(config.name, config.bytes_each)
         if config.is_auto_sized:
             left = self._reservation.reserve_remaining(config.workers).workers
             config = replace(config, workers=left)
         self.config = config
-        self.pid = os.getpid()
-        self.sessions = PoolSessions(config, self.forget_session)
-        self.host_tools = HostTools(self.sessions.host_tools_of)
-        self._closing = Lock()
-        self._is_ending = self._has_ended = False
-        self._failure: Exception | None = None
-        self._waiting: list[threading.Lock] = []  # a gate for each thread that waits in `close`
         sweep_folders()
         self._folder = Folder(config.name)
+        loop_thread = None
         try:
-            self._loop_thread = LoopThread(f"snakepit-{config.name}")
-            self._build()
+            loop_thread = self._loop_thread = LoopThread(f"snakepit-{config.name}")
+            self._build(closed_because)
             atexit.register(self.close)
-            _engines.add(self)
         except BaseException as error:  # no threads, no memory, Ctrl-C
-            if "_loop_thread" in vars(self):
-                self._loop_thread.close()
+            if loop_thread is not None:
+                loop_thread.close()
             remove_folder(self._folder.path)
             self._reservation.release()
             if isinstance(error, RuntimeError):
@@ -116,7 +122,7 @@ class Engine:
                 ) from error
             raise
 
-    def _build(self) -> None:
+    def _build(self, closed_because: str | None) -> None:
         """Make the parts, each of those before it.
 
         What a part has to tell those above it goes by hooks: `WorkerSupervisor.on_available` and
@@ -146,7 +152,9 @@ class Engine:
             scheduler=scheduler,
         )
 
-        self.accounting = Accounting(config, lock, scheduler)
+        accounting = Accounting(config, lock, scheduler)
+        accounting.closed_because = closed_because
+        self.accounting = accounting
         self.dispatcher = Dispatcher(
             config,
             self.supervisor,
@@ -205,6 +213,46 @@ class Engine:
         ).begin()
         self.housekeeping.publish()
         self._loop_thread.spawn(self.housekeeping.run())
+
+    def restart(self) -> None:
+        """End all workers, verified, and start as many new ones; return when all are ready.
+
+        Tools, host tools and open sessions stay; what depends on a worker that has ended is made
+        anew. What still refers to the parts of the ended run finds them closed.
+
+        Raises
+        ------
+        RuntimeError
+            The callback of a future, or a host tool, calls it: the pool would wait for its caller.
+        PoolClosed
+            The pool belongs to another process.
+        StartFailed
+            A worker could not start. The pool is closed then, and nothing of it is running.
+        """
+        if os.getpid() != self.pid:
+            raise PoolClosed(self.config.name, self.accounting.closed_because or "")
+        if self.is_awaited:
+            msg = "the pool waits for the code that would restart it; use another thread"
+            raise RuntimeError(msg)
+        with self._restarting:
+            opened, ended = self.sessions.opened(), self.dispatcher
+            config = replace(
+                self.config, workers=len(self.supervisor.slots), is_auto_sized=False
+            )  # as `resize` and `reload` have left it
+            try:
+                self.close("it was restarted")
+                self._set_up(config, closed_because="it is being restarted")
+                self.sessions.keep(opened)
+                self.dispatcher.take_over_homes(ended)
+                self._failure = None
+                self._is_ending = self._has_ended = False
+                self.open()
+            except BaseException:
+                self.accounting.closed_because = "it could not be started again"
+                raise
+            with self.dispatcher.lock:
+                if not self.supervisor.is_closing:  # else another thread has closed it meanwhile
+                    self.accounting.closed_because = None
 
     def resize(self, count: int) -> None:
         """Change the number of workers; return when the change is complete."""
@@ -362,8 +410,8 @@ class Engine:
                 self._take_down(grace)
             finally:
                 self._has_ended = True
-                for gate in self._waiting:
-                    gate.release()
+                while self._waiting:
+                    self._waiting.pop().release()
 
     def _take_down(self, grace: float) -> None:
         """Do all steps in order, even if one fails; keep the first failure for `close`."""

@@ -21,6 +21,7 @@ from ..errors import SnakepitError
 from ..files import check_file, write_file
 from ..lane.shared_memory import TRIM_AFTER
 from ..loggers import get_logger
+from ..paths import notebook_name
 from ..processes.concurrency import in_thread
 from ..processes.run_folders import Folder
 from .accounting import Accounting
@@ -140,6 +141,7 @@ class Housekeeping:
                 ends=list(self._supervisor.ends),
                 shells=shells,
                 processes=processes,
+                notebook=notebook_name(),
             )
 
     def logs(self) -> dict[str, str]:

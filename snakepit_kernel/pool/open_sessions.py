@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from ..errors import SessionNotFound, SnakepitError
@@ -85,6 +85,17 @@ class PoolSessions:
             if self._states.get(state.id) is state:
                 del self._states[state.id]
                 self._forget(state.id)
+
+    def opened(self) -> list[SessionState]:
+        """Return the open sessions."""
+        with self._lock:
+            return list(self._states.values())
+
+    def keep(self, states: Iterable[SessionState]) -> None:
+        """Have sessions open again after `close`, unless others have been opened in their place."""
+        with self._lock:
+            for state in states:
+                self._states.setdefault(state.id, state)
 
     def all(self) -> list[SessionInfo]:
         """Return all sessions of the store."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import concurrent.futures
 import contextlib
+import inspect
 import itertools
 import os
 import threading
@@ -23,7 +24,14 @@ from ..store.store import Store
 from ..tools.registry import AdapterError, describe
 from ..validation import bounded, check_count, check_seconds
 from .caller import DEFAULT, Caller, Timeout
-from .config import MAX_WORKERS, Affinity, PoolConfig, check_adapter, check_affinity
+from .config import (
+    MAX_WORKERS,
+    Affinity,
+    PoolConfig,
+    check_adapter,
+    check_affinity,
+    suggests_options,
+)
 from .engine import Engine
 from .monitoring.timeline import LIMIT, Timeline
 from .policies import Breaker, CrashBarrier, Heartbeat, Retry
@@ -159,6 +167,7 @@ class Pool(Caller, concurrent.futures.Executor):
     1024
     """
 
+    @suggests_options
     def __init__(
         self,
         workers: int | Literal["auto"] | None = None,
@@ -195,12 +204,14 @@ class Pool(Caller, concurrent.futures.Executor):
         limits: Limits | Mapping[str, object] | None = None,
     ) -> None:
         config = PoolConfig.checked(locals())  # the parameters: nothing is assigned before
+        self._opened_with = config
         self._definitions = ToolDefinitions(config.codec)
         self._engine = Engine(config)
         self._engine.open()
         # The engine has no reference to this object, so that it can be collected; then the engine
         # ends when its work is done. At the exit of the interpreter the engine ends by itself.
         weakref.finalize(self, _close_in_thread, self._engine).atexit = False
+        _pools[next(_numbers)] = self
 
     # -- looking -------------------------------------------------------------------------------
 
@@ -297,7 +308,7 @@ class Pool(Caller, concurrent.futures.Executor):
             1 to 64 characters of ``[A-Za-z0-9_.-]`` that start with a letter or a digit.
         ttl
             Seconds that it lives without being used; None for no limit. Default: unchanged; for a
-            new one 24 hours in a notebook, an hour elsewhere.
+            new one 30 days in a notebook, an hour elsewhere.
         affinity
             Which worker does its work, see `Pool`. Default: the pool's.
         metadata
@@ -470,6 +481,27 @@ class Pool(Caller, concurrent.futures.Executor):
         """
         self._engine.recycle(worker)
 
+    def restart(self) -> None:
+        """End all workers and everything that they started, and start as many new ones.
+
+        Running work is interrupted, queued work is lost, and the memory of the workers is empty
+        afterwards, as is that of the shells and background processes of the pool's sessions. Tools,
+        host tools, options and sessions stay, and this object goes on to work. A pool that was
+        closed is opened again.
+
+        Raises
+        ------
+        StartFailed
+            A worker could not start. The pool is closed then.
+        SurvivorsError
+            A process of the old workers could not be ended. The pool is closed then.
+        RuntimeError
+            The callback of a future, or a host tool, calls it: the pool would wait for its caller.
+        PoolClosed
+            The pool belongs to another process.
+        """
+        self._engine.restart()
+
     def drain(self, timeout: float | None = None) -> bool:
         """Take no new work, and wait until all that was accepted is done; workers stay.
 
@@ -526,6 +558,48 @@ class Pool(Caller, concurrent.futures.Executor):
     def terminate(self) -> None:
         """End the pool now: running work is interrupted, queued work is lost, nothing is left."""
         self._engine.close()
+
+
+_pools: weakref.WeakValueDictionary[int, Pool] = weakref.WeakValueDictionary()
+_numbers = itertools.count()
+
+
+def open_pools() -> dict[str, Pool]:
+    """Return the open pools of this process, by name; of several of one name the last one.
+
+    A forked child has none: a pool belongs to the process that has opened it.
+    """
+    return {pool.name: pool for pool in list(_pools.values()) if pool.is_open}
+
+
+def compare_options(pool: Pool, options: Mapping[str, Any]) -> dict[str, tuple[object, object]]:
+    """Return the options in which a pool differs from one that others would open.
+
+    Parameters
+    ----------
+    pool
+        A pool. Changes after it was opened, by `Pool.resize` or `Pool.reload`, do not count.
+    options
+        Options of `Pool`, by name. One that is missing has its default.
+
+    Returns
+    -------
+    dict
+        For each such option its value in the pool, and the other one.
+
+    Raises
+    ------
+    TypeError, ValueError
+        An option is wrong; the text names it.
+    """
+    parameters = inspect.signature(Pool).parameters.items()
+    defaults = {name: parameter.default for name, parameter in parameters}
+    return pool._opened_with.differences(PoolConfig.checked({**defaults, **options}))  # noqa: SLF001
+
+
+def has_adapter(pool: Pool, adapter: object) -> bool:
+    """Whether the workers of a pool have exactly this adapter, and no other one of that name."""
+    return pool._engine.config.adapter is adapter  # noqa: SLF001
 
 
 def _chunks(iterables: Sequence[Iterable[Any]], size: int) -> Iterator[Sequence[Sequence[Any]]]:

@@ -161,6 +161,8 @@ class PoolStatus:
         The most recent ends of workers, the last one last.
     shells, processes
         Number of its sessions' open shells, and of their background processes that run.
+    notebook
+        Name of the notebook's file, if the owner is the kernel of one and was told.
     """
 
     name: str
@@ -173,6 +175,7 @@ class PoolStatus:
     ends: list[WorkerEnd] = field(default_factory=list)
     shells: int = 0
     processes: int = 0
+    notebook: str | None = None
 
     def __setstate__(self, state: list[Any]) -> None:
         """Restore a pickle; one of an earlier version has not got the last fields."""
@@ -244,12 +247,17 @@ class PoolStatus:
     @property
     def title(self) -> str:
         """The line above its table."""
-        return printable(f"pool {self.name} of process {self.owner_pid}: adapter {self.adapter}")
+        return printable(f"pool {self.name} of {self._owner}: adapter {self.adapter}")
 
     @property
     def about(self) -> str:
         """The text next to its name in a notebook."""
-        return printable(f"process {self.owner_pid} · adapter {self.adapter}")
+        return printable(f"{self._owner} · adapter {self.adapter}")
+
+    @property
+    def _owner(self) -> str:
+        process = f"process {self.owner_pid}"
+        return process if self.notebook is None else f"{self.notebook}, {process}"
 
     @property
     def footer(self) -> str:

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 SHELLS = f"{__package__.partition('.')[0]}.shells.manager"
 """The module that is loaded with the first shell."""
 
-NOTEBOOK_TTL, SCRIPT_TTL = 24 * 3600.0, 3600.0
+NOTEBOOK_TTL, SCRIPT_TTL = 30 * 86400.0, 3600.0
 """Default seconds that a session lives without being used, in a notebook and elsewhere."""
 
 MAX_SESSIONS = 10_000
@@ -392,7 +392,7 @@ def open_session(
         1 to 64 characters of ``[A-Za-z0-9_.-]`` that start with a letter or a digit.
     ttl
         Seconds that it lives without being used; None for ever. Default: that of the session; for
-        a new one 24 hours in a notebook, an hour elsewhere.
+        a new one 30 days in a notebook, an hour elsewhere.
     metadata
         Metadata of a new session.
     store

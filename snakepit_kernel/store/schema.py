@@ -170,9 +170,24 @@ _SHELLS = (
     """,
 )
 
+_NOTEBOOKS = (
+    """
+    CREATE TABLE IF NOT EXISTS notebooks (
+        session TEXT PRIMARY KEY,
+        path    TEXT NOT NULL,
+        inode   INTEGER NOT NULL,
+        born    REAL NOT NULL,
+        cells   TEXT NOT NULL,
+        kernel  TEXT NOT NULL,
+        seen    REAL NOT NULL
+    ) STRICT
+    """,
+)
+
 MIGRATIONS: Final[dict[int, tuple[str, ...]]] = {
     1 * _MAJOR: _FIRST,
     1 * _MAJOR + 1: _SHELLS,
+    1 * _MAJOR + 2: _NOTEBOOKS,
 }
 """Statements by the version that they migrate to. A version of the same thousand can be used by
 programs that know only an earlier one of it: it has only added something."""

@@ -17,6 +17,10 @@ from .variable_table import forget_session
 TTL_SLACK = 0.05
 """Part of a time to live by which a session may live longer, so that not each use is written."""
 
+LONG_TTL, EMPTY_TTL = 86400.0, 2 * TTL_SLACK
+"""Time to live in seconds from which on an empty session does not get all of it, and the part that
+it gets. Of a session in use, the time of the last use is late by less than that."""
+
 MAX_OPEN_ATTEMPTS = 1000
 """Attempts to open a session that others create and delete at the same time."""
 
@@ -218,22 +222,38 @@ class SessionTable:
         """Delete a session and everything in it; return whether it existed."""
         return self._database.transaction(lambda connection: _delete(connection, [number])) > 0
 
+    def has_content(self, number: int) -> bool:
+        """Whether anything is kept with a session."""
+        select = f"SELECT 1 FROM sessions WHERE number = ? AND {_HAS_CONTENT}"  # noqa: S608 - constants
+        return bool(self._database.read(select, (number,)))
+
+    def delete_if_empty(self, session_id: str) -> bool:
+        """Delete a session if nothing is kept with it; return whether that was so."""
+        select = f"SELECT number FROM sessions WHERE id = ? AND NOT {_HAS_CONTENT}"  # noqa: S608 - constants
+
+        def delete(connection: sqlite3.Connection) -> int:
+            empty = connection.execute(select, (session_id,)).fetchall()
+            return _delete(connection, [number for (number,) in empty])
+
+        return self._database.transaction(delete) > 0
+
     def expired(self) -> list[SessionRow]:
         """Return the expired sessions that were not deleted yet."""
         select = f"SELECT {_COLUMNS} FROM sessions WHERE expires <= ?"  # noqa: S608 - constants
         return [_session(row) for row in self._database.read(select, (time.time(),))]
 
     def sweep(self) -> list[SessionRow]:
-        """Delete the expired sessions; return them."""
+        """Delete the expired sessions, and those that have stayed empty; return them."""
         swept: list[SessionRow] = []
-        select = f"SELECT {_COLUMNS} FROM sessions WHERE expires <= ? LIMIT {SWEEP_BATCH}"  # noqa: S608 - constants
+        select = f"SELECT {_COLUMNS} FROM sessions WHERE {_IS_OVER} LIMIT {SWEEP_BATCH}"  # noqa: S608 - constants
 
         def sweep(connection: sqlite3.Connection) -> list[Row]:
-            over = connection.execute(select, (time.time(),)).fetchall()
+            now = time.time()
+            over = connection.execute(select, (now, now)).fetchall()
             _delete(connection, [row[0] for row in over])
             return over
 
-        while rows := self._database.read(select, (time.time(),)):
+        while rows := self._database.read(select, (now := time.time(), now)):
             swept += map(_session, self._database.transaction(sweep))
             if len(rows) < SWEEP_BATCH:
                 break
@@ -306,6 +326,18 @@ class SessionTable:
         )
         self._database.write(insert, (name, number))
 
+
+_PARTS = (
+    f"EXISTS (SELECT 1 FROM {table} c WHERE c.session = sessions.number)"  # noqa: S608 - constants
+    for table in ("variables", "programs", "metadata", "host_tools", "shells")
+)
+_HAS_CONTENT = f"({' OR '.join(_PARTS)})"
+
+_IS_OVER = (
+    f"expires <= ? OR (ttl >= {LONG_TTL} AND used < ? - ttl * {EMPTY_TTL}"
+    f" AND number <> {GLOBAL} AND NOT {_HAS_CONTENT})"
+)
+"""Condition of a sweep, whose two parameters are the present time."""
 
 _SUMMARIES = f"""
     SELECT {", ".join(f"s.{column}" for column in _COLUMNS.split(", "))},

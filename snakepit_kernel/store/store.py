@@ -14,6 +14,7 @@ from ..locks import Lock
 from ..paths import DATA_VARIABLE, data_dir
 from .change_feed import ChangeHub
 from .database import Database, failure
+from .notebook_table import NotebookTable
 from .program_table import ProgramTable
 from .session_table import SessionRow, SessionTable, copy_session
 from .variable_table import VariableTable
@@ -36,7 +37,7 @@ class Store:
 
     Attributes
     ----------
-    sessions, variables, programs
+    sessions, notebooks, variables, programs
         The tables.
     hub
         Notifies listeners of changes.
@@ -54,6 +55,7 @@ class Store:
             raise failure(path, error) from error
         self._database = Database(path)
         self.sessions = SessionTable(self._database)
+        self.notebooks = NotebookTable(self._database)
         self.variables = VariableTable(self._database)
         self.programs = ProgramTable(self._database, path.with_name(f"{path.name}-programs"))
         self.hub = ChangeHub(path)
@@ -74,6 +76,7 @@ class Store:
             self.programs.remove_files(files.get(row.number, ()))
         self.variables.sweep()
         self.programs.sweep()
+        self.notebooks.sweep()
         return swept
 
     def sweep_if_due(self) -> list[SessionRow]:

@@ -233,6 +233,10 @@ class ToolRegistry:
             raise ToolNotFound(name, sorted(self._tools))
         return tool
 
+    def has(self, name: str) -> bool:
+        """Whether there is a tool of a name."""
+        return name in self._tools
+
     def infos(self) -> list[ToolInfo]:
         """Describe all tools, in the order of their definition."""
         return [tool.info() for tool in self._tools.values()]

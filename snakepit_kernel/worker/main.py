@@ -39,6 +39,7 @@ from .event_loops import forbid_stop
 from .figures import isolate_figures
 from .interrupts import InterruptRouter, ThreadInterruptRouter, install
 from .kernel_builder import KernelBuilder
+from .name_advice import add_name_advice
 from .output import (
     LateSender,
     RedirectedOutput,
@@ -207,6 +208,9 @@ class WorkerMain:
         kernel.leave_end_to_owner(lambda: self._send(messages.Quitting()))
         kernel.on_cell = lambda metadata: correlate_cell(str(metadata.get(METADATA_KEY, "")))
         isolation = self._isolation
+        kernel.on_error = lambda error: add_name_advice(
+            error, isolation, self._registry, is_of_cell=True
+        )
         kernel.isolate_sessions(self._enter_cell, isolation.within, lambda: isolation.current)
         assert kernel.shell is not None
         isolation.attach_shell(kernel.shell)

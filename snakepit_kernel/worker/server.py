@@ -33,6 +33,7 @@ from .autoreload import Autoreload
 from .event_loops import EventLoops
 from .host_calls import HostCalls
 from .interrupts import InterruptRouter
+from .name_advice import add_name_advice
 from .output import Output
 from .search_path import add_import_advice
 from .session_isolation import SessionIsolation
@@ -393,6 +394,7 @@ class CallServer:
 
     def _send_error(self, call_id: int, error: BaseException, *, lingers: bool) -> None:
         """Answer a call that raised."""
+        add_name_advice(error, self._isolation, self._registry, is_of_cell=False)
         was_interrupted = call_id in {self.interrupts.interrupted, self.host_calls.interrupted}
         answer = replies.with_error(
             self.lane.marshaller, call_id, error, is_own=not was_interrupted, lingers=lingers

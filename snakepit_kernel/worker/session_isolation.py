@@ -64,6 +64,10 @@ class SessionIsolation:
         self._namespaces = ShellNamespaces(shell)
         self._namespaces.show(None, self.current)
 
+    def sessions_with(self, name: str) -> list[str | None]:
+        """Return the sessions whose cells have defined a name, None for anonymous work."""
+        return [] if self._namespaces is None else self._namespaces.sessions_with(name)
+
     # -- changing ------------------------------------------------------------------------------
 
     def switch_to(self, session: str | None) -> None:
@@ -276,6 +280,10 @@ class SessionNamespace:
     def __init__(self, shell: InteractiveShell) -> None:
         self.keep(shell)
 
+    def has(self, name: str) -> bool:
+        """Whether a name is defined in it."""
+        return name in self._of_shell[_SHELL_FIELDS.index("user_ns")]
+
     def keep(self, shell: InteractiveShell) -> None:
         """Save it from the shell, before another session's is put in place."""
         self._of_shell = _of_shell(shell)
@@ -339,6 +347,10 @@ class ShellNamespaces:
         else:
             wanted.show(self._shell)
         self._shown = wanted
+
+    def sessions_with(self, name: str) -> list[str | None]:
+        """Return the sessions in whose namespace a name is defined."""
+        return [session for session, names in self._known.items() if names.has(name)]
 
     def forget(self, session: str) -> None:
         """Drop the namespace of a session, which is not in place."""

@@ -106,7 +106,7 @@ def test_the_adapter_is_called_after_its_package(name: str, expected: str) -> No
     ("name", "reason"),
     [
         ("1shop", "cannot be the name of a package"),
-        ("my-shop", "cannot be the name of a package"),
+        ("my-shop", "did you mean 'my_shop'?"),
         ("my shop", "cannot be the name of a package"),
         ("../shop", "cannot be the name of a package"),
         ("a.b", "cannot be the name of a package"),

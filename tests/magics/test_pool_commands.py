@@ -122,7 +122,7 @@ def test_the_magics_are_left_with_a_pool_that_runs(notebook):
     assert shown.stdout == "pool b has ended; cells run in pool default now\n"
     assert notebook.run("%%snakepit\nprint(1)").stdout == "1\n"
     notebook.run("%snakepit start --workers 1 --name c")
-    notebook.run("pool_c = get_ipython().magics_manager.registry['SnakepitMagics'].pools['c']")
+    notebook.run("pool_c = %snakepit use --pool c")
     notebook.run("pool_c.terminate()")
     assert notebook.run("%%snakepit\nprint(2)").stdout == "2\n"
     assert notebook.run("%snakepit stop").stdout == "pool default has ended\n"

@@ -30,7 +30,8 @@ from snakepit_kernel.pool.resources.machine_budget import usable_cores
         ({"env": {"A": 1}}, TypeError, "env must map strings to strings, not 'A' to 1"),
         ({"cwd": "/no/such/place"}, NotADirectoryError, "cwd '/no/such/place' is not a directory"),
         ({"adapter": 3}, TypeError, "adapter must be 'module:Class'"),
-        ({"wokers": 2}, TypeError, "wokers"),
+        ({"wokers": 2}, TypeError, "there is no option 'wokers'; did you mean 'workers'"),
+        ({"max_memory_bytes": "1G"}, TypeError, "not '1G', which is 1073741824"),
     ],
     ids=lambda v: str(v)[:40],
 )

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import signal
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
+from typing import Any
 
 from ...errors import suggest
 from ...processes.os_limits import NotDelegated, find_parent
+from ...validation import bytes_meant
 
 LEAST_FILES = 128
 """Lowest ``open_files``; a worker itself has about 70 open."""
@@ -36,6 +38,11 @@ class Limits:
         which needs cgroup v2 and its delegation to this user. A worker that uses more memory is
         ended with all that it started, and `WorkerDied` says why; one that uses more CPU time is
         throttled.
+
+    Raises
+    ------
+    TypeError, ValueError
+        A limit is invalid; the text names it.
     """
 
     address_space_bytes: int | None = None
@@ -43,6 +50,11 @@ class Limits:
     open_files: int | None = None
     memory_bytes: int | None = None
     cpus: float | None = None
+
+    def __post_init__(self) -> None:
+        for name in (item.name for item in fields(self)):
+            if (value := getattr(self, name)) is not None:
+                _check(name, value)
 
     @property
     def controllers(self) -> tuple[str, ...]:
@@ -75,19 +87,16 @@ def check_limits(given: Limits | Mapping[str, object] | None) -> Limits:
     if given is None:
         return Limits()
     if isinstance(given, Limits):
-        values = asdict(given)
-    elif isinstance(given, Mapping):
-        values = dict(given)
-    else:
+        return given
+    if not isinstance(given, Mapping):
         msg = f"limits must be Limits(…) or a mapping, not {given!r}"
         raise TypeError(msg)
+    values: dict[str, Any] = dict(given)
     known = [item.name for item in fields(Limits)]
-    for name, value in values.items():
+    for name in values:
         if name not in known:
             msg = f"limits has no {name!r}{suggest(str(name), known)}"
             raise ValueError(msg)
-        if value is not None:
-            _check(name, value)
     return replace(Limits(), **values)
 
 
@@ -95,7 +104,8 @@ def _check(name: str, value: object) -> None:
     is_whole = name.endswith("_bytes") or name == "open_files"
     if isinstance(value, bool) or not isinstance(value, int if is_whole else int | float):
         kind = "a whole number" if is_whole else "a number"
-        msg = f"limits: {name} must be {kind} or None, not {value!r}"
+        meant = bytes_meant(name, value)
+        msg = f"limits: {name} must be {kind} or None, not {value!r}{meant}"
         raise TypeError(msg)
     if not 0 < value < float("inf"):
         msg = f"limits: {name} must be positive, not {value}"

@@ -92,10 +92,18 @@ class Homes(Generic[W]):
         """Forget a lane whose worker is gone; homes on it are lost."""
         for session in [session for session, last in self._last.items() if last == lane]:
             del self._last[session]
-        for session, home in list(self._kept.items()):
-            if home.lane == lane:
-                home.is_lost = True
-                del self._kept[session], self._homes[session]
+        self._lose([session for session, home in self._kept.items() if home.lane == lane])
+
+    def leave_all(self) -> None:
+        """Forget all lanes: every worker is gone. A home that had none yet stays."""
+        self._last.clear()
+        self._lose(list(self._kept))
+
+    def _lose(self, sessions: Iterable[str]) -> None:
+        for session in sessions:
+            home = self._kept.pop(session)
+            home.is_lost = True
+            del self._homes[session]
 
     def forget(self, session: str) -> None:
         """Forget a session's home and last worker."""

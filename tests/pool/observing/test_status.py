@@ -46,6 +46,15 @@ class Text(HTMLParser):
             self.texts.append(data)
 
 
+def test_the_notebook_of_a_pool_is_named_where_it_is_known():
+    pool = status(notebook="analysis.ipynb")
+
+    assert pool.title == "pool shop of analysis.ipynb, process 1: adapter shop:Shop"
+    assert "analysis.ipynb, process 1 · adapter shop:Shop" in Text(pool._repr_html_()).texts
+    assert status().title == "pool shop of process 1: adapter shop:Shop"
+    assert PoolStatus.from_json(pool.as_json()) == pool
+
+
 def test_html_and_text_tell_of_workers_queue_memory_ends_and_a_problem():
     pool = status(
         workers=[worker(), worker(name="shop-2.1", memory_bytes=30 << 20)],
