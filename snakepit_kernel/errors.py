@@ -46,6 +46,8 @@ from __future__ import annotations
 
 import difflib
 import functools
+import re
+import traceback
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
@@ -158,6 +160,10 @@ class QueueTimeout(SnakepitError, TimeoutError):
         )
 
 
+REPLACED = "the worker was replaced: the variables of its cells are gone"
+"""What becomes of a worker that ignores an interrupt, for people."""
+
+
 class CallTimeout(SnakepitError, TimeoutError):
     """A call's deadline passed; its work was interrupted.
 
@@ -166,8 +172,8 @@ class CallTimeout(SnakepitError, TimeoutError):
     worker
         Name of the worker that ran it, or None when it did not start.
     stacks
-        Stacks of all the worker's threads when the deadline passed, as `faulthandler` formats them.
-        The error's text shows the call's own.
+        Stacks of all the worker's threads when the deadline passed, as `faulthandler` formats them,
+        with the names of cells. The error's text shows the call's own.
     was_replaced
         Whether the worker ignored the interrupt, and was replaced.
     """
@@ -195,7 +201,7 @@ class CallTimeout(SnakepitError, TimeoutError):
             f"on worker {self.worker} and was interrupted"
         )
         if self.was_replaced:
-            text += "; it did not heed that, so the worker was replaced"
+            text += f"; it did not respond to that, so {REPLACED}"
         if where := _where(self.stacks):
             text += "; where it was, the innermost first:\n" + "\n".join(where)
         return text
@@ -646,9 +652,33 @@ class ToolError(SnakepitError):
         text = f"{self.type_name}: {self.message}" if self.message else self.type_name
         if self.details is not None:
             text += f"\n\n{self.details}"
-        if self.remote_traceback:
-            text += f"\n\nin the {self.place}:\n{self.remote_traceback.rstrip()}"
+        notes = getattr(self, "__notes__", ())
+        where = frames_alone(self.remote_traceback, self.type_name, self.message, notes)
+        if where:
+            text += f"\n\nin the {self.place}:\n{where}"
         return text
+
+    def _render_traceback_(self) -> list[str]:
+        """Return the traceback that IPython shows: without ``__cause__``, which only repeats it."""
+        from IPython.core.getipython import get_ipython
+
+        shell = get_ipython()
+        if shell is None:
+            return traceback.format_exception(self)
+        cause = self.__cause__
+        is_repeated = (
+            cause is not None
+            and type(cause).__name__ == self.type_name
+            and cause.__traceback__ is None
+        )
+        try:
+            if is_repeated:
+                self.__cause__ = None
+            shown = shell.InteractiveTB.structured_traceback(type(self), self, self.__traceback__)
+        finally:
+            if is_repeated:
+                self.__cause__ = cause
+        return list(shown)
 
 
 class CellError(ToolError):
@@ -666,7 +696,7 @@ class CellError(ToolError):
         self.traceback = tuple(traceback)
 
     def _render_traceback_(self) -> list[str]:
-        """Return the worker's traceback, which IPython shows instead of our own frames."""
+        """Return the worker's traceback, which IPython shows instead of that of this process."""
         return list(self.traceback)
 
 
@@ -856,6 +886,34 @@ class SurvivorsError(SnakepitError):
         return f"processes of run {self.run_id} could not be ended:\n{listed}"
 
 
+def frames_alone(
+    remote_traceback: str, type_name: str, message: str, notes: Iterable[str] = ()
+) -> str:
+    """Return a formatted traceback without the text of its exception, which is shown anyway.
+
+    Parameters
+    ----------
+    remote_traceback
+        As Python formats it, with causes and notes; it is returned as it is if it does not end in
+        the text of the exception.
+    type_name, message, notes
+        Of the exception.
+    """
+    text = remote_traceback.rstrip()
+    said = "\n".join(
+        [f"{type_name}: {message}" if message else type_name, *map(str, notes)]
+    ).rstrip()
+    before, _, module = text.removesuffix(said).rpartition("\n")
+    if not text.endswith(said) or not _MODULE.fullmatch(module):
+        return text
+    is_alone = before.count(f"{_HEADLINE}\n") + before.endswith(_HEADLINE) == 1
+    return before.removeprefix(_HEADLINE).strip("\n") if is_alone else before
+
+
+_HEADLINE = "Traceback (most recent call last):"
+_MODULE = re.compile(r"(?:[\w<>]+\.)*")
+
+
 def _where(stacks: str) -> list[str]:
     """Return the frames of users' code in the stacks of a worker's threads.
 
@@ -863,7 +921,7 @@ def _where(stacks: str) -> list[str]:
     """
     shown: list[str] = []
     for block in stacks.split("\n\n"):
-        places = [line for line in block.splitlines() if line.startswith("  File ")]
+        places = [line for line in block.splitlines() if line.startswith(_PLACES)]
         if any(_STARTS_THREADS in place for place in places):
             continue  # a thread that the call has started, not the call itself
         ends = (i for i, place in enumerate(places) if any(o in place for o in _OWN_PLACES))
@@ -872,6 +930,7 @@ def _where(stacks: str) -> list[str]:
     return shown
 
 
+_PLACES = ("  File ", "  Cell ")
 _OWN_PLACES = ("/snakepit_kernel/", "/IPython/core/interactiveshell.py")
 _STARTS_THREADS = "/snakepit_kernel/worker/threads.py"
 _SHOWN_PLACES = 10

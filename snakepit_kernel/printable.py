@@ -85,3 +85,8 @@ def duration(seconds: float) -> str:
         if seconds >= 2 * size:
             return f"{seconds / size:.0f} {unit}"
     return f"{seconds:.0f} s"
+
+
+def sendable(text: str) -> str:
+    """Escape the surrogates of a text, which names of files may contain."""
+    return text if text.isascii() else text.encode("utf-8", "backslashreplace").decode()

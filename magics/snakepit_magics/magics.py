@@ -37,6 +37,7 @@ from snakepit_kernel.pool.results import LiveView
 from snakepit_kernel.pool.scheduling.wait_notice import announcing_waits
 from snakepit_kernel.printable import printable
 from snakepit_kernel.tools.adapter import options_of
+from snakepit_kernel.tracebacks import hides_own_frames
 
 from .completion import Completer
 from .jobs import Job, WorkFactory
@@ -62,6 +63,7 @@ from .rendering import (
     format_in_full,
     format_in_list,
     raise_here,
+    raise_interrupt,
     show,
     without_traceback,
 )
@@ -102,6 +104,7 @@ class SnakepitMagics(Magics):
 
     @no_var_expand  # braces and dollars belong to the cell and to the arguments
     @line_cell_magic
+    @hides_own_frames
     def snakepit(self, line: str, cell: str | None = None) -> Any:  # noqa: D102 - see below
         try:
             self._print_last_run()
@@ -394,10 +397,17 @@ class SnakepitMagics(Magics):
             workers = self._pool(options.pool).slots() if options.all else [options.worker]
             self._run_in_background(session, code, workers, arguments)
             return
-        if options.all:
-            results = session.run_all(code, **arguments)
-        else:
-            results = [session.run(code, worker=options.worker, **arguments)]
+        try:
+            if options.all:
+                results = session.run_all(code, **arguments)
+            else:
+                results = [session.run(code, worker=options.worker, **arguments)]
+        except KeyboardInterrupt as interrupt:
+            view.end([])
+            raise_interrupt(interrupt, view.error)
+        except NameError as error:  # of a variable to pull
+            view.end([])
+            raise UsageError(printable(str(error), lines=True)) from error
         view.end([result.error for result in results if result.error is not None][:1])
         for shown in results[0].pages:
             page(shown)

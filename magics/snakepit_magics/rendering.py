@@ -5,11 +5,11 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Sequence
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TypeVar
 
 from IPython.core.error import UsageError
 
-from snakepit_kernel import CellError, SnakepitError, ToolError
+from snakepit_kernel import CellError, ToolError
 from snakepit_kernel.output.display import publish
 from snakepit_kernel.printable import printable
 from snakepit_kernel.protocol.messages import ToolInfo
@@ -32,9 +32,15 @@ class CellView:
 
     IPython prints a `UsageError` itself. Raised here, it is printed again: so its line is held back
     until the outcome of the cell is known.
+
+    Attributes
+    ----------
+    error
+        The error of the cell, if it has raised one.
     """
 
     def __init__(self) -> None:
+        self.error: CellError | None = None
         self._held_back = ""
 
     def show(self, message: dict[str, Any]) -> None:
@@ -42,6 +48,8 @@ class CellView:
         content = message["content"]
         if message["msg_type"] == "status":
             return
+        if message["msg_type"] == "error":
+            self.error = CellError(content["ename"], content["evalue"], content["traceback"])
         self._release()
         if message["msg_type"] == "stream" and content["name"] == "stderr":
             text, mark, usage = content["text"].rpartition(_USAGE)
@@ -73,9 +81,20 @@ def raise_here(error: CellError) -> NoReturn:
     raise kind(error.type_name, error.message, error.traceback) from None
 
 
-def without_traceback(error: SnakepitError) -> SnakepitError:
+def raise_interrupt(interrupt: KeyboardInterrupt, error: CellError | None) -> NoReturn:
+    """Raise the interrupt of a cell so that the notebook shows where the worker was."""
+    if error is not None and error.type_name == KeyboardInterrupt.__name__:
+        raise_here(error)
+    raise without_traceback(interrupt) from None
+
+
+E = TypeVar("E", bound=BaseException)
+
+
+def without_traceback(error: E) -> E:
     """Make an exception show its name and text, without frames: all are this package's."""
-    shown = [f"{type(error).__name__}: {error}", *getattr(error, "__notes__", ())]
+    name = f"{type(error).__name__}: {error}".removesuffix(": ")
+    shown = [name, *getattr(error, "__notes__", ())]
     error._render_traceback_ = lambda: shown  # type: ignore[attr-defined]
     return error
 

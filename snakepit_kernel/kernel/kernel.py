@@ -27,6 +27,7 @@ from tornado.ioloop import IOLoop
 from ..ids import SESSION_KEY
 from ..processes import children, foreground, idle_lock
 from ..processes.tags import parent_is_guardian
+from ..tracebacks import hide_own_frames
 from .interrupt_watch import InterruptWatch
 
 QUITTING = (
@@ -286,11 +287,18 @@ class SnakepitKernel(IPythonKernel):
         return has_failed
 
     def _show_traceback(self, *args: Any, **kwargs: Any) -> None:
-        """Show the cancellation of an interrupted cell as a KeyboardInterrupt."""
+        """Show an exception without our frames, such as those of the handlers of interrupts.
+
+        The cancellation of an interrupted cell is shown as a KeyboardInterrupt.
+        """
         error = sys.exception()
         self.on_error(error)
+        if error is not None:
+            hide_own_frames(error)
         if self._was_cancelled and isinstance(error, asyncio.CancelledError):
             interrupt = KeyboardInterrupt().with_traceback(error.__traceback__)
+            for note in getattr(error, "__notes__", ()):
+                interrupt.add_note(note)
             args = ((KeyboardInterrupt, interrupt, error.__traceback__),)
             kwargs.pop("exc_tuple", None)
         self._show(*args, **kwargs)

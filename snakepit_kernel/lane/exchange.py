@@ -8,6 +8,7 @@ from collections import deque
 from collections.abc import Callable
 from typing import Any, Protocol
 
+from ..errors import frames_alone
 from ..output.display import Display
 from ..protocol import messages
 from ..protocol.codec import loads
@@ -26,7 +27,7 @@ from ..protocol.messages import (
     shown,
 )
 from .marshalling import Marshaller
-from .replies import cannot_restore, decode_error, decode_value
+from .replies import Interrupted, cannot_restore, decode_error, decode_value
 
 OnNews = Callable[[BaseException | None], None]
 OnHostCall = Callable[[HostCall, Frame], None]
@@ -165,6 +166,13 @@ class Exchange:
     def has_failed(self) -> bool:
         """Whether its outcome is an exception."""
         return self._exception is not None
+
+    @property
+    def where_interrupted(self) -> str:
+        """Where its code was when it was interrupted, as frames; empty when it was not."""
+        if not isinstance(self._exception, Interrupted):
+            return ""
+        return frames_alone(self._exception.traceback, KeyboardInterrupt.__name__, "")
 
     @property
     def has_news(self) -> bool:

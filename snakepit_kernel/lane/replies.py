@@ -2,21 +2,16 @@
 
 from __future__ import annotations
 
-import linecache
-import os
-import re
 import traceback
 from typing import Any, Literal
 
-from ..errors import InvalidArguments, ToolError, ToolNotFound, ValueTooLarge
+from ..errors import InvalidArguments, ToolError, ToolNotFound, ValueTooLarge, frames_alone
+from ..printable import sendable
 from ..protocol import messages
 from ..protocol.frames import Frame, Segment, pack
-from ..protocol.messages import sendable
+from ..protocol.sources import with_cell_names
+from ..tracebacks import hide_own_frames
 from .marshalling import Marshaller
-
-_FRAME_LINE = re.compile(r'  File "(?P<file>.+)", line (?P<line>\d+), in ')
-
-_OWN_FILES = os.path.dirname(os.path.dirname(__file__))  # noqa: PTH120 - compared as text
 
 MAX_TEXT = 1 << 20
 """Characters of an exception's text, or traceback, that are sent."""
@@ -33,14 +28,20 @@ class Interrupted(Exception):
 
 
 class RemoteTraceback(Exception):
-    """The text of a worker's traceback, shown as the cause of the exception itself."""
+    """The text of a worker's traceback, shown as the cause of the exception itself.
+
+    Parameters
+    ----------
+    text
+        The traceback, without the exception, which is shown below it.
+    """
 
     def __init__(self, text: str) -> None:
         super().__init__(text)
         self.text = text
 
     def __str__(self) -> str:
-        return f"\n\n{self.text}"
+        return f"in the worker:\n{self.text}"
 
 
 # -- encoding --------------------------------------------------------------------------------------
@@ -105,7 +106,7 @@ def with_error(
         kind=kind,
         type_name=type(error).__name__,
         message=_text_of(error),
-        traceback=_traceback_of(error),
+        traceback=_traceback_of(error, before_running=before_running),
         problems=problems,
         lingers=lingers,
     )
@@ -124,15 +125,13 @@ def _text_of(error: BaseException) -> str:
         return "(its text cannot be shown)"
 
 
-def _traceback_of(error: BaseException) -> str:
-    """Format a traceback without the frames of this package that lead to the call."""
+def _traceback_of(error: BaseException, *, before_running: bool) -> str:
+    """Format a traceback without the frames of this package."""
     try:
+        hide_own_frames(error, is_expected=before_running)
         formatted = traceback.TracebackException.from_exception(error)
-        stack = formatted.stack
-        while len(stack) > 1 and stack[0].filename.startswith(_OWN_FILES):
-            stack.pop(0)
         _cut_remote_causes(formatted, error)
-        return _shortened("".join(formatted.format()))
+        return _shortened(with_cell_names("".join(formatted.format())))
     except Exception:  # noqa: BLE001 - as above
         return f"{type(error).__name__}: (its traceback cannot be shown)\n"
 
@@ -201,14 +200,15 @@ def decode_error(
             if isinstance(refusal, ToolNotFound):
                 return refusal
             return ToolNotFound(name, message.problems)
-    text = with_sources(message.traceback)
     original = _original(marshaller, message, frame)
+    notes = list(getattr(original, "__notes__", ()))
     if raise_original and original is not None and not isinstance(original, KeyboardInterrupt):
-        original.__cause__ = RemoteTraceback(text)
+        text = frames_alone(message.traceback, message.type_name, message.message, notes)
+        original.__cause__ = RemoteTraceback(text) if text else None
         return original
-    error = ToolError(message.type_name, message.message, text, place)
+    error = ToolError(message.type_name, message.message, message.traceback, place)
     error.__cause__ = original
-    for note in getattr(original, "__notes__", ()):
+    for note in notes:
         error.add_note(note)
     return error
 
@@ -247,19 +247,3 @@ def _original(
     except Exception:  # noqa: BLE001 - an exception's class may do anything; its text remains
         return None
     return original if isinstance(original, BaseException) else None
-
-
-def with_sources(traceback: str) -> str:
-    """Add to a remote traceback the source lines that only this process knows.
-
-    A worker knows the line numbers of a function of the notebook, but not the text.
-    """
-    lines = traceback.splitlines()
-    shown = []
-    for line, following in zip(lines, [*lines[1:], ""], strict=True):
-        shown.append(line)
-        place = _FRAME_LINE.match(line)
-        if place is not None and not following.startswith("    "):
-            source = linecache.getline(place["file"], int(place["line"])).strip()
-            shown += [f"    {source}"] if source else []
-    return "\n".join(shown)

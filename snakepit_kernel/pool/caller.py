@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import concurrent.futures
-import contextvars
 from collections.abc import AsyncGenerator, Callable, Iterable, Mapping
 from typing import Any, Final, Literal, NoReturn, ParamSpec, TypeVar
 
 from ..errors import ToolNotFound
 from ..protocol.codec import cannot_travel, pickled
 from ..protocol.messages import ToolInfo
+from ..tracebacks import hide_own_frames, hides_own_frames
 from ..validation import check_count, check_priority, check_seconds
 from ..worker import namespace
 from .engine import Engine
@@ -38,6 +37,7 @@ DEFAULT: Final = "default"
 Timeout = float | None | Literal["default"]
 
 
+@hides_own_frames
 class Caller:
     """Calls tools, runs cells and submits functions; base of `Pool` and `Session`."""
 
@@ -101,7 +101,11 @@ class Caller:
         Ctrl-C interrupts the call in its worker as well, and leaves the worker usable.
         What the tool prints is printed here.
         """
-        return self._call(tool, (), dict(arguments or {}), timeout, priority)
+        try:
+            return self._call(tool, (), dict(arguments or {}), timeout, priority)
+        except BaseException as error:
+            hide_own_frames(error)
+            raise
 
     async def acall(
         self,
@@ -115,10 +119,14 @@ class Caller:
 
         Cancelling the task interrupts the tool.
         """
-        work = self._tool_work(
-            tool, (), dict(arguments or {}), timeout, priority, bound="max_futures"
-        )
-        return await self._engine.work.acall(work)
+        try:
+            work = self._tool_work(
+                tool, (), dict(arguments or {}), timeout, priority, bound="max_futures"
+            )
+            return await self._engine.work.acall(work)
+        except BaseException as error:
+            hide_own_frames(error)
+            raise
 
     def stream(
         self,
@@ -334,8 +342,12 @@ class Caller:
         PoolSaturated, SessionLost, WorkerBusy, PoolClosed
             The work was not accepted.
         """
-        name, request = self._function_request(fn, args, kwargs)
-        return self._submit(name, request, bound="max_futures")
+        try:
+            name, request = self._function_request(fn, args, kwargs)
+            return self._submit(name, request, bound="max_futures")
+        except BaseException as error:
+            hide_own_frames(error)
+            raise
 
     def _submit(self, name: str, request: Request, **options: Any) -> CallFuture[Any]:
         item = self._work(name, request, DEFAULT, kind=FutureItem, **options)
@@ -418,6 +430,8 @@ class Caller:
         ------
         CallTimeout, QueueTimeout, PoolSaturated, WorkerDied, SessionLost, WorkerBusy, PoolClosed
             As for `call`.
+        NameError
+            The cell has not defined a variable that ``pull`` names.
 
         Notes
         -----
@@ -465,27 +479,18 @@ class Caller:
     ) -> list[CellResult]:
         """Run a cell in every worker at the same time; return the results in their order.
 
-        Parameters are those of `run`. ``on_message`` is called from several threads.
+        Parameters are those of `run`. ``on_message`` is called from several threads. Ctrl-C
+        interrupts the cell in all workers.
         """
-        names = list(pull)
         if self._engine.is_own_thread:
             msg = "the callback of a future must not wait for all workers; use another thread"
             raise RuntimeError(msg)
-
-        def run(slot: int) -> CellResult:
-            return self.run(
-                code, timeout=timeout, worker=slot, push=push, pull=names, on_message=on_message
-            )
-
-        slots = self._engine.housekeeping.slots()
-        with concurrent.futures.ThreadPoolExecutor(max_workers=max(1, len(slots))) as threads:
-            # Each in a copy of the context, which tells the notebook the cell of an output.
-            contexts = [contextvars.copy_context() for _ in slots]
-            running = [
-                threads.submit(context.run, run, slot)
-                for context, slot in zip(contexts, slots, strict=True)
-            ]
-            return [future.result() for future in running]
+        cell = self._cell(code, push, pull, on_message)
+        works = [
+            self._work("a cell", None, timeout, slot=slot, purpose="cell")
+            for slot in self._engine.housekeeping.slots()
+        ]
+        return self._engine.work.run_cells(works, cell)
 
     # -- namespaces ----------------------------------------------------------------------------
 

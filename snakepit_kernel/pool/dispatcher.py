@@ -342,7 +342,7 @@ class Dispatcher:
             for worker in self.supervisor.at_work():
                 for lane in worker.lanes:
                     lane.defined.clear()  # the definitions may not have been sent
-                    lane.encoders = lane.search_path_version = 0
+                    lane.encoders = lane.sources = lane.search_path_version = 0
                     self._repair_lane(lane)
             if self.accounting.pending == 0:
                 self.accounting.quiet.notify_all()

@@ -22,6 +22,7 @@ from ..sessions.state import SessionInfo
 from ..sessions.values import MAX_VARIABLE_BYTES
 from ..store.store import Store
 from ..tools.registry import AdapterError, describe
+from ..tracebacks import hide_own_frames, hides_own_frames
 from ..validation import bounded, check_count, check_seconds
 from .caller import DEFAULT, Caller, Timeout
 from .config import (
@@ -50,6 +51,7 @@ F = TypeVar("F", bound=Callable[..., Any])
 T = TypeVar("T")
 
 
+@hides_own_frames
 class Pool(Caller, concurrent.futures.Executor):
     """Worker kernels behind one queue.
 
@@ -167,6 +169,7 @@ class Pool(Caller, concurrent.futures.Executor):
     1024
     """
 
+    @hides_own_frames
     @suggests_options
     def __init__(
         self,
@@ -648,6 +651,9 @@ def _ordered_values(
             values.reverse()
             while values:
                 yield values.pop()
+    except BaseException as error:
+        hide_own_frames(error)
+        raise
     finally:
         for future in futures:
             future.cancel()

@@ -23,6 +23,7 @@ from ..output.display import Display
 from ..output.progress_bars import Settings
 from ..printable import printable
 from ..processes.concurrency import LoopThread
+from ..tracebacks import hide_own_frames, hides_own_frames
 from ..validation import bounded
 
 MAX_REPR = 400
@@ -200,14 +201,23 @@ class CallFuture(concurrent.futures.Future[T]):
             if self._state == FINISHED and self._exception is None:
                 value: T = self._result
                 return value
+            if self._exception is not None:
+                self._exception.__traceback__ = None  # of an earlier call
             return super().result(0)
+        except BaseException as error:
+            hide_own_frames(error)
+            raise
         finally:
             self = None  # type: ignore[assignment] # noqa: PLW0642 - the traceback has this frame
 
     def exception(self, timeout: float | None = None) -> BaseException | None:
         """Wait for the outcome; return the exception, or None. Otherwise the same as `result`."""
-        self._wait(timeout)
-        return super().exception(0)
+        try:
+            self._wait(timeout)
+            return super().exception(0)
+        except BaseException as error:
+            hide_own_frames(error)
+            raise
 
     def _wait(self, timeout: float | None) -> None:
         """Wait until there is an outcome, or for some seconds."""
@@ -295,6 +305,7 @@ _making = RLock()
 """Held while these are made, and while an outcome is set because they are not."""
 
 
+@hides_own_frames
 class Stream(Iterator[Any]):
     """The chunks of a streaming tool, in order.
 
@@ -317,7 +328,11 @@ class Stream(Iterator[Any]):
         self._must_not_block = must_not_block
 
     def __next__(self) -> Any:
-        return next(self._chunks)
+        try:
+            return next(self._chunks)
+        except BaseException as error:
+            hide_own_frames(error)
+            raise
 
     def __repr__(self) -> str:
         state = _STREAM_STATES[inspect.getgeneratorstate(self._chunks)]

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from ..sessions.programs import Metadata, Programs
 from ..sessions.state import SessionState, SessionStats
 from ..sessions.variables import Attributes, Variables
+from ..tracebacks import hides_own_frames
 from ..validation import check_priority
 from .caller import Caller
 from .config import Affinity
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 F = TypeVar("F", bound=Callable[..., Any])
 
 
+@hides_own_frames
 class Session(Caller):
     """Work that belongs together, and what it keeps: variables, programs, metadata.
 

@@ -14,8 +14,10 @@ from ..protocol import messages
 from ..protocol.codec import Codec, cannot_travel
 from ..protocol.encoders import encoders
 from ..protocol.frames import Segment, pack
-from ..protocol.messages import Define, Encode, Prepare, Release, ToolInfo
+from ..protocol.messages import Define, Encode, Prepare, Release, ShowLines, ToolInfo
+from ..protocol.sources import sources
 from ..tools.arguments import Arguments
+from ..tracebacks import hide_own_frames, hides_own_frames
 from .import_path import search_path, search_path_frames
 from .workers.worker import PooledLane
 
@@ -117,7 +119,8 @@ def _release(number: int, lanes: weakref.WeakSet[PooledLane]) -> None:
 def _is_up_to_date(lane: PooledLane) -> bool:
     """Whether a worker needs no preamble before its next request."""
     is_ready = lane.encoders == len(encoders.known) and not lane.forgets and not lane.released
-    return is_ready and lane.search_path_version == search_path.version()
+    has_lines = lane.sources == len(sources.files)
+    return is_ready and has_lines and lane.search_path_version == search_path.version()
 
 
 def preamble(lane: PooledLane) -> list[Segment]:
@@ -143,6 +146,9 @@ def preamble(lane: PooledLane) -> list[Segment]:
     for forget in list(lane.forgets):
         frames += pack(messages.encode(forget))
         lane.forgotten = forget.number
+    number, lane.sources = lane.sources, len(sources.files)
+    if files := sources.after(number):
+        frames += pack(messages.encode(ShowLines(files)))
     return frames
 
 
@@ -161,6 +167,7 @@ class ToolCaller(Protocol):
     def _stream(self, tool: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any: ...
 
 
+@hides_own_frames
 class ToolMethods:
     """The tools of a pool as methods.
 
@@ -179,14 +186,18 @@ class ToolMethods:
         try:
             info = self._caller._find_tool(name)  # noqa: SLF001 - one idea in two classes
         except ToolNotFound as error:
-            raise AttributeError(str(error)) from error
+            raise AttributeError(str(error)) from None
 
         validator = self._caller._definitions.validator  # noqa: SLF001
 
         run = self._caller._stream if info.streams else self._caller._call  # noqa: SLF001
 
         def call(*args: Any, **kwargs: Any) -> Any:
-            return run(name, args, kwargs)
+            try:
+                return run(name, args, kwargs)
+            except BaseException as error:
+                hide_own_frames(error)
+                raise
 
         call.__name__ = call.__qualname__ = name
         call.__doc__ = info.description

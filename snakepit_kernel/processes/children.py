@@ -15,14 +15,12 @@ import os
 import signal
 import sys
 import traceback
-from types import TracebackType
 from typing import NoReturn
+
+from ..tracebacks import without_framework
 
 is_child = False
 """Whether the user's code has forked this process from one that called `watch`."""
-
-FRAMEWORK = frozenset({"snakepit_kernel", "ipykernel", "IPython", "asyncio"})
-"""Packages whose frames are above the user's in a traceback."""
 
 _is_watching = False
 
@@ -69,22 +67,10 @@ def _report_error(error: BaseException | None) -> int:
             return (error.code or 0) & 0xFF
         sys.stderr.write(f"{error.code}\n")
     else:
-        trace = _of_user(error.__traceback__)
+        trace = without_framework(error.__traceback__) or error.__traceback__
         sys.stderr.write("".join(traceback.format_exception(type(error), error, trace)))
     sys.stderr.flush()
     return 1
-
-
-def _of_user(trace: TracebackType | None) -> TracebackType | None:
-    """Drop the framework's frames above the user's code."""
-    inner = trace
-    while inner is not None and _package(inner) in FRAMEWORK:
-        inner = inner.tb_next
-    return inner or trace
-
-
-def _package(trace: TracebackType) -> str:
-    return str(trace.tb_frame.f_globals.get("__name__", "")).partition(".")[0]
 
 
 def end_in(loop: asyncio.AbstractEventLoop) -> None:

@@ -7,6 +7,8 @@ from typing import Any, TypeVar
 
 import cloudpickle
 
+from ..tracebacks import hides_own_frames
+
 T = TypeVar("T")
 
 Reducer = Callable[[Any], tuple[Callable[..., Any], tuple[Any, ...]]]
@@ -43,6 +45,7 @@ encoders = Encoders()
 """The encoders of this process, global as those of `copyreg`."""
 
 
+@hides_own_frames
 def register_encoder(kind: type[T], encode: Callable[[T], Any], decode: Callable[[Any], T]) -> None:
     """Register how values of a type are sent between notebook and workers, both ways.
 

@@ -13,6 +13,7 @@ from typing import Any
 import cloudpickle
 
 from .class_registry import known
+from .sources import sources
 
 _CACHED: Any = type(functools.lru_cache(lambda: None))
 _OF_A_CACHE = frozenset({"__wrapped__", "cache_parameters"})
@@ -195,6 +196,7 @@ _reduce_code_without_file = cloudpickle.Pickler.dispatch_table[types.CodeType]
 
 def _reduce_code(code: types.CodeType) -> Reduced:
     """Reduce a code object with its file name, so that errors can show its lines."""
+    sources.note(code)
     kind, parts = _reduce_code_without_file(code)
     named = list(parts)
     named[_FILE] = code.co_filename

@@ -12,6 +12,7 @@ message        direction  body
 `Encode`       → worker   ``(type, encode, decode)``
 `Prepare`      → worker   a function that calls refer to from now on
 `Release`      → worker   none; functions that no call refers to any more
+`ShowLines`    → worker   none; source lines of functions that follow
 `Follow`       → worker   none; the owner's new search path and working directory
 `Forget`       → worker   none; a session is reset
 `Call`         → worker   ``(args, kwargs)`` of a tool
@@ -54,6 +55,7 @@ from typing import Any, Literal
 import msgspec
 
 from .codec import Codec
+from .sources import Source
 
 
 class _Message(
@@ -188,6 +190,12 @@ class Release(_Message, frozen=True, tag="release"):
     """Drop functions that were prepared. Not answered."""
 
     numbers: list[int]
+
+
+class ShowLines(_Message, frozen=True, tag="show_lines"):
+    """Show these source lines in tracebacks. Not answered."""
+
+    files: list[Source]
 
 
 class Follow(_Message, frozen=True, tag="follow"):
@@ -487,6 +495,7 @@ ToWorker = (
     | Encode
     | Prepare
     | Release
+    | ShowLines
     | Follow
     | Forget
     | Call
@@ -528,11 +537,6 @@ def as_text(stream: str, text: str) -> bytes:
     """Return the body of a `Late` that is text."""
     content: Mapping[str, str] = {"name": stream, "text": text}
     return as_shown(json.dumps(content).encode())
-
-
-def sendable(text: str) -> str:
-    """Escape the surrogates of a text, which names of files may contain."""
-    return text if text.isascii() else text.encode("utf-8", "backslashreplace").decode()
 
 
 encode = msgspec.msgpack.Encoder().encode

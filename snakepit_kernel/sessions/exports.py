@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from ..files import write_file
+from ..tracebacks import hides_own_frames
 from .json_format import (
     FORMAT_VERSION,
     VARIABLES_FORMAT,
@@ -30,6 +31,7 @@ MAX_BYTES: Final = 1 << 28
 Programs = dict[str, tuple[Any, Mapping[str, Any]]]
 
 
+@hides_own_frames
 def export_session(session: SessionState, path: str | Path) -> int:
     """Write a session's variables, programs and metadata to a file; return the number of entries.
 
@@ -62,6 +64,7 @@ def export_session(session: SessionState, path: str | Path) -> int:
     return len(variables) + len(programs) + len(metadata)
 
 
+@hides_own_frames
 def import_session(session: SessionState, path: str | Path, *, trust: bool = False) -> int:
     """Read a file into a session; return the number of entries.
 

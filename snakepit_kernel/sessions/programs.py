@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Mapping, MutableMapping
 from typing import Any
 
 from ..printable import printable
+from ..tracebacks import hides_own_frames
 from .values import Program
 
 ProgramList = list[Program]
@@ -14,6 +15,7 @@ Names = list[str]
 Find = Callable[[str], Callable[..., Any]]
 
 
+@hides_own_frames
 class Programs(MutableMapping[str, Any]):
     """Named objects, models and pipelines for instance, that outlive the kernel.
 
@@ -101,6 +103,7 @@ class Programs(MutableMapping[str, Any]):
         return [*self]
 
 
+@hides_own_frames
 class Metadata(MutableMapping[str, Any]):
     """Metadata of a session: small values by name, as durable as its variables.
 

@@ -17,6 +17,7 @@ from ..ids import check_name
 from ..store.schema import GLOBAL
 from ..store.session_table import SessionRow, SessionSummary
 from ..store.store import Store, open_store
+from ..tracebacks import hides_own_frames
 from ..validation import FOREVER
 from .handle import SessionHandle
 from .program_service import MetadataService, ProgramService
@@ -194,6 +195,7 @@ class SessionState:
         expires = self._handle.row.expires
         return None if expires is None else when(expires)
 
+    @hides_own_frames
     def stats(self) -> SessionStats:
         """Return statistics of the session."""
         self.touch()
@@ -257,6 +259,7 @@ class SessionState:
         self.touch()
         return self.shells.shell
 
+    @hides_own_frames
     def open_shell(self, **options: Any) -> Shell:
         """Open the session's shell with options, before its first use.
 
@@ -299,6 +302,7 @@ class SessionState:
         """Check at the next use whether the session exists, and its time to live."""
         self._handle.refresh()
 
+    @hides_own_frames
     def delete(self, *, detach: bool = False) -> None:
         """Delete the session with everything in it, also its shell and its processes.
 
@@ -318,6 +322,7 @@ class SessionState:
             raise SessionNotFound(self.id)
         self._handle.refresh()
 
+    @hides_own_frames
     def fork(self, session_id: str) -> SessionState:
         """Copy the session: its variables without their history, programs and metadata.
 
@@ -374,6 +379,7 @@ def bound(service: Service, source: str, method: str) -> Callable[..., Any]:
     return partial(found, source=source) if method in service.WRITES else found
 
 
+@hides_own_frames
 def open_session(
     session_id: str,
     *,

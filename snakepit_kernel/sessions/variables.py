@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMappin
 from typing import Any, overload
 
 from ..printable import printable
+from ..tracebacks import hide_own_frames, hides_own_frames
 from .json_format import (
     FORMAT_VERSION,
     VARIABLES_FORMAT,
@@ -32,6 +33,7 @@ _SHOWN = reprlib.Repr()
 _SHOWN.maxstring = _SHOWN.maxother = 60
 
 
+@hides_own_frames
 class Variables(MutableMapping[str, Any]):
     """The variables of a session: typed, constrained, versioned, and durable.
 
@@ -126,10 +128,18 @@ class Variables(MutableMapping[str, Any]):
         return registered
 
     def __getitem__(self, name: Key) -> Any:
-        return self._value(name)
+        try:
+            return self._value(name)
+        except BaseException as error:
+            hide_own_frames(error)
+            raise
 
     def __setitem__(self, name: Key, value: Any) -> None:
-        self._assign(name, value)
+        try:
+            self._assign(name, value)
+        except BaseException as error:
+            hide_own_frames(error)
+            raise
 
     def set(self, name: Key, value: Any, *, version: int | None = None) -> None:
         """Set the value of a variable.
@@ -150,7 +160,11 @@ class Variables(MutableMapping[str, Any]):
         VariableLocked, VersionConflict
             It is locked, or it has changed since that version.
         """
-        self._assign(name, value, version)
+        try:
+            self._assign(name, value, version)
+        except BaseException as error:
+            hide_own_frames(error)
+            raise
 
     def __delitem__(self, name: Key) -> None:
         if not self.delete(name):
@@ -356,6 +370,7 @@ class Variables(MutableMapping[str, Any]):
         return [*self]
 
 
+@hides_own_frames
 class Attributes:
     """Variables as attributes: ``session.v.temperature = 0.7``.
 
@@ -396,7 +411,7 @@ def _as_attribute() -> Iterator[None]:
     try:
         yield
     except KeyError as error:
-        raise AttributeError(str(error)) from error
+        raise AttributeError(str(error)) from None
 
 
 def table_of(variables: Sequence[Variable]) -> str:

@@ -15,6 +15,7 @@ from typing import Protocol, Self
 
 from ..errors import SessionNotFound, SnakepitError
 from ..loggers import get_logger
+from ..tracebacks import hide_own_frames, hides_own_frames
 from ..validation import bounded
 from .values import Change
 
@@ -51,6 +52,7 @@ class Hub(Protocol):
         """Remove a listener."""
 
 
+@hides_own_frames
 class Watch:
     """The changes of variables since it was made, in their order.
 
@@ -151,6 +153,9 @@ class Watch:
                     await asyncio.sleep(POLL_SECONDS)  # as above
                 else:
                     await changed.wait()
+        except BaseException as error:
+            hide_own_frames(error)
+            raise
         finally:
             if self._notify is notify:
                 self._notify = self._changed.set

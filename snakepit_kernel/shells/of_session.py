@@ -6,12 +6,14 @@ import os
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from ..tracebacks import hides_own_frames
 from .driver import ShellDriver, ShellOptions
 from .manager import ProcessRequest, manager
 from .process import Process
 from .shell import Shell
 
 
+@hides_own_frames
 class ProcessList:
     """The background processes of a session or a pool.
 
@@ -56,6 +58,7 @@ class ProcessList:
         return repr(self.list())
 
 
+@hides_own_frames
 class SessionProcesses(ProcessList):
     """The background processes of a session.
 

@@ -21,6 +21,7 @@ from ..files import read_json, write_file
 from ..printable import duration, printable
 from ..processes.identity import ProcessIdentity, descendants
 from ..processes.run_folders import is_leftover
+from ..tracebacks import hides_own_frames
 from ..validation import check_count, check_seconds
 from .process_log import LogChunk, LogReader, Logs, read_log
 
@@ -121,6 +122,7 @@ class LocalProcess(Protocol):
         """Close its standard input."""
 
 
+@hides_own_frames
 class Process:
     """A background process of a session.
 

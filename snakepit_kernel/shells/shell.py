@@ -14,6 +14,7 @@ from typing import IO, Any, Generic, NoReturn, TypeVar
 from ..errors import CommandFailed, ShellClosed
 from ..locks import Lock
 from ..processes.concurrency import LoopThread
+from ..tracebacks import hide_own_frames, hides_own_frames
 from .bash import Bash
 from .driver import DEFAULT, CommandRequest, ShellDriver
 from .results import ShellChunk, ShellResult, StreamName
@@ -29,6 +30,7 @@ ENDED = "its process ends"
 T = TypeVar("T")
 
 
+@hides_own_frames
 class Shell:
     """A persistent bash of a session: working directory, variables, functions and options stay.
 
@@ -146,6 +148,7 @@ class Shell:
         """
         return self._stream(self._request(command, **options))
 
+    @hides_own_frames
     def _stream(self, request: CommandRequest) -> Iterator[ShellChunk]:
         chunks = _Chunks(self._loop_thread)
         work = partial(self._driver.execute, request, chunks.put, chunks.follow)
@@ -172,6 +175,9 @@ class Shell:
             while (chunk := await chunks.aget()) is not None:
                 yield chunk
             await call.await_result()
+        except BaseException as error:
+            hide_own_frames(error)
+            raise
         finally:
             call.abandon()
             await call.await_end()
@@ -206,6 +212,7 @@ class Shell:
         return self._driver.cwd
 
     @property
+    @hides_own_frames
     def env(self) -> dict[str, str]:
         """The variables that it exports."""
         entries = self.run("\\command env -0").stdout_bytes.split(b"\0")

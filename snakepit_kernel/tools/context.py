@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Protocol, Self
 from ..errors import ToolError
 from ..protocol.messages import CELL, SessionPart
 from ..telemetry.correlation import follow
+from ..tracebacks import hide_own_frames, hides_own_frames
 
 if TYPE_CHECKING:
     from ..sessions.programs import Metadata, Programs
@@ -128,6 +129,7 @@ class SessionContext:
         """The notebook's functions as methods: ``context.host_tools.answer(question="…")``."""
         return HostTools(self)
 
+    @hides_own_frames
     def call_host_tool(self, name: str, arguments: Mapping[str, Any] | None = None) -> Any:
         """Call a function of the notebook, and wait for its value.
 
@@ -152,6 +154,7 @@ class SessionContext:
         """
         return self._call_host(name, (), dict(arguments or {}))
 
+    @hides_own_frames
     async def acall_host_tool(self, name: str, arguments: Mapping[str, Any] | None = None) -> Any:
         """Do the same as `call_host_tool`, without blocking the event loop."""
         arguments = dict(arguments or {})
@@ -242,6 +245,7 @@ class SessionContext:
 
     # -- events --------------------------------------------------------------------------------
 
+    @hides_own_frames
     def emit(self, name: str, /, **attributes: object) -> None:
         """Emit an event to the notebook, for the handlers of ``telemetry.subscribe`` there.
 
@@ -308,7 +312,11 @@ class HostTools:
             raise AttributeError(name)
 
         def call(*args: Any, **kwargs: Any) -> Any:
-            return self._context._call_host(name, args, kwargs)  # noqa: SLF001 - one idea in two classes
+            try:
+                return self._context._call_host(name, args, kwargs)  # noqa: SLF001 - one idea in two classes
+            except BaseException as error:
+                hide_own_frames(error)
+                raise
 
         call.__name__ = call.__qualname__ = name
         return call

@@ -14,6 +14,7 @@ from ..sessions.programs import Metadata, Programs
 from ..sessions.values import encode
 from ..sessions.variables import Find, Key, Variables
 from ..sessions.watch import Watch
+from ..tracebacks import hide_own_frames
 
 if TYPE_CHECKING:
     from .remote_shell import RemoteProcesses, RemoteShell
@@ -102,7 +103,11 @@ class CachedVariables(Variables):
         until, body, value = self._cache.get(name, _NOT_CACHED)
         if time.monotonic() < until:
             return value if body is None else pickle.loads(body)  # noqa: S301 - what this process has pickled
-        value = super().__getitem__(name)
+        try:
+            value = self._value(name)
+        except BaseException as error:
+            hide_own_frames(error)
+            raise
         self._keep(name, value)
         return value
 

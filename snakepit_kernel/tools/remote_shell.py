@@ -12,6 +12,7 @@ from typing import Any
 from ..shells.of_session import ProcessList
 from ..shells.process import Process
 from ..shells.results import ShellChunk, ShellResult
+from ..tracebacks import hide_own_frames, hides_own_frames
 
 Ask = Callable[..., Any]
 AskAsync = Callable[..., Awaitable[Any]]
@@ -19,6 +20,7 @@ AskAsync = Callable[..., Awaitable[Any]]
 _numbers = itertools.count(1)
 
 
+@hides_own_frames
 class RemoteShell:
     """The shell of the session that a call or cell belongs to.
 
@@ -91,6 +93,7 @@ class RemoteShell:
         return str(self._ask("attribute", "cwd"))
 
     @property
+    @hides_own_frames
     def env(self) -> dict[str, str]:
         """The variables that it exports."""
         return dict(self._only("env", "", {}))
@@ -123,6 +126,7 @@ class RemoteShell:
         (item,) = self._items(kind, command, options)
         return item
 
+    @hides_own_frames
     def _items(
         self, kind: str, command: str, options: Mapping[str, Any]
     ) -> Generator[Any, None, None]:
@@ -143,6 +147,9 @@ class RemoteShell:
             while not begun.is_over:
                 for item in begun.receive(await self._ask_async(*begun.request)):
                     yield item
+        except BaseException as error:
+            hide_own_frames(error)
+            raise
         finally:
             if not begun.is_over:
                 with contextlib.suppress(RuntimeError, ConnectionError):
@@ -174,6 +181,7 @@ class _Begun:
         return items
 
 
+@hides_own_frames
 class RemoteProcesses(ProcessList):
     """The background processes of the session that a call or cell belongs to.
 

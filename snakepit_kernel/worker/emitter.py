@@ -11,9 +11,9 @@ from typing import Any
 
 from ..lane.worker_end import WorkerLane
 from ..locks import RLock
+from ..printable import sendable
 from ..protocol import messages
 from ..protocol.frames import pack
-from ..protocol.messages import sendable
 from ..telemetry.rate_limit import Buckets
 from ..telemetry.spans import Scalar
 

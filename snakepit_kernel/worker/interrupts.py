@@ -113,11 +113,11 @@ class InterruptRouter:
                 self._cancelled.add(call_id)
                 task.cancel()
             value, ended_by = await task
-        except asyncio.CancelledError:
+        except asyncio.CancelledError as cancelled:
             if call_id not in self._cancelled:
                 raise  # the tool cancelled itself
             self.interrupted = call_id
-            raise KeyboardInterrupt from None
+            raise KeyboardInterrupt().with_traceback(cancelled.__traceback__) from None
         finally:
             self._cancels.pop(call_id, None)
             self._cancelled.discard(call_id)

@@ -16,7 +16,7 @@ import threading
 import time
 from collections.abc import Mapping, Sequence
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from tornado.ioloop import IOLoop
 
@@ -29,6 +29,7 @@ from ..processes import foreground, idle_lock
 from ..processes.os_limits import limit_address_space, limit_cpu, limit_files
 from ..protocol import messages
 from ..protocol.frames import Frame, pack
+from ..protocol.sources import sources
 from ..telemetry.correlation import METADATA_KEY
 from ..tools.context import correlate_cell, enter_cell, enter_worker, is_main_thread, rename_worker
 from ..tools.registry import ToolRegistry
@@ -214,6 +215,7 @@ class WorkerMain:
         kernel.isolate_sessions(self._enter_cell, isolation.within, lambda: isolation.current)
         assert kernel.shell is not None
         isolation.attach_shell(kernel.shell)
+        _name_cells_of_notebook(kernel.shell.compile)
         if self._server.autoreload is not None:
             kernel.shell.events.register("post_execute", self._server.autoreload.note_imported)
         record_cell_streams()
@@ -394,6 +396,17 @@ class _Thread:
             # An interrupt that comes a moment too late must end nothing.
             with contextlib.suppress(KeyboardInterrupt):
                 self._loop.run_forever()
+
+
+def _name_cells_of_notebook(compiler: Any) -> None:
+    """Let IPython's tracebacks name the cells of the notebook whose functions run here."""
+    own_name = compiler.format_code_name
+
+    def format_code_name(file: str) -> tuple[str, ...] | None:
+        label = sources.received_label(file)
+        return tuple(label.split(" ", 1)) if label else own_name(file)
+
+    compiler.format_code_name = format_code_name
 
 
 def _preload(name: str) -> str:

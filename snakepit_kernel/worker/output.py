@@ -13,6 +13,7 @@ from typing import Any, Literal, TextIO, cast
 from ..kernel.streams import WorkerStream
 from ..lane.worker_end import WorkerLane
 from ..locks import RLock
+from ..printable import sendable
 from ..processes import children
 from ..protocol import messages
 from ..protocol.frames import FrameWriter, Segment, pack
@@ -255,7 +256,7 @@ class Output:
 
     def print(self, call_id: int, name: Name, text: str) -> None:
         """Send text that a call has printed."""
-        text = messages.sendable(text)
+        text = sendable(text)
         if children.is_child:  # it has no lane; the parent reads what it writes to the descriptor
             _write_all((self.stdout if name == "stdout" else self.stderr).fileno(), text.encode())
             return

@@ -20,6 +20,7 @@ from ..processes import children
 from ..protocol import messages
 from ..protocol.encoders import encoders
 from ..protocol.frames import Frame, pack
+from ..protocol.sources import sources
 from ..tools.context import (
     SessionContext,
     begin_call,
@@ -155,6 +156,7 @@ class CallServer:
                 | messages.Encode()
                 | messages.Prepare()
                 | messages.Release()
+                | messages.ShowLines()
                 | messages.Follow()
                 | messages.Forget()
             ):
@@ -227,6 +229,8 @@ class CallServer:
                 case messages.Release(numbers=numbers):
                     for number in numbers:
                         self._functions.pop(number, None)
+                case messages.ShowLines(files=files):
+                    sources.receive(files)
                 case messages.Forget(session=session, number=number):
                     self._isolation.forget(session, number)
                 case _:

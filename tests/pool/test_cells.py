@@ -127,6 +127,42 @@ def test_ctrl_c_interrupts_the_cell_and_the_state_stays(open_pool):
     assert pool.run("kept").value == 1
 
 
+def test_ctrl_c_interrupts_the_cell_in_all_workers_and_says_where_they_were(open_pool):
+    pool = open_pool(2)
+    pool.run_all("import time")
+    threading.Timer(0.5, os.kill, (os.getpid(), signal.SIGINT)).start()
+    began = time.monotonic()
+
+    with pytest.raises(KeyboardInterrupt) as caught:
+        pool.run_all("kept = 1\ntime.sleep(60)")
+
+    assert time.monotonic() - began < 20
+    assert [note.splitlines()[0] for note in caught.value.__notes__] == [
+        "in worker default-1.1:",
+        "in worker default-2.1:",
+    ]
+    assert all("----> 2 time.sleep(60)" in note for note in caught.value.__notes__)
+    assert [result.value for result in pool.run_all("kept")] == [1, 1]
+
+
+def test_ctrl_c_ends_the_workers_that_ignore_it_and_what_still_waits_for_one(open_pool):
+    pool = open_pool(2, grace=0.4)
+    deaf = (
+        "import time\nwhile True:\n    try:\n        time.sleep(60)\n"
+        "    except KeyboardInterrupt:\n        pass"
+    )
+    busy = pool.submit(time.sleep, 3)
+    threading.Timer(1.0, os.kill, (os.getpid(), signal.SIGINT)).start()
+
+    with pytest.raises(KeyboardInterrupt) as caught:
+        pool.run_all(deaf)
+
+    (note,) = caught.value.__notes__
+    assert note.endswith("the worker was replaced: the variables of its cells are gone")
+    assert not busy.done(), "the cell that waited was not run"
+    assert pool.stats().queued == 0
+
+
 def test_a_deadline_that_passes_before_the_cell_has_begun_interrupts_it_all_the_same(open_pool):
     pool = open_pool()
     pid = pool.run("import os; os.getpid()").value

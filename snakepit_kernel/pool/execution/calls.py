@@ -14,7 +14,7 @@ from typing import Any, Self, TypeVar
 
 import zmq
 
-from ...errors import CallTimeout, SnakepitError, ToolError
+from ...errors import REPLACED, CallTimeout, SnakepitError, ToolError
 from ...lane import replies
 from ...lane.exchange import Exchange
 from ...lane.owner_end import LaneClosed, OwnerLane
@@ -30,7 +30,7 @@ from ..refusals import Refusals
 from ..results import CellResult
 from ..tools import preamble
 from ..work_item import HostCallContext, WorkItem
-from ..workers.jupyter import Cell, CellClient, CellRun
+from ..workers.jupyter import Cell, CellClient, CellRun, where_interrupted
 from ..workers.supervisor import WorkerSupervisor
 from ..workers.worker import PooledLane
 from .host_tools import HostToolServer
@@ -126,8 +126,11 @@ class CallRunner:
             finally:
                 sys.setrecursionlimit(limit)
             raise
-        except BaseException:
-            _finish(self.stop(lane, exchange, _wait_here))
+        except BaseException as error:
+            ended_in_time = _finish(self.stop(lane, exchange, _wait_here))
+            note_stop(
+                error, lane.worker.name, exchange.where_interrupted, ended_in_time=ended_in_time
+            )
             raise
         finally:
             lane.end(exchange)
@@ -178,8 +181,11 @@ class CallRunner:
         except GeneratorExit:
             _finish(self.close_stream(lane, exchange, _wait_here))
             raise
-        except BaseException:
-            _finish(self.stop(lane, exchange, _wait_here))
+        except BaseException as error:
+            ended_in_time = _finish(self.stop(lane, exchange, _wait_here))
+            note_stop(
+                error, lane.worker.name, exchange.where_interrupted, ended_in_time=ended_in_time
+            )
             raise
         finally:
             lane.end(exchange)
@@ -258,14 +264,20 @@ class CallRunner:
                 raise _timed_out(lane, work, stacks, was_replaced) from None
             except ConnectionError:
                 raise self.refusals.error_for_death(worker, worker.death()) from None
-            except BaseException:
-                self._stop_cell(lane, run)
+            except BaseException as error:
+                ended_in_time = self._stop_cell(lane, run)
+                note_stop(
+                    error,
+                    worker.name,
+                    where_interrupted(run.result.error),
+                    ended_in_time=ended_in_time,
+                )
                 raise
         if run.asks_exit:
             worker.note_quitting()
         result = run.result
         if result.ok and cell.pull:
-            result.pulled = self._apply_on(lane, work, pull, list(cell.pull))
+            result.pulled = self._apply_on(lane, work, pull, list(cell.pull), raise_original=True)
         if result.ok and cell.encode_value:
             try:
                 result.value = self._apply_on(lane, work, last_value)
@@ -326,10 +338,15 @@ class CallRunner:
         return self.refusals.error_for_death(worker, worker.death())
 
     def _apply_on(
-        self, lane: PooledLane, work: WorkItem, function: Callable[..., Any], *args: Any
+        self,
+        lane: PooledLane,
+        work: WorkItem,
+        function: Callable[..., Any],
+        *args: Any,
+        raise_original: bool = False,
     ) -> Any:
         """Call a function in the worker of an assigned lane, as part of a cell."""
-        exchange = Exchange(lane.new_call_id(), work.name)
+        exchange = Exchange(lane.new_call_id(), work.name, raise_original=raise_original)
         message = Apply(
             exchange.call_id, work.session, correlation=work.correlation, belongs_to_cell=True
         )
@@ -392,8 +409,9 @@ class CallRunner:
             pass
         except BaseException as error:
             self.supervisor.terminate_when_idle(lane)
-            if not isinstance(error, TimeoutError):
-                raise  # a second Ctrl-C
+            if not isinstance(error, TimeoutError):  # a second Ctrl-C
+                note_stop(error, lane.worker.name, ended_in_time=False)
+                raise
             logger.warning("%s did not heed an interrupt; it is replaced", lane.worker.name)
             return False
         if cancelled is not None:
@@ -416,8 +434,9 @@ class CallRunner:
                 with contextlib.suppress(TimeoutError, ConnectionError):
                     lane.send([], step)  # answers to host calls that the deadline held back
                     worker.cells.follow(run, step, lambda: not worker.process.died.is_set(), lane)
-        except BaseException:  # a second Ctrl-C
+        except BaseException as error:  # a second Ctrl-C
             self.supervisor.terminate_when_idle(lane)
+            note_stop(error, lane.worker.name, ended_in_time=False)
             raise
         return True
 
@@ -490,6 +509,7 @@ class AsyncCall:
             ended_in_time = await runner.stop(lane, exchange, _wait_for_news, self.held)
         if isinstance(error, TimeoutError):
             raise _timed_out(lane, self._work, stacks, not ended_in_time) from None
+        note_stop(error, lane.worker.name, exchange.where_interrupted, ended_in_time=ended_in_time)
 
     async def _on_abandoned(self) -> None:
         # The loop was closed while this was suspended: nothing can wait for the call to stop.
@@ -716,6 +736,16 @@ async def _wait_for_news(lane: OwnerLane, exchange: Exchange, deadline: float | 
     else:
         async with asyncio.timeout(deadline - time.monotonic()):
             await lane.converse(exchange)
+
+
+def note_stop(error: BaseException, worker: str, where: str = "", *, ended_in_time: bool) -> None:
+    """Add to an interrupt what it has stopped: where a worker was, or that it was replaced."""
+    if not isinstance(error, KeyboardInterrupt | asyncio.CancelledError):
+        return
+    if not ended_in_time:
+        error.add_note(f"worker {worker} did not respond to the interrupt, so {REPLACED}")
+    elif where:
+        error.add_note(f"in worker {worker}:\n{where}")
 
 
 def _lost_sockets(socket: str) -> str:

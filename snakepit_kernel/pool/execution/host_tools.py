@@ -18,6 +18,7 @@ from ...telemetry import correlation
 from ...tools.adapter import ToolOptions, options_of
 from ...tools.context import LIST_HOST_TOOLS
 from ...tools.registry import Tool
+from ...tracebacks import hides_own_frames
 from ..call_events import HostReport
 from ..work_item import HostCallContext, _host_call
 
@@ -96,6 +97,7 @@ class HostTools:
         )
 
 
+@hides_own_frames
 class HostToolList(Mapping[str, ToolInfo]):
     """The functions of the notebook that the calls of a pool or session may call, by name.
 

@@ -62,6 +62,8 @@ class LaneWaiter:
             work.on_assigned = gate.release
         if not self._wait_for_gate(gate, work) and dispatcher.withdraw(work):
             raise work.late_error(self._pool)
+        if work.lane is None and work.is_given_up:
+            raise asyncio.CancelledError  # by the thread that has asked for it
         if work.lane is None:
             raise dispatcher.refusals.unserved(work)
         return work.lane

@@ -5,22 +5,30 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import time
-from collections.abc import AsyncGenerator, Callable, Generator
+from collections.abc import AsyncGenerator, Callable, Generator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from typing import Any
 
 from ...errors import ToolError
 from ...lane.exchange import Exchange
 from ...lane.replies import Interrupted
 from ...processes.concurrency import LoopThread
+from ...tracebacks import hide_own_frames
 from ..call_events import describe_error
 from ..config import PoolConfig
 from ..dispatcher import Dispatcher
 from ..policies import Recovery
 from ..results import CellResult
 from ..work_item import HostCallContext, WorkItem, call_chain, outcome_of
-from ..workers.jupyter import Cell
+from ..workers.jupyter import Cell, where_interrupted
 from ..workers.worker import PooledLane
-from .calls import AsyncStream, CallRunner, interrupt_until_heard
+from .calls import (
+    INTERRUPT_INTERVAL,
+    AsyncStream,
+    CallRunner,
+    interrupt_until_heard,
+    note_stop,
+)
 from .lane_waiter import LaneWaiter
 
 
@@ -129,6 +137,47 @@ class WorkRunner:
                 self._loop_thread.soon(self._dispatcher.repair, work)
             raise
 
+    def run_cells(self, works: Sequence[WorkItem], cell: Cell) -> list[CellResult]:
+        """Run a cell on several workers at the same time, each driven by a thread of its own."""
+        with ThreadPoolExecutor(max_workers=max(1, len(works))) as threads:
+            # Each in a copy of the context, which tells the notebook the cell of an output.
+            running = [
+                threads.submit(contextvars.copy_context().run, self.run_cell, work, cell)
+                for work in works
+            ]
+            try:
+                return [future.result() for future in running]
+            except KeyboardInterrupt as interrupt:
+                self._stop_cells(interrupt, dict(zip(works, running, strict=True)))
+                raise
+
+    def _stop_cells(
+        self, interrupt: KeyboardInterrupt, running: Mapping[WorkItem, Future[CellResult]]
+    ) -> None:
+        """Interrupt cells that other threads run until they have ended; terminate late workers."""
+        ids: dict[WorkItem, int] = {}
+        until = time.monotonic() + self._grace
+        left = set(running.values())
+        try:
+            while left and time.monotonic() < until:
+                for work in [work for work, future in running.items() if future in left]:
+                    work.is_given_up = True
+                    if work.lane is not None:
+                        work.lane.interrupt(ids.setdefault(work, work.lane.new_call_id()))
+                    elif self._dispatcher.withdraw(work):  # it waits for a lane
+                        work.on_assigned()
+                left = wait(left, timeout=INTERRUPT_INTERVAL).not_done
+        finally:  # a second Ctrl-C
+            for work, future in running.items():
+                if future in left and work.lane is not None:
+                    self._dispatcher.supervisor.terminate_when_idle(work.lane)
+                    note_stop(interrupt, work.lane.worker.name, ended_in_time=False)
+        for future in running.values():
+            if future.done() and future.exception() is None:
+                result = future.result()
+                where = where_interrupted(result.error)
+                note_stop(interrupt, result.worker, where, ended_in_time=True)
+
     # -- calls of an event loop ----------------------------------------------------------------
 
     async def acall(self, work: WorkItem, *, raise_original: bool = False) -> Any:
@@ -157,25 +206,29 @@ class WorkRunner:
 
     async def astream(self, begin: Callable[[], WorkItem], room: int) -> AsyncGenerator[Any, None]:
         """Run a stream on a worker, driven by the running event loop."""
-        work = begin()
-        work.kind = "stream"
-        while True:
-            try:
-                lane = await self._waiter.wait_async(work, self._nesting(work, can_hop=False))
-                exchange = Exchange(lane.new_call_id(), work.name)
-                segments = work.encode(lane, exchange.call_id)
-                async with AsyncStream(
-                    self._calls, lane, exchange, work, segments=segments, room=room
-                ) as stream:
-                    while await stream.has_more():
-                        yield exchange.next_chunk()
-                self._conclude(work, exchange)
-                break
-            except BaseException as error:
-                pause = self._prepare_retry(work, error)
-                if pause is None:
-                    raise
-            await self._back_off(work, pause)
+        try:
+            work = begin()
+            work.kind = "stream"
+            while True:
+                try:
+                    lane = await self._waiter.wait_async(work, self._nesting(work, can_hop=False))
+                    exchange = Exchange(lane.new_call_id(), work.name)
+                    segments = work.encode(lane, exchange.call_id)
+                    async with AsyncStream(
+                        self._calls, lane, exchange, work, segments=segments, room=room
+                    ) as stream:
+                        while await stream.has_more():
+                            yield exchange.next_chunk()
+                    self._conclude(work, exchange)
+                    break
+                except BaseException as error:
+                    pause = self._prepare_retry(work, error)
+                    if pause is None:
+                        raise
+                await self._back_off(work, pause)
+        except BaseException as error:
+            hide_own_frames(error)
+            raise
 
     async def arun_cell(self, work: WorkItem, cell: Cell) -> CellResult:
         """Run a cell on a worker, driven by a thread, without blocking the event loop."""

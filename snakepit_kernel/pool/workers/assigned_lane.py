@@ -71,6 +71,8 @@ class AssignedLane(OwnerLane, Generic[W]):
         The functions of the notebook that were sent on it, by name, with their version.
     encoders
         Number of encoders that were sent on it.
+    sources
+        Number of files of functions whose lines were sent on it, see `Sources`.
     search_path_version
         Version of the owner's search path that was sent on it last, see `SearchPath`.
     released
@@ -93,6 +95,7 @@ class AssignedLane(OwnerLane, Generic[W]):
         "purposes",
         "released",
         "search_path_version",
+        "sources",
         "worker",
     )
 
@@ -111,6 +114,7 @@ class AssignedLane(OwnerLane, Generic[W]):
         self.is_stuck = False
         self.defined: dict[str, int] = {}
         self.encoders = 0
+        self.sources = 0
         self.search_path_version = 0
         self.released: deque[int] = deque()
         self.forgets: deque[Forget] = deque()

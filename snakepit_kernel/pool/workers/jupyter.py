@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
+import re
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -27,6 +28,8 @@ from ..results import CellResult
 
 if TYPE_CHECKING:
     from ..resources.kernelspec import WorkerKernel
+
+_COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 
 OnMessage = Callable[[dict[str, Any]], None]
 
@@ -339,6 +342,15 @@ class CellRun:
         for output in self._displays.get(content["transient"]["display_id"], ()):
             output["data"] = content["data"]
             output["metadata"] = content.get("metadata", {})
+
+
+def where_interrupted(error: CellError | None) -> str:
+    """Return where a cell was when it was interrupted, as frames; empty when it was not."""
+    if error is None or error.type_name != KeyboardInterrupt.__name__:
+        return ""
+    text = _COLOUR.sub("", "\n".join(error.traceback)).rstrip(": \n")
+    frames = text.partition("Traceback (most recent call last)")[2]
+    return frames.removesuffix(error.type_name).strip("\n")
 
 
 def _is_exit(payload: Mapping[str, Any]) -> bool:

@@ -21,6 +21,7 @@ from ...loggers import get_logger
 from ...protocol import messages
 from ...protocol.frames import Frame, pack
 from ...protocol.messages import Assign, Configured, Forget, Late, ToolInfo, WorkerSetup
+from ...protocol.sources import with_cell_names
 from ..scheduling.scheduler import Purpose
 from .assigned_lane import AssignedLane
 from .handshake import Handshake
@@ -286,7 +287,7 @@ class Worker:
         """Return the stacks of its threads, also while no Python code runs; takes milliseconds."""
         if self.process.guarded is None or self.process.died.is_set():
             return ""
-        return self._page.read_stacks(self.process.signal)
+        return with_cell_names(self._page.read_stacks(self.process.signal))
 
     # -- its death -----------------------------------------------------------------------------
 

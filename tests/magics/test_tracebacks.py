@@ -1,0 +1,229 @@
+"""What a notebook shows of an error or an interrupt: the user's code, here and in the worker."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import pytest
+
+from .conftest import COLOUR, Notebook
+
+DASHES = "-" * 75
+
+SETUP = """\
+import snakepit_kernel
+
+def price(item="coffee"):
+    return {"tea": 2.5}[item]
+
+def chunks():
+    yield 1
+    price()
+
+def formatted():
+    import traceback
+    try:
+        price()
+    except KeyError:
+        return traceback.format_exc()
+
+def nap():
+    import time
+    time.sleep(60)
+
+def ask():
+    return snakepit_kernel.context().host_tools.broken()
+
+def broken():
+    price("cake")
+
+for tool in (price, chunks, nap, ask):
+    pool.tool(tool)
+pool.host_tool(broken)
+session = pool.session("s")"""
+
+REMOTE = """\
+  Cell In[2], line 4, in price
+    return {"tea": 2.5}[item]
+           ~~~~~~~~~~~~^^^^^^"""
+
+OF_TOOL = """\
+ToolError: KeyError: 'coffee'
+
+DETAILS
+
+in the worker:
+"""
+
+IN_CHUNKS = """\
+  Cell In[2], line 8, in chunks
+    price()
+"""
+
+NO_VARIABLE = (
+    "there is no variable 'nope' in this session; register() adds one, in a notebook "
+    "%snakepit set NAME=VALUE"
+)
+
+HERE = {
+    # what is run                             what it raises
+    "pool.tools.price()": f"{OF_TOOL}{REMOTE}",
+    "pool.call('price', {'item': 'coffee'})": f"{OF_TOOL}{REMOTE}",
+    "await pool.acall('price')": f"{OF_TOOL}{REMOTE}",
+    "list(pool.tools.chunks())": f"{OF_TOOL}{IN_CHUNKS}{REMOTE}",
+    "pool.tools.price(itm='tea')": (
+        "InvalidArguments: price: unknown argument 'itm'; the signature is (item='coffee')"
+    ),
+    "pool.tools.prize": "AttributeError: there is no tool 'prize'; did you mean 'price'?",
+    "session.variables['nope']": (f"VariableNotFound: {NO_VARIABLE}"),
+    "session.v.nope": (f"AttributeError: {NO_VARIABLE}"),
+    "session.variables.set('nope', 1)": (f"VariableNotFound: {NO_VARIABLE}"),
+    "session.shell.run('false', check=True)": (
+        "CommandFailed: a command ended with status 1: false"
+    ),
+    "list(session.shell.stream('x', cwd='/nowhere'))": None,
+}
+"""What goes wrong, or is told, in the cell alone; None for a text that is tested elsewhere."""
+
+RAISED_HERE = ("pool.submit(price).result()", "list(pool.map(price, ['coffee']))")
+"""What raises the error of the function itself."""
+
+
+def shown_by(notebook: Notebook, code: str) -> str:
+    shown = notebook.run(code)
+    assert shown.status == "error", code
+    return re.sub(r"^pool 'default', worker .*$", "DETAILS", shown.traceback, flags=re.MULTILINE)
+
+
+def in_cell(kind: str, number: int, line: str) -> str:
+    head = f"{kind}{'Traceback (most recent call last)'.rjust(75 - len(kind))}"
+    return f"{head}\nCell In[{number}], line 1\n----> 1 {line}\n"
+
+
+@pytest.fixture
+def prepared(notebook: Notebook) -> Notebook:
+    assert notebook.run(SETUP).status == "ok"
+    return notebook
+
+
+def test_an_error_of_a_call_shows_the_line_of_the_cell_and_the_lines_in_the_worker_once(prepared):
+    for number, (line, text) in enumerate(HERE.items(), 3):
+        shown = shown_by(prepared, line)
+        kind = shown.split("\n")[1].split()[0]
+        begin = f"{DASHES}\n{in_cell(kind, number, line)}\n"
+
+        assert shown.startswith(begin), shown
+        if text is not None:
+            assert shown.removeprefix(begin) == text
+
+
+def test_the_error_of_a_function_itself_has_its_lines_in_the_worker_as_its_cause(prepared):
+    for number, line in enumerate(RAISED_HERE, 3):
+        remote = f"RemoteTraceback{'Traceback (most recent call last)'.rjust(60)}"
+
+        assert shown_by(prepared, line) == (
+            f"{DASHES}\n{remote}\nRemoteTraceback: in the worker:\n{REMOTE}\n\n"
+            "The above exception was the direct cause of the following exception:\n\n"
+            f"{in_cell('KeyError', number, line)}\nKeyError: 'coffee'"
+        )
+
+    prepared.run("future = pool.submit(price)")
+    for number in (6, 7):  # the same error again
+        shown = shown_by(prepared, "future.result()")
+        assert re.findall(r"^Cell .*", shown, re.MULTILINE) == [f"Cell In[{number}], line 1"]
+
+
+def test_an_error_of_a_host_tool_shows_the_lines_here_and_there(prepared):
+    shown = shown_by(prepared, "pool.tools.ask()")
+
+    places = re.findall(r"^ *(Cell In.*)", shown, re.MULTILINE)
+    assert places == [
+        "Cell In[3], line 1",
+        "Cell In[2], line 22, in ask",
+        "Cell In[2], line 25, in broken",
+        "Cell In[2], line 4, in price",
+    ]
+    assert "/snakepit_kernel/" not in shown
+
+
+def test_a_worker_knows_the_lines_of_functions_of_the_notebook(prepared):
+    formatted = prepared.run("print(pool.submit(formatted).result())").stdout
+    in_worker = prepared.run("%%snakepit --push price\nprice()").traceback
+
+    assert '    return {"tea": 2.5}[item]\n' in formatted
+    assert "Cell In[2], line 4, in price(item)" in in_worker
+    assert '----> 4     return {"tea": 2.5}[item]' in in_worker
+
+
+def test_a_variable_to_pull_that_the_cell_has_not_defined_is_one_line(prepared):
+    shown = prepared.run("%%snakepit --pull nope\nmine = 1")
+
+    assert shown.stderr.startswith("UsageError: name 'nope' is not defined in the worker; ")
+    assert shown.stderr.count("\n") == 1
+
+
+def test_the_debugger_begins_in_the_frame_of_the_user(prepared):
+    prepared.run("def buy():\n    here = 'mine'\n    return pool.tools.price()")
+    assert prepared.run("buy()").status == "error"
+    answers = iter(["p here", "q"])
+    printed: list[str] = []
+
+    prepared.client.execute_interactive(
+        "%debug",
+        allow_stdin=True,
+        stdin_hook=lambda _: prepared.client.input(next(answers)),
+        output_hook=lambda message: printed.append(message["content"].get("text", "")),
+        timeout=60,
+    )
+
+    assert "'mine'\n" in "".join(printed)
+
+
+def test_an_environment_variable_shows_all_frames(prepared):
+    prepared.run("%env SNAKEPIT_FULL_TRACEBACKS=1")
+
+    assert "/snakepit_kernel/pool/caller.py" in shown_by(prepared, "pool.tools.price()")
+
+
+def stopped(notebook: Notebook, code: str) -> str:
+    reply: dict[str, Any]
+    reply, _ = notebook.interrupt_after(0.7, code)
+    assert reply["ename"] == "KeyboardInterrupt", reply
+    return COLOUR.sub("", "\n".join(reply["traceback"]))
+
+
+def test_stop_shows_where_the_code_was_and_none_of_ours(prepared):
+    head = f"KeyboardInterrupt{'Traceback (most recent call last)'.rjust(58)}"
+    in_nap = "in worker default-1.1:\n  Cell In[2], line 19, in nap\n    time.sleep(60)"
+
+    cell = "%%snakepit\nimport time\nfor n in range(600):\n    time.sleep(1)"
+    assert stopped(prepared, cell) == (
+        f"{DASHES}\n{head}\nCell In[1], line 3\n      1 import time\n"
+        "      2 for n in range(600):\n----> 3     time.sleep(1)\n\nKeyboardInterrupt: "
+    )
+    for number, line in enumerate(["pool.tools.nap()", "await pool.acall('nap')"], 4):
+        shown = stopped(prepared, line)
+        assert re.sub(r"worker default-\d", "worker default-1", shown) == (
+            f"{DASHES}\n{in_cell('KeyboardInterrupt', number, line)}\nKeyboardInterrupt: \n{in_nap}"
+        )
+    shown = stopped(prepared, "import time\ntime.sleep(60)")
+    assert shown.endswith("----> 2 time.sleep(60)\n\nKeyboardInterrupt: ")
+
+
+DEAF = """%%snakepit --pool deaf
+import time
+while True:
+    try:
+        time.sleep(60)
+    except KeyboardInterrupt:
+        pass"""
+
+
+def test_stop_of_a_cell_that_ignores_it_says_that_its_variables_are_gone(notebook):
+    notebook.run("%snakepit start --name deaf --workers 1 --grace 0.3")
+
+    assert stopped(notebook, DEAF) == (
+        "KeyboardInterrupt\nworker deaf-1.1 did not respond to the interrupt, so the worker was "
+        "replaced: the variables of its cells are gone"
+    )
