@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from typing import Any
+import signal
+import time
 
 import pytest
 
@@ -30,6 +31,7 @@ def formatted():
 
 def nap():
     import time
+    print("begun")
     time.sleep(60)
 
 def ask():
@@ -140,8 +142,8 @@ def test_an_error_of_a_host_tool_shows_the_lines_here_and_there(prepared):
     places = re.findall(r"^ *(Cell In.*)", shown, re.MULTILINE)
     assert places == [
         "Cell In[3], line 1",
-        "Cell In[2], line 22, in ask",
-        "Cell In[2], line 25, in broken",
+        "Cell In[2], line 23, in ask",
+        "Cell In[2], line 26, in broken",
         "Cell In[2], line 4, in price",
     ]
     assert "/snakepit_kernel/" not in shown
@@ -187,32 +189,44 @@ def test_an_environment_variable_shows_all_frames(prepared):
 
 
 def stopped(notebook: Notebook, code: str) -> str:
-    reply: dict[str, Any]
-    reply, _ = notebook.interrupt_after(0.7, code)
-    assert reply["ename"] == "KeyboardInterrupt", reply
-    return COLOUR.sub("", "\n".join(reply["traceback"]))
+    """Interrupt a cell a moment after it has printed something; return its traceback."""
+    request = notebook.client.execute(code)
+    kind = ""
+    while kind != "stream":
+        message = notebook.client.get_iopub_msg(timeout=30)
+        kind = message["msg_type"] if message["parent_header"].get("msg_id") == request else ""
+    time.sleep(0.3)  # no event tells that the code has come to its next line
+    notebook.manager.signal_kernel(signal.SIGINT)
+    while (reply := notebook.client.get_shell_msg(timeout=30))["parent_header"][
+        "msg_id"
+    ] != request:
+        pass
+    assert reply["content"]["ename"] == "KeyboardInterrupt", reply
+    return COLOUR.sub("", "\n".join(reply["content"]["traceback"]))
 
 
 def test_stop_shows_where_the_code_was_and_none_of_ours(prepared):
     head = f"KeyboardInterrupt{'Traceback (most recent call last)'.rjust(58)}"
-    in_nap = "in worker default-1.1:\n  Cell In[2], line 19, in nap\n    time.sleep(60)"
+    in_nap = "in worker default-1.1:\n  Cell In[2], line 20, in nap\n    time.sleep(60)"
 
-    cell = "%%snakepit\nimport time\nfor n in range(600):\n    time.sleep(1)"
+    cell = "%%snakepit\nimport time\nfor n in range(600):\n    print(n)\n    time.sleep(60)"
     assert stopped(prepared, cell) == (
-        f"{DASHES}\n{head}\nCell In[1], line 3\n      1 import time\n"
-        "      2 for n in range(600):\n----> 3     time.sleep(1)\n\nKeyboardInterrupt: "
+        f"{DASHES}\n{head}\nCell In[1], line 4\n      1 import time\n"
+        "      2 for n in range(600):\n      3     print(n)\n----> 4     time.sleep(60)\n\n"
+        "KeyboardInterrupt: "
     )
     for number, line in enumerate(["pool.tools.nap()", "await pool.acall('nap')"], 4):
         shown = stopped(prepared, line)
         assert re.sub(r"worker default-\d", "worker default-1", shown) == (
             f"{DASHES}\n{in_cell('KeyboardInterrupt', number, line)}\nKeyboardInterrupt: \n{in_nap}"
         )
-    shown = stopped(prepared, "import time\ntime.sleep(60)")
-    assert shown.endswith("----> 2 time.sleep(60)\n\nKeyboardInterrupt: ")
+    shown = stopped(prepared, "import time\nprint('begun', flush=True)\ntime.sleep(60)")
+    assert shown.endswith("----> 3 time.sleep(60)\n\nKeyboardInterrupt: ")
 
 
 DEAF = """%%snakepit --pool deaf
 import time
+print("begun")
 while True:
     try:
         time.sleep(60)
