@@ -173,5 +173,7 @@ def test_a_name_that_is_defined_elsewhere_is_told_where(notebook):
     assert "'here' is defined in this notebook: %%snakepit --push here copies it" in notebooks
     a_tool = notebook.run("%%snakepit\nprice").traceback
     assert "'price' is a tool: pool.tools.price(…)" in a_tool
+    own = notebook.run("%%snakepit\nexec('q', {})").traceback
+    assert own.rstrip().endswith("name 'q' is not defined")
     plain = notebook.run("%%snakepit\nnowhere").traceback
     assert plain.rstrip().endswith("name 'nowhere' is not defined")

@@ -75,12 +75,15 @@ def test_a_session_in_which_nothing_is_kept_ends_with_its_kernel(
     one.run("%snakepit start --workers 1")
     one.run("%%snakepit\nx = 1")
     assert len(listed()) == 1
+    forked = one.run(
+        "import os\nmagics = get_ipython().magics_manager.registry['SnakepitMagics']\n"
+        "pid = os.fork()\n"
+        "if pid == 0: magics.sessions.close(); os._exit(0)  # as an exit hook\n"
+        "os.waitpid(pid, 0)[1]"
+    )
+    assert (forked.text, len(listed())) == ("0", 1)
     other = open_notebook()
     other.run("%snakepit set x=1")
-    forked = other.run(
-        "import os, sys\npid = os.fork()\nif pid == 0: sys.exit()\nos.waitpid(pid, 0)[1]"
-    )
-    assert forked.text == "0"
     assert len(listed()) == 2
 
     one.manager.shutdown_kernel()

@@ -78,6 +78,15 @@ def test_a_new_notebook_of_an_old_name_gets_a_session_of_its_own(session_of, tmp
     assert session_of(renamed_too) == second
 
 
+def test_the_path_of_a_notebook_that_was_opened_by_its_new_name_is_free(session_of, tmp_path):
+    file = make(tmp_path / "Untitled.ipynb")
+    first = session_of(file)
+    renamed = file.rename(tmp_path / "analysis.ipynb")
+    assert session_of(renamed) == first
+
+    assert session_of(make(file, "other")) != first
+
+
 def test_a_notebook_that_takes_the_place_of_a_deleted_one_gets_a_session_of_its_own(
     session_of, tmp_path
 ):
