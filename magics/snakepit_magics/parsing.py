@@ -25,20 +25,20 @@ COMMANDS = {
     "restart": "end a pool and open it again, with its options and its tools",
     "status": "show the workers, their state, calls and memory",
     "dashboard": "show a pool live",
-    "resize": "have another number of workers: %%snakepit resize 8",
+    "resize": "change the number of workers: %%snakepit resize 8",
     "recycle": "replace a worker, or all one after the other, by new ones while work goes on",
     "reload": "replace all workers while work goes on, with their tools as they are now, or others",
     "drain": "take no new work, and wait until all is done",
     "resume": "take work again after drain",
     "tools": "list the tools, or describe one",
     "call": "call a tool: %%snakepit call price item=tea amount=2",
-    "expose": "let workers call a function of this notebook, or list those that they may",
+    "expose": "let workers call a function of this notebook, or list these functions",
     "set": "set variables of the session: %%snakepit set temperature=0.7 --type float --max 2",
     "get": "give the value of a variable of the session",
     "vars": "show the variables of the session",
     "del": "delete variables of the session",
-    "watch": "tell of changes of the session's variables as they come",
-    "stats": "show what the session has become",
+    "watch": "print changes of the session's variables as they come",
+    "stats": "show the size and the growth of the session",
     "use": "choose the session, or the pool, that cells and calls go to, and its time to live",
     "sessions": "list the sessions",
     "fork": "go on in a copy of the session",
@@ -171,7 +171,7 @@ def _add_start_options(parser: Parser) -> None:
     add("--timeout", type=_seconds, help="seconds for each call or cell")
     add("--queue-timeout", type=_seconds, help="seconds to wait for a worker")
     add("--max-queue", type=_whole, help="calls and cells that may wait")
-    add("--grace", type=_seconds, help="seconds to heed an interrupt or the end")
+    add("--grace", type=_seconds, help="seconds from an interrupt until a worker is killed")
     add("--cwd", help="working directory of the workers")
     add("--env", nargs="+", default=[], metavar="NAME=VALUE", help="environment of the workers")
     add("--kernel-name", help="kernelspec of the workers")
@@ -183,9 +183,9 @@ def _add_start_options(parser: Parser) -> None:
         dest="max_memory_bytes",
         metavar="MAX_MEMORY",
         type=_bytes,
-        help="what a worker may take: 500M, 2G, or bytes",
+        help="memory at which a worker is replaced: 500M, 2G, or bytes",
     )
-    add("--retry", type=_whole, help="times that an idempotent call is made in all")
+    add("--retry", type=_whole, help="attempts at an idempotent call")
     add("--breaker", type=_whole, help="failures in a row after which work is refused for 30 s")
     add("--replace", action="store_true", help="end the running pool of that name first")
 

@@ -63,7 +63,7 @@ def doctor(context: click.Context, start: bool, as_json: bool) -> None:
 @click.option("--runs", is_flag=True, help="Also list runs that ended, and what their end took.")
 @click.option("--json", "as_json", is_flag=True, help="Print it as JSON.")
 @click.option("--prometheus", is_flag=True, help="Print the pools' numbers for Prometheus.")
-@click.option("--watch", is_flag=True, help="Show it anew each second, until Ctrl-C.")
+@click.option("--watch", is_flag=True, help="Draw it again each second, until Ctrl-C.")
 @click.option(
     "--interval",
     type=click.FloatRange(min=0.1),
