@@ -33,7 +33,7 @@ napoleon_use_rtype = False
 
 html_theme = "furo"
 html_title = f"snakepit_kernel {release}"
-html_logo = "../kernelspec/logo-svg.svg"
+html_logo = "../kernelspec/logo-64x64.png"
 html_favicon = "../kernelspec/logo-32x32.png"
 html_theme_options = {"sidebar_hide_name": False}
 
