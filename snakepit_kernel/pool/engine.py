@@ -225,7 +225,7 @@ class Engine:
         RuntimeError
             The callback of a future, or a host tool, calls it: the pool would wait for its caller.
         PoolClosed
-            The pool belongs to another process.
+            The pool belongs to another process, or another thread has closed it meanwhile.
         StartFailed
             A worker could not start. The pool is closed then, and nothing of it is running.
         """
@@ -247,6 +247,9 @@ class Engine:
                 self._failure = None
                 self._is_ending = self._has_ended = False
                 self.open()
+            except concurrent.futures.CancelledError:  # another thread has closed it meanwhile
+                self.accounting.closed_because = "it was shut down"
+                raise PoolClosed(self.config.name) from None
             except BaseException:
                 self.accounting.closed_because = "it could not be started again"
                 raise

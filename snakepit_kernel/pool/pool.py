@@ -501,7 +501,7 @@ class Pool(Caller, concurrent.futures.Executor):
         RuntimeError
             The callback of a future, or a host tool, calls it: the pool would wait for its caller.
         PoolClosed
-            The pool belongs to another process.
+            The pool belongs to another process, or another thread has closed it meanwhile.
         """
         self._engine.restart()
 

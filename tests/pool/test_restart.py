@@ -150,6 +150,31 @@ def test_a_pool_whose_workers_cannot_start_again_is_closed_until_they_can(shop, 
         pool.call("price", {"item": "tea"})
 
 
+def test_a_pool_that_is_closed_while_it_restarts_stays_closed(shop, open_pool, until):
+    pool = open_pool(adapter=shop)
+    source = Path("shop.py").read_text()
+    Path("shop.py").write_text(
+        f"open('begun', 'w').close(); import time; time.sleep(600)\n{source}"
+    )
+    raised: list[BaseException] = []
+
+    def restart() -> None:
+        try:
+            pool.restart()
+        except (PoolClosed, StartFailed) as error:
+            raised.append(error)
+
+    restarting = threading.Thread(target=restart)
+    restarting.start()
+    until(Path("begun").exists)
+    pool.terminate()
+    restarting.join(20)
+
+    assert len(raised) == 1
+    assert not pool.is_open
+    assert not pool.status().workers
+
+
 def test_open_pools_are_known_by_their_names_and_not_to_a_forked_child(pool):
     assert open_pools()["again"] is pool
 
