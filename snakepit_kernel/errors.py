@@ -52,7 +52,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from .call_details import Attempt, CallDetails
-from .printable import printable
+from .printable import counted, printable
 
 __all__ = [
     "Attempt",
@@ -139,8 +139,8 @@ class PoolSaturated(SnakepitError):
 
     def __str__(self) -> str:
         return (
-            f"pool {self.pool!r} has {self.max_queue} calls waiting already ({self.setting}); "
-            "wait for some to end, or give the pool more workers or a longer queue"
+            f"pool {self.pool!r} has {counted(self.max_queue, 'call')} waiting already "
+            f"({self.setting}); wait for some to end, or give the pool more workers or a longer queue"
         )
 
 

@@ -21,7 +21,9 @@ import psutil
 import pytest
 import zmq
 
-from snakepit_kernel import Pool
+import snakepit_kernel
+from snakepit_kernel import Pool, ProcessNotFound, open_session
+from snakepit_kernel.shells.manager import manager
 
 pytestmark = pytest.mark.skipif(os.getuid() != 0, reason="only root can become another user")
 
@@ -226,3 +228,36 @@ def test_what_another_user_feeds_to_an_encrypted_kernel_is_not_taken(start_kerne
 
     asyncio.run(scenario())
     assert "not-the-key" not in capfd.readouterr().err
+
+
+def test_shells_and_processes_of_another_user_are_closed_and_unknown(tmp_path):
+    state = open_session("mine")
+    state.shell.run(f"export TOKEN={SECRET}; sleep 600 &")
+    process = state.processes.start(f"echo {SECRET}; sleep 600", name="web")
+    process.wait_for_log(SECRET)
+    pids = [each.pid for each in family()]
+    folders = [os.environ[name] for name in FOLDERS if name in os.environ]
+    theirs = tmp_path / "theirs"
+    theirs.mkdir(mode=0o700)
+    os.chown(theirs, NOBODY, NOBODY)
+
+    def look() -> dict[str, Any]:
+        found = {"opened": opened(pids), "readable": readable(folders)}
+        os.environ["SNAKEPIT_RUNTIME_DIR"] = os.environ["SNAKEPIT_DATA_DIR"] = str(theirs)
+        found["listed"] = [each.id for each in snakepit_kernel.processes()]
+        for wanted in (process.id, "web"):
+            try:
+                manager.find_process(wanted)
+            except ProcessNotFound as error:
+                found[wanted] = str(error)
+        return found
+
+    told = as_nobody(look)
+
+    assert told.pop("opened") == []
+    assert told.pop("readable") == []
+    assert told.pop("listed") == []
+    assert set(told) == {process.id, "web"}
+    assert all("there is no process" in text for text in told.values()), told
+    state.delete()
+    manager.close()

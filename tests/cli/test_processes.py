@@ -157,7 +157,7 @@ def test_processes_are_killed_by_id_and_name_with_all_that_they_have_started(
     snakepit: Run, mine: Any, place: Any
 ) -> None:
     file = place.root / "pid"
-    first = mine.start(f"setsid sleep 60 & echo $! >{file}; wait", name="web")
+    first = mine.start(f"setsid sleep 60 & echo $! >{file}; wait; sleep 60", name="web")
     second = mine.start("sleep 60")
     until = time.monotonic() + SOON
     while not (file.exists() and file.read_text().strip()):

@@ -310,7 +310,7 @@ def test_a_full_queue_refuses_a_future_at_once(open_pool):
     blocker = pool.submit(time.sleep, 0.3)
     queued = pool.submit(square, 2)
 
-    with pytest.raises(PoolSaturated, match=r"1 calls waiting already \(max_futures\)"):
+    with pytest.raises(PoolSaturated, match=r"1 call waiting already \(max_futures\)"):
         pool.submit(square, 3)
     with pytest.raises(PoolSaturated, match=r"0 calls waiting already \(max_queue\)"):
         pool.run("1")
