@@ -138,9 +138,10 @@ class PoolSaturated(SnakepitError):
         self.setting = setting
 
     def __str__(self) -> str:
+        waiting = counted(self.max_queue, "call")
         return (
-            f"pool {self.pool!r} has {counted(self.max_queue, 'call')} waiting already "
-            f"({self.setting}); wait for some to end, or give the pool more workers or a longer queue"
+            f"pool {self.pool!r} has {waiting} waiting already ({self.setting}); wait for some to "
+            "end, or give the pool more workers or a longer queue"
         )
 
 
