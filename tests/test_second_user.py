@@ -12,6 +12,7 @@ import json
 import os
 import socket
 import stat
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -230,20 +231,25 @@ def test_what_another_user_feeds_to_an_encrypted_kernel_is_not_taken(start_kerne
     assert "not-the-key" not in capfd.readouterr().err
 
 
-def test_shells_and_processes_of_another_user_are_closed_and_unknown(tmp_path):
+@pytest.fixture
+def theirs() -> Iterator[str]:
+    """A folder of the other user, where that user can go."""
+    with tempfile.TemporaryDirectory() as folder:
+        os.chown(folder, NOBODY, NOBODY)
+        yield folder
+
+
+def test_shells_and_processes_of_another_user_are_closed_and_unknown(theirs):
     state = open_session("mine")
     state.shell.run(f"export TOKEN={SECRET}; sleep 600 &")
     process = state.processes.start(f"echo {SECRET}; sleep 600", name="web")
     process.wait_for_log(SECRET)
     pids = [each.pid for each in family()]
     folders = [os.environ[name] for name in FOLDERS if name in os.environ]
-    theirs = tmp_path / "theirs"
-    theirs.mkdir(mode=0o700)
-    os.chown(theirs, NOBODY, NOBODY)
 
     def look() -> dict[str, Any]:
         found = {"opened": opened(pids), "readable": readable(folders)}
-        os.environ["SNAKEPIT_RUNTIME_DIR"] = os.environ["SNAKEPIT_DATA_DIR"] = str(theirs)
+        os.environ["SNAKEPIT_RUNTIME_DIR"] = os.environ["SNAKEPIT_DATA_DIR"] = theirs
         found["listed"] = [each.id for each in snakepit_kernel.processes()]
         for wanted in (process.id, "web"):
             try:
