@@ -173,9 +173,14 @@ def _of_users(trace: TracebackType | None) -> TracebackType | None:
     if trace is not None and _package(trace) in OWN:
         trace = without_framework(trace)
     kept: list[TracebackType] = []
+    is_below_own = False
     while trace is not None:
-        if _package(trace) not in OWN:
+        package = _package(trace)
+        if package in OWN:
+            is_below_own = True
+        elif not (is_below_own and package in FRAMEWORK):
             kept.append(trace)
+            is_below_own = False
         trace = trace.tb_next
     if not kept:
         return None
@@ -187,4 +192,7 @@ def _of_users(trace: TracebackType | None) -> TracebackType | None:
 
 def _package(trace: TracebackType) -> str:
     name = trace.tb_frame.f_globals.get("__name__")
-    return name.partition(".")[0] if isinstance(name, str) else ""
+    if isinstance(name, str):
+        return name.partition(".")[0]
+    # Of a module compiled by Cython, which has no names in Python 3.14, but a relative path.
+    return trace.tb_frame.f_code.co_filename.partition("/")[0]

@@ -89,6 +89,13 @@ def test_an_interrupt_anywhere_shows_none_of_our_frames(ours):
     assert frames_of(raised_by(ours["public_call_back"], interrupt_of_ours)) == []
 
 
+def test_frames_of_a_compiled_module_between_show_not(ours):
+    code = compile("raise KeyboardInterrupt", "zmq/backend/cython/_zmq.py", "exec")
+    without_names = FunctionType(code, {})
+
+    assert frames_of(raised_by(ours["public_call_back"], without_names)) == []
+
+
 def test_coroutines_and_generators_show_none_of_our_frames(ours):
     async def coroutine():
         ours["refuse"]()

@@ -48,8 +48,7 @@ session = pool.session("s")"""
 
 REMOTE = """\
   Cell In[2], line 4, in price
-    return {"tea": 2.5}[item]
-           ~~~~~~~~~~~~^^^^^^"""
+    return {"tea": 2.5}[item]"""
 
 OF_TOOL = """\
 ToolError: KeyError: 'coffee'
@@ -96,7 +95,13 @@ RAISED_HERE = ("pool.submit(price).result()", "list(pool.map(price, ['coffee']))
 def shown_by(notebook: Notebook, code: str) -> str:
     shown = notebook.run(code)
     assert shown.status == "error", code
-    return re.sub(r"^pool 'default', worker .*$", "DETAILS", shown.traceback, flags=re.MULTILINE)
+    text = re.sub(r"^pool 'default', worker .*$", "DETAILS", shown.traceback, flags=re.MULTILINE)
+    return without_marks(text)
+
+
+def without_marks(text: str) -> str:
+    """Leave out the lines that mark a place in another one: Python 3.13 has more of them."""
+    return re.sub(r"\n *[~^]+(?=\n|\Z)", "", text)
 
 
 def in_cell(kind: str, number: int, line: str) -> str:
@@ -209,7 +214,7 @@ def stopped(notebook: Notebook, code: str) -> str:
     ] != request:
         pass
     assert reply["content"]["ename"] == "KeyboardInterrupt", reply
-    return COLOUR.sub("", "\n".join(reply["content"]["traceback"]))
+    return without_marks(COLOUR.sub("", "\n".join(reply["content"]["traceback"])))
 
 
 def has_printed(notebook: Notebook, request: str) -> bool:
