@@ -8,6 +8,7 @@ import functools
 import math
 import re
 import shlex
+import sys
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, NoReturn
 
@@ -74,6 +75,8 @@ class Parser(argparse.ArgumentParser):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         kwargs |= {"add_help": False, "allow_abbrev": False}
+        if sys.version_info >= (3, 14):
+            kwargs["color"] = False  # ipykernel sets FORCE_COLOR, and help is read as text, too
         super().__init__(*args, **kwargs)
 
     def error(self, message: str) -> NoReturn:
