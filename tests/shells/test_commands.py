@@ -350,3 +350,13 @@ def test_the_status_of_a_command_after_which_the_shell_does_not_answer_is_its_ow
     result = marked.run("builtin() { :; }; readonly -f builtin; (exit 7)")
 
     assert (result.returncode, result.restarted) == (7, True)
+
+
+@pytest.mark.parametrize(
+    "text", ["enable -n printf", "enable -n printf; printf() { echo mine; }", "unset -f builtin"]
+)
+def test_a_shell_whose_reply_the_user_has_disabled_goes_on_with_its_status(marked, text):
+    result = marked.run(f"y=2; {text}; (exit 4)")
+
+    assert (result.returncode, result.restarted, result.lost) == (4, False, "")
+    assert marked.run("echo $y").stdout == "2\n"
