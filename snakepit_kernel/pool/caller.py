@@ -654,11 +654,12 @@ class Caller:
 
         An exception, also Ctrl-C, cancels the calls that have not ended.
         """
-        futures = {
-            worker: self._submit(name, request, slot=worker, purpose="cell", bound="max_futures")
-            for worker, (name, request) in requests.items()
-        }
+        futures: dict[int, CallFuture[Any]] = {}
         try:
+            for worker, (name, request) in requests.items():
+                futures[worker] = self._submit(
+                    name, request, slot=worker, purpose="cell", bound="max_futures"
+                )
             return {worker: future.result() for worker, future in futures.items()}
         finally:
             for future in futures.values():

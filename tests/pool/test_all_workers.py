@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import signal
 import threading
 import traceback
 
@@ -150,6 +152,28 @@ def test_a_part_that_went_with_its_worker_is_an_error_and_no_shorter_sequence(op
     pool.resize(1)
     with pytest.raises(NameError, match="the part of worker . is lost"):
         pool.gather("rows")
+
+
+def test_ctrl_c_ends_the_wait_for_a_worker_that_is_busy(pool):
+    pool.push({"a": 1})
+    is_busy = threading.Event()
+    pool.host_tool(is_busy.set)
+    busy = threading.Thread(
+        target=pool.run,
+        args=("import snakepit_kernel as s, time\ns.context().host_tools.set()\ntime.sleep(1)",),
+        kwargs={"worker": 2},
+    )
+    busy.start()
+    assert is_busy.wait(20)
+    threading.Timer(0.2, os.kill, (os.getpid(), signal.SIGINT)).start()
+
+    with pytest.raises(KeyboardInterrupt):
+        pool.gather("a")
+
+    assert busy.is_alive()
+    busy.join()
+    assert pool.gather("a") == [1, 1]
+    assert pool.stats().queued == pool.stats().running == 0
 
 
 def test_a_callback_that_waits_is_told_what_works_there(pool):
