@@ -6,6 +6,7 @@ import asyncio
 import os
 import signal
 import threading
+import time
 import traceback
 
 import numpy as np
@@ -156,6 +157,7 @@ def test_a_part_that_went_with_its_worker_is_an_error_and_no_shorter_sequence(op
 
 def test_ctrl_c_ends_the_wait_for_a_worker_that_is_busy(pool):
     pool.push({"a": 1})
+    cancelled = pool.stats().cancelled
     is_busy = threading.Event()
     pool.host_tool(is_busy.set)
     busy = threading.Thread(
@@ -172,6 +174,7 @@ def test_ctrl_c_ends_the_wait_for_a_worker_that_is_busy(pool):
 
     assert busy.is_alive()
     busy.join()
+    assert pool.stats().cancelled == cancelled + 1
     assert pool.gather("a") == [1, 1]
     assert pool.stats().queued == pool.stats().running == 0
 
@@ -193,7 +196,7 @@ def test_a_callback_that_waits_is_told_what_works_there(pool):
         finally:
             ended.set()
 
-    pool.submit(pow, 2, 2).add_done_callback(callback)
+    pool.submit(time.sleep, 0.2).add_done_callback(callback)  # not done before it is added
 
     assert ended.wait(20)
     assert found[:2] == [8, 2]

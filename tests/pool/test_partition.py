@@ -15,7 +15,7 @@ SEQUENCES = [
     *([1, 2, 3, 4, 5, 6, 7], ("a", "b"), "hello", b"hello", [], ()),
     *(range(0, 20, 3), range(9, 0, -2), range(0)),
     *(np.arange(10).reshape(5, 2), np.zeros((0, 3)), np.ma.array([1, 2, 3], mask=[0, 1, 0])),
-    *(pd.DataFrame({"x": range(5)}, index=[0.5, 1.5, 2.5, 3.5, 4.5]), pd.Series(list("abc"))),
+    *(pd.DataFrame({"x": range(5)}, index=[10.5, 20.5, 30.5, 40.5, 50.5]), pd.Series(list("abc"))),
 ]
 
 
