@@ -102,10 +102,36 @@ def test_a_job_that_fails_raises_as_its_cell_would(notebook):
         assert shown.error == ("ZeroDivisionError", "division by zero")
         assert "return 1 / 0" in shown.traceback
         assert "jobs.py" not in shown.traceback
+    assert notebook.run(DEPTHS).text == "(1, 1)", "each time anew"
     waited = notebook.run("%snakepit wait failed")
     number = notebook.run("failed.id").text
     assert waited.error == ("ZeroDivisionError", f"job {number} failed")
     assert "failed after" in waited.stdout
+
+
+DEPTHS = """
+import traceback
+def depth():
+    try:
+        failed.result()
+    except Exception as error:
+        return len(traceback.extract_tb(error.__traceback__))
+depth(), depth()
+"""
+
+
+def test_a_cell_that_lacks_a_variable_in_one_worker_fails_in_the_background_too(notebook):
+    cell = "if snakepit_kernel.context().worker[-3] == '1': m = 1"
+    shown = notebook.run(
+        "get_ipython().run_cell_magic('snakepit', '--background --all -o lacking --pull m', "
+        f"{'import snakepit_kernel' + chr(10) + cell!r})\nlacking.wait_interactive()"
+    )
+
+    assert "[error:2]\nNameError: name 'm' is not defined in the worker" in shown.stderr
+    assert notebook.run("lacking.result()").error == (
+        "NameError",
+        "the cell failed in 1 of 2 workers: NameError in worker 2",
+    )
 
 
 def test_a_cell_in_all_workers_in_the_background_gives_all_their_results(notebook):
