@@ -44,7 +44,6 @@ A mistake of the caller that has nothing to do with a pool is a plain ``ValueErr
 
 from __future__ import annotations
 
-import difflib
 import functools
 import re
 import traceback
@@ -53,6 +52,7 @@ from typing import Any
 
 from .call_details import Attempt, CallDetails
 from .printable import counted, printable
+from .validation import suggest as suggest  # noqa: PLC0414 - others import it from here
 
 __all__ = [
     "Attempt",
@@ -949,18 +949,3 @@ def describe_exit(status: int | None) -> str:
         return f"was killed by {signal.Signals(-status).name}"
     except ValueError:
         return f"was killed by signal {-status}"
-
-
-def suggest(name: str, known: Iterable[str]) -> str:
-    """Return the end of a sentence with the names that the user may have meant."""
-    names = sorted(known)
-    if not names:
-        return "; there are none"
-    begun = [known_name for known_name in names if len(name) > 1 and known_name.startswith(name)]
-    near = difflib.get_close_matches(name, names, n=3)
-    near.sort(key=lambda known_name: sorted(known_name) != sorted(name))  # letters in another order
-    if begun or near:
-        near = [min(begun, key=len)] if begun else near
-        return f"; did you mean {near[0]!r}?"
-    listed = ", ".join(names[:12]) + (", …" if len(names) > 12 else "")
-    return f"; there are: {listed}"

@@ -12,10 +12,13 @@ import dis
 import functools
 import inspect
 import os
+import re
 from collections.abc import Callable, Iterator
 from itertools import pairwise
 from types import CodeType, FunctionType, TracebackType
 from typing import Any, Final, TypeVar, cast
+
+from .validation import suggest
 
 FULL_VARIABLE: Final = "SNAKEPIT_FULL_TRACEBACKS"
 """Environment variable: if it is set, and not 0, tracebacks keep the frames of this package."""
@@ -68,6 +71,8 @@ def shows_all_frames() -> bool:
 def hides_own_frames(public: F) -> F:
     """Call `hide_own_frames` for what a function raises, or each public method of a class.
 
+    The error of an option that the function does not have names the one that may be meant.
+
     Functions that call `hide_own_frames` themselves are left as they are: those that are called so
     often that a call more would count, and asynchronous generators, which do not nest well.
     """
@@ -87,6 +92,7 @@ def _hiding(function: Callable[..., Any]) -> Callable[..., Any]:
             try:
                 return await function(*args, **kwargs)
             except BaseException as error:
+                _suggest_option(function, error)
                 hide_own_frames(error)
                 raise
 
@@ -99,6 +105,7 @@ def _hiding(function: Callable[..., Any]) -> Callable[..., Any]:
             try:
                 yield from function(*args, **kwargs)
             except BaseException as error:
+                _suggest_option(function, error)
                 hide_own_frames(error)
                 raise
 
@@ -109,10 +116,32 @@ def _hiding(function: Callable[..., Any]) -> Callable[..., Any]:
         try:
             return function(*args, **kwargs)
         except BaseException as error:
+            _suggest_option(function, error)
             hide_own_frames(error)
             raise
 
     return call
+
+
+def _suggest_option(function: Callable[..., Any], error: BaseException) -> None:
+    """Have the error of an option that a function does not have name the one that may be meant."""
+    trace = error.__traceback__
+    if type(error) is not TypeError or trace is None or trace.tb_next is not None:
+        return  # the function was called, and has raised it
+    unknown = _UNKNOWN_OPTION.search(str(error))
+    if unknown is not None:
+        parameters = inspect.signature(function).parameters.values()
+        known = [
+            each.name
+            for each in parameters
+            if each.kind in _NAMED and each.name not in {"self", "cls"}
+        ]
+        error.args = (f"{_NO_OPTION}{unknown[1]!r}{suggest(unknown[1], known)}",)
+
+
+_UNKNOWN_OPTION = re.compile(r"got an unexpected keyword argument '(\w+)'")
+_NO_OPTION = "there is no option "
+_NAMED = {inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY}
 
 
 _SPECIAL = frozenset(
@@ -149,6 +178,8 @@ def _is_unexpected(error: BaseException) -> bool:
     trace = error.__traceback__
     if not isinstance(error, Exception) or isinstance(error, MemoryError | RecursionError):
         return False  # an interrupt, for example, may come anywhere
+    if isinstance(error, TypeError) and str(error).startswith(_NO_OPTION):
+        return False  # of options that the public function has passed on
     if isinstance(error, AssertionError):
         return trace is not None and _package(_last(trace)) in OWN
     if trace is None or trace.tb_next is None:

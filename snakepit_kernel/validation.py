@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import difflib
 import math
+from collections.abc import Iterable
 from typing import Any, overload
 
 
@@ -88,3 +90,18 @@ def bounded(seconds: float | None) -> float | None:
     if seconds is None:
         return None
     return FOREVER if seconds >= FOREVER else float(seconds)
+
+
+def suggest(name: str, known: Iterable[str]) -> str:
+    """Return the end of a sentence with the names that the user may have meant."""
+    names = sorted(known)
+    if not names:
+        return "; there are none"
+    begun = [known_name for known_name in names if len(name) > 1 and known_name.startswith(name)]
+    near = difflib.get_close_matches(name, names, n=3)
+    near.sort(key=lambda known_name: sorted(known_name) != sorted(name))  # letters in another order
+    if begun or near:
+        near = [min(begun, key=len)] if begun else near
+        return f"; did you mean {near[0]!r}?"
+    listed = ", ".join(names[:12]) + (", …" if len(names) > 12 else "")
+    return f"; there are: {listed}"

@@ -10,7 +10,9 @@ from typing import Any
 
 import pytest
 
-from snakepit_kernel import tracebacks
+from snakepit_kernel import Pool, Session, Shell, tracebacks
+from snakepit_kernel.shells.driver import CommandRequest, ShellOptions
+from snakepit_kernel.shells.of_session import SessionProcesses
 from snakepit_kernel.tracebacks import FULL_VARIABLE, hide_own_frames, hides_own_frames
 
 OURS = """
@@ -144,3 +146,44 @@ def test_a_class_is_left_as_it_is_but_for_what_its_public_methods_raise():
     assert Public.method.__doc__ == "Do something."
     assert Public.method.__code__.co_filename == tracebacks.__file__
     assert Public.fast.__code__.co_filename == Public._private.__code__.co_filename == __file__
+
+
+UNKNOWN = [
+    (lambda: Pool(wokers=2), "workers"),
+    (lambda: Pool.run(None, "1", chekc=True), "check"),
+    (lambda: Pool.call(None, "price", timeuot=1), "timeout"),
+    (lambda: Pool.session(None, "a", afinity="hint"), "affinity"),
+    (lambda: Session.run_all(None, "1", pul=["a"]), "pull"),
+    (lambda: asyncio.run(Session.arun(None, "1", worke=1)), "worker"),
+    (lambda: Shell.run(None, "true", timeuot=1), "timeout"),
+    (lambda: SessionProcesses.start(None, "true", nmae="a"), "name"),
+    (lambda: CommandRequest.checked(None, "true", timeuot=1), "timeout"),
+    (lambda: ShellOptions.checked(tiemout=1), "timeout"),
+]
+
+
+@pytest.mark.parametrize(("call", "meant"), UNKNOWN, ids=range(len(UNKNOWN)))
+def test_an_unknown_option_is_told_with_the_one_that_may_be_meant(call, meant):
+    error = raised_by(call)
+
+    assert type(error) is TypeError
+    assert str(error).startswith("there is no option '")
+    assert str(error).endswith(f"; did you mean {meant!r}?")
+    others = {"<lambda>", "run", "run_until_complete"}  # of the test, and of asyncio above it
+    assert [name for name in frames_of(error) if name not in others] == []
+
+
+def test_an_unknown_option_far_from_all_is_told_with_those_that_there_are():
+    error = raised_by(lambda: ShellOptions.checked(zzz=1))
+
+    assert str(error) == (
+        "there is no option 'zzz'; there are: checkpoint, cwd, env, max_output, on_exit, timeout"
+    )
+
+
+def test_a_wrong_argument_of_the_users_own_function_is_told_as_python_tells_it(ours):
+    def mine(*, amount: int) -> None: ...
+
+    error = raised_by(ours["public_call_back"], lambda: mine(amuont=1))
+
+    assert "got an unexpected keyword argument 'amuont'" in str(error)

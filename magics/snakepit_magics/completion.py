@@ -21,7 +21,7 @@ from snakepit_kernel.sessions.state import sessions_of
 from snakepit_kernel.sessions.variable_types import CONSTRAINTS
 from snakepit_kernel.store.store import open_store
 
-from .jobs import Job
+from .job_commands import JobCommands
 from .notebook import functions_of
 from .parsing import COMMANDS, cell_parser, command_parsers, line_parser
 from .session_commands import SessionCommands
@@ -46,7 +46,7 @@ class Completable(Protocol):
     chosen_pool: str
     sessions: SessionCommands
     shells: ShellCommands
-    jobs: dict[int, Job]
+    job_commands: JobCommands
 
     @property
     def pools(self) -> dict[str, Pool]:
@@ -86,7 +86,9 @@ class Completer:
             "vars": ("variable", self._session_variables),
             "del": ("variable", self._session_variables),
             "watch": ("variable", self._session_variables),
-            "cancel": ("job", lambda: map(str, magics.jobs)),
+            "scatter": ("variable", self._variables),
+            "wait": ("job", magics.job_commands.names),
+            "cancel": ("job", lambda: ["all", *magics.job_commands.names()]),
             "help": ("command", lambda: COMMANDS),
         }
         self._values: dict[str, tuple[str, Names]] = {

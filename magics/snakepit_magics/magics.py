@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import asyncio
 import atexit
 import contextlib
 import re
 import subprocess
 import sys
 from argparse import Namespace
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -32,15 +31,16 @@ from snakepit_kernel import (
     ToolNotFound,
 )
 from snakepit_kernel.errors import suggest
+from snakepit_kernel.pool.caller import failed_result, run_everywhere
 from snakepit_kernel.pool.pool import compare_options, has_adapter, open_pools
-from snakepit_kernel.pool.results import LiveView
 from snakepit_kernel.pool.scheduling.wait_notice import announcing_waits
 from snakepit_kernel.printable import printable
 from snakepit_kernel.tools.adapter import options_of
 from snakepit_kernel.tracebacks import hides_own_frames
 
 from .completion import Completer
-from .jobs import Job, WorkFactory
+from .job_commands import JobCommands
+from .jobs import Job
 from .notebook import functions_of, last_run_summary
 from .parsing import (
     COMMANDS,
@@ -64,11 +64,11 @@ from .rendering import (
     format_in_list,
     raise_here,
     raise_interrupt,
-    show,
     without_traceback,
 )
 from .session_commands import SessionCommands
 from .shell_commands import ShellCommands, parse_raw
+from .worker_outputs import WorkersView, summarize_errors
 
 
 @magics_class
@@ -87,7 +87,7 @@ class SnakepitMagics(Magics):
         super().__init__(shell)
         self._started: list[Pool] = []  # here, since nothing else may refer to them
         self.chosen_pool = "default"
-        self.jobs: dict[int, Job] = {}
+        self.job_commands = JobCommands(shell)
         self.sessions = SessionCommands(shell)
         self.shells = ShellCommands(self.sessions)
         self._is_last_run_printed = False
@@ -308,13 +308,8 @@ class SnakepitMagics(Magics):
         limit = {} if options.timeout is None else {"timeout": options.timeout}
         streams = session.tools[options.tool].streams
         if options.background:
-            call = _stream_tool if streams else _call_tool
-            return self._begin_job(
-                " ".join([options.tool, *options.arguments]),
-                lambda: call(session, options.tool, arguments, limit),
-                # The chunks of a stream have been shown as they arrived.
-                _ignore if streams else _display_value,
-            )
+            title = " ".join([options.tool, *options.arguments])
+            return self.job_commands.begin_call(session, title, options.tool, arguments, limit)
         try:
             if streams:
                 return session.stream(options.tool, arguments, **limit).show()
@@ -357,7 +352,11 @@ class SnakepitMagics(Magics):
 
     def _push(self, options: Namespace) -> None:
         variables = self._variables(names_of(options.names))
-        self._session(options.session).push(variables, worker=options.worker)
+        session = self._session(options.session)
+        if options.all:
+            session.push(variables, worker="all")
+        else:
+            session.push(variables, worker=options.worker)
 
     def _pull(self, options: Namespace) -> None:
         names = names_of(options.names)
@@ -366,6 +365,19 @@ class SnakepitMagics(Magics):
         except NameError as error:
             raise UsageError(printable(str(error), lines=True)) from error
         self.shell.push(pulled)
+
+    def _scatter(self, options: Namespace) -> None:
+        session = self._session(options.session)
+        for name, value in self._variables(names_of(options.names)).items():
+            session.scatter(name, value)
+
+    def _gather(self, options: Namespace) -> None:
+        session = self._session(options.session)
+        try:
+            gathered = {name: session.gather(name) for name in names_of(options.names)}
+        except NameError as error:
+            raise UsageError(printable(str(error), lines=True)) from error
+        self.shell.push(gathered)
 
     def _variables(self, names: list[str]) -> dict[str, Any]:
         namespace = self.shell.user_ns
@@ -378,57 +390,65 @@ class SnakepitMagics(Magics):
 
     # -- cells ---------------------------------------------------------------------------------
 
-    def _run_cell(self, options: Namespace, code: str) -> None:
+    def _run_cell(self, options: Namespace, code: str) -> Job | None:
         check_cell_options(options)
         if options.shell:
             self.shells.run_cell(options, code)
-            return
+            return None
         session = self._session(options.session, options.pool)
-        pull = names_of(options.pull)
-        view = CellView()
         arguments: dict[str, Any] = {
             "push": self._variables(names_of(options.push)),
-            "pull": pull,
-            "on_message": show if options.background else view.show,
+            "pull": names_of(options.pull),
         }
         if options.timeout is not None:
             arguments["timeout"] = options.timeout
         if options.background:
-            workers = self._pool(options.pool).slots() if options.all else [options.worker]
-            self._run_in_background(session, code, workers, arguments)
-            return
+            return self._run_in_background(session, code, options, arguments)
+        if options.all:
+            self._run_everywhere(session, code, options, arguments)
+        else:
+            self._run_in_worker(session, code, options, arguments)
+        return None
+
+    def _run_in_worker(
+        self, session: Session, code: str, options: Namespace, arguments: dict[str, Any]
+    ) -> None:
+        view = CellView()
         try:
-            if options.all:
-                results = session.run_all(code, **arguments)
-            else:
-                results = [session.run(code, worker=options.worker, **arguments)]
+            result = session.run(code, worker=options.worker, on_message=view.show, **arguments)
         except KeyboardInterrupt as interrupt:
             view.end([])
             raise_interrupt(interrupt, view.error)
         except NameError as error:  # of a variable to pull
             view.end([])
             raise UsageError(printable(str(error), lines=True)) from error
-        view.end([result.error for result in results if result.error is not None][:1])
-        for shown in results[0].pages:
+        except SnakepitError as error:
+            self._keep(options.out, failed_result(error))
+            raise
+        self._keep(options.out, result)
+        view.end([] if result.error is None else [result.error])
+        for shown in result.pages:
             page(shown)
-        self._apply_results(session, results)
+        self._apply_results(session, [result])
 
     def _apply_results(self, session: Session, results: list[CellResult]) -> None:
         """Copy the pulled variables to the notebook; raise the first error."""
         for result in results:
             if result.error is not None:
-                raise_here(self._with_advice(session, result.error))
+                advice = self._advice(session, result.error)
+                error = result.error
+                raise_here(CellError(error.type_name, error.message, [*error.traceback, *advice]))
         if len(results) == 1:
             self.shell.push(results[0].pulled)
         else:  # one value for each worker
             names = results[0].pulled
             self.shell.push({name: [result.pulled[name] for result in results] for name in names})
 
-    def _with_advice(self, session: Session, error: CellError) -> CellError:
-        """Add to a `NameError` of a worker's cell where the name exists here."""
+    def _advice(self, session: Session, error: CellError) -> list[str]:
+        """Return for a `NameError` of a worker's cell where the name exists here."""
         asked = _UNDEFINED.match(error.message) if error.type_name == NameError.__name__ else None
         if asked is None:
-            return error
+            return []
         name = asked[1]
         advice = []
         if name in self.shell.user_ns:
@@ -441,56 +461,59 @@ class SnakepitMagics(Magics):
                 f"{name!r} is a variable of the session: "
                 f"snakepit_kernel.context().variables[{name!r}] reads it in a worker."
             )
-        return CellError(error.type_name, error.message, [*error.traceback, *advice])
+        return advice
 
-    def _apply_background_results(self, session: Session, results: list[CellResult]) -> None:
-        for shown in results[0].pages:  # its cell has no pager any more
-            display(shown, raw=True)
-        self._apply_results(session, results)
+    def _run_everywhere(
+        self, session: Session, code: str, options: Namespace, arguments: dict[str, Any]
+    ) -> None:
+        """Run a cell in all workers, and show what each shows with the number of the worker."""
+        view = WorkersView()
+        try:
+            results = run_everywhere(session, code, on_message=view.show, **arguments)
+        except KeyboardInterrupt as interrupt:
+            view.end_interrupted()
+            raise without_traceback(interrupt) from None
+        view.end(results)
+        self._keep(options.out, list(results.values()))
+        self._apply_results_of_all(session, results)
+
+    def _apply_results_of_all(self, session: Session, results: dict[int, CellResult]) -> None:
+        """Copy the pulled variables of all workers here; raise one error for those that failed."""
+        error = summarize_errors(results)
+        if error is not None:
+            errors = [result.error for result in results.values() if result.error is not None]
+            advice = dict.fromkeys(line for each in errors for line in self._advice(session, each))
+            raise_here(CellError(error.type_name, error.message, [*error.traceback, *advice]))
+        self._apply_results(session, list(results.values()))
 
     def _run_in_background(
-        self,
-        session: Session,
-        code: str,
-        workers: Sequence[int | None],
-        arguments: dict[str, Any],
-    ) -> None:
-        async def work() -> list[CellResult]:
-            results = await asyncio.gather(
-                *(session.arun(code, worker=worker, **arguments) for worker in workers)
-            )
-            errors = [result.error for result in results if result.error is not None]
-            if errors:
-                msg = "the cell raised"
-                raise ExceptionGroup(msg, errors)
-            return results
+        self, session: Session, code: str, options: Namespace, arguments: dict[str, Any]
+    ) -> Job:
+        def apply(ended: Job) -> None:
+            results = list(ended.results.values())
+            for shown in results[0].pages:  # its cell has no pager any more
+                ended.present(partial(display, shown, raw=True))
+            self._apply_results(session, results)
 
-        title = next((line for line in code.splitlines() if line.strip()), "")
-        job = self._begin_job(title, work, partial(self._apply_background_results, session))
-        print(f"job {job.number} started; %snakepit jobs shows it")  # noqa: T201
+        if options.all:
+            count = len(self._pool(options.pool).slots())
+            job = self.job_commands.begin_cell_everywhere(session, code, count, arguments, apply)
+        else:
+            job = self.job_commands.begin_cell(session, code, options.worker, arguments, apply)
+        self._keep(options.out, job)
+        return job
+
+    def _keep(self, name: str | None, value: object) -> None:
+        """Put what a cell has given into a variable of the notebook, if one is named."""
+        if name is not None:
+            self.shell.push({name: value})
 
     # -- jobs ----------------------------------------------------------------------------------
 
-    def _begin_job(self, title: str, work: WorkFactory, on_value: Callable[[Any], None]) -> Job:
-        number = max(self.jobs, default=0) + 1
-        job = self.jobs[number] = Job(number, title, work, partial(self._end_job, on_value))
-        job.start()
-        return job
-
-    def _end_job(self, on_value: Callable[[Any], None], job: Job) -> None:
-        if job.state == "done":
-            on_value(job.value)
-            return
-        errors = job.error.exceptions if isinstance(job.error, ExceptionGroup) else [job.error]
-        for error in errors:
-            if isinstance(error, CellError):
-                print("\n".join(error.traceback), file=sys.stderr)  # noqa: T201
-        texts = [
-            printable(str(error), lines=True)
-            for error in errors
-            if not isinstance(error, CellError)
-        ]
-        print(": ".join([str(job), *filter(None, texts)]), file=sys.stderr)  # noqa: T201
+    @property
+    def jobs(self) -> dict[int, Job]:
+        """What runs, or has run, in the background, by number."""
+        return self.job_commands.jobs
 
     def _jobs(self, _: Namespace) -> None:
         for job in self.jobs.values():
@@ -499,16 +522,10 @@ class SnakepitMagics(Magics):
             print("no jobs")  # noqa: T201
 
     def _cancel(self, options: Namespace) -> None:
-        if options.job == "all":
-            running = [job for job in self.jobs.values() if job.cancel()]
-            print(f"{len(running)} of {len(self.jobs)} jobs cancelled")  # noqa: T201
-            return
-        job = self.jobs.get(options.job)
-        if job is None:
-            msg = f"there is no job {options.job}{suggest(str(options.job), map(str, self.jobs))}"
-            raise UsageError(msg)
-        if not job.cancel():
-            print(job)  # noqa: T201
+        self.job_commands.cancel(options)
+
+    def _wait(self, options: Namespace) -> None:
+        self.job_commands.wait(options)
 
     # -- help ----------------------------------------------------------------------------------
 
@@ -566,36 +583,3 @@ class SnakepitMagics(Magics):
 
 
 _UNDEFINED = re.compile(r"name '(\w+)' is not defined")
-
-
-async def _call_tool(
-    session: Session, tool: str, arguments: dict[str, Any], limit: dict[str, Any]
-) -> Any:
-    try:
-        return await session.acall(tool, arguments, **limit)
-    except ToolError as error:
-        raise as_cell_error(error) from None
-
-
-async def _stream_tool(
-    session: Session, tool: str, arguments: dict[str, Any], limit: dict[str, Any]
-) -> Any:
-    """Do the same as `Stream.show`, in an event loop."""
-    try:
-        async with contextlib.aclosing(session.astream(tool, arguments, **limit)) as chunks:
-            with LiveView() as view:
-                async for chunk in chunks:
-                    view.take(chunk)
-    except ToolError as error:
-        raise as_cell_error(error) from None
-    return view.last
-
-
-def _display_value(value: object) -> None:
-    """Display the value of a job; output of its thread appears in the cell that started it."""
-    if value is not None:
-        display(value)
-
-
-def _ignore(_: object) -> None:
-    pass

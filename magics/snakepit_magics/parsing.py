@@ -10,6 +10,7 @@ import re
 import shlex
 import sys
 from collections.abc import Iterable, Iterator, Mapping
+from keyword import iskeyword
 from typing import Any, NoReturn
 
 from IPython.core.error import UsageError
@@ -47,12 +48,15 @@ COMMANDS = {
     "import": "read a file that export has written into the session",
     "push": "copy variables of this notebook to a worker",
     "pull": "copy variables of a worker to this notebook",
+    "scatter": "cut a sequence of this notebook into parts, one for each worker",
+    "gather": "join the parts, or any variable that all workers have, to one variable here",
     "sh": "run a command in the session's shell, whose state stays: %%snakepit sh make test",
     "start-process": "start a command that goes on in the background",
     "ps": "list the background processes",
     "kill": "end a background process and all that it has started",
     "jobs": "list what runs in the background",
-    "cancel": "cancel a background job",
+    "wait": "wait for background jobs, and show their output here",
+    "cancel": "cancel background jobs",
     "logs": "show the last output of the workers' processes, or the log of a background process",
     "doctor": "check the installation, and say what to do",
     "help": "show this, or the options of a command",
@@ -147,11 +151,8 @@ def line_parser() -> Parser:
         metavar="TIME",
         help="how long the session lives without being used: 12h, 30d, never",
     )
-    for command in ("push", "pull"):
-        parsers[command].add_argument("names", nargs="+", help="names of variables")
-        parsers[command].add_argument("--worker", type=_whole, help="number of the worker")
-        parsers[command].add_argument("--session", help="name of the session")
-    parsers["cancel"].add_argument("job", type=_whole_or_all, help="number of the job, or all")
+    _add_transfers(parsers)
+    _add_job_commands(parsers)
     parsers["help"].add_argument("about", nargs="?", metavar="COMMAND", help="a command")
     for name, child in parsers.items():
         child.prog = f"snakepit {name}"
@@ -276,6 +277,33 @@ def _add_shell_commands(parsers: Mapping[str, Parser]) -> None:
     )
 
 
+def _add_transfers(parsers: Mapping[str, Parser]) -> None:
+    for command in ("push", "pull", "scatter", "gather"):
+        parsers[command].add_argument("names", nargs="+", help="names of variables")
+        parsers[command].add_argument("--session", help="name of the session")
+    parsers["pull"].add_argument("--worker", type=_whole, help="number of the worker")
+    where = parsers["push"].add_mutually_exclusive_group()
+    where.add_argument("--worker", type=_whole, help="number of the worker")
+    where.add_argument("--all", action="store_true", help="to every worker")
+
+
+def _add_job_commands(parsers: Mapping[str, Parser]) -> None:
+    parsers["wait"].add_argument(
+        "jobs",
+        nargs="*",
+        default=[],  # else argparse says that it is required
+        metavar="JOB",
+        help="numbers of jobs, or variables that hold them; default: all that run",
+    )
+    parsers["wait"].add_argument("--timeout", type=_seconds, help="seconds to wait")
+    parsers["cancel"].add_argument(
+        "jobs",
+        nargs="+",
+        metavar="JOB",
+        help="numbers of jobs, or variables that hold them; or all",
+    )
+
+
 def _add_call_options(parser: Parser) -> None:
     parser.add_argument("tool", help="name of a tool")
     parser.add_argument(
@@ -302,7 +330,13 @@ def cell_parser() -> Parser:
     where.add_argument("--all", action="store_true", help="run in every worker")
     where.add_argument("--shell", action="store_true", help="run in the session's shell, by bash")
     add("--check", action="store_true", help="with --shell: an error if the status is not 0")
-    add("--background", action="store_true", help="do not wait; see %%snakepit jobs")
+    add("--background", action="store_true", help="do not wait; gives a job")
+    add(
+        *("-o", "--out"),
+        metavar="NAME",
+        help="variable for the result of the cell, for a list of all workers' results, or for the "
+        "job",
+    )
     add("--timeout", type=_seconds, help="seconds for the cell")
     add("--push", nargs="+", default=[], metavar="NAME", help="variables to copy there first")
     add("--pull", nargs="+", default=[], metavar="NAME", help="variables to copy here afterwards")
@@ -324,9 +358,12 @@ def check_cell_options(options: argparse.Namespace) -> None:
         if options.shell and getattr(options, name):
             msg = f"%snakepit: --{name} is for cells in a worker; with --shell bash runs the cell"
             raise UsageError(msg)
+    if options.out is not None and (not options.out.isidentifier() or iskeyword(options.out)):
+        msg = f"%snakepit: --out takes the name of a variable, not {options.out!r}"
+        raise UsageError(msg)
 
 
-_OF_WORKERS = ("pool", "background", "push", "pull")
+_OF_WORKERS = ("pool", "background", "out", "push", "pull")
 """Options of a cell that mean nothing to a shell; argparse refuses the others."""
 
 
@@ -432,10 +469,6 @@ def _whole(text: str) -> int:
 
 def _whole_or_auto(text: str) -> int | str:
     return "auto" if text == "auto" else _whole(text)
-
-
-def _whole_or_all(text: str) -> int | str:
-    return "all" if text == "all" else _whole(text)
 
 
 def _bytes(text: str) -> int:

@@ -75,10 +75,18 @@ def raise_here(error: CellError) -> NoReturn:
     """Raise a worker's exception so that the notebook shows its name, text and traceback."""
     if error.type_name == UsageError.__name__ and not error.traceback:
         raise UsageError(error.message)
-    # The name of an exception's class is what notebooks and nbclient show and filter by.
+    raise named_error(error) from None
+
+
+def named_error(error: CellError) -> CellError:
+    """Return a worker's exception as one whose class has the name of its own class there.
+
+    That is what notebooks and nbclient show, and filter by.
+    """
     names = {"__str__": lambda self: self.message, "__module__": error.__module__}
     kind = type(error.type_name, (CellError,), names)
-    raise kind(error.type_name, error.message, error.traceback) from None
+    named: CellError = kind(error.type_name, error.message, error.traceback)
+    return named
 
 
 def raise_interrupt(interrupt: KeyboardInterrupt, error: CellError | None) -> NoReturn:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Callable, Iterable, Mapping
+import asyncio
+import uuid
+from collections.abc import AsyncGenerator, Callable, Iterable, Mapping, Sequence
 from typing import Any, Final, Literal, NoReturn, ParamSpec, TypeVar
 
-from ..errors import ToolNotFound
+from ..errors import CellError, PoolDegraded, ToolNotFound
 from ..protocol.codec import cannot_travel, pickled
 from ..protocol.messages import ToolInfo
 from ..tracebacks import hide_own_frames, hides_own_frames
@@ -14,8 +16,9 @@ from ..worker import namespace
 from .engine import Engine
 from .execution.host_tools import HostToolList
 from .execution.pipeline import FutureItem
+from .partition import check_variable, complete, join, split
 from .requests import FunctionRequest, SharedRequest, ToolRequest
-from .results import CallFuture, CellResult, Stream
+from .results import CallFuture, CellResult, Stream, checked
 from .scheduling.affinity import Home
 from .scheduling.fair_queue import Bound
 from .scheduling.scheduler import Purpose
@@ -101,11 +104,8 @@ class Caller:
         Ctrl-C interrupts the call in its worker as well, and leaves the worker usable.
         What the tool prints is printed here.
         """
-        try:
-            return self._call(tool, (), dict(arguments or {}), timeout, priority)
-        except BaseException as error:
-            hide_own_frames(error)
-            raise
+        work = self._tool_work(tool, (), dict(arguments or {}), timeout, priority)
+        return self._engine.work.call(work)
 
     async def acall(
         self,
@@ -400,6 +400,7 @@ class Caller:
         pull: Iterable[str] = (),
         on_message: OnMessage | None = None,
         priority: int | None = None,
+        check: bool = False,
     ) -> CellResult:
         """Run a cell in a worker and return its result.
 
@@ -420,14 +421,19 @@ class Caller:
             Called with each iopub message of the cell (a dictionary) as soon as it arrives.
         priority
             As for `call`.
+        check
+            Whether the exception of a cell that raised is raised here, as `CellResult.check` does.
 
         Returns
         -------
         CellResult
-            A cell that raised gives a result too; its exception is ``error``.
+            A cell that raised gives a result too, unless ``check`` is set; its exception is
+            ``error``.
 
         Raises
         ------
+        CellError
+            The cell raised, and ``check`` is set.
         CallTimeout, QueueTimeout, PoolSaturated, WorkerDied, SessionLost, WorkerBusy, PoolClosed
             As for `call`.
         NameError
@@ -438,10 +444,11 @@ class Caller:
         Ctrl-C interrupts the cell; the worker keeps its variables.
         """
         cell = self._cell(code, push, pull, on_message)
-        return self._engine.work.run_cell(
+        result = self._engine.work.run_cell(
             self._work("a cell", None, timeout, slot=worker, purpose="cell", priority=priority),
             cell,
         )
+        return checked(result) if check else result
 
     async def arun(
         self,
@@ -453,6 +460,7 @@ class Caller:
         pull: Iterable[str] = (),
         on_message: OnMessage | None = None,
         priority: int | None = None,
+        check: bool = False,
     ) -> CellResult:
         """Run a cell as `run` does, without blocking the event loop.
 
@@ -466,7 +474,8 @@ class Caller:
             priority=priority,
             bound="max_futures",
         )
-        return await self._engine.work.arun_cell(work, cell)
+        result = await self._engine.work.arun_cell(work, cell)
+        return checked(result) if check else result
 
     def run_all(
         self,
@@ -476,35 +485,82 @@ class Caller:
         push: Mapping[str, Any] | None = None,
         pull: Iterable[str] = (),
         on_message: OnMessage | None = None,
+        check: bool = False,
     ) -> list[CellResult]:
         """Run a cell in every worker at the same time; return the results in their order.
 
-        Parameters are those of `run`. ``on_message`` is called from several threads. Ctrl-C
-        interrupts the cell in all workers.
+        Ctrl-C interrupts the cell in all workers.
+
+        Parameters
+        ----------
+        code, timeout, push, pull
+            As for `run`.
+        on_message
+            As for `run`, but it is called from several threads, and each message has the number of
+            its worker as ``message["worker"]``.
+        check
+            Whether the exception of the first cell that raised is raised here, when all workers
+            have ended the cell. A note of it says in how many workers the cell raised.
+
+        Raises
+        ------
+        CellError, CallTimeout, WorkerDied, NameError
+            As for `run`; of several the first worker's.
         """
+        results: list[CellResult] = []
+        for outcome in self._run_all(code, timeout, push, pull, on_message).values():
+            if isinstance(outcome, Exception):
+                raise outcome
+            results.append(outcome)
+        if check:
+            _check_all(results)
+        return results
+
+    def _run_all(
+        self,
+        code: str,
+        timeout: Timeout,
+        push: Mapping[str, Any] | None,
+        pull: Iterable[str],
+        on_message: OnMessage | None,
+    ) -> dict[int, CellResult | Exception]:
+        """Run a cell in every worker; return for each the result, or what it has raised."""
         if self._engine.is_own_thread:
             msg = "the callback of a future must not wait for all workers; use another thread"
             raise RuntimeError(msg)
-        cell = self._cell(code, push, pull, on_message)
-        works = [
-            self._work("a cell", None, timeout, slot=slot, purpose="cell")
-            for slot in self._engine.housekeeping.slots()
-        ]
-        return self._engine.work.run_cells(works, cell)
+        names = [pull] if isinstance(pull, str) else list(pull)  # for each cell, not once
+        slots = self._workers()
+        cells = {
+            self._work("a cell", None, timeout, slot=slot, purpose="cell"): self._cell(
+                code, push, names, _with_worker(on_message, slot)
+            )
+            for slot in slots
+        }
+        return dict(zip(slots, self._engine.work.run_cells(cells), strict=True))
 
     # -- namespaces ----------------------------------------------------------------------------
 
-    def push(self, variables: Mapping[str, Any], *, worker: int | None = None) -> None:
-        """Set variables in a worker, among the names of the session's cells.
+    def push(
+        self, variables: Mapping[str, Any], *, worker: int | Literal["all"] | None = None
+    ) -> None:
+        """Set variables in workers, among the names of the session's cells.
+
+        Workers that are started later do not have them.
 
         Parameters
         ----------
         variables
             Values by name.
         worker
-            Number of the worker. Default: as for `run`.
+            Number of the worker, or ``"all"``. Default: for a session as for `run`, for a pool all.
         """
-        self._apply(namespace.push, dict(variables), worker=worker)
+        if worker is None and self._session_id is None:
+            worker = "all"
+        if worker == "all":
+            request = self._function_request(namespace.push, (dict(variables),), {})
+            self._apply_to_all(dict.fromkeys(self._workers(), request))
+        else:
+            self._apply(namespace.push, dict(variables), worker=worker)
 
     def pull(self, names: Iterable[str], *, worker: int | None = None) -> dict[str, Any]:
         """Return variables from a worker, from among the names of the session's cells.
@@ -517,6 +573,97 @@ class Caller:
         wanted = [names] if isinstance(names, str) else list(names)
         pulled: dict[str, Any] = self._apply(namespace.pull, wanted, worker=worker)
         return pulled
+
+    def scatter(self, name: str, sequence: Any) -> None:
+        """Give each worker a part of a sequence, as a variable of the session's cells.
+
+        The parts are of the sequence's own kind and in its order, the first worker's first. Their
+        lengths differ by one at most. Workers that are started later have none.
+
+        Parameters
+        ----------
+        name
+            Name of the variable.
+        sequence
+            What has a length and can be sliced: a list, a tuple, a range, an array (by its first
+            axis), a frame (by rows).
+
+        Raises
+        ------
+        TypeError
+            It is no such sequence.
+        ValueError
+            The name cannot be that of a variable.
+        """
+        check_variable("scatter", name)
+        workers = self._workers()
+        part = namespace.Part(uuid.uuid4().hex, tuple(workers))
+        parts = zip(workers, split(sequence, len(workers)), strict=True)
+        self._apply_to_all(
+            {
+                worker: self._function_request(namespace.scatter, (name, value, part), {})
+                for worker, value in parts
+            }
+        )
+
+    def gather(self, name: str) -> Any:
+        """Return a variable of all workers as one value, in the order of the workers.
+
+        Parameters
+        ----------
+        name
+            Name of the variable: one that `scatter` has set, or any other that the session's cells
+            have defined in each worker.
+
+        Returns
+        -------
+        object
+            The parts, joined to a value of the first one's kind. What cannot be joined, numbers for
+            example, gives a list with the value of each worker.
+
+        Raises
+        ------
+        NameError
+            A worker does not have the variable. A worker that was replaced after `scatter`, or was
+            removed from the pool, has lost its part, and the error names it.
+        TypeError
+            The values are of different kinds.
+        """
+        check_variable("gather", name)
+        request = self._function_request(namespace.gather, (name,), {})
+        found: dict[int, namespace.Found] = self._apply_to_all(
+            dict.fromkeys(self._workers(), request)
+        )
+        without_worker = {  # it has died, and the next one has not started yet
+            slot.number: namespace.NOTHING
+            for slot in self._engine.supervisor.slots
+            if slot.number not in found
+        }
+        return join(name, complete(name, dict(sorted({**found, **without_worker}.items()))))
+
+    def _workers(self) -> list[int]:
+        """Return the numbers of all workers; raise the pool's error if it has none."""
+        self._engine.check_open()
+        slots = self._engine.housekeeping.slots()
+        if not slots:
+            raise PoolDegraded(self._engine.config.name, self._engine.supervisor.last_problem)
+        return slots
+
+    def _apply_to_all(self, requests: Mapping[int, tuple[str, FunctionRequest]]) -> dict[int, Any]:
+        """Call a function in several workers at the same time; return the values by worker.
+
+        An exception, also Ctrl-C, cancels the calls that have not ended.
+        """
+        futures: dict[int, CallFuture[Any]] = {}
+        try:
+            for worker, (name, request) in requests.items():
+                futures[worker] = self._submit(
+                    name, request, slot=worker, purpose="cell", bound="max_futures"
+                )
+            return {worker: future.result() for worker, future in futures.items()}
+        finally:
+            for future in futures.values():
+                future.cancel()
 
     def _apply(self, function: Callable[..., Any], *args: Any, worker: int | None) -> Any:
         name, request = self._function_request(function, args, {})
@@ -591,3 +738,76 @@ class Caller:
             priority=self._priority if priority is None else check_priority(priority),
             idempotent=idempotent,
         )
+
+
+def _with_worker(on_message: OnMessage | None, worker: int) -> OnMessage | None:
+    """Return a callback whose messages have the number of their worker."""
+    if on_message is None:
+        return None
+    return lambda message: on_message({**message, "worker": worker})
+
+
+def _check_all(results: Sequence[CellResult]) -> None:
+    """Raise the exceptions of cells that raised in several workers."""
+    failed = [result for result in results if not result.ok]
+    if len(failed) > 1:
+        error = failed[0].error
+        assert error is not None
+        error.add_note(f"the cell raised in {len(failed)} of {len(results)} workers")
+    if failed:
+        checked(failed[0])
+
+
+def run_everywhere(
+    caller: Caller,
+    code: str,
+    *,
+    timeout: Timeout = DEFAULT,
+    push: Mapping[str, Any] | None = None,
+    pull: Iterable[str] = (),
+    on_message: OnMessage | None = None,
+) -> dict[int, CellResult]:
+    """Run a cell in every worker, as `Caller.run_all` does; return the results by worker.
+
+    What ends the cell in one worker, `WorkerDied` for example, is the error of its result.
+    """
+    outcomes = caller._run_all(code, timeout, push, pull, on_message)  # noqa: SLF001 - its own
+    return {
+        worker: failed_result(outcome) if isinstance(outcome, Exception) else outcome
+        for worker, outcome in outcomes.items()
+    }
+
+
+async def arun_everywhere(
+    caller: Caller, code: str, *, on_message: OnMessage | None = None, **options: Any
+) -> dict[int, CellResult]:
+    """Run a cell as `run_everywhere` does, without blocking the event loop.
+
+    Cancelling the task interrupts the cell in all workers.
+    """
+    workers = caller._workers()  # noqa: SLF001 - its own
+    outcomes = await asyncio.gather(
+        *(
+            caller.arun(code, worker=worker, on_message=_with_worker(on_message, worker), **options)
+            for worker in workers
+        ),
+        return_exceptions=True,
+    )
+    results: dict[int, CellResult] = {}
+    for worker, outcome in zip(workers, outcomes, strict=True):
+        if isinstance(outcome, CellResult):
+            results[worker] = outcome
+        elif isinstance(outcome, Exception):
+            results[worker] = failed_result(outcome)
+        else:
+            raise outcome
+    return results
+
+
+def failed_result(error: Exception) -> CellResult:
+    """Return the result of a cell that another exception than its own has ended."""
+    if isinstance(error, CellError):
+        return CellResult(error=error)
+    name, text = type(error).__name__, str(error)
+    worker = getattr(error, "worker", None) or ""
+    return CellResult(error=CellError(name, text, [f"{name}: {text}"]), worker=worker)

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import functools
-import inspect
 import math
 import os
 import types
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any, Literal, ParamSpec, TypeVar, cast, get_args
+from typing import Any, Literal, TypeVar, cast, get_args
 
 from ..errors import suggest
 from ..ids import check_name
@@ -29,7 +27,6 @@ from .resources.limits import Limits, check_limits, find_group
 from .resources.machine_budget import usable_cores
 from .scheduling.scheduler import Purpose
 
-P = ParamSpec("P")
 T = TypeVar("T")
 
 Check = Callable[[str, Any], T]
@@ -155,21 +152,6 @@ def _option(check: Check[T]) -> T:
     """Return the field of an option; `PoolConfig.checked` applies its check."""
     made: T = field(metadata={"check": check})
     return made
-
-
-def suggests_options(function: Callable[P, T]) -> Callable[P, T]:
-    """Have the error for an unknown option name the one that may be meant; a decorator."""
-    known = [name for name in inspect.signature(function).parameters if name != "self"]
-
-    @functools.wraps(function)
-    def checked(*args: P.args, **options: P.kwargs) -> T:
-        for name in options:
-            if name not in known:
-                msg = f"there is no option {name!r}{suggest(name, known)}"
-                raise TypeError(msg)
-        return function(*args, **options)
-
-    return checked
 
 
 # -- the table ---------------------------------------------------------------------------------

@@ -31,7 +31,6 @@ from .config import (
     PoolConfig,
     check_adapter,
     check_affinity,
-    suggests_options,
 )
 from .engine import Engine
 from .monitoring.timeline import LIMIT, Timeline
@@ -170,7 +169,6 @@ class Pool(Caller, concurrent.futures.Executor):
     """
 
     @hides_own_frames
-    @suggests_options
     def __init__(
         self,
         workers: int | Literal["auto"] | None = None,

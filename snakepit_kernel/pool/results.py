@@ -7,6 +7,7 @@ import concurrent.futures
 import contextlib
 import inspect
 import math
+import re
 import reprlib
 import threading
 import time
@@ -29,6 +30,8 @@ from ..validation import bounded
 MAX_REPR = 400
 """Characters of the repr of a cell's result."""
 
+_COLOUR = re.compile(r"\x1b\[[0-9;]*m")
+
 _STREAM_STATES = {
     inspect.GEN_CREATED: "not begun",
     inspect.GEN_RUNNING: "running",
@@ -37,6 +40,7 @@ _STREAM_STATES = {
 }
 
 
+@hides_own_frames
 @dataclass(slots=True, kw_only=True, repr=False)
 class CellResult:
     """The result of a cell that ran in a worker.
@@ -77,6 +81,17 @@ class CellResult:
         """Whether the cell ended without an exception."""
         return self.error is None
 
+    def check(self) -> CellResult:
+        """Raise the cell's exception if there is one; else return this result.
+
+        Raises
+        ------
+        CellError
+            The cell raised. In a notebook it shows the worker's traceback; elsewhere that is a
+            note of the exception.
+        """
+        return checked(self)
+
     @property
     def stdout(self) -> str:
         """What the cell wrote to standard output."""
@@ -109,6 +124,24 @@ class CellResult:
             for output in self.outputs
             if output["output_type"] == "stream" and output["name"] == name
         )
+
+
+def checked(result: CellResult) -> CellResult:
+    """Do what `CellResult.check` does."""
+    error = result.error
+    if error is None:
+        return result
+    text = plain_traceback(error).strip()
+    note = f"in worker {result.worker}:\n{text}"
+    if text and note not in getattr(error, "__notes__", ()):
+        error.add_note(note)  # for those who show exceptions as Python does
+    error.__traceback__ = None  # of an earlier call
+    raise error
+
+
+def plain_traceback(error: CellError) -> str:
+    """Return the traceback of a cell without its colours."""
+    return _COLOUR.sub("", "\n".join(error.traceback))
 
 
 T = TypeVar("T")
@@ -244,8 +277,9 @@ class CallFuture(concurrent.futures.Future[T]):
         if self.keeper.is_current:
             msg = (
                 "this code runs in the pool's own thread, as callbacks of futures and __setstate__ "
-                "of results do, and would wait for a result that this very thread has to bring; "
-                "use another thread, or a callback of that future"
+                "of results do, and would wait for a result that this very thread has to bring. "
+                "pool.call() and pool.run() work here while a worker is free; a future's result is "
+                "for another thread, or for a callback of that future (add_done_callback)"
             )
             raise RuntimeError(msg)
 

@@ -25,6 +25,7 @@ from ..processes.run_registry import Registry
 from ..processes.waiting import run_shielded
 from ..telemetry.correlation import correlation_of_work
 from ..telemetry.spans import Scalar
+from ..tracebacks import hides_own_frames
 from ..validation import check_count, check_flag, check_seconds
 from .bash import Bash, NotRun, Wedged
 from .bash_code import BashCode, check_environment
@@ -92,6 +93,7 @@ class ShellOptions:
     on_exit: OnExit = "restart"
 
     @classmethod
+    @hides_own_frames  # callers pass options on
     def checked(
         cls,
         *,
@@ -148,6 +150,7 @@ class CommandRequest:
     )
 
     @classmethod
+    @hides_own_frames  # callers pass options on
     def checked(
         cls,
         shell: ShellOptions,

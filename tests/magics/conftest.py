@@ -162,3 +162,19 @@ def notebook(open_notebook: Callable[..., Notebook]) -> Notebook:
     shown = notebook.run("pool = %snakepit start --workers 2")
     assert shown.status == "ok", shown
     return notebook
+
+
+@pytest.fixture(scope="module")
+def shared_notebook() -> Iterator[Notebook]:
+    """A notebook with a pool of two workers, for tests that start and end no process there.
+
+    What a worker opens for its first cell is open already.
+    """
+    notebook = Notebook({})
+    try:
+        shown = notebook.run("pool = %snakepit start --workers 2")
+        assert shown.status == "ok", shown
+        assert notebook.run("%%snakepit --all\n0").status == "ok"
+        yield notebook
+    finally:
+        notebook.close()

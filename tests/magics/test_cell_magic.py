@@ -83,7 +83,9 @@ def test_a_cell_runs_in_every_worker_or_in_a_certain_one(notebook):
     )
     pids = notebook.run("pid").text.strip("[]").split(", ")
 
-    assert sorted(everywhere.stdout.split()) == sorted(pids)  # printed as it comes
+    assert sorted(everywhere.stdout.splitlines()) == [  # printed as it comes
+        f"[stdout:{worker}] {pid}" for worker, pid in enumerate(pids, 1)
+    ]
     one = notebook.run("%%snakepit --worker 2\nprint(pid)").stdout.strip()
     assert pids[1] == one
 
@@ -118,7 +120,8 @@ def test_a_worker_that_dies_is_told_in_a_few_lines(notebook):
 
 def test_a_cell_in_the_background_shows_its_output_and_can_be_listed_and_cancelled(notebook):
     started = notebook.run("%%snakepit --background\nimport time\ntime.sleep(60)")
-    assert "job 1 started" in started.stdout
+    assert started.text.startswith("job 1 running for 0")
+    assert "%snakepit wait 1" in started.data[0]["text/html"]
 
     assert "job 1 running" in notebook.run("%snakepit jobs").stdout
     assert notebook.run("%snakepit cancel 1").status == "ok"

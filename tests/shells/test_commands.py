@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import time
+import traceback
 
 import pytest
 
@@ -278,6 +279,16 @@ def test_check_raises_with_the_result(shell):
     assert caught.value.result.stderr == "e\n"
     assert "\ne" in str(caught.value)
     assert shell.run("true", check=True).ok
+
+
+def test_an_unknown_option_names_the_one_that_may_be_meant_and_shows_none_of_our_frames(shell):
+    for call in (shell.run, lambda *args, **options: list(shell.stream(*args, **options))):
+        with pytest.raises(
+            TypeError, match=r"no option 'timeuot'; did you mean 'timeout'\?"
+        ) as caught:
+            call("true", timeuot=1)
+        frames = traceback.extract_tb(caught.value.__traceback__)
+        assert {frame.filename for frame in frames} == {__file__}
 
 
 def test_a_busy_shell_is_an_error_where_waiting_is_not_wanted(shell, in_background, until):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import time
-from collections.abc import AsyncGenerator, Callable, Generator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Generator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from typing import Any
 
@@ -137,18 +137,25 @@ class WorkRunner:
                 self._loop_thread.soon(self._dispatcher.repair, work)
             raise
 
-    def run_cells(self, works: Sequence[WorkItem], cell: Cell) -> list[CellResult]:
-        """Run a cell on several workers at the same time, each driven by a thread of its own."""
-        with ThreadPoolExecutor(max_workers=max(1, len(works))) as threads:
+    def run_cells(self, cells: Mapping[WorkItem, Cell]) -> list[CellResult | Exception]:
+        """Run cells on several workers at the same time, each driven by a thread of its own.
+
+        Returns
+        -------
+        list
+            For each its result, or the exception that has ended it.
+        """
+        with ThreadPoolExecutor(max_workers=max(1, len(cells))) as threads:
             # Each in a copy of the context, which tells the notebook the cell of an output.
             running = [
                 threads.submit(contextvars.copy_context().run, self.run_cell, work, cell)
-                for work in works
+                for work, cell in cells.items()
             ]
             try:
-                return [future.result() for future in running]
+                wait(running)
+                return [_outcome(future) for future in running]
             except KeyboardInterrupt as interrupt:
-                self._stop_cells(interrupt, dict(zip(works, running, strict=True)))
+                self._stop_cells(interrupt, dict(zip(cells, running, strict=True)))
                 raise
 
     def _stop_cells(
@@ -345,3 +352,10 @@ class WorkRunner:
         except BaseException as error:
             self._fail(work, error)
             raise
+
+
+def _outcome(running: Future[CellResult]) -> CellResult | Exception:
+    error = running.exception()
+    if error is None or isinstance(error, Exception):
+        return error or running.result()
+    raise error

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
-import re
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -24,12 +23,10 @@ from ...loggers import get_logger
 from ...protocol.frames import Frame
 from ...protocol.messages import Late, shown
 from ...telemetry.correlation import METADATA_KEY
-from ..results import CellResult
+from ..results import CellResult, plain_traceback
 
 if TYPE_CHECKING:
     from ..resources.kernelspec import WorkerKernel
-
-_COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 
 OnMessage = Callable[[dict[str, Any]], None]
 
@@ -348,7 +345,7 @@ def where_interrupted(error: CellError | None) -> str:
     """Return where a cell was when it was interrupted, as frames; empty when it was not."""
     if error is None or error.type_name != KeyboardInterrupt.__name__:
         return ""
-    text = _COLOUR.sub("", "\n".join(error.traceback)).rstrip(": \n")
+    text = plain_traceback(error).rstrip(": \n")
     frames = text.partition("Traceback (most recent call last)")[2]
     return frames.removesuffix(error.type_name).strip("\n")
 
