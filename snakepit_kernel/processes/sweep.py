@@ -23,7 +23,7 @@ from ..loggers import get_logger
 from ..paths import data_dir
 from .concurrency import Coalescer
 from .end_report import EndedProcess, EndReport
-from .guardian import MAX_COMMAND
+from .guardian import HIDDEN_COMMAND, MAX_COMMAND
 from .identity import (
     SIGKILL,
     ProcessIdentity,
@@ -216,7 +216,7 @@ def _read_hidden(pid: int) -> TaggedProcess | None:
     return TaggedProcess(
         identity=MarkedProcess(pid, mark),
         run_id=run_id_of_number(number),
-        command="(hidden by /proc)",
+        command=HIDDEN_COMMAND,
         kept=says_kept(mark, []),
     )
 

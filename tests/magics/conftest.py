@@ -113,6 +113,11 @@ class Notebook:
         self.manager.restart_kernel()
         self._wait_ready()
 
+    def kill(self) -> None:
+        """Kill the kernel, as a crash does, and start it again."""
+        self.manager.restart_kernel(now=True)
+        self._wait_ready()
+
     def _wait_ready(self) -> None:
         """Wait for ipykernel's welcome, which says that output arrives."""
         while self.client.get_iopub_msg(timeout=60)["msg_type"] != "iopub_welcome":

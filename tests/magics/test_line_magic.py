@@ -45,6 +45,34 @@ def test_what_a_restart_had_to_end_is_told_once_in_one_line(open_notebook):
     assert "ended" not in notebook.run("%snakepit").stdout
 
 
+PROCESSES = """
+import subprocess
+many = [subprocess.Popen(["sleep", "600"]) for _ in range(2)]
+deaf = subprocess.Popen(
+    ["bash", "-c", "trap '' TERM; echo ready; exec sleep 700"], stdout=subprocess.PIPE
+)
+deaf.stdout.readline()
+"""
+
+
+def test_the_line_after_a_restart_names_the_users_processes_and_first_what_was_killed(notebook):
+    notebook.run(PROCESSES)
+    notebook.run("%snakepit sh true")
+    notebook.run("%%snakepit\nimport subprocess; mine = subprocess.Popen(['sleep', '800'])")
+    notebook.kill()  # so that its guardian ends the pool's processes as well
+
+    line, *_ = notebook.run("%snakepit").stdout.splitlines()
+    assert line.startswith("ended 4 processes of the last run: sleep 700 (killed), ")
+    assert sorted(line.partition("(killed), ")[2].split(", ")) == ["2 x sleep 600", "sleep 800"]
+
+
+def test_the_end_of_a_pool_and_of_a_shell_alone_is_no_news_after_a_restart(notebook):
+    notebook.run("%snakepit sh true")
+    notebook.kill()
+
+    assert notebook.run("%snakepit").stdout.startswith("no pool is running")
+
+
 def test_several_pools_are_told_apart_by_name(notebook):
     notebook.run("%snakepit start --name other --workers 1")
 
