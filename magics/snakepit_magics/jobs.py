@@ -104,6 +104,12 @@ class Job:
             return "cancelled"
         return "done" if self.error is None else "failed"
 
+    @property
+    def seconds(self) -> float:
+        """How long it has run."""
+        return (self._ended or time.monotonic()) - self._started
+
     def __repr__(self) -> str:
-        seconds = (self._ended or time.monotonic()) - self._started
-        return f"job {self.number} {self.state} after {seconds:.1f} s: {printable(self.title)}"
+        word = "for" if self._ended is None else "after"
+        title = printable(self.title)
+        return f"job {self.number} {self.state} {word} {self.seconds:.1f} s: {title}"

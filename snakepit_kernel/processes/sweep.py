@@ -56,7 +56,7 @@ SIGCONT = 18
 RESCAN_INTERVAL = 0.02
 SURVIVOR_PATIENCE = 5.0
 
-UNREADABLE = "(hidden by /proc: nobody can tell whether it belongs to a run)"
+UNREADABLE = "(hidden by /proc: it may belong to any run)"
 
 NEWEST_PROCESSES = 64
 """Number of the machine's newest processes that are checked without a scan of all."""

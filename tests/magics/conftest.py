@@ -113,10 +113,10 @@ class Notebook:
         self.manager.restart_kernel()
         self._wait_ready()
 
-    def kill(self) -> None:
-        """Kill the kernel, as a crash does, and start it again."""
-        self.manager.restart_kernel(now=True)
-        self._wait_ready()
+    def crash(self) -> None:
+        """Kill the kernel, which cannot end its pools then, and start it again."""
+        os.kill(self.manager.provisioner.pid, signal.SIGKILL)
+        self.restart()
 
     def _wait_ready(self) -> None:
         """Wait for ipykernel's welcome, which says that output arrives."""
