@@ -204,7 +204,7 @@ class CallTimeout(SnakepitError, TimeoutError):
         if self.was_replaced:
             text += f"; it did not respond to that, so {REPLACED}"
         if where := _where(self.stacks):
-            text += "; where it was, the innermost first:\n" + "\n".join(where)
+            text += "; its stack, the innermost call first:\n" + "\n".join(where)
         return text
 
 
@@ -298,7 +298,7 @@ class SessionLost(SnakepitError):
             f"worker {self.worker} of session {self.session_id!r} has ended{why}, and with it went "
             "what the session had there: the names of its cells, its objects in memory, its "
             "working directory and environment. The session's variables, programs and metadata are "
-            "in the store and still there. Open it anew, by "
+            "in the store and still there. Open it again, by "
             f"pool.session({self.session_id!r}, …), to go on: then its next call takes another "
             "worker"
         )
@@ -363,8 +363,9 @@ class BreakerOpen(SnakepitError):
 
     def __str__(self) -> str:
         when = f"in {self.seconds:.3g} s" if self.seconds > 0 else "when the one under way ends"
+        failures = counted(self.failures, "call")
         return (
-            f"the breaker of pool {self.pool!r} is open: {self.failures} calls failed one after "
+            f"the breaker of pool {self.pool!r} is open: {failures} failed one after "
             f"the other; the next one is let through {when}; the last failure: {self.last}"
         )
 
@@ -469,8 +470,8 @@ class SessionNotFound(SnakepitError, LookupError):
         if self.known:
             return f"there is no session {self.session_id!r}{suggest(self.session_id, self.known)}"
         return (
-            f"session {self.session_id!r} is gone: it was deleted, or nobody used it for its time "
-            "to live (ttl); open it again to begin anew"
+            f"session {self.session_id!r} is gone: it was deleted, or it was not used for its time "
+            "to live (ttl); open it again to begin with an empty one"
         )
 
 
@@ -563,8 +564,8 @@ class VersionConflict(SnakepitError):
 
     def __str__(self) -> str:
         return (
-            f"variable {self.name!r} is at version {self.actual}, not {self.expected}: somebody "
-            "else has changed it; read it again, and decide anew"
+            f"variable {self.name!r} is at version {self.actual}, not {self.expected}: it was "
+            "changed meanwhile; read it again, and decide again"
         )
 
 

@@ -325,7 +325,7 @@ def _write_to_pipe(path: Path, text: str) -> None:
             if error.errno != errno.ENXIO:
                 raise
             if time.monotonic() > until:
-                reason = "nobody reads this pipe"
+                reason = "no process reads this pipe"
                 raise type(error)(error.errno, reason, str(path)) from error
         time.sleep(0.01)  # a reader is no event for a writer
     with open(descriptor, "w", encoding="utf-8") as file:  # noqa: PTH123 - it is a descriptor

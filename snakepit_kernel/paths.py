@@ -25,7 +25,7 @@ import os
 import re
 import stat
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from .files import NotOurs, OwnedByOther, check_directory, make_directory, open_file
@@ -51,9 +51,12 @@ NOTEBOOK_VARIABLE = "JPY_SESSION_NAME"
 """Environment variable in which Jupyter Server tells a kernel the path of its notebook."""
 
 
-def notebook_name() -> str | None:
-    """Return the name of this kernel's notebook; None if it was not told, or is no kernel's."""
-    return os.path.basename(os.environ.get(NOTEBOOK_VARIABLE, "")) or None  # noqa: PTH119
+def notebook_name(env: Mapping[str, str] = os.environ) -> str | None:
+    """Return the name of a kernel's notebook from its environment: by default this kernel's.
+
+    None if it was not told, or if the process is no kernel.
+    """
+    return os.path.basename(env.get(NOTEBOOK_VARIABLE, "")) or None  # noqa: PTH119
 
 
 # -- runtime files ---------------------------------------------------------------------------------

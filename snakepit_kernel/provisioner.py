@@ -12,6 +12,7 @@ import contextlib
 import os
 import pathlib
 import signal
+from collections.abc import Mapping
 from typing import Any
 
 from jupyter_client.connect import KernelConnectionInfo
@@ -23,7 +24,8 @@ from . import standby_kernels
 from .errors import StartFailed, SurvivorsError
 from .files import make_directory
 from .ids import RUN_ID_OPTION, new_run_id
-from .paths import MAX_SOCKET_PATH, is_private, runtime_dir, why_too_long
+from .paths import MAX_SOCKET_PATH, is_private, notebook_name, runtime_dir, why_too_long
+from .printable import printable
 from .processes.end_report import EndReport
 from .processes.guarded_process import GuardedProcess
 from .processes.identity import ProcessIdentity
@@ -203,7 +205,11 @@ class SnakepitProvisioner(LocalProvisioner):
             **arguments,
         )
         return await GuardedRun.start(
-            spec, registry=self.registry, label=self._label(), kind=kind, previous=self._previous
+            spec,
+            registry=self.registry,
+            label=self._label_with_notebook(arguments["env"]),
+            kind=kind,
+            previous=self._previous,
         )
 
     async def _acquire_standby(
@@ -230,7 +236,7 @@ class SnakepitProvisioner(LocalProvisioner):
             await run.assign(
                 spec,
                 connection_file=km.connection_file,
-                label=self._label(),
+                label=self._label_with_notebook(arguments["env"]),
                 previous=self._previous,
             )
             is_up_to_date = await check
@@ -391,6 +397,13 @@ class SnakepitProvisioner(LocalProvisioner):
 
     def _label(self) -> str:
         return self.label or getattr(self.kernel_spec, "display_name", "") or "kernel"
+
+    def _label_with_notebook(self, env: Mapping[str, str]) -> str:
+        """Return its name in the registry: with its notebook, if a Jupyter server told that."""
+        notebook = notebook_name(env)
+        if self.label or notebook is None:
+            return self._label()
+        return f"{self._label()} of {printable(notebook)}"
 
     def _leftovers(self) -> list[str]:
         """Return the files to remove with the run when there is no manager left to do so."""

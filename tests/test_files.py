@@ -345,7 +345,7 @@ def test_a_pipe_that_nobody_reads_is_an_error_and_not_waited_for(tmp_path, monke
     monkeypatch.setattr(files, "READER_PATIENCE", 0.1)
     os.mkfifo(tmp_path / "pipe")
 
-    with pytest.raises(OSError, match="nobody reads this pipe"):
+    with pytest.raises(OSError, match="no process reads this pipe"):
         write_file(tmp_path / "pipe", "text")
 
 

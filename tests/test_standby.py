@@ -104,14 +104,15 @@ def test_the_next_kernel_is_the_one_that_waits(start, tmp_path, transport):
     async def scenario() -> None:
         async with start(transport=transport):
             run_id = await one_waits()
-            launch = {"cwd": tmp_path, "env": {**os.environ, "MINE": "yes"}}
+            notebook = {"JPY_SESSION_NAME": "/home/me/analysis.ipynb"}
+            launch = {"cwd": tmp_path, "env": {**os.environ, "MINE": "yes", **notebook}}
             async with start(transport=transport, launch=launch) as kernel:
                 file = kernel.km.connection_file
                 expected = f"{tmp_path} yes {run_id} {file} {kernel.pid}"
                 assert await kernel.run(SURROUNDINGS) == expected
                 assert kernel.km.provisioner.run_id == run_id
                 (row,) = [run for run in Registry().runs() if run.run_id == run_id]
-                assert row.label == "Python 3 (Snakepit)"
+                assert row.label == "Python 3 (Snakepit) of analysis.ipynb"
                 assert str(Path(file).absolute()) in row.leftovers
                 command = Path(f"/proc/{kernel.pid}/cmdline").read_text()
                 assert f"-f {file} --snakepit-run-id={run_id}" in command

@@ -39,6 +39,7 @@ from snakepit_kernel.tools.adapter import options_of
 from snakepit_kernel.tracebacks import hides_own_frames
 
 from .completion import Completer
+from .help import help_of, help_text
 from .job_commands import JobCommands
 from .jobs import Job
 from .notebook import functions_of, last_run_summary
@@ -53,7 +54,6 @@ from .parsing import (
     flag_of,
     help_asked_for,
     help_command,
-    help_text,
     line_parser,
     names_of,
 )
@@ -67,6 +67,7 @@ from .rendering import (
     without_traceback,
 )
 from .session_commands import SessionCommands
+from .session_views import JobList
 from .shell_commands import ShellCommands, parse_raw
 from .worker_outputs import WorkersView, summarize_errors
 
@@ -126,7 +127,7 @@ class SnakepitMagics(Magics):
     def _run(self, line: str, cell: str | None) -> Any:
         asked = help_asked_for(line)
         if asked is not None:
-            print(help_text(asked or None))  # noqa: T201 - output of the magic
+            display(help_of(asked or None))
             return None
         if cell is not None:
             return self._run_cell(self._cell_parser.parse(line), cell)
@@ -184,7 +185,7 @@ class SnakepitMagics(Magics):
             )
             msg = (
                 f"pool {pool.name!r} is running already, with other options: {told}. Add --replace "
-                "to end it and open the new one, or --name NAME to open another one beside it"
+                "to end it and open the new one, or --name NAME to open another one"
             )
             raise UsageError(printable(msg))
         self.chosen_pool = pool.name
@@ -515,11 +516,8 @@ class SnakepitMagics(Magics):
         """What runs, or has run, in the background, by number."""
         return self.job_commands.jobs
 
-    def _jobs(self, _: Namespace) -> None:
-        for job in self.jobs.values():
-            print(job)  # noqa: T201
-        if not self.jobs:
-            print("no jobs")  # noqa: T201
+    def _jobs(self, _: Namespace) -> JobList:
+        return JobList(self.jobs.values())
 
     def _cancel(self, options: Namespace) -> None:
         self.job_commands.cancel(options)
@@ -542,7 +540,7 @@ class SnakepitMagics(Magics):
         if options.about is not None and options.about not in COMMANDS:
             msg = f"%snakepit help: there is no command {options.about!r}"
             raise UsageError(f"{msg}{suggest(options.about, COMMANDS)}")
-        print(help_text(options.about))  # noqa: T201
+        display(help_of(options.about))
 
     def _doctor(self, _: Namespace) -> None:
         # In a separate process: it checks the installation as a shell sees it.

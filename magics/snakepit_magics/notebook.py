@@ -90,9 +90,13 @@ def functions_of(shell: InteractiveShell) -> list[str]:
 
 
 def last_run_summary() -> str | None:
-    """Describe in one line what the restart of this kernel had to end; None if nothing."""
+    """Describe in one line the user's processes that the restart of this kernel had to end.
+
+    Returns None if there were none. Kernels, guardians and shells of this package do not count.
+    """
     run_id = own_run_id()
     last = Registry().ended_before(run_id) if run_id is not None else None
-    return (
-        last.report.summary(" of the last run") if last is not None and last.report.count else None
-    )
+    if last is None:
+        return None
+    report = last.report.of_user()
+    return report.summary(" of the last run") if report.count else None

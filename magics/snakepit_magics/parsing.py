@@ -19,48 +19,60 @@ from snakepit_kernel.errors import suggest
 from snakepit_kernel.sessions.variable_types import CONSTRAINTS
 from snakepit_kernel.validation import parse_bytes
 
-DESCRIPTION = "A pool of worker kernels, and what to do with it."
-
 COMMANDS = {
-    "start": "open a pool, or give the running one: pool = %%snakepit start --workers 2",
-    "stop": "end a pool and everything its workers started",
-    "restart": "end a pool and open it again, with its options and its tools",
-    "status": "show the workers, their state, calls and memory",
+    "start": "open a pool, or return the running one of that name",
+    "stop": "end a pool and everything that its workers started",
+    "restart": "end all workers of a pool and start new ones; its tools stay",
+    "status": "show the workers of a pool and what they run",
     "dashboard": "show a pool live",
     "resize": "change the number of workers: %%snakepit resize 8",
-    "recycle": "replace a worker, or all one after the other, by new ones while work goes on",
-    "reload": "replace all workers while work goes on, with their tools as they are now, or others",
-    "drain": "take no new work, and wait until all is done",
-    "resume": "take work again after drain",
+    "recycle": "replace one worker or all of them by new ones; work goes on",
+    "reload": "replace all workers and load their tools again; work goes on",
+    "drain": "accept no new work, and wait until all work has ended",
+    "resume": "accept new work again after drain",
     "tools": "list the tools, or describe one",
     "call": "call a tool: %%snakepit call price item=tea amount=2",
-    "expose": "let workers call a function of this notebook, or list these functions",
-    "set": "set variables of the session: %%snakepit set temperature=0.7 --type float --max 2",
-    "get": "give the value of a variable of the session",
-    "vars": "show the variables of the session",
-    "del": "delete variables of the session",
-    "watch": "print changes of the session's variables as they come",
+    "expose": "let workers call a function of this notebook, or list such functions",
+    "set": "set variables: %%snakepit set temperature=0.7 --type float --max 2",
+    "get": "return the value of a variable",
+    "vars": "list the variables",
+    "del": "delete variables",
+    "watch": "print changes of variables when they happen",
     "stats": "show the size and the growth of the session",
-    "use": "choose the session, or the pool, that cells and calls go to, and its time to live",
-    "sessions": "list the sessions",
-    "fork": "go on in a copy of the session",
+    "use": "choose the session, its time to live, or the pool for cells and calls",
+    "sessions": "list the sessions, or delete one",
+    "fork": "copy the session, and continue in the copy",
     "export": "write the session to a file",
-    "import": "read a file that export has written into the session",
+    "import": "read an exported file into the session",
     "push": "copy variables of this notebook to a worker",
     "pull": "copy variables of a worker to this notebook",
     "scatter": "cut a sequence of this notebook into parts, one for each worker",
-    "gather": "join the parts, or any variable that all workers have, to one variable here",
-    "sh": "run a command in the session's shell, whose state stays: %%snakepit sh make test",
-    "start-process": "start a command that goes on in the background",
+    "gather": "join the parts of all workers to one variable of this notebook",
+    "sh": "run a command in the session's shell: %%snakepit sh make test",
+    "start-process": "start a command in the background",
     "ps": "list the background processes",
-    "kill": "end a background process and all that it has started",
-    "jobs": "list what runs in the background",
+    "kill": "end a background process and everything that it started",
+    "jobs": "list the cells and calls that run in the background",
     "wait": "wait for background jobs, and show their output here",
     "cancel": "cancel background jobs",
-    "logs": "show the last output of the workers' processes, or the log of a background process",
-    "doctor": "check the installation, and say what to do",
-    "help": "show this, or the options of a command",
+    "logs": "show the last output of the workers, or of a background process",
+    "doctor": "check the installation",
+    "help": "show this list, or the options of a command",
 }
+
+GROUPS = {
+    "Pool": ("start", "stop", "restart", "resize", "recycle", "reload", "drain", "resume"),
+    "Work": ("push", "pull", "scatter", "gather"),
+    "Tools": ("call", "tools", "expose"),
+    "Session": (
+        *("use", "sessions", "set", "get", "vars", "del", "watch", "stats"),
+        *("fork", "export", "import"),
+    ),
+    "Shells and processes": ("sh", "start-process", "ps", "kill", "logs"),
+    "Jobs": ("jobs", "wait", "cancel"),
+    "Look": ("status", "dashboard", "doctor", "help"),
+}
+"""The commands in the order in which the help lists them; each is in one group."""
 
 SESSION_COMMANDS = frozenset(
     {
@@ -85,7 +97,7 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         """Raise a `UsageError`, which IPython shows as one line."""
-        raise UsageError(f"%{self.prog}: {message}")
+        raise UsageError(f"{self.prog}: {message}")
 
     def parse(self, line: str) -> argparse.Namespace:
         """Parse a line; the error of an invalid one says what would be right."""
@@ -120,7 +132,7 @@ class Parser(argparse.ArgumentParser):
 @functools.cache
 def line_parser() -> Parser:
     """Build the parser of the line magic."""
-    parser = Parser(prog="snakepit", description=DESCRIPTION)
+    parser = Parser(prog="%snakepit")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND")
     parsers = {name: commands.add_parser(name, help=text) for name, text in COMMANDS.items()}
     _add_start_options(parsers["start"])
@@ -134,14 +146,14 @@ def line_parser() -> Parser:
         "name", nargs="?", help="name of the pool, or id or name of a process"
     )
     parsers["logs"].add_argument(
-        "--follow", action="store_true", help="go on until the process ends"
+        "--follow", action="store_true", help="continue until the process ends"
     )
     _add_shell_commands(parsers)
     _add_pool_commands(parsers)
     parsers["tools"].add_argument("tool", nargs="?", help="name of a tool")
     _add_call_options(parsers["call"])
     parsers["expose"].add_argument("function", nargs="?", help="name of the function")
-    parsers["expose"].add_argument("--session", help="for this session alone; default: the pool")
+    parsers["expose"].add_argument("--session", help="only for this session; default: for the pool")
     _add_session_commands(parsers)
     parsers["use"].add_argument("session", nargs="?", help="name of the session")
     parsers["use"].add_argument("--pool", help="name of the pool")
@@ -153,9 +165,9 @@ def line_parser() -> Parser:
     )
     _add_transfers(parsers)
     _add_job_commands(parsers)
-    parsers["help"].add_argument("about", nargs="?", metavar="COMMAND", help="a command")
+    parsers["help"].add_argument("about", nargs="?", metavar="COMMAND", help="name of a command")
     for name, child in parsers.items():
-        child.prog = f"snakepit {name}"
+        child.prog = f"%snakepit {name}"
     return parser
 
 
@@ -165,33 +177,44 @@ def _add_start_options(parser: Parser) -> None:
     add(
         *("-w", "-n", "--workers"),
         type=_whole_or_auto,
-        help="number of workers, or auto; default: all cores",
+        help="number of workers, or auto; default: one for each core",
     )
     add("-a", "--adapter", help="the tools: module:Class, module, or a class of this notebook")
     add("--name", default="default", help="name of the pool")
+    add("--replace", action="store_true", help="end the running pool of that name first")
+    add = parser.add_argument_group("Workers").add_argument
     add("--preload", nargs="+", default=[], metavar="MODULE", help="modules to import in workers")
-    add("--autoreload", action="store_true", help="load edited modules anew in workers")
+    add("--autoreload", action="store_true", help="load edited modules again in workers")
     add("--standby", type=_whole, help="workers kept ready to replace those that die")
-    add("--timeout", type=_seconds, help="seconds for each call or cell")
-    add("--queue-timeout", type=_seconds, help="seconds to wait for a worker")
+    add("--cwd", metavar="FOLDER", help="working directory")
+    add("--env", nargs="+", default=[], metavar="NAME=VALUE", help="environment variables")
+    add("--kernel-name", metavar="NAME", help="kernelspec")
+    add("--gpus", type=_whole_or_auto, help="number of GPUs for each worker, or auto")
+    add = parser.add_argument_group("Limits of calls and cells").add_argument
+    add("--timeout", type=_seconds, help="for each call or cell")
+    add("--queue-timeout", type=_seconds, help="for the wait for a worker")
     add("--max-queue", type=_whole, help="calls and cells that may wait")
-    add("--grace", type=_seconds, help="seconds from an interrupt until a worker is killed")
-    add("--cwd", help="working directory of the workers")
-    add("--env", nargs="+", default=[], metavar="NAME=VALUE", help="environment of the workers")
-    add("--kernel-name", help="kernelspec of the workers")
-    add("--gpus", type=_whole_or_auto, help="auto, or how many for each worker")
-    add("--max-age", type=_seconds, help="seconds that a worker may live")
-    add("--max-calls", type=_whole, help="calls that a worker may serve")
+    add(
+        "--grace",
+        type=_seconds,
+        help="from an interrupt until the worker is killed",
+    )
+    add("--retry", type=_whole, help="attempts at an idempotent call")
+    add(
+        "--breaker",
+        type=_whole,
+        help="failures in a row after which the pool refuses work for 30 s",
+    )
+    add = parser.add_argument_group("When a worker is replaced").add_argument
+    add("--max-age", type=_seconds, help="age of the worker in seconds")
+    add("--max-calls", type=_whole, help="number of its calls")
     add(
         "--max-memory",
         dest="max_memory_bytes",
-        metavar="MAX_MEMORY",
+        metavar="SIZE",
         type=_bytes,
-        help="memory at which a worker is replaced: 500M, 2G, or bytes",
+        help="its memory: 500M, 2G, or bytes",
     )
-    add("--retry", type=_whole, help="attempts at an idempotent call")
-    add("--breaker", type=_whole, help="failures in a row after which work is refused for 30 s")
-    add("--replace", action="store_true", help="end the running pool of that name first")
 
 
 def flag_of(option: str) -> str:
@@ -205,10 +228,13 @@ def flag_of(option: str) -> str:
 def _add_pool_commands(parsers: Mapping[str, Parser]) -> None:
     parsers["resize"].add_argument("workers", type=_whole, help="number of workers")
     parsers["recycle"].add_argument(
-        "worker", nargs="?", type=_whole, help="number of the worker; default: all"
+        "worker",
+        nargs="?",
+        type=_whole,
+        help="number of the worker; default: all, one after the other",
     )
     parsers["reload"].add_argument(
-        "adapter", nargs="?", help="the tools, as for start; default: those that it has"
+        "adapter", nargs="?", help="the tools, as for start; default: those of the pool"
     )
     parsers["drain"].add_argument("--timeout", type=_seconds, help="seconds to wait")
     for command in ("resize", "recycle", "reload", "drain", "resume"):
@@ -228,21 +254,25 @@ def _add_session_commands(parsers: Mapping[str, Parser]) -> None:
         "--type",
         type=lambda name: _PYTHON_TYPES.get(name, name),
         choices=CONSTRAINTS,
-        help="type of a new variable; default: that of its value",
+        help="type of a new variable; default: from its value",
     )
-    add("--min", type=_number, help="least number")
-    add("--max", type=_number, help="greatest number")
-    add("--choices", nargs="+", metavar="VALUE", help="what a choice may be")
-    add("--pattern", help="regular expression that text has to match as a whole")
-    add("--min-length", type=_whole, help="least length")
-    add("--max-length", type=_whole, help="greatest length")
-    add("--shape", type=_shape, help="lengths of the axes, N,N,*: * stands for any")
-    add("--description", help="a text for people")
+    add("--min", type=_number, help="smallest number")
+    add("--max", type=_number, help="largest number")
+    add("--choices", nargs="+", metavar="VALUE", help="the allowed values")
+    add("--pattern", help="regular expression that the whole text must match")
+    add("--min-length", type=_whole, help="smallest length")
+    add("--max-length", type=_whole, help="largest length")
+    add("--shape", type=_shape, help="lengths of the axes, such as 3,4 or 3,*: * is any length")
+    add("--description", help="a text that vars shows")
     parsers["get"].add_argument("names", nargs="+", metavar="NAME", help="names of variables")
-    parsers["vars"].add_argument("pattern", nargs="?", default="*", help="of the names: temp_*")
+    parsers["vars"].add_argument(
+        "pattern", nargs="?", default="*", help="pattern of names, such as temp_*; default: all"
+    )
     parsers["del"].add_argument("names", nargs="+", metavar="NAME", help="names of variables")
-    parsers["watch"].add_argument("pattern", nargs="?", default="*", help="of the names")
-    parsers["watch"].add_argument("--stop", action="store_true", help="tell no more of them")
+    parsers["watch"].add_argument(
+        "pattern", nargs="?", default="*", help="pattern of names; default: all"
+    )
+    parsers["watch"].add_argument("--stop", action="store_true", help="stop printing them")
     for command in ("set", "get", "vars", "del", "watch", "stats", "export", "import"):
         parsers[command].add_argument("--session", help="name of the session")
     parsers["sessions"].add_argument("--delete", metavar="NAME", help="delete a session")
@@ -250,7 +280,7 @@ def _add_session_commands(parsers: Mapping[str, Parser]) -> None:
     for command in ("export", "import"):
         parsers[command].add_argument("file", metavar="FILE", help="path of the file, JSON")
     parsers["import"].add_argument(
-        "--trust", action="store_true", help="read pickles, too, which can run code"
+        "--trust", action="store_true", help="also read pickles, which can run code"
     )
 
 
@@ -261,19 +291,21 @@ def _add_shell_commands(parsers: Mapping[str, Parser]) -> None:
     for command in ("sh", "start-process"):
         parsers[command].add_argument("--session", help="name of the session")
         parsers[command].add_argument("text", metavar="COMMAND", help="the rest of the line")
-    parsers["sh"].add_argument("--timeout", type=_seconds, help="seconds for the command")
+    parsers["sh"].add_argument("--timeout", type=_seconds, help="seconds that the command may take")
     parsers["sh"].add_argument(
-        "--check", action="store_true", help="raise an error if its status is not 0"
+        "--check", action="store_true", help="raise an error if the status is not 0"
     )
     parsers["start-process"].add_argument("--name", help="name of the process")
-    parsers["ps"].add_argument("--session", help="those of one session alone")
+    parsers["ps"].add_argument("--session", help="only those of one session")
     parsers["ps"].add_argument(
-        "--all", action="store_true", help="also those of other kernels that have ended"
+        "--all", action="store_true", help="also ended processes of other kernels"
     )
-    parsers["kill"].add_argument("process", nargs="+", help="id or name")
-    parsers["kill"].add_argument("--signal", default="TERM", help="the first signal")
+    parsers["kill"].add_argument("process", nargs="+", help="ids or names of processes")
     parsers["kill"].add_argument(
-        "--grace", type=_seconds, default=5.0, help="seconds until it is killed"
+        "--signal", default="TERM", help="signal to send first; default: TERM"
+    )
+    parsers["kill"].add_argument(
+        "--grace", type=_seconds, default=5.0, help="seconds until it is killed; default: 5"
     )
 
 
@@ -313,15 +345,15 @@ def _add_call_options(parser: Parser) -> None:
         metavar="NAME=VALUE",
         help="arguments: Python literals, plain text, or @VARIABLE of this notebook",
     )
-    parser.add_argument("--timeout", type=_seconds, help="seconds for the call")
+    parser.add_argument("--timeout", type=_seconds, help="seconds that the call may take")
     parser.add_argument("--session", help="name of the session")
-    parser.add_argument("--background", action="store_true", help="do not wait; gives a job")
+    parser.add_argument("--background", action="store_true", help="do not wait; returns a job")
 
 
 @functools.cache
 def cell_parser() -> Parser:
     """Build the parser of the cell magic."""
-    parser = Parser(prog="%snakepit", description="Run the cell in the session's worker.")
+    parser = Parser(prog="%%snakepit")
     add = parser.add_argument
     add("--session", help="name of the session; default: this notebook's")
     add("--pool", help="name of the pool")
@@ -329,15 +361,15 @@ def cell_parser() -> Parser:
     where.add_argument("--worker", type=_whole, help="number of the worker")
     where.add_argument("--all", action="store_true", help="run in every worker")
     where.add_argument("--shell", action="store_true", help="run in the session's shell, by bash")
-    add("--check", action="store_true", help="with --shell: an error if the status is not 0")
-    add("--background", action="store_true", help="do not wait; gives a job")
+    add("--check", action="store_true", help="with --shell: raise an error if the status is not 0")
+    add("--background", action="store_true", help="do not wait; return a job")
     add(
         *("-o", "--out"),
         metavar="NAME",
         help="variable for the result of the cell, for a list of all workers' results, or for the "
         "job",
     )
-    add("--timeout", type=_seconds, help="seconds for the cell")
+    add("--timeout", type=_seconds, help="seconds that the cell may take")
     add("--push", nargs="+", default=[], metavar="NAME", help="variables to copy there first")
     add("--pull", nargs="+", default=[], metavar="NAME", help="variables to copy here afterwards")
     return parser
@@ -352,11 +384,11 @@ def check_cell_options(options: argparse.Namespace) -> None:
         One would have no effect.
     """
     if options.check and not options.shell:
-        msg = "%snakepit: --check is for cells that bash runs: use it with --shell"
+        msg = "%%snakepit: --check is for cells that bash runs: use it with --shell"
         raise UsageError(msg)
     for name in _OF_WORKERS:
         if options.shell and getattr(options, name):
-            msg = f"%snakepit: --{name} is for cells in a worker; with --shell bash runs the cell"
+            msg = f"%%snakepit: --{name} is for cells in a worker; with --shell bash runs the cell"
             raise UsageError(msg)
     if options.out is not None and (not options.out.isidentifier() or iskeyword(options.out)):
         msg = f"%snakepit: --out takes the name of a variable, not {options.out!r}"
@@ -373,15 +405,6 @@ def command_parsers(parser: Parser) -> Mapping[str, Parser]:
         if isinstance(action, argparse._SubParsersAction):  # noqa: SLF001
             return action.choices
     return {}
-
-
-def help_text(about: str | None = None) -> str:
-    """Return the help of the magics, or of one command."""
-    parser = line_parser()
-    if about is not None:
-        return command_parsers(parser)[about].format_help()
-    cell = cell_parser().format_help()
-    return f"{parser.format_help()}\n{cell}\n%snakepit help COMMAND shows the options of a command."
 
 
 def help_asked_for(line: str) -> str | None:
@@ -514,3 +537,13 @@ def _seconds(text: str) -> float:
     except ValueError:
         msg = f"{text!r} is not a number of seconds"
         raise argparse.ArgumentTypeError(msg) from None
+
+
+VALUE_NAMES: Mapping[object, str] = {
+    _whole: "N",
+    _whole_or_auto: "N",
+    _number: "NUMBER",
+    _seconds: "SECONDS",
+    _shape: "N,N",
+}
+"""What the help calls the values of options, by the functions that parse them."""

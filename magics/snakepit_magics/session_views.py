@@ -1,47 +1,88 @@
-"""Views of sessions and their variables in a notebook: HTML tables, and text."""
+"""Views of sessions, variables, processes and jobs in a notebook: tables in HTML, and text."""
 
 from __future__ import annotations
 
-import html
 import sys
-from collections.abc import Iterable, Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Iterable
+from typing import TypeVar
 
 from snakepit_kernel import Change, Process, SessionInfo, SessionStats, Variable
-from snakepit_kernel.printable import printable
-from snakepit_kernel.sessions.variables import COLUMNS, row_of, shown, table_of
-from snakepit_kernel.shells.process import HEADINGS
+from snakepit_kernel.output.html import page
+from snakepit_kernel.output.html import shown as escaped
+from snakepit_kernel.output.tables import Cell, Table, moment
+from snakepit_kernel.printable import duration, printable
+from snakepit_kernel.sessions.variables import shown, table_of
+from snakepit_kernel.shells.process import NO_PROCESSES
+from snakepit_kernel.shells.process import table_of as table_of_processes
+
+from .jobs import Job
+
+MAX_TITLE = 80
+"""Characters of a job's title in a table."""
+
+T = TypeVar("T")
 
 
-class VariableList(list[Variable]):
+class TableList(list[T], ABC):
+    """A list that is displayed as a table, or as a phrase when it is empty."""
+
+    nothing: str
+
+    @abstractmethod
+    def table(self) -> Table:
+        """Return the table."""
+
+    def _repr_html_(self) -> str:
+        return self.table().as_page() if self else page(escaped(self.nothing))
+
+    def __repr__(self) -> str:
+        return self.table().as_text() if self else self.nothing
+
+    def _repr_pretty_(self, printer: object, _: bool) -> None:
+        printer.text(repr(self))  # type: ignore[attr-defined]
+
+
+class VariableList(TableList[Variable]):
     """List of variables that is displayed as a table."""
 
-    def _repr_html_(self) -> str:
+    nothing = "no variables"
+
+    def table(self) -> Table:
+        """Return the table."""
         return table_of(self)
 
-    def __repr__(self) -> str:
-        return _text(COLUMNS, map(row_of, self)) if self else "no variables"
 
-    def _repr_pretty_(self, printer: object, _: bool) -> None:
-        printer.text(repr(self))  # type: ignore[attr-defined]
-
-
-class ProcessList(list[Process]):
+class ProcessList(TableList[Process]):
     """List of background processes that is displayed as a table."""
 
-    def _repr_html_(self) -> str:
-        return _html(HEADINGS, self._rows())
+    nothing = NO_PROCESSES
 
-    def __repr__(self) -> str:
-        return _text(HEADINGS, self._rows()) if self else "no processes"
-
-    def _repr_pretty_(self, printer: object, _: bool) -> None:
-        printer.text(repr(self))  # type: ignore[attr-defined]
-
-    def _rows(self) -> list[Sequence[str]]:
-        return [process.as_row() for process in self]
+    def table(self) -> Table:
+        """Return the table."""
+        return table_of_processes(self)
 
 
-class SessionList(list[SessionInfo]):
+class JobList(TableList[Job]):
+    """List of background jobs that is displayed as a table."""
+
+    nothing = "no jobs"
+
+    def table(self) -> Table:
+        """Return the table."""
+        rows = [
+            (
+                str(job.number),
+                Cell(text=job.state, state=job.state),
+                duration(job.seconds),
+                Cell(text=printable(job.title, limit=MAX_TITLE), title=job.title),
+            )
+            for job in self
+        ]
+        return Table(headings=("job", "state", "for", "what"), rows=rows, numbers={"job", "for"})
+
+
+class SessionList(TableList[SessionInfo]):
     """List of sessions that is displayed as a table.
 
     Parameters
@@ -52,35 +93,31 @@ class SessionList(list[SessionInfo]):
         Name of the chosen session.
     """
 
+    nothing = "no sessions"
+
     def __init__(self, sessions: Iterable[SessionInfo], chosen: str) -> None:
         super().__init__(sessions)
         self._chosen = chosen
 
-    def _rows(self) -> list[Sequence[str]]:
-        return [
+    def table(self) -> Table:
+        """Return the table."""
+        rows = [
             (
                 "*" if session.id == self._chosen else "",
                 printable(session.id),
                 str(session.variables),
                 str(session.programs),
                 f"{session.size_bytes:,}",
-                f"{session.used:%Y-%m-%d %H:%M}",
-                "never" if session.expires is None else f"{session.expires:%Y-%m-%d %H:%M}",
+                moment(session.used),
+                moment(session.expires),
             )
             for session in self
         ]
-
-    def _repr_html_(self) -> str:
-        return _html(_SESSION_COLUMNS, self._rows())
-
-    def __repr__(self) -> str:
-        return _text(_SESSION_COLUMNS, self._rows())
-
-    def _repr_pretty_(self, printer: object, _: bool) -> None:
-        printer.text(repr(self))  # type: ignore[attr-defined]
+        return Table(headings=_SESSION_HEADINGS, rows=rows, numbers=_SESSION_NUMBERS)
 
 
-_SESSION_COLUMNS = ("", "session", "variables", "programs", "bytes", "used", "expires")
+_SESSION_NUMBERS = ("variables", "programs", "bytes")
+_SESSION_HEADINGS = ("", "session", *_SESSION_NUMBERS, "used", "expires")
 
 
 class StatsView:
@@ -134,23 +171,3 @@ _TYPES = (
     *((bool, "boolean"), (int, "integer"), (float, "float"), (str, "string")),
     *((list, "list"), (dict, "dict"), (bytes, "bytes")),
 )
-
-
-def _html(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """Format a table as HTML."""
-    head = "".join(f"<th>{word}</th>" for word in columns)
-    body = "".join(
-        f"<tr>{''.join(f'<td>{html.escape(text)}</td>' for text in row)}</tr>" for row in rows
-    )
-    return f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
-
-
-def _text(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """Format a table as text."""
-    table = [columns, *rows]
-    widths = [max(len(row[number]) for row in table) for number in range(len(columns))]
-    lines = (
-        "  ".join(text.ljust(width) for text, width in zip(row, widths, strict=True))
-        for row in table
-    )
-    return "\n".join(line.rstrip() for line in lines)

@@ -34,7 +34,7 @@ KERNEL = "snakepit"
 PROVISIONER = "snakepit-provisioner"
 PROVISIONER_GROUP = "jupyter_client.kernel_provisioners"
 
-REINSTALL = f"install it anew: {sys.executable} -m pip install --force-reinstall --no-deps "
+REINSTALL = f"install it again: {sys.executable} -m pip install --force-reinstall --no-deps "
 REINSTALL += DISTRIBUTION
 
 SERVER_COMMANDS = ("jupyter-lab", "jupyter-notebook", "jupyter-server", "jupyter")

@@ -23,6 +23,7 @@ from ..paths import (
     runtime_dir,
     runtime_dirs,
 )
+from ..printable import counted
 from ..processes import run_registry as registry_module
 from ..processes.identity import all_statuses, read_command_line
 from ..processes.run_folders import is_leftover
@@ -108,11 +109,11 @@ def check_registry() -> Iterator[Finding]:
     """Check that the registry of runs can be read."""
     runs, warnings = read_runs()
     if warnings:
-        advice = "mend the cause, and heed what is said of processes"
+        advice = "remove the cause, and do what is said about processes"
         yield problem("registry", "; ".join(warnings), advice)
         return
     live = sum(not run.is_dead for run in runs)
-    yield ok("registry", f"{live} live runs in {Registry().path}")
+    yield ok("registry", f"{counted(live, 'live run')} in {Registry().path}")
 
 
 def check_store() -> Iterator[Finding]:
@@ -172,18 +173,20 @@ def check_processes() -> Iterator[Finding]:
     for run_id, processes in found.unknown.items():
         pids = " ".join(str(item.identity.pid) for item in processes)
         text = f"orphan run {run_id}: it is not written down, it has no guardian, and "
-        yield _describe(text, f"if nobody misses them, end them: kill {pids}", processes)
+        yield _describe(text, f"if you do not need them, end them: kill {pids}", processes)
     stale = [run.run_id for run, processes in found.dead if not processes]
     if stale:
         yield hint(
             name,
-            f"{len(stale)} runs of dead owners are still written down; nothing of them is alive",
+            f"{counted(len(stale), 'run')} of dead owners still registered; no process is alive",
             "forget them: snakepit reap; the next start of a kernel does it too",
             stale,
         )
     if found.elsewhere:
         scopes = listing(sorted({str(run.scope) for run in found.elsewhere}))
-        text = f"{len(found.elsewhere)} runs are elsewhere ({scopes}) and share this data directory"
+        text = (
+            f"{counted(len(found.elsewhere), 'run')} elsewhere ({scopes}) with this data directory"
+        )
         advice = f"nothing to do: they are left alone; or set {DATA_VARIABLE} there"
         yield hint(name, text, advice, [run.run_id for run in found.elsewhere])
     if found.kept:
@@ -194,7 +197,7 @@ def check_processes() -> Iterator[Finding]:
         advice = "mount /proc without hidepid, or look as root, if a run has left something"
         yield hint(name, text, advice, hidden)
     if not found.unknown and not orphans:
-        yield ok(name, f"no orphans; {len(found.live)} live runs")
+        yield ok(name, f"no orphans; {counted(len(found.live), 'live run')}")
 
 
 def _describe(text: str, advice: str, processes: list[TaggedProcess]) -> Finding:
@@ -220,10 +223,10 @@ def check_leftovers() -> Iterator[Finding]:
         *(str(path) for path in _stale_connection_files(jupyter_runtime_dir(), commands)),
     ]
     if folders:
-        text = f"{len(folders)} folders of dead processes: {listing(folders)}"
+        text = f"{counted(len(folders), 'folder')} of dead processes: {listing(folders)}"
         yield hint(name, text, "the next start of a kernel removes them", folders)
     if files:
-        text = f"{len(files)} files of kernels that are dead"
+        text = f"{counted(len(files), 'file')} of dead kernels"
         named = listing([shlex.quote(path) for path in files])
         yield hint(name, text, f"remove them (rm): {named}", files)
     if not folders and not files:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 import click
 from rich.console import Console
 from rich.table import Table
 
+from ..output.tables import Table as TextTable
 from ..printable import printable
 
 MAX_CELL, MAX_LINE = 200, 2000
@@ -17,23 +18,27 @@ MAX_CELL, MAX_LINE = 200, 2000
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Listing:
-    """The contents of a table, for text or a terminal."""
+    """The contents of a table, for text or a terminal.
+
+    Attributes
+    ----------
+    title, footer, notes
+        The lines above and below it.
+    headings, rows, numbers
+        See `snakepit_kernel.output.tables.Table`.
+    """
 
     title: str
     headings: tuple[str, ...]
     rows: Sequence[tuple[str, ...]]
+    numbers: Collection[str] = ()
     footer: str = ""
     notes: Sequence[str] = ()
 
     def as_text(self) -> str:
         """Return it as plain lines, for pipes."""
-        rows = [self.headings, *self._cells()]
-        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-        lines = [
-            "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
-            for row in rows
-        ]
-        return "\n".join([self._above(), *lines, *self._below()])
+        table = TextTable(headings=self.headings, rows=self._cells(), numbers=self.numbers)
+        return "\n".join([self._above(), table.as_text(), *self._below()])
 
     def _above(self) -> str:
         return printable(self.title, limit=MAX_LINE)
@@ -51,7 +56,8 @@ class Listing:
         )
         table.caption_justify = "left"
         for heading in self.headings:
-            table.add_column(heading, overflow="fold")
+            is_number = heading in self.numbers
+            table.add_column(heading, overflow="fold", justify="right" if is_number else "left")
         for row in self._cells():
             table.add_row(*row)
         return table

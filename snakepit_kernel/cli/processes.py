@@ -11,11 +11,9 @@ from typing import Any, TextIO
 import click
 
 from ..shells.of_session import find_process, processes
-from ..shells.process import HEADINGS, Process, signal_number
+from ..shells.process import HEADINGS, NO_PROCESSES, NUMBERS, Process, signal_number
 from ..shells.process_log import LogChunk
 from .listing import Listing, print_listings
-
-NO_PROCESSES = "no processes"
 
 
 def show(*, as_json: bool) -> None:
@@ -35,6 +33,7 @@ def process_listing(found: Iterable[Process]) -> Listing:
         title="background processes",
         headings=HEADINGS,
         rows=[process.as_row() for process in found],
+        numbers=NUMBERS,
         footer="snakepit logs ID shows what one has written; snakepit kill ID ends it",
     )
 

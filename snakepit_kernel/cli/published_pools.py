@@ -54,11 +54,16 @@ class PublishedPool:
             replace(
                 worker,
                 seconds=worker.seconds + age,
+                running_seconds=_older(worker.running_seconds, age),
                 memory_bytes=memory_of(worker.pid) if is_here else worker.memory_bytes,
             )
             for worker in self.status.workers
         ]
         return replace(self.status, workers=workers)
+
+
+def _older(seconds: float | None, age: float) -> float | None:
+    return None if seconds is None else seconds + age
 
 
 def pool_folders(directory: Path) -> list[Path]:

@@ -132,21 +132,21 @@ def as_lines(
         lines.append(f"kept on purpose, {text}\n  end them: snakepit reap --kept")
     lines += [
         f"{_run_name(run)} is on {printable(str(run.scope))}, which shares this data directory: "
-        f"left alone, from here nobody can tell whether it lives"
+        f"left alone: whether it lives cannot be seen from here"
         for run in found.elsewhere
     ]
     for run_id, processes in found.unknown.items():
         text = _listed(f"left {_count(processes)} alone", processes)
         pids = " ".join(str(item.identity.pid) for item in processes)
         lines.append(
-            f"run {run_id} is not written down here (another {DATA_VARIABLE}?), so nobody knows "
-            f"whether its owner lives: {text}\n  if nobody misses them: kill {pids}"
+            f"run {run_id} is not registered here (another {DATA_VARIABLE}?), so it is unknown "
+            f"whether its owner lives: {text}\n  if you do not need them: kill {pids}"
         )
     if found.unreadable:
         pids = " ".join(map(str, found.unreadable))
         lines.append(
             f"/proc hides {_counted(len(found.unreadable))} of yours (it is mounted with hidepid): "
-            f"nobody can tell whether a run has left them: {pids}\n  run this as root to be sure"
+            f"a run may have left them: {pids}\n  run this as root to be sure"
         )
     return lines or ["nothing to end"]
 

@@ -84,7 +84,7 @@ def _one_plus_one(manager: Any) -> str:
 def _findings(run_id: str, answer: str, left: list[str]) -> Iterator[Finding]:
     name = "start"
     if not run_id:
-        text = f"kernel {KERNEL!r} started without our provisioner: nobody ends what it starts"
+        text = f"kernel {KERNEL!r} started without our provisioner: what it starts is not ended"
         yield problem(name, text, "see the finding on kernelspec")
     if answer != "2":
         text = f"the kernel says that 1 + 1 is {answer}"

@@ -15,7 +15,7 @@ from rich.text import Text
 
 from ..paths import runtime_dirs
 from ..pool.resources.machine_budget import describe_machine
-from ..pool.status import PoolStatus
+from ..pool.status import NUMBERS, PoolStatus
 from ..printable import duration, printable
 from ..processes.run_registry import Booking, EndedRun, Registry, Run
 from ..processes.sweep import TaggedProcess, past_runs, tagged_processes
@@ -194,6 +194,7 @@ def pool_listing(pool: PoolStatus) -> Listing:
         title=pool.title,
         headings=pool.headings,
         rows=pool.rows(),
+        numbers=NUMBERS,
         footer=pool.footer,
         notes=ends,
     )
@@ -213,14 +214,26 @@ def run_listing(runs: Sequence[Run]) -> Listing:
         )
         for run in runs
     ]
-    return Listing(title="live runs", headings=_RUN_HEADINGS, rows=rows, footer=describe_machine())
+    return Listing(
+        title="live runs",
+        headings=_RUN_HEADINGS,
+        rows=rows,
+        numbers={"pid", "guardian", "age"},
+        footer=describe_machine(),
+    )
 
 
 def kept_listing(processes: Sequence[TaggedProcess]) -> Listing:
     """Return the table of processes that are marked to outlive their runs."""
     rows = [(str(item.identity.pid), item.run_id, item.command[:80]) for item in processes]
     footer = "snakepit reap --kept ends those whose run is over"
-    return Listing(title="kept on purpose", headings=_KEPT_HEADINGS, rows=rows, footer=footer)
+    return Listing(
+        title="kept on purpose",
+        headings=_KEPT_HEADINGS,
+        rows=rows,
+        numbers={"pid"},
+        footer=footer,
+    )
 
 
 def ended_listing(runs: Sequence[EndedRun]) -> Listing:

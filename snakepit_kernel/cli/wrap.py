@@ -230,7 +230,7 @@ def check_program(name: str, source: Path, spec: dict[str, Any]) -> None:
         return
     cause = "is not executable" if Path(program).is_file() else "is not found"
     raise ValueError(
-        f"kernelspec {name!r} starts {program}, which {cause}; install that kernel anew"
+        f"kernelspec {name!r} starts {program}, which {cause}; install that kernel again"
     )
 
 
@@ -285,10 +285,10 @@ def read_spec(folder: Path) -> dict[str, Any]:
         spec = read_json(path)
     except (OSError, ValueError) as error:
         cause = error.strerror if isinstance(error, OSError) else str(error)
-        raise ValueError(f"{path} is broken: {cause}; install that kernel anew") from error
+        raise ValueError(f"{path} is broken: {cause}; install that kernel again") from error
     wrong = _first_error(spec)
     if wrong or not isinstance(spec, dict):
-        raise ValueError(f"{path} is broken: {wrong}; install that kernel anew")
+        raise ValueError(f"{path} is broken: {wrong}; install that kernel again")
     return spec
 
 

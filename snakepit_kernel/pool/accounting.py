@@ -10,12 +10,13 @@ from ..locks import Condition
 from .config import PoolConfig
 from .policies import CircuitBreaker, falls_under
 from .scheduling.scheduler import Scheduler
-from .work_item import OUTCOMES, WorkItem
+from .status import OUTCOMES
+from .work_item import WorkItem
 from .workers.worker import PooledLane
 
 COUNTERS = ("submitted", *OUTCOMES, "retried")
 
-DRAINING = "it takes no new work, because it drains; resume() lets it"
+DRAINING = "it is draining, and takes no new work until resume()"
 
 
 class Accounting:

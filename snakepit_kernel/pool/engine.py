@@ -40,6 +40,7 @@ from .housekeeping import Housekeeping
 from .open_sessions import PoolSessions
 from .resources.machine_budget import MachineReservation
 from .scheduling.scheduler import Scheduler
+from .status import PoolStatus
 from .work_item import current_host_call
 from .workers.background import BackgroundTasks
 from .workers.factory import WorkerFactory
@@ -185,6 +186,22 @@ class Engine:
             folder=self._folder,
             reservation=self._reservation,
         )
+
+    # -- looking -------------------------------------------------------------------------------
+
+    @property
+    def is_open(self) -> bool:
+        """Whether the pool has not been shut down."""
+        return self.housekeeping.is_open
+
+    @property
+    def is_restarting(self) -> bool:
+        """Whether the pool is closed only until its new workers are ready."""
+        return self._restarting.locked()
+
+    def status(self) -> PoolStatus:
+        """Return the current status of the pool and its workers, also after a restart."""
+        return self.housekeeping.status()
 
     # -- workers -------------------------------------------------------------------------------
 

@@ -31,6 +31,7 @@ from .status import PoolStats, PoolStatus, WorkerStatus, memory_of, status_path
 from .workers.factory import WorkerFactory
 from .workers.replacement import RollingReplacement
 from .workers.supervisor import WorkerSupervisor
+from .workers.worker import Worker
 
 logger = get_logger(__name__)
 
@@ -115,19 +116,7 @@ class Housekeeping:
         now = time.monotonic()
         with self._accounting.lock:
             workers = [
-                WorkerStatus(
-                    name=worker.name,
-                    pid=worker.process.pid,
-                    state=worker.shown_state,
-                    seconds=now - worker.since,
-                    calls=worker.calls,
-                    memory_bytes=memory_of(worker.process.pid),
-                    running=", ".join(worker.current) or None,
-                    run_id=worker.process.run_id,
-                    tainted=worker.tainted or None,
-                    device=worker.config.accelerators.label(worker.slot),
-                )
-                for _, worker in sorted(self._supervisor.workers.items())
+                _status_of(worker, now) for _, worker in sorted(self._supervisor.workers.items())
             ]
             shells, processes = self._sessions.shell_counts()
             return PoolStatus(
@@ -206,3 +195,23 @@ class Housekeeping:
                 write_file(path, json.dumps(status.as_json()))
             except OSError as error:  # such as a full disk; the pool works without the file
                 logger.warning("snakepit status cannot show pool %s: %s", status.name, error)
+
+
+def _status_of(worker: Worker, now: float) -> WorkerStatus:
+    running = worker.running()
+    sessions = dict.fromkeys(call.session for call in running if call.session is not None)
+    return WorkerStatus(
+        name=worker.name,
+        pid=worker.process.pid,
+        state=worker.shown_state,
+        seconds=now - worker.since,
+        calls=worker.calls,
+        memory_bytes=memory_of(worker.process.pid),
+        running=", ".join(call.name for call in running) or None,
+        run_id=worker.process.run_id,
+        tainted=worker.tainted or None,
+        device=worker.config.accelerators.label(worker.slot),
+        running_seconds=max((call.seconds for call in running), default=None),
+        session=", ".join(sessions) or None,
+        done=worker.done,
+    )

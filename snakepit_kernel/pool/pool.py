@@ -241,7 +241,7 @@ class Pool(Caller, concurrent.futures.Executor):
         """
         from .monitoring.dashboard import Dashboard
 
-        return Dashboard(self._engine.housekeeping)
+        return Dashboard(self._engine)
 
     def prometheus(self) -> str:
         """Return the pool's metrics in the text format of Prometheus."""

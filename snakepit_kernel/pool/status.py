@@ -3,18 +3,25 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field, fields
-from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import psutil
 
+from ..output.html import page, shown
+from ..output.tables import Cell, Table
 from ..printable import counted, duration, printable
-from .html import shown, style
 
-HEADINGS = ("worker", "pid", "state", "since", "calls", "memory", "running")
+HEADINGS = ("worker", "pid", "state", "for", "done", "memory", "device", "running", "session")
+
+NUMBERS = frozenset({"pid", "for", "done", "memory"})
+"""The headings of columns that are aligned at the right."""
+
+
+OUTCOMES = ("ok", "error", "cancelled", "timeout", "saturated", "lost")
+"""The possible outcomes of a work item: the names of their counters."""
 
 SHOWN_ENDS = 5
 """Ends of workers that are displayed; JSON has all."""
@@ -108,6 +115,24 @@ class WorkerEnd:
         return f"{duration(max(0.0, time.time() - self.at))} ago"
 
 
+class RunningCall(NamedTuple):
+    """A call or cell that a worker runs at one moment.
+
+    Attributes
+    ----------
+    name
+        The function or tool, or the first line of the cell.
+    session
+        Its session, if it has one.
+    seconds
+        How long it has run.
+    """
+
+    name: str
+    session: str | None
+    seconds: float
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WorkerStatus:
     """Status of one worker.
@@ -118,10 +143,21 @@ class WorkerStatus:
         Why it gets no more work although it is alive, or None.
     seconds
         How long it has been in its state.
+    calls
+        Calls, cells and futures that it was given so far.
     memory_bytes
         Resident memory of its process, or None when it cannot be read.
+    running
+        What it runs now: the function or tool, or the first line of the cell. A worker with
+        several threads runs several, with commas between them.
     device
         The accelerators assigned to it alone, or None.
+    running_seconds
+        How long it has run that; of several the longest time. None while it runs nothing.
+    session
+        The session of what it runs, if that has one; of several all, with commas between them.
+    done
+        Calls, cells and futures that it has completed, with a value or an exception of their own.
     """
 
     name: str
@@ -134,19 +170,47 @@ class WorkerStatus:
     run_id: str
     tainted: str | None = None
     device: str | None = None
+    running_seconds: float | None = None
+    session: str | None = None
+    done: int = 0
 
-    def as_row(self, *, with_device: bool = False) -> tuple[str, ...]:
-        """Return its row in a table under `HEADINGS`."""
-        return (
-            printable(self.name),
-            "" if self.pid is None else str(self.pid),
-            printable(self.state if self.tainted is None else f"{self.state}, tainted"),
-            duration(self.seconds),
-            str(self.calls),
-            memory(self.memory_bytes),
-            *([printable(self.device or "")] if with_device else []),
-            printable(self.running or "", limit=MAX_RUNNING),
+    def __setstate__(self, state: list[Any]) -> None:
+        """Restore a pickle; one of an earlier version has not got the last fields."""
+        _restore(self, state)
+
+    @property
+    def since(self) -> float:
+        """Seconds since it runs what it runs, or else since it is in its state."""
+        return self.seconds if self.running_seconds is None else self.running_seconds
+
+    def as_row(self, *, with_device: bool = False, with_session: bool = False) -> tuple[str, ...]:
+        """Return the texts of its row in a table under `HEADINGS`."""
+        left_out = {"device": not with_device, "session": not with_session}
+        cells = self.cells().items()
+        return tuple(cell.text for heading, cell in cells if not left_out.get(heading, False))
+
+    def cells(self) -> dict[str, Cell]:
+        """Return its cells in a table, by their headings: all of `HEADINGS`."""
+        is_tainted = self.tainted is not None
+        state = Cell(
+            text=printable(f"{self.state}, tainted" if is_tainted else self.state),
+            title=self.tainted or "",
+            state="tainted" if is_tainted else self.state,
         )
+        texts = {
+            "worker": printable(self.name),
+            "pid": "" if self.pid is None else str(self.pid),
+            "state": state.text,
+            "for": duration(self.since),
+            "done": f"{self.done:,}",
+            "memory": memory(self.memory_bytes),
+            "device": printable(self.device or ""),
+            "running": printable(self.running or "", limit=MAX_RUNNING),
+            "session": printable(self.session or "", limit=MAX_RUNNING),
+        }
+        cells = {heading: Cell(text=text) for heading, text in texts.items()}
+        cells["running"] = Cell(text=texts["running"], title=self.running or "")
+        return {**cells, "state": state}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -179,9 +243,7 @@ class PoolStatus:
 
     def __setstate__(self, state: list[Any]) -> None:
         """Restore a pickle; one of an earlier version has not got the last fields."""
-        for place, each in enumerate(fields(self)):
-            value = state[place] if place < len(state) else each.default
-            object.__setattr__(self, each.name, value)
+        _restore(self, state)
 
     def as_json(self) -> dict[str, Any]:
         """Return plain data."""
@@ -196,16 +258,13 @@ class PoolStatus:
         return _from_fields(cls, {**data, "workers": workers, "stats": stats, "ends": ends})
 
     def __str__(self) -> str:
-        rows = [self.headings, *self.rows()]
-        widths = [max(len(row[i]) for row in rows) for i in range(len(self.headings))]
-        lines = ["  ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)) for row in rows]
         ends = [f"{end.name}, {end.ago}: {end.story}" for end in self.last_ends]
-        return "\n".join([self.title, *(line.rstrip() for line in lines), self.footer, *ends])
+        return "\n".join([self.title, self.table().as_text(), self.footer, *ends])
 
     __repr__ = __str__
 
     def _repr_html_(self) -> str:
-        return page(self)
+        return page_of(self)
 
     @property
     def memory_bytes(self) -> int:
@@ -233,16 +292,27 @@ class PoolStatus:
 
     @property
     def headings(self) -> tuple[str, ...]:
-        """Headings of its table: with the devices, if a worker has its own."""
-        return (*HEADINGS[:-1], "device", HEADINGS[-1]) if self._has_devices else HEADINGS
-
-    @property
-    def _has_devices(self) -> bool:
-        return any(worker.device is not None for worker in self.workers)
+        """Headings of its table: with devices and sessions, if a worker has any."""
+        has = {
+            "device": any(worker.device is not None for worker in self.workers),
+            "session": any(worker.session is not None for worker in self.workers),
+        }
+        return tuple(heading for heading in HEADINGS if has.get(heading, True))
 
     def rows(self) -> list[tuple[str, ...]]:
-        """Return the rows of its table."""
-        return [worker.as_row(with_device=self._has_devices) for worker in self.workers]
+        """Return the texts of the rows of its table."""
+        return [tuple(cell.text for cell in row) for row in self._rows()]
+
+    def table(self) -> Table:
+        """Return the table of its workers."""
+        return Table(headings=self.headings, rows=self._rows(), numbers=NUMBERS)
+
+    def _rows(self) -> list[list[Cell]]:
+        headings = self.headings
+        return [
+            [cells[heading] for heading in headings]
+            for cells in (worker.cells() for worker in self.workers)
+        ]
 
     @property
     def title(self) -> str:
@@ -256,28 +326,36 @@ class PoolStatus:
 
     @property
     def _owner(self) -> str:
-        process = f"process {self.owner_pid}"
-        return process if self.notebook is None else f"{self.notebook}, {process}"
+        if self.notebook is None:
+            return f"process {self.owner_pid}"
+        return f"{self.notebook} (process {self.owner_pid})"
 
     @property
     def footer(self) -> str:
         """The line below its table: counters, memory, sessions, and a problem if there is one."""
         stats = self.stats
-        counts = [
-            f"{count} {name}"
-            for name, count in asdict(stats).items()
-            if count and name not in {"submitted", "started"}
+        parts = [
+            *([f"running: {stats.running:,}"] if stats.running else []),
+            *([f"waiting: {stats.queued:,}"] if stats.queued else []),
+            f"done: {ended(stats):,}{self._outcomes}",
+            *(f"{name}: {count:,}" for name, count in _rare(stats)[1:] if count),
         ]
-        text = counted(stats.submitted, "call") + (f": {', '.join(counts)}" if counts else "")
         if self.sessions:
-            text += f"; sessions: {self.some_sessions}"
-        if self.shells or self.processes:
-            text += f"; {self.beside_workers}"
+            parts.append(f"sessions: {self.some_sessions}")
+        if self.beside_workers:
+            parts.append(self.beside_workers)
         if self.memory_bytes:
-            text += f"; memory: {memory(self.memory_bytes)}"
+            parts.append(f"memory: {memory(self.memory_bytes)}")
         if self.problem:
-            text += f"; problem: {printable(' '.join(self.problem.split()))}"
-        return text
+            parts.append(f"problem: {printable(' '.join(self.problem.split()))}")
+        return "; ".join(parts)
+
+    @property
+    def _outcomes(self) -> str:
+        """How the work has ended, in parentheses; empty when all of it has ended well."""
+        stats = asdict(self.stats)
+        counts = [f"{stats[name]:,} {name}" for name in OUTCOMES if stats[name]]
+        return f" ({', '.join(counts)})" if counts and stats["ok"] != ended(self.stats) else ""
 
 
 def status_path(folder: Path) -> Path:
@@ -299,6 +377,13 @@ def memory_of(pid: int | None) -> int | None:
 T = TypeVar("T")
 
 
+def _restore(record: WorkerStatus | PoolStatus, state: list[Any]) -> None:
+    """Set the fields of a pickled record; those that it has not got have their defaults."""
+    for place, each in enumerate(fields(record)):
+        value = state[place] if place < len(state) else each.default
+        object.__setattr__(record, each.name, value)
+
+
 def _from_fields(kind: type[T], data: dict[str, Any]) -> T:
     known = {item.name for item in fields(kind)}  # type: ignore[arg-type]
     return kind(**{name: value for name, value in data.items() if name in known})
@@ -311,39 +396,36 @@ def memory(size: int | None) -> str:
     return f"{size / 2**20:.0f} MiB" if size < 2**30 else f"{size / 2**30:.1f} GiB"
 
 
-_NUMBERS = frozenset({"pid", "calls", "memory"})
-
-
-def page(pool: PoolStatus) -> str:
-    """Return a status as html. All texts of users are escaped."""
-    parts = [
-        f"<style>{style()}</style>",
-        _heading(pool),
-        _tiles(tiles(pool)),
-        _table(pool),
-        _ends(pool.last_ends),
-    ]
+def page_of(pool: PoolStatus, note: str = "") -> str:
+    """Return a status as html, with a note at its end. All texts of users are escaped."""
+    parts = [_heading(pool), _tiles(tiles(pool)), pool.table().as_html(), _ends(pool.last_ends)]
     if pool.sessions:
-        names = shown(pool.some_sessions)
-        parts.append(f'<div class="snakepit-quiet">sessions: {names}</div>')
+        parts.append(_quiet(f"sessions: {pool.some_sessions}"))
     if pool.beside_workers:
-        parts.append(f'<div class="snakepit-quiet">{pool.beside_workers}</div>')
+        parts.append(_quiet(pool.beside_workers))
     if pool.problem:
         parts.append(f'<div class="snakepit-problem">{shown(pool.problem)}</div>')
-    return f'<div class="snakepit-pool">{"".join(parts)}</div>'
+    if note:
+        parts.append(_quiet(note))
+    return page(*parts)
 
 
 def tiles(pool: PoolStatus) -> list[tuple[str, str]]:
     """Return the numbers above the table: their names and their values as text."""
     stats = pool.stats
     return [
-        ("queued", f"{stats.queued:,}"),
         ("running", f"{stats.running:,}"),
-        ("calls", f"{stats.submitted:,}"),
+        ("waiting", f"{stats.queued:,}"),
+        ("done", f"{ended(stats):,}"),
         ("failed", f"{failed(stats):,}"),
         *((name, f"{count:,}") for name, count in _rare(stats) if count),
         ("memory", memory(pool.memory_bytes)),
     ]
+
+
+def ended(stats: PoolStats) -> int:
+    """Return the number of work items that have ended, in whatever way."""
+    return stats.submitted - stats.queued - stats.running
 
 
 def failed(stats: PoolStats) -> int:
@@ -355,8 +437,8 @@ def _rare(stats: PoolStats) -> list[tuple[str, int]]:
     return [
         ("cancelled", stats.cancelled),
         ("retried", stats.retried),
-        ("died", stats.died),
-        ("recycled", stats.recycled),
+        ("workers died", stats.died),
+        ("workers replaced", stats.recycled),
     ]
 
 
@@ -367,39 +449,23 @@ def _heading(pool: PoolStatus) -> str:
     )
 
 
+def _quiet(text: str) -> str:
+    return f'<div class="snakepit-quiet">{shown(text)}</div>'
+
+
 def _tiles(numbers: Iterable[tuple[str, str]]) -> str:
+    # The space is for pages that drop the style sheet, such as GitHub's.
     cells = "".join(
-        f'<div class="snakepit-tile"><b>{value}</b><span>{name}</span></div>'
+        f'<div class="snakepit-tile"><b>{value}</b> <span>{name}</span></div>'
         for name, value in numbers
     )
     return f'<div class="snakepit-tiles">{cells}</div>'
 
 
-def _table(pool: PoolStatus) -> str:
-    headings = "".join(f"<th{_class_of(name)}>{name}</th>" for name in pool.headings)
-    rows = "".join(map(partial(_row, pool.headings), pool.workers, pool.rows()))
-    return f"<table><thead><tr>{headings}</tr></thead><tbody>{rows}</tbody></table>"
-
-
-def _row(headings: Sequence[str], worker: WorkerStatus, row: Sequence[str]) -> str:
-    cells = dict(zip(headings, map(shown, row), strict=True))
-    state = worker.state if worker.tainted is None else "tainted"
-    why = f' title="{shown(worker.tainted)}"' if worker.tainted else ""
-    cells["state"] = (
-        f'<span class="snakepit-state" data-state="{shown(state)}"{why}>{cells["state"]}</span>'
-    )
-    columns = (f"<td{_class_of(name)}>{cell}</td>" for name, cell in cells.items())
-    return f"<tr>{''.join(columns)}</tr>"
-
-
-def _class_of(heading: str) -> str:
-    return ' class="snakepit-number"' if heading in _NUMBERS else ""
-
-
 def _ends(ends: Iterable[WorkerEnd]) -> str:
     rows = "".join(
-        f'<div class="snakepit-end"><span>{shown(end.name)}</span>'
-        f'<span class="snakepit-quiet">{end.ago}</span>'
+        f'<div class="snakepit-end"><span>{shown(end.name)}</span> '
+        f'<span class="snakepit-quiet">{end.ago}</span> '
         f"<span{_class_of_end(end)}>{shown(end.story)}</span></div>"
         for end in ends
     )

@@ -15,15 +15,14 @@ from ..call_details import Attempt, CallDetails
 from ..errors import CallTimeout, PoolSaturated, QueueTimeout, SnakepitError, ToolError, WorkerDied
 from ..lane.exchange import Exchange
 from ..protocol.frames import Segment
+from ..redaction import redacted
 from ..telemetry.correlation import correlation_of_work
 from .policies import category_of
 from .scheduling.affinity import Home
 from .scheduling.fair_queue import Bound
 from .scheduling.scheduler import Purpose, QueueItem
+from .status import RunningCall
 from .workers.worker import PooledLane
-
-OUTCOMES = ("ok", "error", "cancelled", "timeout", "saturated", "lost")
-"""The possible outcomes of a work item: the names of their counters."""
 
 
 class Request(Protocol):
@@ -95,9 +94,12 @@ class WorkItem(QueueItem[PooledLane]):
         The host call inside which it runs, on the worker that waits for that call; else None.
     is_prefetched
         Whether a pipeline has it, which releases the lane itself.
+    title
+        What status displays call it, where that is not its name: the first line of a cell.
     """
 
     kind: str = "call"
+    title = ""
     caller: telemetry.Begun | None = None
     began: float | None = None
     attempts: tuple[Attempt, ...] = ()
@@ -169,6 +171,12 @@ class WorkItem(QueueItem[PooledLane]):
         """Encode its request for a lane, with the call's id there."""
         assert self.request is not None
         return self.request.encode(lane, call_id, self)
+
+    def running(self) -> RunningCall:
+        """Describe it for status displays, while it has a lane."""
+        now = time.monotonic()
+        name = redacted(self.title) or self.name
+        return RunningCall(name, self.session, now - (now if self.began is None else self.began))
 
     def _limit_wait(self) -> None:
         self.queue_deadline = self.deadline

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import re
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from ..printable import counted, printable
 
@@ -14,6 +15,22 @@ MAX_NAMED = 3
 
 MAX_NAME = 30
 """Characters of a command in the one-line form."""
+
+UNKNOWN = "?"
+"""Stands for the command of a process that was ending by itself when it was looked at."""
+
+_OWN_COMMAND = re.compile(
+    r"snakepit-(?:guardian|template)\s"
+    r"|\S+ (?:-\S+ )*-m snakepit_kernel\.kernel\b"
+    # Executed guardians and templates, see `bare_interpreter`.
+    r"|\S+ -I -S -c import sys; package = sys\.modules\['snakepit_kernel"
+    # The bash of a session's shell, as `shells.bash` starts it; what it runs is the user's.
+    r"|(?:\S*/)?bash --noprofile --norc$"
+    # A worker's kernel of any language, by the connection file in the folder of its run.
+    r"|.*\s\S*/[a-z2-7]{13}/\S*/\d+\.\d+\.json\b"
+    # Python starts that one with shared memory.
+    r"|\S+ (?:-\S+ )*-c from multiprocessing\.resource_tracker import main"
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,8 +50,17 @@ class EndedProcess:
     signal: str = ""
 
     def __str__(self) -> str:
-        how = " (killed)" if self.signal == "SIGKILL" else ""
-        return _short(self.command) + how
+        return _short(self.command) + (" (killed)" if self.was_killed else "")
+
+    @property
+    def was_killed(self) -> bool:
+        """Whether it did not end by SIGTERM."""
+        return self.signal == "SIGKILL"
+
+    @property
+    def is_the_users(self) -> bool:
+        """Whether the user's code has started it, as far as its command tells."""
+        return self.command != UNKNOWN and _OWN_COMMAND.match(self.command) is None
 
 
 @dataclass(slots=True, kw_only=True)
@@ -103,12 +129,30 @@ class EndReport:
         except (msgspec.DecodeError, RecursionError):
             return cls()
 
+    def of_user(self) -> EndReport:
+        """Return the report of the user's processes alone, without those of this package.
+
+        A guardian lists the user's first. If it has listed others as well, those that it has only
+        counted are not the user's.
+        """
+        ended = [item for item in self.ended if item.is_the_users]
+        return replace(
+            self,
+            ended=ended,
+            count=self.count if len(ended) == len(self.ended) else len(ended),
+        )
+
     def summary(self, whose: str = "") -> str:
-        """Return the number of ended processes and their commands, as a short phrase."""
+        """Return the number of ended processes and their commands, as a short phrase.
+
+        Commands that had to be killed come first, then those of most processes.
+        """
         if not self.count:
             return "nothing had to be ended"
-        names = Counter(str(item) for item in self.ended)
-        summary = [f"{n} x {name}" if n > 1 else name for name, n in names.most_common(MAX_NAMED)]
+        names = Counter(map(str, self.ended))
+        killed = {str(item) for item in self.ended if item.was_killed}
+        order = sorted(names.items(), key=lambda item: (item[0] not in killed, -item[1]))
+        summary = [f"{n} x {name}" if n > 1 else name for name, n in order[:MAX_NAMED]]
         if len(names) > MAX_NAMED or len(self.ended) < self.count:
             summary.append("…")
         ended = counted(self.count, "process", "processes")

@@ -186,7 +186,7 @@ class GuardedProcess:
             cause = "process clean-up by a guardian needs Linux so far"
             raise StartFailed(spec.command[0], cause)
         if not sees_itself():
-            cause = "/proc does not show this PID namespace; mount it anew (unshare --mount-proc)"
+            cause = "/proc does not show this PID namespace; mount it again (unshare --mount-proc)"
             raise StartFailed(spec.command[0], cause)
         precondition = _Precondition(before)
         reason = "this kind of kernel has no template"

@@ -109,8 +109,15 @@ MAX_COMMAND = 200
 
 MAX_REMEMBERED = 1024
 """Bytes of a command line that are stored until the report, unredacted: with its secrets."""
+
+OWN_NAME = b"snakepit"
+"""Is in the command lines of guardians, templates and kernels of this package."""
+
 UNKNOWN_START_TIME = 0
 """Stands for the start time of a child that `/proc` hides."""
+
+HIDDEN_COMMAND = "(hidden by /proc)"
+"""Stands for its command."""
 
 READY_VARIABLE = "SNAKEPIT_READY_FD"
 """Environment variable with the file descriptor to which an executed kernel writes "ready"."""
@@ -662,12 +669,14 @@ class Guardian:
             # A process that hid itself after its first signal counts once.
             if item[0].pid != self.kernel_pid and (item[0].start_time or item[0].pid not in seen)
         ]
+        # If not all can be named, then the user's, and of those the ones that had to be killed.
+        strays.sort(key=lambda item: (OWN_NAME in item[1], item[0] not in self.killed))
         report: list[tuple[str, ...]] = [
             (
                 "ended",
                 str(identity.pid),
                 "SIGKILL" if identity in self.killed else "SIGTERM",
-                shown_command(line)[:MAX_COMMAND],
+                shown_command(line)[:MAX_COMMAND] if identity.start_time else HIDDEN_COMMAND,
             )
             for identity, line in strays[:MAX_LISTED]
         ]

@@ -23,7 +23,7 @@ from ..loggers import get_logger
 from ..paths import data_dir
 from .concurrency import Coalescer
 from .end_report import EndedProcess, EndReport
-from .guardian import MAX_COMMAND
+from .guardian import HIDDEN_COMMAND, MAX_COMMAND
 from .identity import (
     SIGKILL,
     ProcessIdentity,
@@ -56,7 +56,7 @@ SIGCONT = 18
 RESCAN_INTERVAL = 0.02
 SURVIVOR_PATIENCE = 5.0
 
-UNREADABLE = "(hidden by /proc: nobody can tell whether it belongs to a run)"
+UNREADABLE = "(hidden by /proc: it may belong to any run)"
 
 NEWEST_PROCESSES = 64
 """Number of the machine's newest processes that are checked without a scan of all."""
@@ -216,7 +216,7 @@ def _read_hidden(pid: int) -> TaggedProcess | None:
     return TaggedProcess(
         identity=MarkedProcess(pid, mark),
         run_id=run_id_of_number(number),
-        command="(hidden by /proc)",
+        command=HIDDEN_COMMAND,
         kept=says_kept(mark, []),
     )
 

@@ -237,7 +237,7 @@ class Template:
         If it is out of date, so are the processes that it has forked before.
         """
         if self.is_stopped:
-            return "somebody has stopped it"
+            return "a signal has stopped it"
         ours, theirs = socket.socketpair()
         with ours:
             with theirs:

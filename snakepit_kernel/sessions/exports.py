@@ -123,8 +123,8 @@ def _read(path: Path, *, trust: bool) -> dict[str, Any]:
         data = file.read(-1 if trust else MAX_BYTES + 1)
     if not trust and len(data) > MAX_BYTES:
         msg = (
-            f"{path} has more than the {MAX_BYTES:,} bytes that are read of a file that nobody "
-            "trusts; if you trust whoever wrote it, say so (--trust, trust=True)"
+            f"{path} has more than the {MAX_BYTES:,} bytes that are read of an "
+            "untrusted file; if you trust its author, say so (--trust, trust=True)"
         )
         raise ValueError(msg)
     try:

@@ -79,8 +79,8 @@ def check_trust(content: Mapping[str, Any], what: str, *, trust: bool) -> None:
     if untrusted:
         listed = ", ".join(untrusted[:8]) + (", …" if len(untrusted) > 8 else "")
         msg = (
-            f"{listed} can only be read as a pickle, which can run code; if you trust whoever "
-            "wrote the file, say so (--trust, trust=True)"
+            f"{listed} can only be read as a pickle, which can run code; if you trust the author "
+            "of the file, say so (--trust, trust=True)"
         )
         raise ValueError(printable(msg))
 
@@ -218,8 +218,8 @@ def _pickles(content: Mapping[str, Any]) -> list[str]:
     count = sum(len(part) for part in content.values() if isinstance(part, list | dict))
     if count > MAX_ENTRIES:
         msg = (
-            f"{count:,} entries are more than the {MAX_ENTRIES:,} that are read of a file that "
-            "nobody trusts; if you trust whoever wrote it, say so (--trust, trust=True)"
+            f"{count:,} entries are more than the {MAX_ENTRIES:,} that are read of an "
+            "untrusted file; if you trust its author, say so (--trust, trust=True)"
         )
         raise ValueError(msg)
     for part, entries in content.items():
@@ -271,6 +271,6 @@ def _check_pattern(entry: dict[str, Any], constraints: dict[str, Any]) -> None:
     except Slow as slow:
         msg = (
             f"the pattern of {entry.get('name')!r} might take for ever: {slow}; if you trust "
-            "whoever wrote the file, say so (--trust, trust=True)"
+            "the author of the file, say so (--trust, trust=True)"
         )
         raise ValueError(msg) from None

@@ -191,7 +191,7 @@ def cannot_restore(store: Path, what: str, error: Exception) -> StoreError:
     """Return the error for a value that cannot be restored."""
     problem = f"{what} cannot be restored here: {type(error).__name__}: {error}"
     remedy = (
-        "it was not run; set it anew, and find out who has written it"
+        "it was not run; set it again, and find out who has written it"
         if isinstance(error, RefusedPickle)
         else "install, or define, what its class needs"
     )

@@ -489,7 +489,7 @@ class VariableService:
             raise StoreError(
                 str(self._session.store.path),
                 f"the type of variable {row.name!r} is damaged: {error}",
-                "delete the variable and register it anew; its value can still be read",
+                "delete the variable and register it again; its value can still be read",
             ) from error
 
     def _cannot_restore(self, name: Key, error: Exception) -> StoreError:

@@ -443,7 +443,7 @@ def _max_length_problem(value: Any, bound: int) -> str:
 def _choice_problem(value: Any, choices: Sequence[Any]) -> str:
     if any(type(choice) is type(value) and choice == value for choice in choices):
         return ""
-    return "the value is none of its choices"
+    return "the value is not one of its choices"
 
 
 def _pattern_problem(value: str, pattern: str) -> str:

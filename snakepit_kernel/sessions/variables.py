@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import contextlib
-import html
 import reprlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping, Sequence
 from typing import Any, overload
 
+from ..output.tables import Cell, Table, moment
 from ..printable import printable
 from ..tracebacks import hide_own_frames, hides_own_frames
 from .json_format import (
@@ -364,7 +364,7 @@ class Variables(MutableMapping[str, Any]):
         return f"<Variables {printable(', '.join(self))}>"  # no values: this may be logged
 
     def _repr_html_(self) -> str:
-        return table_of(self.list())
+        return table_of(self.list()).as_page()
 
     def _ipython_key_completions_(self) -> Names:
         return [*self]
@@ -414,30 +414,48 @@ def _as_attribute() -> Iterator[None]:
         raise AttributeError(str(error)) from None
 
 
-def table_of(variables: Sequence[Variable]) -> str:
-    """Return variables as an HTML table."""
-    head = "".join(f"<th>{word}</th>" for word in COLUMNS)
-    rows = "".join(f"<tr>{''.join(_cells(variable))}</tr>" for variable in variables)
-    return f"<table><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table>"
-
-
 MAX_CONSTRAINTS = 500
 """Characters of a variable's constraints in a table."""
 
-COLUMNS = ("name", "type", "value", "version", "set by", "updated", "constraints")
+MAX_DESCRIPTION = 60
+"""Characters of its description; a page has all of them as the cell's title."""
+
+_HEADINGS = ("name", "type", "value", "description", "version", "set by", "updated", "constraints")
+
+_OPTIONAL = {"description", "constraints"}
+"""Headings of columns that are left out if they are empty."""
 
 
-def row_of(variable: Variable) -> tuple[str, ...]:
-    """Return the cells of a variable's row, in the order of `COLUMNS`."""
+def table_of(variables: Sequence[Variable]) -> Table:
+    """Return variables as a table."""
+    rows = [dict(zip(_HEADINGS, _row(variable), strict=True)) for variable in variables]
+    headings = [
+        heading
+        for heading in _HEADINGS
+        if heading not in _OPTIONAL or any(row[heading] for row in rows)
+    ]
+    return Table(
+        headings=headings,
+        rows=[[row[heading] for heading in headings] for row in rows],
+        numbers={"version"},
+    )
+
+
+def _row(variable: Variable) -> tuple[str | Cell, ...]:
     constraints = [f"{name}={bound!r}" for name, bound in variable.constraints.items()]
     locked = [f"locked: {variable.locked}"] if variable.locked is not None else []
+    description, value = variable.description, shown(variable.value)
     return (
         printable(variable.name),
         printable(variable.type),
-        shown(variable.value),
+        Cell(text=value, title=value),  # a page cuts long texts
+        description
+        and Cell(
+            text=printable(" ".join(description.split()), limit=MAX_DESCRIPTION), title=description
+        ),
         str(variable.version),
         printable(variable.source),
-        f"{variable.updated:%Y-%m-%d %H:%M:%S}",
+        moment(variable.updated),
         printable(", ".join([*constraints, *locked]), limit=MAX_CONSTRAINTS),
     )
 
@@ -445,9 +463,3 @@ def row_of(variable: Variable) -> tuple[str, ...]:
 def shown(value: Any) -> str:
     """Return a short text of a value, for display."""
     return printable(_SHOWN.repr(value))
-
-
-def _cells(variable: Variable) -> Iterator[str]:
-    title = html.escape(printable(variable.description, lines=True), quote=True)
-    for text in row_of(variable):
-        yield f'<td style="text-align: left" title="{title}">{html.escape(text)}</td>'

@@ -9,7 +9,7 @@ from typing import Any
 from ..tracebacks import hides_own_frames
 from .driver import ShellDriver, ShellOptions
 from .manager import ProcessRequest, manager
-from .process import Process
+from .process import NO_PROCESSES, Process, table_of
 from .shell import Shell
 
 
@@ -55,7 +55,12 @@ class ProcessList:
         return len(running)
 
     def __repr__(self) -> str:
-        return repr(self.list())
+        found = self.list()
+        return table_of(found).as_text() if found else NO_PROCESSES
+
+    def _repr_html_(self) -> str:
+        found = self.list()
+        return table_of(found).as_page() if found else NO_PROCESSES
 
 
 @hides_own_frames

@@ -10,7 +10,7 @@ import signal as signals
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -18,6 +18,7 @@ from typing import Any, Literal, Protocol
 
 from ..errors import ProcessExited, ProcessNotFound, ProcessNotReady
 from ..files import read_json, write_file
+from ..output.tables import Cell, Table
 from ..printable import duration, printable
 from ..processes.identity import ProcessIdentity, descendants
 from ..processes.run_folders import is_leftover
@@ -26,6 +27,11 @@ from ..validation import check_count, check_seconds
 from .process_log import LogChunk, LogReader, Logs, read_log
 
 HEADINGS = ("id", "name", "session", "pool", "pid", "status", "for", "command")
+
+NUMBERS = frozenset({"pid", "for"})
+"""The headings of columns that are aligned at the right."""
+
+NO_PROCESSES = "no processes"
 
 MAX_COMMAND = 60
 """Characters of a command in a table."""
@@ -239,20 +245,25 @@ class Process:
 
     def as_row(self) -> tuple[str, ...]:
         """Return its row in a table under `HEADINGS`."""
+        return tuple(cell.text for cell in self._cells())
+
+    def _cells(self) -> tuple[Cell, ...]:
         record = self.record
         seconds = (time.time() if record.ended is None else record.ended) - record.started
         status = (
             record.state if record.returncode is None else f"{record.state} {record.returncode}"
         )
+        command = printable(" ".join(record.command.split()), limit=MAX_COMMAND)
+        began = datetime.fromtimestamp(record.started, UTC).astimezone()
         return (
-            record.id,
-            printable(record.name),
-            printable(record.session),
-            printable(record.pool or ""),
-            str(record.pid),
-            status,
-            duration(seconds),
-            printable(" ".join(record.command.split()), limit=MAX_COMMAND),
+            Cell(text=record.id),
+            Cell(text=printable(record.name)),
+            Cell(text=printable(record.session)),
+            Cell(text=printable(record.pool or "")),
+            Cell(text=str(record.pid)),
+            Cell(text=status, state=record.state),
+            Cell(text=duration(seconds), title=f"since {began:%Y-%m-%d %H:%M:%S}"),
+            Cell(text=command, title=record.command),
         )
 
     # -- its log -------------------------------------------------------------------------------
@@ -521,3 +532,9 @@ def published(directories: list[Path]) -> list[Path]:
         for file in directory.glob(f"*/process-*/*/{STATUS_FILE}")
         if not is_leftover(file.parent.parent)
     )
+
+
+def table_of(processes: Iterable[Process]) -> Table:
+    """Return processes as a table."""
+    rows = [process._cells() for process in processes]  # noqa: SLF001 - of the class above
+    return Table(headings=HEADINGS, rows=rows, numbers=NUMBERS)

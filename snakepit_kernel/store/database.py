@@ -336,7 +336,7 @@ class Database:
                 raise StoreError(
                     str(self.path),
                     "another thread used it while this process was forked",
-                    "fork when nobody uses it, or start processes by spawning",
+                    "fork when no thread uses it, or start processes by spawning",
                 )
             try:
                 self._remove_stale_log()

@@ -361,9 +361,7 @@ def context() -> SessionContext:
     starter = _starter.get()
     if starter is None:
         if len(_running) > 1 and not is_main_thread():
-            msg = (
-                f"{len(_running)} calls run, and this thread is of none of them; {_CONTEXT_ADVICE}"
-            )
+            msg = f"{len(_running)} calls run, and this thread belongs to none; {_CONTEXT_ADVICE}"
             raise RuntimeError(msg)
         return next(iter(_running.copy()), _cell)
     if starter in _running:

@@ -187,7 +187,7 @@ def _ended_error(call: HostCall) -> RuntimeError:
     if isinstance(call, SessionCall):
         return session_ended_error()
     return RuntimeError(
-        f"{_title(call)} cannot be called: nobody listens; host tools work while a call, or a "
+        f"{_title(call)} cannot be called any more; host tools work while a call, or a "
         "cell that the pool runs, has not ended"
     )
 

@@ -71,7 +71,7 @@ def add_import_advice(error: BaseException, worker: str) -> None:
     elif isinstance(error, AttributeError) and _is_missing_in_module(error):
         error.add_note(
             f"worker {worker} has the module as it was when it was imported there. If that was "
-            "edited since, pool.reload() (%snakepit reload) imports it anew; a pool with "
+            "edited since, pool.reload() (%snakepit reload) imports it again; a pool with "
             "autoreload=True follows each change."
         )
 

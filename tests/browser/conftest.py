@@ -33,10 +33,13 @@ class Lab:
     ----------
     errors
         What the browser complained of.
+    server
+        The Jupyter server.
     """
 
-    def __init__(self, page: Page) -> None:
+    def __init__(self, page: Page, server: Any) -> None:
         self.page = page
+        self.server = server
         self.errors: list[str] = []
         page.set_default_timeout(PATIENCE)
         page.on("pageerror", lambda error: self.errors.append(str(error)))
@@ -108,7 +111,7 @@ def open_lab(
             nbformat.write(document, tmp_path / "shop.ipynb")
             server = start_server()
             pages.append(browser.new_page(viewport={"width": 1200, "height": 1100}))
-            lab = Lab(pages[-1])
+            lab = Lab(pages[-1], server)
             lab.open(f"http://127.0.0.1:{server.port}/lab/tree/shop.ipynb?token=t")
             return lab
 

@@ -45,8 +45,41 @@ def test_the_status_and_the_dashboard_show_a_pool_at_work(open_lab, tmp_path):
     lab.page.screenshot(path=tmp_path / "died.png")
 
     lab.run(6)
-    expect(dashboard).to_contain_text("closed")
+    expect(dashboard.locator(".snakepit-notice")).to_contain_text(
+        "the pool is closed: it was shut down"
+    )
+    expect(dashboard.locator(".snakepit-old tbody tr")).to_have_count(2)
+    lab.page.screenshot(path=tmp_path / "closed.png")
     assert lab.errors == []
+
+
+def test_a_dashboard_says_that_its_kernel_is_gone_or_cannot_be_reached(open_lab, tmp_path):
+    lab = open_lab(CELLS[0], CELLS[2], "os.kill(os.getpid(), 9)", CELLS[0], CELLS[2])
+    lab.run(0)
+    first = lab.run(1).locator(".snakepit-dashboard")
+    expect(first.locator('[data-state="ready"]')).to_have_count(2)
+
+    lab.page.keyboard.press("Shift+Enter")
+    expect(first.locator(".snakepit-notice")).to_contain_text(
+        "the kernel of this dashboard is gone"
+    )
+    expect(first.locator(".snakepit-old tbody tr")).to_have_count(2)
+    lab.page.screenshot(path=tmp_path / "gone.png")
+
+    lab.page.get_by_role("button", name="Ok").click()  # JupyterLab tells of the kernel's restart
+    expect(lab.page.locator("#jp-main-statusbar")).to_contain_text("Python 3 (Snakepit) | Idle")
+    lab.cell(3).locator(".cm-content").click()
+    for number, prompt in ((3, "[1]:"), (4, "[2]:")):
+        lab.page.keyboard.press("Shift+Enter")
+        expect(lab.cell(number).locator(".jp-InputPrompt")).to_have_text(prompt)
+    second = lab.cell(4).locator(".snakepit-dashboard")
+    expect(second.locator('[data-state="ready"]')).to_have_count(2)
+    expect(second.locator(".snakepit-notice")).to_have_count(0)
+    lab.server.process.kill()
+    expect(second.locator(".snakepit-notice")).to_contain_text(
+        "there is no connection to the kernel"
+    )
+    lab.page.screenshot(path=tmp_path / "lost.png")
 
 
 def test_a_dashboard_that_nobody_sees_is_not_refreshed(open_lab):

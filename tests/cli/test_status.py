@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import json
 import os
@@ -55,7 +56,7 @@ def test_a_live_pool_is_shown_with_its_workers(
 
     lines = done.stdout.splitlines()
     assert lines[0] == f"pool shop of process {pool_owner.pid}: adapter none"
-    assert lines[1].split() == ["worker", "pid", "state", "since", "calls", "memory", "running"]
+    assert lines[1].split() == ["worker", "pid", "state", "for", "done", "memory", "running"]
     assert [line.split()[0] for line in lines[2:4]] == ["shop-1.1", "shop-2.1"]
     assert lines[2].split()[2] == "ready"
     assert done.returncode == 0
@@ -96,6 +97,25 @@ def test_live_runs_are_listed_below_the_pools(
             str(run["guardian_pid"]),
             "running",
         ]
+
+
+def test_the_notebooks_of_pools_and_kernels_are_named(
+    snakepit: Run, place: Any, start_kernel: Any
+) -> None:
+    publish(place.runtime, name="shop", notebook="analysis.ipynb")
+    env = {**place.environment, "JPY_SESSION_NAME": "/home/me/\udcff analysis.ipynb"}
+
+    async def scenario() -> str:
+        async with start_kernel(launch={"env": env}):
+            return snakepit("status").stdout
+
+    with pytest.MonkeyPatch.context() as patch:
+        for variable, value in place.environment.items():
+            patch.setenv(variable, value)
+        shown = asyncio.run(scenario())
+
+    assert f"pool shop of analysis.ipynb (process {os.getpid()}): adapter none" in shown
+    assert "Python 3 (Snakepit) of \\udcff analysis.ipynb" in shown
 
 
 def test_a_pool_whose_owner_was_killed_is_not_shown(

@@ -68,7 +68,8 @@ OUR_OWN = {
     "SessionState": {
         *("number", "owned_by", "refresh", "remember_host_tools", "serve", "shells", "store"),
     },
-    "PoolStatus": {"beside_workers"},
+    "PoolStatus": {"beside_workers", "table"},
+    "WorkerStatus": {"cells", "since"},
     "Process": {"as_row", "is_here", "record"},
     "Shell": {"settled"},
     "CallFuture": {

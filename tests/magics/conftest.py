@@ -113,6 +113,11 @@ class Notebook:
         self.manager.restart_kernel()
         self._wait_ready()
 
+    def crash(self) -> None:
+        """Kill the kernel, which cannot end its pools then, and start it again."""
+        os.kill(self.manager.provisioner.pid, signal.SIGKILL)
+        self.restart()
+
     def _wait_ready(self) -> None:
         """Wait for ipykernel's welcome, which says that output arrives."""
         while self.client.get_iopub_msg(timeout=60)["msg_type"] != "iopub_welcome":

@@ -146,7 +146,7 @@ def test_a_call_in_the_background_gives_a_job_that_has_its_value(notebook):
     notebook.run("job = %snakepit call double x=21 --background")
     wait_for(notebook, 1)
 
-    assert "job 1 done" in notebook.run("%snakepit jobs").stdout
+    assert "1  done" in notebook.run("%snakepit jobs").text
     assert "double x=21" in notebook.run("job").text
     assert notebook.run("job.value").text == "42"
 
@@ -183,7 +183,7 @@ def test_cancelling_a_job_interrupts_the_call_in_its_worker(tool, notebook, tmp_
     assert notebook.run("%snakepit cancel 1").status == "ok"
     wait_for(notebook, 1)
 
-    assert "job 1 cancelled" in notebook.run("%snakepit jobs").stdout
+    assert "1  cancelled" in notebook.run("%snakepit jobs").text
     assert (tmp_path / "ended").exists()
     assert "job 1 cancelled" in notebook.run("%snakepit cancel 1").stdout
 
@@ -200,7 +200,7 @@ def test_a_cell_that_fails_in_several_workers_is_told_for_each(notebook):
     assert told.endswith(
         ": 1 / 0: the cell failed in 2 of 2 workers: ZeroDivisionError in workers 1 and 2"
     )
-    assert "job 1 failed" in notebook.run("%snakepit jobs").stdout
+    assert "1  failed" in notebook.run("%snakepit jobs").text
 
 
 # -- host tools ------------------------------------------------------------------------------------

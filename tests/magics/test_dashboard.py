@@ -138,13 +138,59 @@ def test_its_thread_ends_when_it_is_closed(frontend):
     frontend.run("assert not any(thread.is_alive() for thread in threads)")
 
 
-def test_it_ends_with_the_pool_and_says_so(frontend):
+def test_it_ends_with_the_pool_and_keeps_the_last_workers_and_the_reason(frontend):
     frontend.run("dashboard = pool.dashboard()")
     frontend.run("%snakepit stop")
 
-    frontend.wait_for_view(lambda view: not view["is_open"])
+    (view,) = map(view_of, [frontend.wait_for_view(lambda view: not view["is_open"])])
+    assert [worker["name"] for worker in view["workers"]] == ["default-1.1", "default-2.1"]
+    assert view["problem"] == "it was shut down"
     frontend.run("dashboard._thread.join(5); assert not dashboard._thread.is_alive()")
     frontend.run("assert 'closed' in repr(dashboard)")
+
+
+def test_it_goes_on_after_a_restart_of_the_pool(frontend):
+    frontend.run("dashboard = pool.dashboard(); before = pool.status().workers[0].pid")
+    frontend.run("pool.restart(); print(pool.status().workers[0].pid)")
+    (pid,) = [int(m["content"]["text"]) for m in frontend.messages if m["msg_type"] == "stream"]
+
+    update = frontend.wait_for_view(lambda view: [w["pid"] for w in view["workers"]][:1] == [pid])
+
+    assert view_of(update)["is_open"]
+    frontend.run("assert 'live' in repr(dashboard)")
+
+
+def test_a_pool_that_works_is_told_of_again_and_again_although_nothing_changes(frontend):
+    frontend.run("import time, snakepit_kernel.pool.monitoring.dashboard as module")
+    frontend.run("module.BEAT = 1.0; dashboard = pool.dashboard()")
+    frontend.run("future = pool.submit(time.sleep, 8)")
+
+    views = [view_of(frontend.wait_for_view(lambda view: view["stats"]["running"]))]
+    for _ in range(3):
+        views.append(view_of(frontend.wait_for_view(lambda _: True)))
+
+    assert {view["stats"]["running"] for view in views} == {1}
+    times = [view["at"] for view in views]
+    assert times == sorted(set(times))
+    assert views[-1]["beat"] == 1.0
+    frontend.run("future.cancel()")
+
+
+def test_where_there_are_no_widgets_it_is_the_status_as_text_or_html(notebook):
+    shown = notebook.run("dashboard = pool.dashboard(); dashboard").data[0]
+
+    assert "application/vnd.jupyter.widget-view+json" in shown
+    text, html = shown["text/plain"], shown["text/html"]
+    assert text.startswith("pool default of process ")
+    assert "default-2.1" in text
+    assert "<td>default-2.1</td>" in html
+    assert "as of 20" in html
+    notebook.run("%snakepit stop")
+    for closed in ("dashboard", "pool.dashboard()"):
+        shown = notebook.run(closed).data[0]
+        assert shown["text/plain"] == "pool default is closed: it was shut down"
+        assert "pool default is closed: it was shut down" in shown["text/html"]
+        assert "<table>" not in shown["text/html"]
 
 
 def test_it_does_not_keep_a_pool_that_nobody_has(frontend):

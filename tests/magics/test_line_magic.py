@@ -4,8 +4,17 @@ from __future__ import annotations
 
 import inspect
 import json
+import re
 
-from snakepit_magics.parsing import COMMANDS, command_parsers, line_parser
+import pytest
+from snakepit_magics.help import help_of, help_text
+from snakepit_magics.parsing import (
+    COMMANDS,
+    GROUPS,
+    VALUE_NAMES,
+    command_parsers,
+    line_parser,
+)
 
 from snakepit_kernel import Pool
 
@@ -43,6 +52,33 @@ def test_what_a_restart_had_to_end_is_told_once_in_one_line(open_notebook):
     assert "ended" not in notebook.run("%snakepit").stdout
     notebook.restart()
     assert "ended" not in notebook.run("%snakepit").stdout
+
+
+PROCESSES = """
+import subprocess
+many = [subprocess.Popen(["sleep", "600"]) for _ in range(2)]
+deaf = subprocess.Popen(
+    ["bash", "-c", "trap '' TERM; echo ready; exec sleep 700"], stdout=subprocess.PIPE
+)
+deaf.stdout.readline()
+"""
+
+
+def test_the_line_after_a_restart_names_the_users_processes_and_first_what_was_killed(notebook):
+    notebook.run(PROCESSES)
+    notebook.run("%snakepit sh true")
+    notebook.crash()  # so that its guardian ends the pool's processes as well
+
+    assert notebook.run("%snakepit").stdout.splitlines()[0] == (
+        "ended 3 processes of the last run: sleep 700 (killed), 2 x sleep 600"
+    )
+
+
+def test_the_end_of_a_pool_and_of_a_shell_alone_is_no_news_after_a_restart(notebook):
+    notebook.run("%snakepit sh true")
+    notebook.crash()
+
+    assert notebook.run("%snakepit").stdout.startswith("no pool is running")
 
 
 def test_several_pools_are_told_apart_by_name(notebook):
@@ -296,18 +332,49 @@ def test_the_question_mark_and_help_show_how_to_use_it(notebook):
 
     assert "start" in asked
     assert "--background" in asked
-    assert "--queue-timeout" in notebook.run("%snakepit help start").stdout
+    assert "--queue-timeout" in notebook.run("%snakepit help start").text
 
 
 def test_help_is_asked_for_in_every_usual_way(open_notebook):
     notebook = open_notebook()
 
     for line in ("help start", "start --help", "start -h", "start ?", "start?", "start??"):
-        shown = notebook.run(f"%snakepit {line}").stdout
-        assert shown.startswith("usage: snakepit start"), line
+        shown = notebook.run(f"%snakepit {line}").text
+        assert shown.startswith("%snakepit start [OPTIONS]\n"), line
     for line in ("%snakepit --help", "%snakepit -h", "%%snakepit --help\n1"):
-        assert "COMMAND" in notebook.run(line).stdout, line
+        assert notebook.run(line).text.startswith("%snakepit COMMAND"), line
     assert notebook.run("%snakepit sh echo --help").stdout == "--help\n"
+
+
+def test_the_help_lists_each_command_once_in_groups_of_aligned_columns(open_notebook):
+    assert sorted(name for names in GROUPS.values() for name in names) == sorted(COMMANDS)
+    shown = open_notebook().run("%snakepit help").data[0]
+
+    text, html = shown["text/plain"], shown["text/html"]
+    lines = text.splitlines()
+    assert [line for line in lines if line in GROUPS] == list(GROUPS)
+    (column,) = {line.index(COMMANDS["stop"]) for line in lines if COMMANDS["stop"] in line}
+    for name, about in COMMANDS.items():
+        (line,) = [line for line in lines if line.startswith(f"  {name} ")]
+        assert line.index(about.replace("%%", "%")) == column, line
+        assert f"<td>{name}</td>" in html
+    assert max(map(len, lines)) <= 100
+    assert "%%%" not in text
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_the_help_of_a_command_names_all_of_its_arguments(command):
+    parser = command_parsers(line_parser())[command]
+
+    text, html = help_text(command), help_of(command)._repr_html_()
+
+    assert text.startswith(f"%snakepit {command}")
+    for action in parser._actions:
+        metavar = action.metavar or VALUE_NAMES.get(action.type) or action.dest.upper()
+        for name in action.option_strings or [metavar]:
+            assert name in text
+            assert name in html
+        assert action.help.replace("%%", "%") in re.sub(r"\s+", " ", text)
 
 
 def test_loading_the_extension_again_changes_nothing(notebook):

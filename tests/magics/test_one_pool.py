@@ -46,7 +46,7 @@ def test_other_options_are_an_error_that_names_them_unless_the_pool_is_to_be_rep
     assert refused.stderr.strip().endswith(
         "pool 'default' is running already, with other options: --workers is 2, not 1; --grace is "
         "2.0, not 5.0; --max-memory is None, not 1073741824. Add --replace to end it and open the "
-        "new one, or --name NAME to open another one beside it"
+        "new one, or --name NAME to open another one"
     )
     before = notebook.run(PIDS).stdout.split()
     assert all(map(is_running, before))

@@ -141,6 +141,27 @@ def test_the_options_name_another_session(mine):
     assert mine.run("%snakepit get x").text == "1"
 
 
+def test_tables_show_descriptions_where_there_are_any_and_when_a_session_ends(mine):
+    mine.run("%snakepit set a=1")
+    assert mine.run("%snakepit vars").text.splitlines()[0].split() == [
+        *("name", "type", "value", "version", "set", "by", "updated")
+    ]
+    mine.run("%snakepit set t=0.7 --max 2 --description 'How hot.'")
+    mine.run("%snakepit use --ttl 20d")
+
+    variables, sessions = (mine.run(f"%snakepit {name}").data[0] for name in ("vars", "sessions"))
+
+    heading, first, second = variables["text/plain"].splitlines()
+    assert heading.index("description") == second.index("How hot.")
+    assert heading.index("version") + len("version") == first.index("  notebook")
+    assert "<th>description</th>" in variables["text/html"]
+    assert ">How hot.</span></td>" in variables["text/html"]
+    (row,) = [row for row in sessions["text/plain"].splitlines() if row.startswith("*")]
+    assert row.endswith("in 21 d")  # a session is kept a little longer than its time to live
+    expires = open_session("mine").expires.astimezone()
+    assert f'title="{expires:%Y-%m-%d %H:%M:%S}">in 21 d</span>' in sessions["text/html"]
+
+
 def test_a_table_of_html_shows_text_as_text(mine):
     bad = "<script>alert(1)</script>"
     open_session("mine").variables.register(
@@ -152,10 +173,10 @@ def test_a_table_of_html_shows_text_as_text(mine):
     tables.append(mine.run("v").data[0]["text/html"])
 
     for table in tables:
-        assert table.startswith("<table>")
+        assert table.startswith('<div class="snakepit-pool">')
         assert "<script" not in table
         assert 'title="&quot;&lt;script' in table
-        assert table.count("&lt;script&gt;") == 3 + 6  # value, constraint; the title of each cell
+        assert table.count("&lt;script&gt;") == 5  # value, description, their titles, constraint
     assert "<script" not in mine.run("%snakepit sessions").data[0]["text/html"]
 
 

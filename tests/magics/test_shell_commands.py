@@ -306,7 +306,7 @@ def test_what_a_process_is_named_and_runs_does_nothing_where_it_is_listed(mine):
     listed = mine.run("%snakepit ps").data[0]
 
     assert HARMLESS in listed["text/plain"]
-    assert f"{HARMLESS}&#x27;; sleep 9 #&lt;b&gt;</td>" in listed["text/html"]
+    assert f"{HARMLESS}&#x27;; sleep 9 #&lt;b&gt;</span></td>" in listed["text/html"]
     for text in listed.values():
         assert all(line.isprintable() for line in text.split("\n"))
     assert mine.run(f"%snakepit logs {only_process().id}").stdout == f"raw: {EVIL}\n", "as it is"
@@ -349,5 +349,5 @@ def forget_shells() -> None:
 
 def test_the_help_of_a_command_says_how_it_is_used(mine):
     for command in ("sh", "ps", "kill", "start-process", "logs"):
-        assert f"snakepit {command}" in mine.run(f"%snakepit help {command}").stdout
-    assert "--shell" in mine.run("%snakepit help").stdout
+        assert f"snakepit {command}" in mine.run(f"%snakepit help {command}").text
+    assert "--shell" in mine.run("%snakepit help").text

@@ -170,7 +170,7 @@ def test_a_worker_knows_the_lines_of_functions_of_the_notebook(prepared):
 def test_a_call_that_passes_its_deadline_shows_the_cell_and_line_where_it_was(prepared):
     shown = shown_by(prepared, "pool.call('nap', timeout=0.5)")
 
-    assert "where it was, the innermost first:\n  Cell In[2], line 20 in nap\n" in shown
+    assert "its stack, the innermost call first:\n  Cell In[2], line 20 in nap\n" in shown
 
 
 def test_a_variable_to_pull_that_the_cell_has_not_defined_is_one_line(prepared):

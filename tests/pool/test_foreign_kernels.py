@@ -242,7 +242,7 @@ def test_what_needs_our_kernel_is_refused_at_once_with_the_reason(what, ask, ech
     assert str(caught.value) == (
         f"{what} is not possible with kernelspec {caught.value.kernel_name!r}, whose workers run "
         "cells only: it is a kernel for echo; run it as a cell, or open a pool with "
-        "kernel_name='snakepit' beside this one"
+        "kernel_name='snakepit' as well"
     )
 
 

@@ -261,7 +261,7 @@ def test_the_status_shows_workers_counters_and_sessions_as_text_and_html(shop, o
     assert status.sessions == ["abc"]
     assert "pool shop of process" in str(status)
     assert "shop:Shop" in str(status)
-    assert "1 call: 1 ok; sessions: abc" in str(status)
+    assert "done: 1; sessions: abc" in str(status)
     assert status._repr_html_().count("<tr>") == 3
     assert all(worker.memory_bytes > 1 << 20 for worker in status.workers)
 

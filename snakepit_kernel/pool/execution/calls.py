@@ -412,7 +412,7 @@ class CallRunner:
             if not isinstance(error, TimeoutError):  # a second Ctrl-C
                 note_stop(error, lane.worker.name, ended_in_time=False)
                 raise
-            logger.warning("%s did not heed an interrupt; it is replaced", lane.worker.name)
+            logger.warning("%s did not respond to an interrupt; it is replaced", lane.worker.name)
             return False
         if cancelled is not None:
             raise cancelled

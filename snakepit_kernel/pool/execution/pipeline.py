@@ -25,6 +25,7 @@ from ...protocol.frames import Frame, Segment
 from ...protocol.messages import HostCall
 from ..refusals import Refusals
 from ..results import CallFuture
+from ..status import RunningCall
 from ..work_item import WorkItem, outcome_of
 from ..workers.supervisor import WorkerSupervisor
 from ..workers.worker import PooledLane
@@ -304,6 +305,14 @@ class LanePipeline:
     def lane(self) -> PooledLane:
         """The lane that it holds."""
         return self._lane
+
+    def running(self) -> RunningCall | None:
+        """Describe the call that its worker runs, for status displays; None between two calls."""
+        in_flight = list(self._in_flight.values())  # in one step: another thread changes it
+        if not in_flight:
+            return None
+        item = in_flight[0]
+        return RunningCall(item.name, item.session, time.perf_counter() - self._since)
 
     def caller_of(self, call_id: int) -> object:
         """Return the parent span of what a call in flight does."""

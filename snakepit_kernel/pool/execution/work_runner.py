@@ -287,6 +287,7 @@ class WorkRunner:
 
     def _run_assigned(self, lane: PooledLane, work: WorkItem, cell: Cell) -> CellResult:
         """Run a cell on its assigned lane, and release the lane from the same thread."""
+        work.title = cell.title
         try:
             result = self._calls.run_cell(lane, work, cell)
         except BaseException as error:

@@ -1,7 +1,17 @@
-// The live view of a pool. Its data are the kernel's; ages and the curve are drawn here.
+// The live view of a pool. Its data are the kernel's; ages and the curve are drawn here, and
+// whether the kernel is still there is found out here.
 
 const SECONDS_SHOWN = 60;
-const NUMBERS = new Set(["pid", "calls", "memory"]);
+const NUMBERS = new Set(["pid", "for", "done", "memory"]);
+
+/** States of a kernel, as JupyterLab names them, after which this widget has none any more. */
+const GONE = new Set(["restarting", "autorestarting", "terminating", "dead"]);
+
+/** Class that ipywidgets gives to a view whose model has no kernel. */
+const DISCONNECTED = "jupyter-widgets-disconnected";
+
+/** Updates of a working pool that may be missing before the page says that it hears nothing. */
+const BEATS = 3;
 
 /** Make an element; texts are set as text, never as html. */
 function make(tag, className, ...children) {
@@ -36,24 +46,31 @@ function curve(rates) {
   return svg;
 }
 
+const RARE = [
+  ["cancelled", "cancelled"],
+  ["retried", "retried"],
+  ["died", "workers died"],
+  ["recycled", "workers replaced"],
+];
+
 function tile(name, value) {
   return make("div", "snakepit-tile", make("b", "", value), make("span", "", name));
 }
 
 function tiles(view, rates) {
   const { stats } = view;
-  const rare = ["cancelled", "retried", "died", "recycled"].filter((name) => stats[name]);
+  const rare = RARE.filter(([name]) => stats[name]);
   const mebibytes = view.workers.reduce((sum, worker) => sum + (worker.mebibytes ?? 0), 0);
   return make(
     "div",
     "snakepit-tiles",
-    tile("queued", stats.queued.toLocaleString()),
     tile("running", stats.running.toLocaleString()),
+    tile("waiting", stats.queued.toLocaleString()),
     tile("calls/s", view.rate.toLocaleString()),
     make("div", "snakepit-tile", curve(rates), make("span", "", "last minute")),
-    tile("calls", stats.submitted.toLocaleString()),
+    tile("done", view.done.toLocaleString()),
     tile("failed", view.failed.toLocaleString()),
-    ...rare.map((name) => tile(name, stats[name].toLocaleString())),
+    ...rare.map(([name, label]) => tile(label, stats[name].toLocaleString())),
     tile("memory", memory(mebibytes)),
   );
 }
@@ -76,11 +93,12 @@ function table(view, now) {
       worker: worker.name,
       pid: worker.pid === null ? "" : String(worker.pid),
       state: state(worker),
-      since: duration(now - worker.since),
-      calls: worker.calls.toLocaleString(),
+      for: duration(now - worker.since),
+      done: worker.done.toLocaleString(),
       memory: memory(worker.mebibytes),
       device: worker.device,
       running: worker.running,
+      session: worker.session,
     };
     return make("tr", "", ...view.headings.map((column) => cell("td", column, cells[column])));
   });
@@ -107,65 +125,175 @@ function ends(view, now) {
 }
 
 function title(view) {
-  const about = view.is_open ? view.about : "closed";
   return make(
     "div",
     "snakepit-title",
     `pool ${view.name} `,
-    make("span", "snakepit-quiet", about),
+    make("span", "snakepit-quiet", view.about),
   );
 }
 
-function draw(view, rates) {
-  const now = Date.now() / 1000;
-  const parts = [title(view), tiles(view, rates)];
-  if (view.is_open) parts.push(table(view, now));
-  parts.push(ends(view, now));
-  if (view.sessions) parts.push(make("div", "snakepit-quiet", `sessions: ${view.sessions}`));
-  if (view.beside) parts.push(make("div", "snakepit-quiet", view.beside));
-  if (view.problem && view.is_open) parts.push(make("div", "snakepit-problem", view.problem));
+/** Format a time of day, with the date if that is not today's. */
+function clock(milliseconds) {
+  const time = new Date(milliseconds);
+  const isToday = time.toDateString() === new Date().toDateString();
+  return isToday ? time.toLocaleTimeString() : time.toLocaleString();
+}
+
+/** Say since when, and why, the figures are old; null while they are not. */
+function staleness(view, link) {
+  const at = 1000 * view.at;
+  if (link.gone) return { at: link.goneAt ?? at, why: "the kernel of this dashboard is gone" };
+  if (!view.is_open) return { at, why: `the pool is closed: ${view.problem}` };
+  if (link.lostAt) return { at: link.lostAt, why: "there is no connection to the kernel" };
+  const isWorking = view.stats.queued + view.stats.running > 0;
+  const isSilent = Date.now() - link.heardAt > 1000 * BEATS * view.beat;
+  if (isWorking && link.isSeen && isSilent) {
+    return { at: link.heardAt, why: "nothing has been heard from the kernel" };
+  }
+  return null;
+}
+
+function notice(stale, hasFigures) {
+  const figures = hasFigures ? "; these are the last figures" : "";
+  const element = make("div", "snakepit-notice", `${stale.why} (${clock(stale.at)})${figures}`);
+  element.setAttribute("role", "status");
+  return element;
+}
+
+function draw(view, link, rates) {
+  const stale = staleness(view, link);
+  const now = (stale ? stale.at : Date.now()) / 1000;
+  const hasFigures = view.is_open || view.workers.length > 0;
+  const figures = make("div", stale ? "snakepit-old" : "");
+  if (hasFigures) figures.append(tiles(view, rates), table(view, now));
+  figures.append(ends(view, now));
+  if (view.sessions) figures.append(make("div", "snakepit-quiet", `sessions: ${view.sessions}`));
+  if (view.beside) figures.append(make("div", "snakepit-quiet", view.beside));
+  const parts = [title(view), figures];
+  if (stale) parts.splice(1, 0, notice(stale, hasFigures));
+  if (view.problem && !stale) parts.push(make("div", "snakepit-problem", view.problem));
   return make("div", "snakepit-pool snakepit-dashboard", ...parts);
 }
 
-export default () => {
-  const seen = new Set(); // the views of this model that are on the screen
+/** Note what JupyterLab tells of a model's kernel; return a function that ends that. */
+function followKernel(model, link) {
+  const kernel = model.widget_manager?.kernel;
+  if (!kernel?.statusChanged?.connect) return () => {}; // not JupyterLab, or no kernel
+  const onStatus = (_, status) => {
+    if (GONE.has(status)) link.end(Date.now());
+  };
+  const onConnection = (_, status) => link.setLost(status !== "connected");
+  const onDisposed = () => link.end(Date.now());
+  kernel.statusChanged.connect(onStatus);
+  kernel.connectionStatusChanged?.connect(onConnection);
+  kernel.disposed?.connect(onDisposed);
+  return () => {
+    kernel.statusChanged.disconnect(onStatus);
+    kernel.connectionStatusChanged?.disconnect(onConnection);
+    kernel.disposed?.disconnect(onDisposed);
+  };
+}
 
-  function see(model, view, isSeen) {
-    if (isSeen) seen.add(view);
-    else seen.delete(view);
-    if (model.get("shown") !== seen.size > 0) {
-      model.set("shown", seen.size > 0);
+/** What is known of the connection of a model to its kernel, and whom to tell of news. */
+class Link {
+  constructor() {
+    this.gone = false; // for ever: a kernel that starts again does not know this model
+    this.goneAt = null; // unknown if it was so from the beginning
+    this.lostAt = null; // until the connection is there again
+    this.heardAt = Date.now();
+    this.seen = new Set(); // the views that are on the screen
+    this.redraws = new Set();
+  }
+
+  get isSeen() {
+    return this.seen.size > 0;
+  }
+
+  end(at) {
+    if (this.gone) return;
+    this.gone = true;
+    this.goneAt = at;
+    this.redraw();
+  }
+
+  setLost(isLost) {
+    if (isLost === (this.lostAt !== null)) return;
+    this.lostAt = isLost ? Date.now() : null;
+    this.redraw();
+  }
+
+  hear() {
+    this.heardAt = Date.now();
+    this.redraw();
+  }
+
+  see(model, view, isSeen) {
+    const wasSeen = this.isSeen;
+    if (isSeen) this.seen.add(view);
+    else this.seen.delete(view);
+    if (this.isSeen && !wasSeen) this.heardAt = Date.now(); // nothing was sent meanwhile
+    if (!this.gone && model.get("shown") !== this.isSeen) {
+      model.set("shown", this.isSeen);
       model.save_changes();
     }
   }
 
+  redraw() {
+    for (const redraw of this.redraws) redraw();
+  }
+}
+
+export default () => {
+  const link = new Link();
+
   return {
+    initialize({ model }) {
+      const hear = () => link.hear();
+      model.on("change:view", hear);
+      const leave = followKernel(model, link);
+      return () => {
+        model.off("change:view", hear);
+        leave();
+      };
+    },
+
     render({ model, el }) {
       const rates = Array(SECONDS_SHOWN).fill(0);
-      const redraw = () => el.replaceChildren(draw(model.get("view"), rates));
+      const redraw = () => el.replaceChildren(draw(model.get("view"), link, rates));
       const tick = () => {
-        if (!seen.has(el) || !model.get("view").is_open) return;
-        rates.push(model.get("view").rate);
-        rates.shift();
+        const view = model.get("view");
+        if (!link.seen.has(el) || !view.is_open || link.gone) return;
+        if (!staleness(view, link)) {
+          rates.push(view.rate);
+          rates.shift();
+        }
         redraw();
       };
-      const look = () => see(model, el, !document.hidden && isOnScreen);
+      const look = () => link.see(model, el, !document.hidden && isOnScreen);
       let isOnScreen = true;
       const observer = new IntersectionObserver((entries) => {
         isOnScreen = entries[entries.length - 1].isIntersecting;
         look();
       });
+      const checkLink = (at) => {
+        if (el.closest(`.${DISCONNECTED}`)) link.end(at);
+      };
+      const classes = new MutationObserver(() => checkLink(Date.now()));
       const timer = setInterval(tick, 1000);
       document.addEventListener("visibilitychange", look);
-      model.on("change:view", redraw);
+      link.redraws.add(redraw);
+      checkLink(null);
       redraw();
       observer.observe(el);
+      classes.observe(el, { attributeFilter: ["class"] });
       return () => {
         clearInterval(timer);
         observer.disconnect();
+        classes.disconnect();
         document.removeEventListener("visibilitychange", look);
-        model.off("change:view", redraw);
-        see(model, el, false);
+        link.redraws.delete(redraw);
+        link.see(model, el, false);
       };
     },
   };

@@ -9,8 +9,7 @@ from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from ..status import PoolStatus, WorkerStatus
-from ..work_item import OUTCOMES
+from ..status import OUTCOMES, PoolStatus, WorkerStatus
 from ..workers.lifecycle import SHOWN_STATES
 
 POOL = ("pool", "owner")

@@ -14,8 +14,9 @@ from typing import Any, Self
 
 from ... import telemetry
 from ...files import write_file
+from ...output.html import page, shown
+from ...output.tables import Table
 from ...printable import counted, duration, printable
-from ..html import shown, style
 
 LIMIT = 10_000
 """Default number of calls that a timeline keeps: the last ones."""
@@ -30,7 +31,8 @@ recorded."""
 NOTEBOOK = "notebook"
 """Track of host calls, which run in the notebook."""
 
-_HEADINGS = ("at", "waited", "ran", "kind", "tool", "worker", "session", "outcome")
+_NUMBERS = ("at", "waited", "ran")
+_HEADINGS = (*_NUMBERS, "kind", "tool", "worker", "session", "outcome")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -157,15 +159,14 @@ class Timeline:
         if not calls:
             return self.title
         began, _ = span_of(calls)
-        rows = [_HEADINGS, *(_row(call, began) for call in calls[:SHOWN_LINES])]
-        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-        lines = ["  ".join(map(str.ljust, row, widths)).rstrip() for row in rows]
+        rows = [_row(call, began) for call in calls[:SHOWN_LINES]]
+        table = Table(headings=_HEADINGS, rows=rows, numbers=_NUMBERS)
         more = len(calls) - SHOWN_LINES
-        return "\n".join([self.title, *lines, *([f"and {more} more"] if more > 0 else [])])
+        rest = [f"and {more} more"] if more > 0 else []
+        return "\n".join([self.title, table.as_text(), *rest])
 
     def _repr_html_(self) -> str:
-
-        return page(self.title, self.calls)
+        return page_of(self.title, self.calls)
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write it as a trace that https://ui.perfetto.dev and Chrome's ``about:tracing`` open.
@@ -295,16 +296,16 @@ _LEGEND = (
 )
 
 
-def page(title: str, calls: Sequence[TimelineCall]) -> str:
+def page_of(title: str, calls: Sequence[TimelineCall]) -> str:
     """Return a timeline as html with an inline SVG. All texts of users are escaped."""
     drawn = calls[-MAX_BARS:]
     about = "" if len(drawn) == len(calls) else f" (the last {MAX_BARS} are drawn)"
     picture = _picture(drawn) if drawn else ""
-    return (
-        f'<div class="snakepit-pool snakepit-timeline"><style>{style()}</style>'
+    heading = (
         f'<div class="snakepit-title">{shown(title)}'
-        f'<span class="snakepit-quiet">{about}</span></div>{picture}{_legend(drawn)}</div>'
+        f'<span class="snakepit-quiet">{about}</span></div>'
     )
+    return page(heading, picture, _legend(drawn), kind="snakepit-timeline")
 
 
 def _legend(calls: Sequence[TimelineCall]) -> str:

@@ -191,7 +191,7 @@ def find_kernel(name: str, env: Mapping[str, str]) -> WorkerKernel:
         name=name,
         spec=spec,
         cells_only=f"it is a kernel for {spec.language or 'another language'}",
-        remedy="run it as a cell, or open a pool with kernel_name='snakepit' beside this one",
+        remedy="run it as a cell, or open a pool with kernel_name='snakepit' as well",
     )
 
 

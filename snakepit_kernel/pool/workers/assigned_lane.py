@@ -14,6 +14,7 @@ from ...lane.owner_end import OwnerLane
 from ...protocol.messages import Event, Forget
 from ...telemetry.spans import Scalar
 from ..scheduling.scheduler import Purpose
+from ..status import RunningCall
 from .process import WorkerProcess
 
 
@@ -25,6 +26,9 @@ class Holder(Protocol):
 
     def caller_of(self, call_id: int) -> object:
         """Return the caller's span of one of its calls at the worker, for `telemetry.emit`."""
+
+    def running(self) -> RunningCall | None:
+        """Describe the call that runs at the worker, for status displays; None between two."""
 
 
 class LaneWorker(Protocol):

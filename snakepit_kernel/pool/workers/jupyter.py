@@ -62,6 +62,11 @@ class Cell:
     push: Mapping[str, Any] = field(default_factory=dict)
     pull: Sequence[str] = ()
 
+    @property
+    def title(self) -> str:
+        """Its first line that is not empty."""
+        return next((line.strip() for line in self.code.splitlines() if line.strip()), "")
+
 
 class CellClient:
     """Client of a worker's shell and iopub channels, used by the holder of its lane.

@@ -11,6 +11,7 @@ from typing import Any
 
 from ...errors import StartFailed
 from ...loggers import get_logger
+from ...printable import counted
 from ...processes.concurrency import LoopThread
 from ..config import PoolConfig
 from ..scheduling.scheduler import Scheduler
@@ -121,7 +122,7 @@ class RollingReplacement:
         It gets no more work, unless a session is bound to it.
         """
         if not worker.replacement_reason:
-            reason = f"{worker.calls} calls (max_calls {worker.config.max_calls})"
+            reason = f"{counted(worker.calls, 'call')} (max_calls {worker.config.max_calls})"
             is_home = self._is_home(worker)
             self.request_replacement(worker, reason, at_once=not is_home, keep_while_home=is_home)
 

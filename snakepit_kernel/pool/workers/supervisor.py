@@ -110,7 +110,8 @@ class WorkerSupervisor:
             There is no such slot, or no worker in it.
         """
         if number not in self.workers:
-            msg = f"there is no worker {number}; there are {sorted(self.workers)}"
+            known = ", ".join(map(str, sorted(self.workers)))
+            msg = f"there is no worker {number}; there are {known}"
             raise ValueError(msg)
         return self.workers[number]
 

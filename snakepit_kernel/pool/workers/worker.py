@@ -23,6 +23,7 @@ from ...protocol.frames import Frame, pack
 from ...protocol.messages import Assign, Configured, Forget, Late, ToolInfo, WorkerSetup
 from ...protocol.sources import with_cell_names
 from ..scheduling.scheduler import Purpose
+from ..status import RunningCall
 from .assigned_lane import AssignedLane
 from .handshake import Handshake
 from .jupyter import CellClient, KernelSpecs
@@ -116,6 +117,12 @@ class Worker:
     def is_waited_for(self) -> bool:
         """Whether one of its lanes is assigned to work that may still end by itself."""
         return any(lane.holder is not None and not lane.is_stuck for lane in self.lanes)
+
+    def running(self) -> list[RunningCall]:
+        """Describe what it runs at this moment, for status displays."""
+        holders = [lane.holder for lane in self.lanes]
+        found = [each.running() for each in holders if each is not None and not each.finished]
+        return [call for call in found if call is not None]
 
     def serve(self, session: str, lane: PooledLane) -> None:
         """Record that a session has work on a lane. Called with the pool's lock held."""
@@ -249,7 +256,9 @@ class Worker:
         try:
             survivors = await self.process.end(grace)
         except OSError as error:  # no descriptors, for example; its guardian still ends it
-            logger.warning("%s was told to end, and nobody can see whether: %s", self.name, error)
+            logger.warning(
+                "%s was told to end, and it cannot be seen whether it did: %s", self.name, error
+            )
         else:
             if survivors:
                 failure = SurvivorsError(self.process.run_id, survivors)

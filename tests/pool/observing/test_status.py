@@ -49,8 +49,8 @@ class Text(HTMLParser):
 def test_the_notebook_of_a_pool_is_named_where_it_is_known():
     pool = status(notebook="analysis.ipynb")
 
-    assert pool.title == "pool shop of analysis.ipynb, process 1: adapter shop:Shop"
-    assert "analysis.ipynb, process 1 · adapter shop:Shop" in Text(pool._repr_html_()).texts
+    assert pool.title == "pool shop of analysis.ipynb (process 1): adapter shop:Shop"
+    assert "analysis.ipynb (process 1) · adapter shop:Shop" in Text(pool._repr_html_()).texts
     assert status().title == "pool shop of process 1: adapter shop:Shop"
     assert PoolStatus.from_json(pool.as_json()) == pool
 
@@ -65,15 +65,16 @@ def test_html_and_text_tell_of_workers_queue_memory_ends_and_a_problem():
 
     page = Text(pool._repr_html_()).texts
 
-    numbers = page[2 : page.index("worker")]
-    tiles = dict(zip(numbers[1::2], numbers[::2], strict=True))
-    assert {name: tiles[name] for name in ("queued", "running", "failed", "died", "memory")} == {
-        "queued": "4",
+    numbers = [text for text in page[2 : page.index("worker")] if text.strip()]
+    assert dict(zip(numbers[1::2], numbers[::2], strict=True)) == {
         "running": "2",
+        "waiting": "4",
+        "done": "1,228",
         "failed": "23",
-        "died": "1",
+        "workers died": "1",
         "memory": "80 MiB",
     }
+    assert "running: 2; waiting: 4; done: 1,228 (1,200 ok, 20 error, 3 lost); " in str(pool)
     for shown in ("\n".join(page), str(pool)):
         assert "shop-2.1" in shown
         assert "80 MiB" in shown
@@ -108,6 +109,21 @@ def test_devices_are_shown_where_workers_have_them():
     page = Text(pool._repr_html_()).texts
     assert page.index("device") == page.index("running", page.index("worker")) - 1
     assert "GPU 0" in page
+
+
+def test_a_busy_worker_shows_how_long_its_present_call_runs_and_of_which_session():
+    busy = worker(seconds=90.0, running_seconds=4.0, session="exp", done=6)
+    pool = status(workers=[busy, worker(name="shop-2.1", state="ready", running=None)])
+
+    header, first, second = (line.split() for line in str(pool).splitlines()[1:4])
+    assert header == [*("worker", "pid", "state", "for", "done", "memory", "running", "session")]
+    assert first == ["shop-1.1", "42", "busy", "4", "s", "6", "50", "MiB", "price", "exp"]
+    assert second == ["shop-2.1", "42", "ready", "3", "s", "0", "50", "MiB"]
+    assert "<td>exp</td>" in pool._repr_html_()
+    assert "session" not in status(workers=[worker()]).headings
+    assert _as_view(pool)["workers"][0]["session"] == "exp"
+    assert time.time() - _as_view(pool)["workers"][0]["since"] == pytest.approx(4.0, abs=1.0)
+    assert PoolStatus.from_json(json.loads(json.dumps(pool.as_json()))) == pool
 
 
 def test_a_tainted_worker_says_so():
