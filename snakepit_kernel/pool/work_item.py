@@ -95,6 +95,8 @@ class WorkItem(QueueItem[PooledLane]):
         The host call inside which it runs, on the worker that waits for that call; else None.
     is_prefetched
         Whether a pipeline has it, which releases the lane itself.
+    only
+        The lane of the one process that can run it, where that is not any process of its slot.
     """
 
     kind: str = "call"
@@ -108,6 +110,7 @@ class WorkItem(QueueItem[PooledLane]):
     admitted: int | None = None
     nested_in: HostCallContext | None = None
     is_prefetched = False
+    only: PooledLane | None = None
     host_call: HostCallContext | None = None
     slot: int | None = None
     fails_fast = False
