@@ -162,7 +162,7 @@ UNKNOWN = [
 ]
 
 
-@pytest.mark.parametrize(("call", "meant"), UNKNOWN, ids=lambda each: str(each)[:20])
+@pytest.mark.parametrize(("call", "meant"), UNKNOWN, ids=range(len(UNKNOWN)))
 def test_an_unknown_option_is_told_with_the_one_that_may_be_meant(call, meant):
     error = raised_by(call)
 

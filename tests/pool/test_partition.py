@@ -39,7 +39,9 @@ def test_parts_have_almost_one_length_and_make_the_sequence_again(whole, count):
 
 
 @pytest.mark.parametrize(
-    "value", [{1: 2}, collections.defaultdict(list), {1, 2}, iter([1]), 5], ids=repr
+    "value",
+    [{1: 2}, collections.defaultdict(list), {1, 2}, iter([1]), 5],
+    ids=lambda each: type(each).__name__,
 )
 def test_what_has_no_order_or_no_length_cannot_be_cut(value):
     with pytest.raises(TypeError, match=f"a frame, not {type(value).__name__}$"):
