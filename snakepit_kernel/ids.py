@@ -1,4 +1,4 @@
-"""Identifiers of runs, and validation of names."""
+"""Identifiers of runs and of Jupyter messages, and validation of names."""
 
 from __future__ import annotations
 
@@ -15,6 +15,9 @@ RUN_ID_OPTION = "--snakepit-run-id="
 
 SESSION_KEY = "snakepit_session"
 """Key in the metadata of a Jupyter request to a worker: the session that it belongs to."""
+
+COMM_TYPES = frozenset({"comm_open", "comm_msg", "comm_close"})
+"""Types of the Jupyter messages of comms, which the widgets of a page use, in either direction."""
 
 _RUN_ID = re.compile(r"[a-z2-7]{13}")
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")

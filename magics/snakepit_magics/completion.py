@@ -26,6 +26,7 @@ from .notebook import functions_of
 from .parsing import COMMANDS, cell_parser, command_parsers, line_parser
 from .session_commands import SessionCommands
 from .shell_commands import RAW_COMMANDS, ShellCommands
+from .worker_help import WorkerHelp
 
 IDENTIFIER = "snakepit"
 """Name of the matcher, by which IPython's configuration can disable it."""
@@ -60,10 +61,13 @@ class Completer:
     ----------
     magics
         Source of the pools, sessions, tools and variables.
+    worker_help
+        Completes the code of workers' cells.
     """
 
-    def __init__(self, magics: Completable) -> None:
+    def __init__(self, magics: Completable, worker_help: WorkerHelp) -> None:
         self._magics = magics
+        self._help = worker_help
         self._options = {
             name: _options_of(parser) for name, parser in command_parsers(line_parser()).items()
         }
@@ -111,6 +115,12 @@ class Completer:
             lines = context.full_text.split("\n")[: context.cursor_line + 1]
             lines[-1] = lines[-1][: context.cursor_position]
             found = self.complete(lines)
+            if not found and context.cursor_line:
+                position = len("\n".join(lines))
+                fragment, completions = self._help.complete(context.full_text, position)
+                return SimpleMatcherResult(
+                    completions=completions, matched_fragment=fragment, suppress=True
+                )
             return SimpleMatcherResult(
                 completions=[SimpleCompletion(text, type=kind) for text, kind in found],
                 matched_fragment=_fragment(lines[-1]),

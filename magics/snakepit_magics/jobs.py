@@ -147,7 +147,7 @@ class Job:
         if self._ended is None:
             run = self._runs.get(worker)
             if run is None:
-                run = self._runs[worker] = CellRun("", CellResult(), None)
+                run = self._runs[worker] = CellRun("", CellResult(), None, 0)
             run.take(message)
         if (show := self._show) is not None:
             self.present(lambda: show(message))

@@ -43,6 +43,7 @@ from .help import help_of, help_text
 from .job_commands import JobCommands
 from .jobs import Job
 from .notebook import functions_of, last_run_summary
+from .own_cell import MAX_KEPT_BYTES, ShownValue, asker
 from .parsing import (
     COMMANDS,
     SESSION_COMMANDS,
@@ -69,6 +70,7 @@ from .rendering import (
 from .session_commands import SessionCommands
 from .session_views import JobList
 from .shell_commands import ShellCommands, parse_raw
+from .worker_help import WorkerHelp
 from .worker_outputs import WorkersView, summarize_errors
 
 
@@ -94,6 +96,10 @@ class SnakepitMagics(Magics):
         self._is_last_run_printed = False
         self._parser = line_parser()
         self._cell_parser = cell_parser()
+        self._worker_help = WorkerHelp(
+            self._cell_parser.parse,
+            lambda options: self._session(options.session, options.pool),
+        )
         # Before any pool, and so run after their ends: their sessions may get content until then.
         atexit.register(self.sessions.close)
 
@@ -414,9 +420,18 @@ class SnakepitMagics(Magics):
     def _run_in_worker(
         self, session: Session, code: str, options: Namespace, arguments: dict[str, Any]
     ) -> None:
-        view = CellView()
+        value = ShownValue(self.shell)
+        view = CellView(value)
         try:
-            result = session.run(code, worker=options.worker, on_message=view.show, **arguments)
+            result = session.run(
+                code,
+                worker=options.worker,
+                on_message=view.show,
+                on_input=asker(self.shell),
+                max_value_bytes=MAX_KEPT_BYTES,
+                **arguments,
+            )
+            value.keep(result)
         except KeyboardInterrupt as interrupt:
             view.end([])
             raise_interrupt(interrupt, view.error)
@@ -555,8 +570,10 @@ class SnakepitMagics(Magics):
     # -- the shell -----------------------------------------------------------------------------
 
     def register_completer(self) -> None:
-        """Complete commands, options and names after ``%snakepit``."""
-        Completer(self).register(self.shell.Completer)
+        """Complete what follows ``%snakepit``, and the names of workers in their cells."""
+        Completer(self, self._worker_help).register(self.shell.Completer)
+        if (kernel := getattr(self.shell, "kernel", None)) is not None:
+            self._worker_help.register(kernel)
 
     def register_help(self) -> None:
         """Make a question mark after a command show its options: IPython would look for a name."""
@@ -578,6 +595,8 @@ class SnakepitMagics(Magics):
             with contextlib.suppress(KeyError):
                 del manager.magics[kind]["snakepit"]
         Completer.unregister(self.shell.Completer)
+        if (kernel := getattr(self.shell, "kernel", None)) is not None:
+            self._worker_help.unregister(kernel)
 
 
 _UNDEFINED = re.compile(r"name '(\w+)' is not defined")

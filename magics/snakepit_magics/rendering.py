@@ -10,9 +10,11 @@ from typing import Any, NoReturn, TypeVar
 from IPython.core.error import UsageError
 
 from snakepit_kernel import CellError, ToolError
-from snakepit_kernel.output.display import publish
+from snakepit_kernel.output.display import flush, publish
 from snakepit_kernel.printable import printable
 from snakepit_kernel.protocol.messages import ToolInfo
+
+from .own_cell import ShownValue
 
 _USAGE = f"{UsageError.__name__}: "
 
@@ -24,7 +26,7 @@ def show(message: dict[str, Any]) -> None:
     content = message["content"]
     publish(message["msg_type"], content, message["metadata"], message.get("buffers") or ())
     if message["msg_type"] == "stream":
-        (sys.stdout if content["name"] == "stdout" else sys.stderr).flush()
+        flush(content["name"])
 
 
 class CellView:
@@ -33,14 +35,20 @@ class CellView:
     IPython prints a `UsageError` itself. Raised here, it is printed again: so its line is held back
     until the outcome of the cell is known.
 
+    Parameters
+    ----------
+    value
+        Shows the value of the cell; by default it is shown like other output.
+
     Attributes
     ----------
     error
         The error of the cell, if it has raised one.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, value: ShownValue | None = None) -> None:
         self.error: CellError | None = None
+        self._value = value
         self._held_back = ""
 
     def show(self, message: dict[str, Any]) -> None:
@@ -56,7 +64,10 @@ class CellView:
             if mark:
                 self._held_back = mark + usage
                 message = {**message, "content": {**content, "text": text}}
-        show(message)
+        if message["msg_type"] == "execute_result" and self._value is not None:
+            self._value.show(content)
+        else:
+            show(message)
 
     def end(self, errors: Sequence[CellError]) -> None:
         """Show the line that was held back, unless an error that is raised here repeats it."""

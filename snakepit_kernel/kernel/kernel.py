@@ -24,7 +24,7 @@ from ipykernel.ipkernel import IPythonKernel
 from IPython.core import interactiveshell
 from tornado.ioloop import IOLoop
 
-from ..ids import SESSION_KEY
+from ..ids import COMM_TYPES, SESSION_KEY
 from ..processes import children, foreground, idle_lock
 from ..processes.tags import parent_is_guardian
 from ..tracebacks import hide_own_frames
@@ -51,6 +51,9 @@ class SnakepitKernel(IPythonKernel):
         Called with the metadata of each cell before it runs.
     on_error
         Called with an exception of a cell before it is shown.
+    check_input
+        Called when code asks for input, with the name of the function and whether the front end
+        answers; raises an error if it cannot be asked.
     """
 
     # In ipykernel a trait that imports the debugger to check the class.
@@ -59,6 +62,7 @@ class SnakepitKernel(IPythonKernel):
     accepts_interrupt: Callable[[], bool] = staticmethod(lambda: True)
     on_cell: Callable[[dict[str, Any]], None] = staticmethod(lambda _: None)
     on_error: Callable[[BaseException | None], None] = staticmethod(lambda _: None)
+    check_input: Callable[..., None] = staticmethod(lambda *_, **__: None)
     _on_quitting: Callable[[], None] | None = None
 
     def __init__(self, **kwargs: Any) -> None:
@@ -84,6 +88,8 @@ class SnakepitKernel(IPythonKernel):
         self._run_nodes = self.shell.run_ast_nodes
         self.shell.run_ast_nodes = self._run_nodes_and_end_child
         _make_commands_interruptible(self.shell)
+        for kind in COMM_TYPES:
+            self.shell_handlers[kind] = partial(self._handle_comm, self.shell_handlers[kind])
         children.watch()
         os.register_at_fork(after_in_child=self._silence_child)
         self._debugger_wanted = asyncio.Event()
@@ -102,6 +108,7 @@ class SnakepitKernel(IPythonKernel):
         begin_cell: Callable[[str | None], None],
         within: Callable[[str | None, Callable[[], Coroutine[Any, Any, Any]]], Awaitable[Any]],
         current: Callable[[], str | None],
+        session_of_comm: Callable[[dict[str, Any]], str | None],
     ) -> None:
         """Handle each request in the environment of the session that its metadata name.
 
@@ -115,6 +122,8 @@ class SnakepitKernel(IPythonKernel):
             Returns a coroutine that awaits a function's coroutine in a session's environment.
         current
             Returns the session of the running code.
+        session_of_comm
+            Returns the session of a message to a comm.
         """
 
         def isolated(kind: str, handler: Callable[..., Any]) -> Callable[..., Awaitable[None]]:
@@ -122,8 +131,13 @@ class SnakepitKernel(IPythonKernel):
                 if not _is_main_thread():  # a subshell
                     await _await_if_needed(handler(stream, ident, parent))
                     return
-                session = parent.get("metadata", {}).get(SESSION_KEY)
-                if kind == "execute_request":
+                metadata = parent.get("metadata", {})
+                session = metadata.get(SESSION_KEY)
+                is_comm = kind in COMM_TYPES
+                if is_comm:
+                    session = session_of_comm(parent)
+                # A comm message of an attached client may come while a cell awaits something.
+                if kind == "execute_request" or (is_comm and SESSION_KEY in metadata):
                     begin_cell(session)
                 await within(session, lambda: _await_if_needed(handler(stream, ident, parent)))
 
@@ -322,6 +336,48 @@ class SnakepitKernel(IPythonKernel):
             foreground.leave(token)
             idle_lock.end_cell()
             signal.signal(signal.SIGINT, previous)
+
+    def _handle_comm(
+        self, handle: Callable[..., Any], stream: Any, ident: Any, parent: dict[str, Any]
+    ) -> Any:
+        """Handle a message of the page to a widget; an interrupt stops the code that it calls."""
+        if threading.current_thread() is not threading.main_thread():
+            return handle(stream, ident, parent)
+        self.on_cell(parent.get("metadata") or {})
+        is_alone = not self._code_runs  # else a cell awaits something
+        previous = signal.signal(signal.SIGINT, self._interrupt_cell)
+        commands = foreground.Foreground()
+        token = foreground.begin(commands)
+        before, self._foreground = self._foreground, commands
+        try:
+            self._code_runs = True
+            if is_alone and self._interrupted_early:
+                raise KeyboardInterrupt
+            return handle(stream, ident, parent)
+        except KeyboardInterrupt:
+            assert self.shell is not None
+            self.shell.showtraceback()
+            return None
+        finally:
+            self._code_runs = not is_alone
+            self._foreground = before
+            foreground.leave(token)
+            signal.signal(signal.SIGINT, previous)
+
+    # -- questions -----------------------------------------------------------------------------
+
+    def raw_input(self, prompt: object = "") -> str:
+        """Ask for a line, as ``input()`` does in a cell."""
+        self.check_input("input", is_allowed=self._allow_stdin)
+        line: str = super().raw_input(prompt)
+        return line
+
+    def getpass(self, prompt: str = "", stream: Any = None, *, echo_char: str | None = None) -> str:
+        """Ask for a password, as ``getpass.getpass()`` does in a cell."""
+        self.check_input("getpass", is_allowed=self._allow_stdin)
+        options = {} if echo_char is None else {"echo_char": echo_char}
+        line: str = super().getpass(prompt, stream, **options)
+        return line
 
     async def _execute(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
         reply: dict[str, Any] = await super().do_execute(*args, **kwargs)

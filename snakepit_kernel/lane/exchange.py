@@ -145,17 +145,17 @@ class Exchange:
                     raise_original=self._raise_original,
                 )
             case Output():
-                self._open_display().write(message.stream, message.text)
+                self.open_display().write(message.stream, message.text)
                 return
             case Shown(kind=kind):
-                self._open_display().publish(kind, *shown(frame.body), frame.buffers)
+                self.open_display().publish(kind, *shown(frame.body), frame.buffers)
                 return
             case HostToolCall() | SessionCall():
                 if self.on_host_call is not None:
                     self.on_host_call(message, frame)
                 return
             case Progress():
-                self._open_display().move(message.bar, message.settings, ended=message.ended)
+                self.open_display().move(message.bar, message.settings, ended=message.ended)
                 return
             case Configured():
                 self.is_answered = True
@@ -191,7 +191,8 @@ class Exchange:
         else:
             waiter.set_exception(error)
 
-    def _open_display(self) -> Display:
+    def open_display(self) -> Display:
+        """Return the display of the call's output."""
         if self.display is None:
             self.display = Display()
         return self.display

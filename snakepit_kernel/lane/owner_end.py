@@ -13,8 +13,10 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
+from typing import Any
 from weakref import WeakSet, ref
 
+from ..ids import COMM_TYPES
 from ..output.display import Display
 from ..protocol import messages
 from ..protocol.frames import MAX_BYTES, Frame, FrameReader, FrameWriter, Segment
@@ -306,7 +308,13 @@ class OwnerLane:
         if number == message.call:
             display = display or Display()
             display.use_context(context)
-            display.publish(message.kind, *messages.shown(frame.body), frame.buffers)
+            content, metadata = messages.shown(frame.body)
+            if message.kind in COMM_TYPES:
+                display.run(self.note_comm, message.kind, content, metadata)
+            display.publish(message.kind, content, metadata, frame.buffers)
+
+    def note_comm(self, kind: str, content: dict[str, Any], metadata: dict[str, Any]) -> None:
+        """Note a comm message of a call's code, where its output is shown."""
 
     def is_innermost(self, exchange: Exchange) -> bool:
         """Whether an exchange is the last that has begun, of those that go on."""
@@ -406,7 +414,11 @@ class OwnerLane:
             return
         number = message.call if isinstance(message, messages.HostCall) else message.id
         if number in self._exchanges:
-            self._exchanges[number].receive(message, frame, self.marshaller)
+            exchange = self._exchanges[number]
+            if type(message) is messages.Shown and message.kind in COMM_TYPES:
+                shown = messages.shown(frame.body)
+                exchange.open_display().run(self.note_comm, message.kind, *shown)
+            exchange.receive(message, frame, self.marshaller)
         elif isinstance(message, messages.Event):
             if self.on_event is not None:
                 self.on_event(message)

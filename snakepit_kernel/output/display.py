@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
+from ..ids import COMM_TYPES
 from ..loggers import get_logger
 from .progress_bars import Bar, LineBar, Settings, bars_cleared, open_bar
 
@@ -17,7 +18,6 @@ if TYPE_CHECKING:
 logger = get_logger(__name__)
 
 _DISPLAY_TYPES = {"display_data", "update_display_data", "execute_result"}
-_COMM_TYPES = {"comm_open", "comm_msg", "comm_close"}
 
 
 class Display:
@@ -79,6 +79,10 @@ class Display:
         """
         self._run(self._move, number, settings, ended)
 
+    def run(self, function: Callable[..., Any], *args: Any) -> Any:
+        """Call a function where output is shown."""
+        return self._run(function, *args)
+
     def close(self) -> None:
         """Close the bars that are open."""
         if self._bars:
@@ -99,7 +103,7 @@ class Display:
             logger.warning("what a call showed (%s) cannot be shown here", kind, exc_info=True)
 
     def _value(self, value: object) -> None:
-        if isinstance(value, str) or _shell() is None:
+        if isinstance(value, str) or current_shell() is None:
             self._write("stdout", f"{value}\n")
             return
         from IPython.display import display
@@ -138,7 +142,7 @@ def publish(
     kind: str, content: dict[str, Any], metadata: dict[str, Any], buffers: Sequence[Any] = ()
 ) -> None:
     """Show a display message of another IPython in this one, see `Display.publish`."""
-    shell = _shell()
+    shell = current_shell()
     match kind:
         case "stream":
             echo(content["name"], content["text"])
@@ -149,7 +153,7 @@ def publish(
                 shell.display_pub.clear_output(  # type: ignore[no-untyped-call]
                     wait=content.get("wait", False)
                 )
-        case _ if kind in _COMM_TYPES:
+        case _ if kind in COMM_TYPES:
             _forward_comm(kind, content, metadata, buffers)
         case _ if kind not in _DISPLAY_TYPES:
             pass  # it shows nothing
@@ -168,24 +172,48 @@ def publish(
 def _forward_comm(
     kind: str, content: dict[str, Any], metadata: dict[str, Any], buffers: Sequence[Any]
 ) -> None:
-    """Forward a comm message of a worker's widget to the notebook.
-
-    One way only: a worker's slider is shown, but moving it has no effect there.
-    """
-    kernel = getattr(_shell(), "kernel", None)
+    """Forward a comm message of a worker's widget to the page; `CommRelay` is the other way."""
+    kernel = getattr(current_shell(), "kernel", None)
     if kernel is not None:
-        kernel.session.send(
-            kernel.iopub_socket,
-            kind,
-            content,
-            metadata=metadata,
-            buffers=list(buffers),
-            parent=kernel.get_parent(),
-            ident=kernel._topic(kind),  # noqa: SLF001 - as for its own comms
-        )
+        send_to_page(kernel, kind, content, metadata, buffers)
 
 
-def _shell() -> InteractiveShell | None:
+def send_error(content: dict[str, Any]) -> None:
+    """Show an error of another IPython as an error of this one."""
+    kernel = getattr(current_shell(), "kernel", None)
+    if kernel is None:
+        publish("error", content, {})
+    else:
+        send_to_page(kernel, "error", content)
+
+
+def send_to_page(
+    kernel: Any,
+    kind: str,
+    content: dict[str, Any],
+    metadata: dict[str, Any] | None = None,
+    buffers: Sequence[Any] = (),
+) -> None:
+    """Send a message as output of what runs here."""
+    kernel.session.send(
+        kernel.iopub_socket,
+        kind,
+        content,
+        metadata=metadata,
+        buffers=list(buffers),
+        parent=kernel.get_parent(),
+        ident=kernel._topic(kind),  # noqa: SLF001 - as for its own messages
+    )
+
+
+def page_request() -> str:
+    """Return the id of the page's request that runs here, or whose output this is; else empty."""
+    kernel = getattr(current_shell(), "kernel", None)
+    header = {} if kernel is None else kernel.get_parent().get("header", {})
+    return str(header.get("msg_id", ""))
+
+
+def current_shell() -> InteractiveShell | None:
     """Return IPython's shell, if there is one."""
     module = sys.modules.get("IPython.core.interactiveshell")
     if module is None or not module.InteractiveShell.initialized():
@@ -199,6 +227,13 @@ def echo(stream: str, text: str) -> None:
     target = sys.stdout if stream == "stdout" else sys.stderr
     if target is not None:
         target.write(text)
+
+
+def flush(stream: str) -> None:
+    """Send what was printed to a standard stream: what is shown next must not come before it."""
+    target = sys.stdout if stream == "stdout" else sys.stderr
+    if target is not None:
+        target.flush()
 
 
 def _directly(function: Callable[..., Any], *args: Any) -> Any:

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import queue
+import threading
 import uuid
 from collections.abc import AsyncGenerator, Callable, Iterable, Mapping, Sequence
 from typing import Any, Final, Literal, NoReturn, ParamSpec, TypeVar
 
 from ..errors import CellError, PoolDegraded, ToolNotFound
+from ..output.display import page_request
 from ..protocol.codec import cannot_travel, pickled
 from ..protocol.messages import ToolInfo
 from ..tracebacks import hide_own_frames, hides_own_frames
@@ -24,7 +27,7 @@ from .scheduling.fair_queue import Bound
 from .scheduling.scheduler import Purpose
 from .tools import SharedFunction, ToolDefinitions, ToolsAttribute
 from .work_item import Request, WorkItem, current_host_call
-from .workers.jupyter import Cell, OnMessage
+from .workers.jupyter import Cell, OnInput, OnMessage, ShellRequest
 from .workers.worker import PooledLane
 
 P = ParamSpec("P")
@@ -399,6 +402,8 @@ class Caller:
         push: Mapping[str, Any] | None = None,
         pull: Iterable[str] = (),
         on_message: OnMessage | None = None,
+        on_input: OnInput | None = None,
+        max_value_bytes: int | None = None,
         priority: int | None = None,
         check: bool = False,
     ) -> CellResult:
@@ -419,6 +424,12 @@ class Caller:
             Names of variables to fetch from it afterwards, into the result's ``pulled``.
         on_message
             Called with each iopub message of the cell (a dictionary) as soon as it arrives.
+        on_input
+            Called, in this thread, with the prompt of each ``input()`` of the cell, and with
+            whether the answer is a password; returns the answer. Default: ``input()`` is an error.
+        max_value_bytes
+            Size up to which the value of the last expression is fetched; a larger one is the
+            result's ``value_error``. Default: the pool's ``max_value_bytes``.
         priority
             As for `call`.
         check
@@ -443,11 +454,12 @@ class Caller:
         -----
         Ctrl-C interrupts the cell; the worker keeps its variables.
         """
-        cell = self._cell(code, push, pull, on_message)
-        result = self._engine.work.run_cell(
-            self._work("a cell", None, timeout, slot=worker, purpose="cell", priority=priority),
-            cell,
+        cell = self._cell(
+            code, push, pull, on_message, on_input=on_input, max_value_bytes=max_value_bytes
         )
+        work = self._work("a cell", None, timeout, slot=worker, purpose="cell", priority=priority)
+        self._engine.page_messages.settle(self._session_id, work.deadline)
+        result = self._engine.work.run_cell(work, cell)
         return checked(result) if check else result
 
     async def arun(
@@ -474,6 +486,7 @@ class Caller:
             priority=priority,
             bound="max_futures",
         )
+        await self._engine.page_messages.settle_async(self._session_id)
         result = await self._engine.work.arun_cell(work, cell)
         return checked(result) if check else result
 
@@ -654,6 +667,7 @@ class Caller:
 
         An exception, also Ctrl-C, cancels the calls that have not ended.
         """
+        self._engine.page_messages.settle(self._session_id, None)
         futures: dict[int, CallFuture[Any]] = {}
         try:
             for worker, (name, request) in requests.items():
@@ -668,6 +682,7 @@ class Caller:
     def _apply(self, function: Callable[..., Any], *args: Any, worker: int | None) -> Any:
         name, request = self._function_request(function, args, {})
         work = self._work(name, request, DEFAULT, slot=worker, purpose="cell")
+        self._engine.page_messages.settle(self._session_id, work.deadline)
         return self._engine.work.call(work, raise_original=True)
 
     # -- details -------------------------------------------------------------------------------
@@ -678,6 +693,9 @@ class Caller:
         push: Mapping[str, Any] | None,
         pull: Iterable[str],
         on_message: OnMessage | None,
+        *,
+        on_input: OnInput | None = None,
+        max_value_bytes: int | None = None,
     ) -> Cell:
         if not isinstance(code, str):
             msg = f"a cell is text, not {type(code).__name__}"
@@ -687,9 +705,13 @@ class Caller:
         for option, given in (("push", push), ("pull", names)):
             if given:
                 kernel.require_lane(option)
+        is_shown = on_message is not None and kernel.has_lane
         return Cell(
             code=code,
             on_message=on_message,
+            on_input=on_input,
+            max_value_bytes=max_value_bytes,
+            page_request=page_request() if is_shown else "",
             encode_value=kernel.has_lane,
             push=dict(push or {}),
             pull=names,
@@ -811,3 +833,51 @@ def failed_result(error: Exception) -> CellResult:
     name, text = type(error).__name__, str(error)
     worker = getattr(error, "worker", None) or ""
     return CellResult(error=CellError(name, text, [f"{name}: {text}"]), worker=worker)
+
+
+def ask_worker(
+    caller: Caller, kind: str, content: dict[str, Any], patience: float
+) -> dict[str, Any] | None:
+    """Ask the kernel of the worker that has had a session's last work for help with a cell.
+
+    Parameters
+    ----------
+    caller
+        The session.
+    kind, content
+        Type and content of the Jupyter request, ``complete_request`` for example.
+    patience
+        Seconds to wait for the reply. The worker is not interrupted when they have passed.
+
+    Returns
+    -------
+    dict or None
+        Content of the reply; None if the worker is busy or too slow, or the session has none.
+    """
+    work = WorkItem(
+        "help with a cell",
+        None,
+        session=caller._session_id,  # noqa: SLF001 - one idea in two pieces
+        timeout=None,
+        queue_timeout=None,
+        bound=None,
+        purpose="cell",
+    )
+    request = ShellRequest(kind=kind, content=content)
+    ask = caller._engine.work.ask_if_idle(work, request)  # noqa: SLF001
+    if ask is None:
+        return None
+    replies: queue.SimpleQueue[dict[str, Any] | None] = queue.SimpleQueue()
+
+    def run() -> None:
+        reply = None
+        try:
+            reply = ask()
+        finally:
+            replies.put(reply)
+
+    threading.Thread(target=run, name="snakepit-help", daemon=True).start()
+    try:
+        return replies.get(timeout=patience)
+    except queue.Empty:
+        return None

@@ -98,6 +98,8 @@ class Dispatcher:
                 self.refusals.check_open(work.host_call)
             if work.slot is not None:
                 work.wanted = self.supervisor.worker_in(work.slot).main_lane
+                if work.only is not None and work.only is not work.wanted:
+                    raise work.only.worker.process.describe_death(work.only.worker.name)
             work.finished = False
             accounting.counters["submitted"] += 1
             accounting.pending += 1
@@ -108,6 +110,16 @@ class Dispatcher:
             if accounting.circuit is not None:
                 accounting.ask_breaker(accounting.circuit, work)
             self._assign_or_queue(work, nesting)
+
+    def admit_if_idle(self, work: WorkItem) -> PooledLane | None:
+        """Assign to work of a session the lane of the session's last worker; None if it is busy."""
+        with self.lock:
+            lane = self.scheduler.homes.preferred(work.session or "")
+            if lane is None or lane not in self.scheduler.idle or lane.worker.cells is None:
+                return None
+            work.wanted = lane
+            self.admit(work)
+            return work.lane
 
     def admit_again(self, work: WorkItem) -> None:
         """Assign a lane to a work item that is retried, or queue it."""

@@ -35,6 +35,7 @@ from .execution.calls import CallRunner
 from .execution.futures import FutureRunner
 from .execution.host_tools import HostTools, HostToolServer
 from .execution.lane_waiter import LaneWaiter
+from .execution.page_messages import PageMessages
 from .execution.work_runner import WorkRunner
 from .housekeeping import Housekeeping
 from .open_sessions import PoolSessions
@@ -78,6 +79,8 @@ class Engine:
         Starts and ends workers.
     work
         Runs calls, streams and cells.
+    page_messages
+        Delivers messages of the page to comms of workers.
     futures
         Runs submitted futures.
     housekeeping
@@ -127,7 +130,7 @@ class Engine:
         """Make the parts, each of those before it.
 
         What a part has to tell those above it goes by hooks: `WorkerSupervisor.on_available` and
-        `WorkerFactory.on_quitting`.
+        `WorkerFactory.on_quitting` and ``on_page_message``.
         """
         config = self.config
         self._context: zmq.Context[Any] = zmq.Context()
@@ -170,6 +173,8 @@ class Engine:
         )
         self._waiter = LaneWaiter(config, self.dispatcher, self._loop_thread)
         self.work = WorkRunner(config, self.dispatcher, self._waiter, self._loop_thread, calls)
+        self.page_messages = PageMessages(self.work)
+        self._factory.on_page_message = self.page_messages.deliver
         self.futures = FutureRunner(
             self.dispatcher,
             self._loop_thread,

@@ -96,6 +96,8 @@ class WorkItem(QueueItem[PooledLane]):
         Whether a pipeline has it, which releases the lane itself.
     title
         What status displays call it, where that is not its name: the first line of a cell.
+    only
+        The lane of the one process that can run it, where that is not any process of its slot.
     """
 
     kind: str = "call"
@@ -110,6 +112,7 @@ class WorkItem(QueueItem[PooledLane]):
     admitted: int | None = None
     nested_in: HostCallContext | None = None
     is_prefetched = False
+    only: PooledLane | None = None
     host_call: HostCallContext | None = None
     slot: int | None = None
     fails_fast = False

@@ -295,7 +295,7 @@ class Late(_Message, frozen=True, tag="late"):
     Attributes
     ----------
     kind
-        As for `Shown`, or ``stream``.
+        As for `Shown`, or ``stream``, or `COMM_TARGET`.
     lane, call
         The call, and the number of its lane.
     cell
@@ -375,6 +375,9 @@ class CancelStream(_Message, frozen=True, tag="leave"):
 
     id: int
 
+
+COMM_TARGET = "comm_target"
+"""Kind of a `Late` that names a target of comms which code has registered, for the page."""
 
 LAST_WORDS = b"w"
 """First byte that the worker sends on the socket for late output, with the ends of its pipes."""

@@ -9,8 +9,10 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any
 
+from ..ids import COMM_TYPES, SESSION_KEY
 from ..protocol import messages
 from ..tools.context import call_of_here
+from .comms import CommSessions
 from .figures import figures_of_calls, finish_figures
 from .output import LateSender
 
@@ -23,9 +25,7 @@ _RICH = {
     "execute_result",
     "clear_output",
     "error",
-    "comm_open",
-    "comm_msg",
-    "comm_close",
+    *COMM_TYPES,
 }
 
 
@@ -36,10 +36,13 @@ class DisplayRouter:
     ----------
     late
         Sends output whose cell has ended.
+    comms
+        Notes the comms that are opened.
     """
 
-    def __init__(self, late: LateSender) -> None:
+    def __init__(self, late: LateSender, comms: CommSessions) -> None:
         self._late = late
+        self._comms = comms
         self._kernel: SnakepitKernel | None = None
         self._hooks: list[Callable[[], None]] = []
         self._requests: set[str] = set()  # the cells that run
@@ -50,6 +53,7 @@ class DisplayRouter:
         self._kernel = kernel
         self._hooks = kernel.shell.events.callbacks["post_execute"]
         kernel.divert_output(self._route)
+        self._comms.report_targets(kernel, self._late)
 
     def _route(
         self,
@@ -60,6 +64,8 @@ class DisplayRouter:
         buffers: Sequence[Any],
     ) -> bool:
         """Route a message that is about to be published; return True to suppress it here."""
+        if kind in COMM_TYPES:
+            metadata = {**metadata, SESSION_KEY: self._comms.note_sent(kind, content)}
         call = call_of_here() if kind in _RICH else None
         output = None if call is None else call._output  # noqa: SLF001 - one idea in two modules
         if call is not None and output is not None:

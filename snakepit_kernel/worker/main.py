@@ -34,10 +34,12 @@ from ..telemetry.correlation import METADATA_KEY
 from ..tools.context import correlate_cell, enter_cell, enter_worker, is_main_thread, rename_worker
 from ..tools.registry import ToolRegistry
 from .autoreload import Autoreload
+from .comms import CommSessions
 from .descriptors import Descriptors
 from .displays import DisplayRouter
 from .event_loops import forbid_stop
 from .figures import isolate_figures
+from .inputs import check_input, explain_missing_input
 from .interrupts import InterruptRouter, ThreadInterruptRouter, install
 from .kernel_builder import KernelBuilder
 from .name_advice import add_name_advice
@@ -81,6 +83,7 @@ def run(argv: Sequence[str]) -> None:
     faulthandler.enable(file=descriptors.logs["stderr"])
     patch_tqdm()
     isolate_figures()
+    explain_missing_input()
     foreground.install()
     idle_lock.begin_cell()  # until the pool can use this worker: others prepare later
     main_loop = IOLoop.current()
@@ -137,11 +140,12 @@ class WorkerMain:
         self._loop = loop
         self._page = page
         self._is_build_requested = False
-        self._displays = DisplayRouter(late)
         self._registry = ToolRegistry()
         self._search_path = SearchPath()
         self._directory = os.getcwd()  # noqa: PTH109 - the owner's when the worker started
         self._isolation = SessionIsolation()
+        self._comms = CommSessions(lambda: self._isolation.current)
+        self._displays = DisplayRouter(late, self._comms)
         first, *others = sockets
         self._server = CallServer(
             first,
@@ -212,8 +216,17 @@ class WorkerMain:
         kernel.on_error = lambda error: add_name_advice(
             error, isolation, self._registry, is_of_cell=True
         )
-        kernel.isolate_sessions(self._enter_cell, isolation.within, lambda: isolation.current)
+        kernel.isolate_sessions(
+            self._enter_cell,
+            isolation.within,
+            lambda: isolation.current,
+            self._comms.session_of,
+        )
+        kernel.check_input = check_input
         assert kernel.shell is not None
+        # Names are looked up in the live objects, in milliseconds. Jedi takes a third of a second
+        # the first time, longer than the notebook waits for a worker.
+        kernel.shell.Completer.use_jedi = False
         isolation.attach_shell(kernel.shell)
         _name_cells_of_notebook(kernel.shell.compile)
         if self._server.autoreload is not None:

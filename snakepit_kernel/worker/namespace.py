@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..errors import suggest
+from ..protocol.codec import Codec
 
 _PARTS = "_snakepit_parts"
 """Name under which a namespace holds the `Part` of each name that `scatter` has set in it."""
@@ -88,10 +89,19 @@ def pull(names: list[str]) -> dict[str, Any]:
     return {name: namespace[name] for name in names}
 
 
-def last_value() -> Any:
-    """Return the value of the last expression of the last cell, or None."""
+def last_value(max_bytes: int | None = None) -> Any:
+    """Return the value of the last expression of the last cell, or None.
+
+    Raises
+    ------
+    ValueTooLarge
+        It takes more bytes than that to send it.
+    """
     result = _shell().last_execution_result
-    return None if result is None else result.result
+    value = None if result is None else result.result
+    if max_bytes is not None:
+        Codec(max_bytes=max_bytes).dumps_with_markers(value)  # stops where it is too large
+    return value
 
 
 def _shell() -> Any:

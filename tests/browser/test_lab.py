@@ -96,3 +96,63 @@ def test_a_dashboard_that_nobody_sees_is_not_refreshed(open_lab):
     lab.see(dashboard, is_shown=True)
     expect(lab.run(3)).to_contain_text("True")
     assert lab.errors == []
+
+
+WIDGETS = """%%snakepit
+import ipywidgets as w
+from IPython.display import display
+slider, button, out = w.IntSlider(value=3, max=10), w.Button(description="press"), w.Output()
+seen = []
+slider.observe(lambda change: seen.append(change["new"]), "value")
+def press(_):
+    with out:
+        print("pressed", len(seen) > 0)
+button.on_click(press)
+display(slider, button, out)"""
+
+WIDGET_CELLS = (
+    "pool = %snakepit start --workers 1 --name shop",
+    WIDGETS,
+    "%%snakepit\nw.interact(lambda x: f'square {x * x}', x=(0, 10))\nNone",
+    "%%snakepit\nprint('value', slider.value, seen[-1])",
+    "%%snakepit\nname = input('name? ')\nprint('hello', name)",
+    "pool.recycle()",
+)
+
+
+def test_widgets_of_a_worker_are_alive_and_its_cells_ask(open_lab):
+    lab = open_lab(*WIDGET_CELLS)
+    lab.run(0)
+    widgets = lab.run(1)
+    handle = widgets.locator(".noUi-handle")
+    expect(handle).to_be_visible()
+    handle.focus()
+    lab.page.keyboard.press("ArrowRight")
+    lab.page.keyboard.press("ArrowRight")
+    expect(widgets.locator(".widget-readout")).to_have_text("5")
+    widgets.get_by_role("button", name="press").click()
+    expect(widgets.locator(".jupyter-widgets-output-area, .jp-OutputArea").last).to_contain_text(
+        "pressed True"
+    )
+
+    lab.cell(2).locator(".cm-content").click()
+    interact = lab.run(2)
+    expect(interact).to_contain_text("square 25")
+    interact.locator(".noUi-handle").focus()
+    lab.page.keyboard.press("ArrowRight")
+    expect(interact).to_contain_text("square 36")
+
+    lab.cell(3).locator(".cm-content").click()
+    expect(lab.run(3)).to_contain_text("value 5 5")
+
+    lab.page.keyboard.press("Shift+Enter")
+    question = lab.cell(4).locator("input.jp-Stdin-input")
+    expect(question).to_be_visible()
+    question.fill("Ada")
+    question.press("Enter")
+    expect(lab.cell(4).locator(".jp-Cell-outputWrapper")).to_contain_text("hello Ada")
+
+    lab.cell(5).locator(".cm-content").click()
+    lab.run(5)
+    expect(widgets).to_contain_text("The widgets of this cell are gone: worker shop-1.1 has ended")
+    assert lab.errors == []

@@ -30,7 +30,7 @@ from ..refusals import Refusals
 from ..results import CellResult
 from ..tools import preamble
 from ..work_item import HostCallContext, WorkItem
-from ..workers.jupyter import Cell, CellClient, CellRun, where_interrupted
+from ..workers.jupyter import Cell, CellClient, CellRun, ShellRequest, where_interrupted
 from ..workers.supervisor import WorkerSupervisor
 from ..workers.worker import PooledLane
 from .host_tools import HostToolServer
@@ -244,10 +244,7 @@ class CallRunner:
         """Run a cell; push variables before it, and pull variables and its value after it."""
         worker = lane.worker
         cells = worker.cells or self._open_channels(lane, work)
-        if cell.encode_value and (
-            lane.forgets or lane.search_path_version != search_path.version()
-        ):
-            self._apply_on(lane, work, abs, 0)  # so that the worker has these before the cell
+        self._send_what_precedes(lane, work)
         if cell.push:
             try:
                 self._apply_on(lane, work, push, dict(cell.push))
@@ -278,12 +275,35 @@ class CallRunner:
         result = run.result
         if result.ok and cell.pull:
             result.pulled = self._apply_on(lane, work, pull, list(cell.pull), raise_original=True)
-        if result.ok and cell.encode_value:
+        limit = cell.max_value_bytes
+        if result.ok and cell.encode_value and (limit is None or run.has_shown_value):
             try:
-                result.value = self._apply_on(lane, work, last_value)
+                result.value = self._apply_on(lane, work, last_value, limit)
             except ToolError as error:
                 result.value_error = error
         return result
+
+    def run_request(self, lane: PooledLane, work: WorkItem, request: ShellRequest) -> CellRun:
+        """Run a request of a page other than a cell: a message of a widget, for example."""
+        worker = lane.worker
+        cells = worker.cells or self._open_channels(lane, work)
+        self._send_what_precedes(lane, work)
+        with self._serving_cell(lane, work):
+            run = cells.send(request, work.session, work.correlation)
+            try:
+                cells.follow(run, None, lambda: not worker.process.died.is_set(), lane)
+            except ConnectionError:
+                raise self.refusals.error_for_death(worker, worker.death()) from None
+            except BaseException:  # of what shows its output
+                self._stop_cell(lane, run)
+                raise
+        return run
+
+    def _send_what_precedes(self, lane: PooledLane, work: WorkItem) -> None:
+        """Let the worker have what it must know before a cell."""
+        is_due = lane.forgets or lane.search_path_version != search_path.version()
+        if is_due and lane.worker.config.kernel.has_lane:
+            self._apply_on(lane, work, abs, 0)
 
     @contextlib.contextmanager
     def _serving_cell(self, lane: PooledLane, work: WorkItem) -> Iterator[None]:
@@ -315,7 +335,7 @@ class CallRunner:
         if missing := worker.process.missing_socket():
             raise self._replace(lane, _lost_sockets(missing))
         connection = worker.process.manager.get_connection_info()
-        cells = CellClient(worker.name, connection, self._context)
+        cells = CellClient(worker.name, connection, self._context, worker.comms.note)
         try:
             is_heard = cells.await_welcome(work.deadline, lambda: not worker.process.died.is_set())
             if not is_heard and (missing := worker.process.missing_socket()):
@@ -423,6 +443,7 @@ class CallRunner:
         worker = lane.worker
         assert worker.cells is not None
         until = time.monotonic() + self._grace
+        run.on_input = None
         call_id = lane.new_call_id()
         try:
             while not run.is_idle and not worker.process.died.is_set():

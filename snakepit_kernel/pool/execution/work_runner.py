@@ -7,6 +7,7 @@ import contextvars
 import time
 from collections.abc import AsyncGenerator, Callable, Generator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor, wait
+from functools import partial
 from typing import Any
 
 from ...errors import ToolError
@@ -20,7 +21,7 @@ from ..dispatcher import Dispatcher
 from ..policies import Recovery
 from ..results import CellResult
 from ..work_item import HostCallContext, WorkItem, call_chain, outcome_of
-from ..workers.jupyter import Cell, where_interrupted
+from ..workers.jupyter import Cell, ShellRequest, where_interrupted
 from ..workers.worker import PooledLane
 from .calls import (
     INTERRUPT_INTERVAL,
@@ -30,6 +31,9 @@ from .calls import (
     note_stop,
 )
 from .lane_waiter import LaneWaiter
+
+Answer = dict[str, Any] | None
+"""Content of a reply, if there was one."""
 
 
 class WorkRunner:
@@ -136,6 +140,52 @@ class WorkRunner:
             if isinstance(error, KeyboardInterrupt):
                 self._loop_thread.soon(self._dispatcher.repair, work)
             raise
+
+    def run_request(self, work: WorkItem, request: ShellRequest) -> None:
+        """Run a request other than a cell in the one process that can, driven by this thread.
+
+        Raises
+        ------
+        WorkerDied
+            The process has ended, or ends now.
+        PoolClosed
+            The pool accepts no work.
+        """
+        try:
+            lane = self._waiter.wait(work)
+            if work.only is not None and lane is not work.only:  # the successor of its process
+                worker = work.only.worker
+                raise worker.process.describe_death(worker.name)
+            self._calls.run_request(lane, work, request)
+        except BaseException as error:
+            self._fail(work, error)
+            raise
+        self._dispatcher.finish(work, "ok")
+
+    def ask_if_idle(self, work: WorkItem, request: ShellRequest) -> Callable[[], Answer] | None:
+        """Reserve the last worker of a session for a request, if it is idle.
+
+        Returns
+        -------
+        callable or None
+            Runs the request, in any thread, and returns the content of its reply. None if the
+            worker is busy, or the session has none.
+        """
+        try:
+            lane = self._dispatcher.admit_if_idle(work)
+        except BaseException as error:
+            self._fail(work, error)
+            raise
+        return None if lane is None else partial(self._ask, lane, work, request)
+
+    def _ask(self, lane: PooledLane, work: WorkItem, request: ShellRequest) -> Answer:
+        try:
+            run = self._calls.run_request(lane, work, request)
+        except BaseException as error:
+            self._fail(work, error)
+            raise
+        self._dispatcher.finish(work, "ok")
+        return run.reply
 
     def run_cells(self, cells: Mapping[WorkItem, Cell]) -> list[CellResult | Exception]:
         """Run cells on several workers at the same time, each driven by a thread of its own.

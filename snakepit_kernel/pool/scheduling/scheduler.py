@@ -60,8 +60,14 @@ class QueueItem(Generic[W]):
         Higher is served first.
     bound
         The queue limit that the item counts against.
+
+    Attributes
+    ----------
+    moves_session
+        Whether later work of the session prefers the worker that this item gets.
     """
 
+    moves_session = True
     bound: Bound | None = "max_queue"
     home: Home[W] | None = None
     on_assigned: Callable[[], None] = staticmethod(nothing)
@@ -175,7 +181,7 @@ class Scheduler(Generic[W]):
         del self.idle[lane]
         self._sessions[lane] = session
         self._queue.record_assigned(item)
-        if session is not None:
+        if session is not None and item.moves_session:
             self.homes.note(session, lane)
         return True
 
@@ -284,5 +290,5 @@ class Scheduler(Generic[W]):
     def _assign(self, lane: W, item: QueueItem[W]) -> None:
         self._sessions[lane] = item.session
         self._queue.record_assigned(item)
-        if item.session is not None:
+        if item.session is not None and item.moves_session:
             self.homes.note(item.session, lane)

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from typing import Any, Generic, Protocol, TypeVar
 
 from ... import telemetry
+from ...ids import SESSION_KEY
 from ...lane.control_page import RECALL_SIGNAL, ControlWords
 from ...lane.marshalling import Marshaller
 from ...lane.owner_end import OwnerLane
@@ -15,6 +16,7 @@ from ...protocol.messages import Event, Forget
 from ...telemetry.spans import Scalar
 from ..scheduling.scheduler import Purpose
 from ..status import RunningCall
+from .comms import WorkerComms
 from .process import WorkerProcess
 
 
@@ -38,6 +40,7 @@ class LaneWorker(Protocol):
     pool: str
     current: list[str]
     process: WorkerProcess
+    comms: WorkerComms
 
     @property
     def lanes(self) -> Sequence[Any]:
@@ -125,6 +128,10 @@ class AssignedLane(OwnerLane, Generic[W]):
         self.forgotten = 0
         self.on_event = self._report_event
         self.on_quitting = worker.note_quitting
+
+    def note_comm(self, kind: str, content: dict[str, Any], metadata: dict[str, Any]) -> None:
+        """Note a comm message of a call's code."""
+        self.worker.comms.note(kind, content, metadata.get(SESSION_KEY))
 
     def origin(self, session: str | None, correlation: str) -> dict[str, Scalar]:
         """Return the attributes that say where an event comes from."""

@@ -5,12 +5,14 @@ from __future__ import annotations
 import asyncio
 from collections import Counter
 from collections.abc import Callable
+from functools import partial
 from weakref import WeakSet
 
 import zmq.asyncio
 
 from ...errors import SnakepitError, StartFailed
 from ...loggers import get_logger
+from ...output.comms import PageMessage
 from ...processes.run_folders import Folder
 from ...protocol.messages import WorkerSetup
 from ..config import PoolConfig
@@ -40,11 +42,14 @@ class WorkerFactory:
         The options that new workers are started with.
     on_quitting
         Called, from any thread, with a worker whose own code has asked it to exit.
+    on_page_message
+        Called with each message of the page to a comm of a worker; must not wait for the worker.
     """
 
     def __init__(self, config: PoolConfig, folder: Folder, context: zmq.asyncio.Context) -> None:
         self.config = config
         self.on_quitting: Callable[[Worker], None] | None = None
+        self.on_page_message: Callable[[Worker, PageMessage], None] | None = None
         self._folder = folder
         self._context = context
         self._specs = KernelSpecs(config.kernel)
@@ -79,6 +84,8 @@ class WorkerFactory:
             name = f"worker {self.config.name}-{number}.{incarnation}"
             raise StartFailed(name, str(error)) from error
         worker.on_quitting = self.on_quitting
+        if self.on_page_message is not None:
+            worker.comms.deliver = partial(self.on_page_message, worker)
         self._made.add(worker)
         return worker
 
@@ -126,10 +133,14 @@ class WorkerFactory:
             await worker.end(grace)
         except SnakepitError as error:
             logger.warning("%s: %s", worker.name, error)
+        finally:
+            worker.comms.end(is_announced=True)
 
     async def end_all(self, grace: float) -> None:
         """End all workers that were made and live; return when that is verified."""
         workers = [worker for worker in self._made if worker.state is not WorkerState.DEAD]
+        for worker in workers:  # the user has ended the pool: what its widgets show may stay
+            worker.comms.end(is_announced=False)
         await asyncio.gather(*(self.end(worker, grace) for worker in workers))
 
 

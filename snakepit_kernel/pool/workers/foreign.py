@@ -80,7 +80,7 @@ class ForeignWorker(Worker):
     def _open_cells(self, is_cancelled: threading.Event) -> CellClient:
         manager, died = self.process.manager, self.process.died
         context: zmq.Context[Any] = zmq.Context(manager.context)  # the same, not asyncio's
-        cells = CellClient(self.name, manager.get_connection_info(), context)
+        cells = CellClient(self.name, manager.get_connection_info(), context, self.comms.note)
         try:
             cells.await_kernel(lambda: not (died.is_set() or is_cancelled.is_set()))
         except BaseException:

@@ -20,11 +20,21 @@ from ...lane.owner_end import LaneClosed
 from ...loggers import get_logger
 from ...protocol import messages
 from ...protocol.frames import Frame, pack
-from ...protocol.messages import Assign, Configured, Forget, Late, ToolInfo, WorkerSetup
+from ...protocol.messages import (
+    COMM_TARGET,
+    Assign,
+    Configured,
+    Forget,
+    Late,
+    ToolInfo,
+    WorkerSetup,
+    shown,
+)
 from ...protocol.sources import with_cell_names
 from ..scheduling.scheduler import Purpose
 from ..status import RunningCall
 from .assigned_lane import AssignedLane
+from .comms import WorkerComms
 from .handshake import Handshake
 from .jupyter import CellClient, KernelSpecs
 from .lifecycle import RESTART_WINDOW, WorkerEvent, WorkerState, next_state
@@ -82,6 +92,7 @@ class Worker:
         self.keep_while_home = False  # no replacement while a session is bound to it
         self.tainted = ""  # what left it unusable
         self.on_quitting: Callable[[Worker], None] | None = None
+        self.comms = WorkerComms(self)
         self.done = 0  # work items that it has finished
         self.ready_at = self.since
         self.retirement: asyncio.TimerHandle | None = None
@@ -215,7 +226,9 @@ class Worker:
 
     def _show_late(self, message: Late, frame: Frame) -> None:
         try:
-            if not message.cell:
+            if message.kind == COMM_TARGET:
+                self.comms.note(COMM_TARGET, shown(frame.body)[0], None)
+            elif not message.cell:
                 self.lanes[message.lane].show_late(message, frame)
             elif self.cells is not None:
                 self.cells.show_late(message, frame)
