@@ -51,8 +51,8 @@ class Shown:
 class Notebook:
     """One kernel and its client."""
 
-    def __init__(self, env: dict[str, str]) -> None:
-        self.manager = KernelManager(kernel_name="snakepit")
+    def __init__(self, env: dict[str, str], kernel: str = "snakepit") -> None:
+        self.manager = KernelManager(kernel_name=kernel)
         self.manager.start_kernel(env={**os.environ, **env}, stderr=-3)
         self.client = self.manager.client()
         self.client.start_channels()
@@ -151,8 +151,8 @@ def open_notebook() -> Iterator[Callable[..., Notebook]]:
     """Open notebooks that are closed with the test."""
     notebooks: list[Notebook] = []
 
-    def open_one(**env: str) -> Notebook:
-        notebooks.append(Notebook(env))
+    def open_one(kernel: str = "snakepit", **env: str) -> Notebook:
+        notebooks.append(Notebook(env, kernel))
         return notebooks[-1]
 
     yield open_one

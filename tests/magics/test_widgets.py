@@ -261,6 +261,24 @@ def test_what_is_left_of_the_widgets_of_a_stopped_pool_says_so_when_it_is_used(o
     )
 
 
+def test_widgets_and_names_of_workers_work_in_ipythons_own_kernel(open_notebook):
+    notebook = open_notebook("python3")
+    page = Page(notebook)
+    notebook.run("%load_ext snakepit_kernel")
+    assert notebook.run("pool = %snakepit start --workers 1").status == "ok"
+    comm = models(notebook.run(WIDGETS))["IntSlider"]
+
+    assert texts(page.hears(page.move(comm, value=5))) == ["now 5\n"]
+
+    assert notebook.run("%%snakepit\nslider.value").text == "5"
+    assert notebook.run("_ + 1").text == "6"
+    assert "slider" in notebook.completions("%%snakepit\nsli")
+    assert notebook.run("%snakepit stop").status == "ok"
+    (closed, said) = page.hears(page.move(comm, value=6))
+    assert closed["msg_type"] == "comm_close"
+    assert "does nothing any more" in said["content"]["text"]
+
+
 def test_widgets_of_a_function_work_too(one):
     page = Page(one)
     shown = one.run(

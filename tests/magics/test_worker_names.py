@@ -70,6 +70,7 @@ def test_a_busy_worker_is_not_waited_for(one, tmp_path):
     assert "local_number" in one.completions("%%snakepit\nlocal_num")
     assert described(one, "%%snakepit\nremote_function") == ""
     assert time.monotonic() - began < 10
+    assert one.run("pool.stats().queued").text == "0", "nothing goes on waiting"
     go.touch()
 
 
