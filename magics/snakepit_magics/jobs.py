@@ -11,6 +11,7 @@ from collections.abc import Callable, Coroutine
 from typing import Any
 
 from snakepit_kernel import SnakepitError
+from snakepit_kernel.pool.background_jobs import running_jobs
 from snakepit_kernel.printable import printable
 from snakepit_kernel.validation import bounded
 
@@ -62,6 +63,7 @@ class Job:
 
     def start(self) -> None:
         """Start the job's thread."""
+        running_jobs.add(self)
         self._thread.start()
 
     def _run(self) -> None:
