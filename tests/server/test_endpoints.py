@@ -157,14 +157,15 @@ with Pool(1, name="mine") as pool:
 """
 
 
-def test_pools_and_processes_of_others_are_not_there(panel):
+def test_pools_and_processes_of_others_are_not_there(panel, notebook):
     command = [sys.executable, "-c", SCRIPT]
     pipe = subprocess.PIPE
     with subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True) as script:
         process = script.stdout.readline().strip()
         (mine,) = [each for each in live_pools()[0] if each.status.name == "mine"]
 
-        assert panel.state() == {"kernels": [], "problems": []}
+        assert panel.pool()["name"] == "shop"
+        assert panel.kernel()["processes"] == []
         assert panel.command(pool_id(mine), "stop").status == 404
         for method, path in (("DELETE", ""), ("GET", "/log")):
             reply = panel.ask(method, f"processes/{process}{path}")
