@@ -10,9 +10,11 @@ import sys
 import urllib.error
 import urllib.request
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 
+from snakepit_kernel.pool.commands import socket_path
 from snakepit_kernel.pool.monitoring.published_pools import live_pools
 from snakepit_kernel.server.served import pool_id
 
@@ -193,13 +195,17 @@ def test_the_pool_of_a_script_belongs_to_the_notebook_that_runs_it(panel, notebo
     assert panel.pool()["name"] == "shop"
 
 
-def test_the_server_answers_others_while_a_pool_does_not_answer(panel, notebook):
+def test_the_server_answers_others_while_a_pool_does_not_answer(panel, notebook, until):
     pool = panel.pool()["id"]
+    (found,) = live_pools()[0]
+    path = f" {socket_path(found.folder)}\n"
     kernel = int(notebook.run("import os; os.getpid()"))
     os.kill(kernel, signal.SIGSTOP)
     try:
         with ThreadPoolExecutor(1) as executor:
             answer = executor.submit(panel.command, pool, "recycle", worker="shop-1.1")
+            # The pool's end of the connection has its name, as the socket that listens has.
+            until(lambda: Path("/proc/net/unix").read_text().count(path) > 1)
             assert panel.worker()["name"] == "shop-1.1"
             assert not answer.done()
             os.kill(kernel, signal.SIGCONT)
