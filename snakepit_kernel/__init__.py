@@ -249,3 +249,8 @@ def unload_ipython_extension(shell: InteractiveShell) -> None:
     from snakepit_magics import unload
 
     unload(shell)
+
+
+def _jupyter_server_extension_points() -> list[dict[str, str]]:
+    """Tell Jupyter Server where the extension behind JupyterLab's panel is."""
+    return [{"module": "snakepit_kernel.server"}]

@@ -24,11 +24,13 @@ import sys
 import tempfile
 import time
 import urllib.request
+import uuid
 from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
+import websocket
 from jupyter_client.channels import HBChannel
 from traitlets.config import Config
 
@@ -727,13 +729,91 @@ App.launch_instance()
         self.log.close()
 
 
-@pytest.fixture
-def start_server(tmp_path: Path) -> Iterator[Callable[..., Server]]:
-    """Start Jupyter servers, with options, that end with the test."""
+class ServedNotebook:
+    """A new notebook in a server, as JupyterLab opens it.
+
+    Parameters
+    ----------
+    server
+        The server.
+    """
+
+    def __init__(self, server: Server) -> None:
+        self._server = server
+        made = server.request("POST", "contents", {"type": "notebook"})
+        self.path = made["path"]
+        self.save(f"{self.path}-cell")
+        self._session = server.request("POST", "sessions", self._model())
+        self.kernel = self._session["kernel"]["id"]
+
+    def _model(self) -> dict[str, Any]:
+        where = {"path": self.path, "name": self.path, "type": "notebook"}
+        return {**where, "kernel": {"name": "snakepit"}}
+
+    def save(self, *cells: str) -> None:
+        code = [
+            {"cell_type": "code", "id": cell.replace(".", "-"), "source": "", "metadata": {}}
+            | {"outputs": [], "execution_count": None}
+            for cell in cells
+        ]
+        content = {"cells": code, "metadata": {}, "nbformat": 4, "nbformat_minor": 5}
+        self._server.request(
+            "PUT", f"contents/{self.path}", {"type": "notebook", "content": content}
+        )
+
+    def rename(self, path: str) -> None:
+        self._server.request("PATCH", f"contents/{self.path}", {"path": path})
+        self.path = path
+        model = {"path": path, "name": path, "type": "notebook"}
+        self._server.request("PATCH", f"sessions/{self._session['id']}", model)
+
+    def restart(self) -> None:
+        self._server.request("POST", f"kernels/{self.kernel}/restart")
+
+    def close(self) -> None:
+        self._server.request("DELETE", f"sessions/{self._session['id']}")
+
+    def reopen(self) -> None:
+        self.close()
+        self._session = self._server.request("POST", "sessions", self._model())
+        self.kernel = self._session["kernel"]["id"]
+
+    def run(self, code: str) -> str:
+        """Return what a cell shows as text."""
+        address = f"ws://127.0.0.1:{self._server.port}/api/kernels/{self.kernel}/channels?token=t"
+        socket = websocket.create_connection(address, timeout=60)
+        request = uuid.uuid4().hex
+        header = {"msg_id": request, "msg_type": "execute_request", "session": request}
+        header |= {"username": "", "version": "5.3", "date": ""}
+        content = {"code": code, "silent": False, "allow_stdin": False, "stop_on_error": True}
+        message = {"header": header, "parent_header": {}, "metadata": {}, "channel": "shell"}
+        socket.send(json.dumps({**message, "content": content}))
+        shown: list[str] = []
+        try:
+            while True:
+                answer = json.loads(socket.recv())
+                if answer["parent_header"].get("msg_id") != request:
+                    continue
+                content = answer["content"]
+                shown += content.get("traceback", [])
+                shown += [content.get("text", ""), content.get("data", {}).get("text/plain", "")]
+                if answer["msg_type"] == "status" and content["execution_state"] == "idle":
+                    return "".join(shown)
+        finally:
+            socket.close()
+
+
+@pytest.fixture(scope="session")
+def served_notebook() -> type[ServedNotebook]:
+    """Open a new notebook in a server."""
+    return ServedNotebook
+
+
+def _servers(folder: Path) -> Iterator[Callable[..., Server]]:
     servers: list[Server] = []
 
     def start(*options: str) -> Server:
-        servers.append(Server(tmp_path, f"server-{len(servers)}", *options))
+        servers.append(Server(folder, f"server-{len(servers)}", *options))
         return servers[-1]
 
     yield start
@@ -741,3 +821,17 @@ def start_server(tmp_path: Path) -> Iterator[Callable[..., Server]]:
         server.close()
     for path in Path(os.environ["JUPYTER_RUNTIME_DIR"]).glob("jp*server-*"):
         path.unlink()
+
+
+@pytest.fixture
+def start_server(tmp_path: Path) -> Iterator[Callable[..., Server]]:
+    """Start Jupyter servers, with options, that end with the test."""
+    yield from _servers(tmp_path)
+
+
+@pytest.fixture(scope="module")
+def start_server_for_all(
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Iterator[Callable[..., Server]]:
+    """Start Jupyter servers that end with the module."""
+    yield from _servers(tmp_path_factory.mktemp("server"))

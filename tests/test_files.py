@@ -17,10 +17,10 @@ import pytest
 
 from snakepit_kernel import files
 from snakepit_kernel.cli.leftover_checks import _stale_connection_files
-from snakepit_kernel.cli.published_pools import UnreadablePool, read_pool
 from snakepit_kernel.cli.wrap import read_spec
 from snakepit_kernel.errors import ProgramDamaged, StoreError
 from snakepit_kernel.files import NotOurs, check_file, create_file, open_file, write_file
+from snakepit_kernel.pool.monitoring.published_pools import UnreadablePool, read_pool
 from snakepit_kernel.pool.monitoring.timeline import Timeline
 from snakepit_kernel.pool.status import status_path
 from snakepit_kernel.processes import logs
@@ -156,7 +156,7 @@ with Pool(1) as pool:
     )
     found = [line.split() for line in done.stdout.splitlines()]
     assert {name for name, *_ in found} == {
-        *("default", "1.1", "1.1.json", "1.1.log", "owner", "pool.json"),
+        *("default", "1.1", "1.1.json", "1.1.log", "owner", "pool.json", "commands"),
     }
     assert all(int(mode) == (0o700 if is_dir == "True" else 0o600) for _, is_dir, mode in found)
 
@@ -428,7 +428,7 @@ from snakepit_kernel import Pool
 with Pool(1) as pool:
     pool.run("1")
     folder = next(Path(os.environ["SNAKEPIT_RUNTIME_DIR"]).glob("*/default-*"))
-    for name in ("1.1.log", "1.1.json", "pool.json"):
+    for name in ("1.1.log", "1.1.json", "pool.json", "commands"):
         (folder / name).unlink(missing_ok=True)
         os.mkfifo(folder / name)
     for _ in range(3):

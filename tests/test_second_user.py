@@ -24,6 +24,7 @@ import zmq
 
 import snakepit_kernel
 from snakepit_kernel import Pool, ProcessNotFound, open_session
+from snakepit_kernel.pool.commands import socket_path
 from snakepit_kernel.shells.manager import manager
 
 pytestmark = pytest.mark.skipif(os.getuid() != 0, reason="only root can become another user")
@@ -162,6 +163,35 @@ def test_sockets_are_closed_to_others_even_without_their_folder_and_whatever_the
         asyncio.run(scenario())
     finally:
         os.umask(before)
+
+
+def said_by(path: Path) -> str:
+    """Send a pool the command to end, at its socket; return its answer."""
+    with socket.socket(socket.AF_UNIX) as client:
+        client.settimeout(10)
+        client.connect(str(path))
+        try:
+            client.sendall(b'{"op": "stop"}\n')
+            return client.makefile("rb").read().decode()
+        except ConnectionError:  # it was closed before it was read
+            return ""
+
+
+def test_another_user_commands_no_pool_even_where_the_socket_lets_them_in(folders):
+    with Pool(1) as pool:
+        path = socket_path(pool._engine._folder.path)
+        above = list(path.parents)[:3]
+        modes = {each: each.stat().st_mode for each in (path, *above)}
+        try:
+            path.chmod(0o666)
+            for each in above:
+                each.chmod(0o711)
+            assert as_nobody(lambda: said_by(path)) == ""
+        finally:
+            for each, mode in modes.items():
+                each.chmod(mode)
+        assert pool.submit(pow, 2, 3).result(10) == 8
+        assert said_by(path) == '{"problem":""}\n'
 
 
 def overhear(ports: list[int], seconds: float) -> list[str]:

@@ -17,6 +17,7 @@ from typing import Any
 from snakepit_kernel import CellResult
 from snakepit_kernel.locks import Lock
 from snakepit_kernel.output.progress_bars import Bar, Settings, bars_cleared, open_bar
+from snakepit_kernel.pool.background_jobs import running_jobs
 from snakepit_kernel.pool.workers.jupyter import CellRun
 from snakepit_kernel.printable import printable
 from snakepit_kernel.tracebacks import hides_own_frames
@@ -103,6 +104,7 @@ class Job:
 
     def start(self) -> None:
         """Start the job's thread."""
+        running_jobs.add(self)
         self._thread.start()
 
     def _run(self) -> None:

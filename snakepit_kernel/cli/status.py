@@ -13,7 +13,7 @@ from rich.console import Group, RenderableType
 from rich.live import Live
 from rich.text import Text
 
-from ..paths import runtime_dirs
+from ..pool.monitoring.published_pools import PublishedPool, live_pools
 from ..pool.resources.machine_budget import describe_machine
 from ..pool.status import NUMBERS, PoolStatus
 from ..printable import duration, printable
@@ -24,7 +24,6 @@ from ..shells.process import Process
 from .channel_checks import reached_by
 from .listing import Listing, plain_console, print_listings
 from .processes import process_data, process_listing
-from .published_pools import PublishedPool, UnreadablePool, pool_folders, read_pool
 
 _RUN_HEADINGS = ("kernel", "run", "pid", "guardian", "state", "reached by", "age")
 _ENDED_HEADINGS = ("kernel", "run", "lived", "ended", "what its end took")
@@ -103,21 +102,6 @@ def all_listings(
         yield kept_listing(kept)
     if past:
         yield ended_listing(past[:SHOWN_ENDED])
-
-
-def live_pools() -> tuple[list[PublishedPool], list[str]]:
-    """Return the pools whose owner is alive, by name, and messages about unreadable files."""
-    found, problems = [], []
-    for folder in (folder for directory in runtime_dirs() for folder in pool_folders(directory)):
-        try:
-            pool = read_pool(folder)
-        except UnreadablePool as error:
-            problems.append(str(error))
-            continue
-        if pool is not None and pool.is_live:
-            found.append(pool)
-    found.sort(key=lambda pool: (pool.status.name, pool.status.owner_pid))
-    return found, problems
 
 
 def live_runs(registry: Registry) -> list[Run]:

@@ -29,6 +29,7 @@ from ..processes.concurrency import LoopThread
 from ..processes.guarded_process import TOO_MANY_PROCESSES
 from ..processes.run_folders import Folder, remove_folder, sweep_folders
 from .accounting import Accounting
+from .command_server import CommandServer, PoolCommands
 from .config import PoolConfig
 from .dispatcher import Dispatcher
 from .execution.calls import CallRunner
@@ -191,6 +192,14 @@ class Engine:
             folder=self._folder,
             reservation=self._reservation,
         )
+        commands = PoolCommands(
+            config.name,
+            self.supervisor,
+            self._replacement,
+            publish=self.housekeeping.publish,
+            stop=self._stop_by_hand,
+        )
+        self._command_server = CommandServer(self._folder, commands.obey)
 
     # -- looking -------------------------------------------------------------------------------
 
@@ -233,6 +242,8 @@ class Engine:
         WorkerMonitor(
             self.config, self.supervisor, self._replacement, self._standby, self._tasks
         ).begin()
+        self._loop_thread.spawn(self._command_server.run())
+        await self._command_server.has_begun.wait()
         self.housekeeping.publish()
         self._loop_thread.spawn(self.housekeeping.run())
 
@@ -411,6 +422,14 @@ class Engine:
             gate.acquire()
         if self._failure is not None:
             raise self._failure
+
+    def _stop_by_hand(self) -> None:
+        """Begin the pool's end at the command of another process; called in the loop thread."""
+        with self.dispatcher.lock:
+            self.accounting.closed_because = (
+                self.accounting.closed_because or "it was stopped by hand"
+            )
+        self.close()
 
     def _start_shutdown(self, reason: str, grace: float) -> None:
         end = partial(self._end, reason, grace)

@@ -25,6 +25,7 @@ from ..paths import notebook_name
 from ..processes.concurrency import in_thread
 from ..processes.run_folders import Folder
 from .accounting import Accounting
+from .background_jobs import running_jobs
 from .open_sessions import PoolSessions
 from .resources.machine_budget import MachineReservation
 from .status import PoolStats, PoolStatus, WorkerStatus, memory_of, status_path
@@ -131,6 +132,7 @@ class Housekeeping:
                 shells=shells,
                 processes=processes,
                 notebook=notebook_name(),
+                jobs=running_jobs.status(),
             )
 
     def logs(self) -> dict[str, str]:
@@ -185,6 +187,7 @@ class Housekeeping:
             status.stats,
             status.shells,
             status.processes,
+            status.jobs,
             [(w.name, w.state, w.tainted) for w in status.workers],
         )
         if news != self._published:

@@ -134,6 +134,23 @@ class RunningCall(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class JobStatus:
+    """A background cell or call of a notebook that runs.
+
+    Attributes
+    ----------
+    title
+        First line of the cell, or the call.
+    started
+        When it began, in seconds since the epoch.
+    """
+
+    number: int
+    title: str
+    started: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class WorkerStatus:
     """Status of one worker.
 
@@ -227,6 +244,8 @@ class PoolStatus:
         Number of its sessions' open shells, and of their background processes that run.
     notebook
         Name of the notebook's file, if the owner is the kernel of one and was told.
+    jobs
+        The background cells and calls of the owner that run, in whichever of its pools.
     """
 
     name: str
@@ -240,6 +259,7 @@ class PoolStatus:
     shells: int = 0
     processes: int = 0
     notebook: str | None = None
+    jobs: tuple[JobStatus, ...] = ()
 
     def __setstate__(self, state: list[Any]) -> None:
         """Restore a pickle; one of an earlier version has not got the last fields."""
@@ -255,7 +275,9 @@ class PoolStatus:
         workers = [_from_fields(WorkerStatus, worker) for worker in data["workers"]]
         stats = _from_fields(PoolStats, data["stats"])
         ends = [_from_fields(WorkerEnd, end) for end in data.get("ends", [])]
-        return _from_fields(cls, {**data, "workers": workers, "stats": stats, "ends": ends})
+        jobs = tuple(_from_fields(JobStatus, job) for job in data.get("jobs", ()))
+        lists = {"workers": workers, "stats": stats, "ends": ends, "jobs": jobs}
+        return _from_fields(cls, {**data, **lists})
 
     def __str__(self) -> str:
         ends = [f"{end.name}, {end.ago}: {end.story}" for end in self.last_ends]

@@ -17,8 +17,8 @@ from typing import Any
 
 import pytest
 
-from snakepit_kernel.cli.published_pools import UnreadablePool, read_pool
 from snakepit_kernel.ids import new_run_id
+from snakepit_kernel.pool.monitoring.published_pools import UnreadablePool, read_pool
 from snakepit_kernel.pool.status import PoolStatus, WorkerStatus
 from snakepit_kernel.printable import duration
 from snakepit_kernel.processes.identity import ProcessIdentity, boot_id

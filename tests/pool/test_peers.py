@@ -19,14 +19,15 @@ def sockets_of(pool: Pool) -> list[Path]:
     return [path for path in folder.rglob("*") if stat.S_ISSOCK(path.stat().st_mode)]
 
 
-def test_only_the_channels_of_jupyter_have_a_name_to_connect_to(open_pool):
+def test_only_the_channels_of_jupyter_and_commands_have_a_name_to_connect_to(open_pool):
     """The lane is an inherited pair of sockets: there is nothing to connect to."""
     pool = open_pool()
     pool.run("0")
     names = {path.name for path in sockets_of(pool)}
 
-    assert names
-    assert all(name.startswith("1.1-") for name in names)
+    assert "commands" in names
+    assert names > {"commands"}
+    assert all(name.startswith("1.1-") for name in names - {"commands"})
     assert pool._engine._folder.path.stat().st_mode & 0o077 == 0, "for its user alone"
 
 

@@ -7,9 +7,10 @@ import time
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from ..files import NotOurs, read_file
-from ..pool.status import PoolStatus, memory_of, status_path
-from ..processes.run_folders import is_elsewhere, is_leftover
+from ...files import NotOurs, read_file
+from ...paths import runtime_dirs
+from ...processes.run_folders import is_elsewhere, is_leftover
+from ..status import PoolStatus, memory_of, status_path
 
 
 class UnreadablePool(ValueError):
@@ -42,14 +43,24 @@ class PublishedPool:
     written: float
 
     @property
+    def run_id(self) -> str:
+        """The run of the process that opened the pool; a name of its own outside of any run."""
+        return self.folder.parent.name
+
+    @property
     def is_live(self) -> bool:
         """Whether the very process that opened the pool is alive, or may be so elsewhere."""
         return not is_leftover(self.folder)
 
+    @property
+    def is_here(self) -> bool:
+        """Whether its pids are pids here; elsewhere, they mean other processes."""
+        return not is_elsewhere(self.folder)
+
     def refreshed(self) -> PoolStatus:
         """Return the status with present memory and ages."""
         age = max(0.0, time.time() - self.written)
-        is_here = not is_elsewhere(self.folder)  # elsewhere, a pid means another process
+        is_here = self.is_here
         workers = [
             replace(
                 worker,
@@ -60,6 +71,27 @@ class PublishedPool:
             for worker in self.status.workers
         ]
         return replace(self.status, workers=workers)
+
+
+def live_pools() -> tuple[list[PublishedPool], list[str]]:
+    """Return the pools whose owner is alive, by name, and messages about unreadable files.
+
+    Raises
+    ------
+    OSError
+        The runtime directory cannot be used.
+    """
+    found, problems = [], []
+    for folder in (folder for directory in runtime_dirs() for folder in pool_folders(directory)):
+        try:
+            pool = read_pool(folder)
+        except UnreadablePool as error:
+            problems.append(str(error))
+            continue
+        if pool is not None and pool.is_live:
+            found.append(pool)
+    found.sort(key=lambda pool: (pool.status.name, pool.status.owner_pid))
+    return found, problems
 
 
 def _older(seconds: float | None, age: float) -> float | None:
