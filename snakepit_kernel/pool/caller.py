@@ -297,7 +297,9 @@ class Caller:
         self._definitions.validator.check(info, args, kwargs)
         body, buffers = pickled(self._engine.config.codec, info.name, args, kwargs)
         home = self._home_of(buffers) if type(buffers) is BoundBuffers else None
-        return ToolRequest(self._definitions, info.name, body, buffers, room, home, keeps=keeps)
+        return ToolRequest(
+            self._definitions, info.name, body, buffers, room=room, home=home, keeps=keeps
+        )
 
     def _find_tool(self, name: str) -> ToolInfo:
         info = self._definitions.infos.get(name) or self._engine.supervisor.tools.get(name)
@@ -418,13 +420,13 @@ class Caller:
     def _home_of(self, buffers: BoundBuffers) -> Home[PooledLane]:
         """Return the worker that has the values which arguments stand for."""
         home = home_of(buffers.references, self._engine)
-        if self._home is not None and self._home.lane is not None:
-            if home.lane not in self._home.lane.neighbours:
-                msg = (
-                    f"an argument is in worker {home.worker}, and the session {self._session_id!r} "
-                    f"is bound to {self._home.lane.worker.name}; fetch() brings its value"
-                )
-                raise ValueError(msg)
+        bound_to = None if self._home is None else self._home.lane
+        if bound_to is not None and home.lane not in bound_to.neighbours:
+            msg = (
+                f"an argument is in worker {home.worker}, and the session {self._session_id!r} is "
+                f"bound to {bound_to.worker.name}; fetch() brings its value"
+            )
+            raise ValueError(msg)
         return home
 
     def _submit(self, name: str, request: Request, **options: Any) -> CallFuture[Any]:

@@ -1,4 +1,5 @@
 """References to values that stay in a worker."""
+# ruff: noqa: SLF001 - they are a part of the pool, and use its parts
 
 from __future__ import annotations
 
@@ -49,7 +50,7 @@ class RemoteRef:
     _pid: int
 
     def __init__(self, caller: Caller, kept: remote.Kept) -> None:
-        engine = caller._engine  # noqa: SLF001 - a part of the pool
+        engine = caller._engine
         home = engine.dispatcher.pin(kept.pid, kept.worker, kept.kind)
         finalizer = weakref.finalize(self, _free_soon, engine, home, kept.number)
         finalizer.atexit = False
@@ -102,6 +103,7 @@ class RemoteRef:
         return sorted({*self._ask("dir", remote.names), "fetch", "free"})
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Call the value there; return what it returns."""
         return self._ask("call", remote.call, "", args, kwargs)
 
     def __len__(self) -> int:
@@ -138,7 +140,7 @@ class RemoteRef:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> bool:
-        if error is not None and not self._caller._engine.config.codec.can_travel(error):  # noqa: SLF001
+        if error is not None and not self._caller._engine.config.codec.can_travel(error):
             error = RuntimeError(f"{type(error).__name__}: {error}")
         swallows: bool = self._ask("exit", remote.leave, error)
         return swallows
@@ -149,11 +151,11 @@ class RemoteRef:
         self._check()
         return self._caller._apply_to(
             self._home, f"{self._kind}.{name}", function, self._number, *args
-        )  # noqa: SLF001
+        )
 
     def _keep(self, name: str, function: Callable[..., Any], *args: Any) -> RemoteRef:
         self._check()
-        kept = self._caller._apply_to(  # noqa: SLF001
+        kept = self._caller._apply_to(
             self._home, f"{self._kind}.{name}", function, self._number, *args, keeps=True
         )
         return RemoteRef(self._caller, kept)
@@ -190,12 +192,12 @@ class RemoteMethod:
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Call it there; return what it returns."""
         function = remote.acall if self._is_async else remote.call
-        return self._reference._ask(self._name, function, self._name, args, kwargs)  # noqa: SLF001
+        return self._reference._ask(self._name, function, self._name, args, kwargs)
 
     def keep(self, *args: Any, **kwargs: Any) -> RemoteRef:
         """Call it there; return a reference to what it returns, which stays."""
         function = remote.acall if self._is_async else remote.call
-        return self._reference._keep(self._name, function, self._name, args, kwargs)  # noqa: SLF001
+        return self._reference._keep(self._name, function, self._name, args, kwargs)
 
     def __repr__(self) -> str:
         return f"<method {self._name} of {self._reference!r}>"
@@ -213,15 +215,15 @@ def home_of(references: Iterable[RemoteRef], engine: Engine) -> Home[PooledLane]
     """
     homes: dict[str, Home[PooledLane]] = {}
     for reference in references:
-        reference._check()  # noqa: SLF001 - a part of the pool
-        other = reference._caller._engine  # noqa: SLF001
+        reference._check()
+        other = reference._caller._engine
         if other is not engine:
             msg = (
                 f"{reference!r} belongs to pool {other.config.name!r}, and cannot be used in pool "
                 f"{engine.config.name!r}; fetch() brings its value"
             )
             raise ValueError(msg)
-        homes[reference._home.worker] = reference._home  # noqa: SLF001
+        homes[reference._home.worker] = reference._home
     if len(homes) > 1:
         msg = (
             f"the values of these references are in several workers: {', '.join(sorted(homes))}; "
@@ -234,7 +236,7 @@ def home_of(references: Iterable[RemoteRef], engine: Engine) -> Home[PooledLane]
 def _items(iterator: RemoteRef) -> Iterator[Any]:
     has_ended = False
     while not has_ended:
-        values, has_ended = iterator._ask("next", remote.advance)  # noqa: SLF001
+        values, has_ended = iterator._ask("next", remote.advance)
         yield from values
 
 
@@ -261,7 +263,7 @@ def _free(engine: Engine, home: Home[PooledLane], number: int) -> None:
 
 
 def _reduce(reference: RemoteRef) -> tuple[Callable[..., Any], tuple[Any, ...]]:
-    return remote.resolve, (reference._pid, reference._number)  # noqa: SLF001
+    return remote.resolve, (reference._pid, reference._number)
 
 
 encoders.bind(RemoteRef, _reduce)

@@ -37,9 +37,9 @@ class ToolRequest:
         tool: str,
         body: bytes,
         buffers: list[memoryview],
+        *,
         room: int = 0,
         home: Home[PooledLane] | None = None,
-        *,
         keeps: bool = False,
     ) -> None:
         self._definitions = definitions
