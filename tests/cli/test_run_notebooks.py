@@ -18,7 +18,7 @@ from nbformat.v4 import new_code_cell, new_notebook
 
 from snakepit_kernel.cli.notebook_runs import JOURNAL
 
-SNAKEPIT = [sys.executable, "-m", "snakepit_kernel.cli"]
+SNAKEPIT = [str(Path(sys.executable).with_name("snakepit"))]
 
 
 def write(path: Path, *sources: str, parameters: str = "") -> Path:
@@ -42,10 +42,8 @@ def run(folder: Path, *arguments: str, timeout: float = 60) -> subprocess.Comple
 
 
 def text_of(path: Path) -> str:
-    outputs = [
-        output for cell in nbformat.read(path, 4).cells for output in cell.get("outputs", ())
-    ]
-    return "".join(each.get("text", "") for each in outputs)
+    cells = nbformat.read(path, 4).cells
+    return "".join(each.get("text", "") for cell in cells for each in cell.get("outputs", ()))
 
 
 def comparable(path: Path) -> str:
@@ -142,7 +140,7 @@ def test_ctrl_c_ends_all_kernels_and_what_they_started(tmp_path, until, living):
     running = subprocess.Popen(
         [*SNAKEPIT, "run", "a.ipynb"], cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE
     )
-    until(lambda: (tmp_path / "started").exists(), 30.0)
+    until((tmp_path / "started").exists, 30.0)
 
     running.send_signal(signal.SIGINT)
 
@@ -186,7 +184,7 @@ def test_two_runs_into_one_directory_are_refused(tmp_path, until):
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
     )
-    until(lambda: (tmp_path / "executed" / JOURNAL).exists(), 20.0)
+    until((tmp_path / "executed" / JOURNAL).exists, 20.0)
     time.sleep(0.2)
 
     second = run(tmp_path, "a.ipynb")
