@@ -7,6 +7,7 @@ dies) the guardian notices by itself.
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import os
 import pathlib
@@ -213,7 +214,7 @@ class SnakepitProvisioner(LocalProvisioner):
         if kind is None or km is None or not self._can_use_standby(cmd, arguments):
             return None
         key = standby_kernels.standby_key(kind, cmd, arguments["env"], self.grace)
-        run = await standby_kernels.acquire(key, arguments["env"], arguments.get("cwd"))
+        run = standby_kernels.take(key, arguments["env"], arguments.get("cwd"))
         if run is None:
             return None
         spec = LaunchSpec.of(
@@ -223,15 +224,24 @@ class SnakepitProvisioner(LocalProvisioner):
             leftovers=self._leftovers(),
             **arguments,
         )
-        await run.assign(
-            spec,
-            connection_file=km.connection_file,
-            label=self._label(),
-            previous=self._previous,
-        )
-        if run.process.poll() is None and run.process.is_ready:
+        # Its template looks at its modules' files while the kernel begins to listen.
+        check = asyncio.ensure_future(standby_kernels.is_up_to_date(run))
+        try:
+            await run.assign(
+                spec,
+                connection_file=km.connection_file,
+                label=self._label(),
+                previous=self._previous,
+            )
+            is_up_to_date = await check
+        except BaseException:  # cancelled: it is assigned, and can serve nobody else
+            check.cancel()
+            await run_shielded(run.end(0.0))
+            raise
+        if is_up_to_date and run.process.poll() is None and run.process.is_ready:
             return run
         await run_shielded(run.end(0.0))
+        self._remove_sockets()
         return None
 
     def _can_use_standby(self, cmd: list[str], arguments: dict[str, Any]) -> bool:

@@ -77,18 +77,16 @@ class StandbyKernels:
         self._loop_thread: LoopThread | None = None
         self._ending = Lock()
 
-    async def acquire(
-        self, key: StandbyKey, env: Mapping[str, str], cwd: str | None
-    ) -> GuardedRun | None:
-        """Return a standby kernel with a key, ready for an assignment, or None."""
+    def take(self, key: StandbyKey, env: Mapping[str, str], cwd: str | None) -> GuardedRun | None:
+        """Take a standby kernel with a key, ready for an assignment, or None.
+
+        Whether its template is up to date is not known yet: `is_up_to_date` asks.
+        """
         if not self._waiting.get(key):
             return None
         try:
             template = template_for(key.kind, env=env, cwd=cwd)
         except CannotFork:
-            template = None
-        if template is not None and await template.reason_not_to_fork():
-            discard(template)
             template = None
         with self._lock:
             waiting = self._waiting.pop(key, [])
@@ -96,9 +94,36 @@ class StandbyKernels:
             self._waiting[key] = fit[1:]
         for run in waiting:
             if run not in fit:
-                loop_thread = self._background_loop()
-                loop_thread.soon(lambda run=run, spawn=loop_thread.spawn: spawn(run.end(0.0)))
+                self._end_soon(run)
         return fit[0] if fit else None
+
+    async def is_up_to_date(self, run: GuardedRun) -> bool:
+        """Whether the template of a kernel that was taken would fork it now.
+
+        If not, the template and its other standby kernels are discarded.
+        """
+        template = run.process.template
+        if template is not None and not await template.reason_not_to_fork():
+            return True
+        if template is not None:
+            discard(template)
+        with self._lock:
+            outdated = [
+                (key, each)
+                for key, waiting in self._waiting.items()
+                for each in waiting
+                if each.process.template is template
+            ]
+            for key, each in outdated:
+                self._waiting[key].remove(each)
+        for _, each in outdated:
+            self._end_soon(each)
+        return False
+
+    def _end_soon(self, run: GuardedRun) -> None:
+        """End a kernel that was not assigned, in the background."""
+        loop_thread = self._background_loop()
+        loop_thread.soon(lambda: loop_thread.spawn(run.end(0.0)))
 
     def refill(
         self,
@@ -118,11 +143,11 @@ class StandbyKernels:
             ]
             missing = count - len(self._waiting[key]) - self._starting.get(key, 0)
             self._starting[key] = self._starting.get(key, 0) + max(0, missing)
-        loop_thread = self._background_loop()
         for run in surplus:
-            loop_thread.soon(lambda run=run, spawn=loop_thread.spawn: spawn(run.end(0.0)))
+            self._end_soon(run)
         if missing <= 0:
             return
+        loop_thread = self._background_loop()
         loop_thread.soon(self._begin, loop_thread, key, missing, dict(env), cwd, registry)
 
     def _begin(self, loop_thread: LoopThread, *arguments: Any) -> None:
@@ -200,7 +225,8 @@ def _is_usable(run: GuardedRun) -> bool:
 
 _standby_kernels = StandbyKernels()
 
-acquire = _standby_kernels.acquire
+take = _standby_kernels.take
+is_up_to_date = _standby_kernels.is_up_to_date
 refill = _standby_kernels.refill
 close = _standby_kernels.close
 

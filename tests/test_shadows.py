@@ -106,6 +106,7 @@ def test_nor_where_a_client_runs_the_kernelspec_without_our_provisioner(folder, 
         try:
             await client.wait_for_ready(timeout=60)
             for cell in CELLS:
+                said.clear()
                 reply = await client.execute_interactive(cell, output_hook=collect, timeout=60)
                 assert reply["content"]["status"] == "ok", reply["content"]
                 assert imported(folder) == "", cell
@@ -113,7 +114,7 @@ def test_nor_where_a_client_runs_the_kernelspec_without_our_provisioner(folder, 
         finally:
             client.stop_channels()
             client.context.destroy(linger=0)
-        return said[-1].strip()
+        return "".join(said).strip()
 
     command = [sys.executable, *argv[1:-1], file]
     with subprocess.Popen(command, cwd=folder) as process:

@@ -479,6 +479,15 @@ class OwnerLane:
                 loop.remove_writer(self.fileno())
         except LaneClosed as error:
             loop.remove_writer(self.fileno())
+            self.end_after_write(error)
+
+    def end_after_write(self, error: LaneClosed) -> None:
+        """Pass on what the worker has sent before its end, which a write was first to notice."""
+        try:
+            self.receive_ready()
+        except BaseException as later:  # noqa: BLE001 - handed over to the tasks that wait
+            self._wake_all(later)
+        else:
             self._wake_all(error)
 
     def _wake_all(self, error: BaseException) -> None:

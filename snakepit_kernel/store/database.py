@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from pathlib import Path
-from typing import Any, NoReturn, TypeVar
+from typing import Any, NamedTuple, NoReturn, TypeVar
 from weakref import WeakSet
 
 from ..errors import StoreError
@@ -26,11 +26,13 @@ from .recovery import (
     ensure_private,
     index_of,
     inode_of,
+    is_same_log,
     is_sound,
     locked,
     log_of,
     may_be_damage,
     put_back,
+    salt_of,
     set_aside,
 )
 from .rescue import rescue
@@ -84,6 +86,14 @@ class Connection(sqlite3.Connection):
     own_cursor: sqlite3.Cursor
 
 
+class _Files(NamedTuple):
+    """The inodes of a database and its log, and the log's salt."""
+
+    inode: int
+    log: int
+    salt: int | None
+
+
 class Database:
     """A SQLite file in WAL mode: any number of readers, one writer at a time.
 
@@ -102,7 +112,7 @@ class Database:
         self._idle: list[Connection] = []
         self._all: WeakSet[Connection] = WeakSet()
         self._inode: int | None = None  # of the current file; connections to another are closed
-        self._seen_inodes: tuple[int, int] | None = None  # of file and log when last opened
+        self._seen: _Files | None = None  # when last opened
         self._next_refresh = 0.0
         self._opening = Lock()
         self._is_locked_for_fork = False
@@ -363,7 +373,8 @@ class Database:
             self._migrate(connection)
             connection.own_cursor = connection.cursor()
             connection.inode = self._inode = self.path.stat().st_ino
-            self._seen_inodes = self._inode, inode_of(log_of(self.path))
+            log = log_of(self.path)
+            self._seen = _Files(self._inode, inode_of(log), salt_of(log))
         except BaseException:
             self._close_connection(connection)
             raise
@@ -385,10 +396,13 @@ class Database:
         inode, log = inode_of(self.path), inode_of(log_of(self.path))
         if not inode:
             return bool(log)
+        seen = self._seen
+        # Not by its number alone: a file system gives that of a removed log to the next one.
         return (
-            self._seen_inodes is not None
-            and inode != self._seen_inodes[0]
-            and 0 < log == self._seen_inodes[1]
+            seen is not None
+            and inode != seen.inode
+            and 0 < log == seen.log
+            and is_same_log(log_of(self.path), seen.salt)
         )
 
     def _migrate(self, connection: Connection) -> None:

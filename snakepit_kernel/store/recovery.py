@@ -170,6 +170,29 @@ def inode_of(path: Path) -> int:
         return 0
 
 
+_SALT = slice(16, 20)
+"""Where the header of a log has a number that is random at first, and one more at each restart."""
+
+MAX_RESTARTS = 1 << 24
+"""Most restarts of a log by which it is still known."""
+
+
+def salt_of(log: Path) -> int | None:
+    """Return the number that tells a write-ahead log from another one; None if it is empty."""
+    try:
+        with log.open("rb") as file:
+            salt = file.read(_SALT.stop)[_SALT]
+    except OSError:
+        return None
+    return int.from_bytes(salt, "big") if len(salt) == _SALT.stop - _SALT.start else None
+
+
+def is_same_log(log: Path, salt: int | None) -> bool:
+    """Whether a log is the one that once had that salt."""
+    now = salt_of(log)
+    return now is not None and salt is not None and (now - salt) % (1 << 32) < MAX_RESTARTS
+
+
 def set_aside(path: Path) -> Path:
     """Rename a damaged database and its log; return the new path.
 

@@ -95,7 +95,8 @@ def test_a_session_in_which_nothing_is_kept_ends_with_its_kernel(
 
 def test_a_session_of_a_notebook_lives_thirty_days_or_as_long_as_it_is_told(open_notebook):
     notebook = open_notebook(SNAKEPIT_SESSION="mine")
-    notebook.run("%snakepit set x=1")
+    assert notebook.run("%snakepit set x=1").status == "ok"
+    assert listed() == {"mine"}
     state = open_session("mine")
     assert state.ttl == 30 * 86400
 

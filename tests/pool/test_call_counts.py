@@ -30,7 +30,7 @@ BUDGETS: dict[str, tuple[float, float]] = {
     "call with a timeout": (59, 49),
     "acall": (89, 49),
     "submit and result": (90, 46),
-    "map, for each of 100": (81, 47.5),
+    "map, for each of 100": (84, 47.5),
     "variable read by its handle": (7, 0),
     "variable written by its handle": (25, 0),
     "call of a tool that reads a variable": (118, 98),

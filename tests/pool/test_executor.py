@@ -18,6 +18,7 @@ import pytest
 
 from snakepit_kernel import Pool, PoolClosed, PoolSaturated, QueueTimeout, WorkerDied
 from snakepit_kernel.lane.control_page import RECALL_SIGNAL
+from snakepit_kernel.pool.execution.pipeline import LanePipeline
 
 
 def square(x: int) -> int:
@@ -279,6 +280,37 @@ def test_shutdown_does_everything_that_was_accepted(open_pool, dies):
 
     assert isinstance(slow.exception(), WorkerDied if dies else type(None))
     assert [future.result() for future in before + behind] == [1] * 40 + [2] * 300
+
+
+def test_answers_that_came_before_the_death_count_though_a_write_is_the_first_to_fail(
+    open_pool, monkeypatch, process_of
+):
+    pool = open_pool(workers=1)
+    list(pool.map(abs, range(500)))  # so fast that a worker gets several at a time
+    worker = process_of(pool.status().workers[0].pid)
+    first, is_late, last = threading.Event(), threading.Event(), threading.Event()
+    prefetch = LanePipeline._prefetch
+
+    def prefetch_late(pipeline):
+        """Send more when the worker has answered, and died, and nothing of that was read."""
+        if any(item.name == "_exit" for item in pipeline._in_flight.values()):
+            is_late.set()
+            assert last.wait(10)
+            assert worker.wait_gone()
+        else:
+            assert first.wait(10)
+        prefetch(pipeline)
+
+    monkeypatch.setattr(LanePipeline, "_prefetch", prefetch_late)
+    before = [pool.submit(abs, -1) for _ in range(3)]
+    dying = pool.submit(os._exit, 1)
+    first.set()
+    assert is_late.wait(10)
+    behind = [pool.submit(abs, -2) for _ in range(10)]
+    last.set()
+
+    assert isinstance(dying.exception(), WorkerDied)
+    assert [future.result() for future in before + behind] == [1] * 3 + [2] * 10
 
 
 def test_shutdown_without_waiting_returns_and_the_work_still_ends(open_pool, tmp_path):

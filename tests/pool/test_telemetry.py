@@ -162,7 +162,8 @@ def test_the_wait_in_the_queue_is_told_from_the_run(pool, got):
     pool.call("who")
     first.result()
 
-    napped, waited = (event.attributes for event in named(got, "call"))
+    calls = {event.attributes["tool"]: event.attributes for event in named(got, "call")}
+    napped, waited = calls["sleep"], calls["who"]
     assert napped["run_seconds"] >= 0.25 > napped["queue_seconds"]
     assert waited["queue_seconds"] > 0.1
 

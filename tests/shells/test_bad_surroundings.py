@@ -199,8 +199,9 @@ def test_a_full_runtime_directory_is_an_error_and_loses_no_state(tmp_path):
     mount = f"mount -t tmpfs -o size=2m,mode=700 none {runtime} && exec {sys.executable} {script}"
     unshare = shutil.which("unshare")
     assert unshare is not None
+    as_root = [] if os.geteuid() == 0 else ["--user", "--map-root-user"]
     done = subprocess.run(
-        [unshare, "--user", "--map-root-user", "--mount", "sh", "-c", f"{mount} {tmp_path}/store"],
+        [unshare, *as_root, "--mount", "sh", "-c", f"{mount} {tmp_path}/store"],
         env={**os.environ, "SNAKEPIT_RUNTIME_DIR": str(runtime)},
         capture_output=True,
         text=True,

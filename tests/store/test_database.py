@@ -24,6 +24,7 @@ from snakepit_kernel.errors import SessionNotFound, StoreError
 from snakepit_kernel.sessions.state import open_session
 from snakepit_kernel.store import database as database_module
 from snakepit_kernel.store.database import Database
+from snakepit_kernel.store.recovery import inode_of, log_of
 from snakepit_kernel.store.schema import VERSION
 from snakepit_kernel.store.store import Store, open_store
 
@@ -552,6 +553,31 @@ def test_a_file_that_was_removed_is_made_anew_and_no_write_is_lost_in_the_old_on
         found = [name for (name,) in connection.execute(NAMES)]
     assert found == ["ours", "ours again", "theirs"]
     assert database.check() == []
+
+
+def test_the_log_of_a_new_file_stays_though_it_has_the_number_of_the_old_ones(
+    database, path, start
+):
+    database.write(ADD, ("old",))
+    seen = database._seen
+    database.close_idle()
+    path.unlink()
+    child = start(f"""
+        database = Database(path)
+        database.write({ADD!r}, ("theirs",))
+        print("open", flush=True)
+        sys.stdin.readline()
+    """)
+    child.go()
+    assert child.line() == "open"
+    # File systems give the number of a file that is gone to one that is new, sooner or later.
+    database._seen = seen._replace(log=inode_of(log_of(path)))
+
+    database.write(ADD, ("ours",))
+
+    assert names(database) == ["ours", "theirs"]
+    child.go()
+    child.end()
 
 
 def test_a_file_that_was_replaced_by_a_copy_is_used_from_then_on(database, path):

@@ -260,8 +260,10 @@ class LanePipeline:
     def _flush(self) -> None:
         try:
             self._lane.flush_soon()
-        except LaneClosed:
-            self._fail()
+        except LaneClosed as error:
+            self._lane.end_after_write(error)
+            if not self.finished:  # all that it had was answered before
+                self._fail()
             return
         self._continue_soon()
         if len(self._in_flight) > 1 and self._recall_timer is None:
