@@ -14,9 +14,10 @@ import concurrent.futures
 import os
 import sys
 import threading
+import uuid
 import warnings
-from collections.abc import Callable, Hashable, Mapping
-from typing import Any, NamedTuple
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from typing import Any, ClassVar, NamedTuple
 
 import joblib
 from joblib.parallel import (
@@ -24,9 +25,9 @@ from joblib.parallel import (
     FallbackToBackend,
     ParallelBackendBase,
     SequentialBackend,
-    ThreadingBackend,
 )
 
+from .errors import ToolError
 from .pool.config import MAX_WORKERS
 from .pool.pool import Pool, open_pools
 from .tools.context import is_worker
@@ -40,7 +41,15 @@ IDLE_WORKER_TIMEOUT = 300.0
 PRELOADED = ("joblib", "numpy", "scipy", "pandas", "sklearn")
 """Packages that the workers import ahead, once for all, if this process has imported them."""
 
-_ENDED_ADVICE = "exhaust a generator that Parallel has returned before you use Parallel again"
+HINTS = frozenset(
+    {"context", "max_nbytes", "temp_folder", "mmap_mode", "prefer", "require", "verbose"}
+)
+"""Options of `Parallel` about memory that loky maps, and hints that have been followed already."""
+
+ENDED = (
+    "the call of joblib that this task belongs to has ended; exhaust a generator that Parallel has "
+    "returned before you use that Parallel again"
+)
 
 __all__ = ["SnakepitBackend", "default_to", "register"]
 
@@ -125,11 +134,34 @@ class SnakepitBackend(AutoBatchingMixin, ParallelBackendBase):
         self,
         n_jobs: int = 1,
         parallel: Any = None,
-        prefer: str | None = None,  # noqa: ARG002 - the interface
-        require: str | None = None,  # noqa: ARG002
-        **_memmapping: Any,
+        *,
+        initializer: Callable[..., object] | None = None,
+        initargs: Sequence[Any] = (),
+        **options: Any,
     ) -> int:
-        """Make a pool ready; return the number of workers."""
+        """Make a pool ready; return the number of workers.
+
+        Parameters
+        ----------
+        n_jobs, parallel
+            Of the call of joblib.
+        initializer, initargs
+            A function that runs once in each worker, before its first task of this call, and its
+            arguments.
+        options
+            Hints of `Parallel`, of which only this backend's own would be unknown.
+
+        Raises
+        ------
+        TypeError
+            An option is unknown.
+        """
+        if unknown := sorted(set(options) - HINTS):
+            msg = (
+                f"the backend {NAME!r} has no option {', '.join(unknown)} here; options of its "
+                "pool are given to joblib.parallel_config"
+            )
+            raise TypeError(msg)
         n_jobs = self.effective_n_jobs(n_jobs)
         if n_jobs == 1:
             raise FallbackToBackend(SequentialBackend(nesting_level=self.nesting_level))
@@ -138,19 +170,16 @@ class SnakepitBackend(AutoBatchingMixin, ParallelBackendBase):
             self._lease = _Lease(self._given, None)
         else:
             self._lease = _shared.lease(n_jobs, self._worker_environment(n_jobs), self._options)
-        self._n_jobs = n_jobs
+        self._initializer = initializer, tuple(initargs), uuid.uuid4().hex
         return n_jobs
 
     def _worker_environment(self, n_jobs: int) -> dict[str, str]:
         return {
             **{name: str(value) for name, value in self._prepare_worker_env(n_jobs).items()},
+            # What joblib takes for the number of cores inside a task: the worker's share.
+            "LOKY_MAX_CPU_COUNT": str(max(1, joblib.cpu_count() // n_jobs)),
             **self._options.get("env", {}),
         }
-
-    def get_nested_backend(self) -> tuple[ParallelBackendBase, int | None]:
-        """Return the backend of calls inside a task: threads, no more than its share of cores."""
-        limit = self.inner_max_num_threads or max(1, joblib.cpu_count() // self._n_jobs)
-        return _NestedThreads(nesting_level=(self.nesting_level or 0) + 1, limit=limit), None
 
     # -- tasks ---------------------------------------------------------------------------------
 
@@ -158,9 +187,14 @@ class SnakepitBackend(AutoBatchingMixin, ParallelBackendBase):
         self, func: Callable[[], Any], callback: Callable[[Any], Any] | None = None
     ) -> concurrent.futures.Future[Any]:
         """Run a batch on a worker; return its future."""
+        initializer, arguments, key = self._initializer
         try:
             _set_name(func)
-            future = self._pool.submit(func)
+            if initializer is not None:
+                func = _Initialized(key, initializer, arguments, func)
+            if self._lease is None:
+                raise RuntimeError(ENDED)
+            future = self._lease.pool.submit(func)
         except Exception as error:  # noqa: BLE001 - joblib takes the errors of tasks from futures
             future = concurrent.futures.Future()  # type: ignore[assignment]
             future.set_exception(error)
@@ -170,16 +204,14 @@ class SnakepitBackend(AutoBatchingMixin, ParallelBackendBase):
             future.add_done_callback(callback)
         return future
 
-    @property
-    def _pool(self) -> Pool:
-        if self._lease is None:
-            msg = f"the call of joblib that this belongs to has ended; {_ENDED_ADVICE}"
-            raise RuntimeError(msg)
-        return self._lease.pool
-
     def retrieve_result_callback(self, out: concurrent.futures.Future[Any]) -> Any:
         """Return the values of a batch that has ended, or raise its error."""
-        return out.result(0)
+        try:
+            return out.result(0)
+        except ToolError as error:
+            if error.type_name == "KeyboardInterrupt":  # a task has raised it
+                raise KeyboardInterrupt(*error.args[1:]) from error
+            raise
 
     def abort_everything(self, ensure_ready: bool = True) -> None:  # noqa: ARG002
         """Cancel the batches of this call: queued ones never run, running ones are interrupted."""
@@ -194,15 +226,34 @@ class SnakepitBackend(AutoBatchingMixin, ParallelBackendBase):
             _shared.give_back(lease, self._idle_timeout)
 
 
-class _NestedThreads(ThreadingBackend):
-    """Threads of a task that calls joblib again: no more than the worker's share of the cores."""
+class _Initialized:
+    """A batch before which an initializer runs, once in each worker.
 
-    def __init__(self, nesting_level: int | None = None, limit: int = 1, **options: Any) -> None:
-        super().__init__(nesting_level=nesting_level, **options)
-        self._limit = limit
+    Parameters
+    ----------
+    key
+        Of the call of joblib that has the initializer.
+    """
 
-    def effective_n_jobs(self, n_jobs: int | None) -> int:
-        return min(super().effective_n_jobs(n_jobs), self._limit)
+    _done: ClassVar[set[str]] = set()
+
+    def __init__(
+        self,
+        key: str,
+        initializer: Callable[..., object],
+        arguments: Sequence[Any],
+        batch: Callable[[], Any],
+    ) -> None:
+        self.key = key
+        self.initializer = initializer
+        self.arguments = arguments
+        self.batch = batch
+
+    def __call__(self) -> Any:
+        if self.key not in self._done:
+            self.initializer(*self.arguments)
+            self._done.add(self.key)
+        return self.batch()
 
 
 class _Lease(NamedTuple):
@@ -316,8 +367,8 @@ def _resize(pool: Pool, workers: int, *, may_shrink: bool) -> None:
 
 
 def _modules_to_preload() -> list[str]:
-    """Return the packages of `PRELOADED` and their public parts that are imported here."""
-    return [
+    """Return this module, and what is imported here of the packages of `PRELOADED`."""
+    return [__name__] + [
         name
         for name, module in sorted(sys.modules.items())
         if name.partition(".")[0] in PRELOADED

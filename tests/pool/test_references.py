@@ -165,7 +165,9 @@ def test_a_context_manager_is_entered_and_left_there(pool):
     assert database.execute.keep("select a from t").fetchall() == [(7,)]  # it rolled back
 
 
-def test_dropped_references_free_their_values(pool, until):
+def test_dropped_references_free_their_values(open_pool, until):
+    pool = open_pool(2)
+
     def left():
         gc.collect()
         return [pool.run(f"{IMPORT}\nlen(_values)", worker=slot).value for slot in pool.slots()]
@@ -190,7 +192,8 @@ def test_one_that_was_freed_says_so(pool):
         numbers.append(1)
 
 
-def test_after_its_worker_it_is_lost_and_says_what_went(pool, until):
+def test_after_its_worker_it_is_lost_and_says_what_went(open_pool, until):
+    pool = open_pool()
     model = pool.keep(Model)
     os.kill(model.pid(), signal.SIGKILL)
     until(lambda: model._home.is_lost)
