@@ -36,6 +36,7 @@ if TYPE_CHECKING:
         ProgramNotFound,
         QueueTimeout,
         QuotaExceeded,
+        ReferenceLost,
         SessionLost,
         SessionNotFound,
         ShellBusy,
@@ -57,6 +58,7 @@ if TYPE_CHECKING:
     from .pool.policies import Breaker, CrashBarrier, Heartbeat, Retry
     from .pool.pool import Pool
     from .pool.progress import progress
+    from .pool.references import RemoteRef
     from .pool.resources.limits import Limits
     from .pool.results import CallFuture, CellResult, Stream
     from .pool.session import Session
@@ -110,6 +112,8 @@ __all__ = [
     "ProgramNotFound",
     "QueueTimeout",
     "QuotaExceeded",
+    "ReferenceLost",
+    "RemoteRef",
     "Retry",
     "Session",
     "SessionContext",
@@ -186,6 +190,7 @@ _MODULES = {
     "Limits": "pool.resources.limits",
     "Pool": "pool.pool",
     "progress": "pool.progress",
+    "RemoteRef": "pool.references",
     "Breaker": "pool.policies",
     "CrashBarrier": "pool.policies",
     "Heartbeat": "pool.policies",

@@ -304,6 +304,31 @@ class SessionLost(SnakepitError):
         )
 
 
+class ReferenceLost(SessionLost):
+    """The worker that has the value of a `RemoteRef` has ended, and the value with it.
+
+    Attributes
+    ----------
+    kind
+        Type of the value.
+    worker
+        Name of the worker.
+    """
+
+    def __init__(self, kind: str, worker: str) -> None:
+        SnakepitError.__init__(self, kind, worker)
+        self.kind = kind
+        self.session_id = ""
+        self.worker = worker
+        self.reason = ""
+
+    def __str__(self) -> str:
+        return (
+            f"worker {self.worker} has ended, and with it went the {self.kind} that this reference "
+            "stood for; make it again, by keep() or call(…, keep=True)"
+        )
+
+
 class PoolClosed(SnakepitError, RuntimeError):
     """The pool was shut down, or belongs to another process."""
 

@@ -160,6 +160,95 @@ def kill(context: click.Context, process: tuple[str, ...], *, name: str, grace: 
     context.exit(end(process, signal=name, grace=grace))
 
 
+@snakepit.command("run")
+@click.argument(
+    "notebooks", nargs=-1, required=True, metavar="NOTEBOOK...", type=click.Path(path_type=Path)
+)
+@click.option(
+    "-j",
+    "--jobs",
+    type=click.IntRange(1, 150),
+    default=1,
+    show_default=True,
+    help="Number of notebooks that run at a time.",
+)
+@click.option(
+    "--output-dir",
+    "folder",
+    type=click.Path(path_type=Path, file_okay=False),
+    metavar="DIR",
+    default="executed",
+    show_default=True,
+    help="Where the executed notebooks are written.",
+)
+@click.option(
+    "-p",
+    "--parameter",
+    "parameters",
+    nargs=2,
+    multiple=True,
+    metavar="NAME VALUE",
+    help="A value for the cells tagged 'parameters', as in papermill.",
+)
+@click.option("--resume", is_flag=True, help="Leave out what has succeeded there before.")
+@click.option(
+    "--cell-timeout",
+    type=click.FloatRange(min=0.1),
+    metavar="SECONDS",
+    help="Seconds that a cell may take.",
+)
+@click.option(
+    "--timeout",
+    type=click.FloatRange(min=0.1),
+    metavar="SECONDS",
+    help="Seconds that a notebook may take.",
+)
+@click.option(
+    "--preload",
+    multiple=True,
+    metavar="MODULE",
+    help="Module that all kernels import ahead, once for all.  [default: numpy, pandas and the "
+    "like, where the notebooks import them]",
+)
+@click.pass_context
+def run_notebooks(
+    context: click.Context,
+    notebooks: tuple[Path, ...],
+    *,
+    jobs: int,
+    folder: Path,
+    parameters: tuple[tuple[str, str], ...],
+    resume: bool,
+    cell_timeout: float | None,
+    timeout: float | None,
+    preload: tuple[str, ...],
+) -> None:
+    """Run notebooks as papermill does, each in a kernel of its own.
+
+    What one does, be it a crash or an endless loop, costs only itself, and nothing that it has
+    started is left. The exit status is 1 when one has failed, else 0.
+    """
+    try:
+        from .notebook_runs import parsed_parameters
+        from .notebook_runs import run_notebooks as run_all
+
+        status = run_all(
+            notebooks,
+            jobs=jobs,
+            folder=folder,
+            parameters=parsed_parameters(parameters),
+            resume=resume,
+            cell_timeout=cell_timeout,
+            timeout=timeout,
+            preload=preload,
+        )
+    except ValueError as error:
+        raise click.UsageError(str(error)) from error
+    except KeyboardInterrupt:
+        raise click.Abort from None
+    context.exit(status)
+
+
 @snakepit.command("new-adapter")
 @click.argument("name")
 @click.option(

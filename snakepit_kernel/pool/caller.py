@@ -11,7 +11,7 @@ from typing import Any, Final, Literal, NoReturn, ParamSpec, TypeVar
 
 from ..errors import CellError, PoolDegraded, ToolNotFound
 from ..output.display import page_request
-from ..protocol.codec import cannot_travel, pickled
+from ..protocol.codec import BoundBuffers, cannot_travel, pickled
 from ..protocol.messages import ToolInfo
 from ..tracebacks import hide_own_frames, hides_own_frames
 from ..validation import check_count, check_priority, check_seconds
@@ -20,6 +20,7 @@ from .engine import Engine
 from .execution.host_tools import HostToolList
 from .execution.pipeline import FutureItem
 from .partition import check_variable, complete, join, split
+from .references import RemoteRef, home_of
 from .requests import FunctionRequest, SharedRequest, ToolRequest
 from .results import CallFuture, CellResult, Stream, checked
 from .scheduling.affinity import Home
@@ -72,6 +73,7 @@ class Caller:
         *,
         timeout: Timeout = DEFAULT,
         priority: int | None = None,
+        keep: bool = False,
     ) -> Any:
         """Call a tool and return its value.
 
@@ -86,6 +88,8 @@ class Caller:
             Default: the tool's own, else the pool's.
         priority
             In the queue higher goes first. Default: the session's, else 0.
+        keep
+            Whether the value stays in its worker, and a `RemoteRef` to it is returned.
 
         Raises
         ------
@@ -107,6 +111,9 @@ class Caller:
         Ctrl-C interrupts the call in its worker as well, and leaves the worker usable.
         What the tool prints is printed here.
         """
+        if keep:
+            work = self._tool_work(tool, (), dict(arguments or {}), timeout, priority, keeps=True)
+            return RemoteRef(self, self._engine.work.call(work))
         work = self._tool_work(tool, (), dict(arguments or {}), timeout, priority)
         return self._engine.work.call(work)
 
@@ -250,13 +257,14 @@ class Caller:
         priority: int | None,
         *,
         bound: Bound = "max_queue",
+        keeps: bool = False,
     ) -> WorkItem:
         self._engine.check_open()
         info = self._definitions.infos.get(tool) or self._find_tool(tool)
         if info.streams:
             msg = f"tool {tool!r} streams; call it by stream(), or by tools.{tool}(…)"
             raise TypeError(msg)
-        request = self._tool_request(info, args, kwargs)
+        request = self._tool_request(info, args, kwargs, keeps=keeps)
         return self._tool_item(info, request, timeout, priority, bound)
 
     def _tool_item(
@@ -278,12 +286,21 @@ class Caller:
         )
 
     def _tool_request(
-        self, info: ToolInfo, args: tuple[Any, ...], kwargs: dict[str, Any], room: int = 0
+        self,
+        info: ToolInfo,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        room: int = 0,
+        *,
+        keeps: bool = False,
     ) -> ToolRequest:
         """Check and pickle a request before a worker is assigned."""
         self._definitions.validator.check(info, args, kwargs)
         body, buffers = pickled(self._engine.config.codec, info.name, args, kwargs)
-        return ToolRequest(self._definitions, info.name, body, buffers, room)
+        home = self._home_of(buffers) if type(buffers) is BoundBuffers else None
+        return ToolRequest(
+            self._definitions, info.name, body, buffers, room=room, home=home, keeps=keeps
+        )
 
     def _find_tool(self, name: str) -> ToolInfo:
         info = self._definitions.infos.get(name) or self._engine.supervisor.tools.get(name)
@@ -352,6 +369,67 @@ class Caller:
             hide_own_frames(error)
             raise
 
+    def keep(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> RemoteRef:
+        """Run a function in a worker; leave its value there, and return a reference to it.
+
+        Parameters
+        ----------
+        fn, args, kwargs
+            As for `submit`.
+
+        Returns
+        -------
+        RemoteRef
+            Stands for the value: its methods, attributes and items are used there. The worker is
+            not replaced for its age or its calls while there is one.
+
+        Raises
+        ------
+        Exception
+            The function's own.
+        TypeError, QueueTimeout, PoolSaturated, WorkerDied, PoolClosed
+            As for `call`.
+        """
+        try:
+            name, request = self._function_request(fn, args, kwargs, keeps=True)
+            work = self._work(name, request, DEFAULT)
+            return RemoteRef(self, self._engine.work.call(work, raise_original=True))
+        except BaseException as error:
+            hide_own_frames(error)
+            raise
+
+    def _apply_to(
+        self,
+        home: Home[PooledLane],
+        name: str,
+        function: Callable[..., Any],
+        *args: Any,
+        keeps: bool = False,
+    ) -> Any:
+        """Call a function in the worker of a value that stays there."""
+        _, request = self._function_request(function, args, {}, keeps=keeps)
+        if request.home is None or request.home.lane is not home.lane:
+            if request.home is not None:
+                msg = (
+                    f"an argument of {name} is in worker {request.home.worker}, and its object in "
+                    f"{home.worker}; fetch() brings a value"
+                )
+                raise ValueError(msg)
+            request.home = home
+        return self._engine.work.call(self._work(name, request, DEFAULT), raise_original=True)
+
+    def _home_of(self, buffers: BoundBuffers) -> Home[PooledLane]:
+        """Return the worker that has the values which arguments stand for."""
+        home = home_of(buffers.references, self._engine)
+        bound_to = None if self._home is None else self._home.lane
+        if bound_to is not None and home.lane not in bound_to.neighbours:
+            msg = (
+                f"an argument is in worker {home.worker}, and the session {self._session_id!r} is "
+                f"bound to {bound_to.worker.name}; fetch() brings its value"
+            )
+            raise ValueError(msg)
+        return home
+
     def _submit(self, name: str, request: Request, **options: Any) -> CallFuture[Any]:
         item = self._work(name, request, DEFAULT, kind=FutureItem, **options)
         assert isinstance(item, FutureItem)
@@ -362,6 +440,8 @@ class Caller:
         fn: Callable[..., Any],
         args: tuple[Any, ...],
         kwargs: dict[str, Any],
+        *,
+        keeps: bool = False,
     ) -> tuple[str, FunctionRequest]:
         """Check and pickle a function and its arguments; return its name as well."""
         self._engine.check_open()
@@ -377,7 +457,8 @@ class Caller:
             what = f"{name} or one of its arguments"
             parts = [part for part in (fn, *args, *kwargs.values()) if not codec.can_travel(part)]
             raise cannot_travel(codec, what, parts, error) from error
-        return name, FunctionRequest(body, buffers)
+        home = self._home_of(buffers) if type(buffers) is BoundBuffers else None
+        return name, FunctionRequest(body, buffers, home, keeps=keeps)
 
     def _submit_shared(self, shared: SharedFunction, args: tuple[Any, ...]) -> CallFuture[Any]:
         """Submit a call of a shared function; return its future."""
@@ -388,7 +469,8 @@ class Caller:
         except Exception as error:
             what = f"an item for {shared.name}"
             raise cannot_travel(codec, what, args, error) from error
-        request = SharedRequest(shared, body, buffers)
+        home = self._home_of(buffers) if type(buffers) is BoundBuffers else None
+        request = SharedRequest(shared, body, buffers, home)
         return self._submit(shared.name, request, queue_timeout=None, bound=None)
 
     # -- cells ---------------------------------------------------------------------------------
@@ -755,7 +837,7 @@ class Caller:
             slot=slot,
             purpose=purpose,
             host_call=current_host_call(),
-            home=self._home,
+            home=self._home if request is None or request.home is None else request.home,
             fails_fast=self._fails_fast,
             priority=self._priority if priority is None else check_priority(priority),
             idempotent=idempotent,

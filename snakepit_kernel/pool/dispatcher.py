@@ -377,6 +377,34 @@ class Dispatcher:
         with self.lock:
             return self.scheduler.homes.open(session)
 
+    def pin(self, pid: int, worker: str, kind: str) -> Home[PooledLane]:
+        """Return the home of a value that stays in a worker; it is lost if the worker has gone.
+
+        Parameters
+        ----------
+        pid, worker
+            Process id and name of the worker.
+        kind
+            The value's type.
+        """
+        home: Home[PooledLane] = Home(worker=worker, kind=kind)
+        with self.lock:
+            for each in self.supervisor.workers.values():
+                if each.process.pid == pid:
+                    home.lane = each.main_lane
+                    self.scheduler.homes.pin(home)
+                    return home
+        home.is_lost = True
+        return home
+
+    def unpin(self, home: Home[PooledLane]) -> Home[PooledLane] | None:
+        """Forget the home of a value; return one for the call that frees it, if it is not lost."""
+        with self.lock:
+            self.scheduler.homes.unpin(home)
+            if home.is_lost or self.supervisor.is_closing:
+                return None
+            return Home(home.lane)
+
     def take_over_homes(self, ended: Dispatcher) -> None:
         """Take over the homes of a dispatcher whose workers have all ended."""
         with self.lock:

@@ -373,6 +373,11 @@ class Engine:
         self.host_tools.forget(session_id)
         self.dispatcher.forget_session(session_id)
 
+    def soon(self, function: Callable[..., object], *arguments: Any) -> None:
+        """Call a function in the pool's own thread; nothing if the pool has ended."""
+        with contextlib.suppress(RuntimeError):
+            self._loop_thread.soon(function, *arguments)
+
     @property
     def is_own_thread(self) -> bool:
         """Whether the current thread is the supervisor's, in which callbacks of futures run."""

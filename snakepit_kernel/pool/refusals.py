@@ -2,7 +2,14 @@
 
 from __future__ import annotations
 
-from ..errors import PoolClosed, PoolDegraded, SessionLost, SnakepitError, WorkerDied
+from ..errors import (
+    PoolClosed,
+    PoolDegraded,
+    ReferenceLost,
+    SessionLost,
+    SnakepitError,
+    WorkerDied,
+)
 from .accounting import DRAINING, Accounting
 from .work_item import HostCallContext, WorkItem, call_chain
 from .workers.supervisor import WorkerSupervisor
@@ -62,7 +69,10 @@ class Refusals:
         if self._accounting.closed_because is not None:
             return PoolClosed(self._pool, self._accounting.closed_because)
         if work.has_lost_home:
-            assert work.home is not None and work.home.lane is not None  # noqa: PT018
+            assert work.home is not None
+            if work.home.worker:
+                return ReferenceLost(work.home.kind, work.home.worker)
+            assert work.home.lane is not None
             assert work.session is not None
             worker = work.home.lane.worker
             return SessionLost(work.session, worker.name, worker.process.end_reason)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from ..protocol.frames import Segment
 from ..protocol.messages import Apply, Call
+from .scheduling.affinity import Home
 from .tools import SharedFunction, ToolDefinitions, preamble
 from .work_item import WorkItem
 from .workers.worker import PooledLane
@@ -22,9 +23,13 @@ class ToolRequest:
         The pickled arguments.
     room
         Chunks that a stream may send ahead; 0 for a tool that returns its value.
+    home
+        The worker that has a value which an argument stands for; None if there is none.
+    keeps
+        Whether the value stays in the worker.
     """
 
-    __slots__ = ("_body", "_buffers", "_definitions", "_room", "_tool")
+    __slots__ = ("_body", "_buffers", "_definitions", "_keeps", "_room", "_tool", "home")
 
     def __init__(
         self,
@@ -32,13 +37,18 @@ class ToolRequest:
         tool: str,
         body: bytes,
         buffers: list[memoryview],
+        *,
         room: int = 0,
+        home: Home[PooledLane] | None = None,
+        keeps: bool = False,
     ) -> None:
         self._definitions = definitions
         self._tool = tool
         self._body = body
         self._buffers = buffers
         self._room = room
+        self._keeps = keeps
+        self.home = home
 
     def encode(self, lane: PooledLane, call_id: int, work: WorkItem) -> list[Segment]:
         """Encode the request for a lane, with the call's id there."""
@@ -50,6 +60,7 @@ class ToolRequest:
             self._room,
             0 if nested is None else nested.call_id,
             work.correlation,
+            self._keeps,
         )
         segments = lane.marshaller.pack(message, self._body, self._buffers)
         missing = self._definitions.missing(lane, self._tool)
@@ -63,17 +74,28 @@ class FunctionRequest:
     ----------
     body, buffers
         The pickled function and arguments.
+    home, keeps
+        As for `ToolRequest`.
     """
 
-    __slots__ = ("_body", "_buffers")
+    __slots__ = ("_body", "_buffers", "_keeps", "home")
 
-    def __init__(self, body: bytes, buffers: list[memoryview]) -> None:
+    def __init__(
+        self,
+        body: bytes,
+        buffers: list[memoryview],
+        home: Home[PooledLane] | None = None,
+        *,
+        keeps: bool = False,
+    ) -> None:
         self._body = body
         self._buffers = buffers
+        self._keeps = keeps
+        self.home = home
 
     def encode(self, lane: PooledLane, call_id: int, work: WorkItem) -> list[Segment]:
         """Encode the request for a lane, with the call's id there."""
-        message = Apply(call_id, work.session, work.inside, work.correlation)
+        message = Apply(call_id, work.session, work.inside, work.correlation, keeps=self._keeps)
         return [*preamble(lane), *lane.marshaller.pack(message, self._body, self._buffers)]
 
 
@@ -86,14 +108,23 @@ class SharedRequest:
         The function.
     body, buffers
         The pickled arguments.
+    home
+        As for `ToolRequest`.
     """
 
-    __slots__ = ("_body", "_buffers", "_shared")
+    __slots__ = ("_body", "_buffers", "_shared", "home")
 
-    def __init__(self, shared: SharedFunction, body: bytes, buffers: list[memoryview]) -> None:
+    def __init__(
+        self,
+        shared: SharedFunction,
+        body: bytes,
+        buffers: list[memoryview],
+        home: Home[PooledLane] | None = None,
+    ) -> None:
         self._shared = shared
         self._body = body
         self._buffers = buffers
+        self.home = home
 
     def encode(self, lane: PooledLane, call_id: int, work: WorkItem) -> list[Segment]:
         """Encode the request for a lane, with the call's id there."""

@@ -26,7 +26,15 @@ from .workers.worker import PooledLane
 
 
 class Request(Protocol):
-    """The request that a work item sends to a worker."""
+    """The request that a work item sends to a worker.
+
+    Attributes
+    ----------
+    home
+        The only worker that it can be sent to; None for any.
+    """
+
+    home: Home[PooledLane] | None
 
     def encode(self, lane: PooledLane, call_id: int, work: WorkItem) -> list[Segment]:
         """Encode the request for a lane, with the call's id there."""

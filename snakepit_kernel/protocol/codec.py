@@ -42,6 +42,20 @@ _SHALLOW_ITEMS = 32
 Pickled = tuple[bytes, list[memoryview]]
 
 
+class BoundBuffers(list[memoryview]):
+    """The buffers of a pickle in which something stands for a value that one worker has.
+
+    Attributes
+    ----------
+    references
+        What was pickled so, see `Encoders.bind`.
+    """
+
+    def __init__(self, buffers: Iterable[memoryview], references: Sequence[Any]) -> None:
+        super().__init__(buffers)
+        self.references = references
+
+
 @dataclass(frozen=True, slots=True)
 class Codec:
     """Settings of pickling, and the pickling itself.
@@ -178,7 +192,10 @@ class Codec:
             return False
 
         callback = None if in_one_piece else keep_in_band
-        make_pickler(file, protocol=5, buffer_callback=callback, codec=self).dump(value)
+        pickler = make_pickler(file, protocol=5, buffer_callback=callback, codec=self)
+        pickler.dump(value)
+        if pickler.references:
+            return file.getvalue(), BoundBuffers(buffers, pickler.references)
         return file.getvalue(), buffers
 
 
@@ -223,12 +240,15 @@ class _Pickler(cloudpickle.Pickler):  # type: ignore[misc] # cloudpickle is unty
     def __init__(self, *args: Any, codec: Codec, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._codec = codec
+        self.references: list[Any] = []
 
     def reducer_override(self, obj: Any) -> Any:
         """Reduce an object, or leave that to pickle."""
         kind = type(obj)
         encoded = encoders.reducers.get(kind)
         if encoded is not None:
+            if kind in encoders.bound:
+                self.references.append(obj)
             return encoded(obj)
         if issubclass(kind, type) or kind is types.FunctionType:
             return self._reduce_definition(obj)

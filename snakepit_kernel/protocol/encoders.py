@@ -25,11 +25,22 @@ class Encoders:
     known
         All encoders, in the order of their registration; their number identifies a state of the
         registry.
+    bound
+        The types that `bind` has added.
     """
 
     def __init__(self) -> None:
         self.reducers: dict[type, Reducer] = {}
+        self.bound: set[type] = set()
         self.known: list[Encoder] = []
+
+    def bind(self, kind: type, reduce: Reducer) -> None:
+        """Add a type of our own whose values stand for others that one worker has.
+
+        Pickling collects them, see `BoundBuffers`: such a call can be made in that worker only.
+        """
+        self.reducers[kind] = reduce
+        self.bound.add(kind)
 
     def add(self, kind: type, encode: Callable[[Any], Any], decode: Callable[[Any], Any]) -> None:
         """Add an encoder, or replace that of its type."""

@@ -90,7 +90,9 @@ class FunctionPickles:
             return kept.pickled
         body, buffers = dumps(function)
         now = _parts_of(function, names)
-        if buffers or len(body) > MAX_KEPT_BYTES or now is None or not _are_the_same(parts, now):
+        if buffers or type(buffers) is not list:  # or it refers to what only one worker has
+            return None
+        if len(body) > MAX_KEPT_BYTES or now is None or not _are_the_same(parts, now):
             return None
         pickled = PickledFunction(body)
         self._kept[function] = _Kept(names, parts, modules, pickled)

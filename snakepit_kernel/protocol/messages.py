@@ -238,6 +238,8 @@ class Call(WithValue, frozen=True, tag="call"):
         The host call that it is made on behalf of, which this worker waits for; 0 for none.
     correlation
         Id of the outermost call that it is made for.
+    keeps
+        Whether the value stays in the worker, which describes it in its answer.
     """
 
     id: int
@@ -246,6 +248,7 @@ class Call(WithValue, frozen=True, tag="call"):
     credit: int = 0
     inside: int = 0
     correlation: str = ""
+    keeps: bool = False
 
 
 class Apply(WithValue, frozen=True, tag="apply"):
@@ -266,6 +269,7 @@ class Apply(WithValue, frozen=True, tag="apply"):
     correlation: str = ""
     function: int = 0
     belongs_to_cell: bool = False
+    keeps: bool = False
 
 
 class Output(_Message, frozen=True, tag="output"):

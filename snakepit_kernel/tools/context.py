@@ -380,6 +380,11 @@ _CONTEXT_ADVICE = (
 )
 
 
+def is_worker() -> bool:
+    """Whether this process is a worker of a pool."""
+    return _cell is not None
+
+
 def context_of_here() -> SessionContext | None:
     """Return the context that output of this code belongs to; None if that is unknown."""
     return _call.get() or _starter.get()

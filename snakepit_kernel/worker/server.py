@@ -36,6 +36,7 @@ from .host_calls import HostCalls
 from .interrupts import InterruptRouter
 from .name_advice import add_name_advice
 from .output import Output
+from .references import keeping
 from .search_path import add_import_advice
 from .session_isolation import SessionIsolation
 from .streams import StreamSender
@@ -313,14 +314,16 @@ class CallServer:
             function, args, kwargs = self.lane.marshaller.load(call, frame)
             if call.belongs_to_cell:
                 self._cell_calls.add(call.id)
-            return functools.partial(function, *args, **kwargs), inspect.iscoroutinefunction(
-                function
-            )
+            ready: Callable[[], Any] = functools.partial(function, *args, **kwargs)
+            is_async = inspect.iscoroutinefunction(function)
+            return (keeping(ready, is_async=is_async) if call.keeps else ready), is_async
         tool = self._registry.get(call.tool)
         args, kwargs = self.lane.marshaller.load(call, frame)
         ready = tool.bind(call_context, args, kwargs)
         if tool.streams:
             ready = self._streaming(call, ready, is_async=tool.is_async)
+        elif call.keeps:
+            ready = keeping(ready, is_async=tool.is_async)
         return ready, tool.is_async
 
     def _streaming(

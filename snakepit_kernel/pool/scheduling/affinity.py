@@ -34,11 +34,15 @@ class Home(Generic[W]):
         A lane of that worker; None until the session's first work is assigned one.
     is_lost
         Whether that worker is gone.
+    worker, kind
+        Of a value that stays in a worker: the worker's name, and the value's type; see `pin`.
     """
 
-    def __init__(self, lane: W | None = None) -> None:
+    def __init__(self, lane: W | None = None, *, worker: str = "", kind: str = "") -> None:
         self.lane = lane
         self.is_lost = False
+        self.worker = worker
+        self.kind = kind
 
     def takes(self, lane: W) -> bool:
         """Whether a lane belongs to that worker, or there is no such worker yet."""
@@ -65,6 +69,16 @@ class Homes(Generic[W]):
             if home.lane is not None:
                 self._kept[session] = home
         return home
+
+    def pin(self, home: Home[W]) -> None:
+        """Keep the worker of a home for a value that stays there, until `unpin`."""
+        key = f"reference {id(home)}"  # no session has such an id
+        self._homes[key] = self._kept[key] = home
+
+    def unpin(self, home: Home[W]) -> None:
+        """Let a worker go, as far as that value is concerned."""
+        self._homes.pop(f"reference {id(home)}", None)
+        self._kept.pop(f"reference {id(home)}", None)
 
     def preferred(self, session: str) -> W | None:
         """Return a lane of a session's home, or of its last worker if it has no home."""
