@@ -62,6 +62,7 @@ os.environ["SNAKEPIT_RUNTIME_DIR"] = str(RUNTIME_DIRS[1])
 os.environ["JUPYTER_DATA_DIR"] = str(PRIVATE / "data")  # kernelspecs are found in sys.prefix too
 os.environ["JUPYTER_CONFIG_DIR"] = str(PRIVATE / "config")
 os.environ["SNAKEPIT_DATA_DIR"] = str(PRIVATE / "snakepit")
+os.environ["SNAKEPIT_CACHE_DIR"] = str(PRIVATE / "cache")
 os.environ["IPYTHONDIR"] = str(PRIVATE / "ipython")
 os.environ["JUPYTER_PLATFORM_DIRS"] = "1"  # or jupyter_core warns that this will change
 os.environ["SNAKEPIT_STANDBY"] = "0"  # what a test starts is what it asks for

@@ -16,7 +16,7 @@ from IPython.core.error import UsageError
 
 from snakepit_kernel.errors import suggest
 from snakepit_kernel.sessions.variable_types import CONSTRAINTS
-from snakepit_kernel.validation import parse_bytes
+from snakepit_kernel.validation import parse_bytes, parse_seconds
 
 DESCRIPTION = "A pool of worker kernels, and what to do with it."
 
@@ -178,6 +178,7 @@ def _add_start_options(parser: Parser) -> None:
     add("--cwd", help="working directory of the workers")
     add("--env", nargs="+", default=[], metavar="NAME=VALUE", help="environment of the workers")
     add("--kernel-name", help="kernelspec of the workers")
+    add("-r", "--requirements", metavar="FILE", help="requirements file of the workers' packages")
     add("--gpus", type=_whole_or_auto, help="auto, or how many for each worker")
     add("--max-age", type=_seconds, help="seconds that a worker may live")
     add("--max-calls", type=_whole, help="calls that a worker may serve")
@@ -448,15 +449,11 @@ def _bytes(text: str) -> int:
 def _time_to_live(text: str) -> float:
     if text == "never":
         return math.inf
-    unit = _TIMES.get(text[-1:].lower())
     try:
-        return float(text if unit is None else text[:-1]) * (unit or 1.0)
+        return parse_seconds(text)
     except ValueError:
         msg = f"{text!r} is not a time, such as 12h, 30d or never"
         raise argparse.ArgumentTypeError(msg) from None
-
-
-_TIMES = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0, "w": 7 * 86400.0}
 
 
 def _number(text: str) -> float:

@@ -130,6 +130,7 @@ class Housekeeping:
                 for _, worker in sorted(self._supervisor.workers.items())
             ]
             shells, processes = self._sessions.shell_counts()
+            requirements = self._factory.config.requirements
             return PoolStatus(
                 name=self._factory.config.name,
                 owner_pid=self._pid,
@@ -142,6 +143,7 @@ class Housekeeping:
                 shells=shells,
                 processes=processes,
                 notebook=notebook_name(),
+                environment=None if requirements is None else str(requirements),
             )
 
     def logs(self) -> dict[str, str]:

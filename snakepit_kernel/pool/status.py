@@ -163,6 +163,8 @@ class PoolStatus:
         Number of its sessions' open shells, and of their background processes that run.
     notebook
         Name of the notebook's file, if the owner is the kernel of one and was told.
+    environment
+        The requirements of the workers' environment in short; None when they have none.
     """
 
     name: str
@@ -176,6 +178,7 @@ class PoolStatus:
     shells: int = 0
     processes: int = 0
     notebook: str | None = None
+    environment: str | None = None
 
     def __setstate__(self, state: list[Any]) -> None:
         """Restore a pickle; one of an earlier version has not got the last fields."""
@@ -247,12 +250,17 @@ class PoolStatus:
     @property
     def title(self) -> str:
         """The line above its table."""
-        return printable(f"pool {self.name} of {self._owner}: adapter {self.adapter}")
+        return printable(f"pool {self.name} of {self._owner}: {', '.join(self._parts)}")
 
     @property
     def about(self) -> str:
         """The text next to its name in a notebook."""
-        return printable(f"{self._owner} · adapter {self.adapter}")
+        return printable(" · ".join([self._owner, *self._parts]))
+
+    @property
+    def _parts(self) -> list[str]:
+        environment = [] if self.environment is None else [f"environment {self.environment}"]
+        return [f"adapter {self.adapter}", *environment]
 
     @property
     def _owner(self) -> str:
