@@ -63,6 +63,7 @@ os.environ["JUPYTER_DATA_DIR"] = str(PRIVATE / "data")  # kernelspecs are found 
 os.environ["JUPYTER_CONFIG_DIR"] = str(PRIVATE / "config")
 os.environ["SNAKEPIT_DATA_DIR"] = str(PRIVATE / "snakepit")
 os.environ["SNAKEPIT_CACHE_DIR"] = str(PRIVATE / "cache")
+os.environ["UV_COMPILE_BYTECODE"] = "0"  # it would take longer than what the tests run there
 os.environ["IPYTHONDIR"] = str(PRIVATE / "ipython")
 os.environ["JUPYTER_PLATFORM_DIRS"] = "1"  # or jupyter_core warns that this will change
 os.environ["SNAKEPIT_STANDBY"] = "0"  # what a test starts is what it asks for

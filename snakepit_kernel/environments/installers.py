@@ -114,7 +114,8 @@ class Uv(Installer):
 
         It does not read them by itself; where people must not use PyPI, they have told pip.
         """
-        own = {**os.environ}
+        # Without the compiled files, each template would take half a second more.
+        own = {"UV_COMPILE_BYTECODE": "1", **os.environ}
         if any(name.startswith(("UV_INDEX", "UV_DEFAULT_INDEX")) for name in own):
             return own
         return {**_of_pip(pip_settings()), **own}

@@ -23,6 +23,7 @@ from jupyter_client.manager import start_new_kernel
 from snakepit_kernel import EnvironmentFailed, Pool, WorkerDied
 from snakepit_kernel.environments.cache import EnvironmentCache
 from snakepit_kernel.environments.environment import _Maker, acquire
+from snakepit_kernel.environments.own_wheel import Installation
 from snakepit_kernel.environments.requirements import Requirements
 
 from ..pool.conftest import by_value, wait_for_all_sockets  # noqa: F401 - a fixture
@@ -134,6 +135,14 @@ def test_workers_run_this_very_package_and_find_its_metadata(pool):
     assert found == [versions[0], True, True, versions[1]]
 
 
+def test_our_own_needs_are_those_of_this_installation_and_code_travels_in_its_format():
+    needs = Installation.find().needs
+
+    assert f"cloudpickle=={metadata.version('cloudpickle')}" in needs
+    assert any(need.startswith("ipykernel>=") for need in needs)
+    assert not any(need.startswith(("papermill", "uv", "pytest")) for need in needs)
+
+
 def test_modules_are_preloaded_in_the_template_of_the_environment(pool, file, with_templates):
     def look():
         import os
@@ -200,6 +209,7 @@ def test_a_worker_that_died_and_a_pool_that_was_restarted_are_in_it_again(pool, 
         mortal.restart()
         assert mortal.submit(_version).result() == "1.0"
         mortal.terminate()
+        assert mortal._engine._lease._lock.descriptor == -1  # the environment may be pruned now
         mortal.restart()
         assert mortal.submit(_version).result() == "1.0"
 

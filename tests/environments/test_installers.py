@@ -102,6 +102,7 @@ def test_uv_gets_the_settings_of_pip_where_it_has_no_index_of_its_own(monkeypatc
     env = Uv(sys.executable).environment()
 
     assert {name: value for name, value in env.items() if name.startswith("UV_")} == {
+        "UV_COMPILE_BYTECODE": "1",
         "UV_DEFAULT_INDEX": "https://in.house/simple",
         "UV_INDEX": "https://a/simple https://b/simple",
         "UV_FIND_LINKS": "/three",
