@@ -35,6 +35,7 @@
     ├── ProcessNotFound           no process of that id                (also LookupError)
     ├── ProcessNotReady           a process has not done what was awaited (also TimeoutError)
     ├── ProcessExited             it ended before that
+    ├── EnvironmentFailed         an environment of packages could not be made
     ├── StartFailed               a process could not be started
     └── SurvivorsError            processes of a run could not be ended
 
@@ -64,6 +65,7 @@ __all__ = [
     "CellsOnly",
     "CommandFailed",
     "ConstraintViolation",
+    "EnvironmentFailed",
     "InvalidArguments",
     "PoolClosed",
     "PoolDegraded",
@@ -864,6 +866,31 @@ class ProcessExited(SnakepitError):
     def __str__(self) -> str:
         text = f"process {self.id} ended with status {self.returncode}, and {self.awaited}"
         return f"{text}; the end of its log:\n{self.log}" if self.log else text
+
+
+class EnvironmentFailed(SnakepitError):
+    """An environment of packages could not be made for the workers of a pool.
+
+    Attributes
+    ----------
+    requirements
+        What it was to have.
+    cause
+        What failed.
+    output
+        What the installer has said about that, at most 4 KiB.
+    """
+
+    def __init__(self, requirements: Sequence[str], cause: str, output: str = "") -> None:
+        super().__init__(tuple(requirements), cause, output)
+        self.requirements = tuple(requirements)
+        self.cause = cause
+        self.output = output
+
+    def __str__(self) -> str:
+        wanted = f" for {', '.join(self.requirements)}" if self.requirements else ""
+        text = f"no environment could be made{wanted}: {self.cause}"
+        return f"{text}; it says:\n{self.output}" if self.output else text
 
 
 class StartFailed(SnakepitError):

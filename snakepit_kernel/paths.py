@@ -11,7 +11,8 @@ the first of these:
 
 All but the first are skipped if their path leaves no room for the names of sockets, or if they
 belong to another user. Durable files go to ``SNAKEPIT_DATA_DIR``, or to ``snakepit`` below
-Jupyter's data directory.
+Jupyter's data directory. What can be made anew goes to ``SNAKEPIT_CACHE_DIR``, or to ``snakepit``
+below ``XDG_CACHE_HOME`` or ``~/.cache``.
 
 Each is created with mode 0700, as are its missing parents. An existing one is used only if it is no
 link, is ours, and other users have no permissions; it is never changed.
@@ -35,6 +36,7 @@ logger = get_logger(__name__)
 
 RUNTIME_VARIABLE = "SNAKEPIT_RUNTIME_DIR"
 DATA_VARIABLE = "SNAKEPIT_DATA_DIR"
+CACHE_VARIABLE = "SNAKEPIT_CACHE_DIR"
 
 MAX_SOCKET_PATH = 107
 """Maximum bytes of a socket's path on Linux, without the final NUL."""
@@ -227,6 +229,24 @@ def data_dir() -> Path:
     if chosen:
         return _private(_expanded(chosen), DATA_VARIABLE)
     return _private(_jupyter_dir("jupyter_data_dir", *_settings()) / OWN, DATA_VARIABLE)
+
+
+def cache_dir() -> Path:
+    """Return the private directory for what can be made anew; create it when it is missing.
+
+    Raises
+    ------
+    PermissionError
+        It cannot be created or written; it is a link, another user's, or not private.
+    """
+    chosen = os.environ.get(CACHE_VARIABLE)
+    if chosen:
+        return _private(_expanded(chosen), CACHE_VARIABLE)
+    base = os.environ.get("XDG_CACHE_HOME", "")
+    # The specification of these directories has relative paths ignored.
+    return _private(
+        (Path(base) if base.startswith("/") else _expanded("~/.cache")) / OWN, CACHE_VARIABLE
+    )
 
 
 def _settings() -> list[str | None]:

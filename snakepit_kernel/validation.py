@@ -47,6 +47,16 @@ def parse_bytes(text: str) -> int:
         raise ValueError(msg) from None
 
 
+def parse_seconds(text: str) -> float:
+    """Return a duration from a text such as ``12h`` or ``30d``, or raise ValueError."""
+    unit = _SECONDS.get(text[-1:].lower())
+    try:
+        return float(text if unit is None else text[:-1]) * (unit or 1.0)
+    except ValueError:
+        msg = f"{text!r} is not a time, such as 12h or 30d"
+        raise ValueError(msg) from None
+
+
 def bytes_meant(name: str, value: object) -> str:
     """Return the end of the error of a size that is a text, with the number that it means."""
     if not name.endswith("_bytes") or not isinstance(value, str):
@@ -56,6 +66,8 @@ def bytes_meant(name: str, value: object) -> str:
     except ValueError:
         return ""
 
+
+_SECONDS = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0, "w": 7 * 86400.0}
 
 _BYTES = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 

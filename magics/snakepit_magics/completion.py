@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import glob
 import re
 from collections.abc import Callable, Iterable
+from pathlib import Path
 from typing import Protocol
 
 from IPython.core.completer import (
@@ -163,6 +165,8 @@ class Completer:
         if not words:
             return _typed("command", COMMANDS)
         command, *arguments = words
+        if arguments and arguments[-1] in {"-r", "--requirements"}:
+            return _typed("path", _paths(fragment))
         if command in RAW_COMMANDS and not fragment.startswith("-"):
             return _typed("path", self._magics.shells.paths(fragment))
         options = _typed("option", self._options.get(command, []))
@@ -209,6 +213,12 @@ class Completer:
 
 def _typed(kind: str, names: Iterable[str]) -> Iterable[tuple[str, str]]:
     return ((name, kind) for name in names)
+
+
+def _paths(fragment: str) -> Iterable[str]:
+    """Return the files and folders whose paths begin so."""
+    for path in glob.glob(f"{glob.escape(fragment)}*"):  # noqa: PTH207 - relative as it is typed
+        yield f"{path}/" if Path(path).is_dir() else path
 
 
 def _fragment(line: str) -> str:

@@ -17,7 +17,7 @@ from IPython.core.error import UsageError
 
 from snakepit_kernel.errors import suggest
 from snakepit_kernel.sessions.variable_types import CONSTRAINTS
-from snakepit_kernel.validation import parse_bytes
+from snakepit_kernel.validation import parse_bytes, parse_seconds
 
 COMMANDS = {
     "start": "open a pool, or return the running one of that name",
@@ -189,6 +189,7 @@ def _add_start_options(parser: Parser) -> None:
     add("--cwd", metavar="FOLDER", help="working directory")
     add("--env", nargs="+", default=[], metavar="NAME=VALUE", help="environment variables")
     add("--kernel-name", metavar="NAME", help="kernelspec")
+    add("-r", "--requirements", metavar="FILE", help="requirements file of their packages")
     add("--gpus", type=_whole_or_auto, help="number of GPUs for each worker, or auto")
     add = parser.add_argument_group("Limits of calls and cells").add_argument
     add("--timeout", type=_seconds, help="for each call or cell")
@@ -504,15 +505,11 @@ def _bytes(text: str) -> int:
 def _time_to_live(text: str) -> float:
     if text == "never":
         return math.inf
-    unit = _TIMES.get(text[-1:].lower())
     try:
-        return float(text if unit is None else text[:-1]) * (unit or 1.0)
+        return parse_seconds(text)
     except ValueError:
         msg = f"{text!r} is not a time, such as 12h, 30d or never"
         raise argparse.ArgumentTypeError(msg) from None
-
-
-_TIMES = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0, "w": 7 * 86400.0}
 
 
 def _number(text: str) -> float:

@@ -16,6 +16,7 @@ import click
 from .._version import __version__
 from ..errors import SnakepitError, suggest
 from ..printable import printable
+from ..validation import parse_seconds
 
 INTERRUPTED = 130
 """Exit status after Ctrl-C, as in shells: 128 and the number of SIGINT."""
@@ -247,6 +248,72 @@ def run_notebooks(
     except KeyboardInterrupt:
         raise click.Abort from None
     context.exit(status)
+
+
+@snakepit.group("env", cls=Commands)
+def environments() -> None:
+    """List, make and remove the environments of pools with requirements."""
+
+
+@environments.command("list")
+@click.option("--json", "as_json", is_flag=True, help="Print it as JSON.")
+def list_environments(*, as_json: bool) -> None:
+    """List your environments, the one used last first."""
+    from .environments import show
+
+    show(as_json=as_json)
+
+
+@environments.command("prune")
+@click.option(
+    "--older-than",
+    default="30d",
+    show_default=True,
+    metavar="TIME",
+    help="How long they have not been used: 12h, 30d.",
+)
+@click.option("--all", "is_all", is_flag=True, help="All that nobody uses now.")
+@click.option("--dry-run", is_flag=True, help="Only say what would be removed.")
+def prune_environments(*, older_than: str, is_all: bool, dry_run: bool) -> None:
+    """Remove environments that have not been used for a while, and that nobody uses now.
+
+    Requirements that are not pinned are resolved anew the next time.
+    """
+    from .environments import prune
+
+    try:
+        seconds = 0.0 if is_all else parse_seconds(older_than)
+    except ValueError as error:
+        raise click.UsageError(f"--older-than: {error}") from error
+    prune(seconds, dry_run=dry_run)
+
+
+@environments.command("make")
+@click.argument("requirement", nargs=-1)
+@click.option(
+    "-r",
+    "--requirements",
+    "files",
+    multiple=True,
+    metavar="FILE",
+    type=click.Path(path_type=Path, exists=True, dir_okay=False),
+    help="A requirements file.",
+)
+@click.option("--upgrade", is_flag=True, help="Resolve them anew, to the newest versions.")
+def make_environment(
+    requirement: tuple[str, ...], *, files: tuple[Path, ...], upgrade: bool
+) -> None:
+    """Make the environment of a pool ahead; print its folder."""
+    if not requirement and not files:
+        raise click.UsageError("name a requirement, or a file of them by --requirements FILE")
+    from .environments import make
+
+    try:
+        make(requirement, files, upgrade=upgrade)
+    except ValueError as error:
+        raise click.UsageError(str(error)) from error
+    except KeyboardInterrupt:
+        raise click.Abort from None
 
 
 @snakepit.command("new-adapter")

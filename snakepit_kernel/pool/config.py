@@ -6,9 +6,9 @@ import math
 import os
 import types
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any, Literal, TypeVar, cast, get_args
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, cast, get_args
 
 from ..errors import suggest
 from ..ids import check_name
@@ -22,10 +22,14 @@ from ..validation import FOREVER, check_count, check_flag, check_seconds
 from .policies import Breaker, CrashBarrier, Heartbeat, Retry, check_policy
 from .policies import P as K
 from .resources.accelerators import Allotment, Gpus, allot
-from .resources.kernelspec import WorkerKernel, find_kernel
+from .resources.kernelspec import WorkerKernel, find_kernel, in_environment
 from .resources.limits import Limits, check_limits, find_group
 from .resources.machine_budget import usable_cores
 from .scheduling.scheduler import Purpose
+
+if TYPE_CHECKING:
+    from ..environments.cache import Environment
+    from ..environments.requirements import Requirements
 
 T = TypeVar("T")
 
@@ -37,6 +41,9 @@ Profile = Literal["process", "thread"]
 
 MAX_WORKERS = 150
 MAX_THREADS = MAX_LANES - 1
+
+DEFAULT_KERNEL = "snakepit"
+"""Kernelspec of the workers if no other one is named."""
 
 DEFAULT_QUEUE_TIMEOUT = 10.0
 """Default limit, in seconds, of the time that a waiting caller spends in the queue."""
@@ -126,6 +133,14 @@ def _folder(name: str, value: Any) -> Path:
     return folder
 
 
+def _requirements(name: str, value: Any) -> Requirements | None:
+    if value is None:
+        return None
+    from ..environments.requirements import check_requirements
+
+    return check_requirements(name, value)
+
+
 def check_adapter(value: object) -> object:
     """Return a value that can be an adapter; raise TypeError for any other."""
     if value is None or isinstance(value, str | type | types.ModuleType):
@@ -178,6 +193,7 @@ class PoolOptions:
     env: Mapping[str, str] = _option(_environment)
     cwd: Path = _option(_folder)
     kernel_name: str = _option(lambda _, value: value)  # `find_kernel` checks it
+    requirements: Requirements | None = _option(_requirements)
     start_timeout: float = _option(_start_timeout)
     max_value_bytes: int = _option(_count(1))
     unserializable: Policy = _option(_choice(get_args(Policy)))
@@ -220,6 +236,12 @@ class PoolConfig(PoolOptions):
             for option in fields(PoolOptions)
         }
         options = PoolOptions(**values)
+        if options.requirements is not None and options.kernel_name != DEFAULT_KERNEL:
+            msg = (
+                f"requirements cannot be combined with kernel_name {options.kernel_name!r}: the "
+                "workers of an environment run the kernel of this package"
+            )
+            raise ValueError(msg)
         environ = {**os.environ, **options.env}
         kernel = find_kernel(options.kernel_name, environ)
         for feature, is_wanted in (
@@ -272,6 +294,10 @@ class PoolConfig(PoolOptions):
         if self.follows_cwd:
             values["cwd"] = None
         return values
+
+    def in_environment(self, environment: Environment) -> PoolConfig:
+        """Return the same options for workers that run in an environment."""
+        return replace(self, kernel=in_environment(self.kernel, environment))
 
     @property
     def lanes(self) -> list[frozenset[Purpose]]:

@@ -16,7 +16,7 @@ import threading
 from collections.abc import Callable, Coroutine
 from dataclasses import replace
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from weakref import WeakSet
 
 import zmq
@@ -52,6 +52,9 @@ from .workers.standby import StandbyWorkers
 from .workers.supervisor import WorkerSupervisor
 from .workers.worker import PooledLane
 from .workers.zmq_threads import start_threads
+
+if TYPE_CHECKING:
+    from ..environments.cache import Lease
 
 logger = get_logger(__name__)
 
@@ -104,6 +107,12 @@ class Engine:
 
     def _set_up(self, config: PoolConfig, closed_because: str | None = None) -> None:
         """Make everything that ends with the workers: folder, reservation, threads and parts."""
+        self._lease: Lease | None = None
+        if config.requirements is not None:
+            from ..environments.environment import acquire
+
+            self._lease = acquire(config.requirements)
+            config = config.in_environment(self._lease.environment)
         self._reservation = MachineReservation(config.name, config.bytes_each)
         if config.is_auto_sized:
             left = self._reservation.reserve_remaining(config.workers).workers
@@ -121,6 +130,7 @@ class Engine:
                 loop_thread.close()
             remove_folder(self._folder.path)
             self._reservation.release()
+            self._release_environment()
             if isinstance(error, RuntimeError):
                 raise StartFailed(
                     f"pool {config.name}", f"{error}; {TOO_MANY_PROCESSES}"
@@ -475,6 +485,7 @@ class Engine:
             self._end_context,
             lambda: remove_folder(self._folder.path),
             self._reservation.release,
+            self._release_environment,
             partial(atexit.unregister, self.close),
         )
         for step in steps:
@@ -482,6 +493,10 @@ class Engine:
                 step()
             except Exception as error:  # noqa: BLE001 - raised in the threads that wait in `close`
                 self._failure = self._failure or error
+
+    def _release_environment(self) -> None:
+        if self._lease is not None:
+            self._lease.release()
 
     def _end_context(self) -> None:
         """Close all ZeroMQ sockets and their context, and wait for `CONTEXT_PATIENCE` at most.

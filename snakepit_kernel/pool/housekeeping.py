@@ -120,6 +120,7 @@ class Housekeeping:
                 _status_of(worker, now) for _, worker in sorted(self._supervisor.workers.items())
             ]
             shells, processes = self._sessions.shell_counts()
+            requirements = self._factory.config.requirements
             return PoolStatus(
                 name=self._factory.config.name,
                 owner_pid=self._pid,
@@ -133,6 +134,7 @@ class Housekeeping:
                 processes=processes,
                 notebook=notebook_name(),
                 jobs=running_jobs.status(),
+                environment=None if requirements is None else str(requirements),
             )
 
     def logs(self) -> dict[str, str]:

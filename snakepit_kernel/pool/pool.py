@@ -26,6 +26,7 @@ from ..tracebacks import hide_own_frames, hides_own_frames
 from ..validation import bounded, check_count, check_seconds
 from .caller import DEFAULT, Caller, Timeout
 from .config import (
+    DEFAULT_KERNEL,
     MAX_WORKERS,
     Affinity,
     PoolConfig,
@@ -114,6 +115,11 @@ class Pool(Caller, concurrent.futures.Executor):
         snakepit-kernel is installed in its environment; any other one runs cells only:
         then ``adapter``, ``preload``, ``autoreload`` and the profile ``"thread"`` are refused
         (`CellsOnly`).
+    requirements
+        Packages of the workers, in an environment of their own that has nothing else of this
+        process's: a list such as ``["pandas==2.2.*"]``, or the path of a requirements file. It is
+        made by uv, or else by pip, when it is needed first, and kept for all pools of this user.
+        None for the packages of this process.
     start_timeout
         Seconds that a worker may take to become ready.
     max_value_bytes
@@ -158,6 +164,8 @@ class Pool(Caller, concurrent.futures.Executor):
     ------
     TypeError, ValueError
         An option is wrong; the text names it.
+    EnvironmentFailed
+        The environment of its requirements could not be made; with what the installer said.
     StartFailed
         A worker could not start; with the cause and its last output. Nothing is left running.
 
@@ -188,7 +196,8 @@ class Pool(Caller, concurrent.futures.Executor):
         standby: int = 0,
         env: Mapping[str, str] | None = None,
         cwd: str | os.PathLike[str] | None = None,
-        kernel_name: str = "snakepit",
+        kernel_name: str = DEFAULT_KERNEL,
+        requirements: Sequence[str] | str | os.PathLike[str] | None = None,
         start_timeout: float = 60.0,
         max_value_bytes: int = MAX_VALUE_BYTES,
         unserializable: Literal["type", "repr", "error"] = "type",

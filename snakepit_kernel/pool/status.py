@@ -246,6 +246,8 @@ class PoolStatus:
         Name of the notebook's file, if the owner is the kernel of one and was told.
     jobs
         The background cells and calls of the owner that run, in whichever of its pools.
+    environment
+        The requirements of the workers' environment in short; None when they have none.
     """
 
     name: str
@@ -260,6 +262,7 @@ class PoolStatus:
     processes: int = 0
     notebook: str | None = None
     jobs: tuple[JobStatus, ...] = ()
+    environment: str | None = None
 
     def __setstate__(self, state: list[Any]) -> None:
         """Restore a pickle; one of an earlier version has not got the last fields."""
@@ -339,12 +342,17 @@ class PoolStatus:
     @property
     def title(self) -> str:
         """The line above its table."""
-        return printable(f"pool {self.name} of {self._owner}: adapter {self.adapter}")
+        return printable(f"pool {self.name} of {self._owner}: {', '.join(self._parts)}")
 
     @property
     def about(self) -> str:
         """The text next to its name in a notebook."""
-        return printable(f"{self._owner} · adapter {self.adapter}")
+        return printable(" · ".join([self._owner, *self._parts]))
+
+    @property
+    def _parts(self) -> list[str]:
+        environment = [] if self.environment is None else [f"environment {self.environment}"]
+        return [f"adapter {self.adapter}", *environment]
 
     @property
     def _owner(self) -> str:

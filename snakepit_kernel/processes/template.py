@@ -121,7 +121,7 @@ class Template:
         self._channel.setblocking(False)
         with theirs:
             try:
-                if kind == PROGRAMS or not ask_for_template(theirs, import_variables(env)):
+                if not _is_ours(kind) or not ask_for_template(theirs, import_variables(env)):
                     self._execute(env, cwd, theirs)
             except BaseException:
                 self._channel.close()
@@ -328,6 +328,14 @@ class Template:
     def abandon(self) -> None:
         """Close the channel in a forked child: the template belongs to the parent."""
         self._channel.close()
+
+
+def _is_ours(kind: TemplateKind) -> bool:
+    """Whether a fork of the guardian of this kernel has the modules of that kind of template.
+
+    It runs the interpreter of this process; another environment has an interpreter of its own.
+    """
+    return kind != PROGRAMS and kind.program[0] == sys.executable
 
 
 def _is_usable(file: socket.socket | IO[bytes]) -> bool:

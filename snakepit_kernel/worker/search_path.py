@@ -9,6 +9,8 @@ import sysconfig
 import types
 from collections.abc import Sequence
 
+from ..environments.marker import is_environment
+
 
 class SearchPath:
     """Keeps ``sys.path`` equal to the owner's, plus the worker's own entries.
@@ -61,7 +63,14 @@ def _before_packages(entries: Sequence[str]) -> int:
 
 def add_import_advice(error: BaseException, worker: str) -> None:
     """Add advice to the error of a call that needs what a worker cannot import."""
-    if isinstance(error, ModuleNotFoundError):
+    if isinstance(error, ModuleNotFoundError) and is_environment(sys.prefix):
+        error.add_note(
+            f"worker {worker} runs in the environment of its pool's requirements, and has found no "
+            f"{error.name!r} there: add the package that has this module to the requirements. "
+            "Packages of the notebook's own environment are not there; modules in folders of its "
+            "sys.path are."
+        )
+    elif isinstance(error, ModuleNotFoundError):
         error.add_note(
             f"worker {worker} looks for modules where the notebook does (sys.path), and has found "
             f"no {error.name!r} there. What was imported from a folder that sys.path does not name "

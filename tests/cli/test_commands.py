@@ -87,7 +87,9 @@ def test_an_unknown_command_near_to_none_lists_them_all(snakepit: Run) -> None:
     done = snakepit("xyz")
 
     assert done.returncode == 2
-    assert "doctor, kill, logs, new-adapter, ps, reap, status, unwrap, wrap" in done.stderr
+    assert (
+        "doctor, env, kill, logs, new-adapter, ps, reap, run, status, unwrap, wrap" in done.stderr
+    )
 
 
 def test_jupyter_runs_the_command_under_its_second_name(place: Any) -> None:

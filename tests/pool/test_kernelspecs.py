@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import site
 import subprocess
 import sys
 from pathlib import Path
@@ -92,6 +93,8 @@ def test_packages_of_this_environment_are_not_for_the_workers_of_another_one(
     with_snakepit, kernelspec, tmp_path, monkeypatch
 ):
     monkeypatch.syspath_prepend(tmp_path)
+    for folder in (*site.getsitepackages(), site.getusersitepackages()):
+        monkeypatch.syspath_prepend(folder)
 
     path = find_kernel(kernelspec("with", with_snakepit, *OURS), os.environ).import_path()
 

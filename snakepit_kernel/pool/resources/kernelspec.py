@@ -10,19 +10,24 @@ import contextlib
 import json
 import os
 import shutil
+import site
 import subprocess
 import sys
 import sysconfig
 from collections.abc import Mapping
 from copy import deepcopy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from jupyter_client.kernelspec import KernelSpec, KernelSpecManager, NoSuchKernel
 
 from ..._version import __version__
 from ...errors import CellsOnly
 from ...transport import IPYKERNEL_MODULES, KERNEL_MODULE, is_ipythons, module_of
+
+if TYPE_CHECKING:
+    from ...environments.cache import Environment
 
 PROVISIONER = "snakepit-provisioner"
 STOCK_PROVISIONER = "local-provisioner"
@@ -195,6 +200,22 @@ def find_kernel(name: str, env: Mapping[str, str]) -> WorkerKernel:
     )
 
 
+def in_environment(kernel: WorkerKernel, environment: Environment) -> WorkerKernel:
+    """Return our own kernel with the interpreter of an environment, which has this very package."""
+    if kernel.spec is None:
+        return kernel  # its start reports that
+    spec = deepcopy(kernel.spec)
+    spec.argv = [str(environment.python), *spec.argv[1:]]
+    spec.env = {**spec.env, **environment.variables}
+    interpreter = Interpreter(
+        path=str(environment.python),
+        python=sys.version_info[:2],
+        prefix=str(environment.folder),
+        snakepit=__version__,
+    )
+    return replace(kernel, spec=spec, interpreter=interpreter, problem="")
+
+
 def _of_snakepit(name: str, spec: KernelSpec, env: Mapping[str, str]) -> WorkerKernel:
     interpreter = _interpreter_of(spec, env)
     problem = ""
@@ -278,4 +299,4 @@ def _own_packages() -> tuple[str, ...]:
     zipped = Path(sysconfig.get_path("stdlib")).with_name(
         "python{}{}.zip".format(*sys.version_info)
     )
-    return (*places, str(zipped))
+    return (*places, str(zipped), *site.getsitepackages(), site.getusersitepackages())
