@@ -6,7 +6,6 @@ import sys
 
 import pytest
 
-from snakepit_kernel.ids import new_run_id
 from snakepit_kernel.processes.bare_interpreter import bare_command
 from snakepit_kernel.processes.end_report import EndedProcess, EndReport
 from snakepit_kernel.processes.guardian import MAX_COMMAND
@@ -41,7 +40,8 @@ def test_a_report_names_first_what_had_to_be_killed_and_then_what_there_was_most
     assert report.summary() == "ended 7 processes: deaf (killed), 3 x b, 2 x c, …"
 
 
-RUN = f"/run/user/1000/snakepit/{new_run_id()}/shop-ab12cd"
+RUN_ID = "f76w37qbxwqna"  # always the same: each process of a run of the tests has the same tests
+RUN = f"/run/user/1000/snakepit/{RUN_ID}/shop-ab12cd"
 
 
 def executed(*words: str) -> str:
@@ -50,11 +50,11 @@ def executed(*words: str) -> str:
 
 
 OWN = [
-    executed(f"snakepit-guardian --snakepit-run-id={new_run_id()} -- python -m x"),  # a title
+    executed(f"snakepit-guardian --snakepit-run-id={RUN_ID} -- python -m x"),  # a title
     executed("snakepit-template --owner=12:34"),
     executed(f"{sys.executable} -P -m snakepit_kernel.kernel -f /tmp/k.json --lane=3:4:5"),
     executed(sys.executable, "-P", "-m", "snakepit_kernel.kernel", "--template", "--owner=1:2"),
-    executed(*bare_command("guardian"), f"--snakepit-run-id={new_run_id()}", "--owner=1:2"),
+    executed(*bare_command("guardian"), f"--snakepit-run-id={RUN_ID}", "--owner=1:2"),
     executed(*bare_command("template_process"), "--template", "--owner=1:2"),
     executed("/usr/bin/bash", "--noprofile", "--norc"),
     executed("R", "--slave", "-e", "IRkernel::main()", "--args", f"{RUN}/2.1.json"),
