@@ -164,6 +164,20 @@ def test_what_the_page_tells_waits_for_the_worker_and_the_next_cell_for_it(one, 
     assert one.run("%%snakepit\nlen(seen)").text == "4", "a cell finds what was moved before it"
 
 
+def test_a_widget_is_handled_where_it_was_made_and_cells_go_on_where_they_were(notebook):
+    page = Page(notebook)
+    shown = notebook.run(
+        "%%snakepit --worker 2\nimport ipywidgets as w, os\nslider = w.IntSlider()\n"
+        "slider.observe(lambda _: print(os.getpid()), 'value')\nprint(os.getpid())\nslider"
+    )
+    notebook.run("%%snakepit --worker 1\nx = 7")
+
+    moved = page.hears(page.move(models(shown)["IntSlider"], value=1))
+
+    assert texts(moved) == [shown.stdout]
+    assert notebook.run("%%snakepit\nx").text == "7"
+
+
 def test_a_handler_that_never_ends_is_stopped_with_the_cell_that_waits_for_it(one):
     page = Page(one)
     shown = one.run(
