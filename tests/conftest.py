@@ -835,5 +835,10 @@ def start_server(tmp_path: Path) -> Iterator[Callable[..., Server]]:
 def start_server_for_all(
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Iterator[Callable[..., Server]]:
-    """Start Jupyter servers that end with the module."""
+    """Start Jupyter servers that end with the module, verified."""
+    before = Surroundings()
     yield from _servers(tmp_path_factory.mktemp("server"))
+    deadline = time.monotonic() + PATIENCE
+    while (left := before.new_processes()) and time.monotonic() < deadline:
+        left[0].wait_gone(deadline - time.monotonic())  # what a server's death ends
+    assert left == []

@@ -60,6 +60,19 @@ function State({ state, text, title }) {
   return h('span', { className: 'jp-Snakepit-state', 'data-state': state, title }, text);
 }
 
+// What is said of a worker, by the headings of the status. Not every status has all of them.
+const DETAILS = {
+  state: (text) => text,
+  since: (text) => `for ${text}`,
+  for: (text) => `for ${text}`,
+  session: (text) => `session ${text}`,
+  calls: (text) => `calls ${text}`,
+  done: (text) => `done ${text}`,
+  memory: (text) => text,
+  device: (text) => text,
+  pid: (text) => `pid ${text}`,
+};
+
 function Worker({ pool, worker, actions, busy }) {
   const { name, cells } = worker;
   const state = worker.tainted ? 'tainted' : worker.state;
@@ -81,15 +94,7 @@ function Worker({ pool, worker, actions, busy }) {
       h(State, { state, text: name, title: worker.tainted || worker.state }),
     ),
     worker.running && h('div', { className: 'jp-Snakepit-running', title: worker.running }, worker.running),
-    quiet(
-      cells.state,
-      cells.since && `for ${cells.since}`,
-      cells.session && `session ${cells.session}`,
-      counted(Number(cells.calls ?? 0), 'call'),
-      cells.memory,
-      cells.device,
-      worker.pid && `pid ${worker.pid}`,
-    ),
+    quiet(...Object.entries(DETAILS).map(([heading, say]) => cells[heading] && say(cells[heading]))),
   );
 }
 

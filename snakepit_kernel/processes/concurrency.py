@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import concurrent.futures
+import contextlib
 import threading
 import time
 from collections.abc import Awaitable, Callable, Coroutine, Hashable
@@ -135,7 +136,10 @@ class LoopThread:
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
-            await asyncio.get_running_loop().shutdown_default_executor()
+            with contextlib.suppress(RuntimeError):
+                # At the exit of the interpreter Python 3.12.1 starts no thread that would wait for
+                # those of the executor; they have ended by then.
+                await asyncio.get_running_loop().shutdown_default_executor()
 
         if self._loop.is_closed():
             return
