@@ -150,7 +150,8 @@ def test_it_ends_with_the_pool_and_keeps_the_last_workers_and_the_reason(fronten
 
 
 def test_it_goes_on_after_a_restart_of_the_pool(frontend):
-    frontend.run("dashboard = pool.dashboard(); before = pool.status().workers[0].pid")
+    frontend.run("import snakepit_kernel.pool.monitoring.dashboard as module")
+    frontend.run("module.INTERVAL = 0.01; dashboard = pool.dashboard()")  # it looks meanwhile
     frontend.run("pool.restart(); print(pool.status().workers[0].pid)")
     (pid,) = [int(m["content"]["text"]) for m in frontend.messages if m["msg_type"] == "stream"]
 
