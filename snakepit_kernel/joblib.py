@@ -80,6 +80,9 @@ class SnakepitBackend(AutoBatchingMixin, ParallelBackendBase):
         An option is wrong; or no pool of that name is open.
     """
 
+    _effective_batch_size: int
+    _smoothed_batch_duration: float
+
     supports_retrieve_callback = True
     supports_inner_max_num_threads = True
     default_n_jobs = -1
@@ -188,13 +191,14 @@ class SnakepitBackend(AutoBatchingMixin, ParallelBackendBase):
 
     def compute_batch_size(self) -> int:
         """Return the number of tasks to send together: for very short ones it grows fast."""
-        seconds = self._smoothed_batch_duration
-        if not 0 < seconds < SHORT:
-            size: int = super().compute_batch_size()
-            return size
-        self._effective_batch_size *= GROWTH
-        self._smoothed_batch_duration = self._DEFAULT_SMOOTHED_BATCH_DURATION
-        return self._effective_batch_size
+        seconds: float = self._smoothed_batch_duration
+        size: int
+        if 0 < seconds < SHORT:
+            size = self._effective_batch_size = self._effective_batch_size * GROWTH
+            self._smoothed_batch_duration = self._DEFAULT_SMOOTHED_BATCH_DURATION
+        else:
+            size = super().compute_batch_size()
+        return size
 
     def submit(
         self, func: Callable[[], Any], callback: Callable[[Any], Any] | None = None
