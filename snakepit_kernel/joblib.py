@@ -38,6 +38,9 @@ NAME = "snakepit"
 IDLE_WORKER_TIMEOUT = 300.0
 """Default seconds after which workers that no call of joblib has used end, as those of loky do."""
 
+SHORT, GROWTH = 0.005, 8
+"""Seconds of a batch that count as nothing, and how many times as large the next one is then."""
+
 PRELOADED = ("joblib", "numpy", "scipy", "pandas", "sklearn")
 """Packages that the workers import ahead, once for all, if this process has imported them."""
 
@@ -76,6 +79,9 @@ class SnakepitBackend(AutoBatchingMixin, ParallelBackendBase):
     TypeError, ValueError
         An option is wrong; or no pool of that name is open.
     """
+
+    _effective_batch_size: int
+    _smoothed_batch_duration: float
 
     supports_retrieve_callback = True
     supports_inner_max_num_threads = True
@@ -182,6 +188,17 @@ class SnakepitBackend(AutoBatchingMixin, ParallelBackendBase):
         }
 
     # -- tasks ---------------------------------------------------------------------------------
+
+    def compute_batch_size(self) -> int:
+        """Return the number of tasks to send together: for very short ones it grows fast."""
+        seconds: float = self._smoothed_batch_duration
+        size: int
+        if 0 < seconds < SHORT:
+            size = self._effective_batch_size = self._effective_batch_size * GROWTH
+            self._smoothed_batch_duration = self._DEFAULT_SMOOTHED_BATCH_DURATION
+        else:
+            size = super().compute_batch_size()
+        return size
 
     def submit(
         self, func: Callable[[], Any], callback: Callable[[Any], Any] | None = None

@@ -88,6 +88,7 @@ class SnakepitMagics(Magics):
 
     def __init__(self, shell: InteractiveShell) -> None:
         super().__init__(shell)
+        self._for_joblib: tuple[Pool, Any] | None = None  # with what undoes it
         self._started: list[Pool] = []  # here, since nothing else may refer to them
         self.chosen_pool = "default"
         self.job_commands = JobCommands(shell)
@@ -169,17 +170,37 @@ class SnakepitMagics(Magics):
             "preload": names_of(options.preload),
             "env": environment_of(options.env),
         }
-        del given["command"], given["replace"]
+        del given["command"], given["replace"], given["joblib"]
         chosen = {name: value for name, value in given.items() if value is not None}
         running = self._running().get(options.name)
         if running is not None and not options.replace:
-            return self._reuse(running, chosen)
-        if running is not None:
-            self._end(running)
-        pool = Pool(**chosen)
-        self._started.append(pool)
-        self.chosen_pool = pool.name
+            pool = self._reuse(running, chosen)
+        else:
+            if running is not None:
+                self._end(running)
+            pool = Pool(**chosen)
+            self._started.append(pool)
+            self.chosen_pool = pool.name
+        if options.joblib:
+            self._use_for_joblib(pool)
         return pool
+
+    def _use_for_joblib(self, pool: Pool) -> None:
+        """Let joblib use a pool by default, until it ends."""
+        try:
+            from snakepit_kernel.joblib import default_to
+        except ModuleNotFoundError as error:
+            if error.name != "joblib":
+                raise
+            msg = "--joblib needs joblib: %pip install 'snakepit-kernel[joblib]'"
+            raise UsageError(msg) from None
+        self._stop_use_for_joblib()
+        self._for_joblib = pool, default_to(pool)
+
+    def _stop_use_for_joblib(self) -> None:
+        if self._for_joblib is not None:
+            self._for_joblib[1].unregister()
+            self._for_joblib = None
 
     def _reuse(self, pool: Pool, options: dict[str, Any]) -> Pool:
         """Return the running pool, if it was opened with the same options."""
@@ -220,6 +241,8 @@ class SnakepitMagics(Magics):
 
     def _end(self, pool: Pool) -> None:
         """End a pool, verified."""
+        if self._for_joblib is not None and self._for_joblib[0] is pool:
+            self._stop_use_for_joblib()
         pool.terminate()
         self._started = [each for each in self._started if each is not pool]
 

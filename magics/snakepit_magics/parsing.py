@@ -182,6 +182,7 @@ def _add_start_options(parser: Parser) -> None:
     add("-a", "--adapter", help="the tools: module:Class, module, or a class of this notebook")
     add("--name", default="default", help="name of the pool")
     add("--replace", action="store_true", help="end the running pool of that name first")
+    add("--joblib", action="store_true", help="let joblib and scikit-learn use it by default")
     add = parser.add_argument_group("Workers").add_argument
     add("--preload", nargs="+", default=[], metavar="MODULE", help="modules to import in workers")
     add("--autoreload", action="store_true", help="load edited modules again in workers")

@@ -252,6 +252,8 @@ class _Run:
 
     def all(self, tasks: Sequence[Task], jobs: int) -> list[Outcome]:
         """Run notebooks in threads; after Ctrl-C, return when their kernels are gone."""
+        import papermill  # noqa: F401 - here: Ctrl-C must not meet the threads as they import it
+
         logging.getLogger("papermill").setLevel(logging.ERROR)
         with concurrent.futures.ThreadPoolExecutor(jobs, "snakepit-run") as threads:
             futures = [threads.submit(self._one, task, jobs, len(tasks)) for task in tasks]

@@ -13,6 +13,8 @@ import json
 import os
 import sys
 import time
+from collections import Counter
+from collections.abc import Sequence
 from typing import Any
 
 import zmq
@@ -117,7 +119,8 @@ class Housekeeping:
         now = time.monotonic()
         with self._accounting.lock:
             workers = [
-                _status_of(worker, now) for _, worker in sorted(self._supervisor.workers.items())
+                _status_of(worker, now, self._replacement.kept_values(worker))
+                for _, worker in sorted(self._supervisor.workers.items())
             ]
             shells, processes = self._sessions.shell_counts()
             requirements = self._factory.config.requirements
@@ -202,7 +205,7 @@ class Housekeeping:
                 logger.warning("snakepit status cannot show pool %s: %s", status.name, error)
 
 
-def _status_of(worker: Worker, now: float) -> WorkerStatus:
+def _status_of(worker: Worker, now: float, kept: Sequence[str]) -> WorkerStatus:
     running = worker.running()
     sessions = dict.fromkeys(call.session for call in running if call.session is not None)
     return WorkerStatus(
@@ -219,4 +222,10 @@ def _status_of(worker: Worker, now: float) -> WorkerStatus:
         running_seconds=max((call.seconds for call in running), default=None),
         session=", ".join(sessions) or None,
         done=worker.done,
+        kept=_tally(kept) or None,
     )
+
+
+def _tally(names: Sequence[str]) -> str:
+    counts = Counter(names).items()
+    return ", ".join(f"{count} x {name}" if count > 1 else name for name, count in counts)

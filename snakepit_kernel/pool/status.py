@@ -14,7 +14,10 @@ from ..output.html import page, shown
 from ..output.tables import Cell, Table
 from ..printable import counted, duration, printable
 
-HEADINGS = ("worker", "pid", "state", "for", "done", "memory", "device", "running", "session")
+HEADINGS = (
+    *("worker", "pid", "state", "for", "done", "memory", "device", "running", "session"),
+    "keeps",
+)
 
 NUMBERS = frozenset({"pid", "for", "done", "memory"})
 """The headings of columns that are aligned at the right."""
@@ -175,6 +178,8 @@ class WorkerStatus:
         The session of what it runs, if that has one; of several all, with commas between them.
     done
         Calls, cells and futures that it has completed, with a value or an exception of their own.
+    kept
+        Types of the values that stay in it for references of the notebook, or None.
     """
 
     name: str
@@ -190,6 +195,7 @@ class WorkerStatus:
     running_seconds: float | None = None
     session: str | None = None
     done: int = 0
+    kept: str | None = None
 
     def __setstate__(self, state: list[Any]) -> None:
         """Restore a pickle; one of an earlier version has not got the last fields."""
@@ -202,7 +208,7 @@ class WorkerStatus:
 
     def as_row(self, *, with_device: bool = False, with_session: bool = False) -> tuple[str, ...]:
         """Return the texts of its row in a table under `HEADINGS`."""
-        left_out = {"device": not with_device, "session": not with_session}
+        left_out = {"device": not with_device, "session": not with_session, "keeps": not self.kept}
         cells = self.cells().items()
         return tuple(cell.text for heading, cell in cells if not left_out.get(heading, False))
 
@@ -224,8 +230,10 @@ class WorkerStatus:
             "device": printable(self.device or ""),
             "running": printable(self.running or "", limit=MAX_RUNNING),
             "session": printable(self.session or "", limit=MAX_RUNNING),
+            "keeps": printable(self.kept or "", limit=MAX_RUNNING),
         }
         cells = {heading: Cell(text=text) for heading, text in texts.items()}
+        cells["keeps"] = Cell(text=texts["keeps"], title=self.kept or "")
         cells["running"] = Cell(text=texts["running"], title=self.running or "")
         return {**cells, "state": state}
 
@@ -317,10 +325,11 @@ class PoolStatus:
 
     @property
     def headings(self) -> tuple[str, ...]:
-        """Headings of its table: with devices and sessions, if a worker has any."""
+        """Headings of its table: with devices, sessions and kept values, if a worker has any."""
         has = {
             "device": any(worker.device is not None for worker in self.workers),
             "session": any(worker.session is not None for worker in self.workers),
+            "keeps": any(worker.kept is not None for worker in self.workers),
         }
         return tuple(heading for heading in HEADINGS if has.get(heading, True))
 

@@ -177,3 +177,15 @@ def test_a_name_that_is_defined_elsewhere_is_told_where(notebook):
     assert own.rstrip().endswith("name 'q' is not defined")
     plain = notebook.run("%%snakepit\nnowhere").traceback
     assert plain.rstrip().endswith("name 'nowhere' is not defined")
+
+
+def test_joblib_uses_a_pool_by_default_where_it_is_asked_for_until_the_pool_ends(notebook):
+    notebook.run("%snakepit start --workers 2 --name fits --joblib")
+    notebook.run("import os\nfrom joblib import Parallel, delayed")
+    pids = "pids = set(Parallel(batch_size=1)(delayed(os.getpid)() for _ in range(8)))"
+    notebook.run(pids)
+
+    assert notebook.run("os.getpid() in pids").text == "False"
+    notebook.run("%snakepit stop fits")
+    notebook.run(pids)
+    assert notebook.run("pids == {os.getpid()}").text == "True"

@@ -71,6 +71,7 @@ def insert_and_fail(database):
 @pytest.fixture(scope="module")
 def pool():
     with Pool(workers=2) as pool:
+        pool.run_all("1")  # builds the channels of their cells
         yield pool
 
 
@@ -182,6 +183,17 @@ def test_dropped_references_free_their_values(open_pool, until):
 
 
 IMPORT = "from snakepit_kernel.worker.references import _values"
+
+
+def test_the_status_tells_what_a_worker_keeps(open_pool):
+    pool = open_pool()
+    assert "keeps" not in str(pool.status())
+
+    kept = [pool.keep(Model), pool.keep(list), pool.keep(list)]
+
+    assert "Model, 2 x list" in str(pool.status())
+    assert pool.status().workers[0].kept == "Model, 2 x list"
+    del kept
 
 
 def test_one_that_was_freed_says_so(pool):

@@ -80,6 +80,11 @@ class Homes(Generic[W]):
         self._homes.pop(f"reference {id(home)}", None)
         self._kept.pop(f"reference {id(home)}", None)
 
+    def kinds(self, lane: W) -> list[str]:
+        """Return the types of the values that stay in the worker of a lane."""
+        neighbours = set(lane.neighbours)
+        return [home.kind for home in self._kept.values() if home.kind and home.lane in neighbours]
+
     def preferred(self, session: str) -> W | None:
         """Return a lane of a session's home, or of its last worker if it has no home."""
         home = self._homes.get(session)

@@ -148,6 +148,10 @@ class RollingReplacement:
             if lane.on_returned is not None:
                 lane.recall()
 
+    def kept_values(self, worker: Worker) -> list[str]:
+        """Return the types of the values that stay in a worker; the caller holds the lock."""
+        return self._scheduler.homes.kinds(worker.main_lane)
+
     def _is_home(self, worker: Worker) -> bool:
         return self._scheduler.homes.has_home(worker.main_lane)
 
