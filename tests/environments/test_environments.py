@@ -23,10 +23,11 @@ from jupyter_client.manager import start_new_kernel
 from snakepit_kernel import EnvironmentFailed, Pool, WorkerDied
 from snakepit_kernel.environments.cache import EnvironmentCache
 from snakepit_kernel.environments.environment import _Maker, acquire
+from snakepit_kernel.environments.file_lock import FileLock
 from snakepit_kernel.environments.own_wheel import Installation
 from snakepit_kernel.environments.requirements import Requirements
 
-from ..pool.conftest import by_value, wait_for_all_sockets  # noqa: F401 - a fixture
+from ..pool.conftest import by_value, kernelspec, wait_for_all_sockets  # noqa: F401 - fixtures
 
 pytestmark = pytest.mark.usefixtures("by_value")
 
@@ -371,6 +372,42 @@ def test_a_maker_that_ends_in_the_middle_leaves_no_process_and_nothing_that_is_u
     assert half_made() == []
 
 
+def test_an_installer_that_outlives_its_killed_maker_holds_the_locks_until_it_is_gone(
+    file, cache_folder, living
+):
+    command = [SNAKEPIT, "env", "make", "--requirements", str(file)]
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as maker:
+        while not any("--no-deps" in str(each) for each in living()):
+            assert maker.poll() is None
+        below = [each for each in living() if "snakepit-run-id" in str(each)]
+        below += [each for each in living() if "--no-deps" in str(each) and each not in below]
+        for each in below:  # the guardian first, which ends the installer
+            os.kill(each.pid, signal.SIGSTOP)
+        maker.kill()
+        maker.communicate()
+
+    locks = sorted(
+        path.relative_to(cache_folder).parts[0] for path in cache_folder.glob("*/*.lock")
+    )
+    assert locks == ["environments", "requests"]
+    assert [_is_free(path) for path in cache_folder.glob("*/*.lock")] == [False, False]
+    for each in below:
+        os.kill(each.pid, signal.SIGCONT)
+    for each in living():
+        assert each.wait_gone()
+    assert [_is_free(path) for path in cache_folder.glob("*/*.lock")] == [True, True]
+
+
+def _is_free(path: Path) -> bool:
+    try:
+        FileLock(path, exclusive=True).release()
+    except BlockingIOError:
+        return False
+    return True
+
+
 def test_another_kernelspec_and_requirements_exclude_each_other():
     with pytest.raises(ValueError, match="requirements cannot be combined with kernel_name 'ir'"):
         Pool(1, requirements=["six"], kernel_name="ir")
@@ -391,6 +428,21 @@ def test_a_notebook_has_it_by_a_magic_and_the_same_line_gives_the_same_pool(pool
     text = f"(True, ('1.0', '{EnvironmentCache().folder(name)}'))"
     assert again[-2][1]["data"]["text/plain"] == text
     assert "--requirements is ['parcel'], not None" in str(other)
+
+
+def test_a_notebook_runs_the_interpreter_of_another_kernelspec_and_no_fork_of_its_own(
+    pool, notebook, kernelspec
+):
+    (name,) = environments()
+    python = EnvironmentCache().find(name).python
+    kernelspec("elsewhere", str(python), "-m", "snakepit_kernel.kernel", "-f", "{connection_file}")
+
+    shown = notebook(
+        "from snakepit_kernel import Pool\nwith Pool(1, kernel_name='elsewhere') as elsewhere:\n"
+        "    print(elsewhere.submit(lambda: __import__('parcel').version).result())"
+    )
+
+    assert ("stream", {"name": "stdout", "text": "1.0\n"}) in shown
 
 
 def test_a_notebook_shows_one_line_that_is_updated_and_a_short_error(notebook, tmp_path):
