@@ -6,6 +6,7 @@ made for all tests that only use one.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import shutil
@@ -379,12 +380,10 @@ def test_an_installer_that_outlives_its_killed_maker_holds_the_locks_until_it_is
     with subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     ) as maker:
-        while not any("--no-deps" in str(each) for each in living()):
+        while len(below := _processes(living(), "--no-deps")) < 2:
             assert maker.poll() is None
-        below = [each for each in living() if "snakepit-run-id" in str(each)]
-        below += [each for each in living() if "--no-deps" in str(each) and each not in below]
-        for each in below:  # the guardian first, which ends the installer
-            os.kill(each.pid, signal.SIGSTOP)
+        for pid in below:  # the guardian first, which ends the installer
+            os.kill(pid, signal.SIGSTOP)
         maker.kill()
         maker.communicate()
 
@@ -393,11 +392,21 @@ def test_an_installer_that_outlives_its_killed_maker_holds_the_locks_until_it_is
     )
     assert locks == ["environments", "requests"]
     assert [_is_free(path) for path in cache_folder.glob("*/*.lock")] == [False, False]
-    for each in below:
-        os.kill(each.pid, signal.SIGCONT)
+    for pid in below:
+        os.kill(pid, signal.SIGCONT)
     for each in living():
         assert each.wait_gone()
     assert [_is_free(path) for path in cache_folder.glob("*/*.lock")] == [True, True]
+
+
+def _processes(found: list[Any], word: str) -> list[int]:
+    """Return the process ids whose command lines have a word, the older process first."""
+    pids = []
+    for pid in sorted(each.pid for each in found):
+        with contextlib.suppress(OSError):  # it has ended
+            if word in Path(f"/proc/{pid}/cmdline").read_text():
+                pids.append(pid)
+    return pids
 
 
 def _is_free(path: Path) -> bool:
