@@ -259,19 +259,22 @@ def test_an_environment_in_use_is_listed_as_such_and_not_pruned(pool):
 
 
 def test_two_that_want_the_same_at_once_make_it_once(file, cache_folder):
+    lock = EnvironmentCache().request_lock(_Maker(Requirements.of_file(file))._key)
     command = [SNAKEPIT, "env", "make", "--requirements", str(file)]
     both = [
         subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
         for _ in range(2)
     ]
+    for each in both:
+        told = each.stderr.readline()
+        assert told.endswith(f"waiting for process {os.getpid()}, which makes it …\n"), told
+
+    lock.release()
     answers = [each.communicate() for each in both]
 
     assert [each.returncode for each in both] == [0, 0]
-    assert len({out for out, _ in answers}) == 1
-    told = [err for _, err in answers]
-    assert sorted("installing" in text for text in told) == [False, True]
-    (waiter,) = (number for number, text in enumerate(told) if "installing" not in text)
-    assert f"waiting for process {both[1 - waiter].pid}, which makes it" in told[waiter]
+    assert [out for out, _ in answers] == [f"{EnvironmentCache().folder(*environments())}\n"] * 2
+    assert sorted("installing" in told for _, told in answers) == [False, True]
 
 
 def test_a_wheel_that_was_built_anew_makes_another_environment(wheel, tmp_path, cache_folder):
