@@ -110,15 +110,25 @@ class Uv(Installer):
         ]
 
     def environment(self) -> dict[str, str]:
-        """Return the environment variables of its commands: with pip's settings, if it has none.
+        """Return the environment variables of its commands: with pip's settings, if uv has none.
 
         It does not read them by itself; where people must not use PyPI, they have told pip.
         """
         # Without the compiled files, each template would take half a second more.
         own = {"UV_COMPILE_BYTECODE": "1", **os.environ}
-        if any(name.startswith(("UV_INDEX", "UV_DEFAULT_INDEX")) for name in own):
+        if any(name.startswith(_OWN_INDEX) for name in own) or any(map(Path.exists, _uv_files())):
             return own
         return {**_of_pip(pip_settings()), **own}
+
+
+_OWN_INDEX = ("UV_INDEX", "UV_DEFAULT_INDEX", "UV_CONFIG_FILE")
+"""Beginnings of environment variables by which people tell uv where packages are."""
+
+
+def _uv_files() -> list[Path]:
+    """Return where the settings of uv may lie, for this user and for the machine."""
+    user = os.environ.get("XDG_CONFIG_HOME") or Path.home() / ".config"
+    return [Path(folder, "uv", "uv.toml") for folder in (user, "/etc", "/etc/xdg")]
 
 
 class Pip(Installer):

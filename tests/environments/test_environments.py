@@ -6,6 +6,7 @@ made for all tests that only use one.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import shutil
@@ -23,10 +24,11 @@ from jupyter_client.manager import start_new_kernel
 from snakepit_kernel import EnvironmentFailed, Pool, WorkerDied
 from snakepit_kernel.environments.cache import EnvironmentCache
 from snakepit_kernel.environments.environment import _Maker, acquire
+from snakepit_kernel.environments.file_lock import FileLock
 from snakepit_kernel.environments.own_wheel import Installation
 from snakepit_kernel.environments.requirements import Requirements
 
-from ..pool.conftest import by_value, wait_for_all_sockets  # noqa: F401 - a fixture
+from ..pool.conftest import by_value, kernelspec, wait_for_all_sockets  # noqa: F401 - fixtures
 
 pytestmark = pytest.mark.usefixtures("by_value")
 
@@ -257,19 +259,22 @@ def test_an_environment_in_use_is_listed_as_such_and_not_pruned(pool):
 
 
 def test_two_that_want_the_same_at_once_make_it_once(file, cache_folder):
+    lock = EnvironmentCache().request_lock(_Maker(Requirements.of_file(file))._key)
     command = [SNAKEPIT, "env", "make", "--requirements", str(file)]
     both = [
         subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
         for _ in range(2)
     ]
+    for each in both:
+        told = each.stderr.readline()
+        assert told.endswith(f"waiting for process {os.getpid()}, which makes it …\n"), told
+
+    lock.release()
     answers = [each.communicate() for each in both]
 
     assert [each.returncode for each in both] == [0, 0]
-    assert len({out for out, _ in answers}) == 1
-    told = [err for _, err in answers]
-    assert sorted("installing" in text for text in told) == [False, True]
-    (waiter,) = (number for number, text in enumerate(told) if "installing" not in text)
-    assert f"waiting for process {both[1 - waiter].pid}, which makes it" in told[waiter]
+    assert [out for out, _ in answers] == [f"{EnvironmentCache().folder(*environments())}\n"] * 2
+    assert sorted("installing" in told for _, told in answers) == [False, True]
 
 
 def test_a_wheel_that_was_built_anew_makes_another_environment(wheel, tmp_path, cache_folder):
@@ -371,6 +376,50 @@ def test_a_maker_that_ends_in_the_middle_leaves_no_process_and_nothing_that_is_u
     assert half_made() == []
 
 
+def test_an_installer_that_outlives_its_killed_maker_holds_the_locks_until_it_is_gone(
+    file, cache_folder, living
+):
+    command = [SNAKEPIT, "env", "make", "--requirements", str(file)]
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as maker:
+        while len(below := _processes(living(), "--no-deps")) < 2:
+            assert maker.poll() is None
+        for pid in below:  # the guardian first, which ends the installer
+            os.kill(pid, signal.SIGSTOP)
+        maker.kill()
+        maker.communicate()
+
+    locks = sorted(
+        path.relative_to(cache_folder).parts[0] for path in cache_folder.glob("*/*.lock")
+    )
+    assert locks == ["environments", "requests"]
+    assert [_is_free(path) for path in cache_folder.glob("*/*.lock")] == [False, False]
+    for pid in below:
+        os.kill(pid, signal.SIGCONT)
+    for each in living():
+        assert each.wait_gone()
+    assert [_is_free(path) for path in cache_folder.glob("*/*.lock")] == [True, True]
+
+
+def _processes(found: list[Any], word: str) -> list[int]:
+    """Return the process ids whose command lines have a word, the older process first."""
+    pids = []
+    for pid in sorted(each.pid for each in found):
+        with contextlib.suppress(OSError):  # it has ended
+            if word in Path(f"/proc/{pid}/cmdline").read_text():
+                pids.append(pid)
+    return pids
+
+
+def _is_free(path: Path) -> bool:
+    try:
+        FileLock(path, exclusive=True).release()
+    except BlockingIOError:
+        return False
+    return True
+
+
 def test_another_kernelspec_and_requirements_exclude_each_other():
     with pytest.raises(ValueError, match="requirements cannot be combined with kernel_name 'ir'"):
         Pool(1, requirements=["six"], kernel_name="ir")
@@ -391,6 +440,21 @@ def test_a_notebook_has_it_by_a_magic_and_the_same_line_gives_the_same_pool(pool
     text = f"(True, ('1.0', '{EnvironmentCache().folder(name)}'))"
     assert again[-2][1]["data"]["text/plain"] == text
     assert "--requirements is ['parcel'], not None" in str(other)
+
+
+def test_a_notebook_runs_the_interpreter_of_another_kernelspec_and_no_fork_of_its_own(
+    pool, notebook, kernelspec
+):
+    (name,) = environments()
+    python = EnvironmentCache().find(name).python
+    kernelspec("elsewhere", str(python), "-m", "snakepit_kernel.kernel", "-f", "{connection_file}")
+
+    shown = notebook(
+        "from snakepit_kernel import Pool\nwith Pool(1, kernel_name='elsewhere') as elsewhere:\n"
+        "    print(elsewhere.submit(lambda: __import__('parcel').version).result())"
+    )
+
+    assert ("stream", {"name": "stdout", "text": "1.0\n"}) in shown
 
 
 def test_a_notebook_shows_one_line_that_is_updated_and_a_short_error(notebook, tmp_path):

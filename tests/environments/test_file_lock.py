@@ -73,6 +73,7 @@ def test_a_lock_on_a_file_that_was_removed_meanwhile_does_not_count(tmp_path):
     assert waits.wait(5)
 
     remover.remove()
+    path.touch(mode=0o600)  # a third process has made it again
     remover.release()
     waiter.join(5)
 

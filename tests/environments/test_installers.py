@@ -97,6 +97,7 @@ def test_uv_gets_the_settings_of_pip_where_it_has_no_index_of_its_own(monkeypatc
         if name.startswith(("PIP_", "UV_")):
             monkeypatch.delenv(name)
     monkeypatch.setenv("PIP_CONFIG_FILE", str(config))
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path))
     monkeypatch.setenv("PIP_FIND_LINKS", "/three")
 
     env = Uv(sys.executable).environment()
@@ -110,4 +111,8 @@ def test_uv_gets_the_settings_of_pip_where_it_has_no_index_of_its_own(monkeypatc
         "UV_INDEX_STRATEGY": "unsafe-best-match",
     }
     monkeypatch.setenv("UV_INDEX", "https://mine/simple")
+    assert "UV_DEFAULT_INDEX" not in Uv(sys.executable).environment()
+    monkeypatch.delenv("UV_INDEX")
+    (tmp_path / "uv").mkdir()
+    (tmp_path / "uv" / "uv.toml").write_text('index-url = "https://mine/simple"\n')
     assert "UV_DEFAULT_INDEX" not in Uv(sys.executable).environment()
