@@ -43,6 +43,14 @@ GRACE = 0.5
 PATIENCE = 3.0
 """Seconds that what is ending at the end of a test may still take."""
 
+LONG = (
+    "tests/browser/",
+    *(f"tests/{name}.py" for name in ("test_every_end", "test_provisioner", "test_chaos")),
+    *("tests/test_jupyter_clients.py", "tests/pool/test_presence.py", "tests/test_joblib"),
+    *("tests/environments/", "tests/processes/test_template.py"),
+)
+"""Files and folders whose tests take long."""
+
 MAX_PROCESSES = 4
 """Processes that run tests beside each other; each starts many more."""
 
@@ -109,6 +117,13 @@ def pytest_cmdline_main(config: pytest.Config) -> None:
     if is_whole and config.option.numprocesses is None:
         config.option.numprocesses = min(len(os.sched_getaffinity(0)) + 1, MAX_PROCESSES)
         config.option.dist = "loadfile"
+        config.option.loadscopereorder = False  # by the number of tests: see below
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Begin with the files whose few tests take long, or the last one would run alone."""
+    items.sort(key=lambda item: not item.nodeid.startswith(LONG))
 
 
 def pytest_configure(config: pytest.Config) -> None:

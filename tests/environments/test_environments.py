@@ -37,6 +37,14 @@ Shown = list[tuple[str, dict[str, Any]]]
 SNAKEPIT = str(Path(sysconfig.get_path("scripts"), "snakepit"))
 
 
+@pytest.fixture(scope="module", autouse=True)
+def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Keep the environments of other tests out of sight."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("SNAKEPIT_CACHE_DIR", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
 @pytest.fixture(scope="module")
 def wheels(tmp_path_factory: pytest.TempPathFactory, wheel: Callable[..., Path]) -> Path:
     folder = tmp_path_factory.mktemp("wheels")

@@ -184,7 +184,7 @@ def test_a_worker_is_replaced_by_hand_and_its_successor_has_nothing_of_it(open_p
     assert before.isdisjoint(worker.name for worker in pool.status().workers)
     assert session.run("kept").error.type_name == "NameError"
     assert pool.stats().recycled == 2
-    with pytest.raises(ValueError, match=r"there is no worker 7; there are \[1, 2\]"):
+    with pytest.raises(ValueError, match=r"there is no worker 7; there are 1, 2"):
         pool.recycle(7)
 
 
@@ -328,9 +328,9 @@ def test_a_drained_pool_ends_its_work_and_takes_more_when_it_is_resumed(open_poo
     futures = [pool.submit(_pid_after, 0.3) for _ in range(3)]
 
     assert pool.drain(timeout=0.1) is False
-    with pytest.raises(PoolClosed, match="it drains; resume"):
+    with pytest.raises(PoolClosed, match="it is draining, and takes no new work until resume"):
         pool.submit(pow, 2, 2)
-    assert "it drains" in pool.status().problem
+    assert "it is draining" in pool.status().problem
     assert pool.drain(timeout=20) is True
     assert all(future.done() for future in futures)
 

@@ -229,7 +229,8 @@ def test_the_beginning_and_the_end_are_kept_however_the_output_comes_in_pieces(p
     assert (capture.take(), capture.total) == (expected, len(whole))
 
 
-def test_servers_in_sessions_of_their_own_do_not_hold_up_the_loops_behind_them(shell):
+def test_servers_in_sessions_of_their_own_do_not_hold_up_the_loops_behind_them(shell, tmp_path):
+    shell.run(f"cd {tmp_path}")
     began = time.monotonic()
     result = shell.run(
         "setsid sleep 60 </dev/null >one 2>&1 & setsid sleep 60 </dev/null >two 2>&1 &\n"
