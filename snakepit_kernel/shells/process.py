@@ -1,4 +1,4 @@
-"""Background processes: how users see one, from any process of theirs."""
+"""Background processes, as every process of the user sees them."""
 
 from __future__ import annotations
 

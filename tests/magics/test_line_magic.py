@@ -114,7 +114,7 @@ def test_an_option_of_start_has_the_name_that_a_pool_gives_it():
     parser = command_parsers(line_parser())["start"]
     options = vars(parser.parse_args([]))
 
-    assert set(options) - {"replace"} <= set(inspect.signature(Pool).parameters)
+    assert set(options) - {"replace", "joblib"} <= set(inspect.signature(Pool).parameters)
 
 
 def test_the_status_is_a_table_in_html_and_in_text(notebook):
