@@ -12,6 +12,8 @@ import pytest
 
 from snakepit_kernel import Pool, ReferenceLost, SessionLost
 
+from .conftest import wait_for_all_sockets
+
 
 class Model:
     """A model that cannot travel, because it holds a lock."""
@@ -72,6 +74,7 @@ def insert_and_fail(database):
 def pool():
     with Pool(workers=2) as pool:
         pool.run_all("1")  # builds the channels of their cells
+        wait_for_all_sockets()
         yield pool
 
 
