@@ -150,7 +150,12 @@ def left_in_time(processes: list[Any], since: Stopwatch, limit: float = IN_TIME)
 
 def files() -> list[str]:
     folders = [Path(os.environ[f"{name}_RUNTIME_DIR"]) for name in ("JUPYTER", "SNAKEPIT")]
-    return [str(path) for folder in folders for path in folder.rglob("*") if not path.is_dir()]
+    return [  # not by rglob, which fails when a folder goes meanwhile
+        f"{place}/{name}"
+        for folder in folders
+        for place, _, names in os.walk(folder)
+        for name in names
+    ]
 
 
 def assert_nothing_is_left(living: Callable[[], list[Any]], *spared: int) -> None:

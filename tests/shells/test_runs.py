@@ -33,7 +33,7 @@ def test_an_owner_that_is_killed_leaves_no_folder_behind(tmp_path):
             assert list(Path(runtime).iterdir())
             owner.send_signal(signal.SIGKILL)
         until = time.monotonic() + 10
-        while (left := sorted(Path(runtime).rglob("*"))) and time.monotonic() < until:
+        while (left := os.listdir(runtime)) and time.monotonic() < until:
             time.sleep(0.02)  # the guardians are nobody's children
         assert left == []
 
