@@ -6,7 +6,7 @@ from __future__ import annotations
 import weakref
 from collections.abc import Callable, Iterable, Iterator
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, NoReturn, Protocol
 
 from ..errors import ReferenceLost
 from ..protocol.encoders import encoders
@@ -80,6 +80,14 @@ class RemoteRef:
         ):
             object.__setattr__(self, name, value)
 
+    def __reduce__(self) -> NoReturn:
+        # The pool pickles references by a reducer of its own, see below.
+        msg = (
+            f"{self!r} stays in its process, except as an argument of calls of its pool; fetch() "
+            "brings the value itself"
+        )
+        raise TypeError(msg)
+
     # -- the value itself ----------------------------------------------------------------------
 
     def fetch(self) -> Any:
@@ -97,7 +105,7 @@ class RemoteRef:
     # -- what it does --------------------------------------------------------------------------
 
     def __getattr__(self, name: str) -> Any:
-        if name.startswith("__") and name.endswith("__"):  # protocols that look for them
+        if name in OWN or (name.startswith("__") and name.endswith("__")):  # of protocols
             msg = f"a RemoteRef has no attribute {name!r}"
             raise AttributeError(msg)
         method = self._methods.get(name)

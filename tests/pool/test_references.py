@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import gc
 import os
+import pickle
 import signal
 import sqlite3
 import threading
@@ -147,6 +149,12 @@ def test_two_that_are_in_different_workers_cannot_be_arguments_of_one_call(pool)
 def test_another_pool_refuses_it(pool, model):
     with Pool(workers=1, name="other") as other, pytest.raises(ValueError, match="belongs to pool"):
         other.submit(weight_of, model)
+
+
+@pytest.mark.parametrize("way", [pickle.dumps, copy.copy, copy.deepcopy])
+def test_it_is_not_pickled_or_copied_by_hand(model, way):
+    with pytest.raises(TypeError, match="stays in its process, except as an argument"):
+        way(model)
 
 
 def test_fetch_brings_a_copy(pool):
